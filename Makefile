@@ -1,0 +1,35 @@
+# make demo   purify real photographs with the bundled model and leave sheets of before / blurred / purified in demo/
+# make test   everything CI checks: ruff, mypy, the tests
+# make lint   ruff and mypy alone
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zipsdk needs Python 3.11 or later; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+# one stamp per set of packages, remade when the project's own description of them changes
+$(VENV)/demo.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,bench]'
+	touch $@
+
+$(VENV)/test.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,export,bench,dev]'
+	touch $@
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python -m bench.demo -o demo
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

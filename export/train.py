@@ -1,0 +1,204 @@
+"""Train a UNet of `export.unet` from pictures: how zip-tiny was made.
+
+    python -m export.train -o runs/zip-tiny --samples 1000000 \
+        --train cifar10-train.zip imagenette-train.zip photos.zip --held-out cifar10-test.zip imagenette-val.zip
+
+A sample is one 32x32 picture's worth of pixels. Stop it at any time: it goes on from ``latest.pt`` when called again.
+It leaves in the output folder ``latest.pt`` (everything needed to resume), ``ema.safetensors`` (the averaged weights,
+for ``python -m export``) and ``log.jsonl`` (training loss, and the held-out loss by noise level).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from export.data import Pictures
+from export.unet import ZIP_TINY, UNet, UNetConfig
+
+#: The steps that the 20-step loop visits: where the held-out loss is read.
+VISITED = list(range(0, 1000, 50))
+
+
+def add_noise(x0: Tensor, t: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x0 (N,3,H,W) and t (N,) -> x_t = sqrt(ab) x0 + sqrt(1-ab) eps, its eps, and ab as (N,1,1,1)."""
+    ab = alphas_cumprod[t][:, None, None, None]
+    eps = torch.randn_like(x0)
+    return ab.sqrt() * x0 + (1 - ab).sqrt() * eps, eps, ab
+
+
+def draw_steps(n: int, timesteps: int, device: torch.device) -> Tensor:
+    """Half uniform, half with density falling as 1/sqrt(t): the low noise levels decide what a restored picture looks
+    like, because above t = 400 the guide fixes nearly all of it. Stratified, so that every batch spans the range."""
+    u = (torch.arange(n, device=device) + torch.rand(n, device=device)) / n
+    u = torch.where(torch.rand(n, device=device) < 0.5, u, u * u)
+    return (u * timesteps).long().clamp(0, timesteps - 1)
+
+
+def loss_fn(model: UNet, x0: Tensor, gamma: float) -> Tensor:
+    """The v-prediction loss with min-SNR weights (Hang et al. 2023, arXiv 2303.09556): min(SNR, gamma) / (SNR + 1).
+
+    A model that predicts epsilon is trained by the same loss, expressed in its own target: min(SNR, gamma)/SNR.
+    """
+    t = draw_steps(len(x0), model.config.timesteps, x0.device)
+    x_t, eps, ab = add_noise(x0, t, model.alphas_cumprod)
+    with torch.autocast(x0.device.type, torch.bfloat16):
+        out = model.network(x_t, t)
+    snr = ab / (1 - ab)
+    v = model.config.prediction == "v"
+    target = ab.sqrt() * eps - (1 - ab).sqrt() * x0 if v else eps
+    weight = snr.clamp(max=gamma) / (snr + 1 if v else snr)
+    return (weight * (out.float() - target).square()).mean()
+
+
+@torch.no_grad()
+def held_out_loss(model: UNet, pictures: list[Tensor]) -> list[float]:
+    """Mean squared error of epsilon at each of `VISITED`, over the same pictures and the same noise every time."""
+    model.eval()
+    device = model.alphas_cumprod.device
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    losses = []
+    for t in VISITED:
+        total = count = 0.0
+        for x0 in pictures:
+            steps = torch.full((len(x0),), t)
+            x_t, eps, _ = add_noise(x0, steps, model.alphas_cumprod.cpu())
+            with torch.autocast(device.type, torch.bfloat16):
+                out = model(x_t.to(device, memory_format=torch.channels_last), steps.to(device))
+            total += float((out.float().cpu() - eps).square().sum())
+            count += eps.numel()
+        losses.append(total / count)
+    torch.set_rng_state(generator_state)
+    model.train()
+    return losses
+
+
+def learning_rate(done: float, peak: float) -> float:
+    """`done` in [0, 1]: 2% of warm-up, constant, then a cosine to zero over the last 40%."""
+    if done < 0.02:
+        return peak * (done + 1e-3) / 0.021
+    return peak * (0.5 + 0.5 * math.cos(math.pi * max(0.0, (done - 0.6) / 0.4)))
+
+
+def save_atomically(path: Path, save: object) -> None:
+    part = path.with_suffix(".part")
+    save(part)  # type: ignore[operator]
+    part.replace(path)
+
+
+def train(config: UNetConfig, args: argparse.Namespace) -> None:
+    out: Path = args.output
+    out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(args.device)
+    torch.manual_seed(time.time_ns() % 2**31)  # a resumed run must not see the old run's pictures again
+    pictures = Pictures(args.train)
+    print(f"{pictures.describe()} to train on", flush=True)
+    held_out = [Pictures([f], limit=64).held_out(64) for f in args.held_out]
+
+    model = UNet(config).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    step, samples = 0, 0
+    latest = out / "latest.pt"
+    if latest.exists():
+        state = torch.load(latest, map_location=device, weights_only=True)
+        if state["config"] != config.to_dict():
+            raise SystemExit(
+                f"{latest} holds a model of another shape: {state['config']}; choose another output folder"
+            )
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema, step, samples = state["ema"], state["step"], state["samples"]
+        print(f"go on from {samples} samples", flush=True)
+
+    def checkpoint() -> None:
+        state = {"config": config.to_dict(), "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                 "ema": ema, "step": step, "samples": samples}  # fmt: skip
+        save_atomically(latest, lambda f: torch.save(state, f))
+        meta = {"config": json.dumps(config.to_dict()), "samples": str(samples)}
+        save_atomically(
+            out / "ema.safetensors", lambda f: save_file({k: v.contiguous() for k, v in ema.items()}, f, meta)
+        )
+
+    averaged = UNet(config).to(device, memory_format=torch.channels_last)
+
+    def evaluate(loss: float) -> None:
+        averaged.load_state_dict(ema)
+        record = {"samples": samples, "step": step, "loss": loss, "steps": VISITED, "wall": time.time()}
+        for file, batch in zip(args.held_out, held_out, strict=True):
+            record[f"held_out:{Path(file).stem}"] = held_out_loss(averaged, batch)
+        with (out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(record) + "\n")
+
+    running, next_save = math.nan, samples + args.save_every
+    bar = tqdm(total=args.samples, initial=samples, unit="sample", unit_scale=True, mininterval=5)
+    while samples < args.samples:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(samples / args.samples, args.lr)
+        x0 = pictures.batch(args.batch).to(device, memory_format=torch.channels_last)
+        loss = loss_fn(model, x0, args.min_snr)
+        if not math.isfinite(float(loss)):
+            raise SystemExit(f"the loss is {float(loss)} at step {step}: lower --lr and start again from {latest}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        decay = min(args.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for k, v in model.state_dict().items():
+                ema[k].lerp_(v, 1 - decay)
+        done = x0.shape[0] * x0.shape[2] * x0.shape[3] // 1024
+        samples += done
+        running = float(loss) if math.isnan(running) else 0.99 * running + 0.01 * float(loss)
+        bar.update(done)
+        bar.set_postfix(loss=f"{running:.4f}")
+        if samples >= next_save:
+            next_save += args.save_every
+            checkpoint()
+            evaluate(running)
+    checkpoint()
+    evaluate(running)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m export.train", description=__doc__.split("\n")[0])
+    p.add_argument("-o", "--output", type=Path, required=True, help="folder for checkpoints and the log")
+    p.add_argument("--train", nargs="+", required=True, help="zip files or folders of pictures")
+    p.add_argument("--held-out", nargs="+", default=[], help="zip files or folders, never trained on")
+    p.add_argument("--samples", type=int, default=1_000_000, help="in 32x32 pictures' worth of pixels")
+    p.add_argument("--batch", type=int, default=64, help="samples a step")
+    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights, per step")
+    p.add_argument("--min-snr", type=float, default=20.0, help="gamma of the min-SNR weights")
+    p.add_argument("--save-every", type=int, default=50_000, help="samples between checkpoints")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
+    p.add_argument("--channels", type=int, default=ZIP_TINY.model_channels)
+    p.add_argument("--mult", type=int, nargs="+", default=list(ZIP_TINY.channel_mult))
+    p.add_argument("--res-blocks", type=int, default=ZIP_TINY.num_res_blocks)
+    return p
+
+
+def main() -> None:
+    args = parser().parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    config = UNetConfig(
+        image_size=ZIP_TINY.image_size, model_channels=args.channels, channel_mult=tuple(args.mult),
+        num_res_blocks=args.res_blocks, norm_groups=ZIP_TINY.norm_groups, prediction=ZIP_TINY.prediction,
+    )  # fmt: skip
+    train(config, args)
+
+
+if __name__ == "__main__":
+    main()

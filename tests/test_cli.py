@@ -1,0 +1,654 @@
+"""The command line: folders, resuming, refusals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import make_spec
+from onnx import TensorProto, helper
+from PIL import Image
+
+from zipsdk import images, jobs
+from zipsdk.cli import main
+from zipsdk.errors import EngineError, InputError, PictureError
+from zipsdk.manifest import MANIFEST
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """eps = 0.2 x + 0.1 (mean of the 3x3 pixels around): neighbours on a canvas see each other."""
+    spec = make_spec(name="toy", canvas=32, multiple=4, min_side=8, max_side=64, licence="CC0")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    t = helper.make_tensor_value_info("t", TensorProto.FLOAT, ["N"])
+    eps = helper.make_tensor_value_info("eps", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    numbers = [helper.make_tensor(n, TensorProto.FLOAT, [1], [v]) for n, v in (("c0", 0.2), ("c1", 0.1))]
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["m"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Mul", ["x", "c0"], ["a"]),
+        helper.make_node("Mul", ["m", "c1"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["eps"]),
+    ]
+    graph = helper.make_graph(nodes, "toy", [x, t], [eps], numbers)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    helper.set_model_props(proto, {"zipsdk": spec.to_json()})
+    path = tmp_path_factory.mktemp("model") / "toy.onnx"
+    onnx.save(proto, str(path))
+    return str(path)
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (16, 16)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rgb = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    images.save(Image.fromarray(rgb), path)
+    return path
+
+
+def folder(path: Path, n: int, size: tuple[int, int] = (16, 16)) -> Path:
+    for i in range(n):
+        picture(path / f"{i:03}.png", i, size)
+    return path
+
+
+@pytest.fixture
+def purify(model: str):
+    """``purify(IN..., out, options...)`` in this process, with few steps."""
+
+    def run(*args: object, steps: int = 2) -> int:
+        return main(["purify", *map(str, args), "--model", model, "--threads", "1", "--steps", str(steps)])
+
+    return run
+
+
+def records(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / MANIFEST).read_text().splitlines()]
+
+
+def finished(out: Path) -> list[str]:
+    return [r["done"] for r in records(out) if "done" in r]
+
+
+def names(out: Path) -> set[str]:
+    """All files below `out` but the manifest."""
+    return {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} - {MANIFEST}
+
+
+def state(out: Path) -> dict[str, tuple[int, int]]:
+    return {n: ((s := (out / n).stat()).st_ino, s.st_mtime_ns) for n in names(out)}
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {n: (out / n).read_bytes() for n in names(out)}
+
+
+# ---- what goes in and what comes out
+
+
+def test_folders_files_and_globs_keep_their_structure(purify, tmp_path, capsys):
+    src = tmp_path / "in"
+    picture(src / "a.png", 1)
+    picture(src / "sub" / "deep" / "b.jpg", 2, (20, 33))
+    picture(src / "sub" / "c.webp", 3)
+    picture(src / ".hidden" / "d.png", 4)
+    (src / "notes.txt").write_text("no picture")
+    one = picture(tmp_path / "other" / "single.bmp", 5)
+    picture(tmp_path / "globbed" / "x" / "y" / "e.png", 6)
+    picture(tmp_path / "globbed" / "x" / "f.jpg", 7)
+    out = tmp_path / "out"
+    assert purify(src, one, tmp_path / "globbed" / "**" / "*.png", "-o", out) == 0
+    assert names(out) == {"a.png", "sub/deep/b.jpg", "sub/c.webp", "single.bmp", "x/y/e.png"}
+    for name in names(out):
+        with Image.open(out / name) as im:
+            assert im.mode == "RGB"
+    with Image.open(out / "sub/deep/b.jpg") as im:
+        assert im.size == (33, 20) and im.format == "JPEG"
+    assert "5 done" in (said := capsys.readouterr()).out and "pictures/s" in said.out
+    assert said.err == ""
+
+
+def test_the_output_is_what_the_purifier_gives(purify, model, tmp_path):
+    import zipsdk
+
+    src = folder(tmp_path / "in", 3)
+    assert purify(src, "-o", tmp_path / "out", "--seed", 5, "--lam", 2, "--transforms", "blur4") == 0
+    purifier = zipsdk.Purifier(model, "blur4", lam=2, steps=2, seed=5)
+    for name in names(src):
+        want = purifier.run(np.asarray(Image.open(src / name)))
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / name)), want)
+
+
+@pytest.mark.parametrize("form", ["png", "jpg", "webp"])
+def test_format(purify, tmp_path, form):
+    picture(tmp_path / "in" / "a.bmp")
+    assert purify(tmp_path / "in", "-o", tmp_path / "out", "--format", form) == 0
+    with Image.open(tmp_path / "out" / f"a.{form}") as im:
+        assert im.format == {"jpg": "JPEG"}.get(form, form.upper())
+
+
+def test_every_kept_name_can_be_written(tmp_path):
+    for suffix in images.SUFFIXES:
+        name = jobs._output_name(Path(f"a{suffix}"), "keep")
+        images.save(Image.new("RGB", (8, 8)), tmp_path / name)
+    assert jobs._output_name(Path("b/a.gif"), "keep") == "b/a.png"
+    assert jobs._output_name(Path("a.JPG"), "keep") == "a.JPG"
+
+
+def test_output_folder_below_the_input_is_not_an_input(purify, tmp_path):
+    src = folder(tmp_path / "in", 2)
+    for _ in range(2):
+        assert purify(src, "-o", src / "clean") == 0
+        assert purify(src / "**" / "*.png", "-o", src / "clean") == 0
+    assert names(src / "clean") == {"000.png", "001.png"}
+
+
+def test_link_loops_and_unreadable_folders_do_not_hang(purify, tmp_path, capsys, monkeypatch):
+    src = folder(tmp_path / "in", 1)
+    (src / "loop").symlink_to(src)
+    (src / "loop2").symlink_to(tmp_path)
+    assert purify(src, src / "**" / "*.png", "-o", tmp_path / "out") == 0
+    assert names(tmp_path / "out") == {"000.png"}
+    assert "loop: a link to a folder is not followed" in capsys.readouterr().err
+
+    # root may read everything, so the refusal is played
+    (src / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path="."):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert purify(src, "-o", tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "closed: cannot be read (Permission denied)" in said.err and "1 failed" in said.out
+
+
+# ---- refusals
+
+
+def refused(capsys, code: int, wanted: int, text: str) -> None:
+    said = capsys.readouterr()
+    assert code == wanted, said.err
+    assert said.err.startswith("zipsdk: error: ") and said.err.count("\n") == 1, said.err
+    assert text in said.err
+
+
+def test_two_inputs_with_one_output(purify, tmp_path, capsys):
+    picture(tmp_path / "a" / "x.png", 1)
+    picture(tmp_path / "b" / "x.png", 2)
+    out = tmp_path / "out"
+    refused(capsys, purify(tmp_path / "a", tmp_path / "b", "-o", out), 2, "would both be written")
+    assert not out.exists()
+    picture(tmp_path / "a" / "x.jpg", 1)
+    refused(capsys, purify(tmp_path / "a", "-o", out, "--format", "png"), 2, "would both be written")
+    assert purify(tmp_path / "b", tmp_path / "b" / "x.png", "-o", out) == 0  # one picture, named twice
+
+
+def test_inputs_are_not_overwritten(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 1)
+    before = contents(src)
+    (tmp_path / "link").symlink_to(src)
+    refused(capsys, purify(src, "-o", tmp_path / "link"), 2, "the output folder is an input")
+    refused(capsys, purify(src / "000.png", "-o", tmp_path / "link"), 2, "would be overwritten")
+    refused(capsys, purify(src / "000.png", "-o", src, "--overwrite"), 2, "would be overwritten")
+    sheet = ("--sheet", src / "000.png")
+    refused(capsys, purify(src, "-o", tmp_path / "out", *sheet), 2, "the sheet would be written over a picture")
+    assert contents(src) == before and not (src / MANIFEST).exists()
+
+
+def test_foreign_files_are_not_overwritten(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 2)
+    mine = picture(tmp_path / "out" / "001.png", 99)
+    before = mine.read_bytes()
+    refused(capsys, purify(src, "-o", tmp_path / "out"), 2, "001.png is there and was not written by this run")
+    assert mine.read_bytes() == before and not (tmp_path / "out" / MANIFEST).exists()
+    assert purify(src, "-o", tmp_path / "out", "--overwrite") == 0
+    assert mine.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("inputs", "out", "text"),
+    [
+        (["nowhere"], "out", "no such file or folder"),
+        (["nowhere/*.png"], "out", "no picture there"),
+        (["empty"], "out", "no picture there"),
+        (["in"], "clean.png", "the output is a folder"),
+        (["in"], "file", "cannot be used as the output folder"),
+    ],
+)
+def test_wrong_inputs(purify, tmp_path, monkeypatch, capsys, inputs, out, text):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "in", 1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    refused(capsys, purify(*inputs, "-o", out), 2, text)
+
+
+def test_wrong_options(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 1)
+    out = tmp_path / "out"
+    for options in (["--lam", "0"], ["--eta", "2"], ["--seed", "-1"], ["--transforms", "x"], ["--canvas", "33"]):
+        refused(capsys, purify(src, "-o", out, *options), 2, options[0][2:])
+    refused(capsys, purify(src, "-o", out, steps=0), 2, "steps: got 0")
+    for options in (["--sheet", str(src)], ["--batch", "0"], ["--what"]):
+        with pytest.raises(SystemExit) as e:
+            purify("-o", out, *options, src)
+        assert e.value.code == 2
+    assert not out.exists()
+
+
+def test_models_that_cannot_run_give_3(tmp_path, capsys):
+    src = folder(tmp_path / "in", 1)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a model")
+    common = ["purify", str(src), "-o", str(tmp_path / "out"), "--model"]
+    refused(capsys, main([*common, "no-such-model"]), 3, "no-such-model")
+    refused(capsys, main([*common, str(broken)]), 3, "broken.onnx")
+    refused(capsys, main(["info", str(broken)]), 3, "broken.onnx")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- pictures that fail
+
+
+def test_a_broken_picture_is_told_about_and_the_run_goes_on(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 5)
+    whole = (src / "002.png").read_bytes()
+    (src / "002.png").write_bytes(whole[:100])
+    (src / "003.png").unlink()
+    (src / "003.png").symlink_to(tmp_path / "removed.png")  # listed, and not there when it is read
+    out = tmp_path / "out"
+    assert purify(src, "-o", out, "--batch", 2) == 1
+    said = capsys.readouterr()
+    assert "002.png" in said.err and "003.png" in said.err and "Traceback" not in said.err
+    assert "3 done" in said.out and "2 failed" in said.out
+    assert names(out) == {"000.png", "001.png", "004.png"}
+    # tried again, and done when it has been mended
+    before = state(out)
+    (src / "002.png").write_bytes(whole)
+    assert purify(src, "-o", out, "--batch", 2) == 1
+    assert "1 done" in (said := capsys.readouterr()).out and "3 already done before, 1 failed" in said.out
+    assert {n: s for n, s in state(out).items() if n in before} == before
+    assert "002.png" in names(out)
+
+
+def test_a_picture_of_a_size_that_cannot_be_used_does_not_spoil_its_batch(purify, tmp_path, capsys, monkeypatch):
+    from zipsdk import canvas
+
+    plan = canvas.plan
+
+    def refusing(spec, height, *rest):
+        if height == 24:
+            raise InputError("too odd")
+        return plan(spec, height, *rest)
+
+    src = folder(tmp_path / "in", 3)
+    picture(src / "odd.png", 9, (24, 16))
+    monkeypatch.setattr(canvas, "plan", refusing)
+    assert purify(src, "-o", tmp_path / "out") == 1
+    assert "odd.png: too odd" in capsys.readouterr().err
+    assert len(names(tmp_path / "out")) == 3
+
+
+def test_a_full_disk_stops_the_run(purify, tmp_path, capsys, monkeypatch):
+    src = folder(tmp_path / "in", 4)
+    save, saved = images.save, []
+
+    def full(image, path):
+        if len(saved) == 2:
+            raise PictureError("cannot be written") from OSError(28, "No space left on device")
+        saved.append(path)
+        save(image, path)
+
+    monkeypatch.setattr(images, "save", full)
+    assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 1
+    said = capsys.readouterr().err
+    assert "No space left on device" in said and "stopped with 2 of 4 pictures done" in said
+    monkeypatch.undo()
+    assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 0
+
+
+def test_an_engine_that_fails_midway_gives_3_and_can_be_continued(purify, tmp_path, capsys, monkeypatch):
+    from zipsdk.engines.onnx import OnnxEngine
+
+    src = folder(tmp_path / "in", 4)
+    evaluate, calls = OnnxEngine.__call__, []
+
+    def failing(self, x, t):
+        calls.append(t)
+        if len(calls) > 4:
+            raise EngineError("the device is gone")
+        return evaluate(self, x, t)
+
+    monkeypatch.setattr(OnnxEngine, "__call__", failing)
+    assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 3
+    said = capsys.readouterr().err
+    assert "stopped with 2 of 4 pictures done; the same command continues" in said and "the device is gone" in said
+    monkeypatch.undo()
+    assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 0
+
+
+# ---- resuming
+
+
+def test_a_second_run_does_nothing_and_a_changed_picture_is_done_again(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 6)
+    out = tmp_path / "out"
+    assert purify(src, "-o", out) == 0
+    before = state(out)
+    assert purify(src, "-o", out) == 0
+    assert state(out) == before
+    assert "0 done, 6 already done before, 0 failed" in capsys.readouterr().out
+
+    picture(src / "003.png", 77)
+    picture(src / "new.png", 78)
+    (out / "004.png").unlink()
+    assert purify(src, "-o", out) == 0
+    assert "3 done" in capsys.readouterr().out
+    after = state(out)
+    assert {n for n in after if after[n] != before.get(n)} == {"003.png", "004.png", "new.png"}
+    assert purify(src, "-o", out) == 0
+    assert state(out) == after
+
+
+def test_other_settings_are_refused_before_anything_is_written(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 2)
+    out = tmp_path / "out"
+    assert purify(src, "-o", out) == 0
+    picture(src / "more.png")
+    before, manifest = state(out), (out / MANIFEST).read_bytes()
+    capsys.readouterr()
+    refused(capsys, purify(src, "-o", out, "--lam", 2), 2, "lam: 10.0 then, 2.0 now")
+    refused(capsys, purify(src, "-o", out, "--seed", 1), 2, "seed: ")
+    refused(capsys, purify(src, "-o", out, "--format", "png"), 2, "--overwrite")
+    refused(capsys, purify(src, "-o", out, steps=3), 2, "steps: ")
+    assert state(out) == before and (out / MANIFEST).read_bytes() == manifest
+    assert purify(src, "-o", out, "--lam", 2, "--overwrite") == 0
+    assert names(out) == {"000.png", "001.png", "more.png"} and all(state(out)[n] != before[n] for n in before)
+
+
+def test_without_a_seed_one_is_drawn_and_kept(purify, tmp_path):
+    src = folder(tmp_path / "in", 4)
+    for out in (tmp_path / "out", tmp_path / "other"):
+        assert purify(src, "-o", out) == 0
+    seed = records(tmp_path / "out")[0]["seed"]
+    assert seed != records(tmp_path / "other")[0]["seed"]
+    full = contents(tmp_path / "out")
+    forget(tmp_path / "out", keep=2)
+    assert purify(src, "-o", tmp_path / "out") == 0
+    assert contents(tmp_path / "out") == full
+    assert purify(src, "-o", tmp_path / "again", "--seed", seed) == 0
+    assert contents(tmp_path / "again") == full
+
+
+def forget(out: Path, keep: int, tail: bytes = b"") -> None:
+    """Make `out` look as if the run had been killed after `keep` finished pictures of its manifest's order."""
+    lines = (out / MANIFEST).read_bytes().splitlines(keepends=True)
+    at = [i for i, line in enumerate(lines) if b'"done"' in line][keep]
+    for line in lines[at:]:
+        if "done" in (record := json.loads(line)):
+            (out / record["done"]).unlink()
+    (out / MANIFEST).write_bytes(b"".join(lines[:at]) + tail)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 4, 5, 10])
+def test_a_run_that_goes_on_gives_the_same_bits_though_pictures_share_canvases(purify, tmp_path, keep):
+    """4 pictures a canvas and 6 a batch: who shares a canvas with whom must not depend on the kill."""
+    src = folder(tmp_path / "in", 11)
+    (src / "002.png").write_bytes(b"broken")
+    out = tmp_path / "out"
+    options = ("-o", out, "--seed", 3, "--canvas", 32, "--batch", 6)
+    assert purify(src, *options) == 1
+    full = contents(out)
+    alone = tmp_path / "alone"
+    assert purify(src, "-o", alone, "--seed", 3, "--canvas", 32, "--batch", 1) == 1
+    assert contents(alone) != full  # else this test shows nothing
+    if keep < 10:
+        forget(out, keep)
+    before = state(out)
+    assert purify(src, *options) == 1
+    assert contents(out) == full
+    assert {n: s for n, s in state(out).items() if n in before} == before
+    assert sorted(finished(out)) == sorted(full)
+
+
+@pytest.mark.parametrize("tail", [b'{"done": "003.png", "sour', b"\0\0\0\0", b"{"])
+def test_a_torn_last_line_is_ignored(purify, tmp_path, tail):
+    src = folder(tmp_path / "in", 5)
+    out = tmp_path / "out"
+    assert purify(src, "-o", out, "--seed", 1) == 0
+    full = contents(out)
+    forget(out, 3, tail)
+    (out / ".zipsdk-0123456789abcdef.tmp").write_bytes(b"half a picture")
+    assert purify(src, "-o", out, "--seed", 1) == 0
+    assert contents(out) == full  # and the leftover is gone
+    assert sorted(finished(out)) == sorted(full)
+
+
+def test_an_output_whose_line_was_not_written_is_done_again(purify, tmp_path):
+    src = folder(tmp_path / "in", 4)
+    out = tmp_path / "out"
+    assert purify(src, "-o", out, "--seed", 1) == 0
+    full = contents(out)
+    forget(out, 2)
+    (out / "002.png").write_bytes(full["002.png"])  # killed between the rename and the line
+    assert purify(src, "-o", out, "--seed", 1) == 0
+    assert contents(out) == full
+
+
+def test_a_damaged_manifest_is_refused_and_a_torn_header_is_none(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 2)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / MANIFEST).write_text('{"zipsdk_manifest": 9}\n')
+    refused(capsys, purify(src, "-o", out), 2, "another version")
+    (out / MANIFEST).write_text('{"zipsdk_mani')
+    assert purify(src, "-o", out) == 0
+    assert len(finished(out)) == 2
+
+
+def command(src: Path, out: Path, model: str, *options: str) -> list[str]:
+    """A run of its own that takes seconds, and that can be interrupted also where the tests run in the background."""
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from zipsdk.cli import main; sys.exit(main())"
+    )
+    args = ["purify", str(src), "-o", str(out), "--model", model, "--threads", "1", "--seed", "7", "--batch", "4"]
+    return [sys.executable, "-c", code, *args, "--canvas", "32", *options]
+
+
+def start_and_stop(args: list[str], out: Path, lines: int, sig: signal.Signals) -> tuple[int, str]:
+    with subprocess.Popen(args, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        deadline = time.monotonic() + 60
+        manifest = out / MANIFEST
+        while not manifest.exists() or manifest.read_bytes().count(b'"done"') <= lines:
+            assert process.poll() is None and time.monotonic() < deadline, "it never got that far"
+            time.sleep(0.002)
+        process.send_signal(sig)
+        _, err = process.communicate(timeout=60)
+        return process.returncode, err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_kill_9_in_the_middle_of_200_pictures(model, tmp_path):
+    src = folder(tmp_path / "in", 200)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    args = command(src, out, model, "--steps", "80")
+    code, _ = start_and_stop(args, out, 20, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    early = set(finished_so_far(out))
+    assert 20 < len(early) < 200, "killed too late to show anything"
+    before = {n: s for n, s in state(out).items() if n in early}
+
+    result = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert f"{200 - len(early)} done" in result.stdout and f"{len(early)} already done" in result.stdout
+    assert {n: s for n, s in state(out).items() if n in early} == before
+    assert sorted(finished(out)) == sorted(names(out)) == sorted(names(src))  # each once, and no file left over
+
+    assert main(command(src, whole, model, "--steps", "80")[3:]) == 0
+    assert contents(whole) == contents(out)
+
+
+def finished_so_far(out: Path) -> list[str]:
+    whole = (out / MANIFEST).read_bytes().rpartition(b"\n")[0]
+    return [r["done"] for r in map(json.loads, whole.splitlines()) if "done" in r]
+
+
+def test_ctrl_c_and_going_on(model, tmp_path):
+    src = folder(tmp_path / "in", 60)
+    out = tmp_path / "out"
+    args = command(src, out, model, "--steps", "200")
+    code, err = start_and_stop(args, out, 3, signal.SIGINT)
+    assert code == 130 and "Traceback" not in err
+    done = len(finished(out))
+    assert f"zipsdk: interrupted with {done} of 60 pictures done; the same command continues" in err
+    assert 3 < done < 60 and names(out) == set(finished(out))
+    assert main(args[3:]) == 0
+    assert sorted(finished(out)) == sorted(names(src))
+
+
+def test_two_runs_in_one_folder(model, tmp_path, capsys):
+    src = folder(tmp_path / "in", 60)
+    out = tmp_path / "out"
+    args = command(src, out, model, "--steps", "80")
+    with subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        while not (out / MANIFEST).exists() or not (out / MANIFEST).read_bytes():
+            time.sleep(0.002)
+        refused(capsys, main(args[3:]), 2, "another zipsdk run writes there")
+        process.kill()
+
+
+# ---- the other things
+
+
+def test_sheet(purify, tmp_path):
+    src = tmp_path / "in"
+    for i in range(30):
+        path = src / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), (250, 10, 10)).save(path)
+    out = tmp_path / "out"
+    assert purify(src, "-o", out, "--transforms", "gray", "--sheet") == 0
+    page = np.asarray(Image.open(out / "zipsdk-sheet.png").convert("RGB"))
+    step, gap, title = 168, 8, 20
+    assert page.shape[1] == 3 * step + gap and (page.shape[0] - gap - title) % step == 0
+    assert 10 <= (page.shape[0] - gap - title) // step <= 12
+    middle = title + gap + 80
+    assert page[middle, gap + 80].tolist() == [250, 10, 10]
+    assert page[middle, gap + step + 80].tolist() == [90, 90, 90]
+    clean = np.asarray(Image.open(out / "00.png"))
+    assert (page[middle, gap + 2 * step + 80] == clean[8, 8]).all()
+    assert (page[: title + gap - 2, : 2 * step] < 128).any(), "column titles"
+    # of a second run, that has nothing to do, as well
+    assert purify(src, "-o", out, "--transforms", "gray", "--sheet", tmp_path / "deep" / "page.png") == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "deep" / "page.png").convert("RGB")), page)
+
+
+def test_quiet_and_progress(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 2)
+    assert purify(src, "-o", tmp_path / "a", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+    assert purify(src, "-o", tmp_path / "b", "--progress") == 0
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_info(model, tmp_path, capsys):
+    assert main(["info", model, "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert got["spec"]["name"] == "toy" and got["bytes"] == Path(model).stat().st_size and len(got["sha256"]) == 64
+    assert got["hash"].startswith("not checked") and got["runs"]["providers"] == ["CPUExecutionProvider"]
+    assert main(["info", model]) == 0
+    assert "CPUExecutionProvider" in capsys.readouterr().out
+
+    from zipsdk.files import write_sidecar
+
+    copy = Path(shutil.copy(model, tmp_path / "copy.onnx"))
+    write_sidecar(copy, {})
+    assert main(["info", str(copy), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hash"] == "matches its sidecar"
+    copy.write_bytes(copy.read_bytes() + b"x")
+    refused(capsys, main(["info", str(copy)]), 3, "copy.onnx")
+
+
+@pytest.fixture
+def bundled(model, tmp_path, monkeypatch) -> None:
+    """A model folder with the toy alone in it."""
+    from zipsdk import models
+    from zipsdk.files import write_sidecar
+
+    write_sidecar(shutil.copy(model, tmp_path / "toy.onnx"), {"export": {"parameters": 1234}})
+    monkeypatch.setattr(models, "_HERE", tmp_path)
+
+
+@pytest.mark.usefixtures("bundled")
+def test_models(capsys, tmp_path):
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out == "toy  32x32 (takes 8 to 64), 1,234 parameters, CC0\n"
+    (tmp_path / "toy.onnx").unlink()
+    assert main(["models"]) == 0
+    assert "no model comes with" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("bundled")
+def test_doctor(capsys, tmp_path):
+    assert main(["doctor", "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    lines = {c["name"]: c for c in got["checks"]}
+    assert (
+        got["runs"] and {"Python", "onnxruntime", "CUDA driver", "tensorrt", "tensorrt_rtx", "pycuda"} <= lines.keys()
+    )
+    assert lines["model toy"]["ok"] and "32x32" in lines["model toy"]["detail"]
+    assert all(c["ok"] or c["fix"] for c in lines.values())
+
+    (tmp_path / "toy.onnx").write_bytes(b"damaged")
+    assert main(["doctor"]) == 3
+    assert "no engine runs here" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("bundled")
+def test_doctor_without_onnxruntime(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["doctor"]) == 3
+    assert "pip install 'zipsdk[cpu]'" in capsys.readouterr().out
+
+
+def test_help_teaches_and_loads_no_runtime(capsys):
+    code = "import sys; from zipsdk.cli import main\ntry: main(['--help'])\nfinally: print(sorted(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "'zipsdk.cli'" in said and "onnxruntime" not in said and "tqdm" not in said and "torch" not in said
+    for name in ("purify", "info", "models", "doctor"):
+        with pytest.raises(SystemExit) as e:
+            main([name, "--help"])
+        assert e.value.code == 0
+        assert "example" in capsys.readouterr().out
+
+
+def test_version_and_no_command(capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["--version"])
+    assert e.value.code == 0 and capsys.readouterr().out.startswith("zipsdk 0.")
+    with pytest.raises(SystemExit) as e:
+        main([])
+    assert e.value.code == 2
+
+
+def test_a_reader_that_leaves(model):
+    read, write = os.pipe()
+    os.close(read)
+    args = [sys.executable, "-m", "zipsdk", "info", model]
+    result = subprocess.run(args, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert result.returncode == 141 and result.stderr == ""

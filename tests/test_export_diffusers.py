@@ -1,0 +1,165 @@
+"""diffusers' UNet2DModel: names and configuration by hand, the numbers against diffusers where that is installed."""
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch")
+save_file = pytest.importorskip("safetensors.torch").save_file
+
+from export import checkpoint  # noqa: E402
+from export.unet import UNet, UNetConfig  # noqa: E402
+from zipsdk.errors import ModelError  # noqa: E402
+
+X, T = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16), torch.tensor([3.0, 950.0])
+DDPM = UNetConfig(
+    image_size=16, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_downsampling=(2,),
+    num_head_channels=0, use_scale_shift_norm=False, embedding_order="sin_cos", embedding_shift=1, norm_groups=4,
+    norm_eps=1e-6, asymmetric_downsampling=True,
+)  # fmt: skip
+DDPM_JSON = {
+    "_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", "act_fn": "silu", "attention_head_dim": None,
+    "block_out_channels": [8, 16], "center_input_sample": False, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "in_channels": 3, "layers_per_block": 1,
+    "mid_block_scale_factor": 1, "norm_eps": 1e-06, "norm_num_groups": 4, "out_channels": 3, "sample_size": 16,
+    "time_embedding_type": "positional", "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+}  # fmt: skip
+#: Copied from the listing of such a model's tensors.
+RESNETS = {
+    "input_blocks.1.0": "down_blocks.0.resnets.0", "input_blocks.3.0": "down_blocks.1.resnets.0",
+    "middle_block.0": "mid_block.resnets.0", "middle_block.2": "mid_block.resnets.1",
+    "output_blocks.0.0": "up_blocks.0.resnets.0", "output_blocks.1.0": "up_blocks.0.resnets.1",
+    "output_blocks.2.0": "up_blocks.1.resnets.0", "output_blocks.3.0": "up_blocks.1.resnets.1",
+}  # fmt: skip
+ATTENTIONS = {
+    "input_blocks.3.1": "down_blocks.1.attentions.0", "middle_block.1": "mid_block.attentions.0",
+    "output_blocks.0.1": "up_blocks.0.attentions.0", "output_blocks.1.1": "up_blocks.0.attentions.1",
+}  # fmt: skip
+OTHERS = {
+    "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2", "input_blocks.0.0": "conv_in",
+    "input_blocks.2.0.op": "down_blocks.0.downsamplers.0.conv", "out.0": "conv_norm_out", "out.2": "conv_out",
+    "output_blocks.1.2.conv": "up_blocks.0.upsamplers.0.conv",
+}  # fmt: skip
+LAYERS = {
+    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
+    "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
+}  # fmt: skip
+
+
+def diffusers_state(model, parts):
+    names = dict(OTHERS)
+    for ours, theirs in RESNETS.items():
+        names |= {f"{ours}.{a}": f"{theirs}.{b}" for a, b in LAYERS.items()}
+    for ours, theirs in ATTENTIONS.items():
+        names |= {f"{ours}.norm": f"{theirs}.group_norm", f"{ours}.proj_out": f"{theirs}.{parts[3]}"}
+    state = {}
+    for key, tensor in model.state_dict().items():
+        module, _, leaf = key.rpartition(".")
+        if module.endswith(".qkv"):
+            third = tensor.shape[0] // 3
+            for i, part in enumerate(parts[:3]):  # one head: q, k, v lie in turn
+                rows = tensor[i * third : (i + 1) * third]
+                state[f"{ATTENTIONS[module.removesuffix('.qkv')]}.{part}.{leaf}"] = rows.reshape(rows.shape[:2]).clone()
+        else:
+            squeezed = tensor[:, :, 0] if module.endswith(".proj_out") and leaf == "weight" else tensor
+            state[f"{names[module]}.{leaf}"] = squeezed.clone()
+    return state
+
+
+@pytest.fixture
+def ddpm(tmp_path):
+    torch.manual_seed(0)
+    model = UNet(DDPM).eval().requires_grad_(False)
+    state = diffusers_state(model, ("to_q", "to_k", "to_v", "to_out.0"))
+    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(DDPM_JSON))
+    return tmp_path, model
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+def test_diffusers_folder(ddpm, old_names):
+    folder, model = ddpm
+    if old_names:
+        (folder / "diffusion_pytorch_model.safetensors").unlink()
+        parts = ("query", "key", "value", "proj_attn")
+        torch.save(diffusers_state(model, parts), folder / "diffusion_pytorch_model.bin")
+    loaded, _ = checkpoint.load(folder)
+    assert loaded.config == DDPM
+    assert torch.equal(loaded(X, T), model(X, T))
+
+
+def test_diffusers_strictness(ddpm):
+    folder, model = ddpm
+    state = diffusers_state(model, ("to_q", "to_k", "to_v", "to_out.0"))
+    del state["mid_block.attentions.0.to_k.bias"]
+    state["conv_out.bias"] = torch.zeros(4)
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ModelError, match=r"1 missing: mid_block.attentions.0.to_k.bias; 1 misshapen: conv_out.bias"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]}, "block type: got 'SkipDownBlock2D'"),
+        ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "mirror image"),
+        ({"act_fn": "gelu"}, "act_fn: got 'gelu', wanted 'silu'"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type: got 'fourier'"),
+        ({"center_input_sample": True}, "center_input_sample: got True"),
+        ({"class_embed_type": "timestep"}, "class_embed_type: got 'timestep'"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift: got 'scale_shift'"),
+        ({"block_out_channels": [8, 20]}, "block_out_channels"),
+        ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
+        ({"sample_size": None}, "sample_size"),
+        ({"brand_new_option": 1}, "brand_new_option: got 1, wanted no such key"),
+        ({"block_out_channels": 8}, "not a UNet2DModel's configuration"),
+    ],
+)
+def test_other_diffusers_models_are_refused(ddpm, change, message):
+    folder, _ = ddpm
+    (folder / "config.json").write_text(json.dumps(DDPM_JSON | change))
+    with pytest.raises(ModelError, match=message):
+        checkpoint.load(folder)
+
+
+def test_diffusers_scheduler_is_read(ddpm):
+    folder, _ = ddpm
+    scheduler = folder / "scheduler_config.json"
+    scheduler.write_text(json.dumps({"beta_end": 0.03, "beta_schedule": "linear", "prediction_type": "v_prediction"}))
+    config = checkpoint.load(folder)[0].config
+    assert (config.beta_end, config.prediction) == (0.03, "v")
+    scheduler.write_text(json.dumps({"beta_schedule": "squaredcos_cap_v2"}))
+    with pytest.raises(ModelError, match="squaredcos_cap_v2"):
+        checkpoint.load(folder)
+
+
+def test_diffusers_needs_its_config(ddpm):
+    folder, _ = ddpm
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"without config\.json"):
+        checkpoint.load(folder / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "heads"])
+def test_parity_with_diffusers(tmp_path, kind):
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(3)
+    options = {"attention_head_dim": 16}
+    if kind == "ddpm":
+        options = {"attention_head_dim": None, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
+        options["downsample_padding"] = 0
+    theirs = diffusers.UNet2DModel(
+        sample_size=32, block_out_channels=(32, 64, 64), layers_per_block=2, norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), **options,
+    ).eval()  # fmt: skip
+    theirs.save_pretrained(tmp_path)
+    ours, _ = checkpoint.load(tmp_path)
+    x = torch.randn(2, 3, 32, 32)
+    for t in (950, 500, 0):
+        with torch.no_grad():
+            wanted = theirs(x, t).sample
+        got = ours(x, torch.full((2,), float(t)))
+        error = float((got - wanted).norm() / wanted.norm())
+        print(f"{kind}, t = {t}: relative error {error:.1e}")
+        assert error < 5e-6

@@ -1,0 +1,257 @@
+"""The front door: what goes in comes out, and nothing depends on what it should not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FakeEngine, make_spec
+from PIL import Image
+
+import zipsdk
+from zipsdk import Blur, Grayscale, InputError, OneOf, Purifier
+from zipsdk.canvas import pad
+from zipsdk.noise import Noise
+from zipsdk.reverse import purify
+from zipsdk.schedule import step_table
+from zipsdk.transforms import Guide
+
+ROOT = Path(__file__).parent.parent
+
+
+def pictures(n: int, h: int = 32, w: int = 32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, h, w, 3), np.uint8)
+
+
+def test_run_is_the_float64_loop_rounded_to_8_bit():
+    batch = pictures(3, 34, 41)
+    purifier = Purifier(FakeEngine(), [Blur(2), Grayscale()], lam=10.0, seed=5)
+    got = purifier.run(batch, ids=[7, 8, 9])
+
+    engine = FakeEngine()
+    x_p = pad(batch, 36, 44).transpose(0, 3, 1, 2) / 127.5 - 1.0
+    want = purify(
+        lambda x, t: engine(x, np.full(len(x), t, np.float64)),
+        x_p,
+        step_table(engine.spec, lam=10.0),
+        Guide([Blur(2), Grayscale()]),
+        Noise(5, [7, 8, 9]),
+    )
+    want = np.clip((want + 1) * 127.5, 0, 255)[:, :, :34, :41].transpose(0, 2, 3, 1)
+    assert np.abs(got - want).max() <= 0.501
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (17, 90), (200, 140)])
+@pytest.mark.parametrize("seed", [0, 2**64 - 1])
+def test_same_alone_in_a_batch_of_7_and_in_any_order(size, seed):
+    batch = pictures(7, *size)
+    purifier = Purifier(FakeEngine(), "blur2+gray", seed=seed)
+    together = purifier.run(batch)
+    np.testing.assert_array_equal(purifier.run(batch[::-1])[::-1], together)
+    for i in (0, 3, 6):
+        np.testing.assert_array_equal(purifier.run(batch[i]), together[i])
+    mixed = purifier.run([pictures(1, 40, 40)[0], batch[2], pictures(1, 50, 32)[0]])
+    np.testing.assert_array_equal(mixed[1], together[2])
+
+
+def test_same_in_another_process():
+    code = (
+        "import numpy as np, sys; sys.path[:0] = ['tests', '.']\n"
+        "from test_purifier import pictures, FakeEngine, Purifier\n"
+        "sys.stdout.buffer.write(Purifier(FakeEngine(), 'blur2', seed=3).run(pictures(7)[4]).tobytes())"
+    )
+    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout
+    assert other == Purifier(FakeEngine(), "blur2", seed=3).run(pictures(7))[4].tobytes()
+
+
+def test_tiled_pictures_get_the_same_noise_in_any_tile():
+    """With an engine that works pixel by pixel, neighbours and places make no difference at all."""
+
+    class Pointwise(FakeEngine):
+        def __call__(self, x, t):
+            return np.tanh(x) * np.float32(0.5)
+
+    batch = pictures(9)
+    tiled = Purifier(Pointwise(), "blur2", seed=1, canvas=64)
+    direct = Purifier(Pointwise(), "blur2", seed=1)
+    np.testing.assert_array_equal(tiled.run(batch), direct.run(batch))
+    np.testing.assert_array_equal(tiled.run(batch[[5, 1, 8]]), direct.run(batch)[[5, 1, 8]])
+
+
+def test_fresh_randomness_by_default_and_fixed_by_seed():
+    batch = pictures(2)
+    fresh = Purifier(FakeEngine(), "blur2", lam=2.0)
+    assert not np.array_equal(fresh.run(batch), fresh.run(batch))
+    fixed = Purifier(FakeEngine(), "blur2", lam=2.0, seed=4)
+    np.testing.assert_array_equal(fixed.run(batch), fixed.run(batch))
+    other = Purifier(FakeEngine(), "blur2", lam=2.0, seed=5)
+    assert not np.array_equal(fixed.run(batch), other.run(batch))
+    twins = fixed.run(np.stack([batch[0], batch[0]]), ids=[1, 2])
+    assert not np.array_equal(twins[0], twins[1])
+
+
+def test_one_of_draws_by_picture_and_matches_the_fixed_transform():
+    batch = pictures(12)
+    mixed = Purifier(FakeEngine(), OneOf(Blur(2), Blur(8)), seed=2).run(batch)
+    fixed = [Purifier(FakeEngine(), [b], seed=2).run(batch) for b in (Blur(2), Blur(8))]
+    chosen = [next(k for k in (0, 1) if np.array_equal(mixed[i], fixed[k][i])) for i in range(12)]
+    assert 0 < sum(chosen) < 12
+    alone = Purifier(FakeEngine(), OneOf(Blur(2), Blur(8)), seed=2).run(batch[3])
+    np.testing.assert_array_equal(alone, mixed[3])
+
+
+def test_evaluations_and_profiles():
+    def steps_of(**options):
+        engine = FakeEngine()
+        Purifier(engine, "blur2", **options).run(pictures(1))
+        return [t for _, t in engine.calls]
+
+    assert steps_of() == list(range(950, -1, -50))
+    assert steps_of(profile="fast") == list(range(400, -1, -50))
+    assert steps_of(profile="fast", steps=4) == [400, 267, 133, 0]
+    assert steps_of(start=200, steps=4) == [200, 133, 67, 0]
+    assert len(steps_of(steps=7)) == 7
+
+
+def test_info_says_what_ran():
+    info = Purifier(FakeEngine(), OneOf(Blur(2), [Blur(4), Grayscale()]), lam=3, profile="fast").info
+    assert info["transforms"] == "blur2|blur4+gray"
+    assert (info["evaluations"], info["start"], info["lam"], info["seed"]) == (9, 400, 3.0, None)
+    assert info["engine"] == "FakeEngine"
+
+
+def test_defaults_come_from_the_model():
+    purifier = Purifier(FakeEngine(make_spec(transforms=("blur4",), lam=2.0)))
+    assert (purifier.transforms, purifier.lam) == ("blur4", 2.0)
+
+
+def test_types_and_layouts_round_trip(tmp_path):
+    purifier = Purifier(FakeEngine(), "blur2", seed=1)
+    u8 = pictures(2)
+    base = purifier.run(u8)
+    assert base.dtype == np.uint8 and base.shape == u8.shape
+    as_float = purifier.run((u8 / np.float32(255)).astype(np.float32))
+    assert as_float.dtype == np.float32
+    np.testing.assert_array_equal(np.rint(as_float * 255), base)
+    nchw = purifier.run(u8.transpose(0, 3, 1, 2), layout="NCHW")
+    np.testing.assert_array_equal(nchw.transpose(0, 2, 3, 1), base)
+    image = purifier.run(Image.fromarray(u8[0]))
+    assert isinstance(image, Image.Image)
+    np.testing.assert_array_equal(np.asarray(image), base[0])
+    Image.fromarray(u8[1]).save(tmp_path / "a.png")
+    mixed = purifier.run([u8[0], tmp_path / "a.png", str(tmp_path / "a.png")])
+    np.testing.assert_array_equal(mixed[0], base[0])
+    np.testing.assert_array_equal(np.asarray(mixed[1]), base[1])
+    assert purifier.run(np.empty((0, 32, 32, 3), np.uint8)).shape == (0, 32, 32, 3)
+    assert purifier.run([]) == []
+
+
+def test_stream_keeps_order_and_reads_ahead():
+    batches = [pictures(2, seed=i) for i in range(5)]
+    reading: list[int] = []
+    inside = threading.Event()
+
+    def source():
+        for i, b in enumerate(batches):
+            reading.append(i)
+            if i == 1:
+                inside.set()
+            yield b
+
+    class Waiting(FakeEngine):
+        def __call__(self, x, t):
+            # the second batch is fetched while the first is computed, or this never returns in time
+            assert inside.wait(20), "the next batch was not read while this one computed"
+            return super().__call__(x, t)
+
+    purifier = Purifier(Waiting(), "blur2", seed=1)
+    out = list(purifier.stream(source()))
+    assert reading == [0, 1, 2, 3, 4]
+    plain = Purifier(FakeEngine(), "blur2", seed=1)
+    for got, batch in zip(out, batches, strict=True):
+        np.testing.assert_array_equal(got, plain.run(batch))
+
+
+def test_stream_raises_where_the_bad_batch_stands():
+    stream = Purifier(FakeEngine(), "blur2").stream([pictures(1), np.zeros((2, 2), complex), pictures(1)])
+    assert next(stream).shape == (1, 32, 32, 3)
+    with pytest.raises(InputError):
+        next(stream)
+
+
+def test_progress_counts_every_picture():
+    done: list[int] = []
+    Purifier(FakeEngine(), "blur2").run([*pictures(3), *pictures(2, 40, 50)], progress=done.append)
+    assert sum(done) == 5
+
+
+def test_a_bad_picture_stops_before_any_work():
+    engine = FakeEngine()
+    with pytest.raises(InputError):
+        Purifier(engine, "blur2").run([pictures(1)[0], np.full((8, 8, 3), np.nan, np.float32)])
+    assert engine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"profile": "best"}, "'paper', 'fast'"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"seed": 1.0}, "seed"),
+        ({"lam": 0}, "random one"),
+        ({"transforms": []}, "at least one"),
+        ({"transforms": "sharpen"}, "blurN"),
+        ({"combine": "median"}, "combine"),
+        ({"canvas": 30}, "canvas"),
+        ({"canvas": 64, "transforms": "blur3"}, "divide the canvas"),
+        ({"steps": 0}, "steps"),
+    ],
+)
+def test_bad_options_are_refused_at_once(options, said):
+    with pytest.raises(InputError, match=said):
+        Purifier(FakeEngine(), **options)
+
+
+@pytest.mark.parametrize("ids", [[1], [1, 2, 3], [-1, 2], [0.5, 1.0], "ab"])
+def test_bad_ids_are_refused(ids):
+    with pytest.raises(InputError, match="ids"):
+        Purifier(FakeEngine(), "blur2").run(pictures(2), ids=ids)
+
+
+def test_not_an_engine():
+    with pytest.raises(InputError, match="spec and __call__"):
+        Purifier(lambda x, t: x)
+    with pytest.raises(zipsdk.ModelError, match="neither a file nor"):
+        Purifier("no-such-model")
+
+
+def test_import_is_light():
+    """No torch, no runtime, no drivers at import, and well under half a second."""
+    code = (
+        "import sys, time; t = time.perf_counter(); import zipsdk; t = time.perf_counter() - t\n"
+        "heavy = 'torch onnxruntime onnx tensorrt pycuda matplotlib skimage tqdm'.split()\n"
+        "print(sorted(set(heavy) & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout  # fmt: skip
+    assert out.strip() == "[]"
+
+
+def test_exported_names():
+    assert sorted(zipsdk.__all__) == zipsdk.__all__
+    assert all(hasattr(zipsdk, name) for name in zipsdk.__all__)
+
+
+def test_version_is_one():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert zipsdk.__version__ == project["version"]
+    assert f"## [{zipsdk.__version__}]" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,112 @@
+"""A, A^+ and P: the properties that the method rests on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from zipsdk.errors import InputError
+from zipsdk.transforms import Blur, Grayscale, Guide, Linear, OneOf, Transform, parse
+
+RNG = np.random.default_rng(5)
+TRANSFORMS = [
+    Blur(2),
+    Blur(3),
+    Blur(4),
+    Blur(8),
+    Blur(16),
+    Grayscale(),
+    Linear([[0.299, 0.587, 0.114]]),
+    Linear([[1, 0, 0], [1, 0, 0]]),  # rank 1 of two rows
+    Linear(RNG.standard_normal((7, 27)), block=(3, 3)),
+    Linear(RNG.standard_normal((3, 24)), block=(2, 4)),
+    Linear.separable(RNG.standard_normal((5, 8)), RNG.standard_normal((3, 6))),
+    Linear.separable(np.eye(48)[:40], np.eye(48)),  # whole rows of a 48-pixel picture
+]
+
+
+@pytest.mark.parametrize("a", TRANSFORMS, ids=str)
+def test_pseudo_inverse_and_projection(a):
+    assert isinstance(a, Transform)
+    x = RNG.uniform(-1, 1, (2, 3, 48, 96 if a.divisor != 48 else 48))
+    before = x.copy()
+    y = a.forward(x)
+    np.testing.assert_allclose(a.forward(a.pinv(y)), y, atol=1e-10)  # A A^+ A = A
+    p = a.project(x)
+    np.testing.assert_allclose(p, a.pinv(y), atol=1e-10)
+    np.testing.assert_allclose(a.project(p), p, atol=1e-10)  # P P = P
+    z = RNG.uniform(-1, 1, x.shape)
+    assert np.sum(z * p) == pytest.approx(np.sum(a.project(z) * x), abs=1e-9)  # P is symmetric: orthogonal
+    np.testing.assert_array_equal(x, before)
+    assert not np.may_share_memory(p, x)
+
+
+@pytest.mark.parametrize("a", TRANSFORMS, ids=str)
+def test_float32_stays_float32(a):
+    x = RNG.uniform(-1, 1, (1, 3, 48, 48)).astype(np.float32)
+    p = a.project(x)
+    assert p.dtype == np.float32
+    np.testing.assert_allclose(p, a.project(x.astype(np.float64)), atol=3e-6)
+
+
+def test_blur_and_gray_literally():
+    x = RNG.uniform(-1, 1, (1, 3, 8, 12))
+    want = np.empty_like(x)
+    for y0 in range(0, 8, 4):
+        for x0 in range(0, 12, 4):
+            for c in range(3):
+                want[0, c, y0 : y0 + 4, x0 : x0 + 4] = x[0, c, y0 : y0 + 4, x0 : x0 + 4].mean()
+    np.testing.assert_allclose(Blur(4).project(x), want, atol=1e-14)
+    np.testing.assert_allclose(Grayscale().project(x), np.broadcast_to(x.mean(1, keepdims=True), x.shape), atol=1e-14)
+
+
+def test_joint_is_the_orthogonal_projection_on_both_range_spaces():
+    side = 4
+    d = 3 * side * side
+    guide = Guide([Blur(2), Grayscale()], "joint")
+    p = guide(np.eye(d).reshape(d, 3, side, side)).reshape(d, d)
+    p1, p2 = (t.project(np.eye(d).reshape(d, 3, side, side)).reshape(d, d) for t in guide.transforms)
+    np.testing.assert_allclose(p, p1 + p2 - p1 @ p2, atol=1e-12)
+    np.testing.assert_allclose(p @ p, p, atol=1e-12)
+    np.testing.assert_allclose(p, p.T, atol=1e-12)
+    # its rank: blurred colours and grey detail, 3/4 n^2 + n^2 - n^2/4
+    assert round(np.trace(p)) == 12 + 16 - 4
+    mean = Guide([Blur(2), Grayscale()])
+    np.testing.assert_allclose(mean(np.eye(d).reshape(d, 3, side, side)).reshape(d, d), (p1 + p2) / 2, atol=1e-12)
+
+
+def test_guide_divisor_is_the_least_common_multiple():
+    assert Guide([Blur(4), Blur(6), Grayscale()]).divisor == 12
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Blur(1), "at least 2"),
+        (lambda: Blur(2.0), "whole number"),
+        (lambda: Linear(np.eye(3)), "keeps everything"),
+        (lambda: Linear(np.ones((2, 4))), "3 columns"),
+        (lambda: Linear([[np.nan, 0, 0]]), "finite"),
+        (lambda: Linear.separable(np.eye(2), np.eye(2)), "keep everything"),
+        (lambda: Guide([]), "at least one"),
+        (lambda: Guide([Blur(2)], "sum"), "combine"),
+        (lambda: Guide(["blur2"]), "objects such as"),
+        (lambda: Guide([Grayscale(), Linear([[1, -1, 0], [0, 1, -1]])]), "keep everything"),
+        (lambda: OneOf(Blur(2)), "at least 2"),
+        (lambda: parse("blur"), "wanted blurN"),
+        (lambda: parse("blur2+"), "wanted blurN"),
+        (lambda: parse(""), "wanted blurN"),
+    ],
+)
+def test_bad_transforms_are_refused(make, said):
+    with pytest.raises(InputError, match=said):
+        make()
+
+
+def test_parse():
+    assert parse("blur2+gray") == [Blur(2), Grayscale()]
+    assert parse(" Blur8 ") == [Blur(8)]
+    one_of = parse("blur2|blur4+grey")
+    assert isinstance(one_of, OneOf)
+    assert one_of.choices == ((Blur(2),), (Blur(4), Grayscale()))
+    assert str(one_of) == "blur2|blur4+gray"

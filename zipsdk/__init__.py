@@ -1,0 +1,29 @@
+"""zipsdk: zero-shot image purification (Shi et al., NeurIPS 2023) in front of a classifier that may carry a backdoor.
+
+import zipsdk
+clean = zipsdk.Purifier("zip-tiny").run(batch)
+"""
+
+from zipsdk.engines import load_engine
+from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
+from zipsdk.purifier import Purifier
+from zipsdk.spec import ModelSpec
+from zipsdk.transforms import Blur, Grayscale, Linear, OneOf
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Blur",
+    "EngineError",
+    "Grayscale",
+    "InputError",
+    "Linear",
+    "MissingExtra",
+    "ModelError",
+    "ModelSpec",
+    "OneOf",
+    "PictureError",
+    "Purifier",
+    "ZipError",
+    "load_engine",
+]

@@ -1,0 +1,228 @@
+"""How pictures of any size meet an engine that has its own: tiles, windows, padding.
+
+The loop's state lives in picture space: noise, transforms and ids belong to pictures. Only the UNet sees canvases, so a
+layout is no more than a wrapper around the engine, from (x_t, t) in picture space to eps in picture space:
+
+- direct: the engine takes the (padded) picture as it is;
+- tiled: pictures smaller than the canvas share one, in arrival order, row by row (paper 3.4.2);
+- windows: larger pictures are cut into overlapping windows whose eps are blended with weights that fall towards the
+  window's border. All windows read and write one state, so they agree in their overlaps at every step: no seams.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import lcm
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from zipsdk.errors import EngineError, InputError
+from zipsdk.spec import ModelSpec
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+
+#: Canvas pixels that one engine call gets at most: 64 canvases of 64x64. It bounds memory, not results.
+MAX_PIXELS_A_CALL = 1 << 18
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A noise predictor. Any object with these two members can be passed to `zipsdk.Purifier`."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model says of itself."""
+
+    def __call__(self, x: F32, t: F32) -> F32:
+        """eps for x_t: x float32 (N, 3, H, W), t float32 (N,) of whole numbers -> float32 like x."""
+
+
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def pad(pictures: Array, height: int, width: int) -> Array:
+    """Mirror (N, H, W, 3) pictures at the bottom and the right up to height x width; 1-pixel sides repeat."""
+    _, h, w, _ = pictures.shape
+    if (h, w) == (height, width):
+        return pictures
+    return np.pad(pictures, ((0, 0), (0, height - h), (0, width - w), (0, 0)), mode="reflect")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where pictures of one size go.
+
+    Attributes:
+        height, width: the state's size in picture space: the picture, padded to what transforms and engine divide.
+        canvas_height, canvas_width: what the engine sees.
+        rows, columns: tiles on a canvas; 1 and 1 otherwise.
+        ys, xs: the windows' top and left corners; a single 0 each where one canvas holds the picture.
+        overlap: between neighbouring windows, at least, in pixels.
+    """
+
+    height: int
+    width: int
+    canvas_height: int
+    canvas_width: int
+    rows: int = 1
+    columns: int = 1
+    ys: tuple[int, ...] = (0,)
+    xs: tuple[int, ...] = (0,)
+    overlap: int = 0
+
+    @property
+    def pictures_per_canvas(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def windows(self) -> int:
+        return len(self.ys) * len(self.xs)
+
+    def canvas_pixels(self, pictures: int) -> int:
+        """Pixels that the engine evaluates for `pictures` of them."""
+        canvases = -(-pictures // self.pictures_per_canvas) * self.windows
+        return canvases * self.canvas_height * self.canvas_width
+
+    @property
+    def pictures_per_call(self) -> int:
+        """How many pictures to put through the loop together."""
+        canvases = max(1, MAX_PIXELS_A_CALL // (self.canvas_height * self.canvas_width * self.windows))
+        return canvases * self.pictures_per_canvas
+
+
+def plan(spec: ModelSpec, height: int, width: int, divisor: int, canvas: int | None = None) -> Layout:
+    """The layout for pictures of height x width.
+
+    Args:
+        divisor: the transforms' divisor.
+        canvas: a canvas side to use in place of the engine's own choice (engines that take several sizes only).
+
+    Raises:
+        InputError: the engine does not take that canvas, or the transforms' cells do not fit into it.
+    """
+    if canvas is not None:
+        if canvas % spec.multiple or not spec.min_side <= canvas <= spec.max_side:
+            sides = f"{spec.min_side}..{spec.max_side}" if spec.flexible else str(spec.canvas)
+            raise InputError(f"canvas: got {canvas}, wanted a multiple of {spec.multiple} in {sides} for {spec.name}")
+    elif spec.flexible:
+        unit = lcm(spec.multiple, divisor)
+        h, w = (max(round_up(n, unit), round_up(spec.min_side, unit)) for n in (height, width))
+        if max(h, w) <= spec.max_side:
+            return Layout(h, w, h, w)
+    side = canvas or (spec.max_side if spec.flexible else spec.canvas)
+    if side % divisor:
+        raise InputError(
+            f"transforms: their cells of {divisor} pixels do not divide the canvas of {side}; choose a blur that does"
+        )
+    h, w = round_up(height, divisor), round_up(width, divisor)
+    if max(h, w) <= side:
+        return Layout(h, w, side, side, rows=side // h, columns=side // w)
+    # a quarter: wide enough for the UNet's sharpest features to settle, at 1.3 to 1.8 times the evaluations
+    overlap = side // 4
+    unit = lcm(spec.multiple, divisor) if side % lcm(spec.multiple, divisor) == 0 else 1
+    return Layout(h, w, side, side, ys=_corners(h, side, overlap, unit), xs=_corners(w, side, overlap, unit),
+                  overlap=overlap)  # fmt: skip
+
+
+def _corners(length: int, side: int, overlap: int, unit: int) -> tuple[int, ...]:
+    """Evenly spread corners of windows that cover `length`, at multiples of `unit` but for the last."""
+    if length <= side:
+        return (0,)
+    n = -(-(length - overlap) // (side - overlap))
+    last = length - side
+    return (*(min(last, round(i * last / (n - 1) / unit) * unit) for i in range(n - 1)), last)
+
+
+def _ramp(length: int, corners: tuple[int, ...], side: int, overlap: int) -> list[F32]:
+    """For each window its weights along one axis, float32 (side,), summing to 1 over the windows at every pixel."""
+    raw = []
+    for corner in corners:
+        i = np.arange(side)
+        up = (i + 1) / (overlap + 1) if corner else np.ones(side)
+        down = (side - i) / (overlap + 1) if corner + side < length else np.ones(side)
+        raw.append(np.minimum(1.0, np.minimum(up, down)))
+    total = np.zeros(max(length, side))
+    for corner, weight in zip(corners, raw, strict=True):
+        total[corner : corner + side] += weight
+    return [
+        (weight / total[corner : corner + side]).astype(np.float32) for corner, weight in zip(corners, raw, strict=True)
+    ]
+
+
+class Predictor:
+    """eps in picture space: ``Predictor(engine, layout)(x_t (N, 3, height, width), t)``."""
+
+    def __init__(self, engine: Engine, layout: Layout):
+        self._engine, self._layout = engine, layout
+        if layout.windows > 1:
+            size = (layout.canvas_height, layout.canvas_width)
+            ramps = (
+                _ramp(n, corners, side, layout.overlap)
+                for n, corners, side in zip((layout.height, layout.width), (layout.ys, layout.xs), size, strict=True)
+            )
+            self._wy, self._wx = ramps
+
+    def __call__(self, x: F32, t: int) -> F32:
+        layout = self._layout
+        if layout.windows > 1:
+            return self._windows(x, t)
+        if (layout.height, layout.width) == (layout.canvas_height, layout.canvas_width):
+            return self._engine_call(x, t)
+        return self._tiled(x, t)
+
+    def _engine_call(self, x: F32, t: int) -> F32:
+        x = np.ascontiguousarray(x)
+        calls = max(1, MAX_PIXELS_A_CALL // (x.shape[2] * x.shape[3]))
+        parts = []
+        for i in range(0, len(x), calls):
+            part = x[i : i + calls]
+            eps = self._engine(part, np.full(len(part), t, np.float32))
+            if not isinstance(eps, np.ndarray) or eps.shape != part.shape or eps.dtype != np.float32:
+                got = f"{eps.dtype} {eps.shape}" if isinstance(eps, np.ndarray) else type(eps).__name__
+                raise EngineError(f"engine: got {got} at t = {t}, wanted eps as a float32 array {part.shape}")
+            parts.append(eps)
+        eps = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if not np.isfinite(eps.sum(dtype=np.float64)):
+            raise EngineError(f"engine: eps is not finite at t = {t}; the model overflows: use its fp32 or bf16 export")
+        # the loop changes x in place, so an engine that hands its input back must not be changed with it
+        return eps.copy() if np.may_share_memory(eps, x) else eps
+
+    def _tiled(self, x: F32, t: int) -> F32:
+        """Pictures row by row on canvases. Places left over on the last canvas repeat its pictures, and pixels that no
+        tile covers mirror the tiles, so that the UNet sees nothing foreign; both are dropped by index."""
+        a = self._layout
+        k, per = len(x), a.pictures_per_canvas
+        canvases = -(-k // per)
+        first = (canvases - 1) * per
+        index = np.arange(canvases * per)
+        index[k:] = first + (index[k:] - first) % (k - first)
+        tiles = x[index].reshape(canvases, a.rows, a.columns, 3, a.height, a.width)
+        grid = tiles.transpose(0, 3, 1, 4, 2, 5).reshape(canvases, 3, a.rows * a.height, a.columns * a.width)
+        gap = (a.canvas_height - grid.shape[2], a.canvas_width - grid.shape[3])
+        canvas = np.pad(grid, ((0, 0), (0, 0), (0, gap[0]), (0, gap[1])), mode="reflect") if any(gap) else grid
+        eps = self._engine_call(canvas, t)[:, :, : grid.shape[2], : grid.shape[3]]
+        eps = eps.reshape(canvases, 3, a.rows, a.height, a.columns, a.width).transpose(0, 2, 4, 1, 3, 5)
+        return eps.reshape(canvases * per, 3, a.height, a.width)[:k]
+
+    def _windows(self, x: F32, t: int) -> F32:
+        a = self._layout
+        n = len(x)
+        gap = [max(0, side - m) for side, m in ((a.canvas_height, a.height), (a.canvas_width, a.width))]
+        full = np.pad(x, ((0, 0), (0, 0), (0, gap[0]), (0, gap[1])), mode="reflect") if any(gap) else x
+        places = [(y, x_, wy, wx) for y, wy in zip(a.ys, self._wy, strict=True)
+                  for x_, wx in zip(a.xs, self._wx, strict=True)]  # fmt: skip
+        out = np.zeros_like(full)
+        calls = max(1, MAX_PIXELS_A_CALL // (n * a.canvas_height * a.canvas_width))
+        for i in range(0, len(places), calls):
+            group = places[i : i + calls]
+            cut = np.concatenate([full[:, :, y : y + a.canvas_height, x_ : x_ + a.canvas_width]
+                                  for y, x_, _, _ in group])  # fmt: skip
+            eps = self._engine_call(cut, t)
+            for j, (y, x_, wy, wx) in enumerate(group):
+                window = out[:, :, y : y + a.canvas_height, x_ : x_ + a.canvas_width]
+                window += eps[j * n : (j + 1) * n] * (wy[:, None] * wx[None, :])
+        return out[:, :, : a.height, : a.width]

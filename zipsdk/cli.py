@@ -1,0 +1,346 @@
+"""The command ``zipsdk``: purify folders, look at models, ask what this machine can run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import zipsdk
+from zipsdk import images
+from zipsdk.engines import load_engine
+from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
+from zipsdk.files import check_sidecar, sha256_file, sidecar_path
+from zipsdk.jobs import Run, find_jobs
+from zipsdk.manifest import Job, Manifest
+from zipsdk.models import bundled, find
+from zipsdk.purifier import PROFILES, Purifier
+
+_EXIT = """\
+exit codes:
+  0 all done    1 some pictures failed    2 wrong usage or input    3 the model cannot run here    130 interrupted
+"""
+
+_START = """\
+start with:
+  zipsdk doctor                   what this machine can run
+  zipsdk purify photos -o clean   purify a folder
+  zipsdk purify --help            examples, and what the settings mean
+
+"""
+
+_PURIFY = (
+    """\
+examples:
+  zipsdk purify photos -o clean                          a folder; its structure is kept
+  zipsdk purify "photos/**/*.jpg" -o clean --format png  a glob; quote it, or the shell expands it and folders are lost
+  zipsdk purify photos -o clean --profile fast           9 evaluations a picture in place of 20
+  zipsdk purify photos -o clean --transforms blur4 --lam 2 --sheet
+
+what the settings mean:
+  --transforms  destroy a trigger. blurN averages cells of N x N pixels, gray the colours; "+" joins several, and "|"
+                lets each picture draw one of several by chance: "blur2|blur4+gray"
+  --lam         lambda, how long the restored picture is held to the input: 10 for patches, 2 for blended triggers
+  --profile     paper: 20 evaluations from pure noise; fast: 9 from a warm start, the blurred picture plus noise
+
+A run that was stopped, however it was stopped, goes on where it was when the same command is given again: what has
+been done is noted in OUT/.zipsdk-manifest.jsonl. A picture that has changed since is done again. A picture that cannot
+be read is reported and left out; the next run tries it again.
+
+"""
+    + _EXIT
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    warnings.formatwarning = lambda message, *_, **__: f"zipsdk: note: {message}\n"
+    try:
+        code: int = args.command(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # whoever read our output has left; without this the interpreter's last flush would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except (ModelError, EngineError, MissingExtra) as e:
+        _say(f"error: {e}")
+        return 3
+    except PictureError as e:
+        _say(f"error: {e}")
+        return 1
+    except ZipError as e:
+        _say(f"error: {e}")
+        return 2
+
+
+def _say(text: str) -> None:
+    print(f"zipsdk: {text}", file=sys.stderr, flush=True)
+
+
+# ---- purify
+
+
+def _purify(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    out = Path(args.out)
+    problems: list[str] = []
+    note: Callable[[str], None] = (lambda text: None) if args.quiet else (lambda text: _say(f"note: {text}"))
+    if out.suffix.lower() in images.SUFFIXES and not out.is_dir():
+        raise InputError(f"{out}: the output is a folder, and this looks like a picture's name; give a folder")
+    jobs = find_jobs(args.inputs, out, args.format, problems.append, note)
+    sheet = _sheet_path(args.sheet, out, jobs)
+    for problem in problems:
+        _say(problem)
+
+    engine = load_engine(args.model, device=args.device, threads=args.threads)
+    purifier = Purifier(
+        engine, args.transforms, lam=args.lam, steps=args.steps, eta=args.eta, combine=args.combine,
+        profile=args.profile, start=args.start, seed=args.seed, canvas=args.canvas,
+    )  # fmt: skip
+    manifest = Manifest(out, jobs, _settings(purifier, args), args.seed, args.overwrite)
+    # one seed for the folder, so that a run that goes on draws what the first one would have drawn
+    purifier.seed = manifest.seed
+
+    shown = not args.quiet and (args.progress or sys.stderr.isatty())
+    with tqdm(unit=" pictures", disable=not shown, file=sys.stderr) as bar:
+        run = Run(
+            purifier, jobs, manifest, batch=args.batch,
+            failure=lambda text: tqdm.write(f"zipsdk: {text}", file=sys.stderr), progress=bar.update,
+        )  # fmt: skip
+        bar.reset(len(run.todo))
+        start = time.perf_counter()
+        try:
+            run()
+        except BaseException as e:
+            bar.close()
+            what = "interrupted" if isinstance(e, KeyboardInterrupt) else "stopped"
+            again = "the same command without --overwrite" if args.overwrite else "the same command"
+            _say(f"{what} with {len(jobs) - len(run.todo) + run.done} of {len(jobs)} pictures done; {again} continues")
+            raise
+        finally:
+            manifest.close()
+    took = time.perf_counter() - start
+    if sheet is not None:
+        _write_sheet(sheet, purifier, out, jobs)
+    failed = len(run.failed) + len(problems)
+    if not args.quiet:
+        rate = f" in {took:.1f} s ({run.done / took:.1f} pictures/s)" if run.done else ""
+        print(f"{run.done} done{rate}, {len(jobs) - len(run.todo)} already done before, {failed} failed")
+    return 1 if failed else 0
+
+
+def _settings(purifier: Purifier, args: argparse.Namespace) -> dict[str, Any]:
+    """What decides the result besides seed and pictures.
+
+    Not device and batch, so that a run may go on elsewhere or with less memory: they shift it by no more than rounding,
+    and the batch decides which pictures share a canvas.
+    """
+    path = find(args.model) or Path(args.model)
+    sidecar = sidecar_path(path)  # where there is one, the loader has just checked the files against it
+    return {
+        "model": json.loads(sidecar.read_bytes())["files"] if sidecar.exists() else sha256_file(path),
+        "steps": [step.t for step in purifier.table.steps],
+        **{key: purifier.info[key] for key in ("start", "transforms", "combine", "lam", "eta")},
+        "canvas": args.canvas,
+        "format": args.format,
+    }
+
+
+def _sheet_path(given: str | bool | None, out: Path, jobs: Sequence[Job]) -> Path | None:
+    if given is None:
+        return None
+    path = Path(given) if isinstance(given, str) else out / "zipsdk-sheet.png"
+    taken = {os.path.realpath(p) for job in jobs for p in (job.source, out / job.name)}
+    if os.path.realpath(path) in taken:
+        raise InputError(f"{path}: the sheet would be written over a picture; give it another name")
+    return path
+
+
+def _write_sheet(path: Path, purifier: Purifier, out: Path, jobs: Sequence[Job]) -> None:
+    from zipsdk.sheet import MAX_ROWS, before_after
+
+    pairs = []
+    # spread over all pictures, in case neighbours look alike
+    for job in jobs[:: -(-len(jobs) // MAX_ROWS)]:
+        try:
+            pairs.append((images.read_one(job.source).rgb, images.read_one(out / job.name).rgb))
+        except PictureError:
+            continue  # it failed, and that has been said
+    if pairs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.save(before_after(purifier.guides[0], pairs), path)
+
+
+# ---- info, models, doctor
+
+
+def _info(args: argparse.Namespace) -> int:
+    engine = load_engine(args.model, device=args.device)
+    path = find(args.model) or Path(args.model)
+    sidecar = check_sidecar(path)
+    checked = "matches its sidecar" if sidecar else "not checked: there is no sidecar beside it"
+    spec = dataclasses.asdict(engine.spec)
+    runs = dict(getattr(engine, "info", {}))
+    record = {"file": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path), "hash": checked}
+    if args.json:
+        print(json.dumps({**record, "spec": spec, "runs": runs}, indent=1))
+        return 0
+    for title, table in (("file", record), ("spec", spec), ("runs", runs)):
+        print(title)
+        for key, value in table.items():
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            print(f"  {key:<15} {text or '-'}")
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    for name in bundled():
+        spec = load_engine(name, device="cpu").spec
+        export = (check_sidecar(find(name) or name) or {}).get("export", {})
+        parameters = f"{export['parameters']:,} parameters" if "parameters" in export else "parameters unknown"
+        sides = f"{spec.canvas}x{spec.canvas}"
+        if spec.flexible:
+            sides += f" (takes {spec.min_side} to {spec.max_side})"
+        print(f"{name}  {sides}, {parameters}, {spec.licence or 'licence unknown'}")
+    if not bundled():
+        print("no model comes with this build of zipsdk; pass the path of an .onnx file as --model")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from zipsdk.doctor import checks
+
+    lines, runs = checks()
+    if args.json:
+        print(json.dumps({"runs": runs, "checks": [dataclasses.asdict(c) for c in lines]}, indent=1))
+    else:
+        for c in lines:
+            print(f"{'OK      ' if c.ok else 'not here'}  {c.name:<16}  {c.detail}")
+            if c.fix:
+                print(f"{'':28}-> {c.fix}")
+        print("at least one engine runs here" if runs else "no engine runs here: see the lines above")
+    return 0 if runs else 3
+
+
+# ---- arguments
+
+
+def _png(text: str) -> str:
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, wanted a .png file; without FILE put --sheet behind the inputs"
+        )
+    return text
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    form: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(
+        prog="zipsdk", description="Purify pictures in front of a classifier that may carry a backdoor.",
+        epilog=_START + _EXIT, **form,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"zipsdk {zipsdk.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], about: str, epilog: str
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=about, description=about[0].upper() + about[1:] + ".", epilog=epilog, **form
+        )
+        made.set_defaults(command=run)
+        return made
+
+    p = command("purify", _purify, "purify pictures, folders and globs", _PURIFY)
+    p.add_argument("inputs", nargs="+", metavar="IN", help="a picture, a folder (with all below it) or a quoted glob")
+    p.add_argument("-o", "--out", required=True, metavar="OUT", help="the folder to write to; it is made")
+    p.add_argument(
+        "--format",
+        choices=("keep", "png", "jpg", "webp"),
+        default="keep",
+        help="of the outputs; keep writes GIF as PNG (default: keep)",
+    )
+    p.add_argument("--overwrite", action="store_true", help="start over, and write over what is in OUT")
+    p.add_argument(
+        "--sheet",
+        nargs="?",
+        const=True,
+        type=_png,
+        metavar="FILE",
+        help="write a page of up to 12 pictures before, transformed and purified (without FILE: OUT/zipsdk-sheet.png)",
+    )
+    p.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
+    p.add_argument("--progress", action="store_true", help="show the progress bar even where there is no terminal")
+
+    g = p.add_argument_group("settings (they decide the result)")
+    g.add_argument("--profile", choices=tuple(PROFILES), default="paper", help="how to walk (default: paper)")
+    g.add_argument("--transforms", metavar="T", help='such as "blur2+gray" (default: what the model recommends)')
+    g.add_argument("--lam", type=float, help="lambda, above 0 (default: what the model recommends)")
+    g.add_argument("--steps", type=int, metavar="N", help="evaluations a picture (default: the profile's)")
+    g.add_argument("--start", type=int, metavar="T", help="warm start at this time step (default: the profile's)")
+    g.add_argument("--eta", type=float, default=1.0, help="1 fresh noise at each step, 0 none (default: 1, the paper)")
+    g.add_argument(
+        "--combine",
+        choices=("mean", "joint"),
+        default="mean",
+        help="average the transforms, as the paper, or honour all at once (default: mean)",
+    )
+    g.add_argument(
+        "--seed",
+        type=int,
+        help="for a result that can be repeated; who knows it can predict the noise, and "
+        "OUT's manifest holds it (default: drawn once for OUT)",
+    )
+    g.add_argument(
+        "--canvas",
+        type=int,
+        metavar="N",
+        help="side of the canvases, for models that take several sizes (default: each picture at its own size)",
+    )
+
+    g = p.add_argument_group("machine")
+    _add_model_options(g, positional=False)
+    g.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU; 0 takes all cores (default: 0)")
+    g.add_argument(
+        "--batch", type=_positive, default=16, metavar="N", help="pictures to take together, at most; more keeps a GPU "
+        "busy, and fills canvases that small pictures share (default: 16)",
+    )  # fmt: skip
+
+    p = command("info", _info, "what a model file says of itself, and what runs it here",
+                "examples:\n  zipsdk info zip-tiny\n  zipsdk info model.onnx --json\n")  # fmt: skip
+    _add_model_options(p, positional=True)
+    p.add_argument("--json", action="store_true", help="for programs")
+
+    command("models", _models, "the models that come with zipsdk", "example:\n  zipsdk models\n")
+
+    p = command("doctor", _doctor, "what this machine can run, why not, and what brings it",
+                "examples:\n  zipsdk doctor\n  zipsdk doctor --json\n\nexit code 3: no engine runs\n")  # fmt: skip
+    p.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def _add_model_options(p: Any, positional: bool) -> None:
+    about = "a bundled model's name or a model file"
+    if positional:
+        p.add_argument("model", metavar="FILE|NAME", help=about)
+    else:
+        p.add_argument("--model", default="zip-tiny", help=f"{about} (default: zip-tiny)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")

@@ -1,0 +1,119 @@
+"""What this machine can run, and why not."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from zipsdk.engines import load_engine
+from zipsdk.models import bundled
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: a thing, whether it is usable, what was found or why not, and what brings it."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+def checks() -> tuple[list[Check], bool]:
+    """All lines, and whether at least one engine runs here. Nothing raises."""
+    import zipsdk
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    lines = [
+        Check("Python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Check("zipsdk", True, zipsdk.__version__),
+        Check("CPU", True, f"{cores} cores"),
+        _package("numpy", "pip install numpy"),
+        _package("PIL", "pip install pillow", "Pillow"),
+    ]
+    runtime, *rest = _onnxruntime()
+    lines += [runtime, *rest, _cuda()]
+    lines += [
+        _package("tensorrt", "pip install 'zipsdk[gpu]'"),
+        _package("tensorrt_rtx", "pip install 'zipsdk[rtx]'"),
+        _package("pycuda", "pip install 'zipsdk[gpu]'"),
+    ]
+    tests = list(_self_tests())
+    # without a bundled model there is nothing to try the runtime on
+    return lines + tests, any(t.ok for t in tests) if tests else runtime.ok
+
+
+def _why(e: BaseException) -> str:
+    return (str(e).strip().split("\n")[0] or type(e).__name__)[:200]
+
+
+def _package(module: str, fix: str, name: str = "") -> Check:
+    try:
+        found = importlib.import_module(module)
+    except Exception as e:  # a package that is broken raises anything
+        return Check(name or module, False, _why(e), fix)
+    version = getattr(found, "__version__", None) or getattr(found, "VERSION_TEXT", "version unknown")
+    return Check(name or module, True, str(version))
+
+
+def _onnxruntime() -> Iterator[Check]:
+    package = _package("onnxruntime", "pip install 'zipsdk[cpu]'")
+    if not package.ok:
+        yield package
+        return
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    yield Check("onnxruntime", True, f"{package.detail} with {', '.join(available)}")
+    if "CUDAExecutionProvider" in available:
+        yield Check("onnxruntime CUDA", True, "built in; it loads when a model is opened with --device cuda")
+    else:
+        fix = "pip uninstall onnxruntime; pip install 'zipsdk[gpu]'"
+        yield Check("onnxruntime CUDA", False, "this onnxruntime was built without it", fix)
+
+
+def _cuda() -> Check:
+    name, library = "CUDA driver", "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    fix = "install the NVIDIA driver; pip has none"
+    try:
+        cuda = ctypes.CDLL(library)
+        if status := cuda.cuInit(0):
+            return Check(name, False, f"cuInit gives error {status} (100: no GPU is visible)", fix)
+        version, count = ctypes.c_int(), ctypes.c_int()
+        cuda.cuDriverGetVersion(ctypes.byref(version))
+        cuda.cuDeviceGetCount(ctypes.byref(count))
+        gpus = []
+        for i in range(count.value):
+            text = ctypes.create_string_buffer(256)
+            cuda.cuDeviceGetName(text, len(text), i)
+            gpus.append(text.value.decode(errors="replace"))
+    except (OSError, AttributeError) as e:
+        return Check(name, False, _why(e), fix)
+    number = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    return Check(name, bool(gpus), f"{number}, {', '.join(gpus) or 'no GPU'}", "" if gpus else fix)
+
+
+def _self_tests() -> Iterator[Check]:
+    """One evaluation of each bundled model."""
+    for model in bundled():
+        name = f"model {model}"
+        try:
+            engine = load_engine(model)
+            side = engine.spec.canvas
+            x = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
+            start = time.perf_counter()
+            eps = engine(x, np.full(1, engine.spec.timesteps // 2, np.float32))
+            took = time.perf_counter() - start
+        except Exception as e:
+            yield Check(name, False, _why(e), "see the lines above")
+            continue
+        ok = eps.shape == x.shape and bool(np.isfinite(eps).all())
+        what = f"one evaluation of {side}x{side} in {1000 * took:.0f} ms" if ok else "its answer is not finite"
+        yield Check(name, ok, what, "" if ok else "install zipsdk again: the model file is damaged")

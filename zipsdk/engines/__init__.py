@@ -1,0 +1,36 @@
+"""Engines: what evaluates the UNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zipsdk.canvas import Engine
+from zipsdk.errors import ModelError
+from zipsdk.models import bundled, find
+
+
+def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) -> Engine:
+    """Open a model.
+
+    Args:
+        model: a bundled model's name (``"zip-tiny"``) or a path to an ``.onnx`` file.
+        device: "auto", "cpu", or "cuda" / "cuda:N". One that is asked for by name and cannot be had is an error; "auto"
+            takes the best that works.
+        threads: CPU threads, 0 for the runtime's own choice (all cores).
+
+    Raises:
+        ModelError: there is no such model, or it is damaged.
+        EngineError: it cannot run here.
+        MissingExtra: its runtime is not installed.
+    """
+    name = str(model)
+    path = find(name) or Path(model)
+    if not path.exists():
+        raise ModelError(
+            f"model: got {name!r}, which is neither a file nor one of {', '.join(bundled())}; check the path"
+        )
+    if path.suffix != ".onnx":
+        raise ModelError(f"{path}: got a {path.suffix or 'suffix-less'} file, wanted .onnx")
+    from zipsdk.engines.onnx import OnnxEngine
+
+    return OnnxEngine(path, device=device, threads=threads)

@@ -1,0 +1,468 @@
+"""Files, PIL images and arrays -> uint8 RGB and back: the only place that knows value ranges, EXIF, alpha and 16 bit.
+
+Everything else in zipsdk sees uint8 (H, W, 3) RGB, C-contiguous. Nothing about the input is guessed: a dtype fixes its
+range, the layout of an array is declared, and what cannot be read without a guess is refused with what to do.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from zipsdk.errors import InputError, PictureError
+
+U8 = npt.NDArray[np.uint8]
+
+DEFAULT_MAX_PIXELS = 100_000_000
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF")
+
+# format -> the suffixes it is written for, the modes it holds without loss of a channel or of depth, options
+_WRITERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "JPEG": (".jpg .jpeg .jpe .jfif", "L RGB", {"quality": 95, "subsampling": "4:4:4"}),
+    "PNG": (".png", "1 L LA P RGB RGBA I;16", {}),
+    "WEBP": (".webp", "L LA RGB RGBA", {"lossless": True, "exact": True}),  # exact: the colours below alpha 0 too
+    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;16", {}),
+    "BMP": (".bmp", "1 L RGB", {}),
+    "PPM": (".ppm .pgm .pbm .pnm", "1 L RGB I;16", {}),
+    "AVIF": (".avif", "L RGB RGBA", {"quality": 95, "subsampling": "4:4:4"}),
+}
+
+#: Suffixes of the files that are read, for whoever lists a folder. The content decides how a file is decoded.
+SUFFIXES = frozenset([".gif", ".apng", *(s for suffixes, _, _ in _WRITERS.values() for s in suffixes.split())])
+
+_ARRAYS = "uint8 (0..255), uint16 (0..65535) or float16, float32, float64 (0..1)"
+_SHAPES = {
+    "NHWC": "(H, W), (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels",
+    "NCHW": "(H, W), (C, H, W) or (N, C, H, W) with 1, 3 or 4 channels",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One picture, and the way back.
+
+    Attributes:
+        rgb: uint8 (H, W, 3), C-contiguous, memory of its own.
+        restore: takes a purified uint8 (H, W, 3) and gives back the same kind of thing as came in: new and writable.
+    """
+
+    rgb: U8
+    restore: Callable[[U8], Any]
+
+
+def read(
+    batch: Any, *, layout: str = "NHWC", max_pixels: int = DEFAULT_MAX_PIXELS
+) -> tuple[list[Picture], Callable[[list[U8]], Any]]:
+    """Read a batch of pictures.
+
+    Args:
+        batch: one of
+            - an array (N, H, W, C), (H, W, C) or (H, W), with C = 1 (grey), 3 (RGB) or 4 (RGBA). Its dtype says its
+              range: uint8 0..255; uint16 0..65535, inside x / 257; float16, float32, float64 0..1, inside x * 255.
+              Both are rounded to 8 bit, half to even. N = 0 is fine;
+            - a PIL image or a path (str, os.PathLike); see `read_one`;
+            - a list or a tuple of PIL images, paths and single arrays, of mixed sizes.
+        layout: "NHWC" or "NCHW": where arrays have their channels. It is never guessed.
+        max_pixels: the largest width * height of a picture, checked before it is decoded.
+
+    Returns:
+        The pictures, and a function: it takes the purified pictures (uint8 (H, W, 3), in the same order) and gives back
+        one thing of the type, size, dtype and layout of `batch` (a list for a list or a tuple). Grey is the mean of the
+        three colours; the alpha of an array is put back as it came, bit for bit.
+
+    Raises:
+        InputError: an array or an object that cannot be used as given.
+        PictureError: a file or a PIL image that cannot be read.
+    """
+    _check_options(layout, max_pixels)
+    if isinstance(batch, (list, tuple)):
+        pictures = [_read_item(x, layout, max_pixels, f"item {i} of the list: ") for i, x in enumerate(batch)]
+        return pictures, lambda clean: [p.restore(c) for p, c in zip(pictures, _counted(clean, pictures), strict=True)]
+    if isinstance(batch, np.ndarray) and batch.ndim == 4:
+        array = np.asarray(batch)
+        _check_array(array, layout, max_pixels, "")
+        pictures = [_read_array(x, layout, (i,)) for i, x in enumerate(array)]
+        shape, dtype = array.shape, array.dtype
+
+        def back(clean: list[U8]) -> Any:
+            # not np.stack, which would change the byte order of a big-endian batch and cannot stack nothing
+            out = np.empty(shape, dtype)
+            for i, (picture, c) in enumerate(zip(pictures, _counted(clean, pictures), strict=True)):
+                out[i] = picture.restore(c)
+            return out
+
+        return pictures, back
+    one = _read_item(batch, layout, max_pixels, "")
+    return [one], lambda clean: one.restore(_counted(clean, [one])[0])
+
+
+def read_one(item: Any, *, layout: str = "NHWC", max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+    """Read one picture.
+
+    A PIL image and a path give back a PIL image with `info["icc_profile"]` and `info["exif"]` where there were any (the
+    tags of a TIFF are not kept):
+
+    - it is upright: the EXIF orientation is applied and its tag dropped (so width and height may have changed places);
+    - 1 and L come back as L, with transparency as LA; RGB, YCbCr, HSV and LAB as RGB; RGBA as RGBA; a palette as RGB,
+      or as RGBA where it has transparency. Alpha is kept bit for bit;
+    - 16-bit grey is scaled by 257 and comes back as I;16 (its colour key, if any, is lost). Pillow itself reads
+      pictures of 16 bit a colour in 8 bit, so they come back in 8 bit;
+    - CMYK comes back as RGB (sRGB): through its ICC profile, or, with a UserWarning, without one.
+
+    Animated files and files of many pages are refused. Of a JPEG that carries further pictures (MPO: previews, the
+    other eye) the first one is read, as every viewer does.
+
+    Args:
+        item: a PIL image, a path (str, os.PathLike) or one array (H, W), (H, W, C); see `read` for dtypes.
+        layout: "NHWC" or "NCHW", for arrays.
+        max_pixels: the largest width * height, checked before anything is decoded.
+
+    Raises:
+        InputError: an array or an object that cannot be used as given.
+        PictureError: a file or a PIL image that cannot be read.
+    """
+    _check_options(layout, max_pixels)
+    return _read_item(item, layout, max_pixels, "")
+
+
+def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture whole or not at all: to a temporary file in the same folder, which then takes the name.
+
+    The suffix decides the format: JPEG with quality 95 and no chroma subsampling (AVIF alike), PNG, WebP, TIFF, BMP and
+    PPM without loss. `info["icc_profile"]` and `info["exif"]` are written where the format has a place for them; a
+    picture whose EXIF has an orientation is turned upright and written without it.
+
+    Raises:
+        InputError: the suffix is not one that is written, or the format cannot hold the mode of the picture.
+        PictureError: the file cannot be written; what was there before is untouched.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(f"image to save: got {type(image).__name__}, wanted a PIL image: use Image.fromarray(array)")
+    target = Path(path)
+    kind = next((k for k, (suffixes, _, _) in _WRITERS.items() if target.suffix.lower() in suffixes.split()), None)
+    if kind is None:
+        known = " ".join(suffixes for suffixes, _, _ in _WRITERS.values())
+        raise InputError(
+            f"{target}: got the suffix {target.suffix!r}, wanted one of {known}: write a .png, for example"
+        )
+    _, modes, options = _WRITERS[kind]
+    if image.mode not in modes.split():
+        raise InputError(
+            f"{target}: got a picture of mode {image.mode}, wanted one of {modes}, which is what {kind} holds: "
+            f"write a .png, or convert the picture"
+        )
+    # in the same folder, because a rename is atomic within one file system only
+    temporary = target.with_name(f".zipsdk-{secrets.token_hex(8)}.tmp")
+    try:
+        with _pillow_silent():
+            image, info = _upright(image)
+        with temporary.open("xb") as f:
+            image.save(f, kind, **options, **info)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(target)
+    except Exception as exc:
+        raise PictureError(
+            f"{target}: cannot be written ({type(exc).__name__}: {exc}): "
+            f"check that the folder is there, that you may write to it, and that the disk has room"
+        ) from exc
+    finally:
+        # gone already when all went well; `finally`, so that Ctrl-C leaves nothing behind either
+        with suppress(OSError, ValueError):
+            temporary.unlink(missing_ok=True)
+
+
+def _check_options(layout: str, max_pixels: int) -> None:
+    if layout not in _SHAPES:
+        raise InputError(f'layout: got {layout!r}, wanted "NHWC" (channels last) or "NCHW" (channels first)')
+    if not isinstance(max_pixels, int) or max_pixels < 1:
+        raise InputError(f"max_pixels: got {max_pixels!r}, wanted a whole number of at least 1")
+
+
+def _counted(clean: list[U8], pictures: list[Picture]) -> list[U8]:
+    if len(clean) != len(pictures):
+        raise InputError(f"purified pictures: got {len(clean)}, wanted {len(pictures)}, one for each that was read")
+    return clean
+
+
+def _read_item(item: Any, layout: str, max_pixels: int, where: str) -> Picture:
+    if isinstance(item, np.ndarray):
+        array = np.asarray(item)
+        if array.ndim == 4:
+            raise InputError(
+                f"{where}got an array of shape {array.shape}, wanted one picture: "
+                f"pass the batch itself, or a list of its pictures, to run()"
+            )
+        _check_array(array, layout, max_pixels, where)
+        return _read_array(array, layout, (), where)
+    if isinstance(item, (Image.Image, str, os.PathLike)):
+        return _read_pil(item, max_pixels, where)
+    kind = f"{type(item).__module__}.{type(item).__qualname__}"
+    hint = "convert it with np.asarray(...)"
+    if kind.startswith("torch."):
+        hint = 'pass tensor.numpy() (tensor.cpu().numpy() from a GPU), with layout="NCHW" where channels come first'
+    raise InputError(f"{where}got a {kind}, wanted a NumPy array, a PIL image, a path or a list of these: {hint}")
+
+
+# ---- arrays
+
+
+def _check_array(a: npt.NDArray[Any], layout: str, max_pixels: int, where: str) -> None:
+    """Refuse an array by its dtype and shape; the values are for `_read_array`."""
+    if (a.dtype.kind, a.dtype.itemsize) not in {("u", 1), ("u", 2), ("f", 2), ("f", 4), ("f", 8)}:
+        raise InputError(
+            f"{where}got an array of dtype {a.dtype}, wanted {_ARRAYS}: convert it to the one whose range it has"
+        )
+    first, last = (-3, -1) if layout == "NCHW" else (-1, -3)
+    if a.ndim not in (2, 3, 4) or (a.ndim > 2 and a.shape[first] not in (1, 3, 4)):
+        hint = "pass one picture or a batch of pictures"
+        if a.ndim in (3, 4) and a.shape[last] in (1, 3, 4):
+            hint = f'channels seem to stand elsewhere: pass layout="{"NHWC" if layout == "NCHW" else "NCHW"}"'
+        elif a.ndim == 3:
+            axis = "1" if layout == "NCHW" else "-1"
+            hint = f"for a batch of grey pictures give it a channel axis: np.expand_dims(x, {axis})"
+        raise InputError(
+            f'{where}got an array of shape {a.shape}, wanted {_SHAPES[layout]} (layout="{layout}"): {hint}'
+        )
+    height, width = a.shape[-2:] if a.ndim == 2 or layout == "NCHW" else a.shape[-3:-1]
+    if height == 0 or width == 0:
+        raise InputError(f"{where}got an array of shape {a.shape}, wanted at least 1 x 1 pixels: leave it out")
+    if height * width > max_pixels:
+        raise InputError(
+            f"{where}got pictures of {width} x {height} pixels, wanted at most {max_pixels} pixels: "
+            f"make them smaller, or raise max_pixels"
+        )
+
+
+def _read_array(a: npt.NDArray[Any], layout: str, at: tuple[int, ...], where: str = "") -> Picture:
+    """A checked array of two or three axes -> Picture. `at`: where it stands in its batch, for messages."""
+    if a.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):  # some builds of NumPy warn when a NaN is compared
+            good = (a >= 0) & (a <= 1)  # false for NaN
+        if not good.all():
+            i = tuple(int(k) for k in np.unravel_index(int(np.argmin(good)), good.shape))
+            raise InputError(
+                f"{where}got {float(a[i])} at index {at + i} of a {a.dtype} array, wanted values in [0, 1]: "
+                f"divide by the array's range, or pass uint8 (0..255)"
+            )
+    dtype, grey_2d = a.dtype, a.ndim == 2
+    if grey_2d:
+        a = a[:, :, None]
+    elif layout == "NCHW":
+        a = np.moveaxis(a, 0, -1)
+    channels = a.shape[2]
+    # a copy, because the caller may refill the array while the answer is being computed
+    alpha = a[:, :, 3:].copy()
+    rgb = _to_8bit(a[:, :, :3])
+    if channels == 1:
+        rgb = np.repeat(rgb, 3, axis=2)
+
+    def restore(clean: U8) -> Any:
+        _check_clean(clean, rgb)
+        out = _from_8bit(_grey(clean)[:, :, None] if channels == 1 else clean, dtype)
+        if channels == 4:
+            out = np.concatenate((out, alpha), axis=2, dtype=dtype)
+        if grey_2d:
+            out = out[:, :, 0]
+        elif layout == "NCHW":
+            out = np.moveaxis(out, -1, 0)
+        return np.array(out, dtype, order="C")
+
+    return Picture(rgb, restore)
+
+
+def _check_clean(clean: U8, rgb: U8) -> None:
+    if not isinstance(clean, np.ndarray) or clean.dtype != np.uint8 or clean.shape != rgb.shape:
+        got = f"{clean.dtype} {clean.shape}" if isinstance(clean, np.ndarray) else type(clean).__name__
+        raise InputError(f"purified picture: got {got}, wanted uint8 {rgb.shape}, as it was read")
+
+
+def _to_8bit(a: npt.NDArray[Any]) -> U8:
+    """Any checked array -> a new uint8 array of the same shape, rounded half to even."""
+    if a.dtype.kind == "f":
+        a = np.rint(np.multiply(a, 255, dtype=np.float64))
+    elif a.dtype.itemsize == 2:
+        a = (a.astype(np.uint32) + 128) // 257  # x / 257 rounded: 257 is odd, so there is no half way
+    return np.array(a, np.uint8, order="C")
+
+
+def _from_8bit(a: U8, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if dtype.kind == "f":
+        return np.divide(a, 255, dtype=np.float64).astype(dtype)
+    return (a.astype(dtype) * 257).astype(dtype) if dtype.itemsize == 2 else a
+
+
+def _grey(rgb: U8) -> U8:
+    """(H, W, 3) -> (H, W): the mean, rounded; a sum of three thirds is never half way."""
+    return np.array((rgb.sum(axis=2, dtype=np.uint16) + 1) // 3, np.uint8)
+
+
+# ---- files and PIL images
+
+_one_at_a_time = threading.Lock()
+
+
+@contextmanager
+def _pillow_silent() -> Iterator[None]:
+    """Pillow warns about sizes, which `max_pixels` governs here, and about metadata, which is not what is purified.
+
+    Filters belong to the whole process, hence the lock, and hence only warnings that come from Pillow's own modules.
+    """
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(f for f in _FORMATS if f in Image.OPEN)  # AVIF is not in every build of Pillow
+
+
+def _read_pil(item: Image.Image | str | os.PathLike[str], max_pixels: int, where: str) -> Picture:
+    name = where + str(getattr(item, "filename", "") or "PIL image" if isinstance(item, Image.Image) else item)
+    try:
+        with _pillow_silent():
+            if isinstance(item, Image.Image):
+                picture, caution = _decode(item, name, max_pixels)
+            else:
+                with _file(Path(item), name).open("rb") as f:
+                    picture, caution = _decode(Image.open(f, formats=_formats()), name, max_pixels)
+    except Exception as exc:
+        raise _refusal(name, exc) from exc
+    if caution:
+        warnings.warn(caution, UserWarning, stacklevel=4)
+    return picture
+
+
+def _file(path: Path, name: str) -> Path:
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise PictureError(f"{name}: got a folder, wanted a picture file: pass the files in it")
+    if not stat.S_ISREG(mode):  # a pipe would block, and a device may never end
+        raise PictureError(f"{name}: got a special file, wanted a picture file: copy it to a file first")
+    return path
+
+
+def _refusal(name: str, exc: Exception) -> PictureError:
+    """Whatever went wrong with a file, in words. Decoders raise nearly anything on a damaged file."""
+    if isinstance(exc, PictureError):
+        return exc
+    got, hint = f"{type(exc).__name__}: {exc}", "the file is damaged or incomplete; fetch or save it again"
+    if isinstance(exc, FileNotFoundError):
+        got, hint = "no such file", "check the path"
+    elif isinstance(exc, PermissionError):
+        got, hint = "a file that may not be read", "check its permissions"
+    elif isinstance(exc, Image.DecompressionBombError):
+        hint = "make it smaller, or raise both max_pixels and PIL.Image.MAX_IMAGE_PIXELS"
+    elif isinstance(exc, UnidentifiedImageError):
+        got, hint = "a file that is none of these, or a damaged one", "convert it to PNG or JPEG"
+    elif isinstance(exc, MemoryError):
+        hint = "not enough memory; make it smaller, or lower max_pixels to refuse it"
+    return PictureError(f"{name}: got {got}, wanted a picture ({', '.join(_formats())}): {hint}")
+
+
+def _decode(im: Image.Image, name: str, max_pixels: int) -> tuple[Picture, str]:
+    """A PIL image -> Picture, and what the caller should be warned of ("" for nothing)."""
+    width, height = im.size
+    if width < 1 or height < 1:
+        raise PictureError(f"{name}: got {width} x {height} pixels, wanted at least 1 x 1: leave it out")
+    if width * height > max_pixels:
+        raise PictureError(
+            f"{name}: got {width} x {height} pixels, wanted at most {max_pixels} pixels: "
+            f"make it smaller, or raise max_pixels"
+        )
+    frames = 1 if im.format == "MPO" else getattr(im, "n_frames", 1)
+    if frames > 1:
+        raise PictureError(f"{name}: got {frames} frames, wanted one: choose a frame and save it by itself")
+    kind = im.format
+    im, info = _upright(im)
+    mode, caution = im.mode, ""
+    if mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM")):  # the formats whose mode I has 16 bit
+        deep = np.asarray(im)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise PictureError(f"{name}: got mode {mode} with values beyond 0..65535, wanted 16 bit: scale it")
+        grey = _to_8bit(deep.astype(np.uint16))
+        return _pil_picture(np.repeat(grey[:, :, None], 3, axis=2), "I;16", None, info), ""
+    if mode in ("I", "F"):
+        raise PictureError(
+            f"{name}: got mode {mode} (32 bit), whose range nothing tells, wanted 8 or 16 bit: "
+            f"scale it to 0..255 and convert it to L, or pass a float array in [0, 1]"
+        )
+    if mode in ("CMYK", "LAB"):
+        im, caution = _to_srgb(im, name)
+        info.pop("icc_profile", None)  # it described the colours that are gone
+    elif im.has_transparency_data:
+        im = im.convert("LA" if mode in ("1", "L", "LA", "La") else "RGBA")
+    elif mode in ("1", "L"):
+        im = im.convert("L")
+    else:
+        im = im.convert("RGB")
+    alpha = im.getchannel("A") if im.mode in ("LA", "RGBA") else None
+    # Pillow repeats grey exactly and drops alpha as it is
+    return _pil_picture(np.array(im.convert("RGB"), np.uint8, order="C"), im.mode, alpha, info), caution
+
+
+def _pil_picture(rgb: U8, mode: str, alpha: Image.Image | None, info: dict[str, bytes]) -> Picture:
+    def restore(clean: U8) -> Image.Image:
+        _check_clean(clean, rgb)
+        if mode in ("RGB", "RGBA"):
+            out = Image.fromarray(clean)
+        elif mode == "I;16":
+            out = Image.fromarray(_from_8bit(_grey(clean), np.dtype(np.uint16)))
+        else:
+            out = Image.fromarray(_grey(clean))
+        if alpha is not None:
+            out.putalpha(alpha)
+        out.info.update(info)
+        return out
+
+    return Picture(rgb, restore)
+
+
+def _upright(im: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
+    """A new image with its EXIF orientation applied, and the ICC profile and the EXIF to keep, without that tag."""
+    im = ImageOps.exif_transpose(im)
+    info: dict[str, Any] = {k: im.info[k] for k in ("icc_profile", "exif") if im.info.get(k)}
+    exif = im.getexif()
+    turned = exif.pop(ExifTags.Base.Orientation, None) is not None  # 1, or a number that means nothing
+    if turned or (exif and "exif" not in info):
+        info["exif"] = exif.tobytes()
+    return im, info
+
+
+def _to_srgb(im: Image.Image, name: str) -> tuple[Image.Image, str]:
+    """CMYK or LAB -> RGB; the second value is a warning, or "" """
+    srgb = ImageCms.createProfile("sRGB")
+    if im.mode == "LAB":
+        source: Any = ImageCms.createProfile("LAB")
+        return _converted(im, source, srgb), ""
+    profile, why = im.info.get("icc_profile"), "it has no ICC profile"
+    if profile:
+        try:
+            return _converted(im, ImageCms.ImageCmsProfile(io.BytesIO(profile)), srgb), ""
+        except (ImageCms.PyCMSError, OSError) as exc:
+            why = f"its ICC profile cannot be used ({exc})"
+    return im.convert("RGB"), f"{name}: CMYK is converted to RGB by a plain formula, because {why}: colours may be off"
+
+
+def _converted(im: Image.Image, source: Any, srgb: Any) -> Image.Image:
+    out = ImageCms.profileToProfile(im, source, srgb, outputMode="RGB")
+    if out is None:
+        raise OSError("no conversion")
+    return out

@@ -1,0 +1,196 @@
+"""The manifest of a run over a folder, by which a killed run goes on where it stopped.
+
+``OUT/.zipsdk-manifest.jsonl`` has one JSON object a line:
+
+    {"zipsdk_manifest": 1, "seed": ..., "settings": {...}}             first
+    {"batch": [names]}                                                 before a batch's first output is written
+    {"done": name, "source": ..., "size": ..., "mtime_ns": ...}        after an output has taken its name
+
+Names are outputs relative to OUT. A batch is finished with the members that it was begun with, because pictures that
+share a canvas see each other a little: so a run that was killed gives the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from zipsdk.errors import InputError
+
+MANIFEST = ".zipsdk-manifest.jsonl"
+_LEFTOVER = re.compile(r"\.zipsdk-[0-9a-f]{16}\.tmp")  # what images.save writes before it renames
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture: where it is, and what its output is called, relative to OUT, with ``/``."""
+
+    source: Path
+    name: str
+
+
+class Manifest:
+    """What a run has done in its output folder, on disk before it is believed.
+
+    Args:
+        out: the output folder; it is made.
+        settings: whatever decides the pictures' bits besides seed and pictures: JSON-able.
+        seed: None takes the one of the run before, or draws one.
+        overwrite: forget what was done, and allow to write over files that are no output of a run.
+
+    Attributes:
+        seed: of this run and of all that continue it.
+
+    Raises:
+        InputError: OUT cannot be used, another run is writing there, it was begun with other settings, or it holds
+            files that would be written over.
+    """
+
+    def __init__(self, out: Path, jobs: Sequence[Job], settings: Mapping[str, Any], seed: int | None, overwrite: bool):
+        self.out, self._path = out, out / MANIFEST
+        self._done: dict[str, tuple[int, int]] = {}
+        self._batch_of: dict[str, list[str]] = {}
+        new = not self._path.exists()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = self._path.open("a+b")
+        except OSError as e:
+            raise InputError(f"{out}: cannot be used as the output folder ({e.strerror}); choose another") from e
+        _lock(self._file, out)
+        try:
+            header = None if overwrite else self._load()
+            if header is not None:
+                self.seed = self._continue(header, settings, seed)
+            ours = self._batch_of.keys() | self._done.keys()
+            foreign = [j.name for j in jobs if j.name not in ours and os.path.lexists(out / j.name)]
+            if foreign and not overwrite:
+                raise InputError(
+                    f"{out / foreign[0]} is there and was not written by this run"
+                    + (f" (nor were {len(foreign) - 1} others)" if len(foreign) > 1 else "")
+                    + "; use another output folder, or --overwrite"
+                )
+            if header is None:
+                self._file.truncate(0)
+                self.seed = secrets.randbits(64) if seed is None else seed
+                self._append({"zipsdk_manifest": 1, "seed": self.seed, "settings": dict(settings)})
+        except BaseException:
+            self._file.close()
+            if new:  # a refusal leaves nothing behind
+                self._path.unlink(missing_ok=True)
+            raise
+        if not new:
+            _remove_leftovers({(out / j.name).parent for j in jobs})
+
+    def _load(self) -> dict[str, Any] | None:
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        # a line cut by a kill goes, else the next one would be appended to it
+        self._file.truncate(len(whole))
+        records = []
+        for line in whole.splitlines():
+            with suppress(ValueError):  # a damaged line: its picture is done again
+                records.append(json.loads(line))
+        if not records:
+            return None
+        header: dict[str, Any] = records[0]
+        try:
+            if header["zipsdk_manifest"] != 1 or not isinstance(header["settings"], dict):
+                raise ValueError
+            for record in records[1:]:
+                if "batch" in record:
+                    self._batch_of |= dict.fromkeys(record["batch"], record["batch"])
+                else:
+                    self._done[record["done"]] = (int(record["size"]), int(record["mtime_ns"]))
+        except (KeyError, TypeError, ValueError):
+            raise InputError(
+                f"{self._path}: is damaged, or of another version of zipsdk; use another output folder, or --overwrite"
+            ) from None
+        return header
+
+    def _continue(self, header: dict[str, Any], settings: Mapping[str, Any], seed: int | None) -> int:
+        then, now = header["settings"], json.loads(json.dumps(settings))
+        was: int = header["seed"]
+        if seed is not None:
+            then, now = {**then, "seed": was}, {**now, "seed": seed}
+        if changed := [k for k in {**then, **now} if then.get(k) != now.get(k)]:
+            what = ", ".join(f"{k}: {_short(then.get(k))} then, {_short(now.get(k))} now" for k in changed)
+            raise InputError(
+                f"{self.out} was begun with other settings ({what}); "
+                "use another output folder, or --overwrite to start over"
+            )
+        return was
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the output is there and was made from the picture as it is now."""
+        return job.name in self._done and not self.is_changed(job) and (self.out / job.name).exists()
+
+    def is_changed(self, job: Job) -> bool:
+        """Whether the picture was purified and has changed since."""
+        try:
+            return job.name in self._done and self._done[job.name] != fingerprint(job.source)
+        except OSError:
+            return True
+
+    def batch_of(self, name: str) -> list[str]:
+        """The batch in which an output was begun, [] where it was not."""
+        return self._batch_of.get(name, [])
+
+    def begin(self, names: list[str]) -> None:
+        """Note a batch before its outputs are written."""
+        if any(self._batch_of.get(n) != names for n in names):
+            self._append({"batch": names})
+            self._batch_of |= dict.fromkeys(names, names)
+
+    def finished(self, job: Job, size: int, mtime_ns: int) -> None:
+        """Note an output after it has taken its name."""
+        self._append({"done": job.name, "source": str(job.source), "size": size, "mtime_ns": mtime_ns})
+        self._done[job.name] = (size, mtime_ns)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def fingerprint(path: Path) -> tuple[int, int]:
+    """Size and time of change: what tells whether a picture is still the one that was purified."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _lock(file: BinaryIO, out: Path) -> None:
+    """One run at a time in a folder; the system lets go of the lock when the process dies, however it dies."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        file.close()
+        raise InputError(f"{out}: another zipsdk run writes there; wait for it, or use another output folder") from e
+    except OSError:
+        pass  # a file system without locks
+
+
+def _remove_leftovers(folders: set[Path]) -> None:
+    for folder in folders:
+        for path in folder.glob(".zipsdk-*.tmp"):
+            if _LEFTOVER.fullmatch(path.name):
+                path.unlink(missing_ok=True)

@@ -1,0 +1,144 @@
+"""The noise schedule, and the frozen table of steps that the loop walks through.
+
+Everything here is float64 and made before the loop starts; the loop and the kernels only read rows.
+
+    here      paper             authors' code   meaning
+    t         t                 t, i            time step that the UNet sees, 0-based: 950, 900, ..., 0
+    ab        alpha-bar_t       at              product of (1 - beta) up to t
+    ab_next   alpha-bar_{t-1}   at_next         the same at the next *visited* step; 1 after the last
+    w         1 - ab^lambda     1-at**...       weight of the rectified estimate (paper 3.3.3)
+    s         sigma_t           sigma_t         standard deviation of the fresh noise
+
+The paper prints alpha-bar_{t-1} and the one-step sigma in its strided Algorithm 2; read literally, that would leave
+out most of each stride. As in the authors' code, "t-1" is the next visited step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from zipsdk.errors import InputError
+from zipsdk.spec import ModelSpec
+
+#: The paper's setting: 20 evaluations (appendix E.3).
+PAPER_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row: x0 = a x_t - b e;  x0 += w P(x_P - x0);  x_next = c x0 + d e + s z."""
+
+    t: int
+    ab: float
+    ab_next: float
+    w: float
+    s: float
+
+    @property
+    def a(self) -> float:
+        """1 / sqrt(ab): about 100 at t = 950, which is why the state is never half precision."""
+        return 1.0 / math.sqrt(self.ab)
+
+    @property
+    def b(self) -> float:
+        """sqrt(1 - ab) / sqrt(ab)."""
+        return math.sqrt(1.0 - self.ab) / math.sqrt(self.ab)
+
+    @property
+    def c(self) -> float:
+        """sqrt(ab_next)."""
+        return math.sqrt(self.ab_next)
+
+    @property
+    def d(self) -> float:
+        """sqrt(1 - ab_next - s^2), the share of the predicted noise that stays."""
+        # eta = 1 at the last step gives 0 up to rounding, which may be a hair below
+        return math.sqrt(max(0.0, 1.0 - self.ab_next - self.s**2))
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """The steps of one run, first to last.
+
+    `warm` tells whether the loop begins from the noised guide (True) or from pure noise (False).
+    """
+
+    steps: tuple[Step, ...]
+    warm: bool
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def alphas_cumprod(spec: ModelSpec) -> np.ndarray:
+    """alpha-bar for t = 0..T-1, float64 (T,), of the model's linear schedule (Ho et al. 2020, section 4)."""
+    betas = np.linspace(spec.beta_start, spec.beta_end, spec.timesteps, dtype=np.float64)
+    return np.cumprod(1.0 - betas)
+
+
+def visited_steps(timesteps: int, steps: int | None, start: int | None) -> list[int]:
+    """The time steps of one run, descending to 0.
+
+    Without `start`: 0, S, 2S, ... with the stride S = timesteps // steps, as the paper's 950, 900, ..., 0.
+    With `start`: `steps` of them evenly spread from `start` to 0; without `steps`, the paper's stride from there
+    (9 from t = 400).
+
+    Raises:
+        InputError: `steps` outside 1..timesteps, `start` outside 1..timesteps-1, or more steps than there are.
+    """
+    if steps is not None and not 1 <= steps <= timesteps:
+        raise InputError(
+            f"steps: got {steps}, wanted 1..{timesteps}, the number of UNet evaluations; 20 is the paper's"
+        )
+    if start is None:
+        n = PAPER_STEPS if steps is None else steps
+        stride = max(1, timesteps // n)
+        return [i * stride for i in reversed(range(n))]
+    if not 1 <= start < timesteps:
+        raise InputError(
+            f"start: got {start}, wanted a time step in 1..{timesteps - 1}, or None to begin from pure noise"
+        )
+    if steps is None:
+        stride = max(1, timesteps // PAPER_STEPS)
+        steps = -(-start // stride) + 1
+    if steps > start + 1:
+        raise InputError(
+            f"steps: got {steps} from start={start}, wanted at most {start + 1}; raise start or lower steps"
+        )
+    if steps == 1:
+        return [start]
+    return [round(start - i * start / (steps - 1)) for i in range(steps)]
+
+
+def step_table(
+    spec: ModelSpec, *, lam: float, eta: float = 1.0, steps: int | None = None, start: int | None = None
+) -> StepTable:
+    """The table of Algorithm 2 (paper, appendix D), with the step indices of the authors' code.
+
+    ``steps=spec.timesteps, eta=1`` is Algorithm 1, exactly: for a stride of one, s^2 is the posterior variance
+    (1-ab_next)/(1-ab) beta and the mean of Algorithm 1, written in x0 and e, has the coefficients of `Step`.
+
+    Args:
+        lam: lambda in (0, inf]. The consistency weight is 1 - ab^lambda, so a small lambda lets go of the input early.
+        eta: 0 (deterministic DDIM) to 1 (ancestral noise, the paper).
+
+    Raises:
+        InputError: a value out of range.
+    """
+    if not lam > 0:
+        reason = "0 ignores the picture and gives a random one" if lam == 0 else "it must be positive"
+        raise InputError(f"lam: got {lam}, wanted a number in (0, inf]: {reason}; the paper uses 2 and 10")
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta: got {eta}, wanted 0 (deterministic) to 1 (the paper)")
+    ab_all = alphas_cumprod(spec)
+    visited = visited_steps(spec.timesteps, steps, start)
+    rows = []
+    for t, t_next in zip(visited, [*visited[1:], None], strict=True):
+        ab = float(ab_all[t])
+        ab_next = 1.0 if t_next is None else float(ab_all[t_next])
+        s = eta * math.sqrt((1.0 - ab_next) / (1.0 - ab)) * math.sqrt(1.0 - ab / ab_next)
+        rows.append(Step(t=t, ab=ab, ab_next=ab_next, w=1.0 - ab**lam, s=s))
+    return StepTable(tuple(rows), warm=start is not None)

@@ -1,0 +1,59 @@
+"""Before / after pages: pictures in rows on one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from zipsdk.canvas import pad, round_up
+from zipsdk.transforms import Guide
+
+U8 = npt.NDArray[np.uint8]
+
+#: Rows on a page: what still fits on a screen.
+MAX_ROWS = 12
+_SIDE, _GAP, _TITLE = 160, 8, 20
+
+
+def contact_sheet(rows: Sequence[Sequence[U8]], titles: Sequence[str]) -> Image.Image:
+    """Pictures (uint8 (H, W, 3), of any sizes) in rows under column titles, each fitted into a square cell.
+
+    Small pictures are enlarged without smoothing, so that what the page shows is what the classifier gets.
+    """
+    step = _SIDE + _GAP
+    page = Image.new("RGB", (len(titles) * step + _GAP, len(rows) * step + _GAP + _TITLE), "white")
+    draw = ImageDraw.Draw(page)
+    for column, title in enumerate(titles):
+        draw.text((_GAP + column * step, _GAP), title, fill="black")
+    for r, row in enumerate(rows):
+        for c, rgb in enumerate(row):
+            cell = _fit(rgb)
+            left, top = _GAP + c * step, _GAP + _TITLE + r * step
+            page.paste(cell, (left + (_SIDE - cell.width) // 2, top + (_SIDE - cell.height) // 2))
+    return page
+
+
+def _fit(rgb: U8) -> Image.Image:
+    image = Image.fromarray(rgb)
+    scale = _SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def transformed(guide: Guide, rgb: U8) -> U8:
+    """What the transforms leave of a picture uint8 (H, W, 3): all that the loop sees of it."""
+    height, width, _ = rgb.shape
+    padded = pad(rgb[None], round_up(height, guide.divisor), round_up(width, guide.divisor))
+    left = guide(padded.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0)
+    out = np.clip(np.rint((left + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(out[0, :, :height, :width].transpose(1, 2, 0))
+
+
+def before_after(guide: Guide, pairs: Iterable[tuple[U8, U8]]) -> Image.Image:
+    """A page of (picture, purified picture) pairs with what the transforms left of each in between."""
+    name = "+".join(map(str, guide.transforms))
+    rows = [(before, transformed(guide, before), after) for before, after in pairs]
+    return contact_sheet(rows, ("before", f"transformed: {name}"[:26], "purified"))

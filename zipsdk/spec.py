@@ -1,0 +1,120 @@
+"""What a model file says of itself.
+
+A `ModelSpec` travels as one JSON string under the key ``zipsdk`` of an ONNX file's metadata, and in the JSON file
+beside a TensorRT plan. Loaders check it before they run anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from zipsdk.errors import ModelError
+
+FORMAT = 1
+METADATA_KEY = "zipsdk"
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A diffusion model as the loop sees it: eps = model(x_t, t).
+
+    Attributes:
+        name: short name, e.g. "zip-tiny".
+        canvas: side of the square picture it was trained on, in pixels.
+        multiple: sides must be multiples of this.
+        min_side, max_side: the sides it can take. Both equal to `canvas` means that only the canvas size works.
+        channels: picture channels, 3 (RGB).
+        beta_schedule, beta_start, beta_end, timesteps: the noise schedule; only "linear" is known.
+        prediction: what the graph gives; only "epsilon" is known (an exporter turns other kinds into it).
+        precision: of the weights and the convolutions: "fp32", "fp16" or "bf16". Input and output are float32 always.
+        input_x, input_t, output: tensor names in the graph.
+        source_sha256: of the checkpoint that it was exported from.
+        licence, training_data: free text.
+        transforms: recommended transforms as `zipsdk.transforms.parse` reads them, e.g. ("blur2", "gray").
+        lam: recommended lambda.
+    """
+
+    name: str
+    canvas: int
+    multiple: int
+    min_side: int
+    max_side: int
+    channels: int = 3
+    beta_schedule: str = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    timesteps: int = 1000
+    prediction: str = "epsilon"
+    precision: str = "fp32"
+    input_x: str = "x"
+    input_t: str = "t"
+    output: str = "eps"
+    source_sha256: str = ""
+    licence: str = ""
+    training_data: str = ""
+    transforms: tuple[str, ...] = field(default=("blur2", "gray"))
+    lam: float = 10.0
+
+    def __post_init__(self) -> None:
+        def want(ok: bool, what: str, got: object) -> None:
+            if not ok:
+                raise ModelError(f"model spec: got {got!r}, wanted {what}; export the model again")
+
+        want(self.channels == 3, "channels = 3 (RGB)", self.channels)
+        want(self.beta_schedule == "linear", "beta_schedule = 'linear'", self.beta_schedule)
+        want(0 < self.beta_start < self.beta_end < 1, "0 < beta_start < beta_end < 1", (self.beta_start, self.beta_end))
+        want(2 <= self.timesteps <= 100_000, "timesteps in 2..100000", self.timesteps)
+        want(self.prediction == "epsilon", "prediction = 'epsilon'", self.prediction)
+        want(self.precision in PRECISIONS, f"precision in {PRECISIONS}", self.precision)
+        sides = (self.multiple, self.min_side, self.canvas, self.max_side)
+        want(
+            1 <= self.min_side <= self.canvas <= self.max_side and self.multiple >= 1,
+            "1 <= min_side <= canvas <= max_side and multiple >= 1",
+            dict(zip(("multiple", "min_side", "canvas", "max_side"), sides, strict=True)),
+        )
+        want(all(s % self.multiple == 0 for s in sides), f"sides that are multiples of {self.multiple}", sides)
+
+    @property
+    def flexible(self) -> bool:
+        """Whether sizes other than the canvas work."""
+        return self.min_side < self.max_side
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> ModelSpec:
+        """Read a spec; `where` names the file in errors.
+
+        Raises:
+            ModelError: not JSON, another format version, fields missing, unknown, or of the wrong type.
+        """
+        try:
+            raw: Any = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise ModelError(f"{where}: its model spec is not JSON ({e}); export the model again") from e
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            got = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+            raise ModelError(
+                f"{where}: got model spec format {got!r}, wanted {FORMAT}; export it again or update zipsdk"
+            )
+        del raw["format"]
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
+        if (unknown := raw.keys() - fields.keys()) or (missing := required - raw.keys()):
+            problem = f"unknown fields {sorted(unknown)}" if unknown else f"no {sorted(missing)}"
+            raise ModelError(f"{where}: the model spec has {problem}; export it again or update zipsdk")
+        kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "tuple[str, ...]": list}
+        for key, value in raw.items():
+            if not isinstance(value, kinds[str(fields[key].type)]) or isinstance(value, bool):
+                raise ModelError(f"{where}: model spec {key}: got {value!r}, wanted {fields[key].type}")
+        if "transforms" in raw:
+            raw["transforms"] = tuple(map(str, raw["transforms"]))
+        try:
+            return cls(**raw)
+        except ModelError as e:
+            raise ModelError(f"{where}: {e}") from e

@@ -1,0 +1,309 @@
+"""The linear transforms that destroy a trigger: A, its pseudo-inverse A^+, and the projection P = A^+ A.
+
+The loop only ever needs P: the range-space part of a picture, what the transform lets through. A and A^+ are there for
+tests, for looking at y = A x, and for other methods. Arrays are float (N, 3, H, W); sides are multiples of `divisor`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import lcm
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from zipsdk.errors import InputError
+
+Array = npt.NDArray[Any]
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """A linear map on pictures. Any object with these members can be passed to `zipsdk.Purifier`."""
+
+    @property
+    def divisor(self) -> int:
+        """Sides must be multiples of this."""
+
+    def forward(self, x: Array) -> Array:
+        """y = A x."""
+
+    def pinv(self, y: Array) -> Array:
+        """A^+ y, of the picture's shape."""
+
+    def project(self, x: Array) -> Array:
+        """P x = A^+ A x, a new array of x's shape and dtype."""
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Average pooling over n x n cells; A^+ repeats each mean over its cell (paper, appendix C)."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or self.n < 2:
+            raise InputError(f"Blur: got n={self.n!r}, wanted a whole number of at least 2, the side of the cells")
+
+    @property
+    def divisor(self) -> int:
+        return self.n
+
+    def forward(self, x: Array) -> Array:
+        n, (*lead, h, w) = self.n, x.shape
+        rows = x.reshape(*lead, h // n, n, w)
+        # whole rows first: contiguous additions, and the strided ones see 1/n of the data
+        total = rows[..., 0, :].copy()
+        for i in range(1, n):
+            total += rows[..., i, :]
+        out = total[..., 0::n].copy()
+        for j in range(1, n):
+            out += total[..., j::n]
+        out *= 1.0 / (n * n)
+        return out
+
+    def pinv(self, y: Array) -> Array:
+        return np.repeat(np.repeat(y, self.n, axis=-1), self.n, axis=-2)
+
+    def project(self, x: Array) -> Array:
+        return self.pinv(self.forward(x))
+
+    def __str__(self) -> str:
+        return f"blur{self.n}"
+
+
+@dataclass(frozen=True)
+class Grayscale:
+    """The mean of the three colours; A^+ repeats it (paper, appendix C: A = [1/3, 1/3, 1/3], not Rec. 601)."""
+
+    divisor: int = 1
+
+    def forward(self, x: Array) -> Array:
+        y = x[:, 0] + x[:, 1]
+        y += x[:, 2]
+        y *= 1.0 / 3.0
+        return y[:, None]
+
+    def pinv(self, y: Array) -> Array:
+        return np.repeat(y, 3, axis=1)
+
+    def project(self, x: Array) -> Array:
+        return self.pinv(self.forward(x))
+
+    def __str__(self) -> str:
+        return "gray"
+
+
+def _pinv(matrix: npt.ArrayLike, what: str) -> tuple[Array, Array]:
+    """The matrix in float64 and its Moore-Penrose pseudo-inverse, by SVD."""
+    a = np.asarray(matrix, dtype=np.float64)
+    if a.ndim != 2 or 0 in a.shape or not np.isfinite(a).all():
+        raise InputError(f"Linear: got {what} of shape {a.shape}, wanted a finite matrix with rows and columns")
+    return a, np.linalg.pinv(a)
+
+
+class Linear:
+    """Any matrix, applied to each block of the picture; the pseudo-inverse comes from the SVD.
+
+    ``Linear(matrix, block=(h, w))`` flattens each h x w block with its colours, in the order (3, h, w), to a vector of
+    3hw values; `matrix` is (m, 3hw). ``Linear(matrix)`` alone acts on colours: (m, 3).
+    ``Linear.separable(rows, columns)`` acts on each colour plane: y = rows x columns^T for each block; rows is (p, h),
+    columns (q, w). A block may be the whole picture.
+
+    Raises:
+        InputError: not a matrix, not finite, shapes that do not fit, or a matrix that keeps everything (P = I).
+    """
+
+    def __init__(self, matrix: npt.ArrayLike, block: tuple[int, int] = (1, 1)):
+        h, w = block
+        self.block = (h, w)
+        self._a, self._pinv = _pinv(matrix, "a matrix")
+        if self._a.shape[1] != 3 * h * w:
+            raise InputError(
+                f"Linear: got a matrix of shape {self._a.shape} for blocks of {h}x{w}, wanted {3 * h * w} columns"
+            )
+        self._p = self._pinv @ self._a
+        if np.allclose(self._p, np.eye(len(self._p))):
+            raise InputError(
+                "Linear: got a matrix that keeps everything, so a trigger passes; wanted one of lower rank"
+            )
+
+    @staticmethod
+    def separable(rows: npt.ArrayLike, columns: npt.ArrayLike) -> SeparableLinear:
+        """y = rows x columns^T for each block and colour; see the class."""
+        return SeparableLinear(rows, columns)
+
+    @property
+    def divisor(self) -> int:
+        return lcm(*self.block)
+
+    def _blocks(self, x: Array) -> Array:
+        n, c, height, width = x.shape
+        h, w = self.block
+        return x.reshape(n, c, height // h, h, width // w, w).transpose(0, 2, 4, 1, 3, 5).reshape(
+            n, height // h, width // w, c * h * w
+        )  # fmt: skip
+
+    def _picture(self, blocks: Array) -> Array:
+        n, rows, cols, _ = blocks.shape
+        h, w = self.block
+        return blocks.reshape(n, rows, cols, 3, h, w).transpose(0, 3, 1, 4, 2, 5).reshape(n, 3, rows * h, cols * w)
+
+    def forward(self, x: Array) -> Array:
+        """y = A x: (N, H/h, W/w, m)."""
+        y: Array = self._blocks(x) @ self._a.T.astype(x.dtype)
+        return y
+
+    def pinv(self, y: Array) -> Array:
+        return self._picture(y @ self._pinv.T.astype(y.dtype))
+
+    def project(self, x: Array) -> Array:
+        return self._picture(self._blocks(x) @ self._p.T.astype(x.dtype))
+
+    def __str__(self) -> str:
+        return "linear{}of{}x{}".format(self._a.shape[0], *self.block)
+
+
+class SeparableLinear:
+    """What `Linear.separable` makes."""
+
+    def __init__(self, rows: npt.ArrayLike, columns: npt.ArrayLike):
+        (self._r, self._r_pinv), (self._c, self._c_pinv) = _pinv(rows, "rows"), _pinv(columns, "columns")
+        self._pr, self._pc = self._r_pinv @ self._r, self._c_pinv @ self._c
+        if np.allclose(self._pr, np.eye(len(self._pr))) and np.allclose(self._pc, np.eye(len(self._pc))):
+            raise InputError("Linear: got matrices that keep everything, so a trigger passes; wanted one of lower rank")
+
+    @property
+    def divisor(self) -> int:
+        return lcm(self._r.shape[1], self._c.shape[1])
+
+    @staticmethod
+    def _apply(left: Array, x: Array, right: Array) -> Array:
+        """left x right^T on each block of (left.shape[1], right.shape[1])."""
+        n, c, height, width = x.shape
+        (p, h), (q, w) = left.shape, right.shape
+        y = x.reshape(n, c, height, width // w, w) @ right.T.astype(x.dtype)
+        y = y.reshape(n, c, height // h, h, width // w * q)
+        out: Array = left.astype(x.dtype) @ y
+        return out.reshape(n, c, height // h * p, width // w * q)
+
+    def forward(self, x: Array) -> Array:
+        return self._apply(self._r, x, self._c)
+
+    def pinv(self, y: Array) -> Array:
+        return self._apply(self._r_pinv, y, self._c_pinv)
+
+    def project(self, x: Array) -> Array:
+        return self._apply(self._pr, x, self._pc)
+
+    def __str__(self) -> str:
+        return f"linear{self._r.shape[0]}x{self._c.shape[0]}of{self._r.shape[1]}x{self._c.shape[1]}"
+
+
+class OneOf:
+    """A moving target: each picture draws one of several transforms, or sets of transforms, by seed and picture.
+
+    The paper's answer to an attacker who trains on purified pictures (section 4.4.2): what helps is that the defender
+    changes the transforms. ``OneOf(Blur(2), Blur(4), [Blur(2), Grayscale()])``.
+    """
+
+    def __init__(self, *choices: Transform | Sequence[Transform]):
+        if len(choices) < 2:
+            raise InputError(f"OneOf: got {len(choices)} choices, wanted at least 2; pass a fixed one as it is")
+        self.choices = tuple((c,) if isinstance(c, Transform) else tuple(c) for c in choices)
+
+    def __str__(self) -> str:
+        return "|".join("+".join(map(str, c)) for c in self.choices)
+
+
+def parse(text: str) -> list[Transform] | OneOf:
+    """Transforms by name: blurN and gray, several joined by "+", with "|" between the choices of `OneOf`.
+
+    Examples: "blur2+gray", "blur2|blur4+gray".
+
+    Raises:
+        InputError: an unknown name.
+    """
+
+    def one(name: str) -> Transform:
+        if name in ("gray", "grey"):
+            return Grayscale()
+        if m := re.fullmatch(r"blur(\d{1,4})", name):
+            return Blur(int(m[1]))
+        raise InputError(f"transforms: got {name!r} in {text!r}, wanted blurN (blur2, blur4, ...) or gray, joined by +")
+
+    choices = [[one(n) for n in part.split("+")] for part in text.replace(" ", "").lower().split("|")]
+    return OneOf(*choices) if len(choices) > 1 else choices[0]
+
+
+class Guide:
+    """Several transforms acting together: what holds the restored picture to the input.
+
+    Args:
+        transforms: at least one.
+        combine: "mean" averages the P_n (the paper, equation 11); "joint" is I - (I-P_1)(I-P_2)..., that is
+            P1 + P2 - P1 P2, which honours every transform at once. It is an orthogonal projection where the transforms
+            commute, as blurs (one n a multiple of the other) and grey do.
+
+    Raises:
+        InputError: no transform, an unknown `combine`, or transforms that together keep everything.
+    """
+
+    def __init__(self, transforms: Iterable[Transform], combine: str = "mean"):
+        self.transforms = tuple(transforms)
+        if not self.transforms:
+            raise InputError("transforms: got none, wanted at least one; without one a trigger passes untouched")
+        for t in self.transforms:
+            if not isinstance(t, Transform):
+                raise InputError(f"transforms: got {t!r}, wanted objects such as Blur(2) or Grayscale()")
+        if combine not in ("mean", "joint"):
+            raise InputError(f"combine: got {combine!r}, wanted 'mean' (the paper) or 'joint'")
+        self.combine = combine
+        self.divisor = lcm(*(t.divisor for t in self.transforms))
+        side = self.divisor
+        probe = np.random.default_rng(0).standard_normal((1, 3, side, side))
+        if np.abs(probe - self.joint(probe)).max() < 1e-6:
+            names = "+".join(map(str, self.transforms))
+            raise InputError(f"transforms: {names} together keep everything, so a trigger passes; drop one of them")
+
+    def joint(self, x: Array) -> Array:
+        """P x for the joint projector: everything that at least one transform lets through."""
+        if len(self.transforms) == 1:
+            return self.transforms[0].project(x)
+        rest = x
+        for t in self.transforms:
+            rest = rest - t.project(rest)
+        return x - rest
+
+    def __call__(self, r: Array) -> Array:
+        """The combined projection of `r` (N, 3, H, W): a new array."""
+        if self.combine == "joint" or len(self.transforms) == 1:
+            return self.joint(r)
+        total = self.transforms[0].project(r)
+        for t in self.transforms[1:]:
+            total += t.project(r)
+        total *= 1.0 / len(self.transforms)
+        return total
+
+
+class GuidePerPicture:
+    """Guides chosen picture by picture: `which` (N,) numbers into `guides`."""
+
+    def __init__(self, guides: Sequence[Guide], which: npt.NDArray[np.intp]):
+        self._parts = [(g, np.flatnonzero(which == i)) for i, g in enumerate(guides)]
+
+    def _each(self, x: Array, joint: bool) -> Array:
+        out = np.empty_like(x)
+        for guide, where in self._parts:
+            if len(where):
+                out[where] = guide.joint(x[where]) if joint else guide(x[where])
+        return out
+
+    def joint(self, x: Array) -> Array:
+        return self._each(x, True)
+
+    def __call__(self, r: Array) -> Array:
+        return self._each(r, False)
