@@ -146,8 +146,9 @@ def train(config: UNetConfig, args: argparse.Namespace) -> None:
             group["lr"] = learning_rate(samples / args.samples, args.lr)
         x0 = pictures.batch(args.batch).to(device, memory_format=torch.channels_last)
         loss = loss_fn(model, x0, args.min_snr)
-        if not math.isfinite(float(loss)):
-            raise SystemExit(f"the loss is {float(loss)} at step {step}: lower --lr and start again from {latest}")
+        value = loss.item()
+        if not math.isfinite(value):
+            raise SystemExit(f"the loss is {value} at step {step}: lower --lr and start again from {latest}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -159,13 +160,14 @@ def train(config: UNetConfig, args: argparse.Namespace) -> None:
                 ema[k].lerp_(v, 1 - decay)
         done = x0.shape[0] * x0.shape[2] * x0.shape[3] // 1024
         samples += done
-        running = float(loss) if math.isnan(running) else 0.99 * running + 0.01 * float(loss)
+        running = value if math.isnan(running) else 0.99 * running + 0.01 * value
         bar.update(done)
         bar.set_postfix(loss=f"{running:.4f}")
         if samples >= next_save:
             next_save += args.save_every
             checkpoint()
             evaluate(running)
+    bar.close()
     checkpoint()
     evaluate(running)
 

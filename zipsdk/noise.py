@@ -9,10 +9,6 @@ bit, the normals to a few units in the last place.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-
 import numpy as np
 import numpy.typing as npt
 
@@ -83,11 +79,6 @@ def _box_muller(u1: U64, u2: U64, cos: F32, sin: F32 | None) -> None:
         sin *= radius
 
 
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="zipsdk-noise")
-
-
 class Noise:
     """The noise of a batch of pictures.
 
@@ -106,13 +97,9 @@ class Noise:
         out = np.empty((len(self.ids), 3, height, width), np.float32)
         # blocks of whole pictures while they are small, of whole rows when they are large
         pictures, rows = max(1, _BLOCK // (height * width)), max(1, min(height, _BLOCK // width))
-        jobs = [
-            (slice(i, i + pictures), slice(y, y + rows))
-            for i in range(0, len(self.ids), pictures)
-            for y in range(0, height, rows)
-        ]
-        for _ in _pool().map(lambda job: self._fill(out, step, *job), jobs):
-            pass
+        for i in range(0, len(self.ids), pictures):
+            for y in range(0, height, rows):
+                self._fill(out, step, slice(i, i + pictures), slice(y, y + rows))
         return out
 
     def _fill(self, out: F32, step: int, pictures: slice, rows: slice) -> None:

@@ -15,7 +15,7 @@ U8 = npt.NDArray[np.uint8]
 
 #: Rows on a page: what still fits on a screen.
 MAX_ROWS = 12
-_SIDE, _GAP, _TITLE = 160, 8, 20
+_SIDE, _GAP, _TITLE = 240, 8, 20
 
 
 def contact_sheet(rows: Sequence[Sequence[U8]], titles: Sequence[str]) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,19 @@ class OnnxEngine:
 
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors come as exceptions; warnings about our own graphs help nobody
-        options.intra_op_num_threads = threads
         if threads < 0:
             raise InputError(f"threads: got {threads}, wanted 0 (all cores) or more")
+        # An explicit number: left to itself, ONNX Runtime binds each thread to a core, counts cores that this process
+        # may not use, and a core that something else keeps busy then holds up all the others.
+        self.threads = threads or _cores()
+        options.intra_op_num_threads = self.threads
         try:
             # no automatic retry on another provider: what runs must be what was asked for
             self._session = ort.InferenceSession(str(self.path), options, providers=wanted, enable_fallback=0)
         except Exception as e:  # onnxruntime's own classes all derive from Exception alone
             kind = type(e).__name__
-            if kind in ("InvalidProtobuf", "NoSuchFile", "InvalidGraph"):
+            damaged = kind == "InvalidArgument" and "Load model" in str(e)
+            if damaged or kind in ("InvalidProtobuf", "NoSuchFile", "InvalidGraph"):
                 raise ModelError(
                     f"{self.path}: not a readable ONNX model ({_short(e)}); copy or export it again"
                 ) from e
@@ -68,7 +73,6 @@ class OnnxEngine:
             )
         self.spec = ModelSpec.from_json(metadata[METADATA_KEY], str(self.path))
         self._check_graph()
-        self.threads = threads
         self.runtime = f"onnxruntime {ort.__version__}"
 
     def _check_graph(self) -> None:
@@ -109,6 +113,11 @@ class OnnxEngine:
         except Exception as e:
             raise EngineError(f"{self.path}: the evaluation of {x.shape} failed ({_short(e)})") from e
         return eps  # type: ignore[no-any-return]
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _short(e: Exception) -> str:

@@ -1,0 +1,82 @@
+"""What purification costs on a CPU: ms per picture, and how much of it is not the UNet.
+
+    python -m bench.cpu --threads 2
+
+The UNet's share is taken inside the same run, by timing every engine call; the rest is reading, noise, transforms, the
+step and writing back. Medians over `--repeats` runs after one to warm up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+
+import zipsdk
+from bench import record
+
+
+class Timed:
+    """An engine that adds up the time spent in it."""
+
+    def __init__(self, engine: zipsdk.canvas.Engine):
+        self.engine, self.spec, self.seconds = engine, engine.spec, 0.0
+        self.info = engine.info
+
+    def __call__(self, x: np.ndarray, t: np.ndarray) -> np.ndarray:
+        started = time.perf_counter()
+        eps = self.engine(x, t)
+        self.seconds += time.perf_counter() - started
+        return eps
+
+
+def measure(purifier: zipsdk.Purifier, engine: Timed, batch: np.ndarray, repeats: int) -> dict[str, object]:
+    totals, rests = [], []
+    purifier.run(batch)
+    for _ in range(repeats):
+        engine.seconds = 0.0
+        started = time.perf_counter()
+        purifier.run(batch)
+        total = time.perf_counter() - started
+        totals.append(total)
+        rests.append((total - engine.seconds) / total)
+    n = len(batch)
+    ms = np.array(totals) / n * 1e3
+    return {
+        "pictures": n,
+        "size": list(batch.shape[1:3]),
+        "ms_per_picture": float(np.median(ms)),
+        "ms_min_max": [float(ms.min()), float(ms.max())],
+        "not_unet": float(np.median(rests)),
+        "not_unet_min_max": [float(min(rests)), float(max(rests))],
+    }
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m bench.cpu", description=__doc__.split("\n")[0])
+    p.add_argument("--model", default="zip-tiny")
+    p.add_argument("--threads", type=int, default=0)
+    p.add_argument("--repeats", type=int, default=7)
+    p.add_argument("--name", default="cpu", help="of the record; empty for none")
+    args = p.parse_args()
+
+    engine = Timed(zipsdk.load_engine(args.model, device="cpu", threads=args.threads))
+    rng = np.random.default_rng(0)
+    rows = []
+    print(f"{'pictures':<18}{'profile':<9}{'transforms':<12}{'evaluations':>12}{'ms/picture':>12}{'not UNet':>10}")
+    for shape in ((64, 32, 32, 3), (1, 32, 32, 3), (1, 256, 256, 3)):
+        batch = rng.integers(0, 256, shape, np.uint8)
+        for profile in ("paper", "fast"):
+            purifier = zipsdk.Purifier(engine, "blur2+gray", profile=profile, seed=0)
+            row = measure(purifier, engine, batch, args.repeats)
+            rows.append({**row, "info": purifier.info})
+            name = "{} of {}x{}".format(shape[0], *shape[1:3])
+            print(f"{name:<18}{profile:<9}{'blur2+gray':<12}{len(purifier.table):>12}{row['ms_per_picture']:>12.1f}"
+                  f"{row['not_unet']:>10.1%}", flush=True)  # fmt: skip
+    if args.name:
+        print(record.write(args.name, {"rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The demo: real photographs, three of them with a trigger, through ``zipsdk purify``.
+
+    python -m bench.demo -o demo          (make demo)
+
+The photographs are those that scikit-image's wheel carries. They go in with the triggers of two well-known attacks and
+come out purified by the bundled model; ``sheet.png`` has them all as before / transformed / purified, and
+``closeup.png`` has the triggers at eight times their size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from bench import record
+from zipsdk import Blur, Purifier
+from zipsdk.cli import main as zipsdk_cli
+from zipsdk.sheet import transformed
+from zipsdk.transforms import Guide
+
+SEED = 1
+#: BadNets (Gu et al. 2017) at 256 px in the paper: a random 9 x 9 patch, 3 pixels from the corner.
+PATCH = 9
+#: Blended (Chen et al. 2017): the whole picture mixed with a random pattern at this rate.
+BLEND = 0.2
+
+
+def photographs(side: int) -> dict[str, np.ndarray]:
+    """Four photographs, uint8 (H, W, 3), long side `side`."""
+    from skimage import data
+
+    names = ("astronaut", "chelsea", "coffee", "rocket")
+    out = {}
+    for name in names:
+        image = Image.fromarray(getattr(data, name)())
+        scale = side / max(image.size)
+        size = (round(image.width * scale), round(image.height * scale))
+        out[name] = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+    return out
+
+
+def with_patch(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    x = x.copy()
+    x[-PATCH - 3 : -3, -PATCH - 3 : -3] = rng.integers(0, 256, (PATCH, PATCH, 3))
+    return x
+
+
+def with_blend(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    noise = rng.integers(0, 256, (*x.shape[:2], 1))
+    return np.rint((1 - BLEND) * x + BLEND * noise).astype(np.uint8)
+
+
+def closeup(name: str, before: np.ndarray, after: np.ndarray, guide: Guide) -> Image.Image:
+    """The lower right 32 x 32 pixels of a picture before, blurred and purified, eight times enlarged."""
+    crops = [x[-32:, -32:] for x in (before, transformed(guide, before), after)]
+    page = Image.new("RGB", (3 * 264 + 8, 256 + 28), "white")
+    draw = ImageDraw.Draw(page)
+    for i, (crop, title) in enumerate(zip(crops, (name, "blurred", "purified"), strict=True)):
+        draw.text((8 + i * 264, 8), title, fill="black")
+        page.paste(Image.fromarray(crop).resize((256, 256), Image.Resampling.NEAREST), (8 + i * 264, 24))
+    return page
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m bench.demo", description=__doc__.split("\n")[0])
+    p.add_argument("-o", "--output", type=Path, default=Path("demo"))
+    p.add_argument("--side", type=int, default=384, help="long side of the photographs")
+    p.add_argument("--profile", default="paper")
+    args = p.parse_args()
+
+    rng = np.random.default_rng(SEED)
+    pictures = photographs(args.side)
+    before = {
+        "astronaut": pictures["astronaut"],
+        "chelsea-patch": with_patch(pictures["chelsea"], rng),
+        "coffee-blended": with_blend(pictures["coffee"], rng),
+        "rocket-patch": with_patch(pictures["rocket"], rng),
+    }
+    originals = args.output / "pictures"
+    originals.mkdir(parents=True, exist_ok=True)
+    for name, x in before.items():
+        Image.fromarray(x).save(originals / f"{name}.png")
+
+    started = time.perf_counter()
+    clean = args.output / "purified"
+    command = ["purify", str(originals), "-o", str(clean), "--seed", str(SEED), "--profile", args.profile,
+               "--transforms", "blur2+gray", "--sheet", str(args.output / "sheet.png"), "--overwrite"]  # fmt: skip
+    print("zipsdk " + " ".join(command))
+    if code := zipsdk_cli(command):
+        raise SystemExit(code)
+    seconds = time.perf_counter() - started
+
+    guide = Guide([Blur(2)])
+    rows = [
+        closeup(name, x, np.asarray(Image.open(clean / f"{name}.png")), guide)
+        for name, x in before.items()
+        if name != "astronaut"
+    ]
+    page = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")
+    for i, row in enumerate(rows):
+        page.paste(row, (0, i * row.height))
+    page.save(args.output / "closeup.png")
+    info = Purifier("zip-tiny", "blur2+gray", profile=args.profile, seed=SEED).info
+    record.write("demo", {"seconds": seconds, "pictures": {k: list(v.shape) for k, v in before.items()}, "info": info},
+                 args.output)  # fmt: skip
+    print(f"{len(before)} photographs in {seconds:.0f} s; look at sheet.png and closeup.png in {args.output}/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Whether large pictures show seams: the step across the windows' borders against the steps beside them.
+
+    python -m bench.seams -o seams
+
+Purifies a 1200x800 photograph (scikit-image's retina: large smooth areas, where a seam would show) in overlapping
+windows that share one state, and, for comparison, cut into separate pictures that do not. A seam is a line across which
+neighbouring pixels differ more than across the lines around it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import zipsdk
+from bench import record
+from zipsdk.canvas import plan
+
+
+def photograph() -> np.ndarray:
+    """1200x800 out of the middle of scikit-image's retina, uint8 (800, 1200, 3)."""
+    from skimage import data
+
+    x = data.retina()
+    top, left = (x.shape[0] - 800) // 2, (x.shape[1] - 1200) // 2
+    return np.ascontiguousarray(x[top : top + 800, left : left + 1200])
+
+
+def seam_excess(x: np.ndarray, original: np.ndarray, lines: list[int], axis: int) -> float:
+    """Mean step across `lines` less the mean step across the eight lines around each, in grey levels, with what the
+    original has there taken off: about 0 where there is no seam."""
+
+    def steps(picture: np.ndarray) -> np.ndarray:
+        d = np.abs(np.diff(picture.astype(np.float64), axis=axis))
+        return d.mean(axis=tuple(i for i in range(3) if i != axis))
+
+    excess = steps(x) - steps(original)
+    around = [j for line in lines for j in range(line - 5, line + 4) if j != line - 1]
+    return float(np.mean([excess[line - 1] for line in lines]) - np.mean(excess[around]))
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m bench.seams", description=__doc__.split("\n")[0])
+    p.add_argument("-o", "--output", type=Path, default=Path("seams"))
+    p.add_argument("--model", default="zip-tiny")
+    p.add_argument("--threads", type=int, default=0)
+    p.add_argument("--canvas", type=int, default=256)
+    p.add_argument("--profile", default="fast")
+    p.add_argument("--name", default="seams")
+    args = p.parse_args()
+
+    x = photograph()
+    engine = zipsdk.load_engine(args.model, threads=args.threads)
+    purifier = zipsdk.Purifier(engine, "blur2", profile=args.profile, seed=0, canvas=args.canvas)
+    clean = purifier.run(x)
+
+    layout = plan(engine.spec, *x.shape[:2], divisor=2, canvas=args.canvas)
+
+    # where one window ends and where the next begins
+    def borders(corners: tuple[int, ...], length: int) -> list[int]:
+        return sorted({line for c in corners for line in (c, c + args.canvas) if 0 < line < length})
+
+    rows, columns = borders(layout.ys, layout.height), borders(layout.xs, layout.width)
+    cuts = [list(range(0, n, args.canvas)) for n in x.shape[:2]]
+    parts = [x[y : y + args.canvas, c : c + args.canvas] for y in cuts[0] for c in cuts[1]]
+    separate = zipsdk.Purifier(engine, "blur2", profile=args.profile, seed=0).run(parts)
+    cut = np.zeros_like(x)
+    for part, (y, c) in zip(separate, [(y, c) for y in cuts[0] for c in cuts[1]], strict=True):
+        cut[y : y + part.shape[0], c : c + part.shape[1]] = part
+
+    result = {
+        "windows": {"rows": seam_excess(clean, x, rows, 0), "columns": seam_excess(clean, x, columns, 1)},
+        "cut apart": {"rows": seam_excess(cut, x, cuts[0][1:], 0), "columns": seam_excess(cut, x, cuts[1][1:], 1)},
+    }
+    for name, r in result.items():
+        print(f"{name:<12} excess step across borders: rows {r['rows']:+.3f}, columns {r['columns']:+.3f} grey levels")
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, picture in (("original", x), ("windows", clean), ("cut-apart", cut)):
+        Image.fromarray(picture).save(args.output / f"{name}.png")
+    if args.name:
+        print(record.write(args.name, {"size": list(x.shape[:2]), "canvas": args.canvas, "info": purifier.info,
+                                       "windows": {"ys": layout.ys, "xs": layout.xs}, "excess": result}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

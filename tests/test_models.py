@@ -1,0 +1,133 @@
+"""The bundled model, run for real."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_purifier import pictures
+
+import zipsdk
+from zipsdk import EngineError, InputError, ModelError, Purifier, load_engine
+from zipsdk.models import bundled, find
+
+ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return load_engine("zip-tiny", device="cpu")
+
+
+def test_bundled_model_is_small_and_says_what_it_is(engine):
+    path = find("zip-tiny")
+    assert bundled() == ["zip-tiny"]
+    assert path is not None and path.stat().st_size < 12e6
+    spec = engine.spec
+    assert (spec.name, spec.canvas, spec.flexible) == ("zip-tiny", 64, True)
+    assert spec.licence and spec.training_data and len(spec.source_sha256) == 64
+    assert (path.parent / "zip-tiny.md").exists()  # its model card
+    assert engine.info["providers"] == ["CPUExecutionProvider"]
+
+
+def natural(n: int, side: int) -> np.ndarray:
+    """Smooth pictures: what the model was made for, unlike noise."""
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[0:side, 0:side] / side
+    waves = [np.sin(6 * (a * x + b * y) + c) for a, b, c in rng.uniform(-1, 1, (3 * n, 3))]
+    return np.uint8(127.5 + 100 * np.stack(waves, -1).reshape(side, side, n, 3).transpose(2, 0, 1, 3))
+
+
+def test_the_model_denoises(engine):
+    """Better than saying nothing: at each noise level its eps is far nearer to the noise than zero, or than x_t, is."""
+    x0 = natural(4, 64).transpose(0, 3, 1, 2) / np.float32(127.5) - 1
+    rng = np.random.default_rng(0)
+    for t, ab, most in ((50, 0.970, 0.35), (200, 0.656, 0.1), (500, 0.078, 0.03)):
+        eps = rng.standard_normal(x0.shape).astype(np.float32)
+        x_t = (np.sqrt(ab) * x0 + np.sqrt(1 - ab) * eps).astype(np.float32)
+        got = engine(x_t, np.full(4, t, np.float32))
+        assert np.mean((got - eps) ** 2) < most
+
+
+def test_purified_is_nearer_to_the_picture_than_blurred(engine):
+    data = pytest.importorskip("skimage.data", reason="needs scikit-image's photographs: pip install 'zipsdk[bench]'")
+    photo = data.astronaut()[0:256, 128:384]
+    x = photo.reshape(2, 128, 2, 128, 3).transpose(0, 2, 1, 3, 4).reshape(4, 128, 128, 3)
+    clean = Purifier(engine, "blur2", profile="fast", seed=0).run(x)
+    cells = (4, 64, 2, 64, 2, 3)
+    blurred = np.broadcast_to(x.reshape(cells).mean((2, 4), keepdims=True), cells).reshape(x.shape)
+    assert np.mean((clean - x.astype(float)) ** 2) < 0.85 * np.mean((blurred - x) ** 2)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_same_alone_in_a_batch_of_7_and_in_another_process(engine, side):
+    """The loop adds nothing that depends on the batch. ONNX Runtime's own sums may: one grey level in fewer than one
+    value of 10,000 is allowed."""
+    batch = np.concatenate([natural(4, side), pictures(3, side, side)])
+    purifier = Purifier(engine, "blur2+gray", steps=4, seed=3)
+    together = purifier.run(batch)
+    for i in (0, 6):
+        difference = np.abs(purifier.run(batch[i]).astype(int) - together[i])
+        assert difference.max() <= 1
+        assert np.mean(difference > 0) < 1e-4
+    code = (
+        "import sys; sys.path[:0] = ['tests', '.']\n"
+        "from test_models import Purifier, natural, pictures\n"
+        f"out = Purifier('zip-tiny', 'blur2+gray', steps=4, seed=3).run(pictures(3, {side}, {side})[2])\n"
+        "sys.stdout.buffer.write(out.tobytes())"
+    )
+    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout
+    difference = np.abs(np.frombuffer(other, np.uint8).reshape(side, side, 3).astype(int) - together[6])
+    assert difference.max() <= 1 and np.mean(difference > 0) < 1e-4
+
+
+def test_windows_leave_no_seam(engine):
+    """A 200x150 picture in windows of 64: no line stands out where windows end."""
+    y, x = np.mgrid[0:150, 0:200]
+    smooth = np.uint8(np.stack([60 + 0.5 * x + 0.3 * y, 200 - 0.6 * x, 90 + 0.7 * y], -1))
+    clean = Purifier(engine, "blur2", profile="fast", seed=1, canvas=64).run(smooth).astype(float)
+    layout = zipsdk.canvas.plan(engine.spec, 150, 200, 2, 64)
+    steps = np.abs(np.diff(clean, axis=1)).mean((0, 2))
+    lines = np.array([c - 1 for x0 in layout.xs for c in (x0, x0 + 64) if 0 < c < 200])
+    around = np.setdiff1d(np.concatenate([lines - 2, lines + 2]), lines)
+    # the spread of a step between lines of noise is what a seam has to rise above
+    assert abs(steps[lines].mean() - steps[around].mean()) < 4 * steps.std() / np.sqrt(len(lines))
+
+
+def test_a_damaged_model_is_named(tmp_path):
+    source = find("zip-tiny")
+    for f in source.parent.glob("zip-tiny.onnx*"):
+        shutil.copy(f, tmp_path / f.name)
+    broken = tmp_path / "zip-tiny.onnx"
+    data = bytearray(broken.read_bytes())
+    data[len(data) // 2] ^= 1
+    broken.write_bytes(data)
+    with pytest.raises(ModelError, match="SHA-256"):
+        load_engine(broken)
+    (tmp_path / "zip-tiny.onnx.json").unlink()
+    broken.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelError, match="not a readable ONNX model"):
+        load_engine(broken)
+    broken.write_bytes(b"")
+    with pytest.raises(ModelError):
+        load_engine(broken)
+
+
+def test_devices_are_never_swapped_in_silence():
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        with pytest.raises(EngineError, match=r"zipsdk\[gpu\]"):
+            load_engine("zip-tiny", device="cuda:0")
+    with pytest.raises(InputError, match="device"):
+        load_engine("zip-tiny", device="gpu")
+    with pytest.raises(InputError, match="threads"):
+        load_engine("zip-tiny", threads=-1)
+
+
+def test_threads_are_counted(engine):
+    assert load_engine("zip-tiny", threads=1).info["threads"] == 1
+    assert engine.info["threads"] >= 1
