@@ -12,11 +12,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # one stamp per set of packages, remade when the project's own description of them changes
-$(VENV)/demo.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt
+$(VENV)/demo.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/*)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,bench]'
 	touch $@
 
-$(VENV)/test.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt
+$(VENV)/test.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/*)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,export,bench,dev]'
 	touch $@
 

@@ -45,12 +45,19 @@ def _commit() -> str | None:
         return None
 
 
+def _command() -> str:
+    """As one would type it, with the names of files but not their folders."""
+    script = Path(sys.argv[0])
+    start = f"python -m bench.{script.stem}" if script.parent.name == "bench" else script.name
+    return " ".join([start, *(Path(word).name if "/" in word else word for word in sys.argv[1:])])
+
+
 def environment() -> dict[str, Any]:
     """Commit, versions, machine, command and time: the part that every record has."""
     packages = ("zipsdk", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "onnx", "torch")
     return {
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": {p: v for p in packages if (v := _version(p))},

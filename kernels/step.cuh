@@ -1,0 +1,135 @@
+// One step of the loop, in one pass over memory.
+#pragma once
+
+#include "noise.h"
+
+// What a lane holds: 2 rows x 4 columns of all colours, that is two whole cells of blur 2. One sum in place of x0 and e
+// is worth 24 registers.
+struct Unit {
+  float out[3][2][4];     // x_next (colour, row, column), as far as it is known
+  float correction[3][2]; // sum over l >= 1 of the guide's terms, for each colour and each cell of blur 2
+};
+
+// Adds level l of the guide: sum holds the colours' sums of r over the lane's cell of 2^l x 2^l.
+ZIP_DEVICE void add_level(const ZipGuide& p, int l, float red, float green, float blue, unsigned cell, Unit& u) {
+  const float share = 1.0f / float(1u << (2 * l));
+  const float grey = p.grey[l] * ((red + green + blue) * (share / 3.0f));
+  u.correction[0][cell] += fmaf(p.blur[l], red * share, grey);
+  u.correction[1][cell] += fmaf(p.blur[l], green * share, grey);
+  u.correction[2][cell] += fmaf(p.blur[l], blue * share, grey);
+}
+
+// x0     = a x_t - b e
+// x0~    = x0 + w P (x_P - x0)
+// x_next = c x0~ + d e + s z
+// with one row of coefficients for each canvas, one guide for each picture. x_next may be x. Pixels that belong to no
+// picture are left alone. Memory: x 4, e 4 or 2, x_p 1 and x_next 4 bytes an element, each once.
+//
+// A warp owns 16 x 16 pixels: lane 4 i + j the rows 2i, 2i+1 and the columns 4j ... 4j+3. A cell of blur 2 lies inside
+// a lane, one of blur 4, 8 or 16 in 2, 8 or 32 lanes, which add up their sums by shuffles.
+template <class E>
+ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float* x_next, const ZipPicture* pictures,
+                     const ZipGuide* guides, const ZipStep* steps, const ZipLayout& a, const ZipBatch* batch) {
+  const bool wide = wide_rows(a);
+  const size_t plane = plane_of(a);
+  const unsigned across = ceil_div(a.tile_width, 16), each = across * ceil_div(a.tile_height, 16);
+  const unsigned warps = batch->pictures * each;
+  for (unsigned i = first_thread() / 32; i < warps; i += threads() / 32) {
+    const unsigned picture = i / each, top = i % each / across * 16, left = i % each % across * 16;
+    const ZipPicture& who = pictures[picture];
+    const ZipGuide& p = guides[who.guide];
+    const ZipStep& k = steps[picture / (a.rows * a.columns)];
+    PerLane<Unit> units;
+    PerLane<float> red, green, blue; // sums of r = x_P - x0 over the lane's part of a cell
+
+    ZIP_LANES(lane) {
+      Unit& u = units[lane];
+      const unsigned y = top + lane / 4 * 2, column = left + lane % 4 * 4, count = within(column, a.tile_width);
+      const size_t at = offset_of(a, picture, y, column);
+      float sums[3][2] = {};
+      ZIP_UNROLL for (unsigned j = 0; j < 2; ++j) {
+        const unsigned n = y + j < a.tile_height ? count : 0;
+        float grey[4] = {};
+        ZIP_UNROLL for (int c = 0; c < 3; ++c) {
+          const size_t here = at + c * plane + j * a.width;
+          float x_t[4], eps[4], guide[4];
+          load4(x + here, n, wide, x_t);
+          load4(e + here, n, wide, eps);
+          load4(x_p + here, n, wide, guide);
+          ZIP_UNROLL for (int m = 0; m < 4; ++m) {
+            const float x0 = k.a * x_t[m] - k.b * eps[m], r = guide[m] - x0;
+            u.out[c][j][m] = fmaf(k.c, x0, k.d * eps[m]);
+            grey[m] += r;
+            sums[c][m / 2] += r;
+          }
+        }
+        const float share = k.c * k.w * p.grey[0] * (1.0f / 3.0f);
+        ZIP_UNROLL for (int c = 0; c < 3; ++c)
+          ZIP_UNROLL for (int m = 0; m < 4; ++m) u.out[c][j][m] = fmaf(share, grey[m], u.out[c][j][m]);
+      }
+      ZIP_UNROLL for (unsigned cell = 0; cell < 2; ++cell) {
+        ZIP_UNROLL for (int c = 0; c < 3; ++c) u.correction[c][cell] = 0.0f;
+        add_level(p, 1, sums[0][cell], sums[1][cell], sums[2][cell], cell, u);
+      }
+      red[lane] = sums[0][0] + sums[0][1];
+      green[lane] = sums[1][0] + sums[1][1];
+      blue[lane] = sums[2][0] + sums[2][1];
+    }
+
+    // the lanes that share a cell of blur 4, 8 and 16, beyond those that shared the one before
+    const int masks[3][2] = {{4, 0}, {1, 8}, {2, 16}};
+    ZIP_UNROLL for (unsigned l = 2; l <= 4; ++l) {
+      if (l > p.levels) break;
+      ZIP_UNROLL for (int m = 0; m < 2; ++m) {
+        if (!masks[l - 2][m]) continue;
+        add_across(red, masks[l - 2][m]);
+        add_across(green, masks[l - 2][m]);
+        add_across(blue, masks[l - 2][m]);
+      }
+      ZIP_LANES(lane) {
+        for (unsigned cell = 0; cell < 2; ++cell)
+          add_level(p, l, red[lane], green[lane], blue[lane], cell, units[lane]);
+      }
+    }
+
+    ZIP_LANES(lane) {
+      Unit& u = units[lane];
+      const unsigned y = top + lane / 4 * 2, column = left + lane % 4 * 4, count = within(column, a.tile_width);
+      const size_t at = offset_of(a, picture, y, column);
+      ZIP_UNROLL for (unsigned j = 0; j < 2; ++j) {
+        if (y + j >= a.tile_height || !count) continue;
+        ZIP_UNROLL for (int c = 0; c < 3; ++c) {
+          ZIP_UNROLL for (int m = 0; m < 4; ++m)
+            u.out[c][j][m] = fmaf(k.c * k.w, u.correction[c][m / 2], u.out[c][j][m]);
+          if (!k.clip) continue;
+          // out is c x0~ + d e here, and e is read once more to tell the two apart
+          const float back = 1.0f / k.c;
+          float eps[4];
+          load4(e + at + c * plane + j * a.width, count, wide, eps);
+          ZIP_UNROLL for (int m = 0; m < 4; ++m) {
+            const float x0 = (u.out[c][j][m] - k.d * eps[m]) * back;
+            u.out[c][j][m] = fmaf(k.c, clamp(x0, -1.0f, 1.0f), k.d * eps[m]);
+          }
+        }
+        if (k.s != 0.0f) {
+          float z[3][4];
+          normals(*batch, who, k.t, y + j, column, z);
+          ZIP_UNROLL for (int c = 0; c < 3; ++c)
+            ZIP_UNROLL for (int m = 0; m < 4; ++m) u.out[c][j][m] = fmaf(k.s, z[c][m], u.out[c][j][m]);
+        }
+        ZIP_UNROLL for (int c = 0; c < 3; ++c) store4(x_next + at + c * plane + j * a.width, count, wide, u.out[c][j]);
+      }
+    }
+  }
+}
+
+#define ZIP_STEP(name, E)                                                                                              \
+  extern "C" __global__ void __launch_bounds__(256)                                                                    \
+      name(const float* x, const E* e, const unsigned char* x_p, float* x_next, const ZipPicture* pictures,            \
+           const ZipGuide* guides, const ZipStep* steps, ZipLayout a, const ZipBatch* batch) {                         \
+    step(x, e, x_p, x_next, pictures, guides, steps, a, batch);                                                        \
+  }
+ZIP_STEP(zip_step_f32, float)
+ZIP_STEP(zip_step_f16, Half)
+ZIP_STEP(zip_step_bf16, Bfloat)
+#undef ZIP_STEP
