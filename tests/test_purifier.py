@@ -112,8 +112,8 @@ def test_evaluations_and_profiles():
         return [t for _, t in engine.calls]
 
     assert steps_of() == list(range(950, -1, -50))
-    assert steps_of(profile="fast") == list(range(400, -1, -50))
-    assert steps_of(profile="fast", steps=4) == [400, 267, 133, 0]
+    assert steps_of(profile="fast") == [400, 267, 133, 0]
+    assert steps_of(start=400) == steps_of(profile="fast", steps=9) == list(range(400, -1, -50))
     assert steps_of(start=200, steps=4) == [200, 133, 67, 0]
     assert len(steps_of(steps=7)) == 7
 
@@ -121,7 +121,7 @@ def test_evaluations_and_profiles():
 def test_info_says_what_ran():
     info = Purifier(FakeEngine(), OneOf(Blur(2), [Blur(4), Grayscale()]), lam=3, profile="fast").info
     assert info["transforms"] == "blur2|blur4+gray"
-    assert (info["evaluations"], info["start"], info["lam"], info["seed"]) == (9, 400, 3.0, None)
+    assert (info["evaluations"], info["start"], info["lam"], info["seed"]) == (4, 400, 3.0, None)
     assert info["engine"] == "FakeEngine"
 
 

@@ -41,14 +41,14 @@ _PURIFY = (
 examples:
   zipsdk purify photos -o clean                          a folder; its structure is kept
   zipsdk purify "photos/**/*.jpg" -o clean --format png  a glob; quote it, or the shell expands it and folders are lost
-  zipsdk purify photos -o clean --profile fast           9 evaluations a picture in place of 20
+  zipsdk purify photos -o clean --profile fast           4 evaluations a picture in place of 20
   zipsdk purify photos -o clean --transforms blur4 --lam 2 --sheet
 
 what the settings mean:
   --transforms  destroy a trigger. blurN averages cells of N x N pixels, gray the colours; "+" joins several, and "|"
                 lets each picture draw one of several by chance: "blur2|blur4+gray"
   --lam         lambda, how long the restored picture is held to the input: 10 for patches, 2 for blended triggers
-  --profile     paper: 20 evaluations from pure noise; fast: 9 from a warm start, the blurred picture plus noise
+  --profile     paper: 20 evaluations from pure noise; fast: 4 from a warm start, the blurred picture plus noise
 
 A run that was stopped, however it was stopped, goes on where it was when the same command is given again: what has
 been done is noted in OUT/.zipsdk-manifest.jsonl. A picture that has changed since is done again. A picture that cannot

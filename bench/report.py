@@ -1,0 +1,131 @@
+"""Write the measured parts of README.md and of the model card from the records, so that no number is typed.
+
+    python -m bench.report
+
+Between ``<!-- measured -->`` and ``<!-- /measured -->`` everything is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.record import RESULTS
+
+ROOT = Path(__file__).parent.parent
+START, END = "<!-- measured -->", "<!-- /measured -->"
+
+
+def read(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return record
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def restoration() -> str:
+    rows = []
+    for name in ("restoration", "restoration-fast"):
+        record = read(name)
+        for r in record["rows"]:
+            results, info = r["results"], r["info"]
+            cells = [f"{r['data']} ({r['pictures']} of {r['size'][0]} px)", f"blur{r['blur']}", str(info["evaluations"])]
+            for method in ("A+A x", "bicubic", "zip"):
+                m = results[method]
+                cells.append(f"{m['psnr']:.2f} / {m['sharpness']:.2f}")
+            z = results["zip"]
+            cells.append(f"{z['gain_db']:+.2f} ± {z['gain_standard_error']:.2f}")
+            rows.append(cells)
+    header = ["pictures", "transform", "evaluations", "A⁺A x", "bicubic of A x", "purified", "gain over A⁺A x, dB"]
+    return (
+        "Clean pictures, lambda 10: PSNR in dB / sharpness (detail energy relative to the original's, 1 is as much)\n"
+        f"(`{read('restoration')['command']}`):\n\n{table(header, rows)}"
+    )
+
+
+def cost() -> str:
+    record = read("cpu")
+    rows = []
+    for r in record["rows"]:
+        name = f"{r['pictures']} of {r['size'][0]}x{r['size'][1]}"
+        low, high = r["ms_min_max"]
+        rows.append([name, r["info"]["profile"], str(r["info"]["evaluations"]),
+                     f"{r['ms_per_picture']:.0f} ({low:.0f} to {high:.0f})", f"{r['not_unet']:.1%}"])  # fmt: skip
+    machine, threads = record["machine"], record["rows"][0]["info"]["threads"]
+    header = ["pictures at once", "profile", "evaluations", "ms a picture, median (spread)", "of it not the UNet"]
+    return (
+        f"Time on a CPU ({machine['processor']}, {threads} threads, `{record['command']}`):\n\n{table(header, rows)}"
+    )
+
+
+def neighbours() -> str:
+    record = read("neighbours")
+    rows = [
+        [name, f"{r['mean']:.2f}", f"{r['mean_inner']:.2f}", str(r["max"]), f"{r['pixels_changed']:.1%}"]
+        for name, r in record["rows"].items()
+    ]
+    header = ["32x32 pictures, difference in grey levels", "mean", "mean without border", "largest", "pixels changed"]
+    return (
+        "How far neighbours on a shared 64x64 canvas move a picture, beside what another seed does "
+        f"(`{record['command']}`):\n\n{table(header, rows)}"
+    )
+
+
+def seams() -> str:
+    record = read("seams")
+    parts = {k: f"{r['rows']:+.2f} and {r['columns']:+.2f}" for k, r in record["excess"].items()}
+    height, width = record["size"]
+    return (
+        f"Seams in a {width}x{height} photograph, in windows of {record['canvas']}: the step across the windows' borders "
+        f"exceeds the steps beside them by {parts['windows']} grey levels (rows and columns); cut apart, it is "
+        f"{parts['cut apart']} (`{record['command']}`)."
+    )
+
+
+def kernels() -> str:
+    record = read("kernels-cpu")
+    rows = []
+    for r in record["results"]:
+        if r["kernel"].startswith("step"):
+            ours = r["contenders"]["kernel"]["microseconds"]
+            others = [
+                f"{name} {c['times_the_kernel']:.1f}x [{c['quartiles'][0]:.1f}, {c['quartiles'][1]:.1f}]"
+                for name, c in r["contenders"].items()
+                if name != "kernel"
+            ]
+            rows.append([r["kernel"], str(r["canvases"]), f"{ours / 1e3:.2f}", ", ".join(others)])
+    header = ["kernel", "256x256 canvases", "ms", "time of the others over it, medians [quartiles]"]
+    return (
+        "The step around the UNet on one CPU core: the CUDA source compiled by g++ (the shim that the tests use) against "
+        f"NumPy and torch (`{record['command']}`):\n\n{table(header, rows)}"
+    )
+
+
+def losses(log: list[dict[str, Any]]) -> str:
+    last = log[-1]
+    sources = [k for k in last if k.startswith("held_out:")]
+    picked = [0, 50, 100, 150, 200, 300, 400, 600, 800, 950]
+    at = [last["steps"].index(t) for t in picked]
+    rows = [[s.removeprefix("held_out:"), *(f"{last[s][i]:.2g}" for i in at)] for s in sources]
+    return table(["after {:,} samples, t =".format(last["samples"]), *map(str, picked)], rows)
+
+
+def replace(path: Path, text: str) -> None:
+    old = path.read_text()
+    head, rest = old.split(START, 1)
+    _, tail = rest.split(END, 1)
+    path.write_text(f"{head}{START}\n{text}\n{END}{tail}")
+
+
+def main() -> None:
+    replace(ROOT / "README.md", "\n\n".join((restoration(), cost(), neighbours(), seams(), kernels())))
+    log = [json.loads(line) for line in (RESULTS / "zip-tiny-training.jsonl").read_text().splitlines()]
+    replace(ROOT / "zipsdk" / "models" / "zip-tiny.md", losses(log))
+
+
+if __name__ == "__main__":
+    main()
