@@ -4,7 +4,8 @@
 
 The photographs are those that scikit-image's wheel carries. They go in with the triggers of two well-known attacks and
 come out purified by the bundled model; ``sheet.png`` has them all as before / transformed / purified, and
-``closeup.png`` has the triggers at eight times their size.
+``closeup.png`` has the triggers at eight times their size, and ``restoration.png`` details of the clean photographs
+beside bicubic upsampling.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from bench import record
+from bench.restoration import bicubic, blurred
 from zipsdk import Blur, Purifier
 from zipsdk.cli import main as zipsdk_cli
-from zipsdk.sheet import transformed
+from zipsdk.sheet import contact_sheet, transformed
 from zipsdk.transforms import Guide
 
 SEED = 1
@@ -65,6 +67,20 @@ def closeup(name: str, before: np.ndarray, after: np.ndarray, guide: Guide) -> I
     return page
 
 
+def restoration(pictures: dict[str, np.ndarray]) -> Image.Image:
+    """Details of 64 x 64 pixels, without triggers: what blur 2 leaves, and what three ways make of it."""
+    corners = {"astronaut": (30, 140), "chelsea": (60, 110), "coffee": (60, 90), "rocket": (170, 170)}
+    details = [pictures[name][y : y + 64, x : x + 64] for name, (y, x) in corners.items()]
+    columns = [
+        details,
+        [blurred(x, 2) for x in details],
+        [bicubic(x, 2) for x in details],
+        *(Purifier("zip-tiny", "blur2", profile=p, seed=SEED).run(np.stack(details)) for p in ("paper", "fast")),
+    ]
+    titles = ("original", "blur 2", "bicubic", "purified, 20 evaluations", "purified, 4 evaluations")
+    return contact_sheet(list(zip(*columns, strict=True)), titles)
+
+
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m bench.demo", description=__doc__.split("\n")[0])
     p.add_argument("-o", "--output", type=Path, default=Path("demo"))
@@ -104,10 +120,14 @@ def main() -> None:
     for i, row in enumerate(rows):
         page.paste(row, (0, i * row.height))
     page.save(args.output / "closeup.png")
+    restoration(pictures).save(args.output / "restoration.png")
     info = Purifier("zip-tiny", "blur2+gray", profile=args.profile, seed=SEED).info
     record.write("demo", {"seconds": seconds, "pictures": {k: list(v.shape) for k, v in before.items()}, "info": info},
                  args.output)  # fmt: skip
-    print(f"{len(before)} photographs in {seconds:.0f} s; look at sheet.png and closeup.png in {args.output}/")
+    print(
+        f"{len(before)} photographs in {seconds:.0f} s; "
+        f"look at sheet.png, closeup.png and restoration.png in {args.output}/"
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ def restoration() -> str:
         record = read(name)
         for r in record["rows"]:
             results, info = r["results"], r["info"]
-            cells = [f"{r['data']} ({r['pictures']} of {r['size'][0]} px)", f"blur{r['blur']}", str(info["evaluations"])]
+            cells = [
+                f"{r['data']} ({r['pictures']} of {r['size'][0]} px)",
+                f"blur{r['blur']}",
+                str(info["evaluations"]),
+            ]
             for method in ("A+A x", "bicubic", "zip"):
                 m = results[method]
                 cells.append(f"{m['psnr']:.2f} / {m['sharpness']:.2f}")
@@ -53,13 +57,11 @@ def cost() -> str:
     for r in record["rows"]:
         name = f"{r['pictures']} of {r['size'][0]}x{r['size'][1]}"
         low, high = r["ms_min_max"]
-        rows.append([name, r["info"]["profile"], str(r["info"]["evaluations"]),
+        rows.append([name, str(r["info"]["evaluations"]),
                      f"{r['ms_per_picture']:.0f} ({low:.0f} to {high:.0f})", f"{r['not_unet']:.1%}"])  # fmt: skip
     machine, threads = record["machine"], record["rows"][0]["info"]["threads"]
-    header = ["pictures at once", "profile", "evaluations", "ms a picture, median (spread)", "of it not the UNet"]
-    return (
-        f"Time on a CPU ({machine['processor']}, {threads} threads, `{record['command']}`):\n\n{table(header, rows)}"
-    )
+    header = ["pictures at once", "evaluations", "ms a picture, median (spread)", "of it not the UNet"]
+    return f"Time on a CPU ({machine['processor']}, {threads} threads, `{record['command']}`):\n\n{table(header, rows)}"
 
 
 def neighbours() -> str:
@@ -80,8 +82,8 @@ def seams() -> str:
     parts = {k: f"{r['rows']:+.2f} and {r['columns']:+.2f}" for k, r in record["excess"].items()}
     height, width = record["size"]
     return (
-        f"Seams in a {width}x{height} photograph, in windows of {record['canvas']}: the step across the windows' borders "
-        f"exceeds the steps beside them by {parts['windows']} grey levels (rows and columns); cut apart, it is "
+        f"Seams in a {width}x{height} photograph, in windows of {record['canvas']}: the step across the windows' "
+        f"borders exceeds the steps beside them by {parts['windows']} grey levels (rows and columns); cut apart, it is "
         f"{parts['cut apart']} (`{record['command']}`)."
     )
 
@@ -100,8 +102,8 @@ def kernels() -> str:
             rows.append([r["kernel"], str(r["canvases"]), f"{ours / 1e3:.2f}", ", ".join(others)])
     header = ["kernel", "256x256 canvases", "ms", "time of the others over it, medians [quartiles]"]
     return (
-        "The step around the UNet on one CPU core: the CUDA source compiled by g++ (the shim that the tests use) against "
-        f"NumPy and torch (`{record['command']}`):\n\n{table(header, rows)}"
+        "The step around the UNet on one CPU core: the CUDA source compiled by g++ (the shim that the tests use) "
+        f"against NumPy and torch (`{record['command']}`):\n\n{table(header, rows)}"
     )
 
 
