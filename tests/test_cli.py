@@ -543,7 +543,7 @@ def test_sheet(purify, tmp_path):
     out = tmp_path / "out"
     assert purify(src, "-o", out, "--transforms", "gray", "--sheet") == 0
     page = np.asarray(Image.open(out / "zipsdk-sheet.png").convert("RGB"))
-    step, gap, title = 168, 8, 20
+    step, gap, title = 248, 8, 20
     assert page.shape[1] == 3 * step + gap and (page.shape[0] - gap - title) % step == 0
     assert 10 <= (page.shape[0] - gap - title) // step <= 12
     middle = title + gap + 80
