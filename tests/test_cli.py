@@ -546,9 +546,9 @@ def test_sheet(purify, tmp_path):
     step, gap, title = 248, 8, 20
     assert page.shape[1] == 3 * step + gap and (page.shape[0] - gap - title) % step == 0
     assert 10 <= (page.shape[0] - gap - title) // step <= 12
-    middle = title + gap + 80
-    assert page[middle, gap + 80].tolist() == [250, 10, 10]
-    assert page[middle, gap + step + 80].tolist() == [90, 90, 90]
+    middle = title + gap + 120
+    assert page[middle, gap + 120].tolist() == [250, 10, 10]
+    assert page[middle, gap + step + 120].tolist() == [90, 90, 90]
     clean = np.asarray(Image.open(out / "00.png"))
     assert (page[middle, gap + 2 * step + 80] == clean[8, 8]).all()
     assert (page[: title + gap - 2, : 2 * step] < 128).any(), "column titles"
