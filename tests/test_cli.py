@@ -550,7 +550,7 @@ def test_sheet(purify, tmp_path):
     assert page[middle, gap + 120].tolist() == [250, 10, 10]
     assert page[middle, gap + step + 120].tolist() == [90, 90, 90]
     clean = np.asarray(Image.open(out / "00.png"))
-    assert (page[middle, gap + 2 * step + 80] == clean[8, 8]).all()
+    assert (page[middle, gap + 2 * step + 120] == clean[8, 8]).all()
     assert (page[: title + gap - 2, : 2 * step] < 128).any(), "column titles"
     # of a second run, that has nothing to do, as well
     assert purify(src, "-o", out, "--transforms", "gray", "--sheet", tmp_path / "deep" / "page.png") == 0
