@@ -4,6 +4,7 @@
         --train cifar10-train.zip imagenette-train.zip photos.zip --held-out cifar10-test.zip imagenette-val.zip
 
 A sample is one 32x32 picture's worth of pixels. Stop it at any time: it goes on from ``latest.pt`` when called again.
+``--init export/zip-tiny.safetensors`` begins from the weights of the bundled model in place of random ones.
 It leaves in the output folder ``latest.pt`` (everything needed to resume), ``ema.safetensors`` (the averaged weights,
 for ``python -m export``) and ``log.jsonl`` (training loss, and the held-out loss by noise level).
 """
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from export import checkpoint
 from export.data import Pictures
 from export.unet import ZIP_TINY, UNet, UNetConfig
 
@@ -119,8 +121,16 @@ def train(config: UNetConfig, args: argparse.Namespace) -> None:
         optimizer.load_state_dict(state["optimizer"])
         ema, step, samples = state["ema"], state["step"], state["samples"]
         print(f"go on from {samples} samples", flush=True)
+    elif args.init:
+        given, _ = checkpoint.load(args.init, checkpoint.Flags())
+        if given.config != config:
+            raise SystemExit(
+                f"{args.init} holds a model of another shape: {given.config.to_dict()}; change the flags to it"
+            )
+        model.load_state_dict(given.state_dict())
+        ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
-    def checkpoint() -> None:
+    def save() -> None:
         state = {"config": config.to_dict(), "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                  "ema": ema, "step": step, "samples": samples}  # fmt: skip
         save_atomically(latest, lambda f: torch.save(state, f))
@@ -165,10 +175,10 @@ def train(config: UNetConfig, args: argparse.Namespace) -> None:
         bar.set_postfix(loss=f"{running:.4f}")
         if samples >= next_save:
             next_save += args.save_every
-            checkpoint()
+            save()
             evaluate(running)
     bar.close()
-    checkpoint()
+    save()
     evaluate(running)
 
 
@@ -177,6 +187,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--output", type=Path, required=True, help="folder for checkpoints and the log")
     p.add_argument("--train", nargs="+", required=True, help="zip files or folders of pictures")
     p.add_argument("--held-out", nargs="+", default=[], help="zip files or folders, never trained on")
+    p.add_argument("--init", type=Path, help="weights to begin from, where there is no latest.pt yet")
     p.add_argument("--samples", type=int, default=1_000_000, help="in 32x32 pictures' worth of pixels")
     p.add_argument("--batch", type=int, default=64, help="samples a step")
     p.add_argument("--lr", type=float, default=1e-3)

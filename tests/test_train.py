@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +56,22 @@ def test_training_learns_and_goes_on_where_it_stopped(folder):
     model, sha256 = checkpoint.load(folder / "run" / "ema.safetensors", checkpoint.Flags())
     assert model.config.prediction == "v" and len(sha256) == 64
     assert not list((folder / "run").glob("*.part"))
+
+
+def test_a_run_can_begin_from_weights(folder):
+    run(folder, 100)
+    weights = folder / "given.safetensors"
+    (folder / "run" / "ema.safetensors").rename(weights)
+    before, _ = checkpoint.load(weights, checkpoint.Flags())
+    for f in (folder / "run").iterdir():
+        f.unlink()
+    run(folder, 0, "--init", str(weights))
+    after, _ = checkpoint.load(folder / "run" / "ema.safetensors", checkpoint.Flags())
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    for f in (folder / "run").iterdir():
+        f.unlink()
+    with pytest.raises(SystemExit, match="another shape"):
+        run(folder, 0, "--init", str(Path(__file__).parent.parent / "export" / "zip-tiny.safetensors"))
 
 
 def test_a_run_of_another_shape_is_not_overwritten(folder):

@@ -14,18 +14,15 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from zipsdk.arrays import SHAPES, U8, Picture, check_array, check_clean, from_8bit, grey, read_array, to_8bit
 from zipsdk.errors import InputError, PictureError
-
-U8 = npt.NDArray[np.uint8]
 
 DEFAULT_MAX_PIXELS = 100_000_000
 
@@ -44,25 +41,6 @@ _WRITERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 #: Suffixes of the files that are read, for whoever lists a folder. The content decides how a file is decoded.
 SUFFIXES = frozenset([".gif", ".apng", *(s for suffixes, _, _ in _WRITERS.values() for s in suffixes.split())])
-
-_ARRAYS = "uint8 (0..255), uint16 (0..65535) or float16, float32, float64 (0..1)"
-_SHAPES = {
-    "NHWC": "(H, W), (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels",
-    "NCHW": "(H, W), (C, H, W) or (N, C, H, W) with 1, 3 or 4 channels",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """One picture, and the way back.
-
-    Attributes:
-        rgb: uint8 (H, W, 3), C-contiguous, memory of its own.
-        restore: takes a purified uint8 (H, W, 3) and gives back the same kind of thing as came in: new and writable.
-    """
-
-    rgb: U8
-    restore: Callable[[U8], Any]
 
 
 def read(
@@ -95,8 +73,8 @@ def read(
         return pictures, lambda clean: [p.restore(c) for p, c in zip(pictures, _counted(clean, pictures), strict=True)]
     if isinstance(batch, np.ndarray) and batch.ndim == 4:
         array = np.asarray(batch)
-        _check_array(array, layout, max_pixels, "")
-        pictures = [_read_array(x, layout, (i,)) for i, x in enumerate(array)]
+        check_array(array, layout, max_pixels, "")
+        pictures = [read_array(x, layout, (i,)) for i, x in enumerate(array)]
         shape, dtype = array.shape, array.dtype
 
         def back(clean: list[U8]) -> Any:
@@ -188,7 +166,7 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
 
 
 def _check_options(layout: str, max_pixels: int) -> None:
-    if layout not in _SHAPES:
+    if layout not in SHAPES:
         raise InputError(f'layout: got {layout!r}, wanted "NHWC" (channels last) or "NCHW" (channels first)')
     if not isinstance(max_pixels, int) or max_pixels < 1:
         raise InputError(f"max_pixels: got {max_pixels!r}, wanted a whole number of at least 1")
@@ -208,8 +186,8 @@ def _read_item(item: Any, layout: str, max_pixels: int, where: str) -> Picture:
                 f"{where}got an array of shape {array.shape}, wanted one picture: "
                 f"pass the batch itself, or a list of its pictures, to run()"
             )
-        _check_array(array, layout, max_pixels, where)
-        return _read_array(array, layout, (), where)
+        check_array(array, layout, max_pixels, where)
+        return read_array(array, layout, (), where)
     if isinstance(item, (Image.Image, str, os.PathLike)):
         return _read_pil(item, max_pixels, where)
     kind = f"{type(item).__module__}.{type(item).__qualname__}"
@@ -217,99 +195,6 @@ def _read_item(item: Any, layout: str, max_pixels: int, where: str) -> Picture:
     if kind.startswith("torch."):
         hint = 'pass tensor.numpy() (tensor.cpu().numpy() from a GPU), with layout="NCHW" where channels come first'
     raise InputError(f"{where}got a {kind}, wanted a NumPy array, a PIL image, a path or a list of these: {hint}")
-
-
-# ---- arrays
-
-
-def _check_array(a: npt.NDArray[Any], layout: str, max_pixels: int, where: str) -> None:
-    """Refuse an array by its dtype and shape; the values are for `_read_array`."""
-    if (a.dtype.kind, a.dtype.itemsize) not in {("u", 1), ("u", 2), ("f", 2), ("f", 4), ("f", 8)}:
-        raise InputError(
-            f"{where}got an array of dtype {a.dtype}, wanted {_ARRAYS}: convert it to the one whose range it has"
-        )
-    first, last = (-3, -1) if layout == "NCHW" else (-1, -3)
-    if a.ndim not in (2, 3, 4) or (a.ndim > 2 and a.shape[first] not in (1, 3, 4)):
-        hint = "pass one picture or a batch of pictures"
-        if a.ndim in (3, 4) and a.shape[last] in (1, 3, 4):
-            hint = f'channels seem to stand elsewhere: pass layout="{"NHWC" if layout == "NCHW" else "NCHW"}"'
-        elif a.ndim == 3:
-            axis = "1" if layout == "NCHW" else "-1"
-            hint = f"for a batch of grey pictures give it a channel axis: np.expand_dims(x, {axis})"
-        raise InputError(
-            f'{where}got an array of shape {a.shape}, wanted {_SHAPES[layout]} (layout="{layout}"): {hint}'
-        )
-    height, width = a.shape[-2:] if a.ndim == 2 or layout == "NCHW" else a.shape[-3:-1]
-    if height == 0 or width == 0:
-        raise InputError(f"{where}got an array of shape {a.shape}, wanted at least 1 x 1 pixels: leave it out")
-    if height * width > max_pixels:
-        raise InputError(
-            f"{where}got pictures of {width} x {height} pixels, wanted at most {max_pixels} pixels: "
-            f"make them smaller, or raise max_pixels"
-        )
-
-
-def _read_array(a: npt.NDArray[Any], layout: str, at: tuple[int, ...], where: str = "") -> Picture:
-    """A checked array of two or three axes -> Picture. `at`: where it stands in its batch, for messages."""
-    if a.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):  # some builds of NumPy warn when a NaN is compared
-            good = (a >= 0) & (a <= 1)  # false for NaN
-        if not good.all():
-            i = tuple(int(k) for k in np.unravel_index(int(np.argmin(good)), good.shape))
-            raise InputError(
-                f"{where}got {float(a[i])} at index {at + i} of a {a.dtype} array, wanted values in [0, 1]: "
-                f"divide by the array's range, or pass uint8 (0..255)"
-            )
-    dtype, grey_2d = a.dtype, a.ndim == 2
-    if grey_2d:
-        a = a[:, :, None]
-    elif layout == "NCHW":
-        a = np.moveaxis(a, 0, -1)
-    channels = a.shape[2]
-    # a copy, because the caller may refill the array while the answer is being computed
-    alpha = a[:, :, 3:].copy()
-    rgb = _to_8bit(a[:, :, :3])
-    if channels == 1:
-        rgb = np.repeat(rgb, 3, axis=2)
-
-    def restore(clean: U8) -> Any:
-        _check_clean(clean, rgb)
-        out = _from_8bit(_grey(clean)[:, :, None] if channels == 1 else clean, dtype)
-        if channels == 4:
-            out = np.concatenate((out, alpha), axis=2, dtype=dtype)
-        if grey_2d:
-            out = out[:, :, 0]
-        elif layout == "NCHW":
-            out = np.moveaxis(out, -1, 0)
-        return np.array(out, dtype, order="C")
-
-    return Picture(rgb, restore)
-
-
-def _check_clean(clean: U8, rgb: U8) -> None:
-    if not isinstance(clean, np.ndarray) or clean.dtype != np.uint8 or clean.shape != rgb.shape:
-        got = f"{clean.dtype} {clean.shape}" if isinstance(clean, np.ndarray) else type(clean).__name__
-        raise InputError(f"purified picture: got {got}, wanted uint8 {rgb.shape}, as it was read")
-
-
-def _to_8bit(a: npt.NDArray[Any]) -> U8:
-    """Any checked array -> a new uint8 array of the same shape, rounded half to even."""
-    if a.dtype.kind == "f":
-        a = np.rint(np.multiply(a, 255, dtype=np.float64))
-    elif a.dtype.itemsize == 2:
-        a = (a.astype(np.uint32) + 128) // 257  # x / 257 rounded: 257 is odd, so there is no half way
-    return np.array(a, np.uint8, order="C")
-
-
-def _from_8bit(a: U8, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    if dtype.kind == "f":
-        return np.divide(a, 255, dtype=np.float64).astype(dtype)
-    return (a.astype(dtype) * 257).astype(dtype) if dtype.itemsize == 2 else a
-
-
-def _grey(rgb: U8) -> U8:
-    """(H, W, 3) -> (H, W): the mean, rounded; a sum of three thirds is never half way."""
-    return np.array((rgb.sum(axis=2, dtype=np.uint16) + 1) // 3, np.uint8)
 
 
 # ---- files and PIL images
@@ -397,8 +282,8 @@ def _decode(im: Image.Image, name: str, max_pixels: int) -> tuple[Picture, str]:
         deep = np.asarray(im)
         if deep.min() < 0 or deep.max() > 65535:
             raise PictureError(f"{name}: got mode {mode} with values beyond 0..65535, wanted 16 bit: scale it")
-        grey = _to_8bit(deep.astype(np.uint16))
-        return _pil_picture(np.repeat(grey[:, :, None], 3, axis=2), "I;16", None, info), ""
+        levels = to_8bit(deep.astype(np.uint16))
+        return _pil_picture(np.repeat(levels[:, :, None], 3, axis=2), "I;16", None, info), ""
     if mode in ("I", "F"):
         raise PictureError(
             f"{name}: got mode {mode} (32 bit), whose range nothing tells, wanted 8 or 16 bit: "
@@ -420,13 +305,13 @@ def _decode(im: Image.Image, name: str, max_pixels: int) -> tuple[Picture, str]:
 
 def _pil_picture(rgb: U8, mode: str, alpha: Image.Image | None, info: dict[str, bytes]) -> Picture:
     def restore(clean: U8) -> Image.Image:
-        _check_clean(clean, rgb)
+        check_clean(clean, rgb)
         if mode in ("RGB", "RGBA"):
             out = Image.fromarray(clean)
         elif mode == "I;16":
-            out = Image.fromarray(_from_8bit(_grey(clean), np.dtype(np.uint16)))
+            out = Image.fromarray(from_8bit(grey(clean), np.dtype(np.uint16)))
         else:
-            out = Image.fromarray(_grey(clean))
+            out = Image.fromarray(grey(clean))
         if alpha is not None:
             out.putalpha(alpha)
         out.info.update(info)

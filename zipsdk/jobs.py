@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk import images
+from zipsdk.arrays import Picture
 from zipsdk.errors import InputError, PictureError, ZipError
 from zipsdk.manifest import Job, Manifest, fingerprint
 from zipsdk.purifier import Purifier
@@ -134,7 +135,7 @@ def _walk(folder: Path, real_out: str, problem: Callable[[str], None], note: Cal
 @dataclass(frozen=True)
 class _Read:
     job: Job
-    picture: images.Picture
+    picture: Picture
     size: int
     mtime_ns: int
 
