@@ -2,7 +2,7 @@
 
 ZipError
 |-- InputError      (also ValueError)    a picture, an array or an option cannot be used as given
-|   `-- PictureError                     a picture file cannot be read; the message names the file
+|   `-- PictureError                     a picture file cannot be read or written; the message names it
 |-- ModelError      (also ValueError)    a model file is missing, damaged, or is not what it says it is
 |-- EngineError     (also RuntimeError)  a runtime or a device cannot run the model here
 `-- MissingExtra    (also ImportError)   an optional package is not installed; the message has the pip command
@@ -20,7 +20,7 @@ class InputError(ZipError, ValueError):
 
 
 class PictureError(InputError):
-    """A picture file cannot be read; the message names the file."""
+    """A picture file cannot be read or written; the message names it."""
 
 
 class ModelError(ZipError, ValueError):
