@@ -5,6 +5,7 @@ ZipError
 |   `-- PictureError                     a picture file cannot be read or written; the message names it
 |-- ModelError      (also ValueError)    a model file is missing, damaged, or is not what it says it is
 |-- EngineError     (also RuntimeError)  a runtime or a device cannot run the model here
+|   `-- OutOfMemory                      the device has no room for the batch; the loop then halves it
 `-- MissingExtra    (also ImportError)   an optional package is not installed; the message has the pip command
 """
 
@@ -29,6 +30,10 @@ class ModelError(ZipError, ValueError):
 
 class EngineError(ZipError, RuntimeError):
     """A runtime or a device cannot run the model here."""
+
+
+class OutOfMemory(EngineError):
+    """The device has no room for what was asked."""
 
 
 class MissingExtra(ZipError, ImportError):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ from zipsdk.errors import InputError
 from zipsdk.noise import Noise
 from zipsdk.schedule import step_table
 from zipsdk.transforms import Guide, GuidePerPicture, OneOf, Transform, parse
+
+if TYPE_CHECKING:
+    from zipsdk.gpu.loop import DeviceLoop
 
 U8 = npt.NDArray[np.uint8]
 
@@ -51,6 +56,8 @@ class Purifier:
         clip_x0: clamp the estimate of the picture at each step; the paper does not.
         canvas: side of the canvases, for models that take several sizes. None lets such a model see each picture at its
             own size, which is as fast as tiling and keeps neighbours apart.
+        graph: on a GPU, capture the loop into a CUDA graph where the engine can be captured. The pictures are the same
+            without; turn it off to profile, or where a tool cannot look into graphs.
 
     Raises:
         InputError: an option out of range.
@@ -71,6 +78,7 @@ class Purifier:
         seed: int | None = None,
         clip_x0: bool = False,
         canvas: int | None = None,
+        graph: bool = True,
     ):
         if isinstance(engine, str | Path):
             engine = load_engine(engine)
@@ -108,6 +116,22 @@ class Purifier:
         self._divisor = int(np.lcm.reduce([g.divisor for g in self.guides]))
         # a canvas that the engine refuses is told now, not at the first picture
         canvases.plan(spec, spec.canvas, spec.canvas, self._divisor, canvas)
+        self._device_loop, self._host_loop = self._open_device_loop(graph)
+
+    def _open_device_loop(self, graph: bool) -> tuple[DeviceLoop | None, str]:
+        """The loop on the engine's GPU, or None and why the loop runs on the host."""
+        engine: Any = self.engine
+        if not hasattr(engine, "enqueue"):
+            return None, "the engine runs on the CPU"
+        if engine.device is None:
+            return None, str(engine.host_loop)
+        from zipsdk.gpu.loop import DeviceLoop, rows_for
+
+        if rows_for(self.guides) is None:
+            reason = f"no GPU kernel for {self.transforms}: blurs by 2, 4, 8, 16 and gray have one"
+            warnings.warn(f"{reason}; the loop runs on the host, and the UNet alone on the GPU", stacklevel=4)
+            return None, reason
+        return DeviceLoop(engine, self.table, self.guides, clip_x0=self.clip_x0, graph=graph), ""
 
     @property
     def info(self) -> dict[str, Any]:
@@ -116,6 +140,7 @@ class Purifier:
         return {
             "model": self.engine.spec.name,
             **engine,
+            "loop": self._where(),
             "evaluations": len(self.table),
             "start": self.table.steps[0].t if self.table.warm else None,
             "transforms": self.transforms,
@@ -124,6 +149,12 @@ class Purifier:
             "eta": self.eta,
             "seed": self.seed,
         }
+
+    def _where(self) -> str:
+        if self._device_loop is None:
+            return f"host ({self._host_loop})"
+        how = "one captured graph" if self._device_loop.graph else "launched step by step"
+        return f"GPU ({how}; pictures larger than the canvas: on the host)"
 
     def run(
         self,
@@ -147,7 +178,7 @@ class Purifier:
             InputError: a picture that cannot be used; nothing has been purified then.
         """
         pictures, back = images.read(batch, layout=layout)
-        return back(self._purify([p.rgb for p in pictures], ids, progress))
+        return back(self._begin([p.rgb for p in pictures], ids, progress)())
 
     def stream(self, batches: Iterable[Any], *, layout: str = "NHWC") -> Iterator[Any]:
         """`run` over many batches, in order; the next batch is fetched and decoded while one computes."""
@@ -158,50 +189,76 @@ class Purifier:
             batch = next(source, nothing)
             return nothing if batch is nothing else images.read(batch, layout=layout)
 
+        # on a GPU one batch more is read ahead, so that it can go up while the last one computes
+        depth = 1 if self._device_loop is None else 2
+        finish: Callable[[], Any] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="zipsdk-read") as pool:
-            pending = pool.submit(fetch)
-            while (read := pending.result()) is not nothing:
-                pending = pool.submit(fetch)
-                pictures, back = read
-                yield back(self._purify([p.rgb for p in pictures], None, None))
+            ahead: deque[Future[Any]] = deque(pool.submit(fetch) for _ in range(depth))
+            try:
+                while (read := ahead.popleft().result()) is not nothing:
+                    ahead.append(pool.submit(fetch))
+                    pictures, back = read
+                    before, finish = finish, self._finish(back, self._begin([p.rgb for p in pictures], None, None))
+                    if before is not None:
+                        yield before()
+                    # a result that is on its way must not wait for a batch that is not there yet
+                    if self._device_loop is None or not ahead[0].done():
+                        ready, finish = finish, None
+                        yield ready()
+            finally:
+                for future in ahead:
+                    future.cancel()
+            if finish is not None:
+                yield finish()
 
-    def _purify(
+    @staticmethod
+    def _finish(back: Callable[[list[U8]], Any], wait: Callable[[], list[U8]]) -> Callable[[], Any]:
+        return lambda: back(wait())
+
+    def _begin(
         self, pictures: list[U8], ids: npt.ArrayLike | None, progress: Callable[[int], None] | None
-    ) -> list[U8]:
+    ) -> Callable[[], list[U8]]:
+        """Start on the pictures, on a GPU; what it returns waits for the results, or computes them here."""
         seed = secrets.randbits(64) if self.seed is None else self.seed
-        if ids is None:
-            # keyed, so that whoever does not know the seed cannot choose a picture by its noise
-            key = seed.to_bytes(8, "little")
-            numbers = [
-                int.from_bytes(hashlib.blake2b(p.tobytes() + str(p.shape).encode(), digest_size=8, key=key).digest())
-                for p in pictures
-            ]
-            ids = np.array(numbers, np.uint64)
-        else:
-            given = np.asarray(ids)
-            if given.shape != (len(pictures),) or given.dtype.kind not in "ui" or (given < 0).any():
-                raise InputError(
-                    f"ids: got {given.dtype} {given.shape}, wanted {len(pictures)} whole numbers in 0..2^64-1, "
-                    "one a picture"
-                )
-            ids = given.astype(np.uint64)
-
+        numbers = _ids(pictures, ids, seed)
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, p in enumerate(pictures):
             groups.setdefault(p.shape, []).append(i)
-        out: list[U8] = [np.empty(0, np.uint8)] * len(pictures)
-        for (height, width, _), members in groups.items():
-            layout = canvases.plan(self.engine.spec, height, width, self._divisor, self.canvas)
+        done = progress or (lambda n: None)
+        waits = []
+        for members in groups.values():
+            part = [pictures[i] for i in members]
+            waits.append((members, self._begin_size(np.stack(part), numbers[members], seed, done)))
+
+        def wait() -> list[U8]:
+            out: list[U8] = [np.empty(0, np.uint8)] * len(pictures)
+            for members, result in waits:
+                for i, picture in zip(members, result(), strict=True):
+                    out[i] = picture
+            return out
+
+        return wait
+
+    def _begin_size(
+        self, rgb: U8, ids: npt.NDArray[np.uint64], seed: int, progress: Callable[[int], None]
+    ) -> Callable[[], U8]:
+        """Pictures of one size: uint8 (N, H, W, 3)."""
+        _, height, width, _ = rgb.shape
+        layout = canvases.plan(self.engine.spec, height, width, self._divisor, self.canvas)
+        if self._device_loop is not None and layout.windows == 1:
+            which = Noise(seed, ids).choice(len(self.guides)) if len(self.guides) > 1 else 0
+            return self._device_loop.start(rgb, layout, ids, which, seed, progress)
+
+        def compute() -> U8:
             predict = canvases.Predictor(self.engine, layout)
-            for i in range(0, len(members), layout.pictures_per_call):
-                part = members[i : i + layout.pictures_per_call]
-                noise = Noise(seed, ids[part])
-                clean = self._loop(np.stack([pictures[j] for j in part]), layout, predict, noise)
-                for j, picture in zip(part, clean, strict=True):
-                    out[j] = picture
-                if progress is not None:
-                    progress(len(part))
-        return out
+            out = np.empty_like(rgb)
+            for i in range(0, len(rgb), layout.pictures_per_call):
+                part = slice(i, i + layout.pictures_per_call)
+                out[part] = self._loop(rgb[part], layout, predict, Noise(seed, ids[part]))
+                progress(len(out[part]))
+            return out
+
+        return compute
 
     def _loop(self, rgb: U8, layout: canvases.Layout, predict: canvases.Predictor, noise: Noise) -> U8:
         """uint8 (N, H, W, 3) of one size -> the same, purified."""
@@ -218,3 +275,21 @@ class Purifier:
         np.rint(x, out=x)
         np.clip(x, 0.0, 255.0, out=x)
         return np.ascontiguousarray(x[:, :, :height, :width].astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def _ids(pictures: list[U8], ids: npt.ArrayLike | None, seed: int) -> npt.NDArray[np.uint64]:
+    """The pictures' ids as given, or a hash of each."""
+    if ids is None:
+        # keyed, so that whoever does not know the seed cannot choose a picture by its noise
+        key = seed.to_bytes(8, "little")
+        numbers = [
+            int.from_bytes(hashlib.blake2b(p.tobytes() + str(p.shape).encode(), digest_size=8, key=key).digest())
+            for p in pictures
+        ]
+        return np.array(numbers, np.uint64)
+    given = np.asarray(ids)
+    if given.shape != (len(pictures),) or given.dtype.kind not in "ui" or (given < 0).any():
+        raise InputError(
+            f"ids: got {given.dtype} {given.shape}, wanted {len(pictures)} whole numbers in 0..2^64-1, one a picture"
+        )
+    return given.astype(np.uint64)

@@ -31,6 +31,6 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
         )
     if path.suffix != ".onnx":
         raise ModelError(f"{path}: got a {path.suffix or 'suffix-less'} file, wanted .onnx")
-    from zipsdk.engines.onnx import OnnxEngine
+    from zipsdk.engines.onnx import open_onnx
 
-    return OnnxEngine(path, device=device, threads=threads)
+    return open_onnx(path, device=device, threads=threads)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError
+from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory
 from zipsdk.files import check_sidecar
+from zipsdk.gpu.device import Device, open_device
 from zipsdk.spec import METADATA_KEY, ModelSpec
 
 F32 = npt.NDArray[np.float32]
@@ -22,7 +24,7 @@ class OnnxEngine:
 
     Args:
         path: the ``.onnx`` file; external data beside it is found.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: "cpu" (which "auto" means here; `open_onnx` looks for a GPU first), "cuda" or "cuda:N".
         threads: CPU threads of one evaluation, 0 for all cores.
 
     Raises:
@@ -37,7 +39,23 @@ class OnnxEngine:
         except (ImportError, OSError) as e:
             raise MissingExtra("onnxruntime", "cpu", str(e)) from e
         self.path = Path(path)
-        wanted = _providers(device, ort.get_available_providers())
+        self._ort = ort
+        #: the GPU that the loop can run on, too; None where it cannot, and then `host_loop` says why
+        self.device: Device | None = None
+        self.host_loop = "the engine runs on the CPU"
+        ordinal = _ordinal(device, ort.get_available_providers())
+        wanted: list[Any] = ["CPUExecutionProvider"]
+        if ordinal is not None:
+            options_cuda = {"device_id": str(ordinal)}
+            try:
+                self.device = open_device(ordinal)
+                self.host_loop = ""
+                options_cuda["user_compute_stream"] = str(self.device.compute.handle)
+            except (EngineError, MissingExtra) as e:
+                self.host_loop = str(e)
+            if hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()  # CUDA's libraries may lie in Python packages, where no loader looks
+            wanted = [("CUDAExecutionProvider", options_cuda), "CPUExecutionProvider"]
         check_sidecar(self.path)
 
         options = ort.SessionOptions()
@@ -66,6 +84,11 @@ class OnnxEngine:
                 f"{self.path}: asked for {first}, ONNX Runtime fell back to {self.providers[0]}; "
                 "its CUDA libraries are missing or too old: see zipsdk doctor, or pass device='cpu'"
             )
+        if ordinal is not None and self.device is None:
+            warnings.warn(
+                f"the UNet runs on the GPU and the loop around it on the host, which is slower: {self.host_loop}",
+                stacklevel=3,
+            )
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata:
             raise ModelError(
@@ -74,6 +97,11 @@ class OnnxEngine:
         self.spec = ModelSpec.from_json(metadata[METADATA_KEY], str(self.path))
         self._check_graph()
         self.runtime = f"onnxruntime {ort.__version__}"
+        self._memory = ("cpu", 0) if ordinal is None else ("cuda", ordinal)
+        self._bindings: dict[tuple[int, ...], Any] = {}
+        self._run_options = ort.RunOptions()
+        # it must not wait for the stream at the end of each evaluation: the loop goes on there
+        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def _check_graph(self) -> None:
         spec = self.spec
@@ -104,14 +132,48 @@ class OnnxEngine:
             "providers": self.providers,
             "precision": self.spec.precision,
             "threads": self.threads,
+            **({"device": self.device.name} if self.device else {}),
         }
+
+    # ---- what `zipsdk.gpu.loop.DeviceLoop` uses
+
+    #: ONNX Runtime allocates and waits in its own ways, which a capture refuses; it runs on the loop's stream instead
+    capturable = False
+    max_batch: int | None = None
+
+    def prepare(self, batch: int, height: int, width: int) -> None:
+        """Nothing: the arena grows at the first evaluation of a shape."""
+
+    def enqueue(
+        self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
+    ) -> None:
+        """One evaluation on the device's memory; see `zipsdk.gpu.loop.DeviceEngine`."""
+        if self.device is not None and stream != self.device.compute.handle:
+            raise EngineError(
+                f"stream: got {stream:#x}, wanted the one that the session was opened with, "
+                f"{self.device.compute.handle:#x} (engine.device.compute)"
+            )
+        height, width = size or (self.spec.canvas, self.spec.canvas)
+        key = (x, t, eps, batch, height, width)
+        if key not in self._bindings:
+            if len(self._bindings) >= 256:  # about ten sizes of pictures, 20 steps each
+                self._bindings.clear()
+            binding, shape = self._session.io_binding(), (batch, 3, height, width)
+            binding.bind_input(self.spec.input_x, *self._memory, np.float32, shape, x)
+            binding.bind_input(self.spec.input_t, *self._memory, np.float32, (batch,), t)
+            binding.bind_output(self.spec.output, *self._memory, np.float32, shape, eps)
+            self._bindings[key] = binding
+        try:
+            self._session.run_with_iobinding(self._bindings[key], self._run_options)
+        except Exception as e:
+            raise _failed(self.path, (batch, 3, height, width), e) from e
 
     def __call__(self, x: F32, t: F32) -> F32:
         spec = self.spec
         try:
             (eps,) = self._session.run([spec.output], {spec.input_x: x, spec.input_t: t})
         except Exception as e:
-            raise EngineError(f"{self.path}: the evaluation of {x.shape} failed ({_short(e)})") from e
+            raise _failed(self.path, x.shape, e) from e
         return eps  # type: ignore[no-any-return]
 
 
@@ -125,8 +187,14 @@ def _short(e: Exception) -> str:
     return str(e).strip().split("\n")[0][:300]
 
 
-def _providers(device: str, available: list[str]) -> list[Any]:
-    """ONNX Runtime's provider list for a device; the first one must really run."""
+def _failed(path: Path, shape: tuple[int, ...], e: Exception) -> EngineError:
+    text = str(e).lower()
+    kind = OutOfMemory if "failed to allocate memory" in text or "out of memory" in text else EngineError
+    return kind(f"{path}: the evaluation of {shape} failed ({_short(e)})")
+
+
+def _ordinal(device: str, available: list[str]) -> int | None:
+    """The GPU that is asked for, None for the CPU."""
     cuda = re.fullmatch(r"cuda(?::(\d+))?", device)
     if device not in ("auto", "cpu") and not cuda:
         raise InputError(f"device: got {device!r}, wanted 'auto', 'cpu', 'cuda' or 'cuda:N'")
@@ -135,6 +203,19 @@ def _providers(device: str, available: list[str]) -> list[Any]:
             f"device {device!r}: this onnxruntime has {available}; pip uninstall onnxruntime, "
             "then pip install 'zipsdk[gpu]'"
         )
-    if cuda:
-        return [("CUDAExecutionProvider", {"device_id": int(cuda[1] or 0)}), "CPUExecutionProvider"]
-    return ["CPUExecutionProvider"]
+    return int(cuda[1] or 0) if cuda else None
+
+
+def open_onnx(path: Path, *, device: str = "auto", threads: int = 0) -> OnnxEngine:
+    """`OnnxEngine`; "auto" takes the GPU if ONNX Runtime has CUDA and it works, else the CPU, with a warning."""
+    if device == "auto":
+        try:
+            import onnxruntime as ort
+        except (ImportError, OSError) as e:
+            raise MissingExtra("onnxruntime", "cpu", str(e)) from e
+        if "CUDAExecutionProvider" in ort.get_available_providers():
+            try:
+                return OnnxEngine(path, device="cuda", threads=threads)
+            except EngineError as e:
+                warnings.warn(f"running on the CPU, because the GPU cannot be used: {e}", stacklevel=3)
+    return OnnxEngine(path, device="cpu" if device == "auto" else device, threads=threads)

@@ -1,0 +1,199 @@
+"""A GPU for tests: the port of zipsdk.gpu.device on host memory, with the kernels of the g++ shim.
+
+It is lazy, as a real one may be: what is put on a stream runs only when somebody waits for it, in the stream's order
+and after the events that it waits for. So a missing wait, or a pinned buffer used again too early, gives wrong
+pictures. New memory is full of NaN and has guards around it. `log` holds what was asked for, in order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import contextmanager
+
+import numpy as np
+
+from zipsdk.errors import OutOfMemory
+
+GUARD = 64
+
+
+class Stream:
+    def __init__(self, device, name):
+        self.device, self.name, self.handle = device, name, len(device.streams) + 1
+        self.queue, self.graph = [], None
+        device.streams[self.handle] = self
+
+    def push(self, what, work):
+        self.device.log.append((what, self.name) if self.graph is None else (what, self.name, "captured"))
+        (self.queue if self.graph is None else self.graph.work).append(work)
+
+    def drain(self, until=None):
+        while self.queue and (until is None or not until.done):
+            self.queue.pop(0)()
+
+    def synchronize(self):
+        self.device.outside_capture("synchronize")
+        self.drain()
+
+    def wait_for_event(self, event):
+        # the record that stands now, not a later one
+        self.push("wait", event.mark.wait if event.mark else lambda: None)
+
+
+class Mark:
+    """One record of an event."""
+
+    def __init__(self, stream):
+        self.stream, self.done = stream, False
+
+    def set(self):
+        self.done = True
+
+    def wait(self):
+        self.stream.drain(self)
+        assert self.done, "an event never happens: its stream waits for the one that waits for it"
+
+
+class Event:
+    def __init__(self, device):
+        self.device, self.mark = device, None
+
+    def record(self, stream):
+        self.mark = Mark(stream)
+        stream.push("record", self.mark.set)
+
+    def synchronize(self):
+        self.device.outside_capture("event.synchronize")
+        self.mark.wait()
+
+
+class Graph:
+    def __init__(self):
+        self.work, self.ready = [], False
+
+    def launch(self, stream):
+        assert self.ready
+        stream.push("graph", lambda: [work() for work in self.work])
+
+    def close(self):
+        self.ready = False
+
+
+class FakeDevice:
+    """See the module.
+
+    Args:
+        host: `kernels.launch.Host`.
+        room: bytes of device memory.
+    """
+
+    def __init__(self, host, room=1 << 30):
+        self.host, self.room, self.used = host, room, 0
+        self.ordinal, self.name, self.capability, self.total_memory = 0, "fake GPU", (8, 6), room
+        self.log, self.streams, self.memory, self.depth = [], {}, {}, 0
+        self.compute, self.copies = Stream(self, "compute"), Stream(self, "copies")
+
+    @contextmanager
+    def active(self):
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+
+    def outside_capture(self, what):
+        assert self.depth, f"{what}: no context is current"
+        self.log.append((what,))
+        assert all(s.graph is None for s in self.streams.values()), f"{what} while a stream is captured"
+
+    def alloc(self, size):
+        self.outside_capture("alloc")
+        if self.used + size > self.room:
+            raise OutOfMemory(f"fake GPU: no room for {size} bytes")
+        self.used += size
+        raw = np.full(size + 2 * GUARD, 0xFF, np.uint8)
+        address = raw.ctypes.data + GUARD
+        self.memory[address] = (raw, size)
+        return address
+
+    def free(self, address):
+        self.outside_capture("free")
+        raw, size = self.memory.pop(address)
+        self.used -= size
+        assert (raw[:GUARD] == 0xFF).all() and (raw[GUARD + size :] == 0xFF).all(), "written beyond the buffer"
+
+    def check(self):
+        """Nobody wrote beyond a buffer."""
+        for raw, size in self.memory.values():
+            assert (raw[:GUARD] == 0xFF).all() and (raw[GUARD + size :] == 0xFF).all(), "written beyond a buffer"
+
+    def inside(self, address, size):
+        assert any(a <= address and address + size <= a + n for a, (_, n) in self.memory.items()), "a stray copy"
+
+    def pinned(self, size):
+        self.outside_capture("pinned")
+        return np.zeros(size, np.uint8)
+
+    def upload(self, address, array, stream):
+        self.inside(address, array.nbytes)
+        stream.push("upload", lambda: ctypes.memmove(address, array.ctypes.data, array.nbytes))
+
+    def download(self, array, address, stream):
+        self.inside(address, array.nbytes)
+        stream.push("download", lambda: ctypes.memmove(array.ctypes.data, address, array.nbytes))
+
+    def copy(self, to, address, size, stream):
+        self.inside(to, size)
+        self.inside(address, size)
+        stream.push("copy", lambda: ctypes.memmove(to, address, size))
+
+    def event(self):
+        return Event(self)
+
+    def launch(self, name, work, *arguments, stream):
+        assert self.depth and work > 0
+        stream.push(name, lambda: self.host.launch(name, 2, 64, *arguments))
+
+    @contextmanager
+    def capture(self, stream):
+        stream.graph = graph = Graph()
+        try:
+            yield graph
+        finally:
+            stream.graph = None
+        graph.ready = True
+
+
+def view(address, shape):
+    """Float32 memory as an array."""
+    n = int(np.prod(shape))
+    return np.frombuffer((ctypes.c_float * n).from_address(address), np.float32).reshape(shape)
+
+
+class FakeDeviceEngine:
+    """An engine on a `FakeDevice` that answers what a plain one answers.
+
+    Args:
+        plain: called with float32 arrays, as the tests' FakeEngine.
+        fail: called before each enqueue, may raise.
+    """
+
+    def __init__(self, plain, device, *, capturable=True, max_batch=None, fail=lambda: None):
+        self.plain, self.device, self.spec = plain, device, plain.spec
+        self.capturable, self.max_batch, self.fail, self.prepared = capturable, max_batch, fail, []
+
+    def prepare(self, batch, height, width):
+        self.prepared.append((batch, height, width))
+
+    def __call__(self, x, t):
+        return self.plain(x, t)
+
+    def enqueue(self, x, t, eps, batch, stream, *, size=None):
+        self.fail()
+        assert self.device.depth
+        shape = (batch, 3, *(size or (self.spec.canvas,) * 2))
+
+        def work():
+            view(eps, shape)[:] = self.plain(view(x, shape).copy(), view(t, (batch,)))
+
+        self.device.streams[stream].push("engine", work)

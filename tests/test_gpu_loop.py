@@ -1,0 +1,365 @@
+"""The loop on a device, on the tests' own lazy GPU: the CPU's pictures, whatever the batches and graphs."""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import FakeEngine, make_spec
+from device_fake import FakeDevice, FakeDeviceEngine
+
+import zipsdk
+from kernels.launch import SOURCES, Host
+from zipsdk.errors import EngineError, OutOfMemory
+from zipsdk.gpu import loop as gpu_loop
+from zipsdk.gpu.device import SIGNATURES
+
+FIXED = {"min_side": 64, "max_side": 64}
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    try:
+        return Host(tmp_path_factory.mktemp("shim"), ("-O2",))
+    except FileNotFoundError:
+        pytest.skip("no g++ here, so the kernels cannot be compiled for the CPU")
+
+
+@pytest.fixture
+def device(host):
+    made = FakeDevice(host)
+    yield made
+    made.check()
+
+
+def make(device, spec=None, *, engine=None, **options):
+    """A purifier on the fake GPU and the same on the CPU."""
+    plain = FakeEngine(spec)
+    on_gpu = engine or FakeDeviceEngine(plain, device)
+    settings = {"seed": 5, **options}
+    cpu = {k: v for k, v in settings.items() if k != "graph"}
+    return zipsdk.Purifier(on_gpu, **settings), zipsdk.Purifier(plain, **cpu)
+
+
+def pictures(rng, n, height, width):
+    return rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+def assert_same(got, wanted):
+    """Equal but for halves that round the other way: float32 in another order moves x by 1e-6 or so."""
+    off = np.abs(got.astype(int) - wanted.astype(int))
+    assert off.max() <= 1 and (off > 0).mean() < 2e-3, f"got {off.max()} grey levels off, {(off > 0).mean():.1%} of all"
+
+
+SETTINGS = {
+    "paper": {},
+    "fast": {"profile": "fast"},
+    "fast joint": {"profile": "fast", "combine": "joint"},
+    "clip": {"clip_x0": True, "steps": 7, "eta": 0.5},
+    "blur 8": {"transforms": "blur8", "lam": 2.0},
+    "per picture": {"transforms": "blur2|blur4+gray|gray", "profile": "fast"},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    ("n", "height", "width", "fixed"),
+    [(3, 32, 32, False), (2, 33, 45, False), (5, 32, 32, True), (7, 20, 28, True), (1, 64, 64, True), (9, 8, 8, True)],
+)
+def test_pictures_are_those_of_the_cpu(device, rng, settings, n, height, width, fixed):
+    """Alone on a canvas and padded, tiled with places left over, with gaps beside the tiles."""
+    gpu, cpu = make(device, make_spec(**FIXED) if fixed else None, **settings)
+    batch, ids = pictures(rng, n, height, width), rng.integers(0, 2**63, n)
+    wanted = cpu.run(batch, ids=ids)
+    first, captured, replayed = (gpu.run(batch, ids=ids) for _ in range(3))
+    assert_same(first, wanted)
+    np.testing.assert_array_equal(first, captured)
+    np.testing.assert_array_equal(first, replayed)
+    assert ("graph", "compute") in device.log
+
+
+def test_a_graph_serves_other_pictures_counts_and_seeds(device, rng):
+    gpu, cpu = make(device, make_spec(**FIXED))
+    for n, seed in ((4, 1), (3, 2), (2, 3), (4, 4)):  # all of one canvas
+        gpu.seed = cpu.seed = seed
+        batch = pictures(rng, n, 32, 32)
+        assert_same(gpu.run(batch), cpu.run(batch))
+    assert device.log.count(("graph", "compute")) == 3
+
+
+def test_graph_off_gives_the_same_bits(device, rng):
+    batch = pictures(rng, 4, 32, 48)
+    on, off = (make(device, graph=graph)[0] for graph in (True, False))
+    for _ in range(2):
+        np.testing.assert_array_equal(on.run(batch), off.run(batch))
+    assert "one captured graph" in on.info["loop"] and "step by step" in off.info["loop"]
+
+
+def test_seven_pictures_are_seven_times_one(device, rng):
+    gpu, _ = make(device)
+    batch = pictures(rng, 7, 40, 32)
+    np.testing.assert_array_equal(gpu.run(batch), np.concatenate([gpu.run(p[None]) for p in batch]))
+
+
+def test_after_the_first_call_nothing_is_allocated_and_one_copy_goes_each_way(device, rng):
+    gpu, _ = make(device)
+    for _ in range(2):
+        gpu.run(pictures(rng, 4, 32, 32))
+    device.log.clear()
+    gpu.run(pictures(rng, 4, 32, 32))
+    assert device.log == [
+        ("upload", "copies"), ("record", "copies"), ("wait", "compute"), ("copy", "compute"), ("zip_ingest", "compute"),
+        ("graph", "compute"), ("zip_egress", "compute"), ("record", "compute"), ("wait", "copies"),
+        ("download", "copies"), ("record", "copies"), ("event.synchronize",),
+    ]  # fmt: skip
+
+
+def test_what_is_captured(device, rng):
+    gpu, _ = make(device, make_spec(**FIXED), profile="fast")
+    for _ in range(2):
+        gpu.run(pictures(rng, 2, 30, 30))
+    captured = [entry[0] for entry in device.log if entry[-1] == "captured"]
+    assert captured == ["zip_step_f32"] + ["zip_fill", "engine", "zip_step_f32"] * 4
+
+
+def test_batches_are_cut_and_overlap(device, rng, monkeypatch):
+    monkeypatch.setattr(gpu_loop, "MAX_PIXELS_A_BATCH", 2 * 32 * 32)
+    gpu, cpu = make(device)
+    batch, done = pictures(rng, 7, 32, 32), []
+    got = gpu.run(batch, progress=done.append)
+    assert_same(got, cpu.run(batch))
+    assert done == [2, 2, 2, 1]
+    copies = [entry[0] for entry in device.log if entry in (("upload", "copies"), ("download", "copies"))]
+    assert copies == ["upload", "upload", "download", "upload", "download", "upload", "download", "download"]
+
+
+def test_the_engines_own_limit_is_kept(device, rng):
+    plain = FakeEngine()
+    gpu, cpu = make(device, engine=FakeDeviceEngine(plain, device, max_batch=3))
+    batch = pictures(rng, 8, 32, 32)
+    assert_same(gpu.run(batch), cpu.run(batch))
+    assert max(shape[0] for shape, _ in plain.calls) == 3
+
+
+def test_stream_puts_the_next_batch_up_before_the_last_comes_down(device, rng):
+    gpu, cpu = make(device)
+    batches = [pictures(rng, 2, 32, 32) for _ in range(5)]
+    gpu.run(batches[0])
+    device.log.clear()
+    stream = gpu.stream(batches)
+    got = [next(stream)]
+    got += list(stream)
+    for g, batch in zip(got, batches, strict=True):
+        assert_same(g, cpu.run(batch))
+    copies = [entry[0] for entry in device.log if entry[0] in ("upload", "download")]
+    assert copies.count("upload") == copies.count("download") == 5
+    # a batch that is read in time goes up early; how many are is the reading thread's luck, order is not
+    ahead = 0
+    for word in copies:
+        ahead += 1 if word == "upload" else -1
+        assert 0 <= ahead <= 2
+
+
+def test_stream_does_not_hold_a_result_back_for_a_batch_that_is_not_there(device, rng):
+    gpu, _ = make(device)
+    got, delivered = [], threading.Event()
+
+    def source():
+        for i in range(3):
+            if i == 2:
+                assert delivered.wait(30), "the first two results wait for a third batch"
+            yield pictures(rng, 1, 32, 32)
+
+    for clean in gpu.stream(source()):
+        got.append(clean)
+        if len(got) == 2:
+            delivered.set()
+    assert len(got) == 3
+
+
+def test_sizes_mixed_in_one_call(device, rng):
+    gpu, cpu = make(device)
+    batch = [pictures(rng, 1, h, w)[0] for h, w in ((32, 32), (40, 36), (32, 32), (64, 33))]
+    for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
+        assert_same(got, wanted)
+
+
+def test_buffers_of_old_sizes_are_freed(device, rng):
+    gpu, _ = make(device)
+    for side in (32, 36, 40, 44, 48, 52, 56):
+        gpu.run(pictures(rng, 1, side, side))
+    used = device.used
+    for side in (52, 56, 48, 44, 32, 36, 40):
+        gpu.run(pictures(rng, 1, side, side))
+    assert device.used <= used and len(gpu._device_loop._sizes) == gpu_loop.MAX_SIZES
+
+
+def test_out_of_memory_halves_the_batch_and_says_so_once(host, rng, monkeypatch):
+    monkeypatch.setattr(gpu_loop, "MAX_PIXELS_A_BATCH", 16 * 32 * 32)
+    device = FakeDevice(host, room=250_000)  # 16 canvases want about 530 kB
+    gpu, cpu = make(device)
+    batch = pictures(rng, 16, 32, 32)
+    with pytest.warns(UserWarning, match="16 canvases do not fit into its memory; going on with 8") as caught:
+        got = gpu.run(batch)
+    assert len(caught) == 1
+    assert_same(got, cpu.run(batch))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(gpu.run(batch), cpu.run(batch))
+    device.check()
+
+
+def test_an_engine_out_of_memory_in_the_middle(device, rng):
+    """ONNX Runtime finds out only when it evaluates; the pictures that are on their way are not lost."""
+    plain = FakeEngine()
+    engine = FakeDeviceEngine(plain, device)
+
+    def enqueue(x, t, eps, batch, stream, *, size=None):
+        if batch > 3:
+            raise OutOfMemory("the arena is full")
+        FakeDeviceEngine.enqueue(engine, x, t, eps, batch, stream, size=size)
+
+    engine.enqueue = enqueue
+    gpu, cpu = make(device, engine=engine)
+    batch = pictures(rng, 13, 32, 32)
+    with pytest.warns(UserWarning, match="do not fit"):
+        assert_same(gpu.run(batch), cpu.run(batch))
+
+
+def test_not_even_one_canvas_fits(host, rng):
+    gpu, _ = make(FakeDevice(host, room=20_000))
+    with pytest.raises(EngineError, match="not even one canvas of 32x32 fits: use a smaller model"):
+        gpu.run(pictures(rng, 1, 32, 32))
+
+
+def test_a_result_that_is_not_finite_is_refused_and_the_next_one_is_right(device, rng):
+    plain = FakeEngine()
+    bad = []
+
+    class Overflows(FakeEngine):
+        def __call__(self, x, t):
+            eps = plain(x, t)
+            if bad:
+                eps[0, 1, 3, 5] = np.inf
+            return eps
+
+    gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device))
+    batch = pictures(rng, 2, 32, 32)
+    bad.append(1)
+    with pytest.raises(EngineError, match="not finite"):
+        gpu.run(batch)
+    bad.clear()
+    assert_same(gpu.run(batch), cpu.run(batch))
+
+
+@pytest.mark.parametrize("call", [3, 25])
+def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
+    """In the first run, which is launched as it is, and in the second, while the graph is captured."""
+    count = []
+
+    def fail():
+        count.append(1)
+        if len(count) == call:
+            raise EngineError("it fell over")
+
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=fail))
+    batch, failures = pictures(rng, 2, 32, 32), 0
+    for _ in range(4):
+        try:
+            assert_same(gpu.run(batch), cpu.run(batch))
+        except EngineError as e:
+            assert "it fell over" in str(e)
+            failures += 1
+    assert failures == 1
+    assert gpu._device_loop._sizes[32, 32].waiting == 0 and len(gpu._device_loop._sizes[32, 32].slots) == 2
+
+
+def test_an_engine_that_cannot_be_captured_runs_step_by_step(device, rng):
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, capturable=False))
+    batch = pictures(rng, 2, 32, 32)
+    for _ in range(3):
+        assert_same(gpu.run(batch), cpu.run(batch))
+    assert ("graph", "compute") not in device.log and "step by step" in gpu.info["loop"]
+
+
+def test_larger_pictures_take_the_host_loop(device, rng):
+    gpu, cpu = make(device, make_spec(**FIXED), profile="fast")
+    batch = pictures(rng, 1, 80, 100)
+    np.testing.assert_array_equal(gpu.run(batch), cpu.run(batch))
+    assert ("zip_ingest", "compute") not in device.log
+
+
+def test_transforms_without_a_kernel_take_the_host_loop_and_say_so(device, rng):
+    with pytest.warns(UserWarning, match="no GPU kernel for blur3.*the loop runs on the host"):
+        gpu, cpu = make(device, transforms="blur3", profile="fast")
+    assert gpu.info["loop"].startswith("host (no GPU kernel for blur3")
+    batch = pictures(rng, 1, 48, 48)
+    np.testing.assert_array_equal(gpu.run(batch), cpu.run(batch))
+
+
+def test_a_plain_engine_says_that_the_loop_runs_on_the_host():
+    assert zipsdk.Purifier(FakeEngine()).info["loop"] == "host (the engine runs on the CPU)"
+
+
+def test_prepare_is_told_the_largest_batch(device, rng):
+    engine = FakeDeviceEngine(FakeEngine(), device, max_batch=6)
+    make(device, engine=engine)[0].run(pictures(rng, 2, 33, 32))
+    assert engine.prepared == [(6, 36, 32)]
+
+
+def test_empty_batch(device):
+    gpu, _ = make(device)
+    assert gpu.run(np.empty((0, 32, 32, 3), np.uint8)).shape == (0, 32, 32, 3)
+
+
+def test_threads_share_a_purifier(device, rng):
+    gpu, cpu = make(device, profile="fast")
+    batches = [pictures(rng, 1 + i % 3, 32, 32) for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        for got, batch in zip(pool.map(gpu.run, batches), batches, strict=True):
+            assert_same(got, cpu.run(batch))
+
+
+def test_signatures_are_those_of_the_kernels():
+    """`struct`'s letters against the C++ declarations: P a pointer, 32s a ZipLayout by value."""
+    text = "".join((SOURCES / name).read_text() for name in ("ingest.cuh", "egress.cuh"))
+    found = dict(re.findall(r"(zip_\w+)\(([^)]*)\) \{", text))
+    step = (SOURCES / "step.cuh").read_text()
+    found["zip_step_f32"] = re.search(r"name\((const float\* x[^)]*)\)", step)[1].replace("\\", "")
+    for name, letters in SIGNATURES.items():
+        kinds = ["32s" if "ZipLayout" in a else "P" if "*" in a else a for a in found[name].split(",")]
+        assert "".join(kinds) == letters, name
+
+
+def test_onnx_enqueue_reads_and_writes_the_memory_that_it_is_given(rng):
+    """The binding by address, on the CPU's provider, against the plain call."""
+    pytest.importorskip("onnxruntime")
+    engine = zipsdk.load_engine("zip-tiny", device="cpu")
+    x = rng.standard_normal((3, 3, 32, 64), np.float32)
+    t, eps = np.array([900, 50, 0], np.float32), np.full(x.shape, np.nan, np.float32)
+    for _ in range(2):
+        wanted = engine(x, t)
+        engine.enqueue(x.ctypes.data, t.ctypes.data, eps.ctypes.data, 3, 0, size=(32, 64))
+        np.testing.assert_array_equal(eps, wanted)
+        x *= 0.5
+    with pytest.raises(EngineError, match="evaluation of"):
+        engine.enqueue(x.ctypes.data, t.ctypes.data, eps.ctypes.data, 3, 0, size=(31, 64))
+
+
+def test_zip_tiny_on_the_fake_gpu(device, rng):
+    """The real model through its binding by address, the real kernels, the real loop."""
+    pytest.importorskip("onnxruntime")
+    engine = zipsdk.load_engine("zip-tiny", device="cpu")
+    on_gpu = FakeDeviceEngine(engine, device, capturable=False)
+    enqueue = engine.enqueue
+    on_gpu.enqueue = lambda x, t, eps, batch, stream, size=None: device.streams[stream].push(
+        "engine", lambda: enqueue(x, t, eps, batch, stream, size=size)
+    )
+    batch = pictures(rng, 5, 32, 32)
+    for profile in ("paper", "fast"):
+        got = zipsdk.Purifier(on_gpu, profile=profile, seed=1).run(batch)
+        assert_same(got, zipsdk.Purifier(engine, profile=profile, seed=1).run(batch))

@@ -1,0 +1,229 @@
+"""One GPU: memory, streams, events, kernels and captured graphs, by PyCUDA and, for graphs, by the driver itself.
+
+Everything happens in the primary context, the one that the CUDA runtime uses, so that memory and streams can be shared
+with TensorRT, ONNX Runtime and torch in one process. Every method of `Device` wants that context: ``with
+device.active():``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from zipsdk import gpu
+from zipsdk.errors import EngineError, MissingExtra, OutOfMemory
+
+BLOCK = 256  # threads; the kernels are compiled for at most this many
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: work that others put on the default stream does not hold ours up
+CAPTURE_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate meanwhile
+
+# how `struct` packs each kernel's arguments; a layout of 32 bytes goes by value
+SIGNATURES = {
+    "zip_ingest": "PPPP32sP",
+    "zip_fill": "P32sP",
+    "zip_egress": "PPP32sP",
+    "zip_step_f32": "PPPPPPP32sP",
+}
+
+
+class Stream(Protocol):
+    """What the loop needs of a `pycuda.driver.Stream`."""
+
+    @property
+    def handle(self) -> int: ...
+    def synchronize(self) -> None: ...
+    def wait_for_event(self, event: Any) -> None: ...
+
+
+class Graph:
+    """What was put on a stream while it was captured; `launch` does all of it again."""
+
+    def __init__(self) -> None:
+        self._launch: Callable[[int], None] | None = None
+        self._destroy: Callable[[], None] | None = None
+
+    def launch(self, stream: Stream) -> None:
+        if self._launch is None:
+            raise EngineError("graph: it was launched before its capture ended")
+        self._launch(stream.handle)
+
+    def close(self) -> None:
+        if self._destroy is not None:
+            self._destroy()
+        self._launch = self._destroy = None
+
+
+class Device:
+    """A GPU; see `open_device`.
+
+    Attributes:
+        ordinal: its number among the visible GPUs.
+        name, capability, total_memory: what it is, e.g. "NVIDIA GeForce RTX 3070", (8, 6), bytes.
+        compute, copies: the two streams of the loop.
+    """
+
+    def __init__(self, cuda: Any, ordinal: int):
+        self._cuda = cuda
+        device = cuda.Device(ordinal)
+        self.ordinal = ordinal
+        self.name: str = device.name()
+        self.capability: tuple[int, int] = tuple(device.compute_capability())
+        self.total_memory: int = device.total_memory()
+        self._processors: int = device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
+        self._context = device.retain_primary_context()
+        self._memory: dict[int, Any] = {}
+        self._driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        self._functions: dict[str, Any] = {}
+        self._module: Any = None
+        with self.active():
+            self.compute: Stream = cuda.Stream(NON_BLOCKING)
+            self.copies: Stream = cuda.Stream(NON_BLOCKING)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The primary context is the thread's current one inside."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._context.pop()
+
+    # ---- memory
+
+    def alloc(self, size: int) -> int:
+        """The address of `size` new bytes. Raises OutOfMemory."""
+        try:
+            memory = self._cuda.mem_alloc(max(1, size))
+        except self._cuda.MemoryError as e:
+            raise OutOfMemory(f"{self.name}: no room for {size / 2**20:,.1f} MiB more; use smaller batches") from e
+        self._memory[int(memory)] = memory
+        return int(memory)
+
+    def free(self, address: int) -> None:
+        self._memory.pop(address).free()
+
+    def pinned(self, size: int) -> npt.NDArray[np.uint8]:
+        """Host memory that the GPU copies from and to by itself: uint8 (size,), zeros."""
+        try:
+            memory: npt.NDArray[np.uint8] = self._cuda.pagelocked_zeros(size, np.uint8)
+        except self._cuda.MemoryError as e:
+            raise OutOfMemory(f"host: no {size / 2**20:,.1f} MiB of pinned memory; use smaller batches") from e
+        return memory
+
+    def upload(self, address: int, array: npt.NDArray[Any], stream: Stream) -> None:
+        """Asynchronous where `array` is `pinned`: it must not change until the stream has passed here."""
+        self._cuda.memcpy_htod_async(address, array, stream)
+
+    def download(self, array: npt.NDArray[Any], address: int, stream: Stream) -> None:
+        """Asynchronous where `array` is `pinned`."""
+        self._cuda.memcpy_dtoh_async(array, address, stream)
+
+    def copy(self, to: int, address: int, size: int, stream: Stream) -> None:
+        """From device memory to device memory."""
+        self._cuda.memcpy_dtod_async(to, address, size, stream)
+
+    # ---- order
+
+    def event(self) -> Any:
+        """To record(stream), stream.wait_for_event(event) and event.synchronize()."""
+        return self._cuda.Event()
+
+    # ---- work
+
+    def launch(self, name: str, work: int, *arguments: int | np.void, stream: Stream) -> None:
+        """Launch a kernel of the fatbin.
+
+        Args:
+            name: one of `SIGNATURES`.
+            work: threads that have something to do; the kernels loop, so any grid is right.
+            arguments: addresses, and structs by value.
+        """
+        if name not in self._functions:
+            if self._module is None:
+                self._module = self._cuda.module_from_buffer(gpu.fatbin().read_bytes())
+            function = self._module.get_function(name)
+            function.prepare(SIGNATURES[name])
+            self._functions[name] = function
+        # eight blocks for each multiprocessor fill it; beyond that, looping is cheaper than more blocks
+        grid = max(1, min(-(-work // BLOCK), 8 * self._processors))
+        values = [a.tobytes() if isinstance(a, np.void) else a for a in arguments]
+        self._functions[name].prepared_async_call((grid, 1), (BLOCK, 1, 1), stream, *values)
+
+    @contextmanager
+    def capture(self, stream: Stream) -> Iterator[Graph]:
+        """What is put on `stream` inside is not run but becomes the graph, which can be launched afterwards.
+
+        Raises:
+            EngineError: something inside cannot be captured (it allocated, or waited for the GPU).
+        """
+        graph, recorded = Graph(), ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream.handle), CAPTURE_THREAD_LOCAL)
+        try:
+            yield graph
+        except BaseException:
+            # the capture must end in any case, or the stream stays unusable
+            self._driver.cuStreamEndCapture(ctypes.c_void_p(stream.handle), ctypes.byref(recorded))
+            if recorded:
+                self._driver.cuGraphDestroy(recorded)
+            raise
+        self._call("cuStreamEndCapture", ctypes.c_void_p(stream.handle), ctypes.byref(recorded))
+        executable = ctypes.c_void_p()
+        try:
+            self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), recorded, ctypes.c_ulonglong(0))
+        finally:
+            self._call("cuGraphDestroy", recorded)
+        graph._launch = lambda handle: self._call("cuGraphLaunch", executable, ctypes.c_void_p(handle))
+        graph._destroy = lambda: self._call("cuGraphExecDestroy", executable)
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        code = getattr(self._driver, function)(*arguments)
+        if code == 2:  # CUDA_ERROR_OUT_OF_MEMORY
+            raise OutOfMemory(f"{self.name}: {function} found no memory; use smaller batches")
+        if code:
+            text = ctypes.c_char_p()
+            self._driver.cuGetErrorString(code, ctypes.byref(text))
+            raise EngineError(f"{self.name}: {function} gives error {code}, {(text.value or b'unknown').decode()}")
+
+
+_opening = threading.Lock()
+
+
+def open_device(ordinal: int = 0) -> Device:
+    """The GPU with this number; the same object each time.
+
+    Raises:
+        MissingExtra: PyCUDA is not installed.
+        EngineError: there is no driver, no such GPU, or no compiled kernels in this installation.
+    """
+    with _opening:
+        return _open(ordinal)
+
+
+@cache
+def _open(ordinal: int) -> Device:
+    library = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(library)
+    except OSError as e:
+        raise EngineError(f"device 'cuda:{ordinal}': there is no NVIDIA driver here ({e}); pass device='cpu'") from e
+    try:
+        import pycuda.driver as cuda
+    except Exception as e:  # an extension module that does not fit the driver raises anything
+        raise MissingExtra("pycuda", "gpu", str(e).split("\n")[0]) from e
+    try:
+        cuda.init()
+        count = cuda.Device.count()
+    except cuda.Error as e:
+        raise EngineError(f"device 'cuda:{ordinal}': the NVIDIA driver shows no GPU ({e}); see zipsdk doctor") from e
+    if not 0 <= ordinal < count:
+        raise EngineError(f"device: got 'cuda:{ordinal}', wanted one of the {count} visible GPUs, cuda:0 first")
+    gpu.fatbin()  # without kernels there is no loop; told before anything is allocated
+    return Device(cuda, ordinal)

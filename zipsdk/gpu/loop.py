@@ -1,0 +1,427 @@
+"""The loop on a GPU: pictures up once, ingest, 20 x (engine, step) as one captured graph, egress, pictures down once.
+
+What `zipsdk.reverse.purify` does, on device memory that is allocated once for each size of pictures. Nothing in the
+loop allocates or waits. Two streams: one computes, the other copies, so that the next batch goes up and the last one
+comes down while this one computes.
+
+    copies    up 0 | up 1 |                   | down 0 | up 2 | ...
+    compute        | ingest graph egress of 0 | ingest graph egress of 1 | ...
+
+A batch and its pictures' rows lie in device memory that the graph reads, so one graph serves every batch with as many
+canvases.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from zipsdk import gpu
+from zipsdk.canvas import Engine, Layout
+from zipsdk.errors import EngineError, OutOfMemory
+from zipsdk.gpu.device import Device, Graph
+from zipsdk.schedule import StepTable
+from zipsdk.transforms import Guide
+
+U8 = npt.NDArray[np.uint8]
+
+#: Canvas pixels in one batch, at most, and where memory allows: 8 canvases of 256x256, 512 of 32x32. Larger ones are
+#: hardly faster a picture, and a big UNet's activations grow with them.
+MAX_PIXELS_A_BATCH = 1 << 19
+#: Sizes of pictures whose buffers are kept.
+MAX_SIZES = 4
+
+_ALIGN = 256  # what cudaMalloc aligns to, so that every part of a buffer begins like one of its own
+
+
+class DeviceEngine(Engine, Protocol):
+    """An engine whose UNet reads and writes device memory on a given stream."""
+
+    @property
+    def device(self) -> Device | None:
+        """Where it runs; None where the loop on the device cannot be had, and then `host_loop` says why."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `enqueue` may be captured into a CUDA graph."""
+
+    @property
+    def max_batch(self) -> int | None:
+        """The largest batch of one `enqueue`; None for no limit."""
+
+    def prepare(self, batch: int, height: int, width: int) -> None:
+        """Allocate and warm up what an `enqueue` of this shape needs. Raises OutOfMemory."""
+
+    def enqueue(
+        self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
+    ) -> None:
+        """eps for x_t, asynchronously: float32 device memory x and eps (batch, 3, H, W), t (batch,).
+
+        `stream` is a CUstream as a number; `size` is (H, W), by default the model's canvas.
+        """
+
+
+@dataclass
+class Slot:
+    """A batch's pictures on their way: pinned host memory and as much device memory."""
+
+    host: U8
+    device: int
+    up: Any
+    done: Any
+    down: Any
+
+
+@dataclass
+class Ticket:
+    """A batch that was submitted."""
+
+    buffers: Buffers
+    slot: Slot
+    pictures: int
+
+
+@dataclass
+class Buffers:
+    """What pictures of one size need on the device; see `DeviceLoop._make`."""
+
+    layout: Layout
+    height: int
+    width: int
+    canvases: int
+    x: int
+    x_p: int
+    eps: int
+    t: int
+    steps: int
+    warm: int
+    head: int
+    head_size: int
+    slots: list[Slot]
+    memory: list[int]
+    waiting: int = 0
+    runs: dict[int, int] = field(default_factory=dict)
+    graphs: dict[int, Graph] = field(default_factory=dict)
+
+    @property
+    def capacity(self) -> int:
+        """Pictures in one batch, at most."""
+        return self.canvases * self.layout.pictures_per_canvas
+
+    @property
+    def slot_size(self) -> int:
+        # what goes up: the batch, its rows, the flag of egress (zeroed so), the pictures; what comes down: the last two
+        return self.head_size + 16 + self.capacity * self.height * self.width * 3
+
+
+def rows_for(guides: Sequence[Guide], *, joint: bool = False) -> npt.NDArray[np.void] | None:
+    """The table of guides for the kernels, or None where they cannot do one of them."""
+    rows = [gpu.guide_row(g, joint=joint) for g in guides]
+    return None if any(r is None for r in rows) else np.array(rows, gpu.GUIDE)
+
+
+class DeviceLoop:
+    """Purify batches of pictures of one size each, on the engine's GPU.
+
+    Args:
+        engine: with a `device`.
+        table: `zipsdk.schedule.step_table`.
+        guides: transforms; each picture says which one is its own.
+        clip_x0: clamp the estimate of the picture at each step.
+        graph: capture the loop into a CUDA graph where the engine can be captured.
+    """
+
+    def __init__(
+        self, engine: DeviceEngine, table: StepTable, guides: Sequence[Guide], *, clip_x0: bool = False,
+        graph: bool = True,
+    ):  # fmt: skip
+        if engine.device is None:
+            raise EngineError("engine: it runs on no GPU; open it with device='cuda'")
+        self._engine, self._device, self._table, self._clip = engine, engine.device, table, clip_x0
+        self.graph = graph and engine.capturable
+        rows, joint = rows_for(guides), rows_for(guides, joint=True)
+        if rows is None or joint is None:
+            raise EngineError(f"transforms: {guides}: the kernels know blurs by 2, 4, 8 and 16 and grey alone")
+        self._lock = threading.RLock()
+        self._sizes: dict[tuple[int, int], Buffers] = {}
+        self._limit: int | None = None  # canvases, where memory has shown one
+        with self._device.active():
+            self._guides, self._joint = self._constant(rows), self._constant(joint)
+
+    # ---- what the front door calls
+
+    def canvases(self, layout: Layout) -> int:
+        """How many canvases one batch has at most; less after memory has run out."""
+        most = max(1, MAX_PIXELS_A_BATCH // (layout.canvas_height * layout.canvas_width))
+        return min(n for n in (most, self._engine.max_batch, self._limit) if n is not None)
+
+    def run(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> U8:
+        """Purify any number of pictures of one size.
+
+        Args:
+            rgb: uint8 (N, H, W, 3).
+            layout: for this size; one window.
+            ids: (N,), the pictures' ids.
+            which: (N,) or one number, the pictures' guides.
+            seed: of the noise.
+
+        Raises:
+            EngineError: not even one canvas fits, the engine fails, or its answer is not finite.
+        """
+        return self.start(rgb, layout, ids, which, seed)()
+
+    def start(
+        self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int,
+        progress: Callable[[int], None] = lambda n: None,
+    ) -> Callable[[], U8]:  # fmt: skip
+        """Like `run`, but returns as soon as the first batch is on its way; what it returns waits for the result.
+
+        While one batch computes, the next goes up. A batch that does not fit into memory is done in halves.
+        """
+        which = np.broadcast_to(np.asarray(which, np.uint32), len(rgb))
+        out = np.empty_like(rgb)
+        ahead = deque([slice(0, len(rgb))])
+        pending: deque[tuple[slice, Ticket]] = deque()
+
+        def submit() -> None:
+            part = ahead.popleft()
+            most = self.canvases(layout) * layout.pictures_per_canvas
+            if part.stop - part.start > most:
+                ahead.appendleft(slice(part.start + most, part.stop))
+                part = slice(part.start, part.start + most)
+            try:
+                pending.append((part, self.submit(rgb[part], layout, ids[part], which[part], seed)))
+            except OutOfMemory:
+                ahead.appendleft(part)
+                raise
+
+        def finish() -> U8:
+            try:
+                while ahead or pending:
+                    if ahead and len(pending) < 2:
+                        try:
+                            submit()
+                            continue
+                        except OutOfMemory as e:
+                            if not pending:  # otherwise what they hold may be enough
+                                n = min(
+                                    ahead[0].stop - ahead[0].start, self.canvases(layout) * layout.pictures_per_canvas
+                                )
+                                self._shrink(layout, -(-n // layout.pictures_per_canvas), e)
+                                continue
+                    part, ticket = pending.popleft()
+                    out[part] = self.collect(ticket)
+                    progress(part.stop - part.start)
+            finally:
+                for _, ticket in pending:  # after an error: nothing may stay in flight
+                    with suppress(EngineError):
+                        self.collect(ticket)
+            return out
+
+        if ahead[0].stop:
+            with suppress(OutOfMemory):  # `finish` comes back to it, when others have let go of theirs
+                submit()
+        else:
+            ahead.clear()
+        return finish
+
+    def submit(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> Ticket:
+        """Start on at most `canvases` full of pictures; returns at once. Raises OutOfMemory."""
+        with self._lock, self._device.active():
+            buffers = self._buffers(layout, *rgb.shape[1:3])
+            slot = buffers.slots.pop() if buffers.slots else self._slot(buffers.slot_size, buffers.memory)
+            try:
+                self._start(buffers, slot, rgb, ids, which, seed)
+            except BaseException:
+                # whatever was put on the streams still uses the slot
+                self._device.compute.synchronize()
+                self._device.copies.synchronize()
+                buffers.slots.append(slot)
+                raise
+            buffers.waiting += 1
+            return Ticket(buffers, slot, len(rgb))
+
+    def collect(self, ticket: Ticket) -> U8:
+        """Wait for a batch; uint8 (N, H, W, 3), a new array.
+
+        Raises:
+            EngineError: the result is not finite.
+        """
+        b, slot, device = ticket.buffers, ticket.slot, self._device
+        size = 16 + ticket.pictures * b.height * b.width * 3
+        with self._lock, device.active():
+            try:
+                # asked for now and not when the batch was submitted: the copy stream would have held up the next one
+                device.copies.wait_for_event(slot.done)
+                part = slot.host[b.head_size : b.head_size + size]
+                device.download(part, slot.device + b.head_size, device.copies)
+                slot.down.record(device.copies)
+                slot.down.synchronize()
+                finite = not part[:4].any()
+                out = part[16:].reshape(ticket.pictures, b.height, b.width, 3).copy()
+            finally:
+                b.waiting -= 1
+                b.slots.append(slot)
+        if not finite:
+            raise EngineError("engine: the result is not finite; the model overflows: use its fp32 or bf16 export")
+        return out
+
+    def _shrink(self, layout: Layout, canvases: int, error: OutOfMemory) -> None:
+        """After `error` with a batch of `canvases`: from now on at most half as many, said once."""
+        if canvases <= 1:
+            raise EngineError(f"{error}; not even one canvas of {layout.canvas_height}x{layout.canvas_width} fits: "
+                              "use a smaller model or a GPU with more memory") from error  # fmt: skip
+        if self._limit is None:
+            warnings.warn(
+                f"{self._device.name}: {canvases} canvases do not fit into its memory; going on with "
+                f"{canvases // 2} at a time, or fewer",
+                stacklevel=2,
+            )
+        with self._lock:
+            self._limit = canvases // 2
+            self.close()
+
+    def close(self) -> None:
+        """Free the buffers of all sizes that no submitted batch uses."""
+        with self._lock, self._device.active():
+            for key, buffers in list(self._sizes.items()):
+                if not buffers.waiting:
+                    self._free(self._sizes.pop(key))
+
+    # ---- buffers
+
+    def _constant(self, rows: npt.NDArray[Any]) -> int:
+        address = self._device.alloc(rows.nbytes)
+        host = self._device.pinned(rows.nbytes)
+        host[:] = np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
+        self._device.upload(address, host, self._device.compute)
+        self._device.compute.synchronize()
+        return address
+
+    def _slot(self, size: int, memory: list[int]) -> Slot:
+        device = self._device
+        memory.append(device.alloc(size))
+        return Slot(device.pinned(size), memory[-1], device.event(), device.event(), device.event())
+
+    def _buffers(self, layout: Layout, height: int, width: int) -> Buffers:
+        key = (height, width)
+        if key in self._sizes:
+            self._sizes[key] = self._sizes.pop(key)  # the last one used is the last one dropped
+            return self._sizes[key]
+        idle = [k for k, b in self._sizes.items() if not b.waiting]
+        for old in idle[: max(0, len(self._sizes) - MAX_SIZES + 1)]:
+            self._free(self._sizes.pop(old))
+        memory: list[int] = []
+        try:
+            self._sizes[key] = self._make(layout, height, width, memory)
+        except BaseException:
+            for address in memory:
+                self._device.free(address)
+            raise
+        return self._sizes[key]
+
+    def _make(self, layout: Layout, height: int, width: int, memory: list[int]) -> Buffers:
+        canvases = self.canvases(layout)
+        self._engine.prepare(canvases, layout.canvas_height, layout.canvas_width)
+        elements = canvases * 3 * layout.canvas_height * layout.canvas_width
+
+        def alloc(size: int) -> int:
+            memory.append(self._device.alloc(size))
+            return memory[-1]
+
+        def constant(rows: npt.NDArray[Any]) -> int:
+            memory.append(self._constant(rows))
+            return memory[-1]
+
+        steps = self._table.steps
+        # step k begins at row k * canvases: one row and one t for each canvas
+        rows = np.repeat(np.array([gpu.step_row(s, clip_x0=self._clip) for s in steps], gpu.STEP), canvases)
+        t = np.repeat(np.array([s.t for s in steps], np.float32), canvases)
+        warm = np.repeat(np.array([gpu.warm_row(self._table)], gpu.STEP), canvases)
+        head = (
+            -(-(gpu.BATCH.itemsize + canvases * layout.pictures_per_canvas * gpu.PICTURE.itemsize) // _ALIGN) * _ALIGN
+        )
+        buffers = Buffers(
+            layout, height, width, canvases, x=alloc(4 * elements), x_p=alloc(elements), eps=alloc(4 * elements),
+            t=constant(t), steps=constant(rows), warm=constant(warm), head=alloc(head), head_size=head, slots=[],
+            memory=memory,
+        )  # fmt: skip
+        buffers.slots = [self._slot(buffers.slot_size, memory) for _ in range(2)]
+        return buffers
+
+    def _free(self, buffers: Buffers) -> None:
+        self._device.compute.synchronize()
+        self._device.copies.synchronize()
+        for graph in buffers.graphs.values():
+            graph.close()
+        for address in buffers.memory:
+            self._device.free(address)
+
+    # ---- one batch
+
+    def _start(self, b: Buffers, slot: Slot, rgb: U8, ids: npt.NDArray[np.uint64], which: npt.ArrayLike,
+               seed: int) -> None:  # fmt: skip
+        device, layout, n = self._device, b.layout, len(rgb)
+        if not 0 < n <= b.capacity:
+            raise EngineError(f"batch: got {n} pictures, wanted 1 to {b.capacity}; give fewer at a time")
+        batch, rows = gpu.batch_row(n, layout, seed), gpu.picture_rows(ids, which)
+        slot.host[: b.head_size + 16] = 0
+        slot.host[: batch.nbytes] = batch.view(np.uint8)
+        slot.host[batch.nbytes : batch.nbytes + rows.nbytes] = rows.view(np.uint8)
+        slot.host[b.head_size + 16 : b.head_size + 16 + rgb.size] = rgb.reshape(-1)
+
+        device.upload(slot.device, slot.host[: b.head_size + 16 + rgb.size], device.copies)
+        slot.up.record(device.copies)
+        device.compute.wait_for_event(slot.up)
+        device.copy(b.head, slot.device, b.head_size, device.compute)
+
+        flag, pixels, who = slot.device + b.head_size, slot.device + b.head_size + 16, b.head + batch.nbytes
+        row = gpu.layout_row(layout, b.height, b.width)
+        tile, stream = layout.height * layout.width, device.compute
+        device.launch("zip_ingest", -(-n * tile // 4), pixels, b.x_p, b.x, who, row, b.head, stream=stream)
+        self._steps(b, -(-n // layout.pictures_per_canvas))
+        device.launch("zip_egress", -(-n * tile // 4), b.x, pixels, flag, row, b.head, stream=stream)
+        slot.done.record(stream)
+
+    def _steps(self, b: Buffers, canvases: int) -> None:
+        """All steps for so many canvases: as they are the first time, which warms everything up, then as a graph."""
+        device = self._device
+        b.runs[canvases] = b.runs.get(canvases, 0) + 1
+        if not self.graph or b.runs[canvases] == 1:
+            self._enqueue(b, canvases)
+            return
+        if canvases not in b.graphs:
+            with device.capture(device.compute) as graph:
+                self._enqueue(b, canvases)
+            b.graphs[canvases] = graph
+        b.graphs[canvases].launch(device.compute)
+
+    def _enqueue(self, b: Buffers, canvases: int) -> None:
+        device, layout, stream = self._device, b.layout, self._device.compute
+        row = gpu.layout_row(layout, b.height, b.width)
+        who = b.head + gpu.BATCH.itemsize
+        area = layout.canvas_height * layout.canvas_width
+        covered = layout.pictures_per_canvas * layout.height * layout.width
+        # a warp for each 16 x 16 pixels of a tile
+        warps = -(-layout.height // 16) * -(-layout.width // 16) * layout.pictures_per_canvas * canvases
+
+        def step(e: int, guides: int, rows: int) -> None:
+            device.launch("zip_step_f32", 32 * warps, b.x, e, b.x_p, b.x, who, guides, rows, row, b.head,
+                          stream=stream)  # fmt: skip
+
+        if self._table.warm:
+            step(b.x, self._joint, b.warm)
+        for k, _ in enumerate(self._table.steps):
+            if layout.pictures_per_canvas > 1 or covered < area:
+                device.launch("zip_fill", canvases * area, b.x, row, b.head, stream=stream)
+            self._engine.enqueue(b.x, b.t + 4 * k * b.canvases, b.eps, canvases, stream.handle,
+                                 size=(layout.canvas_height, layout.canvas_width))  # fmt: skip
+            step(b.eps, self._guides, b.steps + gpu.STEP.itemsize * k * b.canvases)
