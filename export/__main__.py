@@ -1,4 +1,4 @@
-"""python -m export: a checkpoint -> an ONNX file for zipsdk."""
+"""python -m export: a checkpoint -> an ONNX file for zipsdk, and on to a TensorRT plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from export import checkpoint
 from export.onnx import export_onnx
 from export.unet import UNet
-from zipsdk.errors import ModelError
+from zipsdk.engines.plan import FLAVOURS, build
+from zipsdk.errors import ZipError
 from zipsdk.files import sidecar_path
 from zipsdk.spec import PRECISIONS, ModelSpec
 
@@ -38,6 +39,7 @@ examples
       --licence "MIT (code); model card: research use" --training-data "ILSVRC 2012"
   python -m export ddpm-cifar10-32/ -o models
   python -m export runs/zip-tiny/ema.safetensors -o models --name zip-tiny --store-fp16
+  python -m export 256x256_diffusion_uncond.pt -o models --name adm256 --precision fp16 --engine   # and a plan at once
   python -m export --random-adm -o models --precision fp16     # the true 256x256 architecture, to measure speed with
 """
 
@@ -76,6 +78,14 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--max-side", type=int, help="largest side it takes; default: the canvas, 512 without attention")
     g.add_argument("--transforms", nargs="+", default=["blur2", "gray"], help="recommended; default: blur2 gray")
     g.add_argument("--lam", type=float, default=10.0, help="recommended lambda; default %(default)s")
+
+    g = p.add_argument_group("TensorRT; zipsdk build --help says more")
+    g.add_argument("--engine", action="store_true", help="go on and compile DIR/NAME.plan")
+    g.add_argument("--flavour", choices=tuple(FLAVOURS), help="default: what is installed")
+    g.add_argument(
+        "--batch", default="1,8,64", metavar="B,...", help="the largest batch of each profile; default 1,8,64"
+    )
+    g.add_argument("--target", metavar="sm86,...", help="GPUs, TensorRT-RTX only; default: all that it knows")
     return p
 
 
@@ -110,7 +120,7 @@ def spec_for(model: UNet, args: argparse.Namespace, name: str, sha256: str, trai
 
 
 def run(args: argparse.Namespace) -> Path:
-    """What the command does; returns the model's path. Raises ModelError."""
+    """What the command does; returns the model's path. Raises ModelError, and what `plan.build` does with --engine."""
     started = time.monotonic()
     if args.random_adm:
         model, sha256 = checkpoint.random_adm(args.channels), ""
@@ -140,6 +150,16 @@ def run(args: argparse.Namespace) -> Path:
     for file in files:
         print(f"  {file} {file.stat().st_size / 1e6:,.2f} MB")
     print(f"  {read - started:.1f} s to read, {done - read:.1f} s to export and compare")
+    if args.engine:
+        plan = path.with_suffix(".plan")
+        # told to somebody who waits: a big UNet takes minutes
+        print(f"  compiling {plan} ...", flush=True)
+        batches = [int(b) if b.isdecimal() else 0 for b in args.batch.split(",")]
+        targets = args.target.split(",") if args.target else None
+        built = build(path, plan, flavour=args.flavour, batches=batches, targets=targets)["plan"]
+        took = time.monotonic() - done
+        print(f"  {plan} {plan.stat().st_size / 1e6:,.2f} MB for {', '.join(built['targets'])} by {built['flavour']} "
+              f"{built['runtime']} in {took:.1f} s")  # fmt: skip
     return path
 
 
@@ -152,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     try:
         run(args)
-    except (ModelError, OSError) as e:
+    except (ZipError, OSError) as e:
         print(f"python -m export: {e}", file=sys.stderr)
         return 1
     return 0

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
+import fake_cuda
 import numpy as np
 import pytest
 
 from zipsdk.spec import ModelSpec
+
+if fake_cuda.VARIABLE in os.environ:
+    fake_cuda.install()
 
 
 def make_spec(**changes: object) -> ModelSpec:

@@ -193,9 +193,9 @@ def test_buffers_of_old_sizes_are_freed(device, rng):
     for side in (32, 36, 40, 44, 48, 52, 56):
         gpu.run(pictures(rng, 1, side, side))
     used = device.used
-    for side in (52, 56, 48, 44, 32, 36, 40):
+    for side in (32, 36, 40, 44, 48, 52, 56):
         gpu.run(pictures(rng, 1, side, side))
-    assert device.used <= used and len(gpu._device_loop._sizes) == gpu_loop.MAX_SIZES
+    assert device.used == used and len(gpu._device_loop._sizes) == gpu_loop.MAX_SIZES
 
 
 def test_out_of_memory_halves_the_batch_and_says_so_once(host, rng, monkeypatch):
@@ -275,7 +275,8 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
             assert "it fell over" in str(e)
             failures += 1
     assert failures == 1
-    assert gpu._device_loop._sizes[32, 32].waiting == 0 and len(gpu._device_loop._sizes[32, 32].slots) == 2
+    (buffers,) = gpu._device_loop._sizes.values()
+    assert buffers.waiting == 0 and len(buffers.slots) == 2
 
 
 def test_an_engine_that_cannot_be_captured_runs_step_by_step(device, rng):
@@ -305,10 +306,26 @@ def test_a_plain_engine_says_that_the_loop_runs_on_the_host():
     assert zipsdk.Purifier(FakeEngine()).info["loop"] == "host (the engine runs on the CPU)"
 
 
-def test_prepare_is_told_the_largest_batch(device, rng):
+def test_buffers_grow_with_the_batch_up_to_the_engines_limit(device, rng):
+    """One picture must not cost the memory of the largest batch."""
     engine = FakeDeviceEngine(FakeEngine(), device, max_batch=6)
-    make(device, engine=engine)[0].run(pictures(rng, 2, 33, 32))
-    assert engine.prepared == [(6, 36, 32)]
+    gpu, _ = make(device, engine=engine)
+    for n in (1, 3, 4, 5, 6, 7, 2):
+        gpu.run(pictures(rng, n, 33, 32))
+    assert engine.prepared[:3] == [(1, 36, 32), (4, 36, 32), (6, 36, 32)]
+    assert (2, 36, 32) in engine.prepared and (8, 36, 32) not in engine.prepared
+
+
+def test_graphs_of_old_counts_are_dropped(device, rng, monkeypatch):
+    monkeypatch.setattr(gpu_loop, "MAX_GRAPHS", 2)
+    gpu, cpu = make(device, profile="fast")
+    batch = pictures(rng, 8, 32, 32)
+    for n in (5, 6, 7, 8, 5, 7):
+        wanted = cpu.run(batch[:n])
+        for _ in range(3):
+            assert_same(gpu.run(batch[:n]), wanted)
+    (buffers,) = gpu._device_loop._sizes.values()
+    assert list(buffers.graphs) == [5, 7]
 
 
 def test_empty_batch(device):

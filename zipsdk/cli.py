@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,12 +18,14 @@ from typing import Any
 import zipsdk
 from zipsdk import images
 from zipsdk.engines import load_engine
+from zipsdk.engines.plan import FLAVOURS
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
 from zipsdk.files import check_sidecar, sha256_file, sidecar_path
 from zipsdk.jobs import Run, find_jobs
 from zipsdk.manifest import Job, Manifest
 from zipsdk.models import bundled, find
 from zipsdk.purifier import PROFILES, Purifier
+from zipsdk.spec import ModelSpec
 
 _EXIT = """\
 exit codes:
@@ -53,6 +57,21 @@ what the settings mean:
 A run that was stopped, however it was stopped, goes on where it was when the same command is given again: what has
 been done is noted in OUT/.zipsdk-manifest.jsonl. A picture that has changed since is done again. A picture that cannot
 be read is reported and left out; the next run tries it again.
+
+"""
+    + _EXIT
+)
+
+
+_BUILD = (
+    """\
+examples:
+  zipsdk build zip-tiny -o zip-tiny.plan                      for the GPU here; TensorRT-RTX: for all it knows
+  zipsdk build adm256.onnx -o adm256.plan --batch 1,4         two profiles: for one picture, and for 2 to 4
+  zipsdk build zip-tiny -o small.plan --size 32 --target sm86 one size, one kind of GPU: the smallest plan
+
+A plan runs with the version of TensorRT that built it, on the GPUs that it was built for. Beside it PLAN.json is
+written, which says so and holds its hash: keep the two together.
 
 """
     + _EXIT
@@ -187,12 +206,15 @@ def _write_sheet(path: Path, purifier: Purifier, out: Path, jobs: Sequence[Job])
 
 
 def _info(args: argparse.Namespace) -> int:
-    engine = load_engine(args.model, device=args.device)
     path = find(args.model) or Path(args.model)
+    if path.suffix == ".plan" and path.exists():
+        model, runs = _plan_info(path, args)
+    else:
+        engine = load_engine(args.model, device=args.device)
+        model, runs = engine.spec, dict(getattr(engine, "info", {}))
     sidecar = check_sidecar(path)
     checked = "matches its sidecar" if sidecar else "not checked: there is no sidecar beside it"
-    spec = dataclasses.asdict(engine.spec)
-    runs = dict(getattr(engine, "info", {}))
+    spec = dataclasses.asdict(model)
     record = {"file": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path), "hash": checked}
     if args.json:
         print(json.dumps({**record, "spec": spec, "runs": runs}, indent=1))
@@ -202,6 +224,65 @@ def _info(args: argparse.Namespace) -> int:
         for key, value in table.items():
             text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             print(f"  {key:<15} {text or '-'}")
+    return 0
+
+
+def _plan_info(path: Path, args: argparse.Namespace) -> tuple[ModelSpec, dict[str, Any]]:
+    """What a plan's sidecar says, also where the plan cannot run."""
+    from zipsdk.engines.tensorrt import read_plan
+
+    record = read_plan(path)
+    try:
+        runs = {**getattr(load_engine(path, device=args.device), "info", {})}
+    except (EngineError, MissingExtra) as e:
+        runs = {"engine": f"not here: {e}"}
+    return record["spec"], {**record["plan"], **runs}
+
+
+def _build(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from zipsdk.engines.plan import build
+
+    model = find(args.model) or Path(args.model)
+    out = Path(args.out)
+    if out.suffix != ".plan":
+        raise InputError(f"-o: got {out.name!r}, wanted a name that ends in .plan")
+    if out.exists() and not args.overwrite:
+        raise InputError(f"{out}: is there already; give another name, or --overwrite")
+    stopped = threading.Event()
+    start, done = time.perf_counter(), 0
+    shown = args.progress or sys.stderr.isatty()
+    with tqdm(disable=not shown, file=sys.stderr, unit=" steps") as bar:
+
+        def progress(phase: str, step: int, steps: int) -> bool:
+            nonlocal done
+            done += 1
+            bar.set_description(phase[:40], refresh=False)
+            bar.total = max(bar.total or 0, done + steps - step)
+            bar.update()
+            return not stopped.is_set()
+
+        # the builder holds the interpreter for seconds: Ctrl-C must stop it at its next step, not after the build
+        previous = signal.signal(signal.SIGINT, lambda *_: stopped.set())
+        try:
+            record = build(
+                model, out, flavour=args.flavour, batches=args.batch, sizes=args.size, targets=args.target,
+                progress=progress,
+            )["plan"]  # fmt: skip
+        except EngineError:
+            if stopped.is_set():
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            signal.signal(signal.SIGINT, previous)
+    took = time.perf_counter() - start
+    sides = sorted(set(record["sizes"]))
+    print(f"{out}: {out.stat().st_size / 1e6:,.1f} MB in {took:.1f} s by {FLAVOURS[record['flavour']][2]} "
+          f"{record['runtime']}")  # fmt: skip
+    print(
+        f"  for {', '.join(record['targets'])}; batches up to {max(record['batches'])}, sides {sides[0]} to {sides[-1]}"
+    )
     return 0
 
 
@@ -243,6 +324,10 @@ def _png(text: str) -> str:
             f"got {text!r}, wanted a .png file; without FILE put --sheet behind the inputs"
         )
     return text
+
+
+def _numbers(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
 
 
 def _positive(text: str) -> int:
@@ -323,6 +408,29 @@ def _parser() -> argparse.ArgumentParser:
         "--batch", type=_positive, default=16, metavar="N", help="pictures to take together, at most; more keeps a GPU "
         "busy, and fills canvases that small pictures share (default: 16)",
     )  # fmt: skip
+
+    p = command("build", _build, "compile an ONNX model into a TensorRT plan", _BUILD)
+    p.add_argument("model", metavar="FILE|NAME", help="an .onnx file that zipsdk exported, or a bundled model's name")
+    p.add_argument("-o", "--out", required=True, metavar="PLAN", help="the plan to write, NAME.plan")
+    p.add_argument(
+        "--flavour", choices=tuple(FLAVOURS), help="TensorRT (trt) or TensorRT-RTX (rtx) (default: what is installed)"
+    )
+    p.add_argument(
+        "--batch", type=_numbers, default=[1, 8, 64], metavar="B,...", help="the largest batch of each profile "
+        "(default: 1,8,64)",
+    )  # fmt: skip
+    p.add_argument(
+        "--size",
+        type=_numbers,
+        metavar="N|MIN,USUAL,MAX",
+        help="sides of the canvas (default: all that the model takes)",
+    )
+    p.add_argument(
+        "--target", type=lambda text: text.split(","), metavar="sm86,...", help="GPUs to build for, TensorRT-RTX only "
+        "(default: all that it knows, from sm80)",
+    )  # fmt: skip
+    p.add_argument("--overwrite", action="store_true", help="write over PLAN")
+    p.add_argument("--progress", action="store_true", help="show the progress bar even where there is no terminal")
 
     p = command("info", _info, "what a model file says of itself, and what runs it here",
                 "examples:\n  zipsdk info zip-tiny\n  zipsdk info model.onnx --json\n")  # fmt: skip

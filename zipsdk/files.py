@@ -26,7 +26,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     """Write `data` so that `path` holds either what it held before or all of it, whenever the process dies."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")

@@ -13,7 +13,8 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
     """Open a model.
 
     Args:
-        model: a bundled model's name (``"zip-tiny"``) or a path to an ``.onnx`` file.
+        model: a bundled model's name (``"zip-tiny"``) or a path to an ``.onnx`` file, or to a ``.plan`` that
+            ``zipsdk build`` made.
         device: "auto", "cpu", or "cuda" / "cuda:N". One that is asked for by name and cannot be had is an error; "auto"
             takes the best that works.
         threads: CPU threads, 0 for the runtime's own choice (all cores).
@@ -29,8 +30,12 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
         raise ModelError(
             f"model: got {name!r}, which is neither a file nor one of {', '.join(bundled())}; check the path"
         )
+    if path.suffix == ".plan":
+        from zipsdk.engines.tensorrt import TensorRTEngine
+
+        return TensorRTEngine(path, device=device)
     if path.suffix != ".onnx":
-        raise ModelError(f"{path}: got a {path.suffix or 'suffix-less'} file, wanted .onnx")
+        raise ModelError(f"{path}: got a {path.suffix or 'suffix-less'} file, wanted .onnx or .plan")
     from zipsdk.engines.onnx import open_onnx
 
     return open_onnx(path, device=device, threads=threads)

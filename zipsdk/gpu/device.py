@@ -213,7 +213,7 @@ def _open(ordinal: int) -> Device:
     try:
         ctypes.CDLL(library)
     except OSError as e:
-        raise EngineError(f"device 'cuda:{ordinal}': there is no NVIDIA driver here ({e}); pass device='cpu'") from e
+        raise EngineError(f"device 'cuda:{ordinal}': there is no NVIDIA driver here ({e}); see zipsdk doctor") from e
     try:
         import pycuda.driver as cuda
     except Exception as e:  # an extension module that does not fit the driver raises anything

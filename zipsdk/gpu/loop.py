@@ -36,8 +36,10 @@ U8 = npt.NDArray[np.uint8]
 #: Canvas pixels in one batch, at most, and where memory allows: 8 canvases of 256x256, 512 of 32x32. Larger ones are
 #: hardly faster a picture, and a big UNet's activations grow with them.
 MAX_PIXELS_A_BATCH = 1 << 19
-#: Sizes of pictures whose buffers are kept.
+#: Sizes of pictures, and of batches by powers of two, whose buffers are kept.
 MAX_SIZES = 4
+#: Graphs that are kept for each of these, one for each count of canvases.
+MAX_GRAPHS = 8
 
 _ALIGN = 256  # what cudaMalloc aligns to, so that every part of a buffer begins like one of its own
 
@@ -57,8 +59,12 @@ class DeviceEngine(Engine, Protocol):
     def max_batch(self) -> int | None:
         """The largest batch of one `enqueue`; None for no limit."""
 
-    def prepare(self, batch: int, height: int, width: int) -> None:
-        """Allocate and warm up what an `enqueue` of this shape needs. Raises OutOfMemory."""
+    def prepare(self, batch: int, height: int, width: int) -> object:
+        """Allocate what an `enqueue` of this shape needs; what it returns must outlive a graph captured of it.
+
+        Raises:
+            OutOfMemory: there is no room.
+        """
 
     def enqueue(
         self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
@@ -109,7 +115,7 @@ class Buffers:
     memory: list[int]
     waiting: int = 0
     runs: dict[int, int] = field(default_factory=dict)
-    graphs: dict[int, Graph] = field(default_factory=dict)
+    graphs: dict[int, tuple[Graph, object]] = field(default_factory=dict)
 
     @property
     def capacity(self) -> int:
@@ -146,15 +152,20 @@ class DeviceLoop:
         if engine.device is None:
             raise EngineError("engine: it runs on no GPU; open it with device='cuda'")
         self._engine, self._device, self._table, self._clip = engine, engine.device, table, clip_x0
-        self.graph = graph and engine.capturable
+        self._graph = graph
         rows, joint = rows_for(guides), rows_for(guides, joint=True)
         if rows is None or joint is None:
             raise EngineError(f"transforms: {guides}: the kernels know blurs by 2, 4, 8 and 16 and grey alone")
         self._lock = threading.RLock()
-        self._sizes: dict[tuple[int, int], Buffers] = {}
+        self._sizes: dict[tuple[int, int, int], Buffers] = {}
         self._limit: int | None = None  # canvases, where memory has shown one
         with self._device.active():
             self._guides, self._joint = self._constant(rows), self._constant(joint)
+
+    @property
+    def graph(self) -> bool:
+        """Whether the steps run as one captured graph, from the second batch of a size on."""
+        return self._graph and self._engine.capturable
 
     # ---- what the front door calls
 
@@ -236,7 +247,8 @@ class DeviceLoop:
     def submit(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> Ticket:
         """Start on at most `canvases` full of pictures; returns at once. Raises OutOfMemory."""
         with self._lock, self._device.active():
-            buffers = self._buffers(layout, *rgb.shape[1:3])
+            _, height, width, _ = rgb.shape
+            buffers = self._buffers(layout, height, width, -(-len(rgb) // layout.pictures_per_canvas))
             slot = buffers.slots.pop() if buffers.slots else self._slot(buffers.slot_size, buffers.memory)
             try:
                 self._start(buffers, slot, rgb, ids, which, seed)
@@ -311,8 +323,10 @@ class DeviceLoop:
         memory.append(device.alloc(size))
         return Slot(device.pinned(size), memory[-1], device.event(), device.event(), device.event())
 
-    def _buffers(self, layout: Layout, height: int, width: int) -> Buffers:
-        key = (height, width)
+    def _buffers(self, layout: Layout, height: int, width: int, canvases: int) -> Buffers:
+        # by powers of two, so that neither one picture pays for the largest batch nor each count has its own
+        room = min(self.canvases(layout), 1 << (canvases - 1).bit_length())
+        key = (height, width, room)
         if key in self._sizes:
             self._sizes[key] = self._sizes.pop(key)  # the last one used is the last one dropped
             return self._sizes[key]
@@ -321,15 +335,14 @@ class DeviceLoop:
             self._free(self._sizes.pop(old))
         memory: list[int] = []
         try:
-            self._sizes[key] = self._make(layout, height, width, memory)
+            self._sizes[key] = self._make(layout, height, width, room, memory)
         except BaseException:
             for address in memory:
                 self._device.free(address)
             raise
         return self._sizes[key]
 
-    def _make(self, layout: Layout, height: int, width: int, memory: list[int]) -> Buffers:
-        canvases = self.canvases(layout)
+    def _make(self, layout: Layout, height: int, width: int, canvases: int, memory: list[int]) -> Buffers:
         self._engine.prepare(canvases, layout.canvas_height, layout.canvas_width)
         elements = canvases * 3 * layout.canvas_height * layout.canvas_width
 
@@ -360,7 +373,7 @@ class DeviceLoop:
     def _free(self, buffers: Buffers) -> None:
         self._device.compute.synchronize()
         self._device.copies.synchronize()
-        for graph in buffers.graphs.values():
+        for graph, _ in buffers.graphs.values():
             graph.close()
         for address in buffers.memory:
             self._device.free(address)
@@ -398,11 +411,17 @@ class DeviceLoop:
         if not self.graph or b.runs[canvases] == 1:
             self._enqueue(b, canvases)
             return
-        if canvases not in b.graphs:
+        if canvases in b.graphs:
+            b.graphs[canvases] = b.graphs.pop(canvases)  # the last one used is the last one dropped
+        else:
+            keep = self._engine.prepare(canvases, b.layout.canvas_height, b.layout.canvas_width)
+            if len(b.graphs) >= MAX_GRAPHS:
+                device.compute.synchronize()
+                b.graphs.pop(next(iter(b.graphs)))[0].close()
             with device.capture(device.compute) as graph:
                 self._enqueue(b, canvases)
-            b.graphs[canvases] = graph
-        b.graphs[canvases].launch(device.compute)
+            b.graphs[canvases] = graph, keep
+        b.graphs[canvases][0].launch(device.compute)
 
     def _enqueue(self, b: Buffers, canvases: int) -> None:
         device, layout, stream = self._device, b.layout, self._device.compute

@@ -1,0 +1,148 @@
+"""The loop on a GPU through PyCUDA. ``make gpu-check`` runs this on a card; test_fake_cuda.py rehearses it on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+
+import numpy as np
+import pytest
+from conftest import FakeEngine, make_spec
+from device_fake import view
+from test_gpu_loop import SETTINGS, assert_same, pictures
+
+import zipsdk
+from zipsdk.errors import EngineError, MissingExtra
+from zipsdk.gpu import loop as gpu_loop
+from zipsdk.gpu.device import Device, open_device
+
+pytestmark = pytest.mark.gpu
+REHEARSAL = "ZIPSDK_FAKE_CUDA" in os.environ
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    try:
+        return open_device(0)
+    except (EngineError, MissingExtra) as e:
+        pytest.skip(str(e))
+
+
+class HostFunctionEngine:
+    """A plain engine put on the stream as a host function: for the rehearsal, where device memory is the host's."""
+
+    capturable, max_batch = True, None
+
+    def __init__(self, plain, device):
+        self.plain, self.device, self.spec, self.alive = plain, device, plain.spec, []
+
+    def prepare(self, batch, height, width):
+        return None
+
+    def __call__(self, x, t):
+        return self.plain(x, t)
+
+    def enqueue(self, x, t, eps, batch, stream, *, size=None):
+        shape = (batch, 3, *(size or (self.spec.canvas,) * 2))
+
+        @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+        def work(_):
+            view(eps, shape)[:] = self.plain(view(x, shape).copy(), view(t, (batch,)))
+
+        self.alive.append(work)
+        assert ctypes.CDLL("libcuda.so.1").cuLaunchHostFunc(ctypes.c_void_p(stream), work, None) == 0
+
+
+def engines(device, **spec):
+    """(on the GPU, on the CPU) with the same answers, up to the GPU's rounding."""
+    if REHEARSAL:
+        plain = FakeEngine(make_spec(**spec))
+        return HostFunctionEngine(plain, device), plain
+    from bench.torch_engine import tanh_engines
+
+    return tanh_engines(device, make_spec(**spec))
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(("n", "side", "fixed"), [(3, 32, False), (5, 30, True), (1, 64, True)])
+def test_pictures_are_those_of_the_cpu(device, rng, settings, n, side, fixed):
+    on_gpu, plain = engines(device, **({"min_side": 64, "max_side": 64} if fixed else {}))
+    gpu, cpu = (zipsdk.Purifier(e, seed=5, **settings) for e in (on_gpu, plain))
+    batch, ids = pictures(rng, n, side, side), np.arange(n)
+    wanted = cpu.run(batch, ids=ids)
+    runs = [gpu.run(batch, ids=ids) for _ in range(3)]
+    assert_same(runs[0], wanted)
+    for again in runs[1:]:
+        np.testing.assert_array_equal(runs[0], again)
+
+
+def test_graph_off_gives_the_same_bits(device, rng):
+    batch, (on_gpu, _) = pictures(rng, 3, 32, 48), engines(device)
+    on, off = (zipsdk.Purifier(on_gpu, seed=1, graph=graph) for graph in (True, False))
+    for _ in range(3):
+        np.testing.assert_array_equal(on.run(batch), off.run(batch))
+
+
+def test_stream_and_batches(device, rng, monkeypatch):
+    monkeypatch.setattr(gpu_loop, "MAX_PIXELS_A_BATCH", 2 * 32 * 32)
+    on_gpu, plain = engines(device)
+    gpu, cpu = (zipsdk.Purifier(e, seed=5, profile="fast") for e in (on_gpu, plain))
+    batches = [pictures(rng, n, 32, 32) for n in (1, 5, 2, 3)]
+    for got, batch in zip(gpu.stream(batches), batches, strict=True):
+        assert_same(got, cpu.run(batch))
+
+
+def test_memory_is_flat(device, rng):
+    """Fifty batches of changing sizes, and everything given back at the end."""
+    cuda = device._cuda
+    gpu = zipsdk.Purifier(engines(device)[0], seed=5, steps=2)
+
+    def free():
+        with device.active():
+            return cuda.mem_get_info()[0]
+
+    def work():
+        for i in range(25):
+            gpu.run(pictures(rng, 1 + i % 3, 32 + 4 * (i % 6), 32))
+
+    before = free()
+    work()
+    first = free()
+    work()
+    assert free() >= first - (1 << 20)
+    gpu._device_loop.close()
+    del gpu
+    gc.collect()
+    assert free() >= before - (64 << 20)
+
+
+def test_zip_tiny(device, rng):
+    """The bundled model through ONNX Runtime's CUDA provider, against its CPU provider."""
+    ort = pytest.importorskip("onnxruntime")
+    cpu = zipsdk.load_engine("zip-tiny", device="cpu")
+    if REHEARSAL:
+        gpu = HostFunctionEngine(cpu, device)
+    elif "CUDAExecutionProvider" in ort.get_available_providers():
+        gpu = zipsdk.load_engine("zip-tiny", device="cuda")
+        assert gpu.providers[0] == "CUDAExecutionProvider"
+    else:
+        pytest.skip(f"this onnxruntime has {ort.get_available_providers()}")
+    batch = pictures(rng, 4, 32, 32)
+    got, wanted = (zipsdk.Purifier(e, seed=5).run(batch) for e in (gpu, cpu))
+    off = np.abs(got.astype(int) - wanted.astype(int))
+    # TF32 and other orders of sums: measured on a card, this is to be set to twice what it shows
+    assert off.max() <= (1 if REHEARSAL else 8)
+
+
+def test_capture_refuses_what_waits(device):
+    with device.active(), pytest.raises(Exception):  # noqa: B017 - PyCUDA's own error class, whichever
+        with device.capture(device.compute):
+            device.compute.synchronize()
+    with device.active():
+        device.compute.synchronize()
+        with device.capture(device.compute) as graph:
+            pass
+        graph.launch(device.compute)
+        device.compute.synchronize()
+        graph.close()

@@ -1,0 +1,306 @@
+"""ONNX -> TensorRT plan, with TensorRT 10 and 11 ("trt") and TensorRT for RTX ("rtx").
+
+One code path: what the flavours and versions differ in is asked of the module (``hasattr``), never of a version's
+number. Networks are strongly typed: precision is in the graph. A plan is code, so beside it lies a JSON file with its
+hash and all that decides whether it can run somewhere; see `zipsdk.engines.tensorrt` for the running.
+
+Source: NVIDIA's TensorRT and TensorRT-RTX Python API references and their migration guides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import platform
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError
+from zipsdk.files import check_sidecar, sha256_file, write_atomically, write_sidecar
+from zipsdk.spec import METADATA_KEY, ModelSpec
+
+#: flavour -> (module, the extra of zipsdk that brings it, its name)
+FLAVOURS = {"trt": ("tensorrt", "gpu", "TensorRT"), "rtx": ("tensorrt_rtx", "rtx", "TensorRT-RTX")}
+#: TensorRT-RTX accepts sm75, and has been reported to return zeros there, in silence, for dynamic float32 shapes.
+RTX_LOWEST = 80
+
+
+def runtime(flavour: str) -> Any:
+    """The flavour's module.
+
+    Raises:
+        InputError: no such flavour.
+        MissingExtra: it is not installed, or does not load.
+    """
+    if flavour not in FLAVOURS:
+        raise InputError(f"flavour: got {flavour!r}, wanted one of {', '.join(FLAVOURS)}")
+    module, extra, _ = FLAVOURS[flavour]
+    try:
+        trt = importlib.import_module(module)
+    except Exception as e:  # a package whose libraries do not fit raises anything
+        raise MissingExtra(module, extra, str(e).split("\n")[0]) from e
+    if hasattr(trt, "ComputeCapability") != (flavour == "rtx"):
+        raise EngineError(f"{module}: got a module of the other flavour; install one of zipsdk[gpu] and zipsdk[rtx]")
+    return trt
+
+
+def installed() -> list[str]:
+    """Flavours that can be imported here."""
+    found = []
+    for flavour in FLAVOURS:
+        try:
+            runtime(flavour)
+        except (MissingExtra, EngineError):
+            continue
+        found.append(flavour)
+    return found
+
+
+def collecting_logger(trt: Any) -> Any:
+    """A logger that keeps errors in `errors` in place of printing: TensorRT says None or False, and the reason here."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message.strip())
+
+        def text(self) -> str:
+            """What has gone wrong since the last call, in one line."""
+            said, self.errors = list(dict.fromkeys(self.errors)), []
+            return re.sub(r"\s+", " ", "; ".join(said))[:600] or "it gave no reason"
+
+    return Logger()
+
+
+def capabilities(trt: Any) -> list[int]:
+    """What TensorRT-RTX knows and zipsdk allows, e.g. [80, 86, 89, 120, 121]."""
+    known = [int(name[2:]) for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
+    return sorted(n for n in known if n >= RTX_LOWEST)
+
+
+def spec_of(path: Path) -> ModelSpec:
+    """The spec in an ONNX file; its weights are not read.
+
+    Raises:
+        ModelError: it is not a readable ONNX file or has no spec.
+        MissingExtra: onnx is not installed.
+    """
+    try:
+        import onnx
+    except (ImportError, OSError) as e:
+        raise MissingExtra("onnx", "gpu", str(e)) from e
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as e:  # protobuf's and onnx's own classes
+        raise ModelError(f"{path}: not a readable ONNX model ({str(e)[:200]}); copy or export it again") from e
+    metadata = {p.key: p.value for p in model.metadata_props}
+    if METADATA_KEY not in metadata:
+        raise ModelError(
+            f"{path}: got an ONNX model without a zipsdk spec; export the checkpoint with python -m export"
+        )
+    return ModelSpec.from_json(metadata[METADATA_KEY], str(path))
+
+
+def build(
+    model: str | Path,
+    output: str | Path,
+    *,
+    flavour: str | None = None,
+    batches: Sequence[int] = (1, 8, 64),
+    sizes: Sequence[int] | None = None,
+    targets: Sequence[str] | None = None,
+    progress: Callable[[str, int, int], bool] | None = None,
+) -> dict[str, Any]:
+    """Compile an ONNX model into a plan and its sidecar ``<output>.json``.
+
+    Args:
+        model: an ``.onnx`` file that zipsdk exported.
+        output: the plan; written atomically, an interrupted build leaves nothing.
+        flavour: "trt" or "rtx"; None takes the only one that is installed.
+        batches: one optimisation profile each. The first serves batches up to the first number, the second those above
+            it up to the second number, and so on; each is tuned for its largest.
+        sizes: sides of the canvas: (only one,) or (smallest, the one to tune for, largest). None takes all that the
+            model takes, tuned for its own canvas. Fewer sizes need less memory.
+        targets: "sm86" and the like, TensorRT-RTX only; None builds for all that it knows from sm80. TensorRT always
+            builds for the GPU that is present.
+        progress: called with a phase's name, the steps done and their number; False stops the build.
+
+    Returns:
+        What the sidecar says.
+
+    Raises:
+        InputError: an option that cannot be met.
+        ModelError: the ONNX file is damaged, or has no spec.
+        EngineError: TensorRT refuses the model, was stopped, or has no GPU to build for.
+        MissingExtra: there is no TensorRT.
+    """
+    model, output = Path(model), Path(output)
+    if flavour is None:
+        found = installed()
+        if not found:
+            raise MissingExtra("tensorrt", "gpu", "nor is tensorrt_rtx, which zipsdk[rtx] brings")
+        if len(found) > 1:
+            raise InputError(f"flavour: both {' and '.join(found)} are installed; say which one")
+        flavour = found[0]
+    trt = runtime(flavour)
+    batches = _batches(batches)
+    if not model.is_file():
+        raise ModelError(f"{model}: there is no such file; check the path")
+    check_sidecar(model)
+    spec = spec_of(model)
+    spec, sides = _sizes(spec, sizes)
+    numbers = _targets(trt, flavour, targets)
+
+    log = collecting_logger(trt)
+    plan = _compile(trt, log, model, spec, sides, batches, numbers if targets else None, progress)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, memoryview(plan))
+    record = {
+        "plan": {
+            "flavour": flavour,
+            "runtime": trt.__version__,
+            "targets": [f"sm{n}" for n in numbers],
+            "batches": list(batches),
+            "sizes": list(sides),
+            "onnx": {"name": model.name, "sha256": sha256_file(model)},
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "spec": json.loads(spec.to_json()),
+    }
+    write_sidecar(output, record)
+    return record
+
+
+def _compile(
+    trt: Any, log: Any, model: Path, spec: ModelSpec, sides: tuple[int, int, int], batches: Sequence[int],
+    targets: Sequence[int] | None, progress: Callable[[str, int, int], bool] | None,
+) -> Any:  # fmt: skip
+    stopped = False
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            nonlocal stopped
+            try:
+                going = progress is None or progress(phase_name, step + 1, self.steps.get(phase_name, step + 1))
+            except BaseException:  # C++ called us: nothing may be thrown through it
+                going = False
+            stopped = stopped or not going
+            return not stopped
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+    try:
+        builder = trt.Builder(log)
+    except Exception as e:  # without a GPU, classic TensorRT's constructor fails
+        raise EngineError(f"{_name(trt)} cannot build here ({log.text()}); {_needs_gpu(trt)}") from e
+    flags = trt.NetworkDefinitionCreationFlag.__members__
+    network = builder.create_network(1 << int(flags["STRONGLY_TYPED"]) if "STRONGLY_TYPED" in flags else 0)
+    parser = trt.OnnxParser(network, log)
+    # by path, and an absolute one: given bytes it looks for external data in the working directory
+    if not parser.parse_from_file(str(model.resolve())):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        said = "; ".join(f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in errors) or log.text()
+        raise ModelError(f"{model}: {_name(trt)} cannot read it ({said[:400]}); export it again")
+    config = builder.create_builder_config()
+    if "REQUIRE_USER_ALLOCATION" in trt.BuilderFlag.__members__:
+        # an engine that allocates by itself cannot be captured into a CUDA graph
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if targets is not None:
+        config.num_compute_capabilities = len(targets)
+        for i, n in enumerate(targets):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{n}"), i)
+    lowest = 1
+    for most in batches:
+        profile = builder.create_optimization_profile()
+        shapes = [(b, spec.channels, s, s) for b, s in zip((lowest, most, most), sides, strict=True)]
+        profile.set_shape(spec.input_x, *shapes)
+        profile.set_shape(spec.input_t, *((shape[0],) for shape in shapes))
+        config.add_optimization_profile(profile)
+        lowest = most + 1
+    config.progress_monitor = Monitor()
+    plan = builder.build_serialized_network(network, config)
+    if stopped:
+        raise EngineError(f"{model}: the build was stopped; nothing was written")
+    if plan is None:
+        raise EngineError(f"{model}: {_name(trt)} cannot build it ({log.text()})")
+    return plan
+
+
+def _name(trt: Any) -> str:
+    return f"{'TensorRT-RTX' if hasattr(trt, 'ComputeCapability') else 'TensorRT'} {trt.__version__}"
+
+
+def _needs_gpu(trt: Any) -> str:
+    return "see zipsdk doctor" if hasattr(trt, "ComputeCapability") else "it builds on the GPU that is to run the plan"
+
+
+def _batches(batches: Sequence[int]) -> list[int]:
+    given = list(batches)
+    if not given or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in given):
+        raise InputError(f"batches: got {given}, wanted whole numbers of at least 1, such as 1, 8, 64")
+    if given != sorted(set(given)):
+        raise InputError(f"batches: got {given}, wanted each larger than the one before")
+    return given
+
+
+def _sizes(spec: ModelSpec, sizes: Sequence[int] | None) -> tuple[ModelSpec, tuple[int, int, int]]:
+    """The spec of what is built, and (smallest, tuned for, largest)."""
+    if sizes is None:
+        return spec, (spec.min_side, spec.canvas, spec.max_side)
+    if len(sizes) not in (1, 3):
+        raise InputError(f"sizes: got {list(sizes)}, wanted one side, or the smallest, the usual and the largest")
+    low, usual, high = (sizes[0], sizes[-2] if len(sizes) == 3 else sizes[0], sizes[-1])
+    ok = spec.min_side <= low <= usual <= high <= spec.max_side
+    if not ok or any(s % spec.multiple for s in (low, usual, high)):
+        raise InputError(
+            f"sizes: got {list(sizes)}, wanted rising multiples of {spec.multiple} in {spec.min_side}..{spec.max_side} "
+            f"for {spec.name}"
+        )
+    return dataclasses.replace(spec, min_side=low, canvas=usual, max_side=high), (low, usual, high)
+
+
+def _targets(trt: Any, flavour: str, targets: Sequence[str] | None) -> list[int]:
+    """Compute capabilities times ten that the plan is for."""
+    if flavour == "trt":
+        if targets:
+            raise InputError(
+                f"targets: got {', '.join(targets)}, but TensorRT builds for the GPU that is present; "
+                "leave them out and build on the GPU that is to run the plan, or use TensorRT-RTX"
+            )
+        from zipsdk.gpu.device import open_device
+
+        major, minor = open_device(0).capability
+        return [10 * major + minor]
+    known = capabilities(trt)
+    if targets is None:
+        return known
+    numbers = []
+    for target in targets:
+        match = re.fullmatch(r"sm_?(\d{2,3})", target.lower())
+        if match is None or int(match[1]) not in known:
+            why = ""
+            if match is not None and int(match[1]) < RTX_LOWEST:
+                why = f" (below sm{RTX_LOWEST} TensorRT-RTX is known to return zeros in silence)"
+            raise InputError(
+                f"targets: got {target!r}{why}, wanted some of {', '.join(f'sm{n}' for n in known)}; for other GPUs "
+                "use TensorRT or ONNX Runtime"
+            )
+        numbers.append(int(match[1]))
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise InputError(f"targets: got {list(targets)}, wanted each once, and at least one")
+    return numbers
