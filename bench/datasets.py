@@ -5,7 +5,7 @@ is given, else the one that the environment variable ZIPSDK_DATA names. There it
 
     <name>-<split>.zip                      class/picture in an archive
     cifar-10-batches-py/                    CIFAR-10, "python version"; read without executing its pickles
-    GTSRB/Final_Training/Images/00000/      GTSRB with its CSV files, and GTSRB/Final_Test/Images/ with GT-final_test.csv
+    GTSRB/Final_Training/Images/00000/      GTSRB with its CSV files; GTSRB/Final_Test/Images/ and GT-final_test.csv
     imagenette2/, imagenette2-320/, -160/   Imagenette as fast.ai publishes it
     <name>/<split>/                         class/picture in folders
 

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <map>
 #include <set>
@@ -16,6 +17,12 @@
 #include <vector>
 
 #include "../../kernels/host.cpp"
+
+// cuda.h maps these names to their second versions; callers by name ask for either
+#undef cuCtxPopCurrent
+#undef cuCtxPushCurrent
+#undef cuDevicePrimaryCtxRelease
+#undef cuEventElapsedTime
 
 namespace {
 
@@ -120,6 +127,7 @@ CUresult cuCtxPopCurrent_v2(CUcontext* c) {
 }
 CUresult cuCtxPopCurrent(CUcontext* c) { return cuCtxPopCurrent_v2(c); }
 CUresult cuCtxGetDevice(CUdevice* d) { *d = 0; return depth ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT; }
+CUresult cuCtxDetach(CUcontext) { return CUDA_ERROR_INVALID_CONTEXT; } // a primary context is not to be detached
 CUresult cuCtxSynchronize() { OUTSIDE_CAPTURE; return CUDA_SUCCESS; }
 
 CUresult cuMemAlloc_v2(CUdeviceptr* p, size_t n) {
@@ -189,7 +197,7 @@ CUresult cuStreamQuery(CUstream) { OUTSIDE_CAPTURE; return CUDA_SUCCESS; }
 CUresult cuStreamWaitEvent(CUstream s, CUevent, unsigned) { return put(s, [] {}); }
 CUresult cuEventCreate(CUevent* e, unsigned) { OUTSIDE_CAPTURE; *e = new CUevent_st(); return CUDA_SUCCESS; }
 CUresult cuEventDestroy_v2(CUevent e) { delete e; return CUDA_SUCCESS; }
-CUresult cuEventRecord(CUevent e, CUstream s) { return put(s, [=] { timespec_get(&e->at, TIME_UTC); }); }
+CUresult cuEventRecord(CUevent e, CUstream s) { return put(s, [=] { clock_gettime(CLOCK_MONOTONIC, &e->at); }); }
 CUresult cuEventSynchronize(CUevent) { OUTSIDE_CAPTURE; return CUDA_SUCCESS; }
 CUresult cuEventElapsedTime(float* ms, CUevent a, CUevent b) {
   *ms = float(b->at.tv_sec - a->at.tv_sec) * 1e3f + float(b->at.tv_nsec - a->at.tv_nsec) * 1e-6f;
@@ -213,6 +221,8 @@ CUresult cuModuleGetFunction(CUfunction* f, CUmodule, const char* name) {
   *f = CUfunction(&*it);
   return CUDA_SUCCESS;
 }
+// PyCUDA sets it before each launch as CUDA 3 wanted it; the launch says it again, and that is what counts
+CUresult cuFuncSetBlockShape(CUfunction, int, int, int) { return CUDA_SUCCESS; }
 CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                         unsigned shared, CUstream s, void** parameters, void** extra) {
   const auto& [name, a] = *reinterpret_cast<const std::pair<const std::string, Arguments>*>(f);

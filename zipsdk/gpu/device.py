@@ -7,6 +7,7 @@ device.active():``.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import threading
@@ -79,6 +80,8 @@ class Device:
         self.total_memory: int = device.total_memory()
         self._processors: int = device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
         self._context = device.retain_primary_context()
+        # left to the interpreter's end, PyCUDA would detach it like a context of its own, which CUDA refuses
+        atexit.register(self._context.detach)
         self._memory: dict[int, Any] = {}
         self._driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
         self._functions: dict[str, Any] = {}
