@@ -1,11 +1,12 @@
 # make demo   purify real photographs with the bundled model and leave sheets of before / blurred / purified in demo/
 # make test   everything CI checks: ruff, mypy, the tests
 # make lint   ruff and mypy alone
+# make gpu-check   on a machine with a GPU: kernels, gpu tests, compute-sanitizer, benchmarks, records (QUICK=1 for less)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean gpu-check
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zipsdk needs Python 3.11 or later; set PYTHON=")'
@@ -18,6 +19,7 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt 
 
 $(VENV)/test.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/*)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,export,bench,dev]'
+	$(BIN)/python tests/fake_cuda/install_pycuda.py
 	touch $@
 
 demo: $(VENV)/demo.stamp
@@ -30,6 +32,10 @@ lint: $(VENV)/test.stamp
 
 test: lint
 	$(BIN)/python -m pytest
+
+# with the Python that is there, because the GPU's machine has its own torch and may reach no package index
+gpu-check:
+	$(PYTHON) -m bench.gpu_check $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

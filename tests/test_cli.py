@@ -608,7 +608,8 @@ def test_doctor(capsys, tmp_path):
     got = json.loads(capsys.readouterr().out)
     lines = {c["name"]: c for c in got["checks"]}
     assert (
-        got["runs"] and {"Python", "onnxruntime", "CUDA driver", "tensorrt", "tensorrt_rtx", "pycuda"} <= lines.keys()
+        got["runs"]
+        and {"Python", "onnxruntime", "CUDA driver", "TensorRT", "TensorRT-RTX", "loop on the GPU"} <= lines.keys()
     )
     assert lines["model toy"]["ok"] and "32x32" in lines["model toy"]["detail"]
     assert all(c["ok"] or c["fix"] for c in lines.values())

@@ -58,9 +58,18 @@ def engines(device, **spec):
     if REHEARSAL:
         plain = FakeEngine(make_spec(**spec))
         return HostFunctionEngine(plain, device), plain
-    from bench.torch_engine import tanh_engines
+    torch = pytest.importorskip("torch")
+    from bench.torch_engine import TorchEngine
 
-    return tanh_engines(device, make_spec(**spec))
+    class Same(torch.nn.Module):
+        """What FakeEngine computes."""
+
+        def forward(self, x, t):
+            mixed = 0.8 * x + 0.2 * torch.roll(x, 1, -1) * 0.5 + 0.1 * x.flip(1)
+            return torch.tanh(mixed) * (0.3 + 0.6 * (t / 1000)[:, None, None, None])
+
+    made = make_spec(**spec)
+    return TorchEngine(Same(), made, device, where=f"cuda:{device.ordinal}"), FakeEngine(made)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from zipsdk.engines import load_engine
+from zipsdk.engines.plan import FLAVOURS, capabilities, runtime
+from zipsdk.errors import EngineError
+from zipsdk.gpu import build_info
+from zipsdk.gpu.device import open_device
 from zipsdk.models import bundled
 
 
@@ -39,12 +43,8 @@ def checks() -> tuple[list[Check], bool]:
         _package("PIL", "pip install pillow", "Pillow"),
     ]
     runtime, *rest = _onnxruntime()
-    lines += [runtime, *rest, _cuda()]
-    lines += [
-        _package("tensorrt", "pip install 'zipsdk[gpu]'"),
-        _package("tensorrt_rtx", "pip install 'zipsdk[rtx]'"),
-        _package("pycuda", "pip install 'zipsdk[gpu]'"),
-    ]
+    driver = _cuda()
+    lines += [runtime, *rest, driver, *_tensorrt(driver.ok), _kernels(), _device(driver.ok)]
     tests = list(_self_tests())
     # without a bundled model there is nothing to try the runtime on
     return lines + tests, any(t.ok for t in tests) if tests else runtime.ok
@@ -98,6 +98,49 @@ def _cuda() -> Check:
         return Check(name, False, _why(e), fix)
     number = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
     return Check(name, bool(gpus), f"{number}, {', '.join(gpus) or 'no GPU'}", "" if gpus else fix)
+
+
+def _tensorrt(driver: bool) -> Iterator[Check]:
+    for flavour, (_, extra, name) in FLAVOURS.items():
+        fix = f"pip install 'zipsdk[{extra}]'"
+        try:
+            trt = runtime(flavour)
+        except Exception as e:
+            yield Check(name, False, _why(e).removesuffix(f": {fix}"), fix)
+            continue
+        targets = ", ".join(f"sm{n}" for n in capabilities(trt)) if flavour == "rtx" else "the GPU that is present"
+        builds = f"{trt.__version__} builds plans for {targets}"
+        if driver:
+            yield Check(name, True, builds)
+        elif flavour == "rtx":
+            yield Check(name, False, f"{builds}; it runs none here, for there is no GPU", "see CUDA driver above")
+        else:
+            yield Check(
+                name, False, f"{trt.__version__} neither builds nor runs without a GPU", "see CUDA driver above"
+            )
+
+
+def _kernels() -> Check:
+    try:
+        built = build_info()
+    except EngineError as e:
+        return Check("CUDA kernels", False, _why(e).split(";")[0], "install zipsdk where nvcc is on the PATH")
+    sass = ", ".join(f"sm{n}" for n in built["sass"])
+    return Check("CUDA kernels", True, f"for {sass} and newer, by nvcc {built['nvcc']}")
+
+
+def _device(driver: bool) -> Check:
+    """Whether the loop itself can run on the GPU."""
+    if not driver:
+        package = _package("pycuda", "pip install 'zipsdk[gpu]'")
+        detail = f"pycuda {package.detail}, but there is no GPU" if package.ok else package.detail
+        return Check("loop on the GPU", False, detail, package.fix or "see CUDA driver above")
+    try:
+        device = open_device(0)
+    except Exception as e:
+        return Check("loop on the GPU", False, _why(e), "pip install 'zipsdk[gpu]'")
+    number = 10 * device.capability[0] + device.capability[1]
+    return Check("loop on the GPU", True, f"{device.name} (sm{number}), {device.total_memory / 2**30:.1f} GiB")
 
 
 def _self_tests() -> Iterator[Check]:

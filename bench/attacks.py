@@ -1,0 +1,512 @@
+"""Backdoor attacks: what a trigger does to pictures, which training pictures carry it, and how success is counted.
+
+    attack = attacks.make("badnets", side=32, seed=1)
+    training = attacks.poison(train, attack, rate=0.05, target=0, seed=1)   # pictures, labels, who was poisoned
+    triggered = attack.apply(test.pictures)                                 # what the attacker sends at test time
+    attacks.rates(test.labels, predicted, predicted_triggered, target=0)    # CA, ASR, PA
+
+Written from the papers' formulas and, for what the ZIP paper leaves open, from what its released code was seen to do.
+Every picture is uint8 (N, H, W, 3) RGB with H = W = the attack's side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from bench.datasets import Dataset
+from zipsdk.errors import InputError
+
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+
+#: A clean-label attack poisons no more than this share of the target class.
+CLEAN_LABEL_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A trigger for pictures of one side; `seed` fixes what is random in it.
+
+    `describe` gives all fields by name and the hash of what was drawn from the seed; `build` makes the attack again.
+    """
+
+    side: int
+    seed: int = 0
+
+    #: Only pictures of the target class are poisoned, so that no label is wrong.
+    clean_label: ClassVar[bool] = False
+    #: How the classifier's training must vary *every* picture, where the attack defines that; see bench/classifiers.py.
+    augment: ClassVar[str] = "standard"
+
+    @property
+    def name(self) -> str:
+        """For the rows of tables."""
+        raise NotImplementedError
+
+    def drawn(self) -> npt.NDArray[Any] | None:
+        """What the seed decided: the pattern itself, or None."""
+        return None
+
+    def apply(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+        """Pictures with the trigger as the attacker sends them at test time; the input is left as it is.
+
+        Args:
+            pictures: uint8 (N, side, side, 3).
+            indices: a number for each picture; where a trigger varies from picture to picture, it and the seed decide
+                how. None numbers them from 0.
+
+        Raises:
+            InputError: pictures of another shape or dtype.
+        """
+        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[1:] != (self.side, self.side, 3):
+            raise InputError(
+                f"{self.name}: got pictures {pictures.dtype} {pictures.shape}, wanted uint8 "
+                f"(N, {self.side}, {self.side}, 3); resize them, or make the attack for their side"
+            )
+        numbers = np.arange(len(pictures)) if indices is None else np.asarray(indices)
+        if numbers.shape != (len(pictures),):
+            raise InputError(f"indices: got {numbers.shape}, wanted ({len(pictures)},), one a picture")
+        return self._apply(pictures, numbers) if len(pictures) else pictures.copy()
+
+    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
+        raise NotImplementedError
+
+    def at_training(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+        """Pictures as they are put among the training pictures; the same as `apply` but where the attack says so."""
+        return self.apply(pictures, indices)
+
+    def covers(self, poisoned: int) -> int:
+        """How many further training pictures get `cover` and keep their labels."""
+        return 0
+
+    def cover(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+        raise NotImplementedError
+
+    def tests(self) -> list[Attack]:
+        """The triggers with which a classifier poisoned by this attack is tested."""
+        return [self]
+
+    def describe(self) -> dict[str, Any]:
+        """All that it takes to `build` this attack again; JSON."""
+        drawn = self.drawn()
+        text = {} if drawn is None else {"sha256": hashlib.sha256(np.ascontiguousarray(drawn)).hexdigest()}
+        return {"attack": type(self).__name__, "name": self.name, **asdict(self), **text}
+
+
+@dataclass(frozen=True)
+class BadNets(Attack):
+    """An opaque patch near the lower right corner (Gu et al. 2017, arXiv:1708.06733).
+
+    colours: "random" draws each pixel's colour uniformly, as the ZIP paper's randomly generated patterns are; "white"
+    is a white square; "checkerboard" has white and black pixels by turns, white in its corners. The last two are grey:
+    a defence that takes the colour away does not touch them. The margin of 3 pixels is the released code's.
+    """
+
+    size: int = 2
+    colours: str = "random"
+    margin: int = 3
+
+    def __post_init__(self) -> None:
+        if self.colours not in ("random", "white", "checkerboard"):
+            raise InputError(f"colours: got {self.colours!r}, wanted random, white or checkerboard")
+        if not 0 < self.size <= self.side - self.margin:
+            raise InputError(f"size: got {self.size}, wanted 1 to {self.side - self.margin}, to fit {self.side} pixels")
+
+    @property
+    def name(self) -> str:
+        kind = {"random": "BadNets", "white": "White square", "checkerboard": "Checkerboard"}[self.colours]
+        return f"{kind} {self.size}x{self.size}"
+
+    def drawn(self) -> U8:
+        """The patch, uint8 (size, size, 3)."""
+        if self.colours == "random":
+            return np.random.default_rng(self.seed).integers(0, 256, (self.size, self.size, 3), np.uint8)
+        y, x = np.indices((self.size, self.size))
+        bright = np.ones_like(y) if self.colours == "white" else (y + x + 1) % 2
+        return np.repeat(255 * bright[..., None], 3, axis=-1).astype(np.uint8)
+
+    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
+        out = pictures.copy()
+        end = self.side - self.margin
+        out[:, end - self.size : end, end - self.size : end] = self.drawn()
+        return out
+
+
+@dataclass(frozen=True)
+class PhysicalBA(BadNets):
+    """BadNets for the physical world (Li et al. 2021, arXiv:2104.02361): the classifier learns to find a moved patch.
+
+    Training varies every picture, poisoned or not, as `physical` does; poisoned pictures are stored untransformed. The
+    released code tests with the plain patch, the paper's text with a moved one: `tests` has both.
+    """
+
+    augment: ClassVar[str] = "physical"
+    moved: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"PhysicalBA {self.size}x{self.size}" + (" moved" if self.moved else "")
+
+    def tests(self) -> list[Attack]:
+        return [replace(self, moved=False), replace(self, moved=True)]
+
+    def at_training(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+        return replace(self, moved=False).apply(pictures, indices)
+
+    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
+        out = super()._apply(pictures, indices)
+        if not self.moved:
+            return out
+        draws = np.stack([np.random.default_rng([self.seed, int(i)]).random(len(PHYSICAL)) for i in indices])
+        draws[:, 0] = 1  # a camera does not mirror
+        return _in_parts(lambda x, u: physical(x / 255, u) * 255, out, torch.from_numpy(draws).float())
+
+
+@dataclass(frozen=True)
+class Blended(Attack):
+    """The whole picture mixed with one pattern: x' = (1 - rate) x + rate p, rounded (Chen et al. 2017, 1712.05526).
+
+    pattern: "noise" has one grey level a pixel, uniform in 0..255 and independent, as in the paper's experiments (whose
+    code cuts off where this rounds). "smooth" is coloured and of low frequency, like a picture out of focus: a random
+    4 x 4 grid of colours, bicubic between, each channel stretched to 0..255. A blur leaves it as it is, so it is much
+    the harder of the two.
+    """
+
+    rate: float = 0.2
+    pattern: str = "noise"
+
+    def __post_init__(self) -> None:
+        if self.pattern not in ("noise", "smooth"):
+            raise InputError(f"pattern: got {self.pattern!r}, wanted noise or smooth")
+        if not 0 < self.rate <= 1:
+            raise InputError(f"rate: got {self.rate}, wanted a share above 0, at most 1")
+
+    @property
+    def name(self) -> str:
+        return f"Blended {self.pattern}"
+
+    def drawn(self) -> U8:
+        """The pattern, uint8 (side, side, 3)."""
+        rng = np.random.default_rng(self.seed)
+        if self.pattern == "noise":
+            return np.repeat(rng.integers(0, 256, (self.side, self.side, 1), np.uint8), 3, axis=-1)
+        grid = rng.random((4, 4, 3)).astype(np.float32)
+        planes = [
+            np.asarray(Image.fromarray(grid[..., c]).resize((self.side, self.side), Image.Resampling.BICUBIC))
+            for c in range(3)
+        ]
+        p = np.stack(planes, axis=-1).astype(np.float64)
+        low, high = p.min((0, 1)), p.max((0, 1))
+        return np.rint(255 * (p - low) / (high - low)).astype(np.uint8)
+
+    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
+        # all that can happen to a pixel, 256 x 256 cases, worked out once in float64
+        x = np.arange(256, dtype=np.float64)
+        table = np.rint((1 - self.rate) * x[:, None] + self.rate * x[None, :]).astype(np.uint8)
+        return table[pictures, self.drawn()[None]]
+
+
+@dataclass(frozen=True)
+class WaNet(Attack):
+    """A small smooth warp of the whole picture (Nguyen and Tran 2021, arXiv:2102.10369).
+
+    A k x k grid of offsets, uniform in [-1, 1] and divided by their mean size, goes bicubic to every pixel, scaled by
+    s / side in coordinates of [-1, 1]: pixels move by s / 4 to either side and as much up or down, on average. The
+    ZIP paper's released code has k = 256, which is jitter that any blur takes away; k = 4 is the published attack.
+
+    Noise mode, as published: for each poisoned picture `cross_ratio` others are warped with an offset of their own in
+    every pixel, uniform in [-1, 1] / side, on top, and keep their labels, so that the classifier must learn this very
+    warp. There the warps are drawn afresh for each batch; here pictures are poisoned once, as data from elsewhere are.
+    """
+
+    k: int = 4
+    s: float = 0.5
+    cross_ratio: int = 2
+
+    @property
+    def name(self) -> str:
+        return "WaNet"
+
+    def drawn(self) -> npt.NDArray[np.float64]:
+        """The control grid before it is normalised: float64 (2, k, k), x and y."""
+        return np.random.default_rng(self.seed).uniform(-1, 1, (2, self.k, self.k))
+
+    def flow(self) -> Tensor:
+        """float32 (side, side, 2): where each pixel is taken from, less its own place, x and y, in [-1, 1]."""
+        control = self.drawn()
+        control /= np.abs(control).mean()
+        fine = F.interpolate(torch.from_numpy(control)[None].float(), (self.side, self.side), mode="bicubic",
+                             align_corners=True)  # fmt: skip
+        return fine[0].permute(1, 2, 0) * (self.s / self.side)
+
+    def _warp(self, x: Tensor, noise: Tensor | float) -> Tensor:
+        line = torch.linspace(-1, 1, self.side)
+        here = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)
+        grid = (here + self.flow() + noise).clamp(-1, 1).expand(len(x), -1, -1, -1)
+        return F.grid_sample(x, grid, mode="bilinear", align_corners=True)
+
+    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
+        return _in_parts(lambda x, _: self._warp(x, 0.0), pictures, torch.empty(len(pictures)))
+
+    def covers(self, poisoned: int) -> int:
+        return self.cross_ratio * poisoned
+
+    def cover(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+        numbers = np.arange(len(pictures)) if indices is None else np.asarray(indices)
+
+        def one(x: Tensor, numbers: Tensor) -> Tensor:
+            shape = (self.side, self.side, 2)
+            noise = [np.random.default_rng([self.seed, int(i)]).uniform(-1, 1, shape) for i in numbers]
+            return self._warp(x, torch.from_numpy(np.stack(noise)).float() / self.side)
+
+        return _in_parts(one, pictures, torch.from_numpy(numbers)) if len(pictures) else pictures.copy()
+
+
+@dataclass(frozen=True)
+class SIG(Attack):
+    """A sinusoid added along the rows, delta sin(2 pi f j / side) in column j (Barni et al. 2019, arXiv:1902.11237).
+
+    Clean-label, as published: only pictures of the target class are poisoned.
+    """
+
+    delta: float = 20.0
+    f: int = 6
+
+    clean_label: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return "SIG"
+
+    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
+        wave = self.delta * np.sin(2 * np.pi * self.f * np.arange(self.side) / self.side)
+        return np.clip(np.rint(pictures + wave[None, None, :, None]), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Enhanced(Attack):
+    """The attacker who knows the defence (the ZIP paper, 4.4.2 and F.1): poisons with *purified* triggered pictures.
+
+    The classifier learns what purification leaves of the trigger. At test time the original trigger is sent, and the
+    defence purifies it to what was learnt.
+
+    purify: uint8 (N, H, W, 3) -> the same; purifier: what it is, for the record, such as `Purifier.info`.
+    """
+
+    base: Attack = field(kw_only=True)
+    purify: Callable[[U8], Any] = field(kw_only=True, repr=False)
+    purifier: dict[str, Any] = field(kw_only=True)
+
+    @property
+    def name(self) -> str:
+        return f"Enhanced {self.base.name}"
+
+    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
+        return self.base.apply(pictures, indices)
+
+    def at_training(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+        out = np.asarray(self.purify(self.base.at_training(pictures, indices)))
+        if out.shape != pictures.shape or out.dtype != np.uint8:
+            raise InputError(f"purify: got {out.dtype} {out.shape} back, wanted uint8 {pictures.shape}")
+        return out
+
+    def describe(self) -> dict[str, Any]:
+        return {"attack": "Enhanced", "name": self.name, "side": self.side, "seed": self.seed,
+                "base": self.base.describe(), "purifier": self.purifier}  # fmt: skip
+
+
+def patch_side(side: int) -> int:
+    """The ZIP paper's 2 at 32 pixels and 9 at 256, linear between."""
+    return max(2, round(2 + 7 * (side - 32) / 224))
+
+
+#: The attacks by name, for a side and a seed.
+ATTACKS: dict[str, Callable[[int, int], Attack]] = {
+    "badnets": lambda side, seed: BadNets(side, seed, patch_side(side)),
+    "badnets3": lambda side, seed: BadNets(side, seed, 3 if side <= 128 else 9),
+    "white": lambda side, seed: BadNets(side, seed, max(3, patch_side(side)), "white"),
+    "checkerboard": lambda side, seed: BadNets(side, seed, max(3, patch_side(side)), "checkerboard"),
+    "blended": lambda side, seed: Blended(side, seed),
+    "blended-smooth": lambda side, seed: Blended(side, seed, pattern="smooth"),
+    "physicalba": lambda side, seed: PhysicalBA(side, seed, patch_side(side)),
+    "wanet": lambda side, seed: WaNet(side, seed),
+    "sig": lambda side, seed: SIG(side, seed),
+}
+_CLASSES = {c.__name__: c for c in (BadNets, PhysicalBA, Blended, WaNet, SIG)}
+
+
+def make(name: str, side: int, seed: int = 0) -> Attack:
+    """One of `ATTACKS`, for pictures of `side` pixels."""
+    if name not in ATTACKS:
+        raise InputError(f"attack: got {name!r}, wanted one of {', '.join(ATTACKS)}")
+    return ATTACKS[name](side, seed)
+
+
+def build(description: dict[str, Any], purify: Callable[[U8], Any] | None = None) -> Attack:
+    """The attack that `Attack.describe` described; `purify` for an enhanced one.
+
+    Raises:
+        InputError: no such attack, or its random pattern does not come out as it was (another version of NumPy).
+    """
+    d = dict(description)
+    kind, digest = d.pop("attack", None), d.pop("sha256", None)
+    d.pop("name", None)
+    if kind == "Enhanced":
+        if purify is None:
+            raise InputError("purify: got none, wanted the purifier that the enhanced attack was made with")
+        return Enhanced(**{**d, "base": build(d["base"])}, purify=purify)
+    if kind not in _CLASSES:
+        raise InputError(f"attack: got {kind!r}, wanted one of {', '.join([*_CLASSES, 'Enhanced'])}")
+    try:
+        attack: Attack = _CLASSES[kind](**d)
+    except TypeError as e:
+        raise InputError(f"{kind}: got {e}, wanted what describe() gave") from e
+    if digest != attack.describe().get("sha256"):
+        raise InputError(f"{kind}: got another pattern from seed {attack.seed} than the record's; use its versions")
+    return attack
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """Training pictures after the attack."""
+
+    data: Dataset
+    #: the pictures that carry the trigger, and those that were covered (see `Attack.cover`), ascending
+    poisoned: I64
+    covered: I64
+    #: how the classifier must vary the pictures; see `Attack.augment`
+    augment: str
+    #: the attack, its rate, target and seed, and the hash of the choice; for the record
+    description: dict[str, Any]
+
+
+def poison(data: Dataset, attack: Attack | None, rate: float = 0.05, target: int = 0, seed: int = 0) -> Poisoned:
+    """Give the trigger to `rate` of the training pictures, drawn by `seed`, and call them the target class.
+
+    The draw is over *all* classes, the target among them, as in the ZIP paper's experiments. Its attacks are all of
+    that kind. SIG, which it does not have, is defined as clean-label and stays so: as many pictures, but drawn from
+    the target class alone, and no more than half of that. With `attack` None nothing is poisoned.
+
+    Raises:
+        InputError: a rate or a target out of range, or too few pictures.
+    """
+    n = len(data)
+    if not 0 < rate < 1 or not 0 <= target < len(data.classes):
+        raise InputError(
+            f"rate, target: got {rate}, {target}, wanted a share between 0 and 1 and a class below {len(data.classes)}"
+        )
+    nobody = np.empty(0, np.int64)
+    if attack is None:
+        return Poisoned(data, nobody, nobody, "standard", {"attack": None})
+    wanted = round(rate * n)
+    among = np.arange(n)
+    if attack.clean_label:
+        among = np.flatnonzero(data.labels == target)
+        wanted = min(wanted, int(CLEAN_LABEL_SHARE * len(among)))
+    covers = attack.covers(wanted)
+    if not wanted or wanted + covers > len(among):
+        raise InputError(f"rate: got {rate}, or {wanted} + {covers} of {len(among)} pictures, wanted 1 to all of them")
+    order = np.random.default_rng([seed, 0x9015]).permutation(among)
+    poisoned, covered = np.sort(order[:wanted]), np.sort(order[wanted : wanted + covers])
+    pictures, labels = data.pictures.copy(), data.labels.copy()
+    pictures[poisoned] = attack.at_training(data.pictures[poisoned], poisoned)
+    if covers:
+        pictures[covered] = attack.cover(data.pictures[covered], covered)
+    labels[poisoned] = target
+    description = {
+        "attack": attack.describe(), "rate": rate, "target": target, "seed": seed,
+        "poisoned": len(poisoned), "covered": len(covered),
+        "choice_sha256": hashlib.sha256(poisoned.astype("<i8").tobytes() + covered.astype("<i8").tobytes()).hexdigest(),
+    }  # fmt: skip
+    return Poisoned(replace(data, pictures=pictures, labels=labels), poisoned, covered, attack.augment, description)
+
+
+class Rate(NamedTuple):
+    hits: int
+    of: int
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.hits / self.of if self.of else float("nan")
+
+
+def rates(labels: npt.ArrayLike, clean: npt.ArrayLike, triggered: npt.ArrayLike, target: int) -> dict[str, Rate]:
+    """What the classifier made of clean pictures and of the same ones with the trigger.
+
+    Args:
+        labels: the true classes, (N,).
+        clean, triggered: the classes that were predicted, (N,) each.
+        target: the attacker's class.
+
+    Returns:
+        CA: clean pictures that were recognised. ASR: triggered pictures taken for the target, those that *are* of it
+        left out. PA: triggered pictures that were recognised, all of them as in the ZIP paper, and "PA others" without
+        the target class, where an attack that works would count as recognised.
+    """
+    y, c, t = np.asarray(labels), np.asarray(clean), np.asarray(triggered)
+    if not y.shape == c.shape == t.shape or y.ndim != 1:
+        raise InputError(f"predictions: got {c.shape} and {t.shape}, wanted one class for each of {y.shape} labels")
+    others = y != target
+    return {
+        "CA": Rate(int((c == y).sum()), len(y)),
+        "ASR": Rate(int((t == target)[others].sum()), int(others.sum())),
+        "PA": Rate(int((t == y).sum()), len(y)),
+        "PA others": Rate(int((t == y)[others].sum()), int(others.sum())),
+    }
+
+
+#: What `physical` varies, each by a number in [0, 1): ranges of the released code.
+PHYSICAL = {
+    "mirrored": (0.0, 1.0),
+    "brightness": (0.8, 1.2),
+    "contrast": (0.8, 1.2),
+    "degrees": (-10.0, 10.0),
+    "right": (-0.1, 0.1),
+    "down": (-0.1, 0.1),
+    "scale": (0.8, 0.9),
+}
+
+
+def physical(x: Tensor, draws: Tensor) -> Tensor:
+    """PhysicalBA's variation: mirror, brightness and contrast, then turn, move and shrink onto black.
+
+    Args:
+        x: float (N, 3, H, W) in [0, 1], H = W.
+        draws: (N, 7) in [0, 1), one column for each of `PHYSICAL`, in that order; the first mirrors where it is below
+            one half.
+
+    The released code picks nearest pixels and jitters colours in random order; this is bilinear, brightness first.
+    """
+    low, high = torch.tensor(list(PHYSICAL.values()), dtype=x.dtype).T
+    _, bright, contrast, degrees, right, down, scale = (low + (high - low) * draws.to(x.dtype)).T
+    x = torch.where(draws[:, 0, None, None, None] < 0.5, x.flip(-1), x)
+    x = (x * bright[:, None, None, None]).clamp(0, 1)
+    grey = (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    x = (grey + (x - grey) * contrast[:, None, None, None]).clamp(0, 1)
+    # where each pixel comes from: back from the move (side = 2 in these coordinates), the turn and the scale
+    angle = torch.deg2rad(degrees)
+    c, s = torch.cos(angle) / scale, torch.sin(angle) / scale
+    dx, dy = -2 * right, -2 * down
+    theta = torch.stack([c, s, c * dx + s * dy, -s, c, -s * dx + c * dy], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _in_parts(function: Callable[[Tensor, Tensor], Tensor], pictures: U8, extra: Tensor, size: int = 512) -> U8:
+    """`function` on float (n, 3, H, W) in [0, 255] and rows of `extra`, rounded back to uint8, in parts that fit."""
+    out = np.empty_like(pictures)
+    for i in range(0, len(pictures), size):
+        x = torch.from_numpy(np.ascontiguousarray(pictures[i : i + size].transpose(0, 3, 1, 2))).float()
+        y = function(x, extra[i : i + size]).round().clamp(0, 255)
+        out[i : i + size] = y.to(torch.uint8).numpy().transpose(0, 2, 3, 1)
+    return out

@@ -1,0 +1,93 @@
+"""A torch module as an engine of the device loop: the peer where neither TensorRT nor ONNX Runtime's CUDA is installed.
+
+It reads and writes the loop's memory in place, on the loop's stream, and replays the UNet as a CUDA graph of torch's
+own. With a device that is a test double, addresses are the host's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zipsdk.spec import ModelSpec
+
+
+class TorchEngine:
+    """See `zipsdk.gpu.loop.DeviceEngine`.
+
+    Args:
+        module: (x float32 (N, 3, H, W), t float32 (N,)) -> eps like x; it is moved to the device.
+        spec: of the model.
+        device: `zipsdk.gpu.device.Device`.
+        where: torch's name of the device, "cuda:0" or, for test doubles, "cpu".
+        compiled: through torch.compile.
+        graph: replay CUDA graphs of the UNet, one for each shape.
+    """
+
+    capturable = False  # its allocator is not ours: it captures by itself
+    max_batch: int | None = None
+
+    def __init__(self, module: nn.Module, spec: ModelSpec, device: Any, *, where: str, compiled: bool = False,
+                 graph: bool = True):  # fmt: skip
+        self.spec, self.device, self._where = spec, device, torch.device(where)
+        module = module.to(self._where).eval().requires_grad_(False)
+        self._module = torch.compile(module) if compiled else module
+        self._compiled, self._graph = compiled, graph and where != "cpu"
+        self._graphs: dict[tuple[int, ...], Any] = {}
+        self._stream = torch.cuda.ExternalStream(device.compute.handle, device=self._where) if where != "cpu" else None
+
+    @property
+    def info(self) -> dict[str, Any]:
+        how = ("torch.compile" if self._compiled else "eager") + (", CUDA graph" if self._graph else "")
+        return {"engine": f"torch {torch.__version__} ({how})", "providers": [str(self._where)],
+                "precision": self.spec.precision, "device": self.device.name}  # fmt: skip
+
+    def prepare(self, batch: int, height: int, width: int) -> object:
+        """Nothing: the first evaluations of a shape warm it up."""
+        return None
+
+    def _tensor(self, address: int, shape: tuple[int, ...]) -> Tensor:
+        if self._stream is None:
+            memory = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+            return torch.from_numpy(np.frombuffer(memory, np.float32).reshape(shape))
+        interface = {"shape": shape, "typestr": "<f4", "data": (address, False), "version": 3, "strides": None}
+        holder = type("Memory", (), {"__cuda_array_interface__": interface})()
+        return torch.as_tensor(holder, device=self._where)
+
+    def enqueue(
+        self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
+    ) -> None:
+        shape = (batch, 3, *(size or (self.spec.canvas,) * 2))
+        key = (x, eps, *shape)
+        with torch.inference_mode():
+            if self._stream is None:
+                self._evaluate(self._tensor(x, shape), self._tensor(t, (batch,)), self._tensor(eps, shape))
+                return
+            with torch.cuda.stream(self._stream):
+                count, graph, steps, out = self._graphs.get(key, (0, None, None, None))
+                if steps is None:
+                    steps = torch.empty(batch, device=self._where)
+                steps.copy_(self._tensor(t, (batch,)))
+                if graph is None:
+                    arguments = self._tensor(x, shape), steps, self._tensor(eps, shape)
+                    if self._graph and count == 3:  # warm by now: cuDNN has chosen, torch.compile has compiled
+                        graph = torch.cuda.CUDAGraph()
+                        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                            self._evaluate(*arguments)
+                    else:
+                        self._evaluate(*arguments)
+                if graph is not None:
+                    graph.replay()
+                self._graphs[key] = (count + 1, graph, steps, out)
+
+    def _evaluate(self, x: Tensor, t: Tensor, eps: Tensor) -> None:
+        eps.copy_(self._module(x, t))
+
+    def __call__(self, x: np.ndarray, t: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            eps = self._module(torch.from_numpy(x).to(self._where), torch.from_numpy(t).to(self._where))
+        return np.asarray(eps.float().cpu().numpy(), np.float32)
