@@ -13,7 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zipsdk.errors import OutOfMemory
 from zipsdk.spec import ModelSpec
+
+#: CUDA graphs that are kept; each holds memory of its own
+MAX_GRAPHS = 8
 
 
 class TorchEngine:
@@ -62,27 +66,35 @@ class TorchEngine:
         self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
     ) -> None:
         shape = (batch, 3, *(size or (self.spec.canvas,) * 2))
-        key = (x, eps, *shape)
         with torch.inference_mode():
             if self._stream is None:
                 self._evaluate(self._tensor(x, shape), self._tensor(t, (batch,)), self._tensor(eps, shape))
                 return
-            with torch.cuda.stream(self._stream):
-                count, graph, steps, out = self._graphs.get(key, (0, None, None, None))
-                if steps is None:
-                    steps = torch.empty(batch, device=self._where)
-                steps.copy_(self._tensor(t, (batch,)))
-                if graph is None:
-                    arguments = self._tensor(x, shape), steps, self._tensor(eps, shape)
-                    if self._graph and count == 3:  # warm by now: cuDNN has chosen, torch.compile has compiled
-                        graph = torch.cuda.CUDAGraph()
-                        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                            self._evaluate(*arguments)
-                    else:
-                        self._evaluate(*arguments)
-                if graph is not None:
-                    graph.replay()
-                self._graphs[key] = (count + 1, graph, steps, out)
+            try:
+                with torch.cuda.stream(self._stream):
+                    self._enqueue(x, t, eps, shape)
+            except torch.OutOfMemoryError as e:
+                raise OutOfMemory(f"torch: {str(e).splitlines()[0]}") from e
+
+    def _enqueue(self, x: int, t: int, eps: int, shape: tuple[int, ...]) -> None:
+        key = (x, eps, *shape)
+        count, graph, steps = self._graphs.pop(key, (0, None, None))
+        if steps is None:
+            steps = torch.empty(shape[0], device=self._where)
+        steps.copy_(self._tensor(t, shape[:1]))
+        arguments = self._tensor(x, shape), steps, self._tensor(eps, shape)
+        if graph is None and self._graph and count == 3:  # warm by now: cuDNN has chosen, torch.compile has compiled
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._evaluate(*arguments)
+        if graph is None:
+            self._evaluate(*arguments)
+        else:
+            graph.replay()
+        if len(self._graphs) >= MAX_GRAPHS:
+            torch.cuda.current_stream().synchronize()
+            self._graphs.pop(next(iter(self._graphs)))
+        self._graphs[key] = count + 1, graph, steps
 
     def _evaluate(self, x: Tensor, t: Tensor, eps: Tensor) -> None:
         eps.copy_(self._module(x, t))

@@ -12,7 +12,7 @@ from device_fake import view
 from test_gpu_loop import SETTINGS, assert_same, pictures
 
 import zipsdk
-from zipsdk.errors import EngineError, MissingExtra
+from zipsdk.errors import EngineError, MissingExtra, OutOfMemory
 from zipsdk.gpu import loop as gpu_loop
 from zipsdk.gpu.device import Device, open_device
 
@@ -72,6 +72,72 @@ def engines(device, **spec):
     return TorchEngine(Same(), made, device, where=f"cuda:{device.ordinal}"), FakeEngine(made)
 
 
+class CopyEngine:
+    """eps = x by one copy on the device: it can be captured into the loop's own graph without any runtime."""
+
+    capturable, max_batch = True, None
+
+    def __init__(self, device):
+        self.device, self.spec = device, make_spec()
+
+    def prepare(self, batch, height, width):
+        return None
+
+    def __call__(self, x, t):
+        return x.copy()
+
+    def enqueue(self, x, t, eps, batch, stream, *, size=None):
+        height, width = size or (self.spec.canvas,) * 2
+        assert stream == self.device.compute.handle
+        self.device.copy(eps, x, 12 * batch * height * width, self.device.compute)
+
+
+class CopyOnCpu:
+    def __init__(self):
+        self.spec = make_spec()
+
+    def __call__(self, x, t):
+        return x.copy()
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_the_loops_own_graph(device, rng, settings):
+    """Captured, replayed, for other pictures and counts, against launched step by step and against the CPU."""
+    on, off = (zipsdk.Purifier(CopyEngine(device), seed=5, graph=graph, **settings) for graph in (True, False))
+    cpu = zipsdk.Purifier(CopyOnCpu(), seed=5, **settings)
+    for n in (3, 4, 3, 4, 3):
+        batch = pictures(rng, n, 32, 48)
+        got = on.run(batch)
+        np.testing.assert_array_equal(got, off.run(batch))
+        assert_same(got, cpu.run(batch))
+    assert "one captured graph" in on.info["loop"]
+    (buffers,) = on._device_loop._sizes.values()
+    assert set(buffers.graphs) == {3, 4}
+
+
+def test_seven_pictures_are_seven_times_one(device, rng):
+    gpu = zipsdk.Purifier(CopyEngine(device), seed=5)
+    batch = pictures(rng, 7, 40, 32)
+    np.testing.assert_array_equal(gpu.run(batch), np.concatenate([gpu.run(p[None]) for p in batch]))
+
+
+def test_out_of_memory_halves_the_batch(device, rng, monkeypatch):
+    """A limit of our own, because filling a card would disturb whoever shares it."""
+    alloc = Device.alloc
+
+    def small(self, size):
+        if size > 300_000:
+            raise OutOfMemory("more than the test allows")
+        return alloc(self, size)
+
+    monkeypatch.setattr(Device, "alloc", small)
+    gpu, cpu = zipsdk.Purifier(CopyEngine(device), seed=5), zipsdk.Purifier(CopyOnCpu(), seed=5)
+    batch = pictures(rng, 32, 32, 32)  # the state of 32 takes 393,216 bytes
+    with pytest.warns(UserWarning, match="32 canvases do not fit into its memory; going on with 16"):
+        got = gpu.run(batch)
+    assert_same(got, cpu.run(batch))
+
+
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize(("n", "side", "fixed"), [(3, 32, False), (5, 30, True), (1, 64, True)])
 def test_pictures_are_those_of_the_cpu(device, rng, settings, n, side, fixed):
@@ -104,7 +170,7 @@ def test_stream_and_batches(device, rng, monkeypatch):
 def test_memory_is_flat(device, rng):
     """Fifty batches of changing sizes, and everything given back at the end."""
     cuda = device._cuda
-    gpu = zipsdk.Purifier(engines(device)[0], seed=5, steps=2)
+    gpu = zipsdk.Purifier(CopyEngine(device), seed=5, steps=2)
 
     def free():
         with device.active():
