@@ -380,3 +380,36 @@ def test_zip_tiny_on_the_fake_gpu(device, rng):
     for profile in ("paper", "fast"):
         got = zipsdk.Purifier(on_gpu, profile=profile, seed=1).run(batch)
         assert_same(got, zipsdk.Purifier(engine, profile=profile, seed=1).run(batch))
+
+
+def test_onnx_auto_falls_back_with_the_reason_and_cuda_by_name_does_not(monkeypatch):
+    """An onnxruntime that was built with CUDA, on a machine that has none."""
+    ort = pytest.importorskip("onnxruntime")
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: both)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
+    with warnings.catch_warnings(record=True) as said:  # onnxruntime adds one of its own
+        warnings.simplefilter("always")
+        engine = zipsdk.load_engine("zip-tiny")
+    assert any("running on the CPU, because the GPU cannot be used: " in str(w.message) for w in said)
+    assert engine.providers == ["CPUExecutionProvider"] and engine.device is None
+    assert zipsdk.Purifier(engine).info["loop"] == "host (the engine runs on the CPU)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # onnxruntime's own, before it goes on without the provider
+        with pytest.raises(EngineError, match="CUDAExecutionProvider"):
+            zipsdk.load_engine("zip-tiny", device="cuda:0")
+    monkeypatch.undo()
+    with pytest.raises(EngineError, match=r"this onnxruntime has .*pip install 'zipsdk\[gpu\]'"):
+        zipsdk.load_engine("zip-tiny", device="cuda")
+
+
+def test_onnx_takes_the_loops_stream_and_no_other(rng):
+    pytest.importorskip("onnxruntime")
+    engine = zipsdk.load_engine("zip-tiny", device="cpu")
+    engine.device = FakeDevice(None)
+    x = np.zeros((1, 3, 32, 32), np.float32)
+    t, eps = np.zeros(1, np.float32), x.copy()
+    arguments = (x.ctypes.data, t.ctypes.data, eps.ctypes.data, 1)
+    engine.enqueue(*arguments, engine.device.compute.handle, size=(32, 32))
+    with pytest.raises(EngineError, match="wanted the one that the session was opened with"):
+        engine.enqueue(*arguments, engine.device.copies.handle, size=(32, 32))
