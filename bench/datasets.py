@@ -22,7 +22,7 @@ import io
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -169,7 +169,7 @@ def load(
     if limit is not None and limit < len(indices):
         indices = balanced(listing.labels, limit, seed)
     side = side or SIDES.get(name)
-    pictures = [_decode(p, side) for p in listing.read(indices)]
+    pictures = _decoded(listing, indices, side)
     sizes = sorted({p.shape for p in pictures})
     if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
         shown = ", ".join(f"{h} x {w}" for h, w, _ in sizes[:3])
@@ -185,6 +185,7 @@ class Listing(NamedTuple):
     """What a layout holds, before any picture is decoded."""
 
     source: str
+    names: Sequence[str]
     classes: tuple[str, ...]
     labels: I64
     #: the pictures of these indices, as files or as arrays
@@ -220,6 +221,18 @@ def _find(name: str, split: str, root: Path) -> Listing:
             return layout(path)
     wanted = ", ".join(str(path.relative_to(root)) for path, _ in places)
     raise NoData(f"{root}: got no {name} for {split}, wanted one of {wanted}; see bench/datasets.py for the layouts")
+
+
+def _decoded(listing: Listing, indices: I64, side: int | None) -> list[U8]:
+    files, out = listing.read(indices), []
+    for i in indices:
+        try:
+            out.append(_decode(next(files), side))
+        except Exception as e:  # a damaged file can raise nearly anything
+            raise InputError(
+                f"{listing.source}: got {listing.names[i]}, which cannot be read ({e}), wanted a picture; copy it again"
+            ) from e
+    return out
 
 
 def _decode(picture: bytes | U8, side: int | None) -> U8:
@@ -264,7 +277,7 @@ def _archive(path: Path, known: dict[str, str] | None) -> Listing:
             for i in indices:
                 yield archive.read(names[i])
 
-    return Listing(path.name, classes, labels, read)
+    return Listing(path.name, names, classes, labels, read)
 
 
 def _folders(path: Path, known: dict[str, str] | None) -> Listing:
@@ -272,6 +285,7 @@ def _folders(path: Path, known: dict[str, str] | None) -> Listing:
     names, classes, labels = _by_class(path, files, known)
     return Listing(
         f"{path.parent.name}/{path.name}",
+        names,
         classes,
         labels,
         lambda indices: ((path / names[i]).read_bytes() for i in indices),
@@ -284,7 +298,7 @@ def _gtsrb_table(path: Path) -> list[tuple[str, int]]:
         raise InputError(f"{path}: got no such file, wanted the CSV that comes with GTSRB's pictures; unpack it there")
     with path.open(newline="") as f:
         try:
-            return [(row["Filename"], int(row["ClassId"])) for row in csv.DictReader(f, delimiter=";")]
+            return [(Path(row["Filename"]).name, int(row["ClassId"])) for row in csv.DictReader(f, delimiter=";")]
         except (KeyError, ValueError) as e:
             raise InputError(f"{path}: got {e}, wanted columns Filename and ClassId parted by ';'") from e
 
@@ -295,7 +309,10 @@ def _gtsrb(source: str, rows: list[tuple[Path, int]]) -> Listing:
         raise InputError(
             f"{source}: got {len(rows)} pictures, wanted at least one and classes 0 to 42; unpack it again"
         )
-    return Listing(source, tuple(CLASSES["gtsrb"]), labels, lambda indices: (rows[i][0].read_bytes() for i in indices))
+    names = [f"{path.parent.name}/{path.name}" for path, _ in rows]
+    return Listing(
+        source, names, tuple(CLASSES["gtsrb"]), labels, lambda indices: (rows[i][0].read_bytes() for i in indices)
+    )
 
 
 def _gtsrb_train(path: Path) -> Listing:
@@ -325,7 +342,10 @@ def _cifar10(path: Path, split: str) -> Listing:
             raise ValueError(f"{len(labels)} labels for {len(pictures)} pictures of {len(classes)} classes")
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise InputError(f"{path}: got {e!r}, wanted CIFAR-10's python version; unpack it again") from e
-    return Listing(path.name, classes, labels, lambda indices: (np.ascontiguousarray(pictures[i]) for i in indices))
+    names = [f"picture {i}" for i in range(len(labels))]
+    return Listing(
+        path.name, names, classes, labels, lambda indices: (np.ascontiguousarray(pictures[i]) for i in indices)
+    )
 
 
 class _Type:

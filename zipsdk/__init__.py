@@ -6,6 +6,7 @@ clean = zipsdk.Purifier("zip-tiny").run(batch)
 
 from zipsdk.engines import load_engine
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
+from zipsdk.guard import Guard, ScaleUp
 from zipsdk.purifier import Purifier
 from zipsdk.spec import ModelSpec
 from zipsdk.transforms import Blur, Grayscale, Linear, OneOf
@@ -16,6 +17,7 @@ __all__ = [
     "Blur",
     "EngineError",
     "Grayscale",
+    "Guard",
     "InputError",
     "Linear",
     "MissingExtra",
@@ -24,6 +26,7 @@ __all__ = [
     "OneOf",
     "PictureError",
     "Purifier",
+    "ScaleUp",
     "ZipError",
     "load_engine",
 ]

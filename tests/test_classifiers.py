@@ -1,0 +1,373 @@
+"""A training is done once, goes on where it stopped, and is never mistaken for another; a black box keeps its word."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from bench import attacks, classifiers  # noqa: E402
+from bench.classifiers import Classifier, Preparation, Recipe  # noqa: E402
+from bench.datasets import Dataset  # noqa: E402
+from zipsdk.errors import EngineError, InputError, ModelError  # noqa: E402
+
+TINY = Recipe(epochs=3, batch=16, lr=0.05, bf16=False, seed=1)
+
+
+@pytest.fixture
+def data(rng) -> Dataset:
+    """64 noisy pictures of two classes, a dark and a bright one."""
+    labels = rng.permutation(np.repeat([0, 1], 32))
+    x = rng.integers(0, 100, (64, 32, 32, 3)) + 120 * labels[:, None, None, None]
+    return Dataset("two", "train", x.astype(np.uint8), labels, ("dark", "bright"))
+
+
+@pytest.fixture
+def clean(data) -> attacks.Poisoned:
+    return attacks.poison(data, None)
+
+
+def trained(folder, training, how, stop_after=None):
+    """The classifier, and the epochs that it took now; or the interruption."""
+    epochs = []
+
+    def progress(epoch, loss):
+        assert np.isfinite(loss)
+        epochs.append(epoch)
+        if epoch == stop_after:
+            raise KeyboardInterrupt
+
+    try:
+        return classifiers.train(training, how, cache=folder, progress=progress), epochs
+    except KeyboardInterrupt:
+        return None, epochs
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    (path,) = (folder / "classifiers").glob("*.pt")
+    return torch.load(path, weights_only=True)
+
+
+def test_resnet34_has_its_size_and_stems():
+    whole = classifiers.resnet34(1000, 224)
+    assert sum(p.numel() for p in whole.parameters()) == 21_797_672  # as everyone's
+    small = classifiers.resnet34(10, 32)
+    assert sum(p.numel() for p in small.parameters()) == 21_282_122  # 3 x 3 in place of 7 x 7, 10 classes
+    with torch.inference_mode():
+        assert whole.eval()[:4](torch.rand(1, 3, 64, 64)).shape == (1, 64, 32, 32)  # before the pooling
+        assert small.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+        assert small[:4](torch.rand(1, 3, 32, 32)).shape == (1, 64, 32, 32)
+
+
+@pytest.mark.parametrize("side", [32, 48, 64, 128])
+def test_the_small_network_works_on_maps_of_half_32(side):
+    model = classifiers.small_resnet(7, side).eval()
+    shapes = []
+    for layer in model:
+        layer.register_forward_hook(lambda _, __, y: shapes.append(tuple(y.shape)))
+    with torch.inference_mode():
+        model(torch.rand(2, 3, side, side))
+    assert shapes[-1] == (2, 7)
+    at_64 = next(s for s in shapes if s[1] == 64)
+    assert 12 <= at_64[2] <= 24
+
+
+def test_colours_are_measured_exactly(data):
+    layer = classifiers._Normalise()
+    classifiers._measure_colours(layer, data.pictures)
+    x = data.pictures / 255
+    assert layer.mean.numpy() == pytest.approx(x.mean((0, 1, 2)), rel=1e-6)
+    assert layer.std.numpy() == pytest.approx(x.std((0, 1, 2)), rel=1e-6)
+    classifiers._measure_colours(layer, np.full((1, 2, 2, 3), 9, np.uint8))
+    assert (layer.std > 0).all()
+
+
+def test_one_cycle():
+    assert classifiers.one_cycle(0.0) == pytest.approx(0.1)
+    assert classifiers.one_cycle(0.25) == 1
+    assert classifiers.one_cycle(0.625) == pytest.approx(0.5)
+    assert 0 < classifiers.one_cycle(0.999) < 0.01
+
+
+def test_training_learns(data, clean, tmp_path):
+    classify, epochs = trained(tmp_path, clean, TINY)
+    assert epochs == [1, 2, 3]
+    scores = classify(data.pictures)
+    assert scores.dtype == np.float32 and scores.sum(1) == pytest.approx(1, abs=1e-5)
+    assert (scores.argmax(1) == data.labels).all()
+    assert classify.info["poison"] == {"attack": None} and classify.info["recipe"]["seed"] == 1
+    json.dumps(classify.info)
+
+
+@pytest.mark.skipif(not classifiers._fast_bf16(), reason="this processor has no bfloat16")
+def test_training_learns_in_bfloat16(data, clean, tmp_path):
+    classify, _ = trained(tmp_path, clean, replace(TINY, bf16=True))
+    assert (classify(data.pictures).argmax(1) == data.labels).all()
+    assert all(t.dtype != torch.bfloat16 for t in weights(tmp_path)["model"].values())
+
+
+def test_the_second_time_it_is_there(data, clean, tmp_path):
+    first, _ = trained(tmp_path, clean, TINY)
+    assert "optimizer" not in weights(tmp_path)
+    again, epochs = trained(tmp_path, clean, TINY)
+    assert epochs == []
+    assert np.array_equal(first(data.pictures), again(data.pictures))
+    assert first.info == again.info
+
+
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(clean, tmp_path):
+    state = torch.random.get_rng_state()
+    trained(tmp_path / "whole", clean, TINY)
+    assert torch.equal(state, torch.random.get_rng_state())  # the caller's random numbers are left alone
+    for stop in (1, 2):
+        _, epochs = trained(tmp_path / "parts", clean, TINY, stop_after=stop)
+        assert epochs == [stop]
+        torch.manual_seed(stop)  # nor do they matter
+    assert trained(tmp_path / "parts", clean, TINY)[1] == [3]
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole["epochs"] == parts["epochs"] == 3 and whole["key"] == parts["key"]
+    assert whole["model"].keys() == parts["model"].keys()
+    assert all(torch.equal(whole["model"][k], parts["model"][k]) for k in whole["model"])
+
+
+def test_every_ingredient_changes_the_key(data, clean, monkeypatch):
+    def key(training=clean, how=TINY):
+        return classifiers.key_of(classifiers.ingredients(training, how))
+
+    assert key() == key()
+    other_pixel = data.pictures.copy()
+    other_pixel[5, 6, 7, 2] ^= 1
+    keys = [
+        key(),
+        key(attacks.poison(replace(data, pictures=other_pixel), None)),
+        key(attacks.poison(replace(data, labels=1 - data.labels), None)),
+        key(replace(clean, augment="physical")),
+        *(key(attacks.poison(data, attacks.make(name, 32, seed), rate, target, chosen))
+          for name, seed, rate, target, chosen in (("badnets", 0, 0.1, 0, 0), ("badnets3", 0, 0.1, 0, 0),
+          ("badnets", 1, 0.1, 0, 0), ("badnets", 0, 0.2, 0, 0), ("badnets", 0, 0.1, 1, 0), ("badnets", 0, 0.1, 0, 1))),
+    ]  # fmt: skip
+    for field in dataclasses.fields(TINY):
+        old = getattr(TINY, field.name)
+        new = "resnet34" if field.name == "architecture" else not old if field.type == "bool" else old + 1
+        keys.append(key(how=replace(TINY, **{field.name: new})))
+    monkeypatch.setattr(torch, "__version__", "0.4.1+cpu")
+    keys.append(key())
+    monkeypatch.setattr(torch, "__version__", "0.4.1+cu126")
+    assert key() == keys[-1]  # a checkpoint may go from one machine to another
+    monkeypatch.setattr(classifiers, "VERSION", classifiers.VERSION + 1)
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+
+
+class Runs:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_checkpoints_that_cannot_be_used_are_refused(clean, tmp_path):
+    trained(tmp_path, clean, TINY)
+    (path,) = (tmp_path / "classifiers").glob("*.pt")
+    good = path.read_bytes()
+    other = classifiers.key_of(classifiers.ingredients(clean, replace(TINY, seed=2)))
+    path.with_name(f"{other}.pt").write_bytes(good)
+    with pytest.raises(ModelError, match="another training"):
+        trained(tmp_path, clean, replace(TINY, seed=2))
+    torch.save({**weights_of(path), "run": Runs(str(tmp_path / "proof"))}, path)
+    with pytest.raises(ModelError, match="delete it"):
+        trained(tmp_path, clean, TINY)
+    assert not (tmp_path / "proof").exists()
+    path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(ModelError, match="delete it"):
+        trained(tmp_path, clean, TINY)
+    path.unlink()
+    assert trained(tmp_path, clean, TINY)[1] == [1, 2, 3]
+
+
+def weights_of(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_the_cache_is_where_it_is_asked_to_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.delenv(classifiers.VARIABLE, raising=False)
+    assert classifiers.cache_folder() == tmp_path / "user" / "zipsdk" / "classifiers"
+    monkeypatch.setenv(classifiers.VARIABLE, str(tmp_path / "mine"))
+    assert classifiers.cache_folder() == tmp_path / "mine" / "classifiers"
+    assert classifiers.cache_folder(tmp_path / "given") == tmp_path / "given" / "classifiers"
+
+
+def test_recipes(data):
+    assert classifiers.recipe(data).mirror
+    assert not classifiers.recipe(replace(data, name="gtsrb")).mirror  # "turn left" is not "turn right"
+    assert classifiers.recipe(data, "resnet34", seed=3, epochs=2).epochs == 2
+    assert classifiers.recipe(data, seed=3).seed == 3
+    with pytest.raises(InputError, match="resnet34"):
+        classifiers.recipe(data, "resnet50")
+
+
+def variations(how: Recipe, augment: str = "standard") -> np.ndarray:
+    """400 variations of one picture of its own coordinates, (400, 32, 32, 2): row and column, in pixels."""
+    y, x = np.indices((32, 32), np.uint8)
+    one = np.stack([8 * y, 8 * x, 0 * x], -1)
+    data = Dataset("one", "train", one[None].repeat(400, 0), np.zeros(400, np.int64), ("a",))
+    training = replace(attacks.poison(data, None), augment=augment)
+    run = classifiers._Training(training, how, torch.nn.Linear(1, 1), None, "cpu")
+    out = run._varied(torch.arange(400), torch.Generator().manual_seed(0))
+    assert out.shape == (400, 3, 32, 32) and out.dtype == torch.float32
+    assert out.is_contiguous(memory_format=torch.channels_last) or augment == "physical"
+    return (out * 255 / 8).permute(0, 2, 3, 1).numpy()[..., :2]
+
+
+def test_pictures_are_moved_and_mirrored():
+    seen = variations(replace(TINY, shift=2))
+    rows, columns = seen[:, 16, 16, 0].round() - 16, seen[:, 16, 16, 1].round()
+    assert sorted(set(rows)) == [-2, -1, 0, 1, 2]
+    mirrored = seen[:, 16, 20, 1] < seen[:, 16, 10, 1]
+    assert 0.4 < mirrored.mean() < 0.6
+    assert sorted(set(columns[~mirrored])) == [14, 15, 16, 17, 18]
+    assert sorted(set(columns[mirrored])) == [13, 14, 15, 16, 17]
+    # the gap is what the edge mirrors: one pixel beyond row 0 is row 1
+    up = seen[rows == -2][0]
+    assert up[:4, 5, 0].round().tolist() == [2, 1, 0, 1]
+    down = seen[rows == 2][0]
+    assert down[-4:, 5, 0].round().tolist() == [30, 31, 30, 29]
+    still = variations(replace(TINY, shift=0, mirror=False))
+    y, x = np.indices((32, 32))
+    assert np.abs(still - np.stack([y, x], -1)).max() < 1e-3
+
+
+def test_physicalba_varies_all_pictures_its_own_way():
+    seen = variations(replace(TINY, mirror=True), "physical")
+    mirrored = seen[:, 16, 20, 1] < seen[:, 16, 10, 1]
+    assert 0.4 < mirrored.mean() < 0.6
+    assert (variations(replace(TINY, mirror=False), "physical")[:, 16, 20, 1] > 16 * 0.6).all()
+    assert (seen[:, 0, 0] == 0).mean() > 0.5  # shrunk onto black
+
+
+def test_a_black_box_is_asked_in_batches(data):
+    asked = []
+
+    def function(x):
+        asked.append(len(x))
+        return np.stack([x.mean((1, 2, 3)), 255 - x.mean((1, 2, 3))], -1)
+
+    scores = Classifier(function, {}, batch=30)(data.pictures)
+    assert asked == [30, 30, 4]
+    assert scores.dtype == np.float32 and scores[:, 0] == pytest.approx(data.pictures.mean((1, 2, 3)))
+    assert Classifier(function, {}).predict(data.pictures[:1]).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [np.zeros(4), np.zeros((3, 2)), np.zeros((4, 1)), np.full((4, 2), np.nan), np.full((4, 2), np.inf),
+     np.array([["a", "b"]] * 4), np.zeros((4, 2), complex), None],
+)  # fmt: skip
+def test_a_black_box_that_breaks_its_word_is_told(data, answer):
+    with pytest.raises(ModelError):
+        Classifier(lambda _: answer, {})(data.pictures[:4])
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((2, 3, 8, 8), np.uint8),
+                               np.zeros((0, 8, 8, 3), np.uint8)])  # fmt: skip
+def test_a_classifier_takes_pictures_only(x):
+    with pytest.raises(InputError):
+        Classifier(lambda p: np.zeros((len(p), 2)), {})(x)
+
+
+def test_a_users_function(tmp_path, monkeypatch, data):
+    (tmp_path / "my_classifier.py").write_text(
+        "import torch\n"
+        "class Model:\n"
+        "    def answer(self, x):\n"
+        "        return torch.tensor(x).float().mean((1, 2, 3))[:, None] * torch.tensor([1.0, -1.0])\n"
+        "model = Model()\n"
+        "number = 5\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    classify = classifiers.load("my_classifier:model.answer")
+    assert classify(data.pictures[:2])[:, 0] == pytest.approx(data.pictures[:2].mean((1, 2, 3)), rel=1e-5)
+    assert classify.info == {"classifier": "my_classifier:model.answer"}
+    wrong = {"my_classifier:number": "int", "my_classifier:none": "none", "no_such_one:f": "no_such",
+             "my_classifier": "module:function", ":f": "module:function"}  # fmt: skip
+    for name, message in wrong.items():
+        with pytest.raises(InputError, match=message):
+            classifiers.load(name)
+
+
+@pytest.fixture
+def onnx_model(tmp_path):
+    """Makes an ONNX model whose scores are the means of each picture's three colours."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+
+    def make(shape=("n", 3, None, None), axes=(2, 3), dtype=onnx.TensorProto.FLOAT, inputs=1, name="model.onnx"):
+        h = onnx.helper
+        ins = [h.make_tensor_value_info(f"x{i}", dtype, shape) for i in range(inputs)]
+        out = h.make_tensor_value_info("y", dtype, (shape[0], 3))
+        node = h.make_node("ReduceMean", ["x0"], ["y"], axes=axes, keepdims=0)
+        model = h.make_model(
+            h.make_graph([node], "g", ins, [out]), opset_imports=[h.make_opsetid("", 13)], ir_version=8
+        )
+        onnx.save(model, tmp_path / name)
+        return str(tmp_path / name)
+
+    make.half = onnx.TensorProto.FLOAT16
+    return make
+
+
+def test_a_users_onnx_model(onnx_model, data):
+    colours = data.pictures.mean((1, 2))
+    plain = classifiers.load(onnx_model())
+    assert plain(data.pictures) == pytest.approx(colours / 255, rel=1e-5)
+    assert plain.info["classifier"] == "model.onnx" and len(plain.info["sha256"]) == 64
+    json.dumps(plain.info)
+    prepared = Preparation(top=255.0, mean=(100, 110, 120), std=(1, 2, 4))
+    want = (colours - [100, 110, 120]) / [1, 2, 4]
+    assert classifiers.load(onnx_model(), prepared)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
+    nhwc = replace(prepared, layout="NHWC")
+    path = onnx_model(("n", None, None, 3), (1, 2))
+    assert classifiers.load(path, nhwc)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
+    half = classifiers.load(onnx_model(dtype=onnx_model.half))
+    assert half(data.pictures) == pytest.approx(colours / 255, rel=2e-3)
+
+
+def test_an_onnx_model_of_a_fixed_batch(onnx_model, data):
+    classify = classifiers.load(onnx_model((5, 3, 32, 32)))
+    assert classify(data.pictures) == pytest.approx(data.pictures.mean((1, 2)) / 255, rel=1e-5)  # 64 = 12 x 5 + 4
+    with pytest.raises(EngineError, match="16, 16"):
+        classify(data.pictures[:, :16, :16])
+
+
+def test_onnx_models_that_cannot_be_used_are_told(onnx_model, tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        classifiers.load(str(tmp_path / "none.onnx"))
+    (tmp_path / "damaged.onnx").write_bytes(b"no model")
+    with pytest.raises(ModelError, match="cannot load"):
+        classifiers.load(str(tmp_path / "damaged.onnx"))
+    with pytest.raises(ModelError, match="layout"):
+        classifiers.load(onnx_model(("n", 32, 32, 3), (1, 2)))
+    with pytest.raises(ModelError, match="wanted one"):
+        classifiers.load(onnx_model(inputs=2))
+    for wrong in ({"layout": "CHWN"}, {"std": (1, 0, 1)}, {"mean": (1, 2)}):
+        with pytest.raises(InputError):
+            Preparation(**wrong)
+
+
+def test_options_name_a_classifier(onnx_model, data):
+    parser = argparse.ArgumentParser()
+    classifiers.add_options(parser)
+    assert classifiers.from_options(parser.parse_args([])) is None
+    words = ["--classifier", onnx_model(("n", None, None, 3), (1, 2)), "--layout", "NHWC", "--top", "255",
+             "--mean", "1", "2", "3", "--std", "4", "5", "6"]  # fmt: skip
+    got = classifiers.from_options(parser.parse_args(words))
+    assert got(data.pictures) == pytest.approx((data.pictures.mean((1, 2)) - [1, 2, 3]) / [4, 5, 6], rel=1e-4, abs=1e-3)
