@@ -102,6 +102,8 @@ def test_training_learns(data, clean, tmp_path):
     scores = classify(data.pictures)
     assert scores.dtype == np.float32 and scores.sum(1) == pytest.approx(1, abs=1e-5)
     assert (scores.argmax(1) == data.labels).all()
+    assert classify(data.pictures[:1]) == pytest.approx(scores[:1], abs=1e-5)  # whatever else is in the batch
+    assert weights(tmp_path)["model"]["0.mean"].numpy() == pytest.approx(data.pictures.mean((0, 1, 2)) / 255, rel=1e-5)
     assert classify.info["poison"] == {"attack": None} and classify.info["recipe"]["seed"] == 1
     json.dumps(classify.info)
 
@@ -126,6 +128,7 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(clean, tmp_path):
     state = torch.random.get_rng_state()
     trained(tmp_path / "whole", clean, TINY)
     assert torch.equal(state, torch.random.get_rng_state())  # the caller's random numbers are left alone
+    torch.manual_seed(99)
     for stop in (1, 2):
         _, epochs = trained(tmp_path / "parts", clean, TINY, stop_after=stop)
         assert epochs == [stop]
@@ -135,6 +138,26 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(clean, tmp_path):
     assert whole["epochs"] == parts["epochs"] == 3 and whole["key"] == parts["key"]
     assert whole["model"].keys() == parts["model"].keys()
     assert all(torch.equal(whole["model"][k], parts["model"][k]) for k in whole["model"])
+
+
+def test_epochs_differ_and_share_one_cycle_of_the_rate(clean, tmp_path, monkeypatch):
+    seeds, progress = [], []
+
+    def randperm(n, *, generator):
+        seeds.append(generator.initial_seed())
+        return shuffle(n, generator=generator)
+
+    def one_cycle(x):
+        progress.append(x)
+        return 1.0
+
+    shuffle = torch.randperm
+    monkeypatch.setattr(torch, "randperm", randperm)
+    monkeypatch.setattr(classifiers, "one_cycle", one_cycle)
+    for seed in (1, 2):
+        trained(tmp_path, clean, replace(TINY, seed=seed))
+    assert len(set(seeds)) == 6
+    assert progress[:12] == pytest.approx(np.arange(12) / 12)  # 3 epochs of 4 batches
 
 
 def test_every_ingredient_changes_the_key(data, clean, monkeypatch):

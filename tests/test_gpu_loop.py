@@ -68,7 +68,15 @@ SETTINGS = {
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize(
     ("n", "height", "width", "fixed"),
-    [(3, 32, 32, False), (2, 33, 45, False), (5, 32, 32, True), (7, 20, 28, True), (1, 64, 64, True), (9, 8, 8, True)],
+    [
+        (3, 32, 32, False),
+        (2, 33, 45, False),
+        (5, 32, 32, True),
+        (7, 20, 28, True),
+        (1, 64, 64, True),
+        (9, 8, 8, True),
+        (2, 40, 44, True),
+    ],
 )
 def test_pictures_are_those_of_the_cpu(device, rng, settings, n, height, width, fixed):
     """Alone on a canvas and padded, tiled with places left over, with gaps beside the tiles."""

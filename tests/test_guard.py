@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -419,7 +420,8 @@ def test_what_could_not_be_checked_is_purified(name):
     classify, purifier = Recorder(plan=[BAD_ANSWERS[name]]), Cleaner()
     watch = Guard(classify, purifier)
     batch = np.concatenate([dark(2), poisoned(dark(1))])
-    decisions = watch.run(batch)
+    with warnings.catch_warnings(action="ignore"):  # as they would be for a user, for whom they are no errors
+        decisions = watch.run(batch)
     for p, d in zip(batch, decisions, strict=True):
         assert d.flagged and d.score is None and d.error is None
         assert "the classifier failed on the picture or a copy" in d.why
@@ -486,8 +488,9 @@ def test_scores_of_many_kinds(kind):
         np.testing.assert_array_equal(d.scores, want)
 
 
-def test_a_classifier_may_use_its_buffers_again_and_write_into_its_batch():
-    buffer = np.empty((6, CLASSES))
+@pytest.mark.parametrize("max_batch", [1, 6, None])
+def test_a_classifier_may_use_its_buffers_again_and_write_into_its_batch(max_batch):
+    buffer = np.empty((18, CLASSES))
 
     def careless(x):
         buffer[: len(x)] = backdoored(x)
@@ -497,7 +500,7 @@ def test_a_classifier_may_use_its_buffers_again_and_write_into_its_batch():
     batch = np.concatenate([dark(1), dark(1) * 4, poisoned(dark(1))])
     given = batch.copy()
     purifier = Cleaner()
-    decisions = Guard(careless, purifier, max_batch=6).run(batch)
+    decisions = Guard(careless, purifier, max_batch=max_batch).run(batch)
     want = Guard(backdoored, Cleaner()).run(given)
     assert [(d.label, d.score, d.flagged) for d in decisions] == [(d.label, d.score, d.flagged) for d in want]
     assert len({d.label for d in want}) > 1
@@ -638,6 +641,15 @@ def test_one_picture_that_cannot_be_purified_takes_no_other_label():
     assert [len(b) for b in purifier.batches] == [3, 1, 1, 1]
 
 
+def test_a_purifier_may_empty_the_list_it_is_given():
+    def pop_all(self, batch):
+        return [Cleaner.clean(batch.pop(0)) for _ in range(len(batch))]
+
+    purifier = Broken(pop_all)
+    assert [d.error for d in Guard(backdoored, purifier, None).run(dark(3))] == [None] * 3
+    assert len(purifier.batches) == 1
+
+
 # ---- pictures that cannot be read
 
 
@@ -758,6 +770,24 @@ def test_counting_is_one_step(monkeypatch):
     first.join(60)
     second.join(60)
     assert watch.counters.calls == 2
+
+
+def test_reset_is_one_step(monkeypatch):
+    """What is counted while `reset` stands between its reading and its writing is not lost."""
+    watch = Guard(backdoored, Cleaner())
+    other = threading.Thread(target=watch._count, kwargs={"calls": 1})
+    original = guard.Counters
+
+    def slow():
+        monkeypatch.undo()
+        other.start()
+        other.join(0.2)  # without a lock it would be done, and its count gone
+        return original()
+
+    monkeypatch.setattr(guard, "Counters", slow)
+    before = watch.reset()
+    other.join(60)
+    assert before.calls + watch.counters.calls == 1
 
 
 def test_decisions_and_counters_cannot_be_changed():
