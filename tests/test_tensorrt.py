@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 import types
 
 import numpy as np
@@ -14,9 +17,9 @@ from device_fake import FakeDevice
 from test_gpu_loop import assert_same, host, pictures  # noqa: F401
 
 import zipsdk
-from zipsdk import cli
+from zipsdk import cli, doctor
 from zipsdk.engines import plan, tensorrt
-from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError
+from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory
 from zipsdk.files import sidecar_path, write_sidecar
 from zipsdk.models import find
 from zipsdk.spec import ModelSpec
@@ -130,20 +133,97 @@ def test_what_tensorrt_says_reaches_the_user(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("how", ["says no", "raises"])
-def test_a_stopped_build_leaves_nothing(tmp_path, how):
+class Mistake(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("says no", EngineError, "was stopped; nothing was written"),
+        ("raises", Mistake, "in the caller"),
+        ("Ctrl-C", KeyboardInterrupt, "^$"),
+    ],
+)
+def test_a_stopped_build_leaves_nothing(tmp_path, how, kind, message):
     calls = []
 
     def progress(phase, step, steps):
         calls.append((phase, step, steps))
         assert 1 <= step <= steps and phase
         if len(calls) == 50 and how == "raises":
-            raise KeyboardInterrupt
-        return len(calls) < 50
+            raise Mistake("in the caller")
+        if len(calls) == 50 and how == "Ctrl-C":
+            os.kill(os.getpid(), signal.SIGINT)
+        return len(calls) < 50 or how == "Ctrl-C"
 
-    with pytest.raises(EngineError, match="was stopped; nothing was written"):
-        plan.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,), progress=progress)
-    assert len(calls) >= 50 and not list(tmp_path.iterdir())
+    with pytest.raises(kind, match=message):
+        plan.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,), sizes=(32,), progress=progress)
+    assert len(calls) == 50 and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_while_the_logger_runs_stops_the_build(tmp_path, monkeypatch, capfd):
+    """Python raises KeyboardInterrupt in whichever callback runs first, mostly the logger: it was lost there."""
+    make, pressed = plan.collecting_logger, []
+
+    def pressing(trt):
+        class Logger(type(make(trt))):
+            def log(self, severity, message):
+                if not pressed and threading.current_thread() is threading.main_thread():
+                    pressed.append(message)
+                    os.kill(os.getpid(), signal.SIGINT)
+                super().log(severity, message)
+
+        # the logger also speaks before the build
+        logger = make(trt)
+        logger.__class__ = Logger
+        return logger
+
+    monkeypatch.setattr(plan, "collecting_logger", pressing)
+    with pytest.raises(KeyboardInterrupt):
+        plan.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,), sizes=(32,))
+    assert pressed and not list(tmp_path.iterdir())
+    assert "Exception caught" not in capfd.readouterr().err
+
+
+def test_a_handler_of_the_callers_is_left_alone_and_threads_may_build(tmp_path, monkeypatch):
+    seen, results = [], []
+    monkeypatch.setattr(plan, "_serialized", lambda *args: seen.append(signal.getsignal(signal.SIGINT)) or b"")
+
+    def compile_():
+        results.append(plan._compile(None, None, None, None, None, None, None, None))
+
+    mine = lambda *_: None  # noqa: E731
+    previous = signal.signal(signal.SIGINT, mine)
+    try:
+        compile_()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert seen == [mine]
+    thread = threading.Thread(target=compile_)
+    thread.start()
+    thread.join()
+    assert results == [b"", b""]
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_build(tmp_path):
+    (tmp_path / "file").write_text("")
+    calls = []
+    with pytest.raises(OSError):
+        plan.build(find("zip-tiny"), tmp_path / "file" / "x.plan", flavour="rtx", batches=(1,), sizes=(32,),
+                   progress=lambda *step: calls.append(step) or True)  # fmt: skip
+    assert not calls
+
+
+def test_all_targets_are_named_to_the_builder(tmp_path):
+    """What the sidecar lists must be what the plan was built for: unset is not the same plan."""
+    made = []
+    for name, targets in (("a", None), ("b", [f"sm{n}" for n in plan.capabilities(trt)])):
+        path = tmp_path / f"{name}.plan"
+        record = plan.build(find("zip-tiny"), path, flavour="rtx", batches=(1,), sizes=(32,), targets=targets)
+        made.append((path.read_bytes(), record["plan"]["targets"]))
+    assert made[0] == made[1]
 
 
 def test_flavours(monkeypatch):
@@ -217,6 +297,10 @@ def test_a_plan_without_its_sidecar_or_with_another_ones(copy):
         ({"batches": [1, "8"]}, "whole numbers"),
         ({"flavour": "onnx"}, "flavour 'onnx'"),
         ({"targets": None}, "targets: got None"),
+        ({"targets": [86]}, r"targets: got \[86\], wanted such as"),
+        ({"targets": []}, r"targets: got \[\], wanted such as"),
+        ({"batches": [4, 1]}, r"batches \[4, 1\], wanted .*rising"),
+        ({"batches": [1, 1]}, "rising"),
     ],
 )
 def test_an_edited_sidecar(copy, changes, message):
@@ -252,6 +336,25 @@ def device(host):  # noqa: F811
     made = FakeDevice(host)
     yield made
     made.check()
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("plan", {"batches": [1, 64]}, r"profile 1: got \[2, 3, 32, 32\] to \[4, .* wanted .* to \[64, 3, 32, 32\]"),
+        ("plan", {"batches": [1, 2, 4]}, "got 2 profiles, wanted 3"),
+        ("spec", {"min_side": 256, "canvas": 256, "max_side": 256}, "profile 0: got .* wanted .*256"),
+        ("spec", {"min_side": 16}, "profile 0: got .* wanted .*16"),
+        ("spec", {"input_x": "eps", "output": "x"}, "eps: wanted an input of the plan"),
+    ],
+)
+def test_a_sidecar_edited_with_sense_is_held_against_the_plan(copy, device, monkeypatch, part, changes, message):
+    """It passes every check of its own, and the plan's hash fits."""
+    record = json.loads(sidecar_path(copy).read_text())
+    record[part].update(changes)
+    sidecar_path(copy).write_text(json.dumps(record))
+    with pytest.raises(ModelError, match=message):
+        opened(copy, device, monkeypatch)
 
 
 def opened(copy, device, monkeypatch, *, capability=(8, 6), plain=None, **options):
@@ -331,6 +434,68 @@ def test_on_arrays(copy, device, monkeypatch, rng):
         np.testing.assert_array_equal(engine(x, t), plain(x, t))
     with pytest.raises(InputError, match="got a batch of 5, wanted at most 4"):
         engine.prepare(5, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "lacks",
+    [
+        ("create_runtime_config", "is_stream_capturable"),
+        ("create_runtime_config", "is_stream_capturable", "update_device_memory_size_for_shapes"),
+        ("create_runtime_config", "is_stream_capturable", "update_device_memory_size_for_shapes",
+         "get_device_memory_size_for_profile_v2", "set_device_memory"),
+    ],
+)  # fmt: skip
+def test_the_loop_with_less_than_tensorrt_rtx_has(copy, device, monkeypatch, rng, lacks):
+    """The other side of each hasattr, which classic TensorRT takes; its own signatures cannot be had here."""
+    engine, plain, fake = opened(copy, device, monkeypatch, lacks=lacks)
+    gpu, cpu = zipsdk.Purifier(engine, seed=3), zipsdk.Purifier(plain, seed=3)
+    for n in (1, 3, 4):
+        batch = pictures(rng, n, 32, 32)
+        assert_same(gpu.run(batch), cpu.run(batch))
+    assert not {entry[0] for entry in fake.log} & set(lacks)
+
+
+def test_scratch_memory_grows_by_what_is_needed_where_twice_as_much_does_not_fit(copy, device, monkeypatch):
+    engine, _, _ = opened(copy, device, monkeypatch)
+    with device.active():
+        engine.prepare(3, 32, 32)
+        device.room = device.used + 4500  # 4000 are needed; doubled it would be 6000
+        engine.prepare(4, 32, 32)
+        assert engine._scratch_size == 4000
+
+
+@pytest.mark.parametrize("spare", [0, 20_000, 49_152, 49_168])
+def test_arrays_after_memory_has_run_out(copy, device, monkeypatch, rng, spare):
+    """What was freed must not be used again, and what was allocated must not be lost."""
+    engine, plain, _ = opened(copy, device, monkeypatch)
+    x, t = rng.standard_normal((4, 3, 32, 32), np.float32), np.zeros(4, np.float32)
+    engine(x[:1], t[:1])
+    with device.active():
+        engine.prepare(4, 32, 32)
+    kept = device.used - (2 * x[:1].nbytes + 4)
+    device.room = kept + spare
+    with pytest.raises(OutOfMemory):
+        engine(x, t)
+    assert device.used == kept
+    device.room = 1 << 30
+    for n in (1, 4):
+        np.testing.assert_array_equal(engine(x[:n], t[:n]), plain(x[:n], t[:n]))
+
+
+def test_arrays_of_other_types_and_no_pictures(copy, device, monkeypatch, rng):
+    engine, plain, _ = opened(copy, device, monkeypatch)
+    x = rng.standard_normal((2, 3, 32, 32), np.float32)
+    got = engine(x.astype(np.float64), np.array([7, 9]))
+    np.testing.assert_array_equal(got, plain(x, np.array([7, 9], np.float32)))
+    assert engine(x[:0], np.zeros(0, np.float32)).shape == (0, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("capability", "ok"), [((7, 5), False), ((8, 6), True), ((9, 0), False), ((12, 0), True)])
+def test_doctor_asks_whether_tensorrt_rtx_supports_the_gpu(monkeypatch, capability, ok):
+    monkeypatch.setattr(doctor, "_capability", lambda: 10 * capability[0] + capability[1])
+    (check,) = [line for line in doctor._tensorrt(True) if line.name == "TensorRT-RTX"]
+    assert check.ok == ok
+    assert ok or f"this GPU is sm{capability[0]}{capability[1]}" in check.detail
 
 
 def test_contexts_are_dropped_but_not_those_that_a_graph_holds(copy, device, monkeypatch, rng):

@@ -59,11 +59,13 @@ def like(real):
     return decorate
 
 
-def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=True):
+def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=True, lacks=()):
     """A module like `trt` whose plans run `plain` on the fake `device`.
 
     Args:
+        batches: of the plan's profiles; its sides are 32.
         refuse: methods that say no.
+        lacks: methods that it does not have, as older versions of TensorRT.
     """
     log = []
     spec = plain.spec
@@ -94,8 +96,14 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
             return scratch * self._shapes[spec.input_x][0]
 
         def set_device_memory(self, memory, size):
-            assert size >= self.update_device_memory_size_for_shapes() and device.memory[memory][1] >= size
+            assert size >= scratch * self._shapes[spec.input_x][0] and device.memory[memory][1] >= size
             self._memory = memory
+
+        def _take(self, memory):
+            assert memory in device.memory
+            self._memory = memory
+
+        device_memory = property(lambda self: self._memory, _take)
 
         def is_stream_capturable(self, stream):
             return capturable
@@ -141,10 +149,26 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
         def get_tensor_dtype(self, name):
             return trt.float16 if "get_tensor_dtype" in refuse else trt.float32
 
+        device_memory_size_v2 = scratch * batches[-1]
+
+        def get_tensor_mode(self, name):
+            return trt.TensorIOMode.OUTPUT if name == "eps" else trt.TensorIOMode.INPUT
+
+        def get_tensor_profile_shape(self, name, profile_index):
+            low = 1 if profile_index == 0 else batches[profile_index - 1] + 1
+            assert name == "x"
+            return [trt.Dims((n, 3, 32, 32)) for n in (low, batches[profile_index], batches[profile_index])]
+
+        def get_device_memory_size_for_profile_v2(self, profile_index):
+            return scratch * batches[profile_index]
+
         def create_runtime_config(self):
             return Config()
 
         def create_execution_context(self, runtime_config):
+            if "create_runtime_config" in lacks:  # then it takes the strategy itself
+                assert runtime_config == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+                return Context()
             assert runtime_config._strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
             kinds = trt.DynamicShapesKernelSpecializationStrategy
             assert runtime_config.dynamic_shapes_kernel_specialization_strategy == kinds.EAGER
@@ -161,7 +185,11 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
                 return None
             return Engine()
 
-    real = ("ComputeCapability", "ILogger", "ExecutionContextAllocationStrategy", "float32",
+    for name in lacks:
+        for owner in (Context, Engine):
+            if name in vars(owner):
+                delattr(owner, name)
+    real = ("ComputeCapability", "TensorIOMode", "ILogger", "ExecutionContextAllocationStrategy", "float32",
             "DynamicShapesKernelSpecializationStrategy", "__version__")  # fmt: skip
     made = types.SimpleNamespace(Runtime=Runtime, log=log, **{name: getattr(trt, name) for name in real})
     assert np.dtype(np.float32).itemsize == 4

@@ -6,9 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
-import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -250,7 +248,6 @@ def _build(args: argparse.Namespace) -> int:
         raise InputError(f"-o: got {out.name!r}, wanted a name that ends in .plan")
     if out.exists() and not args.overwrite:
         raise InputError(f"{out}: is there already; give another name, or --overwrite")
-    stopped = threading.Event()
     start, done = time.perf_counter(), 0
     shown = args.progress or sys.stderr.isatty()
     with tqdm(disable=not shown, file=sys.stderr, unit=" steps") as bar:
@@ -261,21 +258,12 @@ def _build(args: argparse.Namespace) -> int:
             bar.set_description(phase[:40], refresh=False)
             bar.total = max(bar.total or 0, done + steps - step)
             bar.update()
-            return not stopped.is_set()
+            return True
 
-        # the builder holds the interpreter for seconds: Ctrl-C must stop it at its next step, not after the build
-        previous = signal.signal(signal.SIGINT, lambda *_: stopped.set())
-        try:
-            record = build(
-                model, out, flavour=args.flavour, batches=args.batch, sizes=args.size, targets=args.target,
-                progress=progress,
-            )["plan"]  # fmt: skip
-        except EngineError:
-            if stopped.is_set():
-                raise KeyboardInterrupt from None
-            raise
-        finally:
-            signal.signal(signal.SIGINT, previous)
+        record = build(
+            model, out, flavour=args.flavour, batches=args.batch, sizes=args.size, targets=args.target,
+            progress=progress,
+        )["plan"]  # fmt: skip
     took = time.perf_counter() - start
     sides = sorted(set(record["sizes"]))
     print(f"{out}: {out.stat().st_size / 1e6:,.1f} MB in {took:.1f} s by {FLAVOURS[record['flavour']][2]} "

@@ -100,6 +100,21 @@ def _cuda() -> Check:
     return Check(name, bool(gpus), f"{number}, {', '.join(gpus) or 'no GPU'}", "" if gpus else fix)
 
 
+def _capability() -> int:
+    """Of the first GPU, times ten; 0 where the driver does not say."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+        if cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, 0) or cuda.cuDeviceGetAttribute(
+            ctypes.byref(minor), 76, 0
+        ):
+            return 0
+    except (OSError, AttributeError):
+        return 0
+    return 10 * major.value + minor.value
+
+
 def _tensorrt(driver: bool) -> Iterator[Check]:
     for flavour, (_, extra, name) in FLAVOURS.items():
         fix = f"pip install 'zipsdk[{extra}]'"
@@ -108,10 +123,15 @@ def _tensorrt(driver: bool) -> Iterator[Check]:
         except Exception as e:
             yield Check(name, False, _why(e).removesuffix(f": {fix}"), fix)
             continue
-        targets = ", ".join(f"sm{n}" for n in capabilities(trt)) if flavour == "rtx" else "the GPU that is present"
-        builds = f"{trt.__version__} builds plans for {targets}"
+        known = capabilities(trt) if flavour == "rtx" else []
+        builds = f"{trt.__version__} builds plans for {', '.join(f'sm{n}' for n in known) or 'the GPU that is present'}"
         if driver:
-            yield Check(name, True, builds)
+            number = _capability()
+            if known and number and number not in known:
+                fix = "use pip install 'zipsdk[gpu]' on this GPU"
+                yield Check(name, False, f"{builds}; it runs none here, for this GPU is sm{number}", fix)
+            else:
+                yield Check(name, True, builds)
         elif flavour == "rtx":
             yield Check(name, False, f"{builds}; it runs none here, for there is no GPU", "see CUDA driver above")
         else:

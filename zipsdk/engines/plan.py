@@ -14,7 +14,10 @@ import importlib
 import json
 import platform
 import re
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +133,8 @@ def build(
             model takes, tuned for its own canvas. Fewer sizes need less memory.
         targets: "sm86" and the like, TensorRT-RTX only; None builds for all that it knows from sm80. TensorRT always
             builds for the GPU that is present.
-        progress: called with a phase's name, the steps done and their number; False stops the build.
+        progress: called with a phase's name, the steps done and their number; False stops the build, and so does what
+            it raises.
 
     Returns:
         What the sidecar says.
@@ -140,6 +144,8 @@ def build(
         ModelError: the ONNX file is damaged, or has no spec.
         EngineError: TensorRT refuses the model, was stopped, or has no GPU to build for.
         MissingExtra: there is no TensorRT.
+        OSError: the plan cannot be written.
+        KeyboardInterrupt: Ctrl-C was pressed; the build stops at its next step.
     """
     model, output = Path(model), Path(output)
     if flavour is None:
@@ -157,10 +163,12 @@ def build(
     spec = spec_of(model)
     spec, sides = _sizes(spec, sizes)
     numbers = _targets(trt, flavour, targets)
+    # before minutes of work, and not after them
+    output.parent.mkdir(parents=True, exist_ok=True)
 
     log = collecting_logger(trt)
-    plan = _compile(trt, log, model, spec, sides, batches, numbers if targets else None, progress)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    # named even where all are wanted: what TensorRT-RTX takes by itself makes another plan than this list does
+    plan = _compile(trt, log, model, spec, sides, batches, numbers if flavour == "rtx" else None, progress)
     write_atomically(output, memoryview(plan))
     record = {
         "plan": {
@@ -178,11 +186,42 @@ def build(
     return record
 
 
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C has been pressed inside.
+
+    KeyboardInterrupt raised in a callback of TensorRT, of which the logger is one, is printed there and lost, and the
+    build goes on to its end.
+    """
+    pressed = threading.Event()
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # somebody else's: theirs
+        yield pressed.is_set
+        return
+    signal.signal(signal.SIGINT, lambda *_: pressed.set())
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _compile(
     trt: Any, log: Any, model: Path, spec: ModelSpec, sides: tuple[int, int, int], batches: Sequence[int],
     targets: Sequence[int] | None, progress: Callable[[str, int, int], bool] | None,
 ) -> Any:  # fmt: skip
+    with _interruptible() as pressed:
+        plan = _serialized(trt, log, model, spec, sides, batches, targets, progress, pressed)
+        if pressed():
+            raise KeyboardInterrupt
+    return plan
+
+
+def _serialized(
+    trt: Any, log: Any, model: Path, spec: ModelSpec, sides: tuple[int, int, int], batches: Sequence[int],
+    targets: Sequence[int] | None, progress: Callable[[str, int, int], bool] | None, pressed: Callable[[], bool],
+) -> Any:  # fmt: skip
     stopped = False
+    raised: BaseException | None = None
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -193,12 +232,15 @@ def _compile(
             self.steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            nonlocal stopped
+            nonlocal stopped, raised
+            if stopped or pressed():
+                return False
             try:
-                going = progress is None or progress(phase_name, step + 1, self.steps.get(phase_name, step + 1))
-            except BaseException:  # C++ called us: nothing may be thrown through it
-                going = False
-            stopped = stopped or not going
+                stopped = progress is not None and not progress(
+                    phase_name, step + 1, self.steps.get(phase_name, step + 1)
+                )
+            except BaseException as e:  # C++ called us: nothing may be thrown through it
+                stopped, raised = True, e
             return not stopped
 
         def phase_finish(self, phase_name: str) -> None:
@@ -234,6 +276,10 @@ def _compile(
         lowest = most + 1
     config.progress_monitor = Monitor()
     plan = builder.build_serialized_network(network, config)
+    if raised is not None:
+        raise raised
+    if pressed():
+        return None
     if stopped:
         raise EngineError(f"{model}: the build was stopped; nothing was written")
     if plan is None:

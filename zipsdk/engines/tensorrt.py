@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk.engines.plan import FLAVOURS, RTX_LOWEST, capabilities, collecting_logger, runtime
-from zipsdk.errors import EngineError, InputError, ModelError
+from zipsdk.errors import EngineError, InputError, ModelError, OutOfMemory
 from zipsdk.files import check_sidecar, sidecar_path
 from zipsdk.gpu.device import Device, open_device
 from zipsdk.spec import ModelSpec
@@ -105,11 +105,25 @@ class TensorRTEngine:
                 raise ModelError(
                     f"{self.path}: {name}: got {engine.get_tensor_dtype(name)}, wanted float32; build it again"
                 )
+            mode = self._trt.TensorIOMode.OUTPUT if name == spec.output else self._trt.TensorIOMode.INPUT
+            if engine.get_tensor_mode(name) != mode:
+                raise ModelError(f"{self.path}: {name}: wanted an {mode.name.lower()} of the plan; build it again")
         if engine.num_optimization_profiles != len(self._batches):
             raise ModelError(
                 f"{self.path}: got {engine.num_optimization_profiles} profiles, wanted {len(self._batches)} as its "
                 "sidecar says; build it again"
             )
+        # the sidecar has the plan's hash but not its own: what it says of shapes is held against the plan
+        lowest = 1
+        for i, most in enumerate(self._batches):
+            low, _, high = ([int(n) for n in shape] for shape in engine.get_tensor_profile_shape(spec.input_x, i))
+            said = ([lowest, spec.channels, *[spec.min_side] * 2], [most, spec.channels, *[spec.max_side] * 2])
+            if (low, high) != said:
+                raise ModelError(
+                    f"{self.path}: profile {i}: got {low} to {high}, wanted {said[0]} to {said[1]} as its "
+                    "sidecar says; the sidecar was changed: build it again"
+                )
+            lowest = most + 1
 
     @property
     def info(self) -> dict[str, Any]:
@@ -172,9 +186,14 @@ class TensorRTEngine:
         else:
             need = engine.device_memory_size_v2
         if need > self._scratch_size:
-            # at least doubled, and the old one is kept, because captured graphs may use it
+            # the old one is kept, because captured graphs may use it; doubled where there is room, to grow seldom
             size = max(need, 2 * self._scratch_size)
-            self._scratch, self._scratch_size = self.device.alloc(size), size
+            try:
+                self._scratch, self._scratch_size = self.device.alloc(size), size
+            except OutOfMemory:
+                if size == need:
+                    raise
+                self._scratch, self._scratch_size = self.device.alloc(need), need
         if hasattr(context, "set_device_memory"):
             context.set_device_memory(self._scratch, self._scratch_size)
         else:
@@ -195,6 +214,9 @@ class TensorRTEngine:
 
     def __call__(self, x: F32, t: F32) -> F32:
         """eps for arrays on the host, which go up and come down; larger batches than the plan's are cut."""
+        x, t = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(t, np.float32)
+        if not len(x):
+            return x.copy()
         most = self._batches[-1]
         if len(x) > most:
             return np.concatenate([self(x[i : i + most], t[i : i + most]) for i in range(0, len(x), most)])
@@ -202,13 +224,21 @@ class TensorRTEngine:
         with device.active():
             if self._host is None or self._host[0] != x.shape:
                 if self._host is not None:
-                    for address in self._host[1]:
+                    old, self._host = self._host[1], None  # forgotten first: what follows may find no room
+                    for address in old:
                         device.free(address)
-                sizes = (x.nbytes, t.nbytes, x.nbytes)
-                self._host = (x.shape, [device.alloc(n) for n in sizes], [device.pinned(n) for n in sizes])
+                made: list[int] = []
+                try:
+                    for n in (x.nbytes, t.nbytes, x.nbytes):
+                        made.append(device.alloc(n))
+                    self._host = (x.shape, made, [device.pinned(n) for n in (x.nbytes, t.nbytes, x.nbytes)])
+                except OutOfMemory:
+                    for address in made:
+                        device.free(address)
+                    raise
             _, addresses, pinned = self._host
             for address, host, array in zip(addresses, pinned, (x, t), strict=False):
-                host[:] = np.ascontiguousarray(array, np.float32).view(np.uint8).reshape(-1)
+                host[:] = array.view(np.uint8).reshape(-1)
                 device.upload(address, host, stream)
             self.enqueue(addresses[0], addresses[1], addresses[2], len(x), stream.handle, size=(x.shape[2], x.shape[3]))
             device.download(pinned[2], addresses[2], stream)
@@ -238,10 +268,13 @@ def read_plan(path: Path) -> dict[str, Any]:
             raise ModelError(
                 f"{sidecar_path(path)}: {key}: got {plan.get(key)!r}, wanted a {kind.__name__}; build again"
             )
-    batches = plan["batches"]
-    if plan["flavour"] not in FLAVOURS or not batches or not all(type(b) is int and b > 0 for b in batches):
+    batches, targets = plan["batches"], plan["targets"]
+    whole = bool(batches) and all(type(b) is int and b > 0 for b in batches)
+    if plan["flavour"] not in FLAVOURS or not whole or batches != sorted(set(batches)):
         raise ModelError(
             f"{sidecar_path(path)}: got flavour {plan['flavour']!r} and batches {batches}, wanted one of "
-            f"{', '.join(FLAVOURS)} and whole numbers; build it again"
+            f"{', '.join(FLAVOURS)} and rising whole numbers; build it again"
         )
+    if not targets or not all(isinstance(t, str) and re.fullmatch(r"sm\d+", t) for t in targets):
+        raise ModelError(f"{sidecar_path(path)}: targets: got {targets}, wanted such as ['sm86']; build it again")
     return {**record, "spec": ModelSpec.from_json(json.dumps(spec), str(sidecar_path(path)))}
