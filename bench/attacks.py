@@ -298,7 +298,7 @@ class Enhanced(Attack):
     """The attacker who knows the defence (the ZIP paper, 4.4.2 and F.1): poisons with *purified* triggered pictures.
 
     The classifier learns what purification leaves of the trigger. At test time the original trigger is sent, and the
-    defence purifies it to what was learnt.
+    defence purifies it to what was learnt. All else is as the base attack has it.
 
     purify: uint8 (N, H, W, 3) -> the same; purifier: what it is, for the record, such as `Purifier.info`.
     """
@@ -307,12 +307,33 @@ class Enhanced(Attack):
     purify: Callable[[U8], Any] = field(kw_only=True, repr=False)
     purifier: dict[str, Any] = field(kw_only=True)
 
+    def __post_init__(self) -> None:
+        if self.side != self.base.side:
+            raise InputError(f"side: got {self.side}, wanted the base attack's {self.base.side}")
+
     @property
     def name(self) -> str:
         return f"Enhanced {self.base.name}"
 
+    @property
+    def clean_label(self) -> bool:  # type: ignore[override]
+        return self.base.clean_label
+
+    @property
+    def augment(self) -> str:  # type: ignore[override]
+        return self.base.augment
+
     def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
         return self.base.apply(pictures, indices)
+
+    def covers(self, poisoned: int) -> int:
+        return self.base.covers(poisoned)
+
+    def cover(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+        return self.base.cover(pictures, indices)
+
+    def tests(self) -> list[Attack]:
+        return [replace(self, base=base) for base in self.base.tests()]
 
     def at_training(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
         out = np.asarray(self.purify(self.base.at_training(pictures, indices)))

@@ -304,8 +304,21 @@ def test_the_enhanced_attack_trains_on_purified_triggers(data):
     assert attacks.build(description, darker) == attack
     with pytest.raises(InputError, match="purify"):
         attacks.build(description)
+    with pytest.raises(InputError, match="side"):
+        replace(attack, side=64)
     with pytest.raises(InputError, match="float64"):
         replace(attack, purify=lambda x: x / 2).at_training(data.pictures)
+
+
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+def test_the_enhanced_attack_is_otherwise_its_base(name, data):
+    base = attacks.make(name, 32, 1)
+    attack = attacks.Enhanced(32, base=base, purify=lambda x: x, purifier={})
+    p, q = attacks.poison(data, attack, rate=0.1), attacks.poison(data, base, rate=0.1)
+    assert p.data.sha256 == q.data.sha256 and p.augment == q.augment
+    assert np.array_equal(p.covered, q.covered)
+    for mine, others in zip(attack.tests(), base.tests(), strict=True):
+        assert np.array_equal(mine.apply(data.pictures), others.apply(data.pictures))
 
 
 def test_rates_leave_the_target_class_out():
