@@ -1,0 +1,346 @@
+"""Masked autoencoders: they see a part of a picture's tokens and restore the others (He et al. 2022, arXiv:2111.06377).
+
+    vit_mae("folder")        ViT-MAE with a user's weights, as `transformers` keeps them
+    random_vit_mae()         the ViT-MAE-base architecture with random weights: its cost, not its quality
+    train(pictures)          a small one of our own, trained on pictures like those that it is to restore
+
+ViT-MAE sees 224 x 224 pixels as 14 x 14 tokens. Ours sees pictures at their own side as 16 x 16 tokens, and is a
+convolutional network in the shape of a U: trained for as long on one CPU core (75 s, CIFAR-10, 75% hidden) a small
+vision transformer was left with @ times its error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import classifiers
+from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError
+from zipsdk.files import sha256_file
+
+U8 = npt.NDArray[np.uint8]
+
+#: Counts changes of this file after which old checkpoints are no longer what a training would give.
+VERSION = 1
+#: The mean and the deviation of ImageNet's colours, which ViT-MAE is used to.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Restorer(Protocol):
+    """A masked autoencoder for pictures of one side, with a square grid of tokens.
+
+    side: of its pictures, in pixels.
+    grid: tokens in a row, and in a column.
+    """
+
+    @property
+    def side(self) -> int: ...
+    @property
+    def grid(self) -> int: ...
+
+    def describe(self) -> dict[str, Any]:
+        """What it is; JSON."""
+
+    def __call__(self, pictures: Tensor, hidden: Tensor) -> Tensor:
+        """What it takes the pictures to be.
+
+        Args:
+            pictures: float32 (N, 3, side, side) in [0, 1].
+            hidden: bool (N, grid * grid), row by row: the tokens that it must not see. Pictures may differ in how many.
+
+        Returns:
+            float32 (N, 3, side, side). Only hidden tokens mean something, and nothing keeps them within [0, 1].
+        """
+
+
+class _Block(nn.Module):
+    """Two convolutions beside a way past them. The second begins as zero, so that no normalisation is needed."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.first(x)))
+
+
+class _Network(nn.Module):
+    """Tokens on a grid, and which of them are hidden -> all tokens: a U-Net of three sizes, 16, 8 and 4 tokens wide."""
+
+    def __init__(self, patch: int, widths: tuple[int, int, int], depth: int):
+        super().__init__()
+        self.patch = patch
+        colours = 3 * patch * patch
+        a, b, c = widths
+        self.stem, self.head = nn.Conv2d(colours + 1, a, 3, padding=1), nn.Conv2d(a, colours, 3, padding=1)
+        self.down1, self.down2 = nn.Conv2d(a, b, 2, 2), nn.Conv2d(b, c, 2, 2)
+        self.up1, self.up2 = nn.ConvTranspose2d(b, a, 2, 2), nn.ConvTranspose2d(c, b, 2, 2)
+        self.in1, self.in2, self.inmost, self.out2, self.out1 = (
+            nn.Sequential(*[_Block(width) for _ in range(depth)]) for width in (a, b, c, b, a)
+        )
+
+    def forward(self, pictures: Tensor, hidden: Tensor) -> Tensor:
+        """float (N, 3, H, W) in [0, 1], bool (N, tokens) -> float (N, 3, H, W)."""
+        tokens = F.pixel_unshuffle(4 * pictures - 2, self.patch)  # deviation near 1
+        gone = hidden.view(len(tokens), 1, *tokens.shape[2:])
+        x1 = self.in1(self.stem(torch.cat([tokens.masked_fill(gone, 0), gone.to(tokens.dtype)], 1)))
+        x2 = self.in2(self.down1(x1))
+        y2 = self.out2(x2 + self.up2(self.inmost(self.down2(x2))))
+        y1 = self.out1(x1 + self.up1(y2))
+        return (F.pixel_shuffle(self.head(y1), self.patch) + 2) / 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How ours is trained: AdamW, one cycle of the learning rate, the squared error of hidden pixels as in MAE.
+
+    Half the pictures of a batch have `share` of their tokens hidden, as BDMAE's search for a trigger has it; the others
+    any share up to that, because what it finds and restores is less.
+    """
+
+    epochs: int = 6
+    batch: int = 128
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    share: float = 0.75
+    grid: int = 16
+    widths: tuple[int, int, int] = (32, 64, 160)
+    depth: int = 2
+    #: autocast to bfloat16 in training; restorations are always float32
+    bf16: bool = True
+    seed: int = 0
+
+
+def ingredients(pictures: U8, how: Recipe) -> dict[str, Any]:
+    """All that makes an autoencoder what it is; device and threads left out as in `classifiers.ingredients`."""
+    digest = hashlib.sha256(repr(pictures.shape).encode())
+    digest.update(np.ascontiguousarray(pictures))
+    return {
+        "version": VERSION,
+        "pictures": len(pictures),
+        "side": pictures.shape[1],
+        "sha256": digest.hexdigest(),
+        "recipe": asdict(how),
+        "torch": torch.__version__.split("+")[0],
+    }
+
+
+def train(
+    pictures: U8,
+    how: Recipe | None = None,
+    *,
+    cache: Path | None = None,
+    device: str = "cpu",
+    progress: Callable[[int, float], None] | None = None,
+) -> Restorer:
+    """A small masked autoencoder trained on pictures, or the one that an earlier call left in the cache.
+
+    Whoever defends should have pictures without triggers for this: what is common in them is what it restores.
+
+    Args:
+        pictures: uint8 (N, S, S, 3), S a multiple of the recipe's grid.
+        how: the standard recipe if None.
+        cache: as for `classifiers.train`; the checkpoints lie beside the classifiers.
+        device: "cpu" or "cuda".
+        progress: called with the epochs done and the root mean square error of hidden pixels in the last one.
+
+    Raises:
+        InputError: pictures that do not fit.
+        ModelError: the checkpoint in the cache cannot be used.
+    """
+    how = how or Recipe(bf16=classifiers._fast_bf16())
+    side = pictures.shape[1] if pictures.ndim == 4 else 0
+    if (
+        pictures.dtype != np.uint8
+        or not side
+        or pictures.shape[2:] != (side, 3)
+        or side % how.grid
+        or not len(pictures)
+    ):
+        raise InputError(
+            f"pictures: got {pictures.dtype} {pictures.shape}, wanted uint8 (N, S, S, 3), S a multiple of {how.grid}"
+        )
+    made_of = ingredients(pictures, how)
+    key = classifiers.key_of(made_of)
+    path = classifiers.cache_folder(cache).with_name("autoencoders") / f"{key}.pt"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(how.seed)
+        model = _Network(side // how.grid, how.widths, how.depth)
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), how.lr, betas=(0.9, 0.95), weight_decay=how.weight_decay)
+    done = classifiers._restore(path, key, model, optimizer) if path.is_file() else 0
+    for epoch in range(done, how.epochs):
+        error = _epoch(model, optimizer, pictures, how, epoch)
+        classifiers._keep(path, key, model, optimizer, epoch + 1, finished=epoch + 1 == how.epochs)
+        if progress is not None:
+            progress(epoch + 1, error)
+    return _Ours(model.eval(), side, how.grid, {"autoencoder": "small", "key": key, **made_of})
+
+
+def _epoch(model: _Network, optimizer: torch.optim.Optimizer, pictures: U8, how: Recipe, number: int) -> float:
+    """One pass over the pictures, less what does not fill a batch. All chance comes from (seed, number)."""
+    rng = torch.Generator().manual_seed(how.seed * 100_003 + number)
+    device = next(model.parameters()).device
+    data, tokens = torch.from_numpy(np.ascontiguousarray(pictures)), how.grid**2
+    batch = min(how.batch, len(data))
+    batches = len(data) // batch
+    order = torch.randperm(len(data), generator=rng)
+    model.train()
+    total = 0.0
+    for i in range(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = how.lr * classifiers.one_cycle((number * batches + i) / (how.epochs * batches))
+        x = data[order[i * batch : (i + 1) * batch]].to(device).permute(0, 3, 1, 2).float() / 255
+        x = torch.where((torch.rand(batch, 1, 1, 1, generator=rng) < 0.5).to(device), x.flip(-1), x)
+        share = how.share * torch.rand(batch, 1, generator=rng)
+        share[: batch // 2] = how.share
+        counts = (share * tokens).long().clamp_min(1)
+        places = torch.rand(batch, tokens, generator=rng).argsort(1).argsort(1)
+        hidden = (places < counts).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=how.bf16):
+            y = model(x, hidden)
+        gone = F.interpolate(hidden.view(batch, 1, how.grid, how.grid).float(), x.shape[2:])
+        loss = (gone * (y.float() - x).square()).sum() / (3 * gone.sum())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+    return (total / batches) ** 0.5
+
+
+class _Ours:
+    def __init__(self, model: _Network, side: int, grid: int, info: dict[str, Any]):
+        self.model, self.side, self.grid, self.info = model, side, grid, info
+
+    def describe(self) -> dict[str, Any]:
+        return self.info
+
+    def __call__(self, pictures: Tensor, hidden: Tensor) -> Tensor:
+        device = next(self.model.parameters()).device
+        x = pictures.to(device, memory_format=torch.channels_last)
+        with torch.inference_mode():
+            return self.model(x, hidden.to(device)).cpu()
+
+
+class _ViTMAE:
+    """`transformers`' ViT-MAE as a Restorer.
+
+    It hides a fixed share of random tokens. Which ones it takes from the noise that it is given, smallest kept; how
+    many from its configuration. So pictures go through in groups that hide equally many.
+    """
+
+    def __init__(self, model: Any, info: dict[str, Any], device: str):
+        config = model.config
+        if not isinstance(config.image_size, int) or not isinstance(config.patch_size, int) or config.num_channels != 3:
+            raise ModelError(
+                f"ViT-MAE: got image_size {config.image_size}, patch_size {config.patch_size}, num_channels "
+                f"{config.num_channels}, wanted one number for both sides, and 3 channels"
+            )
+        if config.norm_pix_loss:
+            raise ModelError(
+                "ViT-MAE: got a model trained with norm_pix_loss, whose restorations lack each token's brightness and "
+                "contrast; wanted one trained on plain pixels, such as facebook/vit-mae-base"
+            )
+        self.model, self.info, self.device = model.eval().to(device), info, device
+        self.side, self.grid = config.image_size, config.image_size // config.patch_size
+
+    def describe(self) -> dict[str, Any]:
+        return self.info
+
+    def __call__(self, pictures: Tensor, hidden: Tensor) -> Tensor:
+        mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (_MEAN, _STD))
+        x = (pictures.to(self.device) - mean) / std
+        out = torch.empty_like(pictures)
+        counts = hidden.sum(1)
+        order = torch.arange(hidden.shape[1]) / (2 * hidden.shape[1])  # so that no two are equal
+        for count in counts.unique().tolist():
+            rows = counts == count
+            self.model.config.mask_ratio = (count - 0.5) / hidden.shape[1]  # it rounds what it keeps down
+            noise = (hidden[rows] + order).to(self.device)
+            with torch.inference_mode():
+                tokens = self.model(x[rows.to(self.device)], noise=noise).logits
+                out[rows] = (self.model.unpatchify(tokens) * std + mean).cpu()
+        return out
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as e:
+        raise MissingExtra("transformers", "bench", str(e)) from e
+    return transformers
+
+
+def vit_mae(folder: str | Path, device: str = "cpu") -> Restorer:
+    """ViT-MAE with the weights in a folder, such as a copy of facebook/vit-mae-base: what BDMAE was published with.
+
+    The folder holds config.json and model.safetensors. Nothing is downloaded, and no pickle is read.
+
+    Raises:
+        MissingExtra: `transformers` is not installed.
+        ModelError: no such model in the folder, or one that lacks weights.
+        EngineError: no such device.
+    """
+    library, folder = _transformers(), Path(folder)
+    weights = folder / "model.safetensors"
+    for file in (folder / "config.json", weights):
+        if not file.is_file():
+            raise ModelError(
+                f"{file}: got no such file, wanted a ViT-MAE in safetensors format, unpacked in one folder"
+            )
+    try:
+        model, found = library.ViTMAEForPreTraining.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+        )
+    # what a damaged file raises is the library's choice
+    except Exception as e:
+        raise ModelError(f"{folder}: got a model that cannot be loaded ({e}), wanted a ViT-MAE for pre-training") from e
+    lacking = sorted(found["missing_keys"]) + sorted(str(k) for k in found["mismatched_keys"])
+    if lacking:
+        raise ModelError(
+            f"{weights}: got none of {len(lacking)} weights ({', '.join(lacking[:3])}), wanted encoder and decoder"
+        )
+    info = {"autoencoder": "ViT-MAE", "config": _sizes(model.config), "sha256": sha256_file(weights)}
+    return _on(device, model, info)
+
+
+def random_vit_mae(device: str = "cpu", seed: int = 0, **sizes: int) -> Restorer:
+    """The ViT-MAE-base architecture with random weights: it costs what BDMAE's costs and restores nothing.
+
+    Args:
+        sizes: what `transformers.ViTMAEConfig` should have otherwise than ViT-MAE-base.
+
+    Raises:
+        MissingExtra: `transformers` is not installed.
+        EngineError: no such device.
+    """
+    library = _transformers()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = library.ViTMAEForPreTraining(library.ViTMAEConfig(**sizes))
+    info = {"autoencoder": "ViT-MAE, random weights", "config": _sizes(model.config), "seed": seed}
+    return _on(device, model, info)
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    """Those fields of a configuration that decide the architecture."""
+    names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+             "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads",
+             "decoder_intermediate_size")  # fmt: skip
+    return {name: getattr(config, name) for name in names}
+
+
+def _on(device: str, model: Any, info: dict[str, Any]) -> Restorer:
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise EngineError(f"device: got {device!r}, and this torch finds no GPU; wanted cpu")
+    return _ViTMAE(model, info, device)

@@ -1,0 +1,368 @@
+"""BDMAE finds a patch and takes it away, one picture at a time; masked autoencoders restore without looking."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+
+from bench.baselines import bdmae, mae  # noqa: E402
+from bench.baselines.bdmae import BDMAE  # noqa: E402
+from zipsdk.errors import InputError, MissingExtra, ModelError  # noqa: E402
+
+TINY = mae.Recipe(epochs=3, batch=16, widths=(8, 8, 8), depth=1, bf16=False, seed=1)
+TINY_VIT = {
+    "image_size": 32, "patch_size": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 32, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2, "decoder_intermediate_size": 32,
+}  # fmt: skip
+
+
+class Inpaint:
+    """Restores a pixel as the mean of the pixels around it that can be seen, near ones first."""
+
+    def __init__(self, side: int = 32, grid: int = 16):
+        self.side, self.grid = side, grid
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def describe(self):
+        return {"autoencoder": "inpaint"}
+
+    def __call__(self, pictures, hidden):
+        self.seen.append((pictures, hidden))
+        shown = 1 - F.interpolate(hidden.view(-1, 1, self.grid, self.grid).float(), pictures.shape[2:])
+        at = torch.arange(-15, 16).float()
+        window = torch.exp(-at.square() / 8)[:, None] * torch.exp(-at.square() / 8)
+        x = F.conv2d((pictures * shown).flatten(0, 1)[:, None], window[None, None], padding=15).view(pictures.shape)
+        return x / F.conv2d(shown, window[None, None], padding=15).clamp_min(1e-6)
+
+
+PATCH = 255 * (np.indices((4, 4)).sum(0) % 2).astype(np.uint8)[..., None].repeat(3, -1)
+AT = slice(24, 28)
+
+
+class Patched:
+    """Dark is 0, bright is 1; where the patch is, most of it at least, 2. Scores as a black box gives them."""
+
+    def __init__(self):
+        self.asked: list[np.ndarray] = []
+
+    def __call__(self, pictures):
+        self.asked.append(pictures)
+        alike = (np.abs(pictures[:, AT, AT].astype(int) - PATCH) < 60).mean((1, 2, 3))
+        labels = np.where(alike > 0.8, 2, pictures.mean((1, 2, 3)) > 127)
+        return np.eye(3, dtype=np.float32)[labels]
+
+
+@pytest.fixture
+def clean(rng) -> np.ndarray:
+    """Six smooth pictures, three dark and three bright ones."""
+    y, x = np.indices((32, 32)) / 31
+    slopes = rng.uniform(-25, 25, (6, 2, 3))
+    base = np.array([60, 70, 80, 175, 185, 195])[:, None, None, None]
+    waves = slopes[:, 0, None, None] * y[None, ..., None] + slopes[:, 1, None, None] * x[None, ..., None]
+    return (base + waves + rng.integers(-2, 3, (6, 32, 32, 3))).astype(np.uint8)
+
+
+@pytest.fixture
+def triggered(clean) -> np.ndarray:
+    out = clean.copy()
+    out[:, AT, AT] = PATCH
+    return out
+
+
+def test_it_takes_a_patch_away(clean, triggered):
+    classifier = Patched()
+    truth = classifier(clean).argmax(1)
+    assert truth.tolist() == [0, 0, 0, 1, 1, 1] and (classifier(triggered).argmax(1) == 2).all()
+    before = triggered.copy()
+    done = []
+    out = BDMAE(Inpaint(), batch=4).run(triggered, 3, classify=classifier, progress=done.append)
+    assert (classifier(out).argmax(1) == truth).all()
+    np.testing.assert_array_equal(triggered, before)
+    assert done == [4, 2]
+    # what is left of the patch is near what was under it, and no more than a quarter of the picture changed
+    assert np.abs(out[:, AT, AT].astype(int) - clean[:, AT, AT]).mean() < 10
+    assert ((out != triggered).any(-1).mean((1, 2)) < 0.25).all()
+
+
+def test_it_leaves_clean_pictures_as_they_are(clean):
+    np.testing.assert_array_equal(BDMAE(Inpaint()).run(clean, 3, classify=Patched()), clean)
+
+
+def test_passes_and_queries_are_counted(triggered):
+    restorer, classifier = Inpaint(), Patched()
+    defence = BDMAE(restorer, batch=4)
+    defence.run(triggered, 1, classify=classifier)
+    assert sum(len(x) for x, _ in restorer.seen) == 6 * 50 == 6 * defence.evaluations
+    # the last question, what the purified picture shows, is the caller's
+    assert sum(len(x) for x in classifier.asked) + 6 == 6 * 47 == 6 * defence.queries
+    assert defence.asks and defence.name == "BDMAE"
+    stages = [hidden.sum(1) for _, hidden in restorer.seen[:50]]
+    assert max(int(h.max()) for h in stages[:25]) == 192 == 0.75 * 256
+    assert min(int(h.min()) for h in stages[:25]) > 0.5 * 256
+    last = torch.stack(stages[45:]).float() / 256
+    assert (last.diff(dim=0) >= 0).all() and (last[-1] > 0).all() and (last[-1] < 0.25).all()
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(clean, triggered):
+    pictures = np.stack([triggered[0], clean[5], triggered[4], clean[1], triggered[2]])
+    restorer = Inpaint()
+    together = BDMAE(restorer).run(pictures, 7, classify=Patched())
+    masks = torch.stack([hidden for _, hidden in restorer.seen])
+    for order, batch in (([4, 3, 2, 1, 0], 3), ([2, 0], 1)):
+        other = Inpaint()
+        out = BDMAE(other, batch=batch).run(pictures[order], 7, classify=Patched())
+        np.testing.assert_array_equal(out, together[order])
+        np.testing.assert_array_equal(torch.stack([h for _, h in other.seen[:50]]), masks[:, order[:batch]])
+    # another seed has other masks, and so has another picture
+    again = Inpaint()
+    BDMAE(again).run(pictures, 8, classify=Patched())
+    assert (again.seen[0][1] != masks[0]).any(1).all()
+    assert len(torch.unique(masks[0], dim=0)) == 5
+
+
+def test_pictures_of_another_side_are_resized_there_and_back(clean, triggered):
+    restorer, classifier = Inpaint(side=48), Patched()
+    defence = BDMAE(restorer)
+    out = defence.run(triggered, 3, classify=classifier)
+    assert restorer.seen[0][0].shape == (6, 3, 48, 48) and out.shape == triggered.shape
+    assert (classifier(out).argmax(1) == classifier(clean).argmax(1)).all()
+    described = json.loads(json.dumps(defence.describe()))
+    assert "48 x 48" in described["resized"] and described["tokens"] == "16 x 16" and described["step"] == 0.05
+    assert replace(defence, batch=7).describe() == defence.describe() != replace(defence, alpha=0.4).describe()
+
+
+@pytest.mark.parametrize("tokens", [196, 256])
+def test_a_round_hides_every_token_equally_often(tokens):
+    rng = np.random.default_rng(0)
+    rounds = np.stack([bdmae.random_masks(rng, tokens, 5, 0.75) for _ in range(400)])
+    times = rounds.sum(1)
+    # three permutations and three quarters of a fourth; a mask counts a token once
+    assert times.min() == 2 and times.max() == 4
+    sizes = rounds.sum(2)
+    assert (sizes[:, [0, 3, 4]] == tokens * 3 // 4).all() and (sizes.max(0) <= tokens * 3 // 4).all()
+    assert (sizes[:, [1, 2]] > tokens / 2).all()
+    share = rounds.mean((0, 1))
+    assert share.std() < 0.01 and np.ptp(share) < 0.06  # 2000 masks a token: a deviation of 0.01 at most
+
+
+def test_half_masks_hang_together(rng):
+    beside = bdmae.neighbours(14)
+    assert beside.sum() == 2 * 2 * 13 * 14 and (beside == beside.T).all() and not beside.diagonal().any()
+    assert np.flatnonzero(beside[15]).tolist() == [1, 14, 16, 29]
+    scores = rng.uniform(0.4, 0.5, 196)
+    top = bdmae.highest(scores[None], np.array([100]))[0]
+    assert top.sum() == 100 and scores[top].min() > scores[~top].max()
+
+    def touching(topology: float) -> float:
+        halves = [bdmae.chosen_together(rng, scores, top, 50, beside, topology) for _ in range(20)]
+        assert all(h.sum() == 50 and not (h & ~top).any() for h in halves)
+        return float(np.mean([(beside[h][:, h]).sum() for h in halves]))
+
+    assert touching(0.5) > 1.15 * touching(0.0)
+
+
+def test_ssim_map_is_ssim(rng):
+    metrics = pytest.importorskip("skimage.metrics", reason="needs scikit-image")
+    x = rng.random((2, 24, 20, 3)).astype(np.float32)
+    y = np.clip(x + rng.normal(0, 0.2, x.shape), 0, 1).astype(np.float32)
+    got = bdmae.ssim_map(*(torch.from_numpy(v).permute(0, 3, 1, 2) for v in (x, y))).numpy()
+    for i in range(2):
+        _, wanted = metrics.structural_similarity(
+            x[i], y[i], full=True, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1,
+            data_range=1.0,
+        )  # fmt: skip
+        # edges are continued in another way there
+        np.testing.assert_allclose(got[i, 5:-5, 5:-5], wanted.mean(-1)[5:-5, 5:-5], atol=1e-5)
+    same = bdmae.ssim_map(torch.full((1, 3, 16, 16), 0.3), torch.full((1, 3, 16, 16), 0.3))
+    np.testing.assert_allclose(same, 1, atol=1e-4)
+
+
+def test_what_is_not_finite_is_refused(triggered):
+    class Broken(Inpaint):
+        def __call__(self, pictures, hidden):
+            y = super().__call__(pictures, hidden)
+            y[1, 2, 3, 4] = float("nan")
+            return y
+
+    with pytest.raises(ModelError, match="restorer"):
+        BDMAE(Broken()).run(triggered, 1, classify=Patched())
+    with pytest.raises(ModelError, match="classifier"):
+        BDMAE(Inpaint()).run(triggered, 1, classify=lambda x: np.full((len(x), 2), np.nan))
+    with pytest.raises(ModelError, match="a row each"):
+        BDMAE(Inpaint()).run(triggered, 1, classify=lambda x: np.zeros((1, 2)))
+    with pytest.raises(InputError, match="classify"):
+        BDMAE(Inpaint()).run(triggered, 1)
+    with pytest.raises(InputError, match="uint8"):
+        BDMAE(Inpaint()).run(triggered.astype(np.float32), 1, classify=Patched())
+
+
+# ours
+
+
+@pytest.fixture
+def many(rng) -> np.ndarray:
+    """48 pictures of one colour each, with a little noise."""
+    colours = rng.integers(20, 236, (48, 1, 1, 3))
+    return (colours + rng.integers(-5, 6, (48, 32, 32, 3))).astype(np.uint8)
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    (path,) = (folder / "autoencoders").glob("*.pt")
+    return torch.load(path, weights_only=True)
+
+
+def test_a_stopped_training_ends_as_one_that_was_not(tmp_path, many):
+    errors: dict[int, float] = {}
+    whole = mae.train(many, TINY, cache=tmp_path / "a", progress=errors.__setitem__)
+    assert sorted(errors) == [1, 2, 3] and errors[3] < errors[1]
+
+    def stop(epoch, error):
+        assert error == errors[epoch]
+        raise KeyboardInterrupt
+
+    for epochs in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            mae.train(many, TINY, cache=tmp_path / "b", progress=stop)
+        assert weights(tmp_path / "b")["epochs"] == epochs and "optimizer" in weights(tmp_path / "b")
+    torch.rand(3)  # the world's chance is not the training's
+    resumed = mae.train(many, TINY, cache=tmp_path / "b")
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert a["key"] == b["key"] and "optimizer" not in b
+    for name, value in a["model"].items():
+        assert torch.equal(value, b["model"][name]), name
+    x, hidden = torch.rand(2, 3, 32, 32), torch.rand(2, 256) < 0.75
+    assert torch.equal(whole(x, hidden), resumed(x, hidden))
+    assert whole.describe() == resumed.describe() and json.dumps(whole.describe())
+    assert (whole.side, whole.grid) == (32, 16)
+
+
+def test_a_finished_training_is_not_done_again_nor_taken_for_another(tmp_path, many):
+    def never(epoch, error):
+        raise AssertionError("trained again")
+
+    first = mae.train(many, TINY, cache=tmp_path)
+    mae.train(many, TINY, cache=tmp_path, progress=never)
+    for pictures, how in ((many, replace(TINY, seed=2)), (many[::-1], TINY)):
+        other = mae.train(pictures, how, cache=tmp_path)
+        assert other.describe()["key"] != first.describe()["key"]
+    path = tmp_path / "autoencoders" / f"{first.describe()['key']}.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="delete it"):
+        mae.train(many, TINY, cache=tmp_path)
+
+
+def test_ours_learns_to_restore(tmp_path, many):
+    restorer = mae.train(many, replace(TINY, epochs=60), cache=tmp_path)
+    x = torch.from_numpy(many).permute(0, 3, 1, 2).float() / 255
+    hidden = torch.rand(48, 256, generator=torch.Generator().manual_seed(1)) < 0.75
+    gone = F.interpolate(hidden.view(-1, 1, 16, 16).float(), (32, 32)).expand_as(x) > 0
+    error = (restorer(x, hidden) - x)[gone].square().mean().sqrt()
+    assert error < 0.5 * (x - x.mean((0, 2, 3), keepdim=True))[gone].square().mean().sqrt()
+
+
+@pytest.mark.parametrize("shape", [(4, 30, 30, 3), (4, 32, 48, 3), (4, 32, 32), (0, 32, 32, 3)])
+def test_pictures_that_ours_cannot_take(tmp_path, shape):
+    with pytest.raises(InputError, match="multiple of 16"):
+        mae.train(np.zeros(shape, np.uint8), TINY, cache=tmp_path)
+    with pytest.raises(InputError, match="uint8"):
+        mae.train(np.zeros((4, 32, 32, 3), np.float32), TINY, cache=tmp_path)
+
+
+# ViT-MAE
+
+
+@pytest.fixture
+def vit() -> mae.Restorer:
+    pytest.importorskip("transformers", reason="ViT-MAE needs transformers")
+    return mae.random_vit_mae(**TINY_VIT)
+
+
+def restorers(tmp_path, many):
+    """Ours, and ViT-MAE where it can be had."""
+    yield mae.train(many, TINY, cache=tmp_path)
+    if importlib.util.find_spec("transformers"):
+        yield mae.random_vit_mae(**TINY_VIT)
+
+
+def test_nobody_sees_what_is_hidden(tmp_path, many, rng):
+    for restorer in restorers(tmp_path, many):
+        tokens = restorer.grid**2
+        x = torch.from_numpy(rng.random((4, 3, 32, 32), np.float32))
+        hidden = torch.from_numpy(rng.random((4, tokens)) < np.array([[0.1], [0.5], [0.75], [0.75]]))
+        gone = F.interpolate(hidden.view(-1, 1, restorer.grid, restorer.grid).float(), (32, 32)) > 0
+        y = restorer(x, hidden)
+        assert y.shape == x.shape and y.dtype == torch.float32
+        torch.testing.assert_close(restorer(torch.where(gone, 0.9, x), hidden), y)
+        assert not torch.allclose(restorer(torch.where(gone, x, 0.9), hidden), y)
+        # however many the others hide
+        alone = torch.cat([restorer(x[i : i + 1], hidden[i : i + 1]) for i in range(4)])
+        torch.testing.assert_close(alone, y)
+        for share in (torch.zeros_like(hidden), torch.ones_like(hidden)):
+            assert torch.isfinite(restorer(x, share)).all()
+
+
+def test_vit_mae_hides_what_it_is_told_to(vit):
+    """Held against the library's own account of what it hid."""
+    hidden = torch.rand(3, 64, generator=torch.Generator().manual_seed(2)) < 0.6
+    seen = []
+    vit.model.register_forward_hook(lambda _, __, out: seen.append(out.mask.bool()))
+    vit(torch.rand(3, 3, 32, 32), hidden)
+    assert {tuple(row.tolist()) for mask in seen for row in mask} == {tuple(row.tolist()) for row in hidden}
+
+
+def test_a_users_vit_mae(tmp_path, vit, triggered):
+    vit.model.save_pretrained(tmp_path)
+    loaded = mae.vit_mae(tmp_path)
+    x, hidden = torch.rand(2, 3, 32, 32), torch.rand(2, 64) < 0.75
+    assert torch.equal(loaded(x, hidden), vit(x, hidden))
+    described = loaded.describe()
+    assert json.dumps(described) and len(described["sha256"]) == 64 and described["config"] == vit.describe()["config"]
+    out = BDMAE(loaded, masks=2, rounds=1, refinements=1).run(triggered, 1, classify=Patched())
+    assert out.shape == triggered.shape
+
+
+def test_a_vit_mae_that_cannot_be_used(tmp_path, vit):
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors")
+    with pytest.raises(ModelError, match=r"config\.json"):
+        mae.vit_mae(tmp_path / "nowhere")
+    vit.model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    state = safetensors.load_file(weights)
+
+    lacking = {k: v for k, v in state.items() if "decoder_pred" not in k}
+    assert len(lacking) < len(state)
+    safetensors.save_file(lacking, weights, {"format": "pt"})
+    with pytest.raises(ModelError, match="decoder_pred"):
+        mae.vit_mae(tmp_path)
+
+    weights.write_bytes(b"not a model")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        mae.vit_mae(tmp_path)
+
+    weights.rename(tmp_path / "pytorch_model.bin")  # which would be unpickled
+    with pytest.raises(ModelError, match="safetensors"):
+        mae.vit_mae(tmp_path)
+
+    safetensors.save_file(state, weights, {"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "norm_pix_loss": True}))
+    with pytest.raises(ModelError, match="norm_pix_loss"):
+        mae.vit_mae(tmp_path)
+
+
+def test_without_transformers_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtra, match="transformers"):
+        mae.vit_mae(tmp_path)
+    with pytest.raises(MissingExtra, match="pip install"):
+        mae.random_vit_mae()
