@@ -65,6 +65,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def read(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return content
+
+
 def write(name: str, payload: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write ``folder/name.json``, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)

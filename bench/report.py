@@ -11,15 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.record import RESULTS
+from bench.record import RESULTS, read
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- measured -->", "<!-- /measured -->"
-
-
-def read(name: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return record
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -41,10 +41,16 @@ class Defence(Protocol):
     def asks(self) -> bool: ...
 
     def describe(self) -> dict[str, Any]:
-        """All that decides what comes out, but for pictures, seed and classifier; JSON. Its hash names cached results."""
+        """All that decides what comes out, but for pictures, seed and classifier; JSON. Its hash names
+        cached results."""
 
     def run(
-        self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Callable[[int], None] | None = None
+        self,
+        pictures: U8,
+        seed: int,
+        *,
+        classify: Classify | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> U8:
         """Treat pictures.
 

@@ -1,0 +1,302 @@
+"""The defence, measured: CA, ASR and PA of a poisoned classifier behind ZIP and behind what it is compared with.
+
+    python bench/defense.py table1 --dataset cifar10 --data FOLDER
+    python bench/defense.py quick --dataset cifar10 --data FOLDER       one attack, 200 pictures, all defences
+    python bench/defense.py cost --dataset cifar10 --data FOLDER        ms a picture of each defence
+    python bench/defense.py table1 --classifier mine.onnx --dataset mine --side 64 --data FOLDER
+
+Trains the poisoned classifiers or loads them from the cache, treats clean and triggered test pictures with each
+defence, asks the classifier, and adds the rows to bench/results/defense-DATASET.json. Whatever was done before is not
+done again: a row that is in the record, a picture that was treated, a classifier that was trained. A stopped run goes
+on where it was. `python -m bench.results_page` draws docs/results.md from the records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__" and not __package__:  # called by its path, as the paper's readers will
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+from tqdm import tqdm
+
+import zipsdk
+from bench import attacks, classifiers, datasets, record, tables
+from bench.attacks import Rate
+from bench.baselines import Defence
+from bench.classifiers import Classifier
+from bench.evaluation import Scene, Store, evaluate, hash_of, interval
+from zipsdk.errors import ZipError
+
+U8 = np.ndarray
+
+#: Pictures and seeds of a run that says nothing of them, and of --quick.
+PICTURES, SEEDS, QUICK = 1000, 3, 200
+#: The seed with which the attacker who knows the defence purifies: not the defender's.
+ATTACKERS_SEED = 1_000_003
+
+
+@dataclass
+class Bench:
+    """Everything a run needs, made when it is first wanted."""
+
+    args: argparse.Namespace
+    store: Store
+    workshop: tables.Workshop = field(init=False)
+
+    def __post_init__(self) -> None:
+        a = self.args
+        self.test = datasets.load(a.dataset, "test", a.data, side=a.side, limit=a.pictures)
+        engine = zipsdk.load_engine(a.engine)
+        self.workshop = tables.Workshop(engine, a.dataset, self.test.side, self._bdmae)
+        self.given = classifiers.from_options(a)
+        self._classifiers: dict[str, Classifier] = {}
+
+    @property
+    def train(self) -> datasets.Dataset:
+        return _training_pictures(self.args.dataset, self.args.data, self.args.side)
+
+    def attack(self, name: str) -> attacks.Attack:
+        if not name.startswith(tables.ENHANCED):
+            return tables.attack_of(name, self.test.side, self.args.attack_seed)
+        base = name.removeprefix(tables.ENHANCED)
+        known = self.workshop.make("zip-paper transforms=blur2+gray", base)
+
+        def purify(pictures: Any) -> Any:
+            with tqdm(total=len(pictures), unit="picture", desc=f"{name}: purifying training pictures") as bar:
+                return self.store.treat(known, pictures, ATTACKERS_SEED, progress=bar.update)
+
+        return tables.attack_of(name, self.test.side, self.args.attack_seed, known, purify)
+
+    def classifier(self, name: str | None) -> Classifier:
+        """The user's own, or the one that an attack (None: nobody) poisoned."""
+        if self.given is not None:
+            return self.given
+        key = name or "clean"
+        if key not in self._classifiers:
+            a = self.args
+            attack = None if name is None else self.attack(name)
+            poisoned = attacks.poison(self.train, attack, a.rate, a.target, a.attack_seed)
+            how = classifiers.recipe(self.train, a.architecture, a.classifier_seed, a.epochs)
+            with tqdm(total=how.epochs, unit="epoch", desc=f"training: {key}", leave=False) as bar:
+
+                def tick(epochs: int, loss: float) -> None:
+                    bar.set_postfix(loss=f"{loss:.3f}")
+                    bar.update(epochs - bar.n)
+
+                trained = classifiers.train(poisoned, how, cache=a.cache, device=a.device, progress=tick)
+            self._classifiers[key] = trained
+        return self._classifiers[key]
+
+    def _bdmae(self) -> Defence:
+        from bench.baselines.bdmae import BDMAE
+        from bench.baselines.mae import open_mae
+
+        return BDMAE(open_mae(self.args.mae, lambda: self.train, cache=self.args.cache))
+
+    def scenes(self, name: str) -> Iterator[Scene]:
+        """An attack with each of the triggers that it is tested with."""
+        clean = None if self.given else self.classifier(None)
+        for trigger in self.attack(name).tests():
+            yield Scene(self.test, name, trigger, self.args.target, self.classifier(name), clean)
+
+
+@cache
+def _training_pictures(name: str, folder: Path | None, side: int | None) -> datasets.Dataset:
+    return datasets.load(name, "train", folder, side=side)
+
+
+class Rows:
+    """The rows of a record, with what they refer to: runs, triggers, classifiers, defences."""
+
+    def __init__(self, name: str, folder: Path):
+        self.name, self.folder = name, folder
+        self.content: dict[str, Any] = {"runs": [], "data": {}, "triggers": {}, "classifiers": {}, "defences": {},
+                                        "rows": {}, "cost": {}}  # fmt: skip
+        if (folder / f"{name}.json").is_file():
+            self.content.update(record.read(name, folder))
+        self.content["runs"] = [*self.content["runs"], record.environment()]
+
+    @staticmethod
+    def key(line: str, scene: Scene, defence: Defence, seed: int) -> str:
+        """A row's name. Two lines may mean the same defence, and have a row each: they differ elsewhere."""
+        return hash_of([line, scene.describe(), defence.describe(), seed])
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.content["rows"]
+
+    def add(self, key: str, line: str, scene: Scene, defence: Defence, seed: int, counts: dict[str, Any]) -> None:
+        """Take a row in, and write the record."""
+        said = {"data": scene.data.describe(), "triggers": scene.trigger.describe(),
+                "classifiers": scene.classifier.info, "defences": defence.describe()}  # fmt: skip
+        row: dict[str, Any] = {"attack": scene.attack, "trigger name": scene.trigger.name, "target": scene.target,
+                               "defence": line, "name": defence.name, "evaluations": defence.evaluations,
+                               "queries": defence.queries, "seed": seed, **counts}  # fmt: skip
+        for kind, description in said.items():
+            row[kind] = hash_of(description)
+            self.content[kind][row[kind]] = description
+        row["run"] = len(self.content["runs"]) - 1
+        self.content["rows"][key] = row
+        self.write()
+
+    def write(self) -> None:
+        record.write(self.name, self.content, self.folder)
+
+
+def run_table(bench: Bench, rows: Rows, table: tables.Table) -> list[str]:
+    """Fill in what is missing of a table; the keys of its rows."""
+    a = bench.args
+    wanted: list[str] = []
+    for name in a.attacks or table.attacks:
+        for scene in bench.scenes(name):
+            for line in a.defence or table.defences:
+                defence = bench.workshop.make(line, name)
+                for seed in range(a.seeds if line.startswith("zip") else 1):
+                    key = rows.key(line, scene, defence, seed)
+                    wanted.append(key)
+                    if key in rows and not a.fresh:
+                        continue
+                    title = f"{name}: {defence.name}, seed {seed}"
+                    with tqdm(total=2 * len(scene.data), unit="picture", desc=title, leave=False) as bar:
+                        counts = evaluate(scene, defence, seed, bench.store, bar.update)
+                    rows.add(key, line, scene, defence, seed, counts)
+                    tqdm.write(line_of(rows.content["rows"][key]))
+    return wanted
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """A row as text, with Wilson's intervals."""
+    cells = []
+    for name in ("CA", "ASR", "PA"):
+        rate = Rate(*row[name])
+        low, high = interval(rate)
+        cells.append(f"{name} {rate.percent:5.1f} [{low:.1f}, {high:.1f}]")
+    return f"{row['attack']:<16} {row['trigger name'][:24]:<24} {row['name'][:44]:<44} {'  '.join(cells)}"
+
+
+def summary(rows: Rows, keys: list[str]) -> str:
+    """One line for each attack and defence: means over the seeds."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for key in keys:
+        row = rows.content["rows"][key]
+        groups.setdefault((row["attack"], row["trigger name"], row["name"]), []).append(row)
+    lines = [f"{'attack':<16} {'trigger':<24} {'defence':<44} {'CA':>6} {'ASR':>6} {'PA':>6} {'evals':>6} {'seeds':>5}"]
+    for (attack, trigger, name), group in groups.items():
+        means = [np.mean([Rate(*r[c]).percent for r in group]) for c in ("CA", "ASR", "PA")]
+        numbers = " ".join(f"{m:6.1f}" for m in means)
+        lines.append(f"{attack:<16} {trigger[:24]:<24} {name[:44]:<44} {numbers} "
+                     f"{group[0]['evaluations']:6g} {len(group):5d}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def measure_cost(bench: Bench, rows: Rows, lines: list[str], repeats: int = 5) -> None:
+    """Milliseconds a picture of each defence; `repeats` rounds over all of them, so a slow minute hits all alike."""
+    pictures = bench.test.pictures[: bench.args.cost_pictures]
+    defences = {line: bench.workshop.make(line, "badnets") for line in lines}
+    times: dict[str, list[float]] = {line: [] for line in lines}
+    classifier = bench.classifier("badnets")
+    with tqdm(total=repeats * len(lines), unit="run", desc="cost") as bar:
+        for repeat in range(repeats):
+            for line, defence in defences.items():
+                started = time.perf_counter()
+                defence.run(pictures, repeat, classify=classifier)
+                times[line].append((time.perf_counter() - started) / len(pictures) * 1e3)
+                bar.update()
+    for line, defence in defences.items():
+        low, median, high = (float(np.percentile(times[line], q)) for q in (25, 50, 75))
+        rows.content["cost"][line] = {
+            "name": defence.name, "evaluations": defence.evaluations, "queries": defence.queries,
+            "pictures": len(pictures), "side": bench.test.side, "ms": median, "quartiles": [low, high],
+            "engine": getattr(bench.workshop.engine, "info", {}), "run": len(rows.content["runs"]) - 1,
+        }  # fmt: skip
+        print(f"{defence.name:<44} {median:8.2f} ms [{low:.2f}, {high:.2f}]  {defence.evaluations:g} evaluations")
+    rows.write()
+
+
+def sheet(bench: Bench, rows: int = 8) -> Path:
+    """A page of pictures: clean, with the trigger, blurred, purified, and the difference to the clean one times 8."""
+    from zipsdk.sheet import contact_sheet, transformed
+    from zipsdk.transforms import Guide, parse
+
+    a = bench.args
+    names = a.attacks or tables.PAPER_ATTACKS
+    lines = []
+    for i, name in enumerate(names):
+        paper = tables.preset(a.dataset, name)
+        guide = Guide(parse(paper["transforms"]))  # type: ignore[arg-type]
+        picked = bench.test.pictures[i :: len(names)][: max(1, rows // len(names))]
+        triggered = bench.attack(name).apply(picked)
+        treated = bench.store.treat(bench.workshop.make("zip-paper", name), triggered, 0)
+        for x, bad, good in zip(picked, triggered, treated, strict=True):
+            away = np.clip(128 + 8 * (good.astype(int) - x), 0, 255).astype(np.uint8)
+            lines.append([x, bad, transformed(guide, bad), good, away])
+    path = a.results / f"defense-{a.dataset}.png"
+    page = contact_sheet(lines, ("clean", "with trigger", "transformed", "purified", "(purified - clean) x 8 + 128"))
+    page.save(path)
+    return path
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="bench/defense.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("table", choices=[*tables.TABLES, "cost", "sheet"], help="what to measure")
+    p.add_argument("--dataset", default="cifar10", help="cifar10, gtsrb, imagenette, or a folder's name")
+    p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${datasets.VARIABLE}")
+    p.add_argument("--side", type=int, help="resize pictures to this; needed where they differ in size")
+    p.add_argument("--pictures", type=int, help=f"test pictures, balanced over the classes; default {PICTURES}")
+    p.add_argument("--seeds", type=int, help=f"of the purifications in ZIP's rows; default {SEEDS}")
+    p.add_argument("--quick", action="store_true", help=f"{QUICK} pictures, one seed, one attack")
+    p.add_argument("--attacks", nargs="+", metavar="NAME", help=", ".join(attacks.ATTACKS) + "; enhanced-NAME")
+    p.add_argument("--defence", action="append", metavar="LINE", help="in place of the table's; see bench/tables.py")
+    p.add_argument("--engine", default="zip-tiny", help="a bundled model's name, or a path to .onnx or .plan")
+    p.add_argument("--fresh", action="store_true", help="count rows anew that the record has")
+    p.add_argument("--target", type=int, default=1, help="the attacker's class; the released code's is 1")
+    p.add_argument("--rate", type=float, default=0.05, help="share of poisoned training pictures")
+    p.add_argument("--attack-seed", type=int, default=1, help="of the trigger and of who is poisoned")
+    p.add_argument("--architecture", default="small", choices=list(classifiers.ARCHITECTURES))
+    p.add_argument("--classifier-seed", type=int, default=0)
+    p.add_argument("--epochs", type=int, help="of the classifiers' training")
+    p.add_argument("--device", default="cpu", help="where classifiers are trained: cpu or cuda")
+    p.add_argument("--mae", default="small", help='for BDMAE: folder of ViT-MAE weights, or "small": trained here')
+    p.add_argument("--cache", type=Path, help=f"for checkpoints and treated pictures; else ${classifiers.VARIABLE}")
+    p.add_argument("--cost-pictures", type=int, default=64, help="pictures a run where cost is measured")
+    p.add_argument("--results", type=Path, default=record.RESULTS, help="folder for the record")
+    classifiers.add_options(p)
+    return p
+
+
+def main(words: list[str] | None = None) -> None:
+    p = parser()
+    a = p.parse_args(words)
+    a.pictures = a.pictures or (QUICK if a.quick or a.table == "quick" else PICTURES)
+    a.seeds = a.seeds or (1 if a.quick or a.table == "quick" else SEEDS)
+    try:
+        bench = Bench(a, Store(classifiers.cache_folder(a.cache).parent / "treated.sqlite"))
+        if a.table == "sheet":
+            print(sheet(bench))
+            return
+        rows = Rows(f"defense-{a.dataset}", a.results)
+        table = tables.TABLES["quick" if a.table == "cost" else a.table]
+        if a.table == "cost":
+            measure_cost(bench, rows, a.defence or list(table.defences))
+            return
+        if a.quick and not a.attacks:
+            a.attacks = list(table.attacks[:1])
+        print(summary(rows, run_table(bench, rows, table)))
+    except ZipError as e:
+        p.exit(1, f"error: {e}\n")
+    except KeyboardInterrupt:
+        p.exit(130, "stopped; the same command goes on from here\n")
+
+
+if __name__ == "__main__":
+    main()

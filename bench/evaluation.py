@@ -1,0 +1,170 @@
+"""One row of a table: an attack on a classifier, behind a defence, counted. And the store that makes runs resumable.
+
+    store = Store(cache_folder() / "treated.sqlite")
+    scene = Scene(test, trigger, target, classifier, clean_classifier)
+    row = evaluate(scene, defence, seed, store)
+
+What a defence makes of a picture is kept under the hash of the defence, the seed and the picture, each picture by
+itself: a stopped run goes on where it was, a second classifier costs no second purification, and 1,000 pictures take
+over what was made of 200 of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest
+
+from bench.attacks import Attack, Rate, rates
+from bench.baselines import Defence
+from bench.classifiers import Classifier
+from bench.datasets import Dataset
+from zipsdk.errors import InputError
+
+U8 = npt.NDArray[np.uint8]
+
+#: Pictures treated between two writes to the store: what a stopped run loses at most.
+PART = 64
+
+
+def hash_of(description: Any) -> str:
+    """16 hex digits of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Store:
+    """What defences made of pictures, in one SQLite file; several processes may use it at once. None keeps nothing."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._open() as file:
+                file.execute("CREATE TABLE IF NOT EXISTS treated (made_by TEXT, picture BLOB, result BLOB, "
+                             "PRIMARY KEY (made_by, picture)) WITHOUT ROWID")  # fmt: skip
+
+    def _open(self) -> Any:
+        file = sqlite3.connect(self.path, timeout=60, isolation_level=None)  # type: ignore[arg-type]
+        return closing(file)
+
+    def treat(
+        self,
+        defence: Defence,
+        pictures: U8,
+        seed: int,
+        classifier: Classifier | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> U8:
+        """`defence.run`, but for the pictures that were treated before.
+
+        Raises:
+            InputError: the defence gave back something else than as many pictures of the same size.
+        """
+        done = progress or (lambda n: None)
+        asks = classifier.info if defence.asks and classifier is not None else None
+        made_by = hash_of([defence.describe(), seed, asks])
+        names = [hashlib.blake2b(p.tobytes() + str(p.shape).encode(), digest_size=16).digest() for p in pictures]
+        known = self._known(made_by, names)
+        out = np.empty_like(pictures)
+        todo = []
+        for i, name in enumerate(names):
+            if name in known:
+                out[i] = np.frombuffer(known[name], np.uint8).reshape(out[i].shape)
+            else:
+                todo.append(i)
+        done(len(pictures) - len(todo))
+        for start in range(0, len(todo), PART):
+            part = todo[start : start + PART]
+            result = np.asarray(defence.run(pictures[part], seed, classify=classifier, progress=done))
+            if result.dtype != np.uint8 or result.shape != pictures[part].shape:
+                raise InputError(
+                    f"{defence.name}: got {result.dtype} {result.shape} back, wanted uint8 {pictures[part].shape}"
+                )
+            out[part] = result
+            self._keep(made_by, [(names[i], out[i].tobytes()) for i in part])
+        return out
+
+    def _known(self, made_by: str, names: list[bytes]) -> dict[bytes, bytes]:
+        if self.path is None:
+            return {}
+        found: dict[bytes, bytes] = {}
+        with self._open() as file:
+            for i in range(0, len(names), 500):  # SQLite takes no more than 999 values in a statement everywhere
+                part = names[i : i + 500]
+                marks = ",".join("?" * len(part))
+                query = f"SELECT picture, result FROM treated WHERE made_by = ? AND picture IN ({marks})"
+                found.update(file.execute(query, [made_by, *part]))
+        return found
+
+    def _keep(self, made_by: str, results: list[tuple[bytes, bytes]]) -> None:
+        if self.path is None:
+            return
+        with self._open() as file:
+            file.execute("BEGIN IMMEDIATE")
+            file.executemany(
+                "INSERT OR REPLACE INTO treated VALUES (?, ?, ?)", [(made_by, name, result) for name, result in results]
+            )
+            file.execute("COMMIT")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Who attacks what: all of a row but the defence."""
+
+    data: Dataset
+    #: the attack as the tables name it, and the trigger with which the classifier is tested
+    attack: str
+    trigger: Attack
+    target: int
+    classifier: Classifier
+    #: the same network without a backdoor, to see what the defence costs it
+    clean_classifier: Classifier | None = None
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "data": self.data.describe(),
+            "attack": self.attack,
+            "trigger": self.trigger.describe(),
+            "target": self.target,
+            "classifier": self.classifier.info,
+        }
+
+
+def evaluate(
+    scene: Scene, defence: Defence, seed: int, store: Store, progress: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """Count one row.
+
+    Returns:
+        "CA", "ASR", "PA", "PA others" as [hits, of] (see `attacks.rates`); under "clean classifier" the same of the
+        classifier without a backdoor, whose "ASR" is how often it takes treated pictures for the target by mistake.
+    """
+    triggered = scene.trigger.apply(scene.data.pictures)
+    treated = [
+        store.treat(defence, pictures, seed, scene.classifier, progress)
+        for pictures in (scene.data.pictures, triggered)
+    ]
+    row: dict[str, Any] = _counts(scene, scene.classifier, treated)
+    if scene.clean_classifier is not None and not defence.asks:
+        row["clean classifier"] = _counts(scene, scene.clean_classifier, treated)
+    return row
+
+
+def _counts(scene: Scene, classifier: Classifier, treated: list[U8]) -> dict[str, list[int]]:
+    clean, triggered = (classifier(pictures).argmax(1) for pictures in treated)
+    return {name: list(rate) for name, rate in rates(scene.data.labels, clean, triggered, scene.target).items()}
+
+
+def interval(rate: Rate) -> tuple[float, float]:
+    """Wilson's 95% interval, in percent."""
+    low, high = binomtest(rate.hits, rate.of).proportion_ci(method="wilson")
+    return 100 * float(low), 100 * float(high)

@@ -1,0 +1,241 @@
+"""docs/results.md and its plots, drawn from the records of bench/defense.py; no number is typed.
+
+    python -m bench.results_page
+
+Each cell is a mean over the seeds of the purification; after it stand the standard deviation over the seeds, where
+there are several, and Wilson's 95% interval for the number of *pictures*: more seeds do not make it narrower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench import paper, record, tables
+from bench.attacks import Rate
+from bench.evaluation import interval
+from bench.report import table
+
+DATASETS = ("cifar10", "gtsrb", "imagenette")
+TITLES = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB", "imagenette": "Imagenette"}
+DOCS = Path(__file__).parent.parent / "docs"
+
+Row = dict[str, Any]
+
+
+class Group:
+    """The rows that differ in their seed alone."""
+
+    def __init__(self, rows: list[Row]):
+        self.rows, self.first = rows, rows[0]
+
+    def rate(self, name: str, of: str | None = None) -> Rate | None:
+        """The mean number of hits, of the classifier or of the "clean classifier"."""
+        rates = [Rate(*(r[of] if of else r)[name]) for r in self.rows if not of or of in r]
+        if not rates:
+            return None
+        return Rate(round(statistics.mean(r.hits for r in rates)), rates[0].of)
+
+    def percents(self, name: str) -> list[float]:
+        return [Rate(*r[name]).percent for r in self.rows]
+
+    def cell(self, name: str) -> str:
+        values = self.percents(name)
+        rate = self.rate(name)
+        assert rate is not None
+        low, high = interval(rate)
+        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.1f}{spread} [{low:.1f}, {high:.1f}]"
+
+
+def groups(content: dict[str, Any], attacks: Iterable[str], lines: Iterable[str]) -> list[Group]:
+    """The rows of a record for these attacks and defences, in that order; the largest set of pictures of each."""
+    found: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
+    for row in content["rows"].values():
+        found.setdefault((row["attack"], row["defence"], row["trigger name"]), {}).setdefault(
+            _like(row, content), []
+        ).append(row)
+    out = []
+    for attack in attacks:
+        for line in lines:
+            for (a, d, _), variants in found.items():
+                if (a, d) == (attack, line):
+                    best = max(variants.values(), key=lambda rows: (rows[0]["CA"][1], rows[-1]["run"]))
+                    out.append(Group(sorted(best, key=lambda r: r["seed"])))
+    return out
+
+
+def _like(row: Row, content: dict[str, Any]) -> str:
+    """What rows have in common that may be averaged over their seeds."""
+    return "/".join([row["data"], row["classifiers"], row["defences"]])
+
+
+def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
+    """One of `tables.TABLES` as Markdown, or "" where the record has nothing of it."""
+    wanted = tables.TABLES[name]
+    lines = []
+    for g in groups(content, wanted.attacks, wanted.defences):
+        theirs = paper.figures(dataset, g.first["attack"], g.first["defence"])
+        printed = "" if theirs is None else " / ".join("-" if v is None else f"{v:.1f}" for v in theirs)
+        clean = g.rate("CA", "clean classifier")
+        lines.append([
+            g.first["trigger name"], g.first["name"] + (" (one setting)" if g.first["defence"] == "zip" else ""),
+            g.cell("CA"), g.cell("ASR"), g.cell("PA"), g.cell("PA others"), printed,
+            "" if clean is None else f"{clean.percent:.1f}", f"{g.first['evaluations']:g}", str(g.first["CA"][1]),
+            str(len(g.rows)),
+        ])  # fmt: skip
+    if not lines:
+        return ""
+    header = ["trigger", "defence", "CA", "ASR", "PA", "PA, other classes", "the paper's CA / ASR / PA",
+              "CA of a clean classifier", "evaluations", "pictures", "seeds"]  # fmt: skip
+    return f"### {wanted.about}\n\n{table(header, lines)}"
+
+
+def cost_of(content: dict[str, Any]) -> str:
+    if not content["cost"]:
+        return ""
+    lines = [
+        [
+            c["name"],
+            f"{c['evaluations']:g}",
+            f"{c['queries']:g}",
+            f"{c['ms']:.1f} [{c['quartiles'][0]:.1f}, {c['quartiles'][1]:.1f}]",
+        ]
+        for c in content["cost"].values()
+    ]
+    some = next(iter(content["cost"].values()))
+    machine = content["runs"][some["run"]]["machine"]
+    return (
+        f"### Cost\n\nMilliseconds a picture of {some['side']} x {some['side']}, {some['pictures']} at once, median "
+        f"[quartiles], on {machine['cores']} cores of {machine['processor']}; BDMAE's has its queries in it.\n\n"
+        + table(["defence", "evaluations", "queries of the classifier", "ms a picture"], lines)
+    )
+
+
+def section(dataset: str, content: dict[str, Any]) -> str:
+    some = next(iter(content["rows"].values()))
+    data = content["data"][some["data"]]
+    known = [c for c in content["classifiers"].values() if "recipe" in c]
+    parts = [
+        f"## {TITLES.get(dataset, dataset)}",
+        f"Test pictures from {data['source']} at {data['side']} x {data['side']}, balanced over {data['classes']} "
+        f"classes. Target class {some['target']}. Commands: "
+        + ", ".join(f"`{c}`" for c in dict.fromkeys(run["command"] for run in used_runs(content)))
+        + ".",
+    ]
+    if known:
+        recipe = known[0]["recipe"]
+        rates = sorted({c["poison"]["rate"] for c in known if c["poison"].get("attack")})
+        poison = f" Poisoned training pictures: {', '.join(f'{100 * r:g}%' for r in rates)}." if rates else ""
+        parts.append(f"Classifier: {recipe['architecture']}, {recipe['epochs']} epochs.{poison}")
+    parts += [
+        table_of(content, dataset, name) for name in tables.TABLES if name not in ("lambda", "evaluations", "quick")
+    ]
+    for name, x in (("lambda", "lam"), ("evaluations", "evaluations")):
+        if path := curve(content, dataset, name, x):
+            parts.append(f"### {tables.TABLES[name].about}\n\n![{tables.TABLES[name].about}]({path.name})\n\n"
+                         + table_of(content, dataset, name).split("\n\n", 1)[1])  # fmt: skip
+    if path := dots(content, dataset):
+        parts.insert(3, f"![CA and ASR of the defences, with 95% intervals]({path.name})")
+    parts.append(cost_of(content))
+    return "\n\n".join(p for p in parts if p)
+
+
+def used_runs(content: dict[str, Any]) -> list[dict[str, Any]]:
+    numbers = sorted({row["run"] for row in content["rows"].values()})
+    return [content["runs"][n] for n in numbers]
+
+
+def dots(content: dict[str, Any], dataset: str) -> Path | None:
+    """Table 1 as a plot: CA, ASR and PA of each defence under each trigger."""
+    import matplotlib.pyplot as plt
+
+    wanted = tables.TABLES["table1"]
+    found = groups(content, wanted.attacks, wanted.defences)
+    if not found:
+        return None
+    triggers = list(dict.fromkeys(f"{g.first['attack']}: {g.first['trigger name']}" for g in found))
+    short = {"none": "no defence", "shrinkpad": "ShrinkPad", "blur": "blur alone",
+             "zip-paper": "ZIP, the paper's setting", "zip": "ZIP, one setting"}  # fmt: skip
+    figure, axes = plt.subplots(1, 3, figsize=(11, 0.8 + 0.55 * len(triggers)), sharey=True, layout="constrained")
+    for axis, name, better in zip(axes, ("CA", "ASR", "PA"), ("higher", "lower", "higher"), strict=True):
+        for i, line in enumerate(wanted.defences):
+            mine = [g for g in found if g.first["defence"] == line]
+            y = [triggers.index(f"{g.first['attack']}: {g.first['trigger name']}") + 0.14 * (i - 2) for g in mine]
+            x = [statistics.mean(g.percents(name)) for g in mine]
+            ends = [interval(g.rate(name)) for g in mine]  # type: ignore[arg-type]
+            pairs = list(zip(x, ends, strict=True))
+            # the interval is of whole pictures, and may miss the mean over the seeds by a hair
+            error = [[max(0.0, v - low) for v, (low, _) in pairs], [max(0.0, high - v) for v, (_, high) in pairs]]
+            axis.errorbar(x, y, xerr=error, fmt="o", markersize=4, linewidth=1, color=f"C{i}", label=short[line])
+        axis.set(xlim=(-2, 102), xlabel=f"{name}, % ({better} is better)")
+        axis.grid(alpha=0.3)
+    axes[0].set_yticks(range(len(triggers)), [t.split(": ")[1] for t in triggers])
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+    return _save(figure, f"defense-{dataset}.png")
+
+
+def curve(content: dict[str, Any], dataset: str, name: str, x: str) -> Path | None:
+    """CA, ASR and PA over lambda or over the number of evaluations."""
+    import matplotlib.pyplot as plt
+
+    wanted = tables.TABLES[name]
+    found = groups(content, wanted.attacks, wanted.defences)
+    if not found:
+        return None
+    triggers = list(dict.fromkeys((g.first["attack"], g.first["trigger name"]) for g in found))
+    figure, axes = plt.subplots(1, len(triggers), figsize=(3.6 * len(triggers), 3.2), sharey=True, layout="constrained",
+                                squeeze=False)  # fmt: skip
+    for axis, trigger in zip(axes[0], triggers, strict=True):
+        mine = [g for g in found if (g.first["attack"], g.first["trigger name"]) == trigger]
+        mine.sort(key=lambda g: _setting(content, g, x))
+        at = [_setting(content, g, x) for g in mine]
+        for i, rate in enumerate(("CA", "ASR", "PA")):
+            ends = [interval(g.rate(rate)) for g in mine]  # type: ignore[arg-type]
+            axis.plot(
+                at, [statistics.mean(g.percents(rate)) for g in mine], "o-", markersize=4, color=f"C{i}", label=rate
+            )
+            axis.fill_between(at, *zip(*ends, strict=True), color=f"C{i}", alpha=0.15, linewidth=0)
+        axis.set(xscale="log", xlabel={"lam": "lambda"}.get(x, x), title=trigger[1], ylim=(-2, 102))
+        axis.set_xticks(at, [f"{v:g}" for v in at])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("%")
+    axes[0][0].legend(frameon=False)
+    return _save(figure, f"defense-{dataset}-{name}.png")
+
+
+def _setting(content: dict[str, Any], group: Group, x: str) -> float:
+    return float(group.first[x] if x in group.first else content["defences"][group.first["defences"]][x])
+
+
+def _save(figure: Any, name: str) -> Path:
+    import matplotlib.pyplot as plt
+
+    path = DOCS / name
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    return path
+
+
+def main() -> None:
+    argparse.ArgumentParser(prog="python -m bench.results_page", description=__doc__).parse_args()
+    import matplotlib
+
+    matplotlib.use("Agg")
+    sections = []
+    for dataset in DATASETS:
+        if (record.RESULTS / f"defense-{dataset}.json").is_file():
+            sections.append(section(dataset, record.read(f"defense-{dataset}")))
+    page = DOCS / "results.md"
+    head = page.read_text().split("<!-- measured -->")[0] if page.is_file() else "# Results\n\n"
+    page.write_text(f"{head}<!-- measured -->\n" + "\n\n".join(sections) + "\n")
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

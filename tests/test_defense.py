@@ -1,0 +1,268 @@
+"""The whole path of the tables: poison, train, treat, classify, count, record, draw; and that nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch")
+pytest.importorskip("scipy")
+
+from conftest import FakeEngine, make_spec
+
+from bench import attacks, defense, paper, results_page, tables
+from bench.attacks import BadNets, Rate
+from bench.baselines.simple import Nothing
+from bench.classifiers import Classifier
+from bench.datasets import Dataset
+from bench.evaluation import Scene, Store, evaluate, interval
+from zipsdk.errors import InputError
+
+
+class Counting:
+    """Darkens a picture by one, and counts the pictures that it is given."""
+
+    name, evaluations, queries, asks = "counting", 0, 1, False
+
+    def __init__(self, by: int = 1, asks: bool = False):
+        self.by, self.asks, self.seen = by, asks, 0
+
+    def describe(self):
+        return {"defence": "counting", "by": self.by}
+
+    def run(self, pictures, seed, *, classify=None, progress=None):
+        self.seen += len(pictures)
+        if progress:
+            progress(len(pictures))
+        return np.maximum(pictures, self.by) - np.uint8(self.by)
+
+
+@pytest.fixture
+def pictures(rng):
+    return rng.integers(0, 256, (150, 8, 8, 3), np.uint8)
+
+
+def test_a_picture_is_treated_once(tmp_path, pictures):
+    defence, path = Counting(), tmp_path / "treated.sqlite"
+    first = Store(path).treat(defence, pictures[:100], 0)
+    assert (first == np.maximum(pictures[:100], 1) - 1).all() and defence.seen == 100
+    ticks = []
+    # another process, more pictures, in another order
+    again = Store(path).treat(defence, pictures[::-1], 0, progress=ticks.append)
+    assert (again[::-1][:100] == first).all() and defence.seen == 150 and sum(ticks) == 150
+
+
+@pytest.mark.parametrize("change", ["seed", "defence", "shape"])
+def test_what_decides_a_picture_is_in_its_key(tmp_path, pictures, change):
+    store = Store(tmp_path / "treated.sqlite")
+    store.treat(Counting(), pictures, 0)
+    other = Counting(2) if change == "defence" else Counting()
+    given = pictures.reshape(150, 4, 16, 3) if change == "shape" else pictures
+    got = store.treat(other, given, int(change == "seed"))
+    assert other.seen == 150 and got.shape == given.shape
+
+
+def test_a_defence_that_asks_is_kept_for_each_classifier(tmp_path, pictures):
+    store = Store(tmp_path / "treated.sqlite")
+    boxes = [Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": name}) for name in "ab"]
+    for asks, wanted in ((True, 300), (False, 150)):
+        defence = Counting(3 + asks, asks)
+        for box in (*boxes, *boxes):
+            store.treat(defence, pictures, 0, box)
+        assert defence.seen == wanted
+
+
+def test_a_stopped_run_keeps_what_was_done(tmp_path, pictures):
+    class Stopping(Counting):
+        def run(self, pictures, seed, **more):
+            if self.seen:
+                raise KeyboardInterrupt
+            return super().run(pictures, seed, **more)
+
+    store = Store(tmp_path / "treated.sqlite")
+    with pytest.raises(KeyboardInterrupt):
+        store.treat(Stopping(), pictures, 0)
+    rest = Counting()
+    store.treat(rest, pictures, 0)
+    assert rest.seen == len(pictures) - 64
+
+
+def test_without_a_file_nothing_is_kept(pictures):
+    defence = Counting()
+    for _ in range(2):
+        Store(None).treat(defence, pictures, 0)
+    assert defence.seen == 300
+
+
+def test_a_defence_must_give_pictures_back(pictures):
+    class Odd(Counting):
+        def run(self, pictures, seed, **more):
+            return pictures[:-1]
+
+    with pytest.raises(InputError, match=r"counting: got uint8 \(63, 8, 8, 3\) back, wanted uint8 \(64, 8, 8, 3\)"):
+        Store(None).treat(Odd(), pictures, 0)
+
+
+def test_a_row_counts_what_the_classifier_says(rng):
+    """A black box that takes white corners for class 1, else tells dark from bright: every number is known."""
+    labels = np.repeat([0, 1, 2], [50, 30, 20])
+    x = np.full((100, 32, 32, 3), 40, np.uint8) + (80 * labels).astype(np.uint8)[:, None, None, None]
+    data = Dataset("three", "test", x, labels, ("a", "b", "c"))
+
+    def box(p):
+        seen = np.eye(3)[np.rint((p[:, 0, 0, 0].astype(float) - 40) / 80).astype(int)]
+        fooled = p[:, -5, -5].min(-1) == 255
+        return np.where(fooled[:, None], [0, 2, 0], seen)
+
+    honest = Classifier(
+        lambda p: np.eye(3)[np.rint((p[:, 0, 0, 0].astype(float) - 40) / 80).astype(int)], {"c": "honest"}
+    )
+    scene = Scene(data, "white", BadNets(32, 0, 3, "white"), 1, Classifier(box, {"c": "fooled"}), honest)
+    row = evaluate(scene, Nothing(), 0, Store(None))
+    assert row == {
+        "CA": [100, 100], "ASR": [70, 70], "PA": [30, 100], "PA others": [0, 70],
+        "clean classifier": {"CA": [100, 100], "ASR": [0, 70], "PA": [100, 100], "PA others": [70, 70]},
+    }  # fmt: skip
+
+
+def test_wilsons_interval():
+    """Against the closed form, and where the normal approximation fails."""
+    for hits, of in ((0, 10), (7, 10), (990, 1000), (10, 10)):
+        z, p = 1.959963984540054, hits / of
+        middle = (p + z * z / (2 * of)) / (1 + z * z / of)
+        half = z / (1 + z * z / of) * np.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
+        assert interval(Rate(hits, of)) == pytest.approx((100 * (middle - half), 100 * (middle + half)), abs=1e-9)
+
+
+@pytest.fixture
+def workshop():
+    return tables.Workshop(FakeEngine(make_spec(canvas=32)), "cifar10", 32, Counting)
+
+
+def test_every_line_of_every_table_names_a_defence(workshop):
+    for name, table in tables.TABLES.items():
+        for line in table.defences:
+            made = {workshop.make(line, attack).name for attack in table.attacks}
+            assert all(made), (name, line)
+    assert not set(tables.ALL_ATTACKS) - set(attacks.ATTACKS)
+
+
+def test_the_papers_settings(workshop):
+    assert tables.preset("cifar10", "badnets") == {"transforms": "blur2+gray", "lam": 10.0, "profile": "paper"}
+    assert tables.preset("gtsrb", "enhanced-blended")["lam"] == 2
+    assert tables.preset("imagenette", "physicalba")["transforms"] == "blur4"
+    assert workshop.make("zip-paper", "blended").describe()["lam"] == 2
+    assert workshop.make("zip-paper transforms=blur4 steps=7", "blended").name == "blur4 + ZIP (lambda 2, 7 steps)"
+    assert workshop.make("diffpure", "badnets").evaluations == workshop.make("zip-paper", "badnets").evaluations == 20
+    assert workshop.make("sampdetox published", "badnets").evaluations == 140
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("zap", "wanted one of zip"), ("zip lam", "'lam' in 'zip lam'"), ("zip lam=x", "lam=x"), ("blur 4", '"published"'),
+     ("zip colour=1", "colour=1")],
+)  # fmt: skip
+def test_a_line_that_names_nothing_is_refused(workshop, line, said):
+    with pytest.raises(InputError, match=said):
+        workshop.make(line, "badnets")
+
+
+def test_the_papers_figures_are_where_they_belong():
+    assert paper.figures("cifar10", "badnets", "zip-paper") == (78.97, 5.53, 79.10)
+    assert paper.figures("imagenette", "blended", "blur+ddnm") == (85.37, 93.37, 15.46)
+    assert paper.figures("cifar10", "blended", "bdmae") == (78.57, 99.88, None)
+    # Table 1's row of ZIP is Table 2's cell for the setting that `preset` has
+    for attack in tables.PAPER_ATTACKS:
+        line = f"zip-paper transforms={tables.preset('imagenette', attack)['transforms']}"
+        assert paper.figures("imagenette", attack, line) == paper.figures("imagenette", attack, "zip-paper")
+    assert paper.figures("gtsrb", "white", "zip") is None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An ImageFolder of two classes that a net tells apart in an epoch: 160 pictures to train with, 64 to test."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(3)
+    for split, n in (("train", 80), ("test", 32)):
+        for label, level in (("dark", 60), ("light", 180)):
+            place = root / "two" / split / label
+            place.mkdir(parents=True)
+            for i in range(n):
+                x = rng.integers(-40, 40, (32, 32, 3)) + level
+                Image.fromarray(x.astype(np.uint8)).save(place / f"{i}.png")
+    return root
+
+
+def command(folder, tmp_path, *words):
+    return [*words, "--dataset", "two", "--data", str(folder), "--pictures", "64", "--target", "1", "--rate", "0.2",
+            "--cache", str(tmp_path / "cache"), "--results", str(tmp_path), "--epochs", "20"]  # fmt: skip
+
+
+def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsys, monkeypatch):
+    words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "2", "--defence", "none", "--defence",
+                    "blur", "--defence", "zip profile=fast", "--defence", "zip-paper steps=2 start=100")  # fmt: skip
+    defense.main(words)
+    printed = capsys.readouterr().out
+    content = json.loads((tmp_path / "defense-two.json").read_text())
+    assert len(content["rows"]) == 6  # two seeds of ZIP, one of the others
+    for row in content["rows"].values():
+        assert row["CA"][1] == 64 and row["ASR"][1] == 32 and row["attack"] == "white"
+        assert all(0 <= row[name][0] <= row[name][1] for name in ("CA", "ASR", "PA", "PA others"))
+        assert row["clean classifier"]["CA"][1] == 64
+        for kind in ("data", "triggers", "classifiers", "defences"):
+            assert row[kind] in content[kind]
+        assert content["runs"][row["run"]]["versions"]["torch"]
+    (none,) = [r for r in content["rows"].values() if r["defence"] == "none"]
+    assert none["clean classifier"]["CA"] == [64, 64] and none["CA"][0] >= 60
+    assert "ZIP (lambda 10, 4 steps)" in printed and "seeds" in printed
+
+    # all is known now: no defence runs, no classifier is trained, and the record keeps its rows
+    def never(*_, **__):
+        raise AssertionError("it was done before")
+
+    with monkeypatch.context() as m:
+        m.setattr("zipsdk.Purifier.run", never)
+        m.setattr("bench.defense.evaluate", never)
+        m.setattr("bench.classifiers._Training.epoch", never)
+        defense.main(words)
+    again = json.loads((tmp_path / "defense-two.json").read_text())
+    assert again["rows"] == content["rows"]
+    assert capsys.readouterr().out.splitlines()[-4:] == printed.splitlines()[-4:]
+
+    # a page can be drawn of it
+    monkeypatch.setattr(results_page, "DOCS", tmp_path)
+    page = results_page.section("two", again)
+    assert "No defence" in page or "no defence" in page.lower()
+    assert f"{100 * none['CA'][0] / 64:.1f}" in page
+    assert (tmp_path / "defense-two.png").stat().st_size > 5000
+
+
+def test_costs_and_a_sheet(folder, tmp_path, capsys):
+    defense.main([*command(folder, tmp_path, "cost"), "--defence", "blur", "--defence", "zip profile=fast",
+                  "--cost-pictures", "4"])  # fmt: skip
+    cost = json.loads((tmp_path / "defense-two.json").read_text())["cost"]
+    assert cost["zip profile=fast"]["ms"] > cost["blur"]["ms"] > 0
+    assert cost["zip profile=fast"]["evaluations"] == 4
+    defense.main(command(folder, tmp_path, "sheet", "--attacks", "white"))
+    with Image.open(tmp_path / "defense-two.png") as page:
+        assert page.width > 1000
+
+
+def test_a_users_own_black_box(folder, tmp_path, capsys):
+    defense.main([*command(folder, tmp_path, "table1", "--attacks", "white", "--defence", "none"),
+                  "--classifier", "test_defense:bright"])  # fmt: skip
+    (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
+    assert row["CA"] == [64, 64] and row["ASR"] == [0, 32] and "clean classifier" not in row
+
+
+def bright(pictures):
+    share = pictures.mean((1, 2, 3)) / 255
+    return np.stack([1 - share, share], 1)
+
+
+def test_no_data_is_said(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        defense.main(command(tmp_path, tmp_path, "table1"))
+    assert stopped.value.code == 1 and "got no two for test" in capsys.readouterr().err
