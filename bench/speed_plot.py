@@ -1,0 +1,233 @@
+"""Draw a record of `bench.speed`: the paper's Figure 3 with our bars beside it, and where the time goes.
+
+    python -m bench.speed_plot bench/results/speed.json -o docs
+
+The paper gives its figure's ratios in words (section 4.4.3) and its seconds nowhere, so its bars stand as ratios. Each
+drawing is written as PNG and SVG, named as the record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+#: Colours that stay apart in grey and for the colour-blind (Okabe and Ito), by row letter.
+COLOURS = {"a": "#999999", "b": "#0072B2", "c": "#56B4E9", "d": "#009E73", "e": "#D55E00", "f": "#E69F00",
+           "g": "#CC79A7"}  # fmt: skip
+GROUPS = {"a": "classifier", "b": "ZIP, one picture to a canvas", "c": "ZIP, many at once", "d": "ZIP behind the guard",
+          "e": "BDMAE", "f": "diffusion peers, same UNet", "g": "ZIP in plain torch, same weights"}  # fmt: skip
+PARTS = {"decode": "#999999", "copy": "#F0E442", "tile": "#56B4E9", "UNet": "#0072B2", "step": "#009E73",
+         "noise": "#E69F00", "encode": "#CC79A7"}  # fmt: skip
+PHASES = {"python": "#999999", "import": "#E69F00", "load": "#56B4E9", "run": "#0072B2"}
+OURS, PAPER, IDEAL = "#009E73", "#000000", "#D55E00"
+
+
+def duration(ms: float) -> str:
+    """Three digits and a unit."""
+    for limit, unit, size in ((1e3, "ms", 1.0), (6e4, "s", 1e3), (3.6e6, "min", 6e4)):
+        if ms < limit:
+            return f"{ms / size:.3g} {unit}"
+    return f"{ms / 3.6e6:.3g} h"
+
+
+def machine(record: dict[str, Any]) -> str:
+    """What it was measured on, in a line."""
+    runs, where = record["runs"], record["machine"]
+    place = runs.get("device") or f"{where['processor']}, {runs.get('threads', where['cores'])} threads"
+    quick = ", quick run" if record["quick"] else ""
+    return f"{record['model']} on {place}; {runs.get('engine', '')}; {record['date'][:10]}{quick}"
+
+
+def times(axes: Axes, record: dict[str, Any]) -> None:
+    """Time a picture, a bar for each row, on a logarithmic axis."""
+    rows = sorted((r for r in record["rows"] if "ms" in r), key=lambda r: ("abcdgef".index(r["letter"]), r["label"]))
+    gone = [r for r in record["rows"] if "ms" not in r]
+    longest = max(r["ms"]["high"] for r in rows)
+    shortest = min(r["ms"]["low"] for r in rows)
+    for y, r in enumerate(rows):
+        ms = r["ms"]
+        axes.barh(y, ms["median"], color=COLOURS[r["letter"]], height=0.74)
+        if ms["high"] > ms["low"]:
+            axes.plot([ms["low"], ms["high"]], [y, y], color="black", linewidth=1.2)
+        scaled = "*" if r["measured_evaluations"] < r["evaluations"] else ""
+        count = f", {r['evaluations']} evaluations" if r["evaluations"] else ""
+        axes.text(max(ms["high"], ms["median"]) * 1.12, y, f"{duration(ms['median'])}{scaled}", va="center", fontsize=8,
+                  fontweight="bold")  # fmt: skip
+        axes.text(-0.008, y, f"{r['label']}{count}", va="center", ha="right", fontsize=8,
+                  transform=axes.get_yaxis_transform())  # fmt: skip
+    axes.set(xscale="log", xlim=(shortest / 3, longest * 6), ylim=(len(rows) - 0.4, -0.6), yticks=[],
+             xlabel="ms a picture: median, quartiles (log scale)")  # fmt: skip
+    axes.set_title("Time a picture, all in one run", fontsize=11, loc="left")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    notes = ["* timed on a few evaluations and scaled up"] * any(
+        r["measured_evaluations"] < r["evaluations"] for r in rows)  # fmt: skip
+    notes += [f"left out: {r['label']}: {r['left_out']}" for r in gone]
+    if notes:
+        text = "\n".join(textwrap.shorten(n, 130, placeholder=" ...") for n in notes)
+        axes.text(0, -0.075, text, transform=axes.transAxes, va="top", ha="left", fontsize=7.5, color="#444444")
+
+
+def comparisons(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The paper's ratios and ours, and what bounds them."""
+    rows = {r["key"]: r for r in record["rows"] if "ms" in r}
+
+    def over(key: str, base: str) -> float | None:
+        return rows[base]["ms"]["median"] / rows[key]["ms"]["median"] if key in rows and base in rows else None
+
+    gates, tiles = record["gates"], record["tiles"]
+    whole, tiled = gates.get("guard-whole"), gates.get("guard-tiled")
+    share = (whole or tiled or {"flagged_share": 0.05})["flagged_share"]
+    return [
+        {"label": f"tiling, {tiles} to a canvas", "ours": over("tiled", "whole"), "paper": 33, "ideal": tiles,
+         "ideal label": f"ideal {tiles}x"},
+        {"label": f"detection, {share:.1%} flagged\n(over purifying everything)",
+         "ours": whole and whole["measured"], "paper": 39, "ideal": whole and whole["bound"],
+         "ideal label": whole and f"1/(p + t_det/T) = {whole['bound']:.3g}x"},
+        {"label": "detection and tiling\n(over one to a canvas)", "ours": over("guard-tiled", "whole")},
+        {"label": "all flagged, whole canvas\n(over purifying everything)",
+         "ours": (gates.get("guard-whole-all") or {}).get("measured"),
+         "ideal": (gates.get("guard-whole-all") or {}).get("bound"), "ideal label": "its bound"},
+        {"label": "tiled ZIP over BDMAE", "ours": over("tiled", "bdmae"), "paper": 3},
+        {"label": "tiled ZIP, fast profile,\nover BDMAE", "ours": over("tiled-fast", "bdmae")},
+        {"label": "whole canvas, over the authors'\nloop in eager torch", "ours": over("whole", "authors")},
+    ]  # fmt: skip
+
+
+def ratios(axes: Axes, record: dict[str, Any]) -> None:
+    """Speed-ups beside the paper's."""
+    lines = [c for c in comparisons(record) if c["ours"]]
+    top = max([100.0, *(c["ours"] for c in lines)])
+    bottom = min([0.8, *(c["ours"] / 1.5 for c in lines)])
+    for y, c in enumerate(lines):
+        axes.barh(y, c["ours"] - bottom, left=bottom, color=OURS, height=0.5)
+        axes.text(c["ours"] * 1.07, y, f"{c['ours']:.3g}x", va="center", fontsize=9, fontweight="bold",
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85})  # fmt: skip
+        for key, colour, style in (("paper", PAPER, "-"), ("ideal", IDEAL, ":")):
+            if c.get(key):
+                axes.plot([c[key]] * 2, [y - 0.4, y + 0.4], color=colour, linestyle=style, linewidth=2.2)
+        said = [f"paper {c['paper']}x"] if c.get("paper") else []
+        said += [c["ideal label"]] if c.get("ideal") else []
+        axes.text(bottom * 1.05, y + 0.4, "; ".join(said), va="center", fontsize=7.5, color="#444444")
+    axes.set(xscale="log", xlim=(bottom, top * 2.2), ylim=(len(lines) - 0.35, -0.6), xlabel="times faster (log scale)")
+    axes.set_yticks(range(len(lines)), [c["label"] for c in lines], fontsize=8.5)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.set_title("The paper's speed-ups and ours", fontsize=11, loc="left")
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, color=OURS), plt.Line2D([], [], color=PAPER, linewidth=2.2),
+        plt.Line2D([], [], color=IDEAL, linestyle=":", linewidth=2.2),
+    ]  # fmt: skip
+    axes.legend(handles, ["measured here", "paper, Figure 3", "ideal or analytic bound"], fontsize=8, loc="lower right")
+    notes = [f"paper, {p['times']}x {p['what']}: {p['implies']}" for p in record["paper"]]
+    if record["guard"]:
+        notes.append(f"flags here are {record['guard']['flags']}")
+    text = "\n".join(textwrap.fill(n, 92, subsequent_indent="   ") for n in notes)
+    axes.text(-0.3, -0.095, text, transform=axes.transAxes, va="top", ha="left", fontsize=7.5, color="#444444")
+
+
+def figure3(record: dict[str, Any]) -> Figure:
+    """Times on the left, ratios on the right."""
+    count = sum("ms" in r for r in record["rows"])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(17, 2.4 + 0.27 * count), width_ratios=(1, 1))
+    figure.subplots_adjust(left=0.27, right=0.985, top=0.9, bottom=0.2, wspace=0.34)
+    times(left, record)
+    ratios(right, record)
+    letters = [k for k in GROUPS if any(r["letter"] == k and "ms" in r for r in record["rows"])]
+    figure.legend([plt.Rectangle((0, 0), 1, 1, color=COLOURS[k]) for k in letters], [GROUPS[k] for k in letters],
+                  loc="upper left", ncols=len(letters), fontsize=8, frameon=False, bbox_to_anchor=(0.005, 0.955),
+                  handlelength=1.2, columnspacing=1.2)  # fmt: skip
+    figure.text(0.01, 0.985, f"What purification costs: {machine(record)}", fontsize=12, va="top", fontweight="bold")
+    return figure
+
+
+def breakdown(record: dict[str, Any]) -> Figure | None:
+    """Where the time of `run` goes, and a cold start; None where neither was measured."""
+    found = [record[k] for k in record if k.startswith("overhead")]
+    start = record.get("startup")
+    if not found and not start:
+        return None
+    figure, axes = plt.subplots(1, 3, figsize=(17, 3.6), width_ratios=(1, 1, 1), layout="constrained")
+    figure.suptitle(f"Where the time goes: {machine(record)}", fontsize=12, fontweight="bold", x=0.01, ha="left")
+    names = []
+    for y, part in enumerate(found):
+        n, side = part["pictures"], part["size"][0]
+        where = f"on a canvas of {part['canvas']}" if part["canvas"] else "at own size"
+        names.append(f"{n} of {side} px\n{where}\n{part['evaluations']} evaluations")
+        stack(axes[0], y, part["ms"], PARTS)
+        stack(axes[1], y, {k: v for k, v in part["ms"].items() if k != "UNet"}, PARTS)
+        total = sum(part["ms"].values()) - part["ms"]["UNet"]
+        axes[1].text(total, y, f"  {part['not_unet']:.1%} of run", va="center", fontsize=8.5)
+    for axis, title in ((axes[0], "One run, files to files"), (axes[1], "The same without the UNet")):
+        axis.set_yticks(range(len(names)), names, fontsize=8.5)
+        axis.set(xlabel="ms a picture", ylim=(max(len(names), 2) - 0.5, -0.6))
+        axis.set_title(title, fontsize=11, loc="left")
+        axis.margins(x=0.2)
+    axes[0].legend(*legend(PARTS), fontsize=8, loc="upper right", ncols=2)
+    if start:
+        for y, name in enumerate(n for n in ("zipsdk", "torch") if n in start):
+            phases = {k: v["median"] for k, v in start[name].items()}
+            first = phases.pop("first")
+            stack(axes[2], y, {"python": max(0.0, first - sum(phases.values())), **phases}, PHASES)
+            axes[2].text(first, y, f"  {first:.2f} s", va="center", fontsize=9, fontweight="bold")
+        axes[2].set_yticks(range(y + 1), ["zipsdk", "torch, eager"][: y + 1], fontsize=9)
+        axes[2].set(xlabel="seconds from the start of a fresh process", ylim=(max(y + 1, 2) - 0.5, -0.6))
+        axes[2].legend(*legend(PHASES), fontsize=8, loc="upper right")
+        axes[2].margins(x=0.25)
+        side = start["picture"]
+        sooner = f", {start['sooner']['median']:.2g}x sooner" if "sooner" in start else ""
+        axes[2].set_title(f"First purified picture ({side} px){sooner}", fontsize=11, loc="left")
+    else:
+        axes[2].set_visible(False)
+    for axis in axes:
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+    return figure
+
+
+def stack(axes: Axes, y: float, values: dict[str, float], colours: dict[str, str]) -> None:
+    left = 0.0
+    for name, value in values.items():
+        axes.barh(y, value, left=left, color=colours[name], height=0.5)
+        left += value
+
+
+def legend(colours: dict[str, str]) -> tuple[list[Any], list[str]]:
+    return [plt.Rectangle((0, 0), 1, 1, color=c) for c in colours.values()], list(colours)
+
+
+def draw(record: dict[str, Any], folder: Path, name: str = "speed") -> list[Path]:
+    """Write the drawings; the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for suffix, figure in (("", figure3(record)), ("-parts", breakdown(record))):
+        if figure is not None:
+            for kind in ("png", "svg"):
+                out.append(folder / f"{name}{suffix}.{kind}")
+                figure.savefig(out[-1], dpi=110, metadata={"Date": None} if kind == "svg" else None)
+            plt.close(figure)
+    return out
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m bench.speed_plot", description=__doc__.split("\n")[0])
+    p.add_argument("record", type=Path)
+    p.add_argument("-o", "--out", type=Path, required=True, help="folder")
+    args = p.parse_args()
+    for file in draw(json.loads(args.record.read_text()), args.out, args.record.stem):
+        print(file)
+
+
+if __name__ == "__main__":
+    main()

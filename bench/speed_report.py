@@ -1,0 +1,123 @@
+"""What `bench.speed` has measured, as lines, claims and a table; `bench.speed_plot` draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bench.speed_guard import gate
+from bench.speed_rows import Bench, Row, quartiles
+
+
+def ratios(samples: dict[str, list[float]], key: str, base: str) -> dict[str, float] | None:
+    """How many times faster `key` was than `base`, round by round; None where one of them was not measured."""
+    if not samples.get(key) or not samples.get(base):
+        return None
+    return quartiles([b / k for k, b in zip(samples[key], samples[base], strict=False)])
+
+
+def results(state: Any, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The table's lines. `state` is `bench.speed.State`."""
+    out = []
+    for row in rows:
+        line = {**row.describe(), **state.rows.get(row.key, {})}
+        if row.key in state.left_out:
+            line["left_out"] = state.left_out[row.key]
+        elif state.samples.get(row.key):
+            seconds = state.samples[row.key]
+            line |= {"ms": quartiles([1e3 * s for s in seconds]), "mean_ms": 1e3 * sum(seconds) / len(seconds),
+                     "rounds": len(seconds), "over_b": ratios(state.samples, row.key, "whole"),
+                     "over_g": ratios(state.samples, row.key, "authors")}  # fmt: skip
+        else:
+            line["left_out"] = "not reached"
+        out.append(line)
+    return out
+
+
+def claims(state: Any, bench: Bench) -> list[dict[str, Any]]:
+    """What it should show, and what it did; None where it was not measured."""
+    samples, parts = state.samples, state.parts
+    out: list[dict[str, Any]] = []
+
+    def claim(what: str, wanted: str, got: float | None, met: Callable[[float], bool]) -> None:
+        out.append({"claim": what, "wanted": wanted, "got": got, "met": None if got is None else met(got)})
+
+    def middle(key: str, base: str) -> float | None:
+        ratio = ratios(samples, key, base)
+        return ratio and ratio["median"]
+
+    if bench.tiles > 1:
+        least = 60 / 64 * bench.tiles
+        claim(f"tiling {bench.tiles} to a canvas over one to a canvas", f"at least {least:.0f}",
+              middle("tiled", "whole"), lambda x: x >= least)  # fmt: skip
+    for n in (1, bench.tiles) if f"own-{bench.tiles}" in samples else ():
+        claim(f"run over the clean loop in eager torch, {n} at once", "at least 1.5", middle(f"own-{n}", f"eager-{n}"),
+              lambda x: x >= 1.5)  # fmt: skip
+    claim("run over the authors' loop in eager torch, whole canvas", "at least 1.5", middle("whole", "authors"),
+          lambda x: x >= 1.5)  # fmt: skip
+    for key, measured in gates(state).items():
+        claim(f"{key} over its bound", "at least 0.95", measured["of_bound"]["median"], lambda x: x >= 0.95)
+    if "overhead" in parts:
+        claim("share of run that is not the UNet", "at most 0.03", parts["overhead"]["not_unet"], lambda x: x <= 0.03)
+    if "startup" in parts:
+        start = parts["startup"]
+        claim("import zipsdk, seconds", "under 0.3", start["zipsdk"]["import"]["median"], lambda x: x < 0.3)
+        if "torch" in start:
+            claim("first picture from a cold start, over torch", "at least 3", start["sooner"]["median"],
+                  lambda x: x >= 3)  # fmt: skip
+    return out
+
+
+def gates(state: Any) -> dict[str, dict[str, Any]]:
+    found = {}
+    for how in ("whole", "tiled"):
+        for key in (f"guard-{how}", f"guard-{how}-all"):
+            if all(state.samples.get(k) for k in (key, "detect", f"{how}-classify")):
+                found[key] = gate(state.samples, state.counts, how, key)
+    return found
+
+
+#: Of section 4.4.3, and what follows from them; the bars' seconds are in its figure alone.
+PAPER = [
+    {"what": "tiling over one to a canvas", "times": 33, "implies": "64 pictures share a canvas: the ideal is 64"},
+    {"what": "detection over purifying everything", "times": 39,
+     "implies": "p + t_det / T is 1/39 = 2.6%, so fewer than 2.6% can have been flagged, of 5% poisoned"},
+    {"what": "ZIP over BDMAE", "times": 3, "implies": "50 passes of its autoencoder a picture"},
+]  # fmt: skip
+
+
+def cell(line: dict[str, Any]) -> list[str]:
+    if "left_out" in line:
+        return [line["letter"], line["label"], f"left out: {line['left_out']}", "", "", "", "", ""]
+    ms, runs, check = line["ms"], line.get("runs", {}), line.get("check", {})
+    psnr = "same" if check.get("identical") else f"{check['psnr_db']:.1f}" if "psnr_db" in check else "-"
+    count = str(line["evaluations"])
+    if line["measured_evaluations"] < line["evaluations"]:
+        count += f" ({line['measured_evaluations']} measured)"
+    where = "+".join(p.replace("ExecutionProvider", "") for p in runs.get("providers", []))
+    times = [f"{r['median']:.3g}x" if (r := line[k]) else "-" for k in ("over_b", "over_g")]
+    return [line["letter"], line["label"], f"{ms['median']:.4g} [{ms['low']:.4g}, {ms['high']:.4g}]", *times, count,
+            f"{runs.get('engine', '')} {where}", psnr]  # fmt: skip
+
+
+HEADER = ["", "row", "ms a picture [quartiles]", "over (b)", "over (g)", "evaluations", "runs on", "PSNR, dB"]
+
+
+def table(payload: dict[str, Any]) -> str:
+    """For the terminal."""
+    lines = [HEADER, *map(cell, payload["rows"])]
+    short = [len(line[2]) for line in lines if not line[2].startswith("left out")]
+    widths = [max(len(line[i]) for line in lines) if i != 2 else max(short) for i in range(len(HEADER))]
+    out = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    out += ["", *(f"note: {line['label']}: {line['note']}" for line in payload["rows"] if line["note"]), ""]
+    for key, g in payload["gates"].items():
+        out.append(f"{key}: {g['decisions']} decisions, {g['flagged_share']:.1%} flagged; "
+                   f"t_det {g['detect_ms']:.3g} ms, T {g['purify_ms']:.4g} ms: bound {g['bound']:.3g}x, measured {g['measured']:.3g}x")  # fmt: skip
+    if payload["guard"]:
+        out.append(f"flags are {payload['guard']['flags']}")
+    out.append("")
+    for c in payload["claims"]:
+        got = "not measured" if c["got"] is None else f"{c['got']:.3g}"
+        verdict = {None: "-", True: "met", False: "NOT MET"}[c["met"]]
+        out.append(f"{verdict:<8} {c['claim']}: {got} (wanted {c['wanted']})")
+    return "\n".join(out)

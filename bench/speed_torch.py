@@ -1,0 +1,213 @@
+"""ZIP's loop in plain torch, four ways: what the SDK's loop is compared with. It imports torch and no part of zipsdk.
+
+    authors     the paper's lines one by one, and around them what the published implementation does at each step: the
+                schedule is summed up anew, twice; the upsampled picture is begun as zeros on the host and carried over,
+                once for each of its two uses; x_t goes to the host, is kept there, and comes back
+    eager       the same lines without that
+    scheduler   a DDIM scheduler's `step`, as pipelines of diffusers are built, and the correction of x0 added to what
+                it gives; written here, diffusers itself takes no part
+    compiled    `eager` through torch.compile, UNet and step
+
+All are the paper's setting for CIFAR-10: A_1 averages cells of 2 x 2 pixels, A_2 is the mean of the colours, lambda 10,
+eta 1, 20 evaluations. Operators and formulas are in the paper (3.2, algorithm 2); what the published implementation
+does was read there, none of its code is here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+U8 = npt.NDArray[np.uint8]
+#: Standard normals for a time step, -1 for x_T: float32 like the state.
+Draw = Callable[[int], Tensor]
+#: The time step whose draw is x_T.
+FIRST = -1
+LAMBDA = 10.0
+KINDS = ("authors", "eager", "scheduler", "compiled")
+
+
+class Row(NamedTuple):
+    """One step: time, alpha-bar there and at the next visited step, deviation of the fresh noise."""
+
+    t: int
+    ab: float
+    ab_next: float
+    s: float
+
+    @property
+    def d(self) -> float:
+        """Of the predicted noise, what stays."""
+        return max(0.0, 1.0 - self.ab_next - self.s**2) ** 0.5
+
+
+def schedule(steps: int = 20, beta_start: float = 1e-4, beta_end: float = 0.02, timesteps: int = 1000) -> list[Row]:
+    """Linear betas, a stride of T / steps, ancestral noise."""
+    betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
+    ab = (1 - betas).cumprod(0).tolist()
+    stride = timesteps // steps
+    rows = []
+    for t in range((steps - 1) * stride, -1, -stride):
+        after = ab[t - stride] if t else 1.0
+        s = ((1 - after) / (1 - ab[t]) * (1 - ab[t] / after)) ** 0.5
+        rows.append(Row(t, ab[t], after, s))
+    return rows
+
+
+def pool(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2)
+
+
+def repeat(y: Tensor) -> Tensor:
+    return y.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def grey(x: Tensor) -> Tensor:
+    return x.mean(1, keepdim=True)
+
+
+def spread(y: Tensor) -> Tensor:
+    return y.repeat(1, 3, 1, 1)
+
+
+def repeat_through_host(y: Tensor) -> Tensor:
+    """`repeat`, added to zeros that are made on the host."""
+    n, c, h, w = y.shape
+    zeros = torch.zeros(n, c, h, 2, w, 2).to(y.device)
+    return (zeros + y.view(n, c, h, 1, w, 1)).view(n, c, 2 * h, 2 * w)
+
+
+def paper_step(
+    x: Tensor, e: Tensor, x_p: Tensor, z: Tensor, ab: Any, ab_next: Any, s: Any, d: Any, up: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Algorithm 2, lines 5 to 11. The coefficients may be numbers or tensors; `up` is the blur's pseudo-inverse."""
+    hats = []
+    for a, pinv in ((pool, up), (grey, spread)):
+        hats.append(ab**0.5 * pinv(a(x_p)) + (x - pinv(a(x))) + pinv(a((1 - ab) ** 0.5 * e)))
+    x_hat = (hats[0] + hats[1]) / 2
+    x_tilde = (1 - ab**LAMBDA) * x_hat + ab**LAMBDA * x
+    x_0 = (x_tilde - (1 - ab) ** 0.5 * e) / ab**0.5
+    return ab_next**0.5 * x_0 + d * e + s * z
+
+
+class Scheduler:
+    """DDIM (Song et al. 2021, equation 12) in the interface of diffusers' schedulers."""
+
+    def __init__(self, rows: list[Row]):
+        self.timesteps = [row.t for row in rows]
+        self._rows = {row.t: row for row in rows}
+
+    def step(self, e: Tensor, t: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(x at the next step, the estimate of x0)."""
+        row = self._rows[t]
+        x_0 = (x - (1 - row.ab) ** 0.5 * e) / row.ab**0.5
+        return row.ab_next**0.5 * x_0 + row.d * e + row.s * z, x_0
+
+    def corrected(self, x_next: Tensor, x_0: Tensor, x_p: Tensor, t: int) -> Tensor:
+        """What a pipeline's callback does to x_next so that x0 is held to the picture."""
+        row = self._rows[t]
+        off = x_p - x_0
+        projected = (repeat(pool(off)) + spread(grey(off))) / 2
+        return x_next + row.ab_next**0.5 * (1 - row.ab**LAMBDA) * projected
+
+
+class Loop:
+    """Pictures in, pictures out: ``Loop(module, "eager")(uint8 (N, H, W, 3))``.
+
+    Args:
+        module: (x float32 (N, 3, H, W), t (N,)) -> eps like x; it is moved to `where`.
+        kind: one of `KINDS`.
+        steps: evaluations.
+        where: a torch device.
+        betas: beta_start, beta_end, timesteps.
+    """
+
+    def __init__(self, module: nn.Module, kind: str, steps: int = 20, where: str = "cpu",
+                 betas: tuple[float, float, int] = (1e-4, 0.02, 1000)):  # fmt: skip
+        self.module = module.to(where).eval().requires_grad_(False)
+        self.kind, self.where, self.betas = kind, torch.device(where), betas
+        self.rows = schedule(steps, *betas)
+        self._walk: Callable[[Tensor, Draw], Tensor] = getattr(self, f"_{kind}")
+        if kind == "compiled":
+            self._network, self._step = torch.compile(self.module), torch.compile(paper_step)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: U8, draw: Draw | None = None) -> U8:
+        """Purify pictures.
+
+        Args:
+            draw: the noise, by time step; torch's own if None.
+        """
+        x_p = torch.from_numpy(pictures).to(self.where).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = self._walk(x_p, draw or (lambda t: torch.randn_like(x_p)))
+        out = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return np.ascontiguousarray(out.permute(0, 2, 3, 1).cpu().numpy())
+
+    def _times(self, x: Tensor, t: int) -> Tensor:
+        return torch.full((len(x),), float(t), device=x.device)
+
+    def _authors(self, x_p: Tensor, draw: Draw) -> Tensor:
+        start, end, count = self.betas
+        betas = torch.linspace(start, end, count, device=self.where)
+
+        def alpha_bar(t: int) -> Tensor:
+            before = torch.cat([torch.zeros(1, device=self.where), betas])
+            return (1 - before).cumprod(0).index_select(0, torch.tensor([t + 1], device=self.where)).view(1, 1, 1, 1)
+
+        times = [row.t for row in self.rows]
+        kept = [draw(FIRST).cpu()]
+        for t, after in zip(times, [*times[1:], -1], strict=True):
+            ab, ab_next = alpha_bar(t), alpha_bar(after)
+            x = kept[-1].to(self.where)
+            e = self.module(x, self._times(x, t))
+            s = (1 - ab / ab_next).sqrt() * ((1 - ab_next) / (1 - ab)).sqrt()
+            d = (1 - ab_next - s**2).clamp_min(0).sqrt()
+            kept.append(paper_step(x, e, x_p, draw(t), ab, ab_next, s, d, repeat_through_host).cpu())
+        return kept[-1].to(self.where)
+
+    def _eager(self, x_p: Tensor, draw: Draw) -> Tensor:
+        x = draw(FIRST)
+        for row in self.rows:
+            e = self.module(x, self._times(x, row.t))
+            x = paper_step(x, e, x_p, draw(row.t), row.ab, row.ab_next, row.s, row.d, repeat)
+        return x
+
+    def _compiled(self, x_p: Tensor, draw: Draw) -> Tensor:
+        x = draw(FIRST)
+        for row in self.rows:
+            # as tensors, because a number would be compiled in, once for each step
+            ab, ab_next, s, d = (torch.tensor(v, device=self.where) for v in (row.ab, row.ab_next, row.s, row.d))
+            e = self._network(x, self._times(x, row.t))
+            x = self._step(x, e, x_p, draw(row.t), ab, ab_next, s, d, repeat)
+        return x
+
+    def _scheduler(self, x_p: Tensor, draw: Draw) -> Tensor:
+        scheduler, x = Scheduler(self.rows), draw(FIRST)
+        for t in scheduler.timesteps:
+            e = self.module(x, self._times(x, t))
+            x_next, x_0 = scheduler.step(e, t, x, draw(t))
+            x = scheduler.corrected(x_next, x_0, x_p, t)
+        return x
+
+
+def load(path: str | Path) -> nn.Module:
+    """A UNet from a safetensors file that `export.train` left, by the shortest way there is."""
+    from safetensors import safe_open
+
+    from export.unet import UNet, UNetConfig
+
+    with safe_open(path, "pt") as file:
+        config = UNetConfig.from_dict(json.loads(file.metadata()["config"]))
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with torch.device("meta"):
+        model = UNet(config)
+    model.load_state_dict(state, assign=True)
+    return model.float().eval().requires_grad_(False)
