@@ -98,6 +98,101 @@ def test_it_leaves_clean_pictures_as_they_are(clean):
     np.testing.assert_array_equal(BDMAE(Inpaint()).run(clean, 3, classify=Patched()), clean)
 
 
+def search(pictures, restorer, classify, seed=5) -> bdmae._Search:
+    return bdmae._Search(BDMAE(restorer), pictures, classify, [bdmae.generator(seed, p) for p in pictures])
+
+
+def test_first_scores_count_labels_and_unlikeness(clean):
+    """Worked out again, one picture and one pixel at a time, from the masks that were drawn."""
+    restorer = Inpaint()
+    pixel = (20, 11)  # token 10 * 16 + 5
+
+    def classify(pictures):
+        """Whether that pixel is what it was."""
+        here = pictures[:, pixel[0], pixel[1]]
+        return np.eye(2)[(here == clean[: len(pictures), pixel[0], pixel[1]]).all(-1).astype(int)]
+
+    by_image, by_label = search(clean[:3], restorer, classify).first_scores()
+    hidden = torch.stack([h for _, h in restorer.seen]).numpy()
+    assert hidden.shape == (25, 3, 256)
+    x = torch.from_numpy(clean[:3]).permute(0, 3, 1, 2).float() / 255
+    for i in range(3):
+        total, times, unlike = np.zeros((32, 32, 3)), np.zeros((32, 32, 1)), np.zeros((16, 16))
+        flips = np.zeros(25, bool)
+        for k in range(25):
+            gone = hidden[k, i].reshape(16, 16).repeat(2, 0).repeat(2, 1)[..., None]
+            y = Inpaint()(x[i : i + 1], torch.from_numpy(hidden[k, i : i + 1]))[0].permute(1, 2, 0).numpy()
+            total, times = total + gone * y, times + gone
+            shown = np.where(gone, np.rint(255 * y), clean[i])
+            flips[k] = (shown[pixel] != clean[i][pixel]).any()
+            if k % 5 == 4:
+                so_far = torch.from_numpy((total / times)[None]).permute(0, 3, 1, 2).float()
+                unlike += (1 - bdmae.ssim_map(x[i : i + 1], so_far)[0].numpy()[::2, ::2]) / 5
+        assert 0 < flips.sum() < 25 and hidden[flips, i, 165].all()
+        np.testing.assert_allclose(by_label[i], hidden[flips, i].sum(0) / 25)
+        np.testing.assert_allclose(by_image[i], unlike.ravel(), atol=1e-4)  # of float32 squares
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_refinement_moves_both_halves(clean, same):
+    restorer = Inpaint()
+    answers = iter([0, 0 if same else 1])
+    found = search(clean[:1], restorer, lambda x: np.eye(2)[[next(answers)]])
+    found.how = replace(found.how, refinements=1)
+    scores = np.linspace(0.3, 0.5, 256)[None]
+    moved = np.round((found.refined(scores, np.array([20])) - scores)[0] / 0.05)
+    half = restorer.seen[0][1][0].numpy()
+    top = np.arange(256) >= 236
+    assert half.sum() == 10 and top[half].all()
+    wanted = np.where(half, -1, np.where(top, 1, 0)) * (1 if same else -1)
+    np.testing.assert_array_equal(moved, wanted)
+    # nothing suspicious: one token is asked about all the same, and none beside it moves
+    found.labels_of = lambda x: found.labels
+    alone = found.refined(np.zeros((1, 256)), np.array([0]))
+    np.testing.assert_allclose(np.unique(alone, return_counts=True), [[-0.05, 0.0], [1, 255]])
+
+
+def test_what_is_refined_and_cut(clean):
+    found = search(clean[:2], Inpaint(), Patched())
+    by_image, by_label = np.zeros((2, 256)), np.zeros((2, 256))
+    by_image[0, :7], by_image[1, :3] = 0.2, 0.19
+    by_label[0, :30], by_label[1, :2] = 0.5, 0.8
+    sizes = []
+
+    def refined(scores, size):
+        sizes.append(size.tolist())
+        return scores + len(sizes)
+
+    def fused(scores):
+        np.testing.assert_allclose(scores, 0.3 * (by_image + 1) + 0.7 * (by_label + 2))
+        return found.x
+
+    found.how = replace(found.how, alpha=0.3)
+    found.first_scores, found.refined, found.fused = lambda: (by_image, by_label), refined, fused
+    np.testing.assert_array_equal(found.purified(), clean[:2])
+    assert sizes == [[7, 0], [15, 1]]
+
+
+def test_each_cut_adds_a_restoration(clean):
+    class Levels(Inpaint):
+        """0.1, 0.2, ... at one call after another."""
+
+        def __call__(self, pictures, hidden):
+            self.seen.append((pictures, hidden))
+            return torch.full_like(pictures, 0.1 * len(self.seen))
+
+    scores = np.zeros((2, 256))
+    scores[:, :5] = 0.61, 0.56, 0.46, 0.41, 0.39
+    scores[1, 100:180] = 0.45  # too much: cuts rise by a hundredth of their distance to 1 until these are below
+    out = search(clean[:2], Levels(), Patched()).fused(scores)[..., 0, ::2][:, 0, :6].numpy()
+    x = clean[:2, 0, :12:2, 0] / 255
+    np.testing.assert_allclose(out[0, :4], [0.3, 0.35, 0.45, 0.5], atol=1e-6)
+    np.testing.assert_allclose(out[0, 4:], x[0, 4:], atol=1e-6)
+    # 1 - 0.6 * 0.99 ** 9 = 0.452 is the first lowest cut that leaves them out; then come 0.498, 0.543, 0.589, 0.635
+    np.testing.assert_allclose(out[1, :3], [0.35, 0.4, 0.5], atol=1e-6)
+    np.testing.assert_allclose(out[1, 3:], x[1, 3:], atol=1e-6)
+
+
 def test_passes_and_queries_are_counted(triggered):
     restorer, classifier = Inpaint(), Patched()
     defence = BDMAE(restorer, batch=4)
