@@ -132,6 +132,7 @@ def test_descriptions_are_json_and_differ_whenever_the_output_does():
         *(DiffPure(a, 100, steps=None), DiffPure(a, 100, steps=21), DiffPure(a, 101), DiffPure(a, 100, "gray")),
         *(DDNM(a, "blur2", steps=21), DDNM(a, "blur2", eta=0.5), DDNM(a, narrow), DDNM(a, "blur4")),
         *(SampDetox(a), SampDetox(a, t1=21), SampDetox(a, t2=121), SampDetox(a, budget=21)),
+        *(SampDetox(a, data_range=255), SampDetox(a, data_range=2)),
         *(Zip(a, "blur2", steps=s, start=t) for s, t in ((20, None), (21, None), (20, 400), (21, 400))),
         *(Zip(a, "blur2+gray", combine="joint"), Zip(a, "blur2+gray", eta=0.5), Zip(a, "blur2+gray", lam=2.0)),
         *(Zip(a, "blur2", lam=float("inf")), Zip(a, [narrow]), Zip(a, OneOf(Blur(2), [Blur(4), Grayscale()]))),
@@ -146,7 +147,8 @@ def test_descriptions_are_json_and_differ_whenever_the_output_does():
 
 def test_names_tell_settings_apart():
     engine = FakeEngine()
-    names = [d.name for d in (*all_defences(engine), SampDetox(engine), algorithm_1(engine), ShrinkPad(8))]
+    names = [d.name for d in (*all_defences(engine), SampDetox(engine), SampDetox(engine, data_range=255))]
+    names += [d.name for d in (algorithm_1(engine), ShrinkPad(8))]
     assert len(set(names)) == len(names)
     assert algorithm_1(engine, "blur2").name == "blur2 + ZIP (lambda 10, Algorithm 1)"
 
@@ -176,6 +178,7 @@ def test_transforms_are_told_apart_by_what_they_do():
         lambda e: SampDetox(e, budget=1),
         lambda e: SampDetox(e, budget=141),
         lambda e: SampDetox(e, t1=1),
+        lambda e: SampDetox(e, data_range=0),
         lambda e: Zip(e, lam=0.0),
         lambda e: Zip(e, profile="best"),
     ],
@@ -379,8 +382,8 @@ def test_ddnm_takes_the_range_from_the_picture_and_the_rest_from_the_model():
 # ---- SampDetox
 
 
-def literal_ssim(x, y, at):
-    """Wang et al. 2004 at one place, Gaussian window of 11 with sigma 1.5, C1 = 0.01^2, C2 = 0.03^2 (range 1)."""
+def literal_ssim(x, y, at, top):
+    """Wang et al. 2004 at one place, Gaussian window of 11 with sigma 1.5, C1 = (0.01 range)^2, C2 = (0.03 range)^2."""
     i = np.arange(-5, 6)
     window = np.exp(-(i[:, None] ** 2 + i**2) / (2 * 1.5**2))
     window /= window.sum()
@@ -389,17 +392,18 @@ def literal_ssim(x, y, at):
     mx, my = (window * px).sum(), (window * py).sum()
     vx, vy = (window * (px - mx) ** 2).sum(), (window * (py - my) ** 2).sum()
     covariance = (window * (px - mx) * (py - my)).sum()
-    c1, c2 = 0.01**2, 0.03**2
+    c1, c2 = (0.01 * top) ** 2, (0.03 * top) ** 2
     return (2 * mx * my + c1) * (2 * covariance + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
 
 
-def test_ssim_map_is_the_formula(rng):
+@pytest.mark.parametrize("top", [1.0, 255.0])
+def test_ssim_map_is_the_formula(top, rng):
     x = rng.random((3, 20, 24))
     y = np.clip(x + rng.normal(0, 0.1, x.shape), 0, 1)
-    got = ssim_map(x, y)
+    got = ssim_map(x, y, top)
     for at in ((5, 5), (9, 12), (14, 18)):
         for c in range(3):
-            assert abs(got[c][at] - literal_ssim(x[c], y[c], at)) < 1e-12
+            assert abs(got[c][at] - literal_ssim(x[c], y[c], at, top)) < 1e-12
 
 
 def test_levels_are_the_formula_and_highest_where_the_pictures_differ():
@@ -461,6 +465,21 @@ def test_sampdetox_is_its_stages_one_after_the_other():
     want = second_stage(eps_model, x, level, defence.tables[1], Fixed())
     assert np.abs(defence.restore(eps_model, x_p, noise) - want).max() < ROUNDING
     assert len(set(noise.asked)) == len(noise.asked) == 2 + 19 + 119
+
+
+def test_sampdetox_takes_the_data_range():
+    """At 255 the map is all but a squared difference: of two places it takes the one that is further off in value,
+    at 1 the one whose structure is lost."""
+    x = np.full((3, 40, 40), 0.0)
+    x[:, :12, :12] += np.random.default_rng(0).uniform(-0.2, 0.2, (12, 12))
+    y = x.copy()
+    y[:, :12, :12] = 0.0  # a texture lost
+    y[:, 28:, 28:] += 0.15  # a flat place brighter
+    found = {top: np.unravel_index(levels(x, y, 120, top).argmax(), (40, 40)) for top in (1.0, 255.0)}
+    assert max(found[1.0]) < 20 and min(found[255.0]) > 20
+    batch = pictures(2)
+    given, plain = (SampDetox(FakeEngine(), budget=6, data_range=top).run(batch, 0) for top in (255.0, 1.0))
+    assert (given != plain).any()
 
 
 def test_sampdetox_budgets():

@@ -9,9 +9,13 @@ From the paper's formulas:
 
 What differs. The paper trains a UNet on the defended data set with a cosine schedule, we take ZIP's UNet and its linear
 schedule, which at t1 = 20 and t2 = 120 adds about twice the noise (standard deviation 0.08 and 0.38, cosine 0.04 and
-0.20). The released code has linear betas too, but T1 = T2 = 120, and gives SSIM a data range of 255 for pictures in
-[0, 1], which makes its constants swallow the picture's variance; here t1, t2 are the paper's and the range is 1. It
-draws one noise for all steps; here, as in DDPM, each step has its own.
+0.20). The released code has linear betas too, but T1 = T2 = 120; here t1, t2 are the paper's. It draws one noise for
+all steps; here, as in DDPM, each step has its own.
+
+The released code gives SSIM a data range of 255 for pictures in [0, 1]. By SSIM's definition that is 1, the default
+here. It matters: at 255 the constants outweigh the picture's variance, what is left is nearly a squared difference, and
+that can point at an opaque patch better than SSIM does, which finds flat, noisy background the least similar. So both
+are to be compared: ``data_range=255`` is as released.
 """
 
 from __future__ import annotations
@@ -43,17 +47,17 @@ WINDOW = 11
 _SECOND = 1 << 20
 
 
-def ssim_map(x: Array, y: Array) -> Array:
+def ssim_map(x: Array, y: Array, data_range: float = 1.0) -> Array:
     """SSIM of two pictures (3, H, W) in [0, 1] at each pixel and colour: (3, H, W); Gaussian window, sigma 1.5."""
     _, full = structural_similarity(x, y, full=True, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-                                    channel_axis=0, data_range=1.0)  # fmt: skip
+                                    channel_axis=0, data_range=data_range)  # fmt: skip
     return np.asarray(full)
 
 
-def levels(x: Array, restored: Array, t2: int) -> I64:
+def levels(x: Array, restored: Array, t2: int, data_range: float = 1.0) -> I64:
     """Noise levels 0..t2 of each pixel, int64 (H, W), for a picture and what the first stage made of it (3, H, W),
     both in [-1, 1]. Where the map is flat no pixel is worse than another, and none gets noise."""
-    similar = ssim_map(*(np.clip((p + 1.0) / 2.0, 0.0, 1.0) for p in (x, restored)))
+    similar = ssim_map(*(np.clip((p + 1.0) / 2.0, 0.0, 1.0) for p in (x, restored)), data_range)
     grey = np.tensordot(np.array(GREY, similar.dtype), similar, 1)
     low, high = grey.min(), grey.max()
     if not high > low:
@@ -94,15 +98,17 @@ class SampDetox:
         t1, t2: the paper's 20 and 120, of 1,000 steps.
         budget: evaluations in all, shared between the stages in proportion to t1 and t2 and spread evenly over each.
             None is the published one at each step: t1 + t2.
+        data_range: of SSIM: 1, or 255 as released; see the module.
 
     Raises:
-        InputError: t1, t2 or the budget out of range; when it runs, pictures smaller than the SSIM's window.
+        InputError: a setting out of range; when it runs, pictures smaller than the SSIM's window.
     """
 
     engine: Engine
     t1: int = 20
     t2: int = 120
     budget: int | None = None
+    data_range: float = 1.0
 
     VERSION = 1
     queries, asks = 1, False
@@ -110,6 +116,8 @@ class SampDetox:
     def __post_init__(self) -> None:
         if self.budget is not None and not 2 <= self.budget <= self.t1 + self.t2:
             raise InputError(f"budget: got {self.budget}, wanted 2 to t1 + t2 = {self.t1 + self.t2}, or None for all")
+        if not self.data_range > 0:
+            raise InputError(f"data_range: got {self.data_range}, wanted more than 0: 1, or 255 as released")
         # wrong settings are told now, not at the first picture
         _ = self.tables
 
@@ -122,15 +130,19 @@ class SampDetox:
 
     @property
     def name(self) -> str:
-        return f"SampDetox (t1 {self.t1}, t2 {self.t2}, {self.evaluations} steps)"
+        more = "" if self.data_range == 1 else f", SSIM range {self.data_range:g}"
+        return f"SampDetox (t1 {self.t1}, t2 {self.t2}, {self.evaluations} steps{more})"
 
     @property
     def evaluations(self) -> int:
         return sum(map(len, self.tables))
 
     def describe(self) -> dict[str, Any]:
+        steps = [[step.t for step in table.steps] for table in self.tables]
+        # named only where it is not 1, so that results from before it could be set keep their key
+        more = {} if self.data_range == 1 else {"data_range": self.data_range}
         return {"defence": "SampDetox", "version": self.VERSION, "engine": engine_of(self.engine), "t1": self.t1,
-                "t2": self.t2, "steps": [[step.t for step in table.steps] for table in self.tables]}  # fmt: skip
+                "t2": self.t2, "steps": steps, **more}  # fmt: skip
 
     def restore(
         self, predict: Predict, x_p: Array, noise: reverse.NoiseSource, size: tuple[int, int] | None = None
@@ -143,7 +155,7 @@ class SampDetox:
         height, width = size or x_p.shape[-2:]
         restored = np.clip(reverse.purify(predict, x_p, first, Start(), noise), -1.0, 1.0)
         inside = zip(x_p[:, :, :height, :width], restored[:, :, :height, :width], strict=True)
-        level = np.stack([levels(x, y, self.t2) for x, y in inside])
+        level = np.stack([levels(x, y, self.t2, self.data_range) for x, y in inside])
         level = pad(level[..., None], *x_p.shape[-2:])[..., 0]
         return second_stage(predict, restored, level, second, noise)
 
