@@ -172,7 +172,7 @@ def recipe(data: Dataset, architecture: str = "small", seed: int = 0, epochs: in
     """
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture: got {architecture!r}, wanted one of {', '.join(ARCHITECTURES)}")
-    usual = {"small": 12, "resnet34": 30}[architecture]
+    usual = {"small": 10, "resnet34": 30}[architecture]
     return Recipe(architecture, epochs or usual, shift=max(2, data.side // 16), mirror=data.name not in NOT_MIRRORED,
                   bf16=_fast_bf16(), seed=seed)  # fmt: skip
 

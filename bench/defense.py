@@ -97,10 +97,15 @@ class Bench:
         return self._classifiers[key]
 
     def _bdmae(self) -> Defence:
+        from bench.baselines import mae
         from bench.baselines.bdmae import BDMAE
-        from bench.baselines.mae import open_mae
 
-        return BDMAE(open_mae(self.args.mae, lambda: self.train, cache=self.args.cache))
+        if self.args.mae != "small":
+            return BDMAE(mae.vit_mae(self.args.mae, self.args.device))
+        with tqdm(unit="epoch", desc="training BDMAE's autoencoder", leave=False) as bar:
+            restorer = mae.train(self.train.pictures, cache=self.args.cache, device=self.args.device,
+                                 progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
+        return BDMAE(restorer)
 
     def scenes(self, name: str) -> Iterator[Scene]:
         """An attack with each of the triggers that it is tested with."""

@@ -123,8 +123,8 @@ class GuardRows:
         rounds = max(1, round(args.decisions / chunk))
         n = min(8, chunk)
         rows = [
-            Row("classify", "a", f"classifier alone, {args.architecture}, batch 1", 1, 0, self._alone, args.rounds),
-            Row("detect", "d", "SCALE-UP alone: classify a picture and its 5 copies", n, 0, self._detector(n), rounds),
+            Row("classify", "a", f"classifier alone, {args.architecture}, 1 at once", 1, 0, self._alone, args.rounds),
+            Row("detect", "d", "SCALE-UP alone, a picture and 5 copies", n, 0, self._detector(n), rounds),
             *self._stream("whole", 1, chunk, rounds, bench.canvas),
         ]  # fmt: skip
         # in --quick a small canvas, which few decisions fill, where the engine takes one
@@ -163,14 +163,14 @@ class GuardRows:
         share = self.args.poisoned
         flagged = int(flagged_places(chunk, share).sum())
         crowd = min(tiles, 4) if self.args.quick else tiles
-        name = "whole" if how == "whole" else f"tiled {tiles} to a {canvas} canvas"
+        name = f"{tiles} to a {canvas} canvas"
         note = f"{flagged} picture{'s' * (flagged > 1)} at once"
         return [
-            Row(f"{how}-classify", "d", f"ZIP {name}, then the classifier", flagged, PAPER_STEPS,
+            Row(f"{how}-classify", "d", f"ZIP, {name}, then the classifier", flagged, PAPER_STEPS,
                 lambda: self._purify_all(how, tiles, flagged, canvas), rounds, note=note),
-            Row(f"guard-{how}", "d", f"guard, {share:.0%} poisoned, ZIP {name}", chunk, PAPER_STEPS,
+            Row(f"guard-{how}", "d", f"guard, {share:.0%} poisoned, {name}", chunk, PAPER_STEPS,
                 lambda: self._guard(how, tiles, chunk, canvas, False), rounds, note=f"{chunk} decisions a chunk"),
-            Row(f"guard-{how}-all", "d", f"guard, everything flagged, ZIP {name}", crowd, PAPER_STEPS,
+            Row(f"guard-{how}-all", "d", f"guard, everything flagged, {name}", crowd, PAPER_STEPS,
                 lambda: self._guard(how, tiles, crowd, canvas, True), min(rounds, 3)),
         ]  # fmt: skip
 

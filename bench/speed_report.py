@@ -93,7 +93,7 @@ def cell(line: dict[str, Any]) -> list[str]:
     psnr = "same" if check.get("identical") else f"{check['psnr_db']:.1f}" if "psnr_db" in check else "-"
     count = str(line["evaluations"])
     if line["measured_evaluations"] < line["evaluations"]:
-        count += f" ({line['measured_evaluations']} measured)"
+        count += f" ({line['measured_evaluations']} timed, scaled)"
     where = "+".join(p.replace("ExecutionProvider", "") for p in runs.get("providers", []))
     times = [f"{r['median']:.3g}x" if (r := line[k]) else "-" for k in ("over_b", "over_g")]
     return [line["letter"], line["label"], f"{ms['median']:.4g} [{ms['low']:.4g}, {ms['high']:.4g}]", *times, count,
@@ -112,7 +112,8 @@ def table(payload: dict[str, Any]) -> str:
     out += ["", *(f"note: {line['label']}: {line['note']}" for line in payload["rows"] if line["note"]), ""]
     for key, g in payload["gates"].items():
         out.append(f"{key}: {g['decisions']} decisions, {g['flagged_share']:.1%} flagged; "
-                   f"t_det {g['detect_ms']:.3g} ms, T {g['purify_ms']:.4g} ms: bound {g['bound']:.3g}x, measured {g['measured']:.3g}x")  # fmt: skip
+                   f"t_det {g['detect_ms']:.3g} ms, T {g['purify_ms']:.4g} ms: "
+                   f"bound {g['bound']:.3g}x, measured {g['measured']:.3g}x")  # fmt: skip
     if payload["guard"]:
         out.append(f"flags are {payload['guard']['flags']}")
     out.append("")

@@ -81,11 +81,9 @@ class Row:
         return self.evaluations / self.measured if self.measured else 1.0
 
     def describe(self) -> dict[str, Any]:
-        part = self.measured is not None and self.measured < self.evaluations
-        said = f"measured on {self.measured} of {self.evaluations} evaluations and scaled" if part else ""
         return {"key": self.key, "letter": self.letter, "label": self.label, "pictures_a_call": self.pictures,
                 "evaluations": self.evaluations, "measured_evaluations": self.measured or self.evaluations,
-                "note": "; ".join(filter(None, (said, self.note)))}  # fmt: skip
+                "note": self.note}  # fmt: skip
 
 
 def compare(got: U8, wanted: U8) -> dict[str, Any]:
@@ -233,13 +231,13 @@ class Bench:
     def rows(self, classify: Callable[[U8], Any]) -> list[Row]:
         """All but the classifier's and the guard's, in the order in which they take turns; `classify` is for BDMAE."""
         args, side, canvas = self.args, self.side, self.canvas
-        one, many = f"one picture on a whole {canvas} canvas", f"{self.tiles} pictures on one {canvas} canvas"
+        one, many = f"1 to a {canvas} canvas", f"{self.tiles} to a {canvas} canvas"
         rows = [self._zip("whole", "b", f"ZIP, {one}", "whole", 1)]
         if self.tiles > 1:
             rows.append(self._zip("tiled", "c", f"ZIP, {many}", "tiled", self.tiles))
-        rows.append(self._zip("whole-fast", "b", f"ZIP fast profile, {one}", "whole", 1, "fast"))
+        rows.append(self._zip("whole-fast", "b", f"ZIP fast, {one}", "whole", 1, "fast"))
         if self.tiles > 1:
-            rows.append(self._zip("tiled-fast", "c", f"ZIP fast profile, {many}", "tiled", self.tiles, "fast"))
+            rows.append(self._zip("tiled-fast", "c", f"ZIP fast, {many}", "tiled", self.tiles, "fast"))
         kinds = {"authors": "authors' loop, eager torch", "eager": "clean loop, eager torch",
                  "scheduler": "scheduler pipeline, eager torch", "compiled": "clean loop, torch.compile"}  # fmt: skip
         for kind, name in kinds.items():
@@ -247,7 +245,7 @@ class Bench:
                 rows.append(self._torch(kind, f"{name}, {one}", kind, 1, canvas))
         if self.spec.flexible and side < canvas:
             for n in (1, self.tiles):
-                here = f"{n} picture{'s' * (n > 1)} of {side} at their own size"
+                here = f"{n} of {side} px at own size"
                 rows.append(self._zip(f"own-{n}", "c", f"ZIP, {here}", "own", n))
                 rows.append(self._torch(f"eager-{n}", f"clean loop, eager torch, {here}", "eager", n, side))
         return [*rows, self._bdmae(classify), *self._peers()]
@@ -347,7 +345,7 @@ class Bench:
             ("ddnm", "DDNM, 100 steps", 100, ddnm),
             ("sampdetox", "SampDetox, t1 20, t2 120", 140, sampdetox),
         ):
-            yield self._peer(key, f"{name}, one picture on a whole {self.canvas} canvas", evaluations, build)
+            yield self._peer(key, f"{name}, 1 to a {self.canvas} canvas", evaluations, build)
 
     def _peer(self, key: str, label: str, evaluations: int, build: Callable[[int], Any]) -> Row:
         part = min(self.args.peer_steps or evaluations, evaluations)
@@ -387,5 +385,5 @@ class Bench:
                         lambda: first.run(picture, SEED, classify=classify))  # fmt: skip
 
         weights = "" if self.args.mae else "random weights: its time, not its quality"
-        return Row("bdmae", "e", "BDMAE, one picture, ViT-MAE-base at 224", 1, 50, make, min(3, self.args.rounds),
+        return Row("bdmae", "e", "BDMAE, ViT-MAE-base at 224, 1 at once", 1, 50, make, min(3, self.args.rounds),
                    8 if quick else 50, weights)  # fmt: skip

@@ -3,7 +3,8 @@
 A defence is named by a line of text, as on the command line:
 
     none, shrinkpad, blur, diffpure, blur+diffpure, ddnm, blur+ddnm, sampdetox, bdmae
-                                      what ZIP is compared with; add "published" for the published number of steps
+                                      what ZIP is compared with; add "published" for the published number of steps,
+                                      and "range255" for the data range that SampDetox's released code gives its SSIM
     zip-paper                         ZIP as the paper sets it for this data set and this attack
     zip                               one setting for every attack: what `zipsdk.Purifier(engine)` does
     zip transforms=blur4 lam=2        options of `zipsdk.Purifier`, on top of either
@@ -62,7 +63,7 @@ TABLES: dict[str, Table] = {
     ),
     "table6": Table(
         PAPER_ATTACKS,
-        ("none", "diffpure", "blur+diffpure", "ddnm", "blur+ddnm", "sampdetox", _ZIP),
+        ("none", "diffpure", "blur+diffpure", "ddnm", "blur+ddnm", "sampdetox", "sampdetox range255", _ZIP),
         "Table 6: restoration and purification methods with ZIP's transforms, steps and schedule",
     ),
     "published": Table(
@@ -124,12 +125,12 @@ class Workshop:
         paper = preset(self.dataset, attack)
         if name in ("zip", "zip-paper"):
             return Zip(self.engine, **{**(paper if name == "zip-paper" else {}), **_options(line, words)})
-        if words not in ([], ["published"]):
+        if set(words) - {"published", *(["range255"] if name == "sampdetox" else [])}:
             raise InputError(f'defence: got {line!r}, wanted {name} alone or with "published"')
         blur = next(t for t in paper["transforms"].split("+") if t.startswith("blur"))
         t_star = DiffPure.published_t_star(self.side)
         # its published numbers of steps, or as many as ZIP's
-        each_t, hundred = (None, 100) if words else (PAPER_STEPS, PAPER_STEPS)
+        each_t, hundred = (None, 100) if "published" in words else (PAPER_STEPS, PAPER_STEPS)
         makers: dict[str, Any] = {
             "none": Nothing,
             "shrinkpad": ShrinkPad,
@@ -138,7 +139,11 @@ class Workshop:
             "blur+diffpure": lambda: DiffPure(self.engine, t_star, blur, steps=each_t),
             "ddnm": lambda: DDNM(self.engine, paper["transforms"], steps=hundred),
             "blur+ddnm": lambda: DDNM(self.engine, blur, steps=hundred),
-            "sampdetox": lambda: SampDetox(self.engine, budget=None if words else PAPER_STEPS),
+            "sampdetox": lambda: SampDetox(
+                self.engine,
+                budget=None if "published" in words else PAPER_STEPS,
+                data_range=255.0 if "range255" in words else 1.0,
+            ),
             "bdmae": self.bdmae,
         }
         if name not in makers:
