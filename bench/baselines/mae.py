@@ -277,7 +277,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as e:
-        raise MissingExtra("transformers", "bench", str(e)) from e
+        raise MissingExtra("transformers", "peers", str(e)) from e
     return transformers
 
 
