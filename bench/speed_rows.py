@@ -197,10 +197,8 @@ class Bench:
 
     @cached_property
     def torch(self) -> Any:
-        try:
-            import torch
-        except ImportError as e:
-            raise LeftOut("torch is not installed: pip install 'zipsdk[export]'") from e
+        import torch
+
         torch.set_num_threads(self.info.get("threads") or torch.get_num_threads())
         if self.where == "cuda":
             if not torch.cuda.is_available():

@@ -85,13 +85,19 @@ def repeat_through_host(y: Tensor) -> Tensor:
     return (zeros + y.view(n, c, h, 1, w, 1)).view(n, c, 2 * h, 2 * w)
 
 
+def rectified(x_p: Tensor, up: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """A_n^+ A_n x_P of both transforms, which stay the same from step to step."""
+    return up(pool(x_p)), spread(grey(x_p))
+
+
 def paper_step(
-    x: Tensor, e: Tensor, x_p: Tensor, z: Tensor, ab: Any, ab_next: Any, s: Any, d: Any, up: Callable[[Tensor], Tensor]
-) -> Tensor:
+    x: Tensor, e: Tensor, guides: tuple[Tensor, Tensor], z: Tensor, ab: Any, ab_next: Any, s: Any, d: Any,
+    up: Callable[[Tensor], Tensor],
+) -> Tensor:  # fmt: skip
     """Algorithm 2, lines 5 to 11. The coefficients may be numbers or tensors; `up` is the blur's pseudo-inverse."""
     hats = []
-    for a, pinv in ((pool, up), (grey, spread)):
-        hats.append(ab**0.5 * pinv(a(x_p)) + (x - pinv(a(x))) + pinv(a((1 - ab) ** 0.5 * e)))
+    for guide, a, pinv in ((guides[0], pool, up), (guides[1], grey, spread)):
+        hats.append(ab**0.5 * guide + (x - pinv(a(x))) + pinv(a((1 - ab) ** 0.5 * e)))
     x_hat = (hats[0] + hats[1]) / 2
     x_tilde = (1 - ab**LAMBDA) * x_hat + ab**LAMBDA * x
     x_0 = (x_tilde - (1 - ab) ** 0.5 * e) / ab**0.5
@@ -162,7 +168,7 @@ class Loop:
             before = torch.cat([torch.zeros(1, device=self.where), betas])
             return (1 - before).cumprod(0).index_select(0, torch.tensor([t + 1], device=self.where)).view(1, 1, 1, 1)
 
-        times = [row.t for row in self.rows]
+        times, guides = [row.t for row in self.rows], rectified(x_p, repeat_through_host)
         kept = [draw(FIRST).cpu()]
         for t, after in zip(times, [*times[1:], -1], strict=True):
             ab, ab_next = alpha_bar(t), alpha_bar(after)
@@ -170,23 +176,23 @@ class Loop:
             e = self.module(x, self._times(x, t))
             s = (1 - ab / ab_next).sqrt() * ((1 - ab_next) / (1 - ab)).sqrt()
             d = (1 - ab_next - s**2).clamp_min(0).sqrt()
-            kept.append(paper_step(x, e, x_p, draw(t), ab, ab_next, s, d, repeat_through_host).cpu())
+            kept.append(paper_step(x, e, guides, draw(t), ab, ab_next, s, d, repeat_through_host).cpu())
         return kept[-1].to(self.where)
 
     def _eager(self, x_p: Tensor, draw: Draw) -> Tensor:
-        x = draw(FIRST)
+        x, guides = draw(FIRST), rectified(x_p, repeat)
         for row in self.rows:
             e = self.module(x, self._times(x, row.t))
-            x = paper_step(x, e, x_p, draw(row.t), row.ab, row.ab_next, row.s, row.d, repeat)
+            x = paper_step(x, e, guides, draw(row.t), row.ab, row.ab_next, row.s, row.d, repeat)
         return x
 
     def _compiled(self, x_p: Tensor, draw: Draw) -> Tensor:
-        x = draw(FIRST)
+        x, guides = draw(FIRST), rectified(x_p, repeat)
         for row in self.rows:
             # as tensors, because a number would be compiled in, once for each step
             ab, ab_next, s, d = (torch.tensor(v, device=self.where) for v in (row.ab, row.ab_next, row.s, row.d))
             e = self._network(x, self._times(x, row.t))
-            x = self._step(x, e, x_p, draw(row.t), ab, ab_next, s, d, repeat)
+            x = self._step(x, e, guides, draw(row.t), ab, ab_next, s, d, repeat)
         return x
 
     def _scheduler(self, x_p: Tensor, draw: Draw) -> Tensor:
