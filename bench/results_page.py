@@ -159,12 +159,13 @@ def dots(content: dict[str, Any], dataset: str) -> Path | None:
         return None
     triggers = list(dict.fromkeys(f"{g.first['attack']}: {g.first['trigger name']}" for g in found))
     short = {"none": "no defence", "shrinkpad": "ShrinkPad", "blur": "blur alone",
-             "zip-paper": "ZIP, the paper's setting", "zip": "ZIP, one setting"}  # fmt: skip
+             "zip-paper": "ZIP, the paper's setting", "zip": "ZIP, one setting",
+             "zip profile=fast": "ZIP, one setting, fast"}  # fmt: skip
     figure, axes = plt.subplots(1, 3, figsize=(11, 0.8 + 0.55 * len(triggers)), sharey=True, layout="constrained")
     for axis, name, better in zip(axes, ("CA", "ASR", "PA"), ("higher", "lower", "higher"), strict=True):
         for i, line in enumerate(wanted.defences):
             mine = [g for g in found if g.first["defence"] == line]
-            y = [triggers.index(f"{g.first['attack']}: {g.first['trigger name']}") + 0.14 * (i - 2) for g in mine]
+            y = [triggers.index(f"{g.first['attack']}: {g.first['trigger name']}") + 0.13 * (i - 2.5) for g in mine]
             x = [statistics.mean(g.percents(name)) for g in mine]
             ends = [interval(g.rate(name)) for g in mine]  # type: ignore[arg-type]
             pairs = list(zip(x, ends, strict=True))
@@ -175,7 +176,7 @@ def dots(content: dict[str, Any], dataset: str) -> Path | None:
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(triggers)), [t.split(": ")[1] for t in triggers])
     axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
     return _save(figure, f"defense-{dataset}.png")
 
 

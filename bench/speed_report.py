@@ -48,7 +48,7 @@ def claims(state: Any, bench: Bench) -> list[dict[str, Any]]:
 
     if bench.tiles > 1:
         least = 60 / 64 * bench.tiles
-        claim(f"tiling {bench.tiles} to a canvas over one to a canvas", f"at least {least:.0f}",
+        claim(f"tiling {bench.tiles} to a canvas over one to a canvas", f"at least {least:.3g}",
               middle("tiled", "whole"), lambda x: x >= least)  # fmt: skip
     for n in (1, bench.tiles) if f"own-{bench.tiles}" in samples else ():
         claim(f"run over the clean loop in eager torch, {n} at once", "at least 1.5", middle(f"own-{n}", f"eager-{n}"),
@@ -113,7 +113,9 @@ def table(payload: dict[str, Any]) -> str:
     for key, g in payload["gates"].items():
         out.append(f"{key}: {g['decisions']} decisions, {g['flagged_share']:.1%} flagged; "
                    f"t_det {g['detect_ms']:.3g} ms, T {g['purify_ms']:.4g} ms: "
-                   f"bound {g['bound']:.3g}x, measured {g['measured']:.3g}x")  # fmt: skip
+                   f"bound {g['bound']:.3g}x, measured {g['measured']:.3g}x"
+                   + (f"; {g['true_positive_rate']:.1%} of the poisoned and {g['false_positive_rate']:.1%} of the "
+                      "clean pictures flagged" if "true_positive_rate" in g else ""))  # fmt: skip
     if payload["guard"]:
         out.append(f"flags are {payload['guard']['flags']}")
     out.append("")
