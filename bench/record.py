@@ -40,7 +40,9 @@ def _commit() -> str | None:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        # not the records, which a run that adds to one has changed itself
+        changed = git("status", "--porcelain", "-uno", "--", ":(top)", ":(top,exclude)bench/results")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -48,7 +48,9 @@ class Table:
 
 _ZIP = "zip-paper"
 TABLES: dict[str, Table] = {
-    "table1": Table(ALL_ATTACKS, ("none", "shrinkpad", "blur", _ZIP, "zip", "zip profile=fast"), "Table 1: all attacks"),
+    "table1": Table(
+        ALL_ATTACKS, ("none", "shrinkpad", "blur", _ZIP, "zip", "zip profile=fast"), "Table 1: all attacks"
+    ),
     "table2": Table(
         PAPER_ATTACKS,
         ("none", *(f"{_ZIP} transforms={t}" for t in ("blur2", "blur4", "blur8", "gray", "blur2+gray")),
