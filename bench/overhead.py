@@ -84,7 +84,7 @@ def parts(engine: Engine, pictures: U8, side: int | None, steps: int | None, fol
 
     Args:
         pictures: uint8 (N, H, W, 3).
-        side: of the canvas, or None for their own size.
+        side: of the canvas, or None for their own size, or for the only one that the engine takes.
         steps: evaluations; None takes the paper's.
     """
     watch = Stopwatch()
@@ -120,7 +120,8 @@ def overhead(engine: Engine, pictures: U8, side: int | None, rounds: int, steps:
         each = [parts(engine, pictures, side, steps, folder) for _ in range(rounds)]
     shares = quartiles([1 - p["UNet"] / sum(p[k] for k in LOOP) for p in each])
     return {
-        "pictures": len(pictures), "size": list(pictures.shape[1:3]), "canvas": side, "rounds": rounds,
+        "pictures": len(pictures), "size": list(pictures.shape[1:3]), "rounds": rounds,
+        "canvas": side or (None if engine.spec.flexible else engine.spec.canvas),
         "evaluations": steps or 20,
         "ms": {k: 1e3 * float(np.median([p[k] for p in each])) / len(pictures) for k in PARTS},
         "not_unet": shares["median"], "not_unet_quartiles": shares,

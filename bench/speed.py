@@ -171,7 +171,7 @@ class Runner:
 
 def parts(bench: Bench, args: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
     """What is measured once, after the rows: where the time goes, and the start of a fresh process."""
-    n, steps = bench.tiles, None if args.quick else args.measure
+    n, steps = bench.tiles, None if args.quick and not args.random_adm else args.measure
     side = bench.canvas if bench.spec.flexible else None
     jobs: dict[str, Callable[[], dict[str, Any]]] = {}
     # on a GPU the loop is one graph, whose parts only bench.loop can tell

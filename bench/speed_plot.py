@@ -68,7 +68,7 @@ def times(axes: Axes, record: dict[str, Any]) -> None:
                   transform=axes.get_yaxis_transform())  # fmt: skip
     axes.set(xscale="log", xlim=(shortest / 3, longest * 6), ylim=(len(rows) - 0.4, -0.6), yticks=[],
              xlabel="time a picture: median, quartiles (log scale)")  # fmt: skip
-    axes.xaxis.set_major_formatter(lambda ms, _: duration(ms))
+    axes.xaxis.set_major_formatter(lambda ms, _: f"{ms:g} ms" if ms < 1000 else f"{ms / 1000:g} s")
     axes.set_title("Time a picture, all in one run", fontsize=11, loc="left")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
@@ -77,7 +77,13 @@ def times(axes: Axes, record: dict[str, Any]) -> None:
     notes += [f"left out: {r['label']}: {r['left_out']}" for r in gone]
     if notes:
         text = "\n".join(textwrap.shorten(n, 130, placeholder=" ...") for n in notes)
-        axes.text(0, -0.075, text, transform=axes.transAxes, va="top", ha="left", fontsize=7.5, color="#444444")
+        below(axes, 0, text)
+
+
+def below(axes: Axes, x: float, text: str) -> None:
+    """Notes under the axis and its label."""
+    axes.annotate(text, (x, 0), (0, -38), xycoords="axes fraction", textcoords="offset points", va="top", ha="left",
+                  fontsize=7.5, color="#444444")  # fmt: skip
 
 
 def comparisons(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -93,13 +99,13 @@ def comparisons(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {"label": f"tiling, {tiles} to a canvas", "ours": over("tiled", "whole"), "paper": 33, "ideal": tiles,
          "ideal label": f"ideal {tiles}x"},
-        {"label": f"detection, {share:.1%} flagged, 1 to\na canvas (over purifying everything)",
+        {"label": f"detection, {share:.1%} flagged\n(over purifying everything)",
          "ours": whole and whole["measured"], "paper": 39, "ideal": whole and whole["bound"],
          "ideal label": whole and f"1/(p + t_det/T) = {whole['bound']:.3g}x"},
         {"label": "detection and tiling\n(over one to a canvas)", "ours": over("guard-tiled", "whole")},
-        {"label": "all flagged, 1 to a canvas\n(over purifying everything)",
+        {"label": "everything flagged\n(over purifying everything)",
          "ours": (gates.get("guard-whole-all") or {}).get("measured"),
-         "ideal": (gates.get("guard-whole-all") or {}).get("bound"), "ideal label": "its bound"},
+         "ideal": (gates.get("guard-whole-all") or {}).get("bound"), "ideal label": "1/(1 + t_det/T)"},
         {"label": "tiled ZIP over BDMAE", "ours": over("tiled", "bdmae"), "paper": 3},
         {"label": "tiled ZIP, fast profile,\nover BDMAE", "ours": over("tiled-fast", "bdmae")},
         {"label": "ZIP over the authors' loop\nin eager torch", "ours": over("whole", "authors")},
@@ -137,21 +143,23 @@ def ratios(axes: Axes, record: dict[str, Any]) -> None:
     if record["guard"]:
         notes.append(f"flags here are {record['guard']['flags']}")
     text = "\n".join(textwrap.fill(n, 100, subsequent_indent="   ") for n in notes)
-    axes.text(-0.38, -0.095, text, transform=axes.transAxes, va="top", ha="left", fontsize=7.5, color="#444444")
+    below(axes, -0.38, text)
 
 
 def figure3(record: dict[str, Any]) -> Figure:
     """Times on the left, ratios on the right."""
-    count = sum("ms" in r for r in record["rows"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(16, 2.6 + 0.27 * count), width_ratios=(1.1, 1))
-    figure.subplots_adjust(left=0.24, right=0.985, top=0.9, bottom=1.75 / (2.6 + 0.27 * count), wspace=0.4)
+    height = 2.7 + 0.27 * max(8, sum("ms" in r for r in record["rows"]))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(16, height), width_ratios=(1.1, 1))
+    figure.subplots_adjust(left=0.24, right=0.985, top=1 - 0.95 / height, bottom=1.75 / height, wspace=0.42)
     times(left, record)
     ratios(right, record)
     letters = [k for k in GROUPS if any(r["letter"] == k and "ms" in r for r in record["rows"])]
     figure.legend([plt.Rectangle((0, 0), 1, 1, color=COLOURS[k]) for k in letters], [GROUPS[k] for k in letters],
-                  loc="upper left", ncols=len(letters), fontsize=8, frameon=False, bbox_to_anchor=(0.005, 0.955),
-                  handlelength=1.2, columnspacing=1.2)  # fmt: skip
-    figure.text(0.01, 0.985, f"What purification costs: {machine(record)}", fontsize=12, va="top", fontweight="bold")
+                  loc="upper left", ncols=len(letters), fontsize=8, frameon=False, handlelength=1.2, columnspacing=1.2,
+                  bbox_to_anchor=(0.005, 1 - 0.36 / height))  # fmt: skip
+    figure.text(
+        0.01, 1 - 0.13 / height, f"What purification costs: {machine(record)}", fontsize=12, va="top", fontweight="bold"
+    )
     return figure
 
 
@@ -171,12 +179,13 @@ def breakdown(record: dict[str, Any]) -> Figure | None:
         stack(axes[0], y, part["ms"], PARTS)
         stack(axes[1], y, {k: v for k, v in part["ms"].items() if k != "UNet"}, PARTS)
         total = sum(part["ms"].values()) - part["ms"]["UNet"]
-        axes[1].text(total, y, f"  {part['not_unet']:.1%} of run", va="center", fontsize=8.5)
+        axes[1].text(total, y, f"  {part['not_unet']:.1%} of run is not the UNet", va="center", fontsize=8.5)
+        axes[1].set_xlim(0, 1.6 * max(total, axes[1].get_xlim()[1] / 1.6))
     for axis, title in ((axes[0], "One run, files to files"), (axes[1], "The same without the UNet")):
         axis.set_yticks(range(len(names)), names, fontsize=8.5)
-        axis.set(xlabel="ms a picture", ylim=(max(len(names), 2) + 0.1, -0.6))
+        axis.set(xlabel="ms a picture", ylim=(len(names) + 0.2, -0.6))
         axis.set_title(title, fontsize=11, loc="left")
-        axis.margins(x=0.2)
+        axis.margins(x=0.1)
     axes[0].legend(*legend(PARTS), fontsize=8, loc="lower right", ncols=4)
     if start:
         for y, name in enumerate(n for n in ("zipsdk", "torch") if n in start):
