@@ -15,7 +15,7 @@ from PIL import Image
 from test_purifier import pictures
 
 import zipsdk
-from zipsdk import Guard, InputError, Purifier, ScaleUp, guard
+from zipsdk import Guard, InputError, Purifier, ScaleUp, blackbox, guard
 
 SCALES = (3, 5, 7, 9, 11)
 CLASSES = 10
@@ -557,7 +557,7 @@ def test_a_late_answer_is_no_answer(hang):
 
 def test_a_classifier_that_hangs_for_good_is_left_alone(hang, monkeypatch):
     """No more threads than `MAX_HANGING`, no more waiting; and it is asked again when a call has ended."""
-    monkeypatch.setattr(guard, "MAX_HANGING", 2)
+    monkeypatch.setattr(blackbox, "MAX_HANGING", 2)
     classify = Recorder(plan=[hang] * 2)
     watch = Guard(classify, Cleaner(), timeout=0.5, max_batch=1)
     decisions = watch.run(dark(3))

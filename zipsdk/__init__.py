@@ -6,8 +6,9 @@ clean = zipsdk.Purifier("zip-tiny").run(batch)
 
 from zipsdk.engines import load_engine
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
-from zipsdk.guard import Guard, ScaleUp
+from zipsdk.guard import Guard
 from zipsdk.purifier import Purifier
+from zipsdk.scaleup import ScaleUp
 from zipsdk.spec import ModelSpec
 from zipsdk.transforms import Blur, Grayscale, Linear, OneOf
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, wait
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,155 +17,11 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk.arrays import U8, Picture, check_clean
+from zipsdk.blackbox import BlackBox, said
 from zipsdk.errors import InputError, PictureError
+from zipsdk.scaleup import ScaleUp
 
 F64 = npt.NDArray[np.float64]
-
-#: Calls that a time-out left running. At this many the classifier is not called again until one of them ends.
-MAX_HANGING = 4
-
-
-@dataclass(frozen=True)
-class ScaleUp:
-    """Scaled prediction consistency: does the label stay when the pixels are multiplied?
-
-    SPC(x) is the share of the scales n for which argmax f(clip(n x)) = argmax f(x), for pixels x in [0, 1], before any
-    normalisation. A backdoored label tends to stay, a clean one to change. A picture is flagged where its score is
-    equal to or above the threshold. The paper says above; with the default scales and threshold that is the same, and
-    where it is not, this is the safer side.
-
-    Args:
-        scales: whole numbers from 2 to 255, each once. One query for each of them.
-        threshold: in (0, 1], for SPC. For z-scores, which `calibrate` brings, any finite number.
-
-    Attributes:
-        overall: mean and standard deviation of SPC over the clean pictures of `calibrate`, or None before it.
-        classes: the same by class, for the classes that have a spread of their own.
-
-    Raises:
-        InputError: an option out of range.
-    """
-
-    scales: tuple[int, ...] = (3, 5, 7, 9, 11)
-    threshold: float = 0.5
-    overall: tuple[float, float] | None = None
-    classes: dict[int, tuple[float, float]] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        scales = tuple(self.scales) if isinstance(self.scales, Iterable) else ()
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and 2 <= n <= 255 for n in scales)
-        if not scales or not whole or len(set(scales)) < len(scales):
-            raise InputError(
-                f"scales: got {self.scales!r}, wanted different whole numbers from 2 to 255, such as (3, 5)"
-            )
-        object.__setattr__(self, "scales", scales)
-        threshold = self.threshold
-        number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
-        if not number or (self.overall is None and not 0 < threshold <= 1):
-            wanted = "above 0 and at most 1" if self.overall is None else "finite"
-            raise InputError(f"threshold: got {threshold!r}, wanted a number {wanted}; the published one is 0.5")
-
-    def copies(self, rgb: U8) -> U8:
-        """uint8 (H, W, 3) -> its scaled copies, uint8 (scales, H, W, 3); exact, because n x is whole."""
-        # by table, so that no product can overflow
-        table = np.minimum(np.outer(self.scales, np.arange(256)), 255).astype(np.uint8)
-        return np.take(table, rgb, axis=1)
-
-    def spc(self, scores: npt.ArrayLike) -> float:
-        """SPC of one picture, in [0, 1].
-
-        Args:
-            scores: (1 + scales, classes): the picture's, then its copies', in the order of `scales`.
-
-        Returns:
-            NaN where a row has no finite largest score: an answer that is not there agrees with nothing.
-
-        Raises:
-            InputError: another shape.
-        """
-        rows = np.asarray(scores, np.float64)
-        wanted = 1 + len(self.scales)
-        if rows.ndim != 2 or len(rows) != wanted or rows.shape[1] < 1:
-            raise InputError(f"scores: got shape {rows.shape}, wanted ({wanted}, classes): the picture and its copies")
-        if not np.isfinite(rows.max(axis=1)).all():
-            return math.nan
-        labels = rows.argmax(axis=1)
-        return int(np.count_nonzero(labels[1:] == labels[0])) / len(self.scales)
-
-    def score(self, scores: npt.ArrayLike) -> float:
-        """What the threshold is compared with: SPC; after `calibrate` its z-score in the class that is predicted."""
-        spc = self.spc(scores)
-        if self.overall is None or math.isnan(spc):
-            return spc
-        mean, std = self.classes.get(int(np.argmax(np.asarray(scores)[0])), self.overall)
-        return (spc - mean) / std
-
-    def flags(self, score: float) -> bool:
-        """Whether a picture of this score is suspicious; NaN is."""
-        return not score < self.threshold
-
-    def calibrate(
-        self,
-        classify: Callable[[U8], Any],
-        clean: Any,
-        labels: npt.ArrayLike | None = None,
-        *,
-        threshold: float | None = None,
-        layout: str = "NHWC",
-        max_batch: int | None = None,
-    ) -> ScaleUp:
-        """The data-limited variant: a detector whose scores are z-scores of SPC, (SPC - mean) / deviation, by class.
-
-        The deviation is that of the population (divided by N). A class without clean pictures, or whose clean pictures
-        all have one SPC, takes mean and deviation of all clean pictures together.
-
-        Args:
-            classify, layout, max_batch: as for `Guard`; 1 + scales queries for each clean picture.
-            clean: pictures that are known to carry no trigger; see `zipsdk.images.read`.
-            labels: their true classes, (N,) whole numbers. None takes the classes that are predicted.
-            threshold: for z-scores; None keeps the number that this detector has.
-
-        Raises:
-            InputError: pictures or labels that cannot be used, a classifier that fails on them, or clean pictures
-                that all have the same SPC.
-        """
-        pictures = [p.rgb for p in images.read(clean, layout=layout)[0]]
-        answers = _Classifier(classify, max_batch=max_batch).ask(pictures, self._versions)
-        spc = np.zeros(len(pictures))
-        classes = np.zeros(len(pictures), np.int64)
-        for i, answer in enumerate(answers):
-            if isinstance(answer, str):
-                raise InputError(
-                    f"clean picture {i}: the classifier failed ({answer}); wanted scores for it: see there"
-                )
-            spc[i], classes[i] = self.spc(answer), answer[0].argmax()
-        if labels is not None:
-            given = np.asarray(labels)
-            if given.shape != classes.shape or given.dtype.kind not in "ui":
-                raise InputError(
-                    f"labels: got {given.dtype} {given.shape}, wanted {len(classes)} whole numbers, one a picture"
-                )
-            classes = given.astype(np.int64)
-        # not the deviation itself, which rounding can keep above zero
-        if len(spc) == 0 or np.ptp(spc) == 0:
-            raise InputError(
-                f"clean pictures: got {len(spc)} without a spread of SPC, wanted some that differ: "
-                "give more pictures, or do without calibrate"
-            )
-        by_class = {int(c): spc[classes == c] for c in np.unique(classes)}
-        return replace(
-            self,
-            threshold=self.threshold if threshold is None else threshold,
-            overall=_mean_and_deviation(spc),
-            classes={c: _mean_and_deviation(s) for c, s in by_class.items() if np.ptp(s) > 0},
-        )
-
-    def _versions(self, rgb: U8) -> list[U8]:
-        return [rgb, *self.copies(rgb)]
-
-
-def _mean_and_deviation(spc: F64) -> tuple[float, float]:
-    return float(spc.mean()), float(spc.std())
 
 
 def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:
@@ -266,8 +120,8 @@ class Guard:
         detector: None purifies every picture: the safe choice, at full cost.
         timeout: seconds for one call of `classify`, or None. Each call then has a thread of its own. Python cannot stop
             a thread: after a time-out the call runs on beside later ones, and its answer is thrown away. While
-            `MAX_HANGING` such calls run, `classify` is not called and counts as failed. So give it a time-out of its
-            own where that is possible.
+            `zipsdk.blackbox.MAX_HANGING` such calls run, `classify` is not called and counts as failed. So give it a
+            time-out of its own where that is possible.
         max_batch: pictures and copies in one call of `classify` at most; None sends all of one size at once.
 
     Raises:
@@ -290,7 +144,7 @@ class Guard:
         self.purifier, self.detector = purifier, detector
         self._lock = threading.Lock()
         self._counted = Counters()
-        self._classifier = _Classifier(classify, timeout, max_batch, self._count)
+        self._classifier = BlackBox(classify, timeout, max_batch, self._count)
 
     @property
     def counters(self) -> Counters:
@@ -389,111 +243,9 @@ class Guard:
         except Exception as e:
             self._count(failures=1)
             if len(pictures) == 1:
-                return [_said(e)]
+                return [said(e)]
         # each by itself, so that one picture cannot take the labels of those it came with
         return [result for picture in pictures for result in self._purify([picture])]
-
-
-class _Classifier:
-    """A callable that may fail, asked about pictures of mixed sizes. Failures come back as text, not as exceptions."""
-
-    def __init__(
-        self,
-        classify: Callable[[U8], Any],
-        timeout: float | None = None,
-        max_batch: int | None = None,
-        count: Callable[..., None] = lambda **more: None,
-    ):
-        if not callable(classify):
-            raise InputError(f"classify: got {classify!r}, wanted a function from pictures to scores (N, classes)")
-        number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-        if timeout is not None and not (number and 0 < timeout <= threading.TIMEOUT_MAX):
-            raise InputError(f"timeout: got {timeout!r}, wanted seconds above 0, or None")
-        if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
-            raise InputError(f"max_batch: got {max_batch!r}, wanted a whole number of at least 1, or None")
-        self.classify, self.timeout, self.max_batch, self.count = classify, timeout, max_batch, count
-        self._lock = threading.Lock()
-        self._late: list[Future[F64]] = []
-
-    @property
-    def hanging(self) -> int:
-        with self._lock:
-            self._late = [f for f in self._late if not f.done()]
-            return len(self._late)
-
-    def ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | str]:
-        """For each picture the scores of its versions (versions, classes), or why there are none.
-
-        `versions` gives the same number of pictures for each, of its own size.
-        """
-        sizes: dict[tuple[int, ...], list[int]] = {}
-        for i, p in enumerate(pictures):
-            sizes.setdefault(p.shape, []).append(i)
-        answers: list[F64 | str] = [""] * len(pictures)
-        for members in sizes.values():
-            versions_of_all = (v for i in members for v in versions(pictures[i]))
-            rows: list[F64 | str] = []
-            while part := list(islice(versions_of_all, self.max_batch)):
-                rows += self._call(np.stack(part))
-            each = len(rows) // len(members)
-            for k, i in enumerate(members):
-                answers[i] = _together(rows[k * each : (k + 1) * each])
-        return answers
-
-    def _call(self, batch: U8) -> list[F64 | str]:
-        """uint8 (N, H, W, 3) -> for each the scores (classes,), or why there are none."""
-        try:
-            scores = self._scores(batch) if self.timeout is None else self._scores_in_time(batch, self.timeout)
-        except Exception as e:
-            self.count(failures=1)
-            return [_said(e)] * len(batch)
-        usable = np.isfinite(scores.max(axis=1))
-        if not usable.all():
-            self.count(failures=1)
-        no_label = "got scores whose largest is not finite, wanted numbers"
-        return [row if good else no_label for row, good in zip(scores, usable, strict=True)]
-
-    def _scores(self, batch: U8) -> F64:
-        rows = len(batch)
-        self.count(calls=1, queries=rows)
-        got = np.asarray(self.classify(batch))
-        if got.dtype.kind not in "fiub" or got.ndim != 2 or len(got) != rows or got.shape[1] < 2:
-            raise InputError(
-                f"scores: got {got.dtype} {got.shape}, wanted numbers ({rows}, classes), classes at least 2"
-            )
-        # a copy, because the classifier may use its buffer again
-        return got.astype(np.float64)
-
-    def _scores_in_time(self, batch: U8, timeout: float) -> F64:
-        if self.hanging >= MAX_HANGING:
-            raise TimeoutError(f"{MAX_HANGING} earlier calls still run; it is called again when one of them has ended")
-        future: Future[F64] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(self._scores(batch))
-            except BaseException as e:
-                future.set_exception(e)
-
-        # not a pool, which would wait for hanging calls when the program ends
-        threading.Thread(target=work, name="zipsdk-classify", daemon=True).start()
-        if not wait([future], timeout).done:
-            with self._lock:
-                self._late.append(future)
-            raise TimeoutError(f"no answer within {timeout:g} s; the call still runs, its answer will be thrown away")
-        return future.result()
-
-
-def _together(rows: list[F64 | str]) -> F64 | str:
-    """The rows of one picture as one array, or the first thing that is wrong with them."""
-    good: list[F64] = []
-    for row in rows:
-        if isinstance(row, str):
-            return row
-        good.append(row)
-    if len({len(row) for row in good}) > 1:
-        return "got another number of classes from one call to the next, wanted the same"
-    return np.stack(good)
 
 
 def _read(batch: Any, layout: str) -> list[Picture | str]:
@@ -512,7 +264,3 @@ def _read(batch: Any, layout: str) -> list[Picture | str]:
         except InputError as e:
             raise InputError(f"item {i} of the list: {e}") from e
     return out
-
-
-def _said(e: Exception) -> str:
-    return f"{type(e).__name__}: {e}"

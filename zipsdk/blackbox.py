@@ -1,0 +1,126 @@
+"""A classifier that may fail: asked in batches, within a time, and never believed without a look at its answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zipsdk.arrays import U8
+from zipsdk.errors import InputError
+
+F64 = npt.NDArray[np.float64]
+
+#: Calls that a time-out left running. At this many the classifier is not called again until one of them ends.
+MAX_HANGING = 4
+
+
+class BlackBox:
+    """A callable that may fail, asked about pictures of mixed sizes. Failures come back as text, not as exceptions."""
+
+    def __init__(
+        self,
+        classify: Callable[[U8], Any],
+        timeout: float | None = None,
+        max_batch: int | None = None,
+        count: Callable[..., None] = lambda **more: None,
+    ):
+        if not callable(classify):
+            raise InputError(f"classify: got {classify!r}, wanted a function from pictures to scores (N, classes)")
+        number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if timeout is not None and not (number and 0 < timeout <= threading.TIMEOUT_MAX):
+            raise InputError(f"timeout: got {timeout!r}, wanted seconds above 0, or None")
+        if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
+            raise InputError(f"max_batch: got {max_batch!r}, wanted a whole number of at least 1, or None")
+        self.classify, self.timeout, self.max_batch, self.count = classify, timeout, max_batch, count
+        self._lock = threading.Lock()
+        self._late: list[Future[F64]] = []
+
+    @property
+    def hanging(self) -> int:
+        with self._lock:
+            self._late = [f for f in self._late if not f.done()]
+            return len(self._late)
+
+    def ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | str]:
+        """For each picture the scores of its versions (versions, classes), or why there are none.
+
+        `versions` gives the same number of pictures for each, of its own size.
+        """
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for i, p in enumerate(pictures):
+            sizes.setdefault(p.shape, []).append(i)
+        answers: list[F64 | str] = [""] * len(pictures)
+        for members in sizes.values():
+            versions_of_all = (v for i in members for v in versions(pictures[i]))
+            rows: list[F64 | str] = []
+            while part := list(islice(versions_of_all, self.max_batch)):
+                rows += self._call(np.stack(part))
+            each = len(rows) // len(members)
+            for k, i in enumerate(members):
+                answers[i] = _together(rows[k * each : (k + 1) * each])
+        return answers
+
+    def _call(self, batch: U8) -> list[F64 | str]:
+        """uint8 (N, H, W, 3) -> for each the scores (classes,), or why there are none."""
+        try:
+            scores = self._scores(batch) if self.timeout is None else self._scores_in_time(batch, self.timeout)
+        except Exception as e:
+            self.count(failures=1)
+            return [said(e)] * len(batch)
+        usable = np.isfinite(scores.max(axis=1))
+        if not usable.all():
+            self.count(failures=1)
+        no_label = "got scores whose largest is not finite, wanted numbers"
+        return [row if good else no_label for row, good in zip(scores, usable, strict=True)]
+
+    def _scores(self, batch: U8) -> F64:
+        rows = len(batch)
+        self.count(calls=1, queries=rows)
+        got = np.asarray(self.classify(batch))
+        if got.dtype.kind not in "fiub" or got.ndim != 2 or len(got) != rows or got.shape[1] < 2:
+            raise InputError(
+                f"scores: got {got.dtype} {got.shape}, wanted numbers ({rows}, classes), classes at least 2"
+            )
+        # a copy, because the classifier may use its buffer again
+        return got.astype(np.float64)
+
+    def _scores_in_time(self, batch: U8, timeout: float) -> F64:
+        if self.hanging >= MAX_HANGING:
+            raise TimeoutError(f"{MAX_HANGING} earlier calls still run; it is called again when one of them has ended")
+        future: Future[F64] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(self._scores(batch))
+            except BaseException as e:
+                future.set_exception(e)
+
+        # not a pool, which would wait for hanging calls when the program ends
+        threading.Thread(target=work, name="zipsdk-classify", daemon=True).start()
+        if not wait([future], timeout).done:
+            with self._lock:
+                self._late.append(future)
+            raise TimeoutError(f"no answer within {timeout:g} s; the call still runs, its answer will be thrown away")
+        return future.result()
+
+
+def _together(rows: list[F64 | str]) -> F64 | str:
+    """The rows of one picture as one array, or the first thing that is wrong with them."""
+    good: list[F64] = []
+    for row in rows:
+        if isinstance(row, str):
+            return row
+        good.append(row)
+    if len({len(row) for row in good}) > 1:
+        return "got another number of classes from one call to the next, wanted the same"
+    return np.stack(good)
+
+
+def said(e: Exception) -> str:
+    return f"{type(e).__name__}: {e}"

@@ -1,0 +1,161 @@
+"""SCALE-UP (Guo et al., ICLR 2023, arXiv 2302.03251): a picture whose label survives being multiplied is suspicious."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zipsdk import images
+from zipsdk.arrays import U8
+from zipsdk.blackbox import BlackBox
+from zipsdk.errors import InputError
+
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ScaleUp:
+    """Scaled prediction consistency: does the label stay when the pixels are multiplied?
+
+    SPC(x) is the share of the scales n for which argmax f(clip(n x)) = argmax f(x), for pixels x in [0, 1], before any
+    normalisation. A backdoored label tends to stay, a clean one to change. A picture is flagged where its score is
+    equal to or above the threshold. The paper says above; with the default scales and threshold that is the same, and
+    where it is not, this is the safer side.
+
+    Args:
+        scales: whole numbers from 2 to 255, each once. One query for each of them.
+        threshold: in (0, 1], for SPC. For z-scores, which `calibrate` brings, any finite number.
+
+    Attributes:
+        overall: mean and standard deviation of SPC over the clean pictures of `calibrate`, or None before it.
+        classes: the same by class, for the classes that have a spread of their own.
+
+    Raises:
+        InputError: an option out of range.
+    """
+
+    scales: tuple[int, ...] = (3, 5, 7, 9, 11)
+    threshold: float = 0.5
+    overall: tuple[float, float] | None = None
+    classes: dict[int, tuple[float, float]] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        scales = tuple(self.scales) if isinstance(self.scales, Iterable) else ()
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and 2 <= n <= 255 for n in scales)
+        if not scales or not whole or len(set(scales)) < len(scales):
+            raise InputError(
+                f"scales: got {self.scales!r}, wanted different whole numbers from 2 to 255, such as (3, 5)"
+            )
+        object.__setattr__(self, "scales", scales)
+        threshold = self.threshold
+        number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
+        if not number or (self.overall is None and not 0 < threshold <= 1):
+            wanted = "above 0 and at most 1" if self.overall is None else "finite"
+            raise InputError(f"threshold: got {threshold!r}, wanted a number {wanted}; the published one is 0.5")
+
+    def copies(self, rgb: U8) -> U8:
+        """uint8 (H, W, 3) -> its scaled copies, uint8 (scales, H, W, 3); exact, because n x is whole."""
+        # by table, so that no product can overflow
+        table = np.minimum(np.outer(self.scales, np.arange(256)), 255).astype(np.uint8)
+        return np.take(table, rgb, axis=1)
+
+    def spc(self, scores: npt.ArrayLike) -> float:
+        """SPC of one picture, in [0, 1].
+
+        Args:
+            scores: (1 + scales, classes): the picture's, then its copies', in the order of `scales`.
+
+        Returns:
+            NaN where a row has no finite largest score: an answer that is not there agrees with nothing.
+
+        Raises:
+            InputError: another shape.
+        """
+        rows = np.asarray(scores, np.float64)
+        wanted = 1 + len(self.scales)
+        if rows.ndim != 2 or len(rows) != wanted or rows.shape[1] < 1:
+            raise InputError(f"scores: got shape {rows.shape}, wanted ({wanted}, classes): the picture and its copies")
+        if not np.isfinite(rows.max(axis=1)).all():
+            return math.nan
+        labels = rows.argmax(axis=1)
+        return int(np.count_nonzero(labels[1:] == labels[0])) / len(self.scales)
+
+    def score(self, scores: npt.ArrayLike) -> float:
+        """What the threshold is compared with: SPC; after `calibrate` its z-score in the class that is predicted."""
+        spc = self.spc(scores)
+        if self.overall is None or math.isnan(spc):
+            return spc
+        mean, std = self.classes.get(int(np.argmax(np.asarray(scores)[0])), self.overall)
+        return (spc - mean) / std
+
+    def flags(self, score: float) -> bool:
+        """Whether a picture of this score is suspicious; NaN is."""
+        return not score < self.threshold
+
+    def calibrate(
+        self,
+        classify: Callable[[U8], Any],
+        clean: Any,
+        labels: npt.ArrayLike | None = None,
+        *,
+        threshold: float | None = None,
+        layout: str = "NHWC",
+        max_batch: int | None = None,
+    ) -> ScaleUp:
+        """The data-limited variant: a detector whose scores are z-scores of SPC, (SPC - mean) / deviation, by class.
+
+        The deviation is that of the population (divided by N). A class without clean pictures, or whose clean pictures
+        all have one SPC, takes mean and deviation of all clean pictures together.
+
+        Args:
+            classify, layout, max_batch: as for `Guard`; 1 + scales queries for each clean picture.
+            clean: pictures that are known to carry no trigger; see `zipsdk.images.read`.
+            labels: their true classes, (N,) whole numbers. None takes the classes that are predicted.
+            threshold: for z-scores; None keeps the number that this detector has.
+
+        Raises:
+            InputError: pictures or labels that cannot be used, a classifier that fails on them, or clean pictures
+                that all have the same SPC.
+        """
+        pictures = [p.rgb for p in images.read(clean, layout=layout)[0]]
+        answers = BlackBox(classify, max_batch=max_batch).ask(pictures, self._versions)
+        spc = np.zeros(len(pictures))
+        classes = np.zeros(len(pictures), np.int64)
+        for i, answer in enumerate(answers):
+            if isinstance(answer, str):
+                raise InputError(
+                    f"clean picture {i}: the classifier failed ({answer}); wanted scores for it: see there"
+                )
+            spc[i], classes[i] = self.spc(answer), answer[0].argmax()
+        if labels is not None:
+            given = np.asarray(labels)
+            if given.shape != classes.shape or given.dtype.kind not in "ui":
+                raise InputError(
+                    f"labels: got {given.dtype} {given.shape}, wanted {len(classes)} whole numbers, one a picture"
+                )
+            classes = given.astype(np.int64)
+        # not the deviation itself, which rounding can keep above zero
+        if len(spc) == 0 or np.ptp(spc) == 0:
+            raise InputError(
+                f"clean pictures: got {len(spc)} without a spread of SPC, wanted some that differ: "
+                "give more pictures, or do without calibrate"
+            )
+        by_class = {int(c): spc[classes == c] for c in np.unique(classes)}
+        return replace(
+            self,
+            threshold=self.threshold if threshold is None else threshold,
+            overall=_mean_and_deviation(spc),
+            classes={c: _mean_and_deviation(s) for c, s in by_class.items() if np.ptp(s) > 0},
+        )
+
+    def _versions(self, rgb: U8) -> list[U8]:
+        return [rgb, *self.copies(rgb)]
+
+
+def _mean_and_deviation(spc: F64) -> tuple[float, float]:
+    return float(spc.mean()), float(spc.std())
