@@ -233,15 +233,15 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--fresh", action="store_true", help="begin anew, and do not go on with a run that was stopped")
     p.add_argument("--rows", default="abcdefgp", metavar="LETTERS", help="a classifier, b ZIP whole, c tiled, d guard, "
                    "e BDMAE, f other peers, g loops of torch, p parts and start-up (default: all)")  # fmt: skip
-    p.add_argument("--minutes", type=float, help="after so many no new round is begun (default: 60; --quick: 1)")
+    p.add_argument("--minutes", type=float, help="after so many no new round is begun (default: 60; --quick: 0.75)")
     p.add_argument("--rounds", type=int, help="of each row, at most (default: 7; --quick: 3)")
     p.add_argument("--decisions", type=int, help="of the guard (default: 640; --quick: 20)")
     p.add_argument("--measure", type=int, metavar="N", help="time N evaluations of each loop and scale (default: all; "
-                   "--quick: 4)")  # fmt: skip
+                   "--quick: 2)")  # fmt: skip
     p.add_argument("--check", type=int, metavar="N", help="compare pictures after N evaluations (default: 20; "
                    "--quick: 2)")  # fmt: skip
     p.add_argument("--peer-steps", type=int, metavar="N", help="time N evaluations of DiffPure, DDNM and SampDetox, "
-                   "and scale (default: 10; --quick: 4); 0: all")  # fmt: skip
+                   "and scale (default: 10; --quick: 2); 0: all")  # fmt: skip
     p.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     g = p.add_argument_group("engine")
     g.add_argument("--engine", default="zip-tiny", metavar="NAME|FILE", help="a bundled model, .onnx or .plan")
@@ -272,8 +272,8 @@ def arguments() -> argparse.ArgumentParser:
 
 
 #: In full, and with --quick.
-DEFAULTS = {"minutes": (60, 1), "rounds": (7, 3), "decisions": (640, 20), "measure": (None, 4), "check": (20, 2),
-            "peer_steps": (10, 4), "repeats": (5, 1)}  # fmt: skip
+DEFAULTS = {"minutes": (60, 0.75), "rounds": (7, 3), "decisions": (640, 20), "measure": (None, 2), "check": (20, 2),
+            "peer_steps": (10, 2), "repeats": (5, 1)}  # fmt: skip
 
 
 def settle(args: argparse.Namespace) -> argparse.Namespace:

@@ -180,7 +180,7 @@ def breakdown(record: dict[str, Any]) -> Figure | None:
         stack(axes[1], y, {k: v for k, v in part["ms"].items() if k != "UNet"}, PARTS)
         total = sum(part["ms"].values()) - part["ms"]["UNet"]
         axes[1].text(total, y, f"  {part['not_unet']:.1%} of run is not the UNet", va="center", fontsize=8.5)
-        axes[1].set_xlim(0, 1.6 * max(total, axes[1].get_xlim()[1] / 1.6))
+        axes[1].set_xlim(0, 1.8 * max(total, axes[1].get_xlim()[1] / 1.8))
     for axis, title in ((axes[0], "One run, files to files"), (axes[1], "The same without the UNet")):
         axis.set_yticks(range(len(names)), names, fontsize=8.5)
         axis.set(xlabel="ms a picture", ylim=(len(names) + 0.2, -0.6))

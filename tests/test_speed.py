@@ -320,7 +320,7 @@ def test_the_command_leaves_a_record_figures_and_a_table(small, capsys):
         assert check["evaluations"] == 2
         if key in ("eager", "authors"):  # the fake engine is no torch module, so only these have their own weights
             assert check["identical"] or check["psnr_db"] > 60
-    assert lines["whole"]["measured_evaluations"] == 4 and lines["whole"]["evaluations"] == 20
+    assert lines["whole"]["measured_evaluations"] == 2 and lines["whole"]["evaluations"] == 20
     assert lines["whole-fast"]["evaluations"] == 4
     assert set(record["gates"]) == {"guard-whole", "guard-whole-all", "guard-tiled", "guard-tiled-all"}
     assert record["gates"]["guard-whole"]["flagged_share"] == 0.05
@@ -334,7 +334,7 @@ def test_the_command_leaves_a_record_figures_and_a_table(small, capsys):
         assert (small.out / f"{name}.svg").read_text().startswith("<?xml")
     assert not list(small.states.iterdir())  # what is finished is not gone on with
     out = capsys.readouterr().out
-    assert "ZIP, 4 to a 64 canvas" in out and "20 (4 timed, scaled)" in out and "simulated" in out
+    assert "ZIP, 4 to a 64 canvas" in out and "20 (2 timed, scaled)" in out and "simulated" in out
     assert "bound" in out
 
 
