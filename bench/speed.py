@@ -30,6 +30,7 @@ if not __package__:  # run as a file: its folder's modules must not hide package
 from bench import classifiers, datasets, record
 from bench.overhead import overhead, startup
 from bench.speed_guard import GuardRows
+from bench.speed_peers import peers
 from bench.speed_plot import draw
 from bench.speed_report import PAPER, claims, gates, results, table
 from bench.speed_rows import Bench, LeftOut, Row, Work
@@ -191,7 +192,7 @@ def parts(bench: Bench, args: argparse.Namespace) -> dict[str, Callable[[], dict
 def measure(args: argparse.Namespace, bench: Bench, state: State, bar: Any) -> tuple[list[Row], GuardRows]:
     """All rows and parts, as far as the budget goes."""
     guard = GuardRows(bench)
-    rows = [row for row in [*guard.rows(), *bench.rows(guard.classify)] if row.letter in args.rows]
+    rows = [row for row in [*guard.rows(), *bench.rows(), *peers(bench, guard.classify)] if row.letter in args.rows]
     # the cheap ones first, and those that others are compared with before these
     rows.sort(key=lambda row: "abcgedf".index(row.letter))
     jobs = parts(bench, args) if "p" in args.rows else {}

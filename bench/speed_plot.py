@@ -21,6 +21,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.speed_report import digits
+
 #: Colours that stay apart in grey and for the colour-blind (Okabe and Ito), by row letter.
 COLOURS = {"a": "#999999", "b": "#0072B2", "c": "#56B4E9", "d": "#009E73", "e": "#D55E00", "f": "#E69F00",
            "g": "#CC79A7"}  # fmt: skip
@@ -119,7 +121,7 @@ def ratios(axes: Axes, record: dict[str, Any]) -> None:
     bottom = min([0.8, *(c["ours"] / 1.3 for c in lines)])
     for y, c in enumerate(lines):
         axes.barh(y, c["ours"] - 1, left=1, color=OURS, height=0.5)
-        axes.text(max(1.0, c["ours"]) * 1.07, y, f"{c['ours']:.3g}x", va="center", fontsize=9, fontweight="bold",
+        axes.text(max(1.0, c["ours"]) * 1.07, y, f"{digits(c['ours'])}x", va="center", fontsize=9, fontweight="bold",
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85})  # fmt: skip
         for key, colour, style in (("paper", PAPER, "-"), ("ideal", IDEAL, ":")):
             if c.get(key):
@@ -127,7 +129,7 @@ def ratios(axes: Axes, record: dict[str, Any]) -> None:
         said = [f"paper {c['paper']}x"] if c.get("paper") else []
         said += [c["ideal label"]] if c.get("ideal") else []
         axes.text(1.03, y + 0.4, "; ".join(said), va="center", fontsize=7.5, color="#444444")
-    axes.set(xscale="log", xlim=(bottom, top * 2.2), ylim=(len(lines) - 0.35, -0.6), xlabel="times faster (log scale)")
+    axes.set(xscale="log", xlim=(bottom, top * 2.6), ylim=(len(lines) - 0.35, -0.6), xlabel="times faster (log scale)")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
     axes.set_yticks(range(len(lines)), [c["label"] for c in lines], fontsize=8.5)
     axes.axvline(1, color="black", linewidth=0.8)

@@ -86,6 +86,11 @@ PAPER = [
 ]  # fmt: skip
 
 
+def digits(x: float) -> str:
+    """Three of them, and never an exponent."""
+    return f"{x:.3g}" if x < 1000 else f"{x:,.0f}"
+
+
 def cell(line: dict[str, Any]) -> list[str]:
     if "left_out" in line:
         return [line["letter"], line["label"], f"left out: {line['left_out']}", "", "", "", "", ""]
@@ -95,9 +100,9 @@ def cell(line: dict[str, Any]) -> list[str]:
     if line["measured_evaluations"] < line["evaluations"]:
         count += f" ({line['measured_evaluations']} timed, scaled)"
     where = "+".join(p.replace("ExecutionProvider", "") for p in runs.get("providers", []))
-    times = [f"{r['median']:.3g}x" if (r := line[k]) else "-" for k in ("over_b", "over_g")]
-    return [line["letter"], line["label"], f"{ms['median']:.4g} [{ms['low']:.4g}, {ms['high']:.4g}]", *times, count,
-            f"{runs.get('engine', '')} {where}", psnr]  # fmt: skip
+    times = [f"{digits(r['median'])}x" if (r := line[k]) else "-" for k in ("over_b", "over_g")]
+    spread = f"{digits(ms['median'])} [{digits(ms['low'])}, {digits(ms['high'])}]"
+    return [line["letter"], line["label"], spread, *times, count, f"{runs.get('engine', '')} {where}", psnr]
 
 
 HEADER = ["", "row", "ms a picture [quartiles]", "over (b)", "over (g)", "evaluations", "runs on", "PSNR, dB"]
@@ -112,7 +117,7 @@ def table(payload: dict[str, Any]) -> str:
     out += ["", *(f"note: {line['label']}: {line['note']}" for line in payload["rows"] if line["note"]), ""]
     for key, g in payload["gates"].items():
         out.append(f"{key}: {g['decisions']} decisions, {g['flagged_share']:.1%} flagged; "
-                   f"t_det {g['detect_ms']:.3g} ms, T {g['purify_ms']:.4g} ms: "
+                   f"t_det {g['detect_ms']:.3g} ms, T {digits(g['purify_ms'])} ms: "
                    f"bound {g['bound']:.3g}x, measured {g['measured']:.3g}x"
                    + (f"; {g['true_positive_rate']:.1%} of the poisoned and {g['false_positive_rate']:.1%} of the "
                       "clean pictures flagged" if "true_positive_rate" in g else ""))  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from PIL import Image
 import zipsdk
 from bench import datasets
 from zipsdk.canvas import Engine
-from zipsdk.errors import InputError, MissingExtra
+from zipsdk.errors import InputError
 from zipsdk.files import sha256_file
 from zipsdk.noise import STEP_INITIAL, Noise
 from zipsdk.purifier import PROFILES
@@ -178,7 +178,7 @@ class Bench:
         self.tiles = (self.canvas // self.side) ** 2
         self.info: dict[str, Any] = dict(getattr(engine, "info", None) or {"engine": type(engine).__name__})
         on_gpu = any("CPU" not in p for p in self.info.get("providers", ["CPU"])[:1])
-        self.where = "cuda" if on_gpu else "cpu"
+        self.where = "cpu" if not on_gpu else args.device if args.device.startswith("cuda") else "cuda"
         self.dataset: datasets.Dataset | None = None
         if args.dataset:
             self.dataset = datasets.load(args.dataset, "test", args.data, side=self.side, limit=args.limit)
@@ -200,7 +200,7 @@ class Bench:
         import torch
 
         torch.set_num_threads(self.info.get("threads") or torch.get_num_threads())
-        if self.where == "cuda":
+        if self.where != "cpu":
             if not torch.cuda.is_available():
                 raise LeftOut("this torch has no CUDA, and the engine runs on the GPU")
             torch.backends.cudnn.allow_tf32 = False  # float32 means float32
@@ -226,8 +226,8 @@ class Bench:
 
     # ---- rows
 
-    def rows(self, classify: Callable[[U8], Any]) -> list[Row]:
-        """All but the classifier's and the guard's, in the order in which they take turns; `classify` is for BDMAE."""
+    def rows(self) -> list[Row]:
+        """ZIP's and those of the loops of torch, in the order in which they take turns."""
         args, side, canvas = self.args, self.side, self.canvas
         one, many = f"1 to a {canvas} canvas", f"{self.tiles} to a {canvas} canvas"
         rows = [self._zip("whole", "b", f"ZIP, {one}", "whole", 1)]
@@ -246,7 +246,7 @@ class Bench:
                 here = f"{n} of {side} px at own size"
                 rows.append(self._zip(f"own-{n}", "c", f"ZIP, {here}", "own", n))
                 rows.append(self._torch(f"eager-{n}", f"clean loop, eager torch, {here}", "eager", n, side))
-        return [*rows, self._bdmae(classify), *self._peers()]
+        return rows
 
     def _zip(self, key: str, letter: str, label: str, how: str, n: int, profile: str = "paper") -> Row:
         evaluations = PROFILES[profile]["steps"] or PAPER_STEPS
@@ -318,70 +318,3 @@ class Bench:
 
         note = "a scheduler of our own in the interface of diffusers'" if kind == "scheduler" else ""
         return Row(key, "g", label, n, PAPER_STEPS, make, self.args.rounds, part, note)
-
-    def _peers(self) -> Iterator[Row]:
-        """Those of `bench.baselines` at their published numbers of steps, one picture on a whole canvas."""
-        t_star = 100 if self.canvas <= 32 else 150
-
-        def diffpure(steps: int) -> Any:
-            from bench.baselines.diffusion import DiffPure
-
-            return DiffPure(self.engine, t_star, steps=steps)
-
-        def ddnm(steps: int) -> Any:
-            from bench.baselines.diffusion import DDNM
-
-            return DDNM(self.engine, TRANSFORMS, steps=steps)
-
-        def sampdetox(steps: int) -> Any:
-            from bench.baselines.sampdetox import SampDetox
-
-            return SampDetox(self.engine, budget=steps)
-
-        for key, name, evaluations, build in (
-            ("diffpure", f"DiffPure, t* {t_star}", t_star, diffpure),
-            ("ddnm", "DDNM, 100 steps", 100, ddnm),
-            ("sampdetox", "SampDetox, t1 20, t2 120", 140, sampdetox),
-        ):
-            yield self._peer(key, f"{name}, 1 to a {self.canvas} canvas", evaluations, build)
-
-    def _peer(self, key: str, label: str, evaluations: int, build: Callable[[int], Any]) -> Row:
-        part = min(self.args.peer_steps or evaluations, evaluations)
-
-        def make() -> Work:
-            try:
-                defence = build(part)
-            except ImportError as e:
-                raise LeftOut(f"{e}") from e
-            pictures = resized(self.some(1), self.canvas)
-            runs = {**self.runs(self.runner("whole")), "loop": "host"}
-            return Work(lambda: defence.run(pictures, SEED), runs)  # ZIP's rows have warmed the UNet
-
-        return Row(key, "f", label, 1, evaluations, make, min(3, self.args.rounds), part, "on ZIP's UNet")
-
-    def _bdmae(self, classify: Callable[[U8], Any]) -> Row:
-        """At the picture's own side, resized to the autoencoder's as published; it asks the classifier too."""
-        quick = self.args.measure is not None
-
-        def make() -> Work:
-            torch = self.torch
-            try:
-                from bench.baselines.bdmae import BDMAE
-                from bench.baselines.mae import random_vit_mae, vit_mae
-
-                folder = self.args.mae
-                restorer = vit_mae(folder, self.where) if folder else random_vit_mae(self.where)
-            except (ImportError, MissingExtra) as e:
-                raise LeftOut(str(e)) from e
-            # 5 + 2 + 1 of 25 + 20 + 5
-            defence = BDMAE(restorer, rounds=1, refinements=1, count=1) if quick else BDMAE(restorer)
-            first = BDMAE(restorer, rounds=1, refinements=0, count=1)
-            picture = self.some(1)
-            runs = {"engine": f"torch {torch.__version__.split('+')[0]}, eager", "providers": [self.where],
-                    "precision": "fp32", "threads": torch.get_num_threads()}  # fmt: skip
-            return Work(lambda: defence.run(picture, SEED, classify=classify), runs,
-                        lambda: first.run(picture, SEED, classify=classify))  # fmt: skip
-
-        weights = "" if self.args.mae else "random weights: its time, not its quality"
-        return Row("bdmae", "e", "BDMAE, ViT-MAE-base at 224, 1 at once", 1, 50, make, min(3, self.args.rounds),
-                   8 if quick else 50, weights)  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from conftest import FakeEngine, make_spec
 
 import zipsdk
-from bench import overhead, speed, speed_guard, speed_plot, speed_report, speed_rows
+from bench import overhead, speed, speed_guard, speed_peers, speed_plot, speed_report, speed_rows
 from bench.speed_rows import LeftOut, Row, Work, compare, quartiles, synthetic
 from zipsdk.noise import STEP_INITIAL, Noise
 from zipsdk.schedule import step_table
@@ -243,6 +243,77 @@ def test_gate_knows_how_full_the_canvases_were():
     assert got["true_positive_rate"] == 1 and got["false_positive_rate"] == pytest.approx(2 / 6)
 
 
+def guard_rows(tmp_path, classify, attack):
+    args = speed.settle(speed.arguments().parse_args(["--quick", "--canvas", "64", "--decisions", "40"]))
+    guard = speed_guard.GuardRows(speed_rows.Bench(args, tmp_path, FakeEngine()))
+    guard.opened = classify, {}, attack, ""
+    return {row.key: row for row in guard.rows()}
+
+
+def test_with_a_trigger_the_detector_decides_and_is_judged(tmp_path):
+    """Black pictures keep their label when they are multiplied; the sum of the others' pixels does not."""
+
+    def by_sum(pictures):
+        return np.eye(10)[pictures.reshape(len(pictures), -1).sum(1, dtype=int) % 10]
+
+    black = SimpleNamespace(apply=np.zeros_like)
+    rows = guard_rows(tmp_path, by_sum, black)
+    counted = rows["guard-whole"].make().call()
+    assert counted["pictures"] == 20 and counted["poisoned"] == counted["poisoned_flagged"] == 1
+    assert 1 <= counted["flagged"] < 10 and counted["canvases"] == counted["flagged"]
+    counted = rows["guard-tiled"].make().call()
+    assert counted["pictures"] == 40 and counted["poisoned"] == counted["poisoned_flagged"] == 2
+    assert counted["canvases"] == -(-counted["flagged"] // 4)
+    everything = rows["guard-tiled-all"].make().call()
+    assert everything == {"pictures": 4, "flagged": 4, "canvases": 1}
+
+
+def test_a_guard_without_labels_is_no_measurement(tmp_path):
+    rows = guard_rows(tmp_path, lambda pictures: np.full((len(pictures), 2), np.nan), None)
+    with pytest.raises(zipsdk.EngineError, match="no label"):
+        rows["guard-whole"].make().call()
+
+
+# ---- peers
+
+
+@pytest.mark.parametrize(("words", "passes"), [(["--quick"], 10), ([], 50)])
+def test_bdmae_makes_the_passes_that_its_row_says(tmp_path, monkeypatch, words, passes):
+    from bench.baselines import mae
+
+    class Restorer:
+        side, grid, calls = 32, 8, 0
+
+        def __call__(self, pictures, hidden):
+            self.calls += 1
+            return pictures
+
+        def describe(self):
+            return {}
+
+    restorer = Restorer()
+    monkeypatch.setattr(mae, "random_vit_mae", lambda where: restorer)
+    bench = speed_rows.Bench(speed.settle(speed.arguments().parse_args(words)), tmp_path, FakeEngine())
+    row = next(r for r in speed_peers.peers(bench, lambda p: np.eye(2)[[0] * len(p)]) if r.key == "bdmae")
+    work = row.make()
+    work.call()
+    assert restorer.calls == row.measured == passes and row.evaluations == 50
+
+
+def test_diffusion_peers_make_the_evaluations_that_their_rows_say(tmp_path):
+    engine = FakeEngine()
+    args = speed.settle(speed.arguments().parse_args(["--canvas", "64", "--peer-steps", "7"]))
+    bench = speed_rows.Bench(args, tmp_path, engine)
+    rows = [r for r in speed_peers.peers(bench, lambda p: p) if r.letter == "f"]
+    assert {r.key: r.evaluations for r in rows} == {"diffpure": 150, "ddnm": 100, "sampdetox": 140}
+    for r in rows:
+        work = r.make()
+        engine.calls.clear()
+        work.call()
+        assert len(engine.calls) == r.measured == 7
+        assert {shape for shape, _ in engine.calls} == {(1, 3, 64, 64)}
+
+
 # ---- parts and start-up
 
 
@@ -418,6 +489,8 @@ def test_random_adm_is_exported_once_under_the_name_that_the_export_gives(tmp_pa
         speed_rows.export_random_adm(tmp_path, 32, "fp16")
 
 
-def test_durations_read_well():
+def test_numbers_read_well():
+    assert [speed_report.digits(x) for x in (0.01234, 57.84, 999.4, 1181.2, 24830)] == [
+        "0.0123", "57.8", "999", "1,181", "24,830"]  # fmt: skip
     assert [speed_plot.duration(ms) for ms in (0.5, 12.34, 2500, 90_000, 7.2e6)] == [
         "0.5 ms", "12.3 ms", "2.5 s", "1.5 min", "2 h"]  # fmt: skip
