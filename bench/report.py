@@ -118,8 +118,18 @@ def replace(path: Path, text: str) -> None:
     path.write_text(f"{head}{START}\n{text}\n{END}{tail}")
 
 
+def defence() -> str:
+    from bench.results_page import short_table  # which takes `table` from here
+
+    return (
+        "The defence: CA / ASR / PA in percent, of small classifiers poisoned with these triggers, behind each "
+        "defence. Higher, lower and higher is better. [docs/results.md](docs/results.md) has the intervals, the other defences "
+        f"and triggers, the paper's figures beside ours, and what differs:\n\n{short_table()}"
+    )
+
+
 def main() -> None:
-    replace(ROOT / "README.md", "\n\n".join((restoration(), cost(), neighbours(), seams(), kernels())))
+    replace(ROOT / "README.md", "\n\n".join((defence(), restoration(), cost(), neighbours(), seams(), kernels())))
     log = [json.loads(line) for line in (RESULTS / "zip-tiny-training.jsonl").read_text().splitlines()]
     replace(ROOT / "zipsdk" / "models" / "zip-tiny.md", losses(log))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,20 @@ DATASETS = ("cifar10", "gtsrb", "imagenette")
 TITLES = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB", "imagenette": "Imagenette"}
 DOCS = Path(__file__).parent.parent / "docs"
 
+#: The defences of Table 1, and what plots and the README call them.
+SHORT = {"none": "no defence", "shrinkpad": "ShrinkPad", "blur": "blur alone", "zip-paper": "ZIP, the paper's setting",
+         "zip": "ZIP, one setting", "zip profile=fast": "ZIP, one setting, fast"}  # fmt: skip
+
 Row = dict[str, Any]
+
+
+def records() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The data sets that have a record with rows, and these."""
+    for dataset in DATASETS:
+        if (record.RESULTS / f"defense-{dataset}.json").is_file():
+            content = record.read(f"defense-{dataset}")
+            if content["rows"]:
+                yield dataset, content
 
 
 class Group:
@@ -94,6 +107,22 @@ def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
     return f"### {wanted.about}\n\n{table(header, lines)}"
 
 
+def short_table() -> str:
+    """Table 1 in brief, for the README: CA / ASR / PA, a row for each trigger, a column for each defence."""
+    lines = []
+    for dataset, content in records():
+        found = groups(content, tables.TABLES["table1"].attacks, SHORT)
+        for trigger in dict.fromkeys((g.first["attack"], g.first["trigger name"]) for g in found):
+            mine = [g for g in found if (g.first["attack"], g.first["trigger name"]) == trigger]
+            cells = {
+                g.first["defence"]: " / ".join(f"{statistics.mean(g.percents(n)):.0f}" for n in ("CA", "ASR", "PA"))
+                for g in mine
+            }
+            pictures = mine[0].first["CA"][1]
+            lines.append([f"{TITLES[dataset]} ({pictures:,})", trigger[1], *(cells.get(line, "") for line in SHORT)])
+    return table(["pictures", "trigger", *SHORT.values()], lines)
+
+
 def cost_of(content: dict[str, Any]) -> str:
     if not content["cost"]:
         return ""
@@ -158,9 +187,6 @@ def dots(content: dict[str, Any], dataset: str) -> Path | None:
     if not found:
         return None
     triggers = list(dict.fromkeys(f"{g.first['attack']}: {g.first['trigger name']}" for g in found))
-    short = {"none": "no defence", "shrinkpad": "ShrinkPad", "blur": "blur alone",
-             "zip-paper": "ZIP, the paper's setting", "zip": "ZIP, one setting",
-             "zip profile=fast": "ZIP, one setting, fast"}  # fmt: skip
     figure, axes = plt.subplots(1, 3, figsize=(11, 0.8 + 0.55 * len(triggers)), sharey=True, layout="constrained")
     for axis, name, better in zip(axes, ("CA", "ASR", "PA"), ("higher", "lower", "higher"), strict=True):
         for i, line in enumerate(wanted.defences):
@@ -171,11 +197,11 @@ def dots(content: dict[str, Any], dataset: str) -> Path | None:
             pairs = list(zip(x, ends, strict=True))
             # the interval is of whole pictures, and may miss the mean over the seeds by a hair
             error = [[max(0.0, v - low) for v, (low, _) in pairs], [max(0.0, high - v) for v, (_, high) in pairs]]
-            axis.errorbar(x, y, xerr=error, fmt="o", markersize=4, linewidth=1, color=f"C{i}", label=short[line])
+            axis.errorbar(x, y, xerr=error, fmt="o", markersize=4, linewidth=1, color=f"C{i}", label=SHORT[line])
         axis.set(xlim=(-2, 102), xlabel=f"{name}, % ({better} is better)")
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(triggers)), [t.split(": ")[1] for t in triggers])
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(triggers) - 0.5, -0.5)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
     return _save(figure, f"defense-{dataset}.png")
 
@@ -228,10 +254,7 @@ def main() -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    sections = []
-    for dataset in DATASETS:
-        if (record.RESULTS / f"defense-{dataset}.json").is_file():
-            sections.append(section(dataset, record.read(f"defense-{dataset}")))
+    sections = [section(dataset, content) for dataset, content in records()]
     page = DOCS / "results.md"
     head = page.read_text().split("<!-- measured -->")[0] if page.is_file() else "# Results\n\n"
     page.write_text(f"{head}<!-- measured -->\n" + "\n\n".join(sections) + "\n")

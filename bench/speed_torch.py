@@ -152,7 +152,8 @@ class Loop:
         Args:
             draw: the noise, by time step; torch's own if None.
         """
-        x_p = torch.from_numpy(pictures).to(self.where).permute(0, 3, 1, 2).float() / 127.5 - 1
+        # contiguous, as data loaders give pictures; the noise would take on another order of memory with them
+        x_p = torch.from_numpy(pictures).to(self.where).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
         x = self._walk(x_p, draw or (lambda t: torch.randn_like(x_p)))
         out = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return np.ascontiguousarray(out.permute(0, 2, 3, 1).cpu().numpy())
