@@ -72,6 +72,20 @@ def test_authors_loop_keeps_every_state_on_the_host(monkeypatch):
     assert not zeros
 
 
+@pytest.mark.parametrize("kind", ["authors", "eager", "scheduler"])
+def test_the_network_gets_pictures_in_torch_s_usual_order_of_memory(kind):
+    """Else its convolutions take other paths, and compiled ones are compiled anew between check and time."""
+    seen = []
+
+    class Watching(Tiny):
+        def forward(self, x, t):
+            seen.append(x.is_contiguous())
+            return super().forward(x, t)
+
+    speed_torch.Loop(Watching(), kind, steps=3)(synthetic(2, 32))
+    assert seen == [True] * 3
+
+
 def test_load_gives_the_weights_that_the_engine_has():
     module = speed_torch.load(speed_rows.WEIGHTS)
     from export.checkpoint import load
