@@ -144,7 +144,7 @@ def torch_peers(module: Any, where: str, spec: ModelSpec, compiled: bool) -> dic
     def loop(body: Any, carry: bool) -> Callable[[np.ndarray], np.ndarray]:
         @torch.inference_mode()
         def purify(rgb: np.ndarray) -> np.ndarray:
-            x_p = torch.from_numpy(rgb).to(where).permute(0, 3, 1, 2).float() / 127.5 - 1
+            x_p = torch.from_numpy(rgb).to(where).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
             x = torch.randn_like(x_p)
             for step in table.steps:
                 t = torch.full((len(x),), float(step.t), device=where)

@@ -123,8 +123,8 @@ def defence() -> str:
 
     return (
         "The defence: CA / ASR / PA in percent, of small classifiers poisoned with these triggers, behind each "
-        "defence. Higher, lower and higher is better. [docs/results.md](docs/results.md) has the intervals, the other defences "
-        f"and triggers, the paper's figures beside ours, and what differs:\n\n{short_table()}"
+        "defence. Higher, lower and higher is better. [docs/results.md](docs/results.md) has the intervals, the other "
+        f"defences and triggers, the paper's figures beside ours, and what differs:\n\n{short_table()}"
     )
 
 
