@@ -192,12 +192,12 @@ def summary(rows: Rows, keys: list[str]) -> str:
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for key in keys:
         row = rows.content["rows"][key]
-        groups.setdefault((row["attack"], row["trigger name"], row["name"]), []).append(row)
+        groups.setdefault((row["attack"], row["trigger name"], row["defence"]), []).append(row)
     lines = [f"{'attack':<16} {'trigger':<24} {'defence':<44} {'CA':>6} {'ASR':>6} {'PA':>6} {'evals':>6} {'seeds':>5}"]
-    for (attack, trigger, name), group in groups.items():
+    for (attack, trigger, _), group in groups.items():
         means = [np.mean([Rate(*r[c]).percent for r in group]) for c in ("CA", "ASR", "PA")]
         numbers = " ".join(f"{m:6.1f}" for m in means)
-        lines.append(f"{attack:<16} {trigger[:24]:<24} {name[:44]:<44} {numbers} "
+        lines.append(f"{attack:<16} {trigger[:24]:<24} {group[0]['name'][:44]:<44} {numbers} "
                      f"{group[0]['evaluations']:6g} {len(group):5d}")  # fmt: skip
     return "\n".join(lines)
 
