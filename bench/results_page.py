@@ -212,7 +212,7 @@ def curve(content: dict[str, Any], dataset: str, name: str, x: str) -> Path | No
 
     wanted = tables.TABLES[name]
     found = groups(content, wanted.attacks, wanted.defences)
-    if not found:
+    if len({_setting(content, g, x) for g in found}) < 3:  # other tables share some of these rows
         return None
     triggers = list(dict.fromkeys((g.first["attack"], g.first["trigger name"]) for g in found))
     figure, axes = plt.subplots(1, len(triggers), figsize=(3.6 * len(triggers), 3.2), sharey=True, layout="constrained",
