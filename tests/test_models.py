@@ -26,7 +26,7 @@ def engine():
 
 def test_bundled_model_is_small_and_says_what_it_is(engine):
     path = find("zip-tiny")
-    assert bundled() == ["zip-tiny"]
+    assert bundled() == ["zip-tiny", "zip-tiny-int8"]
     assert path is not None and path.stat().st_size < 12e6
     spec = engine.spec
     assert (spec.name, spec.canvas, spec.flexible) == ("zip-tiny", 64, True)

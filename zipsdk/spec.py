@@ -15,7 +15,10 @@ from zipsdk.errors import ModelError
 
 FORMAT = 1
 METADATA_KEY = "zipsdk"
+#: What the exporter writes.
 PRECISIONS = ("fp32", "fp16", "bf16")
+#: What `python -m export.quantize` makes of it: 8-bit convolutions, the rest float32.
+INT8 = "int8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,8 @@ class ModelSpec:
         channels: picture channels, 3 (RGB).
         beta_schedule, beta_start, beta_end, timesteps: the noise schedule; only "linear" is known.
         prediction: what the graph gives; only "epsilon" is known (an exporter turns other kinds into it).
-        precision: of the weights and the convolutions: "fp32", "fp16" or "bf16". Input and output are float32 always.
+        precision: of the weights and the convolutions: "fp32", "fp16", "bf16" or "int8". Input and output are float32
+            always.
         input_x, input_t, output: tensor names in the graph.
         source_sha256: of the checkpoint that it was exported from.
         licence, training_data: free text.
@@ -69,7 +73,8 @@ class ModelSpec:
         want(0 < self.beta_start < self.beta_end < 1, "0 < beta_start < beta_end < 1", (self.beta_start, self.beta_end))
         want(2 <= self.timesteps <= 100_000, "timesteps in 2..100000", self.timesteps)
         want(self.prediction == "epsilon", "prediction = 'epsilon'", self.prediction)
-        want(self.precision in PRECISIONS, f"precision in {PRECISIONS}", self.precision)
+        known = (*PRECISIONS, INT8)
+        want(self.precision in known, f"precision in {known}", self.precision)
         sides = (self.multiple, self.min_side, self.canvas, self.max_side)
         want(
             1 <= self.min_side <= self.canvas <= self.max_side and self.multiple >= 1,

@@ -1,0 +1,170 @@
+"""What the model of 8-bit convolutions gains on a CPU, and what it costs: time, pictures, defence; float32 beside it.
+
+    python -m bench.int8 --data FOLDER       # with cifar10 and imagenette; the classifier is trained where none is kept
+
+Time is that of single evaluations on one thread, the contenders in turn, counted by the processor's clock, so that
+other work on the machine matters less; medians. Pictures are clean test pictures through both models with the same
+seed. The defence is BadNets on CIFAR-10, as `bench.defense` measures it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import zipsdk
+from bench import attacks, classifiers, datasets, evaluation, record, report
+from bench.baselines.purifier import Zip
+from bench.restoration import blurred, psnr, sharpness
+from export import checkpoint
+from zipsdk.transforms import Blur
+
+ROOT = Path(__file__).parent.parent
+CARD = ROOT / "zipsdk/models/zip-tiny-int8.md"
+#: Batch, side and rounds of the timed evaluations.
+SHAPES = ((1, 32, 60), (64, 32, 9), (1, 256, 15))
+PROFILES = ("fast", "paper")
+Run = Callable[[np.ndarray, np.ndarray], Any]
+
+
+def torch_run(dtype: torch.dtype) -> Run:
+    """zip-tiny in torch, channels last, which its convolutions are faster in."""
+    model, _ = checkpoint.load(ROOT / "export/zip-tiny.safetensors")
+    model = model.eval().to_torso(dtype).to(memory_format=torch.channels_last)
+
+    def run(x: np.ndarray, t: np.ndarray) -> torch.Tensor:
+        with torch.inference_mode():
+            out: torch.Tensor = model(torch.from_numpy(x).to(memory_format=torch.channels_last), torch.from_numpy(t))
+        return out
+
+    return run
+
+
+def speed(contenders: dict[str, Run], clock: Callable[[], float] = time.process_time) -> list[dict[str, Any]]:
+    """Milliseconds of one evaluation, by shape; each round asks all contenders in turn."""
+    rows = []
+    rng = np.random.default_rng(0)
+    for batch, side, rounds in SHAPES:
+        x, t = rng.standard_normal((batch, 3, side, side), np.float32), np.full(batch, 200, np.float32)
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for i in range(rounds + 1):
+            for name, run in contenders.items():
+                started = clock()
+                run(x, t)
+                if i:  # the first one warms up
+                    times[name].append(1e3 * (clock() - started))
+        ms = {name: float(np.median(values)) for name, values in times.items()}
+        first = next(iter(ms.values()))
+        rows.append({"batch": batch, "side": side, "rounds": rounds, "ms": ms,
+                     "times_faster": {name: first / value for name, value in ms.items()}})  # fmt: skip
+    return rows
+
+
+def pictures_of(name: str, folder: Path | None, limit: int) -> np.ndarray:
+    """Test pictures, uint8 (N, H, W, 3); of Imagenette a sixteenth as many, at 128x128."""
+    side, limit = (128, max(1, limit // 16)) if name == "imagenette" else (None, limit)
+    return datasets.load(name, "test", folder, side=side, limit=limit).pictures
+
+
+def quality(engines: list[Any], pictures: np.ndarray, n: int, profile: str) -> dict[str, Any]:
+    """PSNR over what the blur leaves, of both models, and between them."""
+    blur, outs = Blur(n), []
+    for engine in engines:
+        purifier = zipsdk.Purifier(engine, [blur], profile=profile, seed=0)
+        with tqdm(total=len(pictures), unit="picture", desc=f"{profile}, blur{n}", leave=False) as bar:
+            outs.append(purifier.run(pictures, progress=bar.update))
+    base = np.array([psnr(blurred(x, n), x) for x in pictures])
+    gains = [np.array([psnr(y, x) for y, x in zip(out, pictures, strict=True)]) - base for out in outs]
+    energies = [np.sum([sharpness(y, x, blur) for y, x in zip(out, pictures, strict=True)], axis=0) for out in outs]
+    lost = gains[1] - gains[0]
+    return {
+        "pictures": len(pictures), "side": pictures.shape[1], "blur": n, "profile": profile,
+        "gain_db": [float(g.mean()) for g in gains],
+        "gain_change_db": float(lost.mean()),
+        "gain_change_standard_error": float(lost.std() / np.sqrt(len(lost))),
+        "sharpness": [float(a / b) for a, b in energies],
+        "psnr_between": float(np.mean([psnr(a, b) for a, b in zip(*outs, strict=True)])),
+    }  # fmt: skip
+
+
+def defence(engines: list[Any], folder: Path | None, count: int, epochs: int | None) -> list[dict[str, Any]]:
+    """CA, ASR, PA as [hits, of] behind both models, with BadNets' trigger."""
+    train = datasets.load("cifar10", "train", folder)
+    test = datasets.load("cifar10", "test", folder, limit=count)
+    attack, target = attacks.make("badnets", test.side, 1), 1
+    poisoned = attacks.poison(train, attack, 0.05, target, 1)
+    classifier = classifiers.train(poisoned, classifiers.recipe(train, "small", 0, epochs))
+    scene = evaluation.Scene(test, "badnets", attack, target, classifier)
+    rows = []
+    for profile in PROFILES:
+        counts = []
+        for engine in engines:
+            with tqdm(total=2 * count, unit="picture", desc=f"BadNets, {profile}", leave=False) as bar:
+                counts.append(evaluation.evaluate(scene, Zip(engine, profile=profile), 0, evaluation.Store(None),
+                                                  bar.update))  # fmt: skip
+        rows.append({**scene.describe(), "profile": profile, "fp32": counts[0], "int8": counts[1]})
+    return rows
+
+
+def text(content: dict[str, Any]) -> str:
+    """A record as the card's Markdown."""
+    names = list(content["speed"][0]["ms"])
+    speeds = [
+        [f"{r['batch']} of {r['side']}x{r['side']}"]
+        + [f"{r['ms'][name]:.1f} ms ({r['times_faster'][name]:.2f}x)" for name in names]
+        for r in content["speed"]
+    ]
+    pictures = []
+    for q in content["quality"]:
+        numbers = [f"{q['gain_db'][i]:+.2f} dB / {q['sharpness'][i]:.2f}" for i in (0, 1)]
+        pictures.append([f"{q['data']} ({q['pictures']} of {q['side']} px), blur{q['blur']}", q["profile"], *numbers,
+                         f"{q['psnr_between']:.1f} dB"])  # fmt: skip
+    defences = []
+    for row in content["defence"]:
+        for model in ("fp32", "int8"):
+            rates = (f"{100 * hits / of:.1f}" for hits, of in (row[model][k] for k in ("CA", "ASR", "PA")))
+            defences.append([row["profile"], model, *rates])
+    tables = (
+        report.table(["one evaluation", *names], speeds),
+        report.table(["clean pictures", "profile", "gain in PSNR / sharpness, fp32", "int8", "PSNR between"], pictures),
+        report.table(["BadNets on CIFAR-10", "model", "CA, %", "ASR, %", "PA, %"], defences),
+    )
+    return "\n\n".join(tables)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m bench.int8", description=__doc__.split("\n")[0])
+    p.add_argument("--data", type=Path, metavar="FOLDER", help=f"with the data sets; default: ${datasets.VARIABLE}")
+    p.add_argument("--limit", type=int, default=128, help="pictures of 32x32, for PSNR")
+    p.add_argument("--pictures", type=int, default=200, help="for CA and ASR")
+    p.add_argument("--epochs", type=int, help="of the classifier's training; default: the recipe's")
+    p.add_argument("--name", default="int8", help="of the record, which the model card then shows; empty for none")
+    args = p.parse_args()
+
+    torch.set_num_threads(1)
+    engines = [zipsdk.load_engine(name, device="cpu", threads=1) for name in ("zip-tiny", "zip-tiny-int8")]
+    contenders: dict[str, Run] = {
+        "ONNX Runtime fp32": engines[0], "int8": engines[1], "torch fp32": torch_run(torch.float32),
+        "torch bf16": torch_run(torch.bfloat16),
+    }  # fmt: skip
+    content: dict[str, Any] = {"models": [e.info for e in engines], "speed": speed(contenders)}
+    content["quality"] = [
+        {"data": name, **quality(engines, pictures_of(name, args.data, args.limit), n, profile)}
+        for name in ("cifar10", "imagenette") for n in (2, 4) for profile in PROFILES
+    ]  # fmt: skip
+    content["defence"] = defence(engines, args.data, args.pictures, args.epochs)
+    print(text(content))
+    if args.name:
+        print(record.write(args.name, content))
+        report.replace(CARD, text(content))
+
+
+if __name__ == "__main__":
+    main()
