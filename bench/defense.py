@@ -120,15 +120,20 @@ def _training_pictures(name: str, folder: Path | None, side: int | None) -> data
 
 
 class Rows:
-    """The rows of a record, with what they refer to: runs, triggers, classifiers, defences."""
+    """The rows of a record, with what they refer to by its hash: runs, data, triggers, classifiers, defences.
+
+    Several processes may add to one record: each takes in what the others have written before it writes.
+    """
+
+    PARTS = ("runs", "data", "triggers", "classifiers", "defences", "rows", "cost")
 
     def __init__(self, name: str, folder: Path):
         self.name, self.folder = name, folder
-        self.content: dict[str, Any] = {"runs": [], "data": {}, "triggers": {}, "classifiers": {}, "defences": {},
-                                        "rows": {}, "cost": {}}  # fmt: skip
-        if (folder / f"{name}.json").is_file():
-            self.content.update(record.read(name, folder))
-        self.content["runs"] = [*self.content["runs"], record.environment()]
+        self.content: dict[str, dict[str, Any]] = {part: {} for part in self.PARTS}
+        self._merge()
+        environment = record.environment()
+        self.run = hash_of(environment)
+        self.content["runs"][self.run] = environment
 
     @staticmethod
     def key(line: str, scene: Scene, defence: Defence, seed: int) -> str:
@@ -148,11 +153,18 @@ class Rows:
         for kind, description in said.items():
             row[kind] = hash_of(description)
             self.content[kind][row[kind]] = description
-        row["run"] = len(self.content["runs"]) - 1
+        row["run"] = self.run
         self.content["rows"][key] = row
         self.write()
 
+    def _merge(self) -> None:
+        if (self.folder / f"{self.name}.json").is_file():
+            there = record.read(self.name, self.folder)
+            for part, mine in self.content.items():
+                self.content[part] = {**there[part], **mine}
+
     def write(self) -> None:
+        self._merge()
         record.write(self.name, self.content, self.folder)
 
 
@@ -220,7 +232,7 @@ def measure_cost(bench: Bench, rows: Rows, lines: list[str], repeats: int = 5) -
         rows.content["cost"][line] = {
             "name": defence.name, "evaluations": defence.evaluations, "queries": defence.queries,
             "pictures": len(pictures), "side": bench.test.side, "ms": median, "quartiles": [low, high],
-            "engine": getattr(bench.workshop.engine, "info", {}), "run": len(rows.content["runs"]) - 1,
+            "engine": getattr(bench.workshop.engine, "info", {}), "run": rows.run,
         }  # fmt: skip
         print(f"{defence.name:<44} {median:8.2f} ms [{low:.2f}, {high:.2f}]  {defence.evaluations:g} evaluations")
     rows.write()

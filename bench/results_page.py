@@ -76,7 +76,9 @@ def groups(content: dict[str, Any], attacks: Iterable[str], lines: Iterable[str]
         for line in lines:
             for (a, d, _), variants in found.items():
                 if (a, d) == (attack, line):
-                    best = max(variants.values(), key=lambda rows: (rows[0]["CA"][1], rows[-1]["run"]))
+                    best = max(
+                        variants.values(), key=lambda rows: (rows[0]["CA"][1], content["runs"][rows[-1]["run"]]["date"])
+                    )
                     out.append(Group(sorted(best, key=lambda r: r["seed"])))
     return out
 
@@ -174,8 +176,8 @@ def section(dataset: str, content: dict[str, Any]) -> str:
 
 
 def used_runs(content: dict[str, Any]) -> list[dict[str, Any]]:
-    numbers = sorted({row["run"] for row in content["rows"].values()})
-    return [content["runs"][n] for n in numbers]
+    used = {row["run"] for row in content["rows"].values()}
+    return sorted((run for name, run in content["runs"].items() if name in used), key=lambda run: run["date"])
 
 
 def dots(content: dict[str, Any], dataset: str) -> Path | None:

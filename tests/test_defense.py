@@ -128,6 +128,19 @@ def test_a_row_counts_what_the_classifier_says(rng):
     }  # fmt: skip
 
 
+def test_two_runs_may_add_to_one_record(tmp_path, pictures):
+    data = Dataset("two", "test", pictures, np.arange(150) % 2, ("a", "b"))
+    box = Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": "a"})
+    scene = Scene(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box)
+    counts = {name: [1, 2] for name in ("CA", "ASR", "PA", "PA others")}
+    first, second = (defense.Rows("defense-two", tmp_path) for _ in range(2))
+    for i, rows in enumerate((first, second, first)):
+        rows.add(f"row {i}", "none", scene, Nothing(), i, counts)
+    content = json.loads((tmp_path / "defense-two.json").read_text())
+    assert content["rows"].keys() == {"row 0", "row 1", "row 2"}
+    assert {row["run"] for row in content["rows"].values()} <= content["runs"].keys()
+
+
 def test_wilsons_interval():
     """Against the closed form, and where the normal approximation fails."""
     for hits, of in ((0, 10), (7, 10), (990, 1000), (10, 10)):
