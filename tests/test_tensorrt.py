@@ -269,6 +269,12 @@ def refuse(path, kind, message, **options):
         zipsdk.load_engine(path, **options)
 
 
+def test_a_model_quantised_for_cpus_has_no_plan(tmp_path):
+    with pytest.raises(ModelError, match="quantised for ONNX Runtime on CPUs"):
+        plan.build(find("zip-tiny-int8"), tmp_path / "x.plan", flavour="rtx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_plan(copy):
     data = bytearray(copy.read_bytes())
     data[len(data) // 2] ^= 1

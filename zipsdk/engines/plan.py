@@ -161,6 +161,11 @@ def build(
         raise ModelError(f"{model}: there is no such file; check the path")
     check_sidecar(model)
     spec = spec_of(model)
+    if spec.precision == "int8":  # TensorRT-RTX 1.7 refuses the biases that ONNX Runtime's quantiser leaves in 32 bits
+        raise ModelError(
+            f"{model}: got a model quantised for ONNX Runtime on CPUs, wanted fp32, fp16 or bf16; "
+            "build the plan of the model that it was made from"
+        )
     spec, sides = _sizes(spec, sizes)
     numbers = _targets(trt, flavour, targets)
     # before minutes of work, and not after them
