@@ -128,8 +128,21 @@ def defence() -> str:
     )
 
 
+def speed() -> str:
+    record = read("speed")
+    rounds = max(len(samples) for samples in record["seconds_a_picture"].values())
+    rows = [[c["claim"], c["wanted"], f"{c['got']:.3g}", "yes" if c["met"] else "**no**"] for c in record["claims"]]
+    return (
+        f"Goals for speed ({record['model']}, {record['machine']['cores']} threads of "
+        f"{record['machine']['processor']}, rounds: {rounds}, `{record['command']}`; "
+        f"[docs/speed.md](docs/speed.md)):\n\n{table(['ratio or time', 'wanted', 'measured', 'met'], rows)}"
+    )
+
+
 def main() -> None:
-    replace(ROOT / "README.md", "\n\n".join((defence(), restoration(), cost(), neighbours(), seams(), kernels())))
+    replace(
+        ROOT / "README.md", "\n\n".join((defence(), speed(), restoration(), cost(), neighbours(), seams(), kernels()))
+    )
     log = [json.loads(line) for line in (RESULTS / "zip-tiny-training.jsonl").read_text().splitlines()]
     replace(ROOT / "zipsdk" / "models" / "zip-tiny.md", losses(log))
 
