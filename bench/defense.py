@@ -246,16 +246,17 @@ def sheet(bench: Bench, rows: int = 8) -> Path:
     a = bench.args
     names = a.attacks or tables.PAPER_ATTACKS
     lines = []
+    apart = max(1, len(bench.test) // max(rows, len(names)))  # they stand class by class
     for i, name in enumerate(names):
         paper = tables.preset(a.dataset, name)
         guide = Guide(parse(paper["transforms"]))  # type: ignore[arg-type]
-        picked = bench.test.pictures[i :: len(names)][: max(1, rows // len(names))]
+        picked = bench.test.pictures[i * apart :: len(names) * apart][: max(1, rows // len(names))]
         triggered = bench.attack(name).apply(picked)
         treated = bench.store.treat(bench.workshop.make("zip-paper", name), triggered, 0)
         for x, bad, good in zip(picked, triggered, treated, strict=True):
             away = np.clip(128 + 8 * (good.astype(int) - x), 0, 255).astype(np.uint8)
             lines.append([x, bad, transformed(guide, bad), good, away])
-    path = a.results / f"defense-{a.dataset}.png"
+    path = a.results / f"defense-{a.dataset}-pictures.png"
     page = contact_sheet(lines, ("clean", "with trigger", "transformed", "purified", "(purified - clean) x 8 + 128"))
     page.save(path)
     return path

@@ -171,6 +171,11 @@ def section(dataset: str, content: dict[str, Any]) -> str:
                          + table_of(content, dataset, name).split("\n\n", 1)[1])  # fmt: skip
     if path := dots(content, dataset):
         parts.insert(3, f"![CA and ASR of the defences, with 95% intervals]({path.name})")
+    if (record.RESULTS / f"defense-{dataset}-pictures.png").is_file():
+        parts.append(
+            "### Pictures\n\nTest pictures, with the trigger, what the transform leaves, what ZIP makes of it, "
+            f"and how that differs from the clean one:\n\n![](../bench/results/defense-{dataset}-pictures.png)"
+        )
     parts.append(cost_of(content))
     return "\n\n".join(p for p in parts if p)
 

@@ -259,7 +259,7 @@ def test_costs_and_a_sheet(folder, tmp_path, capsys):
     assert cost["zip profile=fast"]["ms"] > cost["blur"]["ms"] > 0
     assert cost["zip profile=fast"]["evaluations"] == 4
     defense.main(command(folder, tmp_path, "sheet", "--attacks", "white"))
-    with Image.open(tmp_path / "defense-two.png") as page:
+    with Image.open(tmp_path / "defense-two-pictures.png") as page:
         assert page.width > 1000
 
 
