@@ -29,6 +29,9 @@ from zipsdk.errors import InputError
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 
+#: The benches' setting: the attacker's class and the share of poisoned training pictures, as in the ZIP paper and its
+#: released code, and the seed of the trigger and of who is poisoned. A classifier is found in the cache under these.
+TARGET, RATE, SEED = 1, 0.05, 1
 #: A clean-label attack poisons no more than this share of the target class.
 CLEAN_LABEL_SHARE = 0.5
 

@@ -22,8 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__" and not __package__:  # called by its path, as the paper's readers will
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+if not __package__:  # run as a file: its folder's modules must not hide packages of their names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 from tqdm import tqdm
@@ -35,8 +35,6 @@ from bench.baselines import Defence
 from bench.classifiers import Classifier
 from bench.evaluation import Scene, Store, evaluate, hash_of, interval
 from zipsdk.errors import ZipError
-
-U8 = np.ndarray
 
 #: Pictures and seeds of a run that says nothing of them, and of --quick.
 PICTURES, SEEDS, QUICK = 1000, 3, 200
@@ -66,15 +64,15 @@ class Bench:
 
     def attack(self, name: str) -> attacks.Attack:
         if not name.startswith(tables.ENHANCED):
-            return tables.attack_of(name, self.test.side, self.args.attack_seed)
-        base = name.removeprefix(tables.ENHANCED)
-        known = self.workshop.make("zip-paper transforms=blur2+gray", base)
+            return attacks.make(name, self.test.side, self.args.attack_seed)
+        base = self.attack(name.removeprefix(tables.ENHANCED))
+        known = self.workshop.make("zip-paper transforms=blur2+gray", name)
 
         def purify(pictures: Any) -> Any:
             with tqdm(total=len(pictures), unit="picture", desc=f"{name}: purifying training pictures") as bar:
                 return self.store.treat(known, pictures, ATTACKERS_SEED, progress=bar.update)
 
-        return tables.attack_of(name, self.test.side, self.args.attack_seed, known, purify)
+        return attacks.Enhanced(base.side, base.seed, base=base, purify=purify, purifier=known.describe())
 
     def classifier(self, name: str | None) -> Classifier:
         """The user's own, or the one that an attack (None: nobody) poisoned."""
@@ -277,9 +275,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--defence", action="append", metavar="LINE", help="in place of the table's; see bench/tables.py")
     p.add_argument("--engine", default="zip-tiny", help="a bundled model's name, or a path to .onnx or .plan")
     p.add_argument("--fresh", action="store_true", help="count rows anew that the record has")
-    p.add_argument("--target", type=int, default=1, help="the attacker's class; the released code's is 1")
-    p.add_argument("--rate", type=float, default=0.05, help="share of poisoned training pictures")
-    p.add_argument("--attack-seed", type=int, default=1, help="of the trigger and of who is poisoned")
+    p.add_argument("--target", type=int, default=attacks.TARGET, help="the attacker's class; the released code's is 1")
+    p.add_argument("--rate", type=float, default=attacks.RATE, help="share of poisoned training pictures")
+    p.add_argument("--attack-seed", type=int, default=attacks.SEED, help="of the trigger and of who is poisoned")
     p.add_argument("--architecture", default="small", choices=list(classifiers.ARCHITECTURES))
     p.add_argument("--classifier-seed", type=int, default=0)
     p.add_argument("--epochs", type=int, help="of the classifiers' training")

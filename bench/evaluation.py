@@ -17,6 +17,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,11 @@ class Scene:
     #: the same network without a backdoor, to see what the defence costs it
     clean_classifier: Classifier | None = None
 
+    @cached_property
+    def triggered(self) -> U8:
+        """What the attacker sends."""
+        return self.trigger.apply(self.data.pictures)
+
     def describe(self) -> dict[str, Any]:
         return {
             "data": self.data.describe(),
@@ -148,10 +154,9 @@ def evaluate(
         "CA", "ASR", "PA", "PA others" as [hits, of] (see `attacks.rates`); under "clean classifier" the same of the
         classifier without a backdoor, whose "ASR" is how often it takes treated pictures for the target by mistake.
     """
-    triggered = scene.trigger.apply(scene.data.pictures)
     treated = [
         store.treat(defence, pictures, seed, scene.classifier, progress)
-        for pictures in (scene.data.pictures, triggered)
+        for pictures in (scene.data.pictures, scene.triggered)
     ]
     row: dict[str, Any] = _counts(scene, scene.classifier, treated)
     if scene.clean_classifier is not None and not defence.asks:

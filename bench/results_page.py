@@ -162,6 +162,8 @@ def section(dataset: str, content: dict[str, Any]) -> str:
         rates = sorted({c["poison"]["rate"] for c in known if c["poison"].get("attack")})
         poison = f" Poisoned training pictures: {', '.join(f'{100 * r:g}%' for r in rates)}." if rates else ""
         parts.append(f"Classifier: {recipe['architecture']}, {recipe['epochs']} epochs.{poison}")
+    if path := dots(content, dataset):
+        parts.append(f"![CA and ASR of the defences, with 95% intervals]({path.name})")
     parts += [
         table_of(content, dataset, name) for name in tables.TABLES if name not in ("lambda", "evaluations", "quick")
     ]
@@ -169,8 +171,6 @@ def section(dataset: str, content: dict[str, Any]) -> str:
         if path := curve(content, dataset, name, x):
             parts.append(f"### {tables.TABLES[name].about}\n\n![{tables.TABLES[name].about}]({path.name})\n\n"
                          + table_of(content, dataset, name).split("\n\n", 1)[1])  # fmt: skip
-    if path := dots(content, dataset):
-        parts.insert(3, f"![CA and ASR of the defences, with 95% intervals]({path.name})")
     if (record.RESULTS / f"defense-{dataset}-pictures.png").is_file():
         parts.append(
             "### Pictures\n\nTest pictures, with the trigger, what the transform leaves, what ZIP makes of it, "

@@ -23,9 +23,6 @@ from zipsdk.errors import EngineError, MissingExtra
 from zipsdk.guard import speedup_bound
 from zipsdk.schedule import PAPER_STEPS
 
-#: Of the attack, its training set and its training; the classifier is looked for in the cache under these.
-TARGET, ATTACK_SEED, POISON_RATE = 1, 1, 0.05
-
 
 def flagged_places(n: int, share: float) -> npt.NDArray[np.bool_]:
     """bool (n,): round(share n) of them, but one at least, evenly spread, the last one among them."""
@@ -55,8 +52,8 @@ def open_classifier(bench: Bench, args: argparse.Namespace) -> tuple[Any, dict[s
     why = "there is no data set"
     if bench.dataset is not None:
         data = datasets.load(args.dataset, "train", args.data, side=bench.side)
-        attack = attacks.make(args.attack, bench.side, ATTACK_SEED)
-        poisoned = attacks.poison(data, attack, POISON_RATE, TARGET, ATTACK_SEED)
+        attack = attacks.make(args.attack, bench.side, attacks.SEED)
+        poisoned = attacks.poison(data, attack, attacks.RATE, attacks.TARGET, attacks.SEED)
         how = classifiers.recipe(data, args.architecture, 0, args.epochs)
         key = classifiers.key_of(classifiers.ingredients(poisoned, how))
         if args.train or _finished(classifiers.cache_folder() / f"{key}.pt"):

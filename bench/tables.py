@@ -17,8 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bench import attacks
-from bench.attacks import Attack
 from bench.baselines import Defence
 from bench.baselines.diffusion import DDNM, DiffPure
 from bench.baselines.purifier import Zip
@@ -167,13 +165,3 @@ def _options(line: str, words: list[str]) -> dict[str, Any]:
         except (KeyError, ValueError) as e:
             raise InputError(f"defence: got {word!r} in {line!r}, wanted NAME=VALUE with {', '.join(_TYPES)}") from e
     return out
-
-
-def attack_of(name: str, side: int, seed: int, zip_defence: Defence | None = None, purify: Any = None) -> Attack:
-    """One of `attacks.ATTACKS`, or the enhanced form of one, which poisons with what `purify` makes of its pictures."""
-    if not name.startswith(ENHANCED):
-        return attacks.make(name, side, seed)
-    if zip_defence is None:
-        raise InputError(f"attack: got {name!r} and no purifier, wanted the defence that the attacker knows")
-    base = attacks.make(name.removeprefix(ENHANCED), side, seed)
-    return attacks.Enhanced(side, seed, base=base, purify=purify, purifier=zip_defence.describe())

@@ -52,6 +52,23 @@ def pad(pictures: Array, height: int, width: int) -> Array:
     return np.pad(pictures, ((0, 0), (0, height - h), (0, width - w), (0, 0)), mode="reflect")
 
 
+def to_state(pictures: Array, height: int, width: int) -> F32:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, height, width) in [-1, 1], padded; see `pad`."""
+    x = pad(pictures, height, width).transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    x *= 1.0 / 127.5
+    x -= 1.0
+    return x
+
+
+def to_pictures(x: F32, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The way back: (N, 3, H, W) -> uint8 (N, height, width, 3), cut, rounded and clipped."""
+    y = x[:, :, :height, :width] + 1.0
+    y *= 127.5
+    np.rint(y, out=y)
+    np.clip(y, 0.0, 255.0, out=y)
+    return np.ascontiguousarray(y.astype(np.uint8).transpose(0, 2, 3, 1))
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where pictures of one size go.

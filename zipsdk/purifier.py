@@ -220,7 +220,7 @@ class Purifier:
     ) -> Callable[[], list[U8]]:
         """Start on the pictures, on a GPU; what it returns waits for the results, or computes them here."""
         seed = secrets.randbits(64) if self.seed is None else self.seed
-        numbers = _ids(pictures, ids, seed)
+        numbers = picture_ids(pictures, ids, seed)
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, p in enumerate(pictures):
             groups.setdefault(p.shape, []).append(i)
@@ -263,21 +263,15 @@ class Purifier:
     def _loop(self, rgb: U8, layout: canvases.Layout, predict: canvases.Predictor, noise: Noise) -> U8:
         """uint8 (N, H, W, 3) of one size -> the same, purified."""
         _, height, width, _ = rgb.shape
-        x_p = canvases.pad(rgb, layout.height, layout.width).transpose(0, 3, 1, 2).astype(np.float32, order="C")
-        x_p *= 1.0 / 127.5
-        x_p -= 1.0
+        x_p = canvases.to_state(rgb, layout.height, layout.width)
         guide: reverse.GuideLike = self.guides[0]
         if len(self.guides) > 1:
             guide = GuidePerPicture(self.guides, noise.choice(len(self.guides)))
         x = reverse.purify(predict, x_p, self.table, guide, noise, clip_x0=self.clip_x0)
-        x += 1.0
-        x *= 127.5
-        np.rint(x, out=x)
-        np.clip(x, 0.0, 255.0, out=x)
-        return np.ascontiguousarray(x[:, :, :height, :width].astype(np.uint8).transpose(0, 2, 3, 1))
+        return canvases.to_pictures(x, height, width)
 
 
-def _ids(pictures: list[U8], ids: npt.ArrayLike | None, seed: int) -> npt.NDArray[np.uint64]:
+def picture_ids(pictures: list[U8], ids: npt.ArrayLike | None, seed: int) -> npt.NDArray[np.uint64]:
     """The pictures' ids as given, or a hash of each."""
     if ids is None:
         # keyed, so that whoever does not know the seed cannot choose a picture by its noise

@@ -30,11 +30,9 @@ from bench.baselines.simple import (
     names,
     noise_of,
     parts,
-    to_pictures,
-    to_state,
 )
 from zipsdk import reverse
-from zipsdk.canvas import Engine, Predictor, plan
+from zipsdk.canvas import Engine, Predictor, plan, to_pictures, to_state
 from zipsdk.errors import InputError
 from zipsdk.noise import Noise
 from zipsdk.schedule import PAPER_STEPS, StepTable, step_table

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from bench.baselines import U8, Classify
-from zipsdk.canvas import MAX_PIXELS_A_CALL, pad, round_up
+from zipsdk.canvas import MAX_PIXELS_A_CALL, round_up, to_pictures, to_state
 from zipsdk.errors import InputError
 from zipsdk.noise import Noise
-from zipsdk.purifier import _ids
+from zipsdk.purifier import picture_ids
 from zipsdk.transforms import Guide, OneOf, Transform, parse
 
 F32 = npt.NDArray[np.float32]
@@ -37,7 +37,7 @@ def checked(pictures: U8) -> U8:
 
 def noise_of(pictures: U8, seed: int) -> Noise:
     """The noise that `zipsdk.Purifier` draws for these pictures: by seed and a hash of each, wherever it stands."""
-    return Noise(seed, _ids(list(pictures), None, seed))
+    return Noise(seed, picture_ids(list(pictures), None, seed))
 
 
 def parts(pictures: U8, each: int, progress: Progress) -> Iterator[slice]:
@@ -47,20 +47,6 @@ def parts(pictures: U8, each: int, progress: Progress) -> Iterator[slice]:
         yield part
         if progress is not None:
             progress(part.stop - part.start)
-
-
-def to_state(pictures: U8, height: int, width: int) -> F32:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, height, width) in [-1, 1], mirrored at the bottom and the right."""
-    x = pad(pictures, height, width).transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    x *= 1.0 / 127.5
-    x -= 1.0
-    return x
-
-
-def to_pictures(x: F32, height: int, width: int) -> U8:
-    """The way back: rounded, clipped and cut to uint8 (N, height, width, 3)."""
-    y = np.clip(np.rint((x[:, :, :height, :width] + 1.0) * 127.5), 0.0, 255.0)
-    return np.ascontiguousarray(y.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def as_transforms(transforms: str | Transform | Sequence[Transform]) -> tuple[Transform, ...]:
