@@ -13,6 +13,7 @@ from test_purifier import pictures
 
 import zipsdk
 from zipsdk import EngineError, InputError, ModelError, Purifier, load_engine
+from zipsdk.engines.onnx import _parts
 from zipsdk.models import bundled, find
 
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
@@ -131,3 +132,35 @@ def test_devices_are_never_swapped_in_silence():
 def test_threads_are_counted(engine):
     assert load_engine("zip-tiny", threads=1).info["threads"] == 1
     assert engine.info["threads"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("n", "side", "threads", "sizes"),
+    [
+        (64, 32, 2, [8] * 8),
+        (64, 32, 1, [8] * 8),
+        (20, 32, 2, [5] * 4),
+        (9, 32, 2, [4, 5]),  # no part is larger than what the other thread has
+        (4, 32, 5, [1] * 4),
+        (2, 64, 2, [1, 1]),
+        (3, 32, 2, []),  # one thread would wait for a third of the time
+        (1, 32, 2, []),
+        (64, 128, 2, []),
+        (0, 32, 2, []),
+    ],
+)
+def test_how_a_batch_is_shared_out(n, side, threads, sizes):
+    parts = _parts(n, side * side, threads)
+    assert sorted(part.stop - part.start for part in parts) == sizes
+    assert [i for part in parts for i in range(part.start, part.stop)] == (list(range(n)) if sizes else [])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_batch_that_is_shared_out_keeps_its_order(threads):
+    x = np.random.default_rng(0).standard_normal((18, 3, 32, 32)).astype(np.float32)
+    t = np.linspace(0, 950, 18).round().astype(np.float32)
+    engine = load_engine("zip-tiny", device="cpu", threads=threads)
+    one_by_one = np.concatenate([engine(x[i : i + 1], t[i : i + 1]) for i in range(18)])
+    np.testing.assert_allclose(engine(x, t), one_by_one, atol=1e-5)
+    with pytest.raises(EngineError, match=r"the evaluation of \(18, 3, 32, 30\) failed"):
+        engine(np.ascontiguousarray(x[..., :30]), t)  # not a multiple of 4

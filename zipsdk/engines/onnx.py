@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,10 @@ from zipsdk.spec import METADATA_KEY, ModelSpec
 
 F32 = npt.NDArray[np.float32]
 
+#: Pixels of one evaluation on one core of a CPU. What zip-tiny works on then fits a core's cache; with half of it the
+#: fixed cost of an evaluation begins to show.
+PIXELS_A_CORE = 8 * 32 * 32
+
 
 class OnnxEngine:
     """An ONNX model with a zipsdk spec, run by ONNX Runtime.
@@ -25,7 +32,8 @@ class OnnxEngine:
     Args:
         path: the ``.onnx`` file; external data beside it is found.
         device: "cpu" (which "auto" means here; `open_onnx` looks for a GPU first), "cuda" or "cuda:N".
-        threads: CPU threads of one evaluation, 0 for all cores.
+        threads: CPU threads, 0 for all cores. One picture is shared out among them layer by layer; of many small ones
+            each thread takes some for itself, and none waits for another.
 
     Raises:
         ModelError: the file is damaged, has no spec, or disagrees with it.
@@ -66,6 +74,7 @@ class OnnxEngine:
         # may not use, and a core that something else keeps busy then holds up all the others.
         self.threads = threads or _cores()
         options.intra_op_num_threads = self.threads
+        self._options = options
         try:
             # no automatic retry on another provider: what runs must be what was asked for
             self._session = ort.InferenceSession(str(self.path), options, providers=wanted, enable_fallback=0)
@@ -169,12 +178,44 @@ class OnnxEngine:
             raise _failed(self.path, (batch, 3, height, width), e) from e
 
     def __call__(self, x: F32, t: F32) -> F32:
-        spec = self.spec
         try:
-            (eps,) = self._session.run([spec.output], {spec.input_x: x, spec.input_t: t})
+            parts = _parts(len(x), x.shape[2] * x.shape[3], self.threads) if self._memory[0] == "cpu" else []
+            if len(parts) < 2:
+                return self._run(self._session, x, t)
+            if self.threads == 1:
+                return np.concatenate([self._run(self._session, x[part], t[part]) for part in parts])
+            pool, session = self._each_thread_its_own
+            return np.concatenate(list(pool.map(lambda part: self._run(session, x[part], t[part]), parts)))
         except Exception as e:
             raise _failed(self.path, x.shape, e) from e
+
+    def _run(self, session: Any, x: F32, t: F32) -> F32:
+        (eps,) = session.run([self.spec.output], {self.spec.input_x: x, self.spec.input_t: t})
         return eps  # type: ignore[no-any-return]
+
+    @cached_property
+    def _each_thread_its_own(self) -> tuple[ThreadPoolExecutor, Any]:
+        """Threads, and a session in which each evaluation stays on the thread that asks: the weights a second time."""
+        self._options.intra_op_num_threads = 1
+        session = self._ort.InferenceSession(
+            str(self.path), self._options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+        return ThreadPoolExecutor(self.threads, "zipsdk-onnx"), session
+
+
+def _parts(n: int, pixels: int, threads: int) -> list[slice]:
+    """How to share out n pictures of so many pixels: as many parts to each thread, of PIXELS_A_CORE at most.
+
+    None where one evaluation by all threads is better: of few pictures, or of large ones, whose layers give all threads
+    enough to do.
+    """
+    most = PIXELS_A_CORE // pixels if pixels else 0
+    rounds = -(-n // threads)
+    if not n or not most or threads * rounds > 1.25 * n:  # beyond that, a fifth of the threads' time would go to waste
+        return []
+    parts = threads * -(-rounds // most)
+    edges = [n * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
 
 
 def _cores() -> int:
