@@ -80,6 +80,40 @@ def test_graph(free):
     assert kinds == {onnx.TensorProto.FLOAT}
 
 
+@pytest.mark.parametrize(("config", "spec", "precision"), [(FREE, FREE_SPEC, "fp32"), (FIXED, FIXED_SPEC, "fp16")])
+def test_norms_for_cpus(config, spec, precision, free, tmp_path):
+    """The same numbers in both forms. FREE scales and shifts by the time embedding, FIXED has attention as well."""
+    model = seeded(config)
+    for norm in exporter.NORMS:
+        report = exporter.export_onnx(model, spec, tmp_path / f"{norm}.onnx", precision, norm=norm)
+        assert report["norm"] == norm
+    graph = onnx.load(tmp_path / "instance.onnx").graph
+    operators = Counter(n.op_type for n in graph.node)
+    assert operators["GroupNormalization"] == 0
+    assert operators["InstanceNormalization"] == sum(isinstance(m, torch.nn.GroupNorm) for m in model.modules())
+    read = {name for n in graph.node for name in n.input}
+    assert {i.name for i in graph.initializer} <= read  # nothing is left over
+    x = np.random.default_rng(1).standard_normal((3, 3, 16, 16)).astype(np.float32)
+    t = np.array([0, 999, 437], np.float32)
+    a, b = (evaluate(tmp_path / f"{norm}.onnx", x, t) for norm in exporter.NORMS)
+    assert relative(a, b) < (1e-5 if precision == "fp32" else 5e-3)
+
+
+def test_norms_for_cpus_take_the_time_embedding_in(free, tmp_path):
+    """One large product and one large sum after each norm, with it or without."""
+    exporter.export_onnx(free[0], FREE_SPEC, tmp_path / "m.onnx", norm="instance")
+    model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "m.onnx"), data_prop=True)
+    producer = {n.output[0]: n for n in model.graph.node}
+    for silu in (n for n in model.graph.node if n.op_type == "Sigmoid"):
+        add = producer[silu.input[0]]
+        if add.op_type != "Add":  # of the time embedding
+            continue
+        chain = [add]
+        while chain[-1].op_type != "InstanceNormalization":
+            chain.append(producer[chain[-1].input[0]])
+        assert [n.op_type for n in chain] == ["Add", "Mul", "Reshape", "InstanceNormalization"]
+
+
 def test_nothing_of_this_machine_is_in_the_file(free):
     raw = free[1].read_bytes()
     for word in (b"stack_trace", b"export.unet", b".py", str(exporter.__file__).encode(), b"class_hierarchy"):
@@ -249,7 +283,7 @@ def test_missing_group_normalization_is_seen(free, built, tmp_path):
     node = next(n for n in built.graph if n.op_type == "GroupNormalization")
     node.outputs[0].replace_all_uses_with(node.inputs[0])
     built.graph.remove(node)
-    with pytest.raises(ModelError, match="16 GroupNormalization and 0 InstanceNormalization nodes, wanted 17"):
+    with pytest.raises(ModelError, match="16 GroupNormalization and 0 InstanceNormalization nodes, wanted 17 and 0"):
         exporter.export_onnx(free[0], FREE_SPEC, tmp_path / "m.onnx")
     assert tree(tmp_path) == []
 
@@ -259,6 +293,7 @@ def test_missing_group_normalization_is_seen(free, built, tmp_path):
     [
         ({"precision": "int8"}, "precision: got 'int8'"),
         ({"store": "fp16", "precision": "fp16"}, "store: got 'fp16' with precision 'fp16'"),
+        ({"norm": "layer"}, "norm: got 'layer'"),
         ({"opset": 18}, "opset: got 18"),
         ({"spec": replace(FREE_SPEC, multiple=1)}, r"spec\.multiple: got 1"),
         ({"spec": replace(FREE_SPEC, beta_end=0.03)}, r"got \(1000, 0\.0001, 0\.03\)"),
