@@ -7,6 +7,7 @@ clean = zipsdk.Purifier("zip-tiny").run(batch)
 from zipsdk.engines import load_engine
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
 from zipsdk.guard import Guard
+from zipsdk.parts import DecisivePart
 from zipsdk.purifier import Purifier
 from zipsdk.scaleup import ScaleUp
 from zipsdk.spec import ModelSpec
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Blur",
+    "DecisivePart",
     "EngineError",
     "Grayscale",
     "Guard",

@@ -1,7 +1,7 @@
 """The streaming defence (section 3.4.2 of the paper): look for a trigger, purify only what is suspicious, classify.
 
-The detector is SCALE-UP (Guo et al., ICLR 2023, arXiv 2302.03251). A detector that misses a trigger lets it through to
-the classifier untouched: docs/guard.md says when it does, and when to use none.
+The detector is `zipsdk.DecisivePart`, or SCALE-UP (Guo et al., ICLR 2023, arXiv 2302.03251). One that misses a trigger
+lets it through to the classifier untouched: docs/guard.md says when they do, and when to use none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zipsdk import images
 from zipsdk.arrays import U8, Picture, check_clean
 from zipsdk.blackbox import BlackBox, said
 from zipsdk.errors import InputError, PictureError
-from zipsdk.scaleup import ScaleUp
+from zipsdk.parts import DecisivePart
 
 F64 = npt.NDArray[np.float64]
 
@@ -53,7 +53,8 @@ class Decision:
             or the classifier's answer could not be used. Where this is False, the label is that of the picture itself.
         score: the detector's, or None where there is none.
         purified: the purified picture, of the type, size and dtype that came in, or None.
-        scores: float64 (classes,), of the picture that the label belongs to, or None without a label.
+        scores: float64 (classes,), what the label is the largest of, or None without a label: the classifier's, or for
+            a flagged picture what the detector makes of several answers (see its `settle`).
         why: why it was flagged, or not.
         error: None, or what stood in the way of a label.
     """
@@ -99,15 +100,47 @@ class PurifierLike(Protocol):
     def run(self, batch: Any) -> Any: ...
 
 
-_SCALE_UP = ScaleUp()
+class Detector(Protocol):
+    """What tells suspicious pictures: `zipsdk.DecisivePart`, `zipsdk.ScaleUp`, or your own."""
+
+    def versions(self, rgb: U8) -> list[U8]:
+        """What the classifier is asked about a picture, itself first: as many for each picture, of its size."""
+
+    def score(self, scores: npt.ArrayLike) -> float:
+        """Of one picture, from the scores of its versions (versions, classes)."""
+
+    def flags(self, score: float) -> bool: ...
+
+    def why(self, scores: npt.ArrayLike) -> str: ...
+
+    def again(self, rgb: U8) -> list[U8]:
+        """What the classifier is asked about a purified picture, itself first."""
+
+    def settle(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
+        """What a flagged picture is: scores (classes,), from those of its versions and of its purified picture's;
+        None where the classifier failed on the former."""
+
+
+_METHODS = ("versions", "score", "flags", "why", "again", "settle")
+_DECISIVE_PART = DecisivePart()
+
+
+@dataclass(frozen=True)
+class _Suspect:
+    """A picture that is not trusted: the detector's score, why, and the scores of its versions, where there are."""
+
+    score: float | None
+    why: str
+    scores: F64 | None = None
 
 
 class Guard:
     """Detect, purify what is suspicious, classify. It fails closed: what could not be checked is purified, and what
     could not be purified has no label.
 
-    A picture that is not flagged costs 1 + scales queries and no purification; its label comes from the first of them.
-    A flagged one costs a purification and one query more. Without a detector each costs a purification and one query.
+    A picture that is not flagged costs the detector's queries, 14 for `DecisivePart`, and no purification; its label
+    comes from the first of them. A flagged one costs a purification and the detector's second look, 14 queries more.
+    Without a detector each costs a purification and one query.
 
     Several threads may call `run` at once if `classify` and the purifier bear that.
 
@@ -117,7 +150,7 @@ class Guard:
             label; logits and probabilities both do. Resizing and normalisation are its own business. It may fail: an
             exception, a late answer, another shape, or a row without a finite largest score is no answer.
         purifier: a `zipsdk.Purifier`, or any object with such a `run`.
-        detector: None purifies every picture: the safe choice, at full cost.
+        detector: a `Detector`. None purifies every picture and believes what comes out, at full cost.
         timeout: seconds for one call of `classify`, or None. Each call then has a thread of its own. Python cannot stop
             a thread: after a time-out the call runs on beside later ones, and its answer is thrown away. While
             `zipsdk.blackbox.MAX_HANGING` such calls run, `classify` is not called and counts as failed. So give it a
@@ -132,15 +165,17 @@ class Guard:
         self,
         classify: Callable[[U8], Any],
         purifier: PurifierLike,
-        detector: ScaleUp | None = _SCALE_UP,
+        detector: Detector | None = _DECISIVE_PART,
         *,
         timeout: float | None = None,
         max_batch: int | None = None,
     ):
         if not callable(getattr(purifier, "run", None)) or isinstance(purifier, type):
             raise InputError(f"purifier: got {purifier!r}, wanted an object with run, such as zipsdk.Purifier(...)")
-        if detector is not None and not isinstance(detector, ScaleUp):
-            raise InputError(f"detector: got {detector!r}, wanted zipsdk.ScaleUp() or None")
+        if detector is not None and (
+            isinstance(detector, type) or not all(callable(getattr(detector, m, None)) for m in _METHODS)
+        ):
+            raise InputError(f"detector: got {detector!r}, wanted zipsdk.DecisivePart(), zipsdk.ScaleUp() or None")
         self.purifier, self.detector = purifier, detector
         self._lock = threading.Lock()
         self._counted = Counters()
@@ -184,7 +219,7 @@ class Guard:
             for p in read
         ]
         pictures = {i: p for i, p in enumerate(read) if isinstance(p, Picture)}
-        suspects: dict[int, tuple[float | None, str]] = {}
+        suspects: dict[int, _Suspect] = {}
         for i, verdict in self._detect(pictures).items():
             if isinstance(verdict, Decision):
                 decisions[i] = verdict
@@ -193,18 +228,21 @@ class Guard:
 
         purified = dict(zip(suspects, self._purify([pictures[i].rgb for i in suspects]), strict=True))
         clean = {i: c for i, c in purified.items() if not isinstance(c, str)}
-        answers = dict(zip(clean, self._classifier.ask(list(clean.values()), lambda rgb: [rgb]), strict=True))
-        for i, (score, why) in suspects.items():
+        again = self.detector.again if self.detector else lambda rgb: [rgb]
+        answers = dict(zip(clean, self._classifier.ask(list(clean.values()), again), strict=True))
+        for i, s in suspects.items():
             result = purified[i]
             if isinstance(result, str):
-                decisions[i] = Decision(None, True, score, None, None, why, f"the purifier failed: {result}")
+                error = f"the purifier failed: {result}"
+                decisions[i] = Decision(None, True, s.score, None, None, s.why, error)
                 continue
             answer, restored = answers[i], pictures[i].restore(result)
             if isinstance(answer, str):
                 error = f"the classifier failed on the purified picture: {answer}"
-                decisions[i] = Decision(None, True, score, restored, None, why, error)
+                decisions[i] = Decision(None, True, s.score, restored, None, s.why, error)
             else:
-                decisions[i] = Decision(int(answer[0].argmax()), True, score, restored, answer[0], why)
+                scores = self._settle(s.scores, answer)
+                decisions[i] = Decision(int(scores.argmax()), True, s.score, restored, scores, s.why)
 
         done = [d for d in decisions if d is not None]
         self._count(
@@ -212,24 +250,34 @@ class Guard:
         )
         return done
 
-    def _detect(self, pictures: dict[int, Picture]) -> dict[int, Decision | tuple[float | None, str]]:
-        """A decision for each picture that is trusted; for another the score and why it is not."""
+    def _detect(self, pictures: dict[int, Picture]) -> dict[int, Decision | _Suspect]:
+        """A decision for each picture that is trusted; for another why it is not."""
         detector = self.detector
         if detector is None:
-            return dict.fromkeys(pictures, (None, "there is no detector: every picture is purified"))
-        verdicts: dict[int, Decision | tuple[float | None, str]] = {}
-        answers = self._classifier.ask([p.rgb for p in pictures.values()], detector._versions)
+            return dict.fromkeys(pictures, _Suspect(None, "there is no detector: every picture is purified"))
+        verdicts: dict[int, Decision | _Suspect] = {}
+        answers = self._classifier.ask([p.rgb for p in pictures.values()], detector.versions)
         for i, answer in zip(pictures, answers, strict=True):
             if isinstance(answer, str):
-                verdicts[i] = None, f"the classifier failed on the picture or a copy of it: {answer}"
+                verdicts[i] = _Suspect(None, f"the classifier failed on the picture or a copy of it: {answer}")
                 continue
-            score = detector.score(answer)
+            score, why = detector.score(answer), detector.why(answer)
             if detector.flags(score):
-                verdicts[i] = score, f"flagged: score {score:.3g}, threshold {detector.threshold:g}"
+                verdicts[i] = _Suspect(score, f"flagged: {why}", answer)
             else:
-                why = f"not flagged: score {score:.3g}, threshold {detector.threshold:g}"
-                verdicts[i] = Decision(int(answer[0].argmax()), False, score, None, answer[0].copy(), why)
+                verdicts[i] = Decision(
+                    int(answer[0].argmax()), False, score, None, answer[0].copy(), f"not flagged: {why}"
+                )
         return verdicts
+
+    def _settle(self, scores: F64 | None, purified: F64) -> F64:
+        """Of a flagged picture."""
+        if self.detector is None:
+            alone: F64 = purified[0]
+            return alone
+        if scores is not None and scores.shape[1] != purified.shape[1]:
+            scores = None  # the classifier has changed in between: what it said before is no answer any more
+        return self.detector.settle(scores, purified)
 
     def _purify(self, pictures: list[U8]) -> list[U8 | str]:
         """Purified pictures, or what went wrong."""

@@ -64,6 +64,23 @@ class ScaleUp:
         table = np.minimum(np.outer(self.scales, np.arange(256)), 255).astype(np.uint8)
         return np.take(table, rgb, axis=1)
 
+    def versions(self, rgb: U8) -> list[U8]:
+        """What a classifier is asked about a picture: itself, and its copies."""
+        return [rgb, *self.copies(rgb)]
+
+    def again(self, rgb: U8) -> list[U8]:
+        """What it is asked about a purified picture: nothing more than what it is."""
+        return [rgb]
+
+    def settle(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
+        """What a flagged picture is: what the purified one, the only row of `purified`, is."""
+        label_of: F64 = np.asarray(purified, np.float64)[0]
+        return label_of
+
+    def why(self, scores: npt.ArrayLike) -> str:
+        """In words, for one picture."""
+        return f"score {self.score(scores):.3g}, threshold {self.threshold:g}"
+
     def spc(self, scores: npt.ArrayLike) -> float:
         """SPC of one picture, in [0, 1].
 
@@ -123,7 +140,7 @@ class ScaleUp:
                 that all have the same SPC.
         """
         pictures = [p.rgb for p in images.read(clean, layout=layout)[0]]
-        answers = BlackBox(classify, max_batch=max_batch).ask(pictures, self._versions)
+        answers = BlackBox(classify, max_batch=max_batch).ask(pictures, self.versions)
         spc = np.zeros(len(pictures))
         classes = np.zeros(len(pictures), np.int64)
         for i, answer in enumerate(answers):
@@ -152,9 +169,6 @@ class ScaleUp:
             overall=_mean_and_deviation(spc),
             classes={c: _mean_and_deviation(s) for c, s in by_class.items() if np.ptp(s) > 0},
         )
-
-    def _versions(self, rgb: U8) -> list[U8]:
-        return [rgb, *self.copies(rgb)]
 
 
 def _mean_and_deviation(spc: F64) -> tuple[float, float]:
