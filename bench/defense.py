@@ -32,12 +32,16 @@ import zipsdk
 from bench import attacks, classifiers, datasets, record, tables
 from bench.attacks import Rate
 from bench.baselines import Defence
+from bench.baselines.guarded import Guarded
 from bench.classifiers import Classifier
 from bench.evaluation import Scene, Store, evaluate, hash_of, interval
-from zipsdk.errors import ZipError
+from zipsdk.errors import InputError, ZipError
+from zipsdk.parts import FEWEST
 
 #: Pictures and seeds of a run that says nothing of them, and of --quick.
 PICTURES, SEEDS, QUICK = 1000, 3, 200
+#: Pictures for a guard's calibration.
+CALIBRATION = 200
 #: The seed with which the attacker who knows the defence purifies: not the defender's.
 ATTACKERS_SEED = 1_000_003
 
@@ -54,9 +58,10 @@ class Bench:
         a = self.args
         self.test = datasets.load(a.dataset, "test", a.data, side=a.side, limit=a.pictures)
         engine = zipsdk.load_engine(a.engine)
-        self.workshop = tables.Workshop(engine, a.dataset, self.test.side, self._bdmae)
+        self.workshop = tables.Workshop(engine, a.dataset, self.test.side, self._bdmae, self._unseen)
         self.given = classifiers.from_options(a)
         self._classifiers: dict[str, Classifier] = {}
+        self._clean: np.ndarray | None = None
 
     @property
     def train(self) -> datasets.Dataset:
@@ -105,6 +110,20 @@ class Bench:
                                  progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
         return BDMAE(restorer)
 
+    def _unseen(self) -> np.ndarray:
+        """Pictures for calibration: as they come to a classifier, so not its training pictures; none of the rows'."""
+        if self._clean is None:
+            a = self.args
+            more = datasets.load(a.dataset, "test", a.data, side=a.side, limit=len(self.test) + CALIBRATION)
+            known = {p.tobytes() for p in self.test.pictures}
+            self._clean = more.pictures[[p.tobytes() not in known for p in more.pictures]]
+            if len(self._clean) < FEWEST:
+                raise InputError(
+                    f"calibrated: got {len(self._clean)} test pictures beside the {len(self.test)} that are counted, "
+                    f"wanted {FEWEST}, better {CALIBRATION}; lower --pictures"
+                )
+        return self._clean
+
     def scenes(self, name: str) -> Iterator[Scene]:
         """An attack with each of the triggers that it is tested with."""
         clean = None if self.given else self.classifier(None)
@@ -134,14 +153,16 @@ class Rows:
         self.content["runs"][self.run] = environment
 
     @staticmethod
-    def key(line: str, scene: Scene, defence: Defence, seed: int) -> str:
+    def key(line: str, scene: Scene, defence: Defence | Guarded, seed: int) -> str:
         """A row's name. Two lines may mean the same defence, and have a row each: they differ elsewhere."""
         return hash_of([line, scene.describe(), defence.describe(), seed])
 
     def __contains__(self, key: str) -> bool:
         return key in self.content["rows"]
 
-    def add(self, key: str, line: str, scene: Scene, defence: Defence, seed: int, counts: dict[str, Any]) -> None:
+    def add(
+        self, key: str, line: str, scene: Scene, defence: Defence | Guarded, seed: int, counts: dict[str, Any]
+    ) -> None:
         """Take a row in, and write the record."""
         said = {"data": scene.data.describe(), "triggers": scene.trigger.describe(),
                 "classifiers": scene.classifier.info, "defences": defence.describe()}  # fmt: skip
@@ -174,7 +195,7 @@ def run_table(bench: Bench, rows: Rows, table: tables.Table) -> list[str]:
         for scene in bench.scenes(name):
             for line in a.defence or table.defences:
                 defence = bench.workshop.make(line, name)
-                for seed in range(a.seeds if line.startswith("zip") else 1):
+                for seed in range(a.seeds if line.startswith(("zip", "guard")) else 1):
                     key = rows.key(line, scene, defence, seed)
                     wanted.append(key)
                     if key in rows and not a.fresh:
@@ -222,7 +243,8 @@ def measure_cost(bench: Bench, rows: Rows, lines: list[str], repeats: int = 5) -
         for repeat in range(repeats):
             for line, defence in defences.items():
                 started = time.perf_counter()
-                defence.run(pictures, repeat, classify=classifier)
+                act = defence.decide if isinstance(defence, Guarded) else defence.run
+                act(pictures, repeat, classify=classifier)
                 times[line].append((time.perf_counter() - started) / len(pictures) * 1e3)
                 bar.update()
     for line, defence in defences.items():

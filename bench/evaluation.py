@@ -27,11 +27,13 @@ from scipy.stats import binomtest
 
 from bench.attacks import Attack, Rate, rates
 from bench.baselines import Defence
+from bench.baselines.guarded import Guarded
 from bench.classifiers import Classifier
 from bench.datasets import Dataset
 from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
 
 #: Pictures treated between two writes to the store: what a stopped run loses at most.
 PART = 64
@@ -146,26 +148,55 @@ class Scene:
 
 
 def evaluate(
-    scene: Scene, defence: Defence, seed: int, store: Store, progress: Callable[[int], None] | None = None
+    scene: Scene,
+    defence: Defence | Guarded,
+    seed: int,
+    store: Store,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Count one row.
 
     Returns:
         "CA", "ASR", "PA", "PA others" as [hits, of] (see `attacks.rates`); under "clean classifier" the same of the
         classifier without a backdoor, whose "ASR" is how often it takes treated pictures for the target by mistake.
+        Where the defence decides by itself what to treat, "flagged" and "flagged triggered" as [hits, of].
     """
-    treated = [
-        store.treat(defence, pictures, seed, scene.classifier, progress)
-        for pictures in (scene.data.pictures, scene.triggered)
-    ]
-    row: dict[str, Any] = _counts(scene, scene.classifier, treated)
+    sent = (scene.data.pictures, scene.triggered)
+    if isinstance(defence, Guarded):
+        row: dict[str, Any] = _decided(scene, scene.classifier, defence, sent, seed, store, progress)
+        if scene.clean_classifier is not None:
+            row["clean classifier"] = _decided(scene, scene.clean_classifier, defence, sent, seed, store)
+        return row
+    treated = [store.treat(defence, pictures, seed, scene.classifier, progress) for pictures in sent]
+    row = _counts(scene, *(scene.classifier(pictures).argmax(1) for pictures in treated))
     if scene.clean_classifier is not None and not defence.asks:
-        row["clean classifier"] = _counts(scene, scene.clean_classifier, treated)
+        row["clean classifier"] = _counts(scene, *(scene.clean_classifier(pictures).argmax(1) for pictures in treated))
     return row
 
 
-def _counts(scene: Scene, classifier: Classifier, treated: list[U8]) -> dict[str, list[int]]:
-    clean, triggered = (classifier(pictures).argmax(1) for pictures in treated)
+def _decided(
+    scene: Scene,
+    classifier: Classifier,
+    defence: Guarded,
+    sent: tuple[U8, U8],
+    seed: int,
+    store: Store,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, list[int]]:
+    def purify(pictures: U8, seed: int) -> U8:
+        return store.treat(defence.inner, pictures, seed)
+
+    (clean, flagged), (triggered, caught) = (
+        defence.decide(pictures, seed, classifier, purify, progress) for pictures in sent
+    )
+    return {
+        **_counts(scene, clean, triggered),
+        "flagged": [int(flagged.sum()), len(flagged)],
+        "flagged triggered": [int(caught.sum()), len(caught)],
+    }
+
+
+def _counts(scene: Scene, clean: I64, triggered: I64) -> dict[str, list[int]]:
     return {name: list(rate) for name, rate in rates(scene.data.labels, clean, triggered, scene.target).items()}
 
 

@@ -8,6 +8,8 @@ A defence is named by a line of text, as on the command line:
     zip-paper                         ZIP as the paper sets it for this data set and this attack
     zip                               one setting for every attack: what `zipsdk.Purifier(engine)` does
     zip transforms=blur4 lam=2        options of `zipsdk.Purifier`, on top of either
+    guard, guard calibrated           `zipsdk.Guard`, as it is or calibrated on pictures that no row has; with "scaleup"
+                                      that detector in place of its own; options of `zipsdk.Purifier` as above
 
 "blur" stands for the blur of the paper's setting for the data set and the attack.
 """
@@ -19,11 +21,14 @@ from typing import Any
 
 from bench.baselines import Defence
 from bench.baselines.diffusion import DDNM, DiffPure
+from bench.baselines.guarded import Guarded
 from bench.baselines.purifier import Zip
 from bench.baselines.sampdetox import SampDetox
 from bench.baselines.simple import BlurOnly, Nothing, ShrinkPad
 from zipsdk.canvas import Engine
 from zipsdk.errors import InputError
+from zipsdk.parts import DecisivePart
+from zipsdk.scaleup import ScaleUp
 from zipsdk.schedule import PAPER_STEPS
 
 #: The paper's three attacks, and the others that we add: the released code's patch size, grey patches, a blend of low
@@ -82,6 +87,12 @@ TABLES: dict[str, Table] = {
         (*(f"zip start=400 steps={n}" for n in (1, 2, 3, 4, 6, 9)), "zip", "zip profile=paper"),
         "CA, ASR and PA over the number of evaluations",
     ),
+    "agnostic": Table(
+        (*ALL_ATTACKS, "enhanced-badnets", "enhanced-blended"),
+        ("none", "shrinkpad", "blur", "zip", "zip profile=fast", "guard scaleup profile=fast", "guard profile=fast",
+         "guard calibrated profile=fast"),
+        "One setting for every attack",
+    ),
     "quick": Table(
         ("badnets",),
         ("none", "shrinkpad", "blur", "diffpure", "blur+diffpure", "ddnm", "blur+ddnm", "sampdetox", "bdmae",
@@ -114,8 +125,10 @@ class Workshop:
     side: int
     #: makes BDMAE, which needs a masked autoencoder; called only where it is wanted
     bdmae: Any = None
+    #: gives pictures without triggers to calibrate a guard on, uint8 (N, H, W, 3); called only where they are wanted
+    clean: Any = None
 
-    def make(self, line: str, attack: str) -> Defence:
+    def make(self, line: str, attack: str) -> Defence | Guarded:
         """The defence that a line of text names, for an attack where its setting depends on that.
 
         Raises:
@@ -125,6 +138,14 @@ class Workshop:
         paper = preset(self.dataset, attack)
         if name in ("zip", "zip-paper"):
             return Zip(self.engine, **{**(paper if name == "zip-paper" else {}), **_options(line, words)})
+        if name == "guard":
+            how = {"calibrated", "scaleup"} & set(words)
+            inner = Zip(self.engine, **_options(line, [w for w in words if w not in how]))
+            return Guarded(
+                inner,
+                ScaleUp() if "scaleup" in how else DecisivePart(),
+                self.clean() if "calibrated" in how else None,
+            )
         if set(words) - {"published", *(["range255"] if name == "sampdetox" else [])}:
             raise InputError(f'defence: got {line!r}, wanted {name} alone or with "published"')
         blur = next(t for t in paper["transforms"].split("+") if t.startswith("blur"))
@@ -147,7 +168,7 @@ class Workshop:
             "bdmae": self.bdmae,
         }
         if name not in makers:
-            raise InputError(f"defence: got {line!r}, wanted one of zip, zip-paper, {', '.join(makers)}")
+            raise InputError(f"defence: got {line!r}, wanted one of zip, zip-paper, guard, {', '.join(makers)}")
         defence: Defence = makers[name]()
         return defence
 

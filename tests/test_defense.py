@@ -152,7 +152,10 @@ def test_wilsons_interval():
 
 @pytest.fixture
 def workshop():
-    return tables.Workshop(FakeEngine(make_spec(canvas=32)), "cifar10", 32, Counting)
+    def clean():
+        return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+
+    return tables.Workshop(FakeEngine(make_spec(canvas=32)), "cifar10", 32, Counting, clean)
 
 
 def test_every_line_of_every_table_names_a_defence(workshop):
@@ -171,6 +174,17 @@ def test_the_papers_settings(workshop):
     assert workshop.make("zip-paper transforms=blur4 steps=7", "blended").name == "blur4 + ZIP (lambda 2, 7 steps)"
     assert workshop.make("diffpure", "badnets").evaluations == workshop.make("zip-paper", "badnets").evaluations == 20
     assert workshop.make("sampdetox published", "badnets").evaluations == 140
+
+
+def test_a_guard_is_made_of_its_words(workshop):
+    guard = workshop.make("guard", "badnets")
+    assert (guard.evaluations, guard.queries, guard.clean) == (20, 14, None)
+    calibrated = workshop.make("guard calibrated profile=fast", "white")
+    assert (calibrated.evaluations, len(calibrated.clean)) == (4, 20) and "calibrated" in calibrated.name
+    scale_up = workshop.make("guard scaleup start=100 steps=2", "badnets")
+    assert (scale_up.evaluations, scale_up.queries) == (2, 6)
+    described = [json.dumps(g.describe()) for g in (guard, calibrated, scale_up)]
+    assert len(set(described)) == 3
 
 
 @pytest.mark.parametrize(
@@ -252,9 +266,47 @@ def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsy
     assert (tmp_path / "defense-two.png").stat().st_size > 5000
 
 
+def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
+    """Its rows are those of `zipsdk.Guard`; what is flagged is purified through the store, each picture once."""
+    from zipsdk import DecisivePart, Guard
+
+    words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "1", "--defence",
+                    "zip profile=fast", "--defence", "guard calibrated profile=fast")  # fmt: skip
+    words[words.index("--pictures") + 1] = "44"
+    defense.main(words)
+    rows = {r["defence"]: r for r in json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()}
+    row = rows["guard calibrated profile=fast"]
+    assert row["CA"][1] == row["flagged"][1] == 44 and row["clean classifier"]["flagged triggered"][1] == 44
+
+    args = defense.parser().parse_args(words)
+    args.pictures = 44
+    bench = defense.Bench(args, Store(tmp_path / "cache" / "treated.sqlite"))
+    unseen = bench._unseen()
+    assert len(unseen) == 20 and not {p.tobytes() for p in unseen} & {p.tobytes() for p in bench.test.pictures}
+    (scene,) = bench.scenes("white")
+    inner = bench.workshop.make("zip profile=fast", "white")
+    detector = DecisivePart().calibrate(scene.classifier, unseen)
+
+    class Purifier:
+        def run(self, batch):
+            return list(inner.run(np.stack(batch), 0))
+
+    for sent, name in ((scene.data.pictures, "flagged"), (scene.triggered, "flagged triggered")):
+        decisions = Guard(scene.classifier, Purifier(), detector).run(sent)
+        assert row[name] == [sum(d.flagged for d in decisions), 44]
+        if name == "flagged":
+            assert row["CA"][0] == sum(d.label == y for d, y in zip(decisions, scene.data.labels, strict=True))
+
+    # all test pictures are counted: none is left to calibrate on
+    words[words.index("44")] = "64"
+    with pytest.raises(SystemExit):
+        defense.main(words)
+    assert "lower --pictures" in capsys.readouterr().err
+
+
 def test_costs_and_a_sheet(folder, tmp_path, capsys):
     defense.main([*command(folder, tmp_path, "cost"), "--defence", "blur", "--defence", "zip profile=fast",
-                  "--cost-pictures", "4"])  # fmt: skip
+                  "--defence", "guard profile=fast", "--cost-pictures", "4"])  # fmt: skip
     cost = json.loads((tmp_path / "defense-two.json").read_text())["cost"]
     assert cost["zip profile=fast"]["ms"] > cost["blur"]["ms"] > 0
     assert cost["zip profile=fast"]["evaluations"] == 4

@@ -23,7 +23,7 @@ TARGET = 7
 PATCH = np.array([[[255, 0, 255], [0, 255, 0]], [[0, 255, 0], [255, 0, 255]]], np.uint8)
 
 
-def Guard(classify, purifier, detector=ScaleUp(), **options):  # noqa: N802, B008
+def Guard(classify, purifier, detector=ScaleUp(), **options):  # noqa: B008
     """A guard with SCALE-UP, which these tests are about unless they say otherwise."""
     return zipsdk.Guard(classify, purifier, detector, **options)
 

@@ -5,6 +5,7 @@
     sampdetox.py   SampDetox
     bdmae.py       BDMAE, with a masked autoencoder of its own
     purifier.py    ZIP itself: a `zipsdk.Purifier` as a defence
+    guarded.py     ZIP behind `zipsdk.Guard`
 
 All are written from their papers' formulas; none of their code is here.
 """

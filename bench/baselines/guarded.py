@@ -1,0 +1,96 @@
+"""ZIP behind `zipsdk.Guard`: only what the detector suspects is purified, and the guard names the class itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.baselines import U8, Classify
+from bench.baselines.purifier import Zip
+from bench.baselines.simple import Progress, checked
+from zipsdk.errors import EngineError
+from zipsdk.guard import Guard
+from zipsdk.parts import DecisivePart
+from zipsdk.scaleup import ScaleUp
+
+#: Uint8 pictures and a seed -> purified pictures: `Zip.run`, or what remembers its results.
+Purify = Callable[[U8, int], U8]
+
+
+@dataclass(frozen=True, eq=False)
+class Guarded:
+    """`zipsdk.Guard` with one of its detectors. It decides on labels, so it has `decide` in place of `run`.
+
+    Args:
+        inner: what purifies the suspects.
+        detector: as `Guard` takes it.
+        clean: pictures without triggers, uint8 (N, H, W, 3), to calibrate a `DecisivePart` on, for each classifier;
+            None takes its usual norms.
+    """
+
+    inner: Zip
+    detector: DecisivePart | ScaleUp = field(default_factory=DecisivePart)
+    clean: U8 | None = None
+
+    VERSION = 1
+    asks = True
+
+    @property
+    def name(self) -> str:
+        how = type(self.detector).__name__ + (", calibrated" if self.clean is not None else "")
+        return f"Guard ({how}), {self.inner.name} for suspects"
+
+    @property
+    def evaluations(self) -> int:
+        """Of a picture that is flagged; of another none."""
+        return self.inner.evaluations
+
+    @property
+    def queries(self) -> int:
+        """Of a picture that is not flagged."""
+        return len(self.detector.versions(np.zeros((32, 32, 3), np.uint8)))
+
+    def describe(self) -> dict[str, Any]:
+        detector = {"detector": type(self.detector).__name__, "threshold": self.detector.threshold}
+        if isinstance(self.detector, DecisivePart):
+            detector["certain"] = self.detector.certain
+        return {"defence": "Guard", "version": self.VERSION, **detector, "inner": self.inner.describe(),
+                "calibrated on": None if self.clean is None else len(self.clean)}  # fmt: skip
+
+    def decide(
+        self, pictures: U8, seed: int, classify: Classify, purify: Purify | None = None, progress: Progress = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """The label of each picture and whether it was flagged, (N,) each.
+
+        Raises:
+            EngineError: there is no label for a picture, because the classifier or the purifier failed.
+        """
+        detector = self.detector
+        if self.clean is not None and isinstance(detector, DecisivePart):
+            detector = detector.calibrate(classify, self.clean, max_batch=256)
+        guard = Guard(classify, _Purifier(purify or self.inner.run, seed), detector, max_batch=256)
+        decisions = []
+        for start in range(0, len(checked(pictures)), 64):
+            part = pictures[start : start + 64]
+            decisions += guard.run(part)
+            if progress is not None:
+                progress(len(part))
+        for d in decisions:
+            if d.label is None:
+                raise EngineError(f"guard: got no label ({d.error}), wanted one for every picture")
+        return np.array([d.label for d in decisions], np.int64), np.array([d.flagged for d in decisions], bool)
+
+
+@dataclass(frozen=True)
+class _Purifier:
+    """What a guard calls, in the form of a defence."""
+
+    purify: Purify
+    seed: int
+
+    def run(self, batch: list[U8]) -> list[U8]:
+        return list(self.purify(np.stack(batch), self.seed))
