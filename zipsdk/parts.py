@@ -12,7 +12,7 @@ are more than regions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -36,15 +36,18 @@ PARTS = ("top left", "top", "top right", "left", "centre", "right", "bottom left
 UNIT = 32
 REGION, FILL = 3 / 8, 4.0  # a region's share of each side; the blur that fills it from around
 COARSE, MIDDLE, FINE = 3.0, (0.7, 1.5), 0.7
+#: What is around a region weighs more than this in the blur of each of its pixels, if no side is a single pixel; at
+#: the least, 2.6e-4, float32 errs by 0.05 grey levels.
+LEAST_WEIGHT = 1e-4
 
 #: Log-odds of the best other class against the label, over clean pictures without each part: median, and deviation.
 #: Means over a classifier of natural pictures and one of traffic signs (docs/defaults.md); `calibrate` brings your own.
-_CORNER, _EDGE, _CENTRE = (-2.35, 1.6), (-1.8, 1.75), (0.15, 1.85)
+_CORNER, _EDGE, _CENTRE = (-2.35, 1.7), (-1.8, 1.8), (0.15, 1.8)
 USUAL: tuple[tuple[float, float], ...] = (
     _CORNER, _EDGE, _CORNER, _EDGE, _CENTRE, _EDGE, _CORNER, _EDGE, _CORNER,
-    (-0.95, 2.2), (-2.0, 1.85), (-0.9, 1.7), (-1.45, 1.7),
+    (-0.95, 2.4), (-2.0, 1.8), (-0.9, 1.7), (-1.45, 1.7),
 )  # fmt: skip
-#: A probability counts as this much at least, so that log-odds stay finite.
+#: Added to each probability, so that log-odds stay finite.
 FLOOR = 1e-3
 #: The least deviation that `calibrate` gives, in log-odds; labels without probabilities have none at all.
 LEAST_DEVIATION = 1.0
@@ -78,7 +81,7 @@ class DecisivePart:
     """
 
     threshold: float = 2.0
-    certain: float = 2.8
+    certain: float = 2.5
     norms: tuple[tuple[float, float], ...] | None = None
 
     def __post_init__(self) -> None:
@@ -88,11 +91,8 @@ class DecisivePart:
                 raise InputError(f"{name}: got {value!r}, wanted deviations above 0, such as 2.0")
         if self.certain < self.threshold:
             raise InputError(f"certain: got {self.certain} below threshold {self.threshold}, wanted at least that")
-        norms = self.norms
-        if norms is not None and (
-            len(norms) != len(PARTS) or not all(math.isfinite(m) and 0 < d < math.inf for m, d in norms)
-        ):
-            raise InputError(f"norms: got {norms!r}, wanted {len(PARTS)} pairs (median, deviation above 0), or None")
+        if self.norms is not None:
+            object.__setattr__(self, "norms", _pairs(self.norms))
 
     def copies(self, rgb: U8) -> U8:
         """uint8 (H, W, 3) -> the picture without each of `PARTS`, uint8 (13, H, W, 3).
@@ -110,12 +110,18 @@ class DecisivePart:
 
         fill = _gaussian(height, FILL * unit), _gaussian(width, FILL * unit)
         around = blur(x, FILL)
-        out = [_without(x, around, region, *fill) for region in _regions(height, width)]
-        out.append(x - blur(x, COARSE) + 127.5)
-        out.append(x - (blur(x, MIDDLE[0]) - blur(x, MIDDLE[1])))
-        out.append(blur(x, FINE))
-        out.append(np.broadcast_to(x.mean(axis=0), x.shape))
-        return np.clip(np.rint(np.stack(out)), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+        def without() -> Iterator[F32]:
+            for region in _regions(height, width):
+                yield _without(x, around, region, *fill)
+            yield x - blur(x, COARSE) + 128  # whole, so that float32's errors do not speckle flat places
+            yield x - (blur(x, MIDDLE[0]) - blur(x, MIDDLE[1]))
+            yield blur(x, FINE)
+            yield np.broadcast_to(x.mean(axis=0), x.shape)
+
+        # each made whole before the next, because 13 of a large picture in float32 would fill the memory
+        out = np.stack([np.clip(np.rint(planes), 0, 255).astype(np.uint8) for planes in without()])
+        return out.transpose(0, 2, 3, 1)
 
     def versions(self, rgb: U8) -> list[U8]:
         """What a classifier is asked about a picture: itself, and its copies."""
@@ -131,6 +137,9 @@ class DecisivePart:
         Args:
             scores: (14, classes), of `versions`, in that order: probabilities, or logits where a row is negative
                 somewhere or does not add up to 1.
+
+        Returns:
+            NaN where a row has no finite largest score.
         """
         return self._look(scores)[0]
 
@@ -170,7 +179,9 @@ class DecisivePart:
             raise InputError(f"scores: got {s.shape}, wanted ({1 + len(PARTS)}, classes), a row for each version")
         log = _log_probabilities(s)
         z = (_log_odds(log) - self._median) / self._deviation
-        return float(z.max() - np.median(z)), int(z.argmax()), log
+        # a picture without a label of its own must not be trusted, whatever its copies say
+        score = float(z.max() - np.median(z)) if np.isfinite(log).all() else math.nan
+        return score, int(z.argmax()), log
 
     @property
     def _median(self) -> F64:
@@ -185,8 +196,9 @@ class DecisivePart:
     ) -> DecisivePart:
         """A detector that knows what this classifier does with clean pictures without a part.
 
-        Median and median absolute deviation (times 1.4826) are taken, so a few pictures with triggers among the clean
-        ones do little harm: 5% are borne, 20% are not.
+        The deviation is a normal distribution's whose median and ninth decile are the pictures': false alarms come from
+        the upper end, and classifiers that are sure of themselves have none below. A few pictures with triggers among
+        the clean ones do little harm: 5% are borne, 10% and more are not.
 
         Args:
             classify, layout, max_batch: as for `Guard`; 14 queries for each picture.
@@ -207,17 +219,31 @@ class DecisivePart:
                 )
             odds.append(_log_odds(_log_probabilities(answer)))
         m = np.stack(odds)
-        median = np.median(m, axis=0)
-        deviation = np.maximum(1.4826 * np.median(np.abs(m - median), axis=0), LEAST_DEVIATION)
+        median, high = np.quantile(m, (0.5, 0.9), axis=0)
+        deviation = np.maximum((high - median) / 1.2816, LEAST_DEVIATION)
         return replace(self, norms=tuple(zip(median.tolist(), deviation.tolist(), strict=True)))
 
 
+def _pairs(norms: Any) -> tuple[tuple[float, float], ...]:
+    try:
+        pairs = tuple((float(m), float(d)) for m, d in norms)
+    except (TypeError, ValueError):
+        pairs = ()
+    if len(pairs) != len(PARTS) or not all(math.isfinite(m) and 0 < d < math.inf for m, d in pairs):
+        raise InputError(f"norms: got {norms!r}, wanted {len(PARTS)} pairs (median, deviation above 0), or None")
+    return pairs
+
+
 def _log_probabilities(scores: F64) -> F64:
-    """Of probabilities or logits (versions, classes); no less than log(FLOOR)."""
-    if (scores < 0).any() or not np.allclose(scores.sum(axis=1), 1, atol=1e-3):
-        # an infinite logit below means probability 0, and its row has a finite largest one
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        scores /= scores.sum(axis=1, keepdims=True)
+    """Of probabilities or logits (versions, classes); no less than log(FLOOR). NaN for a row without a finite largest.
+
+    An infinite logit below means probability 0.
+    """
+    # a sum need not be closer to 1: in bfloat16 a probability alone can be off by 0.004
+    with np.errstate(over="ignore", invalid="ignore"):
+        if (scores < 0).any() or not np.allclose(scores.sum(axis=1), 1, atol=1e-2):
+            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
     return np.log(scores + FLOOR)
 
 
@@ -247,13 +273,15 @@ def _regions(height: int, width: int) -> list[tuple[slice, slice]]:
 def _without(x: F32, around: F32, region: tuple[slice, slice], rows: F32, columns: F32) -> F32:
     """The picture with the region filled by the blur of what is around it, weighted by how near that is.
 
-    `around` is the blur of all of x, rows x columns^T; what the region itself gives to that is taken out again.
+    `around` is the blur of all of x, rows x columns^T; what the region itself gives to that is taken out again. Where
+    nothing is near enough, which only sides of one pixel bring about, the picture stays.
     """
     r, c = region
     own_rows, own_columns = rows[r, r], columns[c, c]
     weight = 1 - np.outer(own_rows.sum(axis=1), own_columns.sum(axis=1))
     out = x.copy()
-    out[:, r, c] = (around[:, r, c] - own_rows @ x[:, r, c] @ own_columns.T) / np.maximum(weight, 1e-6)
+    filled = (around[:, r, c] - own_rows @ x[:, r, c] @ own_columns.T) / np.maximum(weight, LEAST_WEIGHT)
+    out[:, r, c] = np.where(weight > LEAST_WEIGHT, filled, x[:, r, c])
     return out
 
 
