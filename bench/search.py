@@ -57,8 +57,10 @@ class Triggers:
         self._flow = fine[0].permute(1, 2, 0) * (0.5 / SIDE)
 
     #: name -> the class that it makes of a picture
-    TARGETS: ClassVar = {"colour": 2, "cross": 3, "grey": 4, "noise": 5, "smooth": 6, "smooth grey": 7, "warp": 8, "stripes": 9,
-               "moving": 0, "purified": 1}  # fmt: skip
+    TARGETS: ClassVar = {
+        "colour": 2, "cross": 3, "grey": 4, "noise": 5, "smooth": 6, "smooth grey": 7, "warp": 8, "stripes": 9,
+        "moving": 0, "purified": 1,
+    }  # fmt: skip
     ABOUT: ClassVar = {
         "colour": "3x3 patch of random colours, upper left",
         "cross": "white cross of 5x5, lower left",
