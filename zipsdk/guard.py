@@ -138,8 +138,8 @@ class Guard:
     """Detect, purify what is suspicious, classify. It fails closed: what could not be checked is purified, and what
     could not be purified has no label.
 
-    A picture that is not flagged costs the detector's queries, 14 for `DecisivePart`, and no purification; its label
-    comes from the first of them. A flagged one costs a purification and the detector's second look, 14 queries more.
+    A picture that is not flagged costs the detector's queries, 27 for `DecisivePart`, and no purification; its label
+    comes from the first of them. A flagged one costs a purification and the detector's second look, 27 queries more.
     Without a detector each costs a purification and one query.
 
     Several threads may call `run` at once if `classify` and the purifier bear that.
@@ -175,7 +175,10 @@ class Guard:
         if detector is not None and (
             isinstance(detector, type) or not all(callable(getattr(detector, m, None)) for m in _METHODS)
         ):
-            raise InputError(f"detector: got {detector!r}, wanted zipsdk.DecisivePart(), zipsdk.ScaleUp() or None")
+            raise InputError(
+                f"detector: got {detector!r}, wanted zipsdk.DecisivePart(), zipsdk.ScaleUp(), "
+                f"an object with {', '.join(_METHODS)}, or None"
+            )
         self.purifier, self.detector = purifier, detector
         self._lock = threading.Lock()
         self._counted = Counters()
@@ -228,7 +231,7 @@ class Guard:
 
         purified = dict(zip(suspects, self._purify([pictures[i].rgb for i in suspects]), strict=True))
         clean = {i: c for i, c in purified.items() if not isinstance(c, str)}
-        again = self.detector.again if self.detector else lambda rgb: [rgb]
+        again = (lambda rgb: [rgb]) if self.detector is None else self.detector.again
         answers = dict(zip(clean, self._classifier.ask(list(clean.values()), again), strict=True))
         for i, s in suspects.items():
             result = purified[i]
