@@ -29,6 +29,8 @@ from bench.baselines.guarded import Guarded
 from bench.baselines.purifier import Zip
 from bench.classifiers import Classifier
 from bench.datasets import Dataset
+from bench.evaluation import Store
+from zipsdk import parts
 from zipsdk.parts import PARTS, DecisivePart
 from zipsdk.scaleup import ScaleUp
 
@@ -181,7 +183,8 @@ def main() -> None:
     train, held = split(a.dataset, a.data)
     known = Zip(engine, "blur2+gray", 10.0)
     with tqdm(desc="purifying one trigger's training pictures", unit="picture") as bar:
-        training = poisoned(train, triggers, lambda x: known.run(x, 99, progress=bar.update))
+        store = Store(classifiers.cache_folder(a.cache).parent / "treated.sqlite")
+        training = poisoned(train, triggers, lambda x: store.treat(known, x, 99, progress=bar.update))
     with tqdm(desc="training", unit="epoch") as bar:
         classifier = classifiers.train(training, classifiers.recipe(train), cache=a.cache,
                                        progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
@@ -190,29 +193,80 @@ def main() -> None:
     for name in triggers.TARGETS:
         sent[name] = triggers.apply(name, shown.pictures, np.arange(len(shown)))
     environment = record.environment()
+    seen = looks(sent, classifier)
     content = {
         **environment, "dataset": a.dataset, "pictures": a.pictures, "calibration": a.calibration,
         "triggers": triggers.ABOUT, "classifier": classifier.info["key"],
-        "views": without_parts(sent, shown.labels, triggers, classifier),
-        "defences": defences(sent, shown.labels, triggers, classifier, engine, further.pictures),
+        "views": views(seen, shown.labels, triggers), "rules": rules(seen, shown.labels, triggers),
+        "defences": defences(sent, shown.labels, triggers, classifier, engine, further.pictures, store),
         "norms": {"parts": PARTS, "measured": DecisivePart().calibrate(classifier, held.pictures[:500]).norms},
     }  # fmt: skip
     print(record.write(f"search-{a.dataset}", content, a.results))
 
 
-def without_parts(
-    sent: dict[str, U8], labels: npt.NDArray[Any], triggers: Triggers, classifier: Classifier
-) -> dict[str, dict[str, list[float]]]:
-    """For each version of `DecisivePart` and each trigger: CA, ASR and PA of the classifier on that version alone."""
+Looks = dict[str, npt.NDArray[np.float32]]
+
+
+def looks(sent: dict[str, U8], classifier: Classifier) -> Looks:
+    """For clean pictures and for those with each trigger: scores of all versions, (N, versions, classes)."""
     detector, out = DecisivePart(), {}
-    for i, version in enumerate(tqdm(["whole", *PARTS], desc="without a part")):
-        seen = {k: classifier(np.stack([detector.versions(p)[i] for p in x])).argmax(1) for k, x in sent.items()}
-        out[version] = {k: rates(labels, seen["clean"], seen[k], t) for k, t in triggers.TARGETS.items()}
+    for name, pictures in tqdm(sent.items(), desc="versions"):
+        in_parts = [
+            classifier(np.concatenate([detector.versions(p) for p in pictures[i : i + 32]]))
+            for i in range(0, len(pictures), 32)
+        ]
+        out[name] = np.concatenate(in_parts).reshape(len(pictures), 1 + 2 * len(PARTS), -1)
+    return out
+
+
+def views(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str, dict[str, list[float]]]:
+    """CA, ASR and PA of the classifier on each version by itself, by trigger."""
+    names = ["whole", *(f"without {p}" for p in PARTS), *(f"{p} alone" for p in PARTS)]
+    answers = {k: scores.argmax(2) for k, scores in seen.items()}
+    return {
+        name: {k: rates(labels, answers["clean"][:, i], answers[k][:, i], t) for k, t in triggers.TARGETS.items()}
+        for i, name in enumerate(names)
+    }
+
+
+def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str, dict[str, float]]:
+    """Scores that were tried: the share of hits that each finds, in percent, at 2% false alarms among these very clean
+    pictures."""
+    odds = {
+        k: np.stack([parts._log_odds(parts._log_probabilities(s.astype(float))) for s in x]) for k, x in seen.items()
+    }
+    median, high = np.quantile(odds["clean"], (0.5, 0.9), axis=0)
+    deviation = np.maximum((high - median) / 1.2816, parts.LEAST_DEVIATION)
+    n, of_regions = len(PARTS), 9
+    tried: dict[str, Callable[[Any, Any, Any], Any]] = {
+        "need, regions only, log-odds": lambda need, enough, m: m[:, :of_regions].max(1),
+        "need, log-odds": lambda need, enough, m: m[:, :n].max(1),
+        "need": lambda need, enough, m: need.max(1),
+        "need - median": lambda need, enough, m: need.max(1) - np.median(need, 1),
+        "enough": lambda need, enough, m: enough.max(1),
+        "enough - median": lambda need, enough, m: enough.max(1) - np.median(enough, 1),
+        "max (need - median) + max enough": lambda need, enough, m: need.max(1) - np.median(need, 1) + enough.max(1),
+        "max (need - median + enough)": lambda need, enough, m: (need - np.median(need, 1)[:, None] + enough).max(1),
+    }
+    out: dict[str, dict[str, float]] = {}
+    for title, rule in tried.items():
+        found = {k: rule(*np.split((m - median) / deviation, 2, axis=1), m) for k, m in odds.items()}
+        limit = np.quantile(found["clean"], 0.98)
+        out[title] = {}
+        for k, target in triggers.TARGETS.items():
+            hit = (labels != target) & (seen[k][:, 0].argmax(1) == target)
+            out[title][k] = round(100 * float((found[k][hit] > limit).mean()), 1) if hit.any() else 0.0
     return out
 
 
 def defences(
-    sent: dict[str, U8], labels: npt.NDArray[Any], triggers: Triggers, classifier: Classifier, engine: Any, clean: U8
+    sent: dict[str, U8],
+    labels: npt.NDArray[Any],
+    triggers: Triggers,
+    classifier: Classifier,
+    engine: Any,
+    clean: U8,
+    store: Store,
 ) -> dict[str, Any]:
     """CA, ASR and PA behind what was tried, and the share of clean pictures that a guard flags."""
     fast = Zip(engine, profile="fast")
@@ -231,9 +285,9 @@ def defences(
         seen, flagged = {}, {}
         for k, x in tqdm(sent.items(), desc=title):
             if isinstance(defence, Guarded):
-                seen[k], flagged[k] = defence.decide(x, 0, classifier)
+                seen[k], flagged[k] = defence.decide(x, 0, classifier, lambda p, seed: store.treat(fast, p, seed))
             else:
-                seen[k] = classifier(defence.run(x, 0)).argmax(1)
+                seen[k] = classifier(store.treat(defence, x, 0)).argmax(1)
         out[title] = {
             "evaluations": defence.evaluations,
             "rates": {k: rates(labels, seen["clean"], seen[k], t) for k, t in triggers.TARGETS.items()},
