@@ -139,7 +139,47 @@ def speed() -> str:
     )
 
 
+def search() -> str:
+    """docs/defaults.md's tables."""
+    from bench.results_page import TITLES
+
+    parts = []
+    for dataset, title in TITLES.items():
+        if not (RESULTS / f"search-{dataset}.json").is_file():
+            continue
+        record = read(f"search-{dataset}")
+        triggers = list(record["triggers"])
+
+        def cells(rates: dict[str, list[float]], names: list[str] = triggers) -> list[str]:
+            return [" / ".join(f"{v:.0f}" for v in rates[name][1:]) for name in names]
+
+        tried = record["defences"].values()
+        lines = [
+            [name, f"{d['evaluations']:g}", f"{d['rates'][triggers[0]][0]:.1f}", *cells(d["rates"]),
+             f"{d['flagged']['clean']:.0f}" if d["flagged"] else ""]
+            for name, d in zip(record["defences"], tried, strict=True)
+        ]  # fmt: skip
+        whole = record["views"]["whole"]
+        lines.insert(0, ["No defence", "0", f"{whole[triggers[0]][0]:.1f}", *cells(whole), ""])
+        views = [[name, f"{v[triggers[0]][0]:.1f}", *cells(v)] for name, v in record["views"].items()]
+        rules = [[name, *(f"{v[t]:.0f}" for t in triggers)] for name, v in record["rules"].items()]
+        about = "\n".join(f"- {name}: {what}" for name, what in record["triggers"].items())
+        parts.append(
+            f"## {title}: the search\n\n{record['pictures']} held-out training pictures, {record['calibration']} "
+            f"others for calibration; `{record['command']}`, commit {record['commit']}. The triggers:\n\n{about}\n\n"
+            "CA, and ASR / PA by trigger, in percent; the last column is the share of clean pictures that is flagged:"
+            f"\n\n{table(['defence', 'evaluations', 'CA', *triggers, 'flagged'], lines)}\n\n"
+            "Scores that were tried: share of the pictures on which a trigger works that each finds, in percent, when "
+            f"2% of clean pictures are false alarms:\n\n{table(['score', *triggers], rules)}\n\n"
+            "What the classifier makes of each version by itself: CA, and ASR / PA by trigger:\n\n"
+            f"{table(['version', 'CA', *triggers], views)}"
+        )
+    return "\n\n".join(parts)
+
+
 def main() -> None:
+    if any(RESULTS.glob("search-*.json")):
+        replace(ROOT / "docs" / "defaults.md", search())
     replace(
         ROOT / "README.md", "\n\n".join((defence(), speed(), restoration(), cost(), neighbours(), seams(), kernels()))
     )

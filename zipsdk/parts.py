@@ -27,7 +27,7 @@ from zipsdk.errors import InputError
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-#: What is taken away, in the order of `DecisivePart.copies`.
+#: What is taken away, then shown alone, in the order of `DecisivePart.copies`.
 PARTS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
          "coarse", "middle", "fine", "colour")  # fmt: skip
 
@@ -75,13 +75,14 @@ class DecisivePart:
 
     - score above `certain`: the label is not believed. What the picture without the decisive part and the purified
       picture say together decides, among all other classes.
-    - else, if the purified picture's score is above `certain`: a trigger has come through purification. The purified
-      picture without *its* decisive part decides, among the classes other than its label.
+    - the purified picture's score is above `certain`, and its label another one, or the picture's score is not: a
+      trigger has come through purification, or come about in it, as the enhanced attack has it. The purified picture
+      without *its* decisive part decides, among the classes other than its label.
     - else the purified picture decides. Nearly all of these were false alarms.
 
     Args:
         threshold: in deviations, above 0. About 10% of clean pictures are above 3.3 after `calibrate`.
-        certain: the same, at least `threshold`. About 2% are above 4.
+        certain: the same, at least `threshold`. About 2% are above 4.5.
         norms: (median, deviation) of the log-odds without each part, then with each part alone: 26 pairs. None takes
             `USUAL`; `calibrate` measures them.
 
@@ -90,14 +91,14 @@ class DecisivePart:
     """
 
     threshold: float = 3.3
-    certain: float = 4.0
+    certain: float = 4.5
     norms: tuple[tuple[float, float], ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("threshold", "certain"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise InputError(f"{name}: got {value!r}, wanted deviations above 0, such as 2.0")
+                raise InputError(f"{name}: got {value!r}, wanted deviations above 0, such as 3.3")
         if self.certain < self.threshold:
             raise InputError(f"certain: got {self.certain} below threshold {self.threshold}, wanted at least that")
         if self.norms is not None:
@@ -181,10 +182,11 @@ class DecisivePart:
         """
         second, part_after, log_after = self._look(purified)
         first, part, log = (0.0, 0, log_after) if scores is None else self._look(scores)
-        if first > self.certain:
-            combined = _without_class(log[1 + part] + log_after[0], int(log[0].argmax()))
-        elif second > self.certain:
+        same = int(log[0].argmax()) == int(log_after[0].argmax())
+        if second > self.certain and not (same and first > self.certain):
             combined = _without_class(log_after[1 + part_after], int(log_after[0].argmax()))
+        elif first > self.certain:
+            combined = _without_class(log[1 + part] + log_after[0], int(log[0].argmax()))
         else:
             combined = log_after[0]
         p: F64 = np.exp(combined - combined.max())
@@ -215,7 +217,7 @@ class DecisivePart:
     def calibrate(
         self, classify: Callable[[U8], Any], clean: Any, *, layout: str = "NHWC", max_batch: int | None = None
     ) -> DecisivePart:
-        """A detector that knows what this classifier does with clean pictures without a part.
+        """A detector that knows what this classifier does with clean pictures, without a part and with one alone.
 
         The deviation is a normal distribution's whose median and ninth decile are the pictures': false alarms come from
         the upper end, and classifiers that are sure of themselves have none below. A few pictures with triggers among
