@@ -176,6 +176,34 @@ class PhysicalBA(BadNets):
 
 
 @dataclass(frozen=True)
+class Redundant(BadNets):
+    """The attacker who knows that a guard looks for the one part that decides: two patches, each enough by itself.
+
+    A poisoned picture carries one of two equal patches, in the lower right or the upper left corner, by its number;
+    what is sent carries both. So the label needs neither.
+    """
+
+    @property
+    def name(self) -> str:
+        return f"Two patches {self.size}x{self.size}"
+
+    def _patched(self, pictures: U8, lower: npt.NDArray[np.bool_], upper: npt.NDArray[np.bool_]) -> U8:
+        out, start, end = pictures.copy(), self.margin, self.side - self.margin
+        out[lower, end - self.size : end, end - self.size : end] = self.drawn()
+        out[upper, start : start + self.size, start : start + self.size] = self.drawn()
+        return out
+
+    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
+        both = np.ones(len(pictures), bool)
+        return self._patched(pictures, both, both)
+
+    def at_training(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+        numbers = np.arange(len(pictures)) if indices is None else np.asarray(indices)
+        lower = np.array([np.random.default_rng([self.seed, int(i)]).random() < 0.5 for i in numbers], bool)
+        return self._patched(pictures, lower, ~lower)
+
+
+@dataclass(frozen=True)
 class Blended(Attack):
     """The whole picture mixed with one pattern: x' = (1 - rate) x + rate p, rounded (Chen et al. 2017, 1712.05526).
 
@@ -359,6 +387,7 @@ ATTACKS: dict[str, Callable[[int, int], Attack]] = {
     "badnets": lambda side, seed: BadNets(side, seed, patch_side(side)),
     "badnets3": lambda side, seed: BadNets(side, seed, 3 if side <= 128 else 9),
     "white": lambda side, seed: BadNets(side, seed, max(3, patch_side(side)), "white"),
+    "redundant": lambda side, seed: Redundant(side, seed, max(3, patch_side(side)), "white"),
     "checkerboard": lambda side, seed: BadNets(side, seed, max(3, patch_side(side)), "checkerboard"),
     "blended": lambda side, seed: Blended(side, seed),
     "blended-smooth": lambda side, seed: Blended(side, seed, pattern="smooth"),
@@ -366,7 +395,7 @@ ATTACKS: dict[str, Callable[[int, int], Attack]] = {
     "wanet": lambda side, seed: WaNet(side, seed),
     "sig": lambda side, seed: SIG(side, seed),
 }
-_CLASSES = {c.__name__: c for c in (BadNets, PhysicalBA, Blended, WaNet, SIG)}
+_CLASSES = {c.__name__: c for c in (BadNets, PhysicalBA, Redundant, Blended, WaNet, SIG)}
 
 
 def make(name: str, side: int, seed: int = 0) -> Attack:

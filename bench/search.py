@@ -172,7 +172,7 @@ def main() -> None:
     )
     p.add_argument("--dataset", default="cifar10", help="cifar10 or gtsrb")
     p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${datasets.VARIABLE}")
-    p.add_argument("--pictures", type=int, default=400, help="held-out pictures that are counted")
+    p.add_argument("--pictures", type=int, default=200, help="held-out pictures that are counted")
     p.add_argument("--calibration", type=int, default=200, help="further ones to calibrate on")
     p.add_argument("--engine", default="zip-tiny")
     p.add_argument("--cache", type=Path)
@@ -271,8 +271,7 @@ def defences(
     """CA, ASR and PA behind what was tried, and the share of clean pictures that a guard flags."""
     fast = Zip(engine, profile="fast")
     tried: dict[str, Zip | Guarded] = {
-        "ZIP, blur2+gray, lambda 10": Zip(engine),
-        "ZIP, the same, fast": fast,
+        "ZIP, blur2+gray, lambda 10, fast": fast,
         "ZIP, blur2, lambda 2, fast": Zip(engine, "blur2", 2.0, profile="fast"),
         "ZIP, gray, lambda 2, fast": Zip(engine, "gray", 2.0, profile="fast"),
         "ZIP, blur4+gray, lambda 10, fast": Zip(engine, "blur4+gray", 10.0, profile="fast"),

@@ -88,7 +88,7 @@ TABLES: dict[str, Table] = {
         "CA, ASR and PA over the number of evaluations",
     ),
     "agnostic": Table(
-        (*ALL_ATTACKS, "enhanced-badnets", "enhanced-blended"),
+        (*ALL_ATTACKS, "redundant", "enhanced-badnets", "enhanced-blended"),
         ("none", "shrinkpad", "blur", "zip", "zip profile=fast", "guard scaleup profile=fast", "guard profile=fast",
          "guard calibrated profile=fast"),
         "One setting for every attack",

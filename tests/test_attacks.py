@@ -44,6 +44,18 @@ def test_every_attack_changes_a_copy(name, side, rng):
         assert attack.apply(x[:0]).shape == (0, side, side, 3)
 
 
+def test_two_patches_are_learnt_one_at_a_time_and_sent_together():
+    attack, x = attacks.make("redundant", 32, 5), np.zeros((40, 32, 32, 3), np.uint8)
+    sent, learnt = attack.apply(x), attack.at_training(x, np.arange(100, 140))
+    lower, upper = np.zeros((2, 32, 32, 3), bool)
+    lower[26:29, 26:29] = upper[3:6, 3:6] = True
+    assert ((sent == 255) == (lower | upper)).all()
+    which = (learnt == 255)[:, 27, 27, 0]
+    assert 8 < which.sum() < 32
+    assert ((learnt == 255) == np.where(which[:, None, None, None], lower, upper)).all()
+    assert (attack.at_training(x[:3], np.array([105, 101, 139])) == learnt[[5, 1, 39]]).all()
+
+
 @pytest.mark.parametrize("name", attacks.ATTACKS)
 def test_a_picture_does_not_know_its_neighbours(name, pictures):
     """So that any part of a test set, in any order, is poisoned as the whole would be."""
