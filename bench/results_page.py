@@ -25,7 +25,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 #: The defences of Table 1, and what plots and the README call them.
 SHORT = {"none": "no defence", "shrinkpad": "ShrinkPad", "blur": "blur alone", "zip-paper": "ZIP, the paper's setting",
-         "zip": "ZIP, one setting", "zip profile=fast": "ZIP, one setting, fast"}  # fmt: skip
+         "zip": "ZIP, one setting", "zip profile=fast": "ZIP, one setting, fast",
+         "guard calibrated profile=fast": "ZIP fast behind the guard"}  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -92,7 +93,9 @@ def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
     """One of `tables.TABLES` as Markdown, or "" where the record has nothing of it."""
     wanted = tables.TABLES[name]
     lines = []
-    for g in groups(content, wanted.attacks, wanted.defences):
+    found = groups(content, wanted.attacks, wanted.defences)
+    guarded = any("flagged" in g.first for g in found)
+    for g in found:
         theirs = paper.figures(dataset, g.first["attack"], g.first["defence"])
         printed = "" if theirs is None else " / ".join("-" if v is None else f"{v:.1f}" for v in theirs)
         clean = g.rate("CA", "clean classifier")
@@ -100,20 +103,28 @@ def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
             g.first["trigger name"], g.first["name"] + (" (one setting)" if g.first["defence"] == "zip" else ""),
             g.cell("CA"), g.cell("ASR"), g.cell("PA"), g.cell("PA others"), printed,
             "" if clean is None else f"{clean.percent:.1f}", f"{g.first['evaluations']:g}", str(g.first["CA"][1]),
-            str(len(g.rows)),
+            str(len(g.rows)), *([_flagged(g)] if guarded else []),
         ])  # fmt: skip
     if not lines:
         return ""
     header = ["trigger", "defence", "CA", "ASR", "PA", "PA, other classes", "the paper's CA / ASR / PA",
-              "CA of a clean classifier", "evaluations", "pictures", "seeds"]  # fmt: skip
+              "CA of a clean classifier", "evaluations", "pictures", "seeds",
+              *(["flagged: clean / with trigger"] if guarded else [])]  # fmt: skip
     return f"### {wanted.about}\n\n{table(header, lines)}"
+
+
+def _flagged(group: Group) -> str:
+    """What a guard has purified, in percent of the clean pictures and of those with the trigger."""
+    if "flagged" not in group.first:
+        return ""
+    return " / ".join(f"{statistics.mean(group.percents(name)):.1f}" for name in ("flagged", "flagged triggered"))
 
 
 def short_table() -> str:
     """Table 1 in brief, for the README: CA / ASR / PA, a row for each trigger, a column for each defence."""
     lines = []
     for dataset, content in records():
-        found = groups(content, tables.TABLES["table1"].attacks, SHORT)
+        found = groups(content, tables.TABLES["agnostic"].attacks, SHORT)
         for trigger in dict.fromkeys((g.first["attack"], g.first["trigger name"]) for g in found):
             mine = [g for g in found if (g.first["attack"], g.first["trigger name"]) == trigger]
             cells = {
@@ -186,19 +197,18 @@ def used_runs(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def dots(content: dict[str, Any], dataset: str) -> Path | None:
-    """Table 1 as a plot: CA, ASR and PA of each defence under each trigger."""
+    """Table 1 and the guard as a plot: CA, ASR and PA of each defence under each trigger."""
     import matplotlib.pyplot as plt
 
-    wanted = tables.TABLES["table1"]
-    found = groups(content, wanted.attacks, wanted.defences)
+    found = groups(content, tables.TABLES["agnostic"].attacks, SHORT)
     if not found:
         return None
     triggers = list(dict.fromkeys(f"{g.first['attack']}: {g.first['trigger name']}" for g in found))
-    figure, axes = plt.subplots(1, 3, figsize=(11, 0.8 + 0.55 * len(triggers)), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 1.0 + 0.6 * len(triggers)), sharey=True, layout="constrained")
     for axis, name, better in zip(axes, ("CA", "ASR", "PA"), ("higher", "lower", "higher"), strict=True):
-        for i, line in enumerate(wanted.defences):
+        for i, line in enumerate(SHORT):
             mine = [g for g in found if g.first["defence"] == line]
-            y = [triggers.index(f"{g.first['attack']}: {g.first['trigger name']}") + 0.13 * (i - 2.5) for g in mine]
+            y = [triggers.index(f"{g.first['attack']}: {g.first['trigger name']}") + 0.12 * (i - 3) for g in mine]
             x = [statistics.mean(g.percents(name)) for g in mine]
             ends = [interval(g.rate(name)) for g in mine]  # type: ignore[arg-type]
             pairs = list(zip(x, ends, strict=True))
@@ -209,7 +219,7 @@ def dots(content: dict[str, Any], dataset: str) -> Path | None:
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(triggers)), [t.split(": ")[1] for t in triggers])
     axes[0].set_ylim(len(triggers) - 0.5, -0.5)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return _save(figure, f"defense-{dataset}.png")
 
 

@@ -105,6 +105,18 @@ def test_one_of_draws_by_picture_and_matches_the_fixed_transform():
     np.testing.assert_array_equal(alone, mixed[3])
 
 
+@pytest.mark.parametrize(
+    ("preset", "transforms", "lam"),
+    [("default", "blur2+gray", 10), ("patch", "blur2", 10), ("blended", "gray", 2),
+     ("random", "blur2|gray|blur2+gray|blur4+gray", 10)],
+)  # fmt: skip
+def test_presets_stand_for_what_is_not_said(preset, transforms, lam):
+    info = Purifier(FakeEngine(), preset=preset).info
+    assert (info["transforms"], info["lam"]) == (transforms, lam)
+    said = Purifier(FakeEngine(), "blur4", lam=3, preset=preset).info
+    assert (said["transforms"], said["lam"]) == ("blur4", 3)
+
+
 def test_evaluations_and_profiles():
     def steps_of(**options):
         engine = FakeEngine()
@@ -201,6 +213,7 @@ def test_a_bad_picture_stops_before_any_work():
     ("options", "said"),
     [
         ({"profile": "best"}, "'paper', 'fast'"),
+        ({"preset": "all"}, "'default', 'patch', 'blended', 'random'"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"seed": True}, "seed"),

@@ -22,7 +22,7 @@ from zipsdk.files import check_sidecar, sha256_file, sidecar_path
 from zipsdk.jobs import Run, find_jobs
 from zipsdk.manifest import Job, Manifest
 from zipsdk.models import bundled, find
-from zipsdk.purifier import PROFILES, Purifier
+from zipsdk.purifier import PRESETS, PROFILES, Purifier
 from zipsdk.spec import ModelSpec
 
 _EXIT = """\
@@ -50,6 +50,8 @@ what the settings mean:
   --transforms  destroy a trigger. blurN averages cells of N x N pixels, gray the colours; "+" joins several, and "|"
                 lets each picture draw one of several by chance: "blur2|blur4+gray"
   --lam         lambda, how long the restored picture is held to the input: 10 for patches, 2 for blended triggers
+  --preset      default: what the model recommends; patch: against grey patches too; blended: against smooth coloured
+                blends; random: each picture draws its transforms
   --profile     paper: 20 evaluations from pure noise; fast: 4 from a warm start, the blurred picture plus noise
 
 A run that was stopped, however it was stopped, goes on where it was when the same command is given again: what has
@@ -124,7 +126,7 @@ def _purify(args: argparse.Namespace) -> int:
     engine = load_engine(args.model, device=args.device, threads=args.threads)
     purifier = Purifier(
         engine, args.transforms, lam=args.lam, steps=args.steps, eta=args.eta, combine=args.combine,
-        profile=args.profile, start=args.start, seed=args.seed, canvas=args.canvas,
+        profile=args.profile, preset=args.preset, start=args.start, seed=args.seed, canvas=args.canvas,
     )  # fmt: skip
     manifest = Manifest(out, jobs, _settings(purifier, args), args.seed, args.overwrite)
     # one seed for the folder, so that a run that goes on draws what the first one would have drawn
@@ -365,8 +367,11 @@ def _parser() -> argparse.ArgumentParser:
 
     g = p.add_argument_group("settings (they decide the result)")
     g.add_argument("--profile", choices=tuple(PROFILES), default="paper", help="how to walk (default: paper)")
-    g.add_argument("--transforms", metavar="T", help='such as "blur2+gray" (default: what the model recommends)')
-    g.add_argument("--lam", type=float, help="lambda, above 0 (default: what the model recommends)")
+    g.add_argument(
+        "--preset", choices=tuple(PRESETS), default="default", help="transforms and lambda by name (default: default)"
+    )
+    g.add_argument("--transforms", metavar="T", help='such as "blur2+gray" (default: the preset\'s)')
+    g.add_argument("--lam", type=float, help="lambda, above 0 (default: the preset's)")
     g.add_argument("--steps", type=int, metavar="N", help="evaluations a picture (default: the profile's)")
     g.add_argument("--start", type=int, metavar="T", help="warm start at this time step (default: the profile's)")
     g.add_argument("--eta", type=float, default=1.0, help="1 fresh noise at each step, 0 none (default: 1, the paper)")

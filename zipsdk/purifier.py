@@ -35,6 +35,16 @@ PROFILES: dict[str, dict[str, int | None]] = {
 }
 
 
+#: Transforms and lambda by what is feared; "default" is what the model recommends. docs/results.md has what they do.
+#: No fixed one holds against every trigger: that takes `zipsdk.Guard`.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "patch": {"transforms": "blur2", "lam": 10.0},
+    "blended": {"transforms": "gray", "lam": 2.0},
+    "random": {"transforms": "blur2|gray|blur2+gray|blur4+gray", "lam": 10.0},
+}
+
+
 class Purifier:
     """Destroy a possible trigger with linear transforms, then let a diffusion model restore the meaning.
 
@@ -49,6 +59,9 @@ class Purifier:
         eta: 1 draws fresh noise at every step (the paper), 0 none.
         combine: "mean" (the paper) or "joint"; see `zipsdk.transforms.Guide`.
         profile: "paper" (20 steps from pure noise) or "fast" (4 from a warm start at t = 400).
+        preset: "default", or for those who know what they fear, grey patches too ("patch") or smooth coloured blends
+            ("blended"); "random" draws the transforms for each picture, against an attacker who knows them. It stands
+            for `transforms` and `lam` where these are None; see `PRESETS`.
         start: begin at this time step from the noised guide, in place of the profile's; without `steps` the stride
             stays the paper's 50.
         seed: None draws fresh entropy from the operating system for each call of `run`. An attacker who can predict the
@@ -74,6 +87,7 @@ class Purifier:
         eta: float = 1.0,
         combine: str = "mean",
         profile: str = "paper",
+        preset: str = "default",
         start: int | None = None,
         seed: int | None = None,
         clip_x0: bool = False,
@@ -91,6 +105,10 @@ class Purifier:
         spec = engine.spec
         if profile not in PROFILES:
             raise InputError(f"profile: got {profile!r}, wanted one of {', '.join(map(repr, PROFILES))}")
+        if preset not in PRESETS:
+            raise InputError(f"preset: got {preset!r}, wanted one of {', '.join(map(repr, PRESETS))}")
+        transforms = PRESETS[preset].get("transforms") if transforms is None else transforms
+        lam = PRESETS[preset].get("lam") if lam is None else lam
         if steps is None and start is None:
             steps, start = PROFILES[profile]["steps"], PROFILES[profile]["start"]
         elif start is None:
