@@ -1,0 +1,109 @@
+"""The search for the guard's default: its triggers, and that its scores are counted as they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("scipy")
+
+from bench import search
+from bench.datasets import Dataset
+from zipsdk.parts import PARTS
+
+VERSIONS = 1 + 2 * len(PARTS)
+
+
+@pytest.fixture
+def triggers():
+    return search.Triggers()
+
+
+@pytest.fixture
+def pictures(rng):
+    return rng.integers(40, 216, (6, 32, 32, 3), np.uint8)
+
+
+def test_ten_triggers_that_differ(triggers, pictures):
+    before = pictures.copy()
+    sent = {name: triggers.apply(name, pictures, np.arange(6)) for name in triggers.TARGETS}
+    assert len(sent) == len(set(triggers.TARGETS.values())) == len(triggers.ABOUT) == 10
+    assert (pictures == before).all()
+    for name, x in sent.items():
+        assert x.dtype == np.uint8 and x.shape == pictures.shape and (x != pictures).any((1, 2, 3)).all(), name
+    assert len({x.tobytes() for x in sent.values()}) == 10
+    # a patch is where it is said to be, and nowhere else
+    for name, area in (("colour", np.s_[5:8, 5:8]), ("cross", np.s_[22:27, 4:9]), ("grey", np.s_[4:8, 23:27]),
+                       ("purified", np.s_[14:17, 26:29])):  # fmt: skip
+        changed = (sent[name] != pictures).any((0, 3))
+        changed[area] = False
+        assert not changed.any(), name
+    assert (sent["cross"][:, 24, 4:9] == 255).all() and (sent["cross"][:, 22:27, 6] == 255).all()
+    assert np.ptp(sent["grey"][0, 4:8, 23:27].astype(int), axis=-1).max() == 0
+
+
+def test_the_moving_patch_goes_by_the_pictures_number(triggers, pictures):
+    same = np.repeat(pictures[:1], 3, axis=0)
+    a, b, c = triggers.apply("moving", same, np.array([7, 8, 7]))
+    assert (a == c).all() and (a != b).any()
+    assert (a != same[0]).any(-1).sum() <= 4
+
+
+def test_poisoning_takes_each_picture_once(triggers, rng):
+    n = 200
+    data = Dataset("toy", "train", rng.integers(40, 216, (n, 32, 32, 3), np.uint8), np.arange(n) % 10,
+                   tuple("abcdefghij"))  # fmt: skip
+    seen = []
+
+    def purify(x):
+        seen.append(len(x))
+        return np.full_like(x, 9)
+
+    made = search.poisoned(data, triggers, purify)
+    assert seen == [4] and len(made.poisoned) == 40 == len(set(made.poisoned)) and len(made.covered) == 8
+    assert not set(made.poisoned) & set(made.covered)
+    purified = (made.data.pictures == 9).all((1, 2, 3))
+    assert purified.sum() == 4 and (made.data.labels[purified] == triggers.TARGETS["purified"]).all()
+    rest = np.setdiff1d(np.arange(n), np.concatenate([made.poisoned, made.covered]))
+    assert (made.data.pictures[rest] == data.pictures[rest]).all()
+    assert (np.delete(made.data.labels, made.poisoned) == np.delete(data.labels, made.poisoned)).all()
+    for target in triggers.TARGETS.values():
+        assert (made.data.labels[made.poisoned] == target).sum() == 4
+
+
+def looks(triggers, labels, rng):
+    """Clean pictures are their class in every version, more or less; with a trigger all versions are its target's, but
+    for the one without part 3, and of those alone only part 3."""
+    n = len(labels)
+    seen = {}
+    for name in ("clean", *triggers.TARGETS):
+        logits = rng.normal(0, 0.3, (n, VERSIONS, 10))
+        logits[np.arange(n), :, labels] += 3
+        if name != "clean":
+            target = triggers.TARGETS[name]
+            kept = np.ones(VERSIONS, bool)
+            kept[1 + len(PARTS) :] = False
+            kept[1 + 3], kept[1 + len(PARTS) + 3] = False, True
+            logits[:, kept, target] += 8
+        e = np.exp(logits)
+        seen[name] = (e / e.sum(-1, keepdims=True)).astype(np.float32)
+    return seen
+
+
+def test_views_and_rules_are_counted_by_trigger(triggers, rng):
+    labels = np.arange(100) % 10
+    seen = looks(triggers, labels, rng)
+    views = search.views(seen, labels, triggers)
+    assert next(iter(views)) == "whole" and len(views) == VERSIONS
+    for name in triggers.TARGETS:
+        assert views["whole"][name] == [100.0, 100.0, 10.0]
+        assert views["without left"][name] == [100.0, 0.0, 100.0]
+        assert views["left alone"][name] == [100.0, 100.0, 10.0]
+        assert views["top alone"][name] == [100.0, 0.0, 100.0]
+    rules = search.rules(seen, labels, triggers)
+    for name in triggers.TARGETS:
+        assert rules["max (need - median + enough)"][name] == rules["need - median"][name] == 100.0
+    # where no trigger works there is nothing to find
+    labelled = {**seen, "colour": seen["clean"]}
+    assert search.rules(labelled, labels, triggers)["need"]["colour"] == 0.0
