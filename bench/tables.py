@@ -89,8 +89,9 @@ TABLES: dict[str, Table] = {
     ),
     "agnostic": Table(
         (*ALL_ATTACKS, "redundant", "enhanced-badnets", "enhanced-blended"),
-        ("none", "shrinkpad", "blur", "zip", "zip profile=fast", "guard scaleup profile=fast", "guard profile=fast",
-         "guard calibrated profile=fast"),
+        ("none", "shrinkpad", "blur", "zip", "zip profile=fast",
+         *(f"zip profile=fast preset={p}" for p in ("patch", "blended", "random")),
+         "guard scaleup profile=fast", "guard profile=fast", "guard calibrated profile=fast"),
         "One setting for every attack",
     ),
     "quick": Table(
@@ -173,7 +174,7 @@ class Workshop:
         return defence
 
 
-_TYPES: dict[str, Any] = {"transforms": str, "combine": str, "profile": str, "lam": float, "eta": float, "steps": int,
+_TYPES: dict[str, Any] = {"transforms": str, "combine": str, "profile": str, "preset": str, "lam": float, "eta": float, "steps": int,
                           "start": int}  # fmt: skip
 
 

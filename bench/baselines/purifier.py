@@ -30,6 +30,7 @@ class Zip:
     transforms: str | Sequence[Transform] | OneOf | None = None
     lam: float | None = None
     profile: str = "paper"
+    preset: str = "default"
     steps: int | None = None
     start: int | None = None
     eta: float = 1.0
@@ -44,7 +45,7 @@ class Zip:
 
     @cached_property
     def _purifier(self) -> Purifier:
-        return Purifier(self.engine, self.transforms, lam=self.lam, profile=self.profile, steps=self.steps,
+        return Purifier(self.engine, self.transforms, lam=self.lam, profile=self.profile, preset=self.preset, steps=self.steps,
                         start=self.start, eta=self.eta, combine=self.combine, seed=0)  # fmt: skip
 
     @property
