@@ -174,8 +174,8 @@ class Workshop:
         return defence
 
 
-_TYPES: dict[str, Any] = {"transforms": str, "combine": str, "profile": str, "preset": str, "lam": float, "eta": float, "steps": int,
-                          "start": int}  # fmt: skip
+_TYPES: dict[str, Any] = {"transforms": str, "combine": str, "profile": str, "preset": str, "lam": float, "eta": float,
+                          "steps": int, "start": int}  # fmt: skip
 
 
 def _options(line: str, words: list[str]) -> dict[str, Any]:

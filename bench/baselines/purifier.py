@@ -45,8 +45,8 @@ class Zip:
 
     @cached_property
     def _purifier(self) -> Purifier:
-        return Purifier(self.engine, self.transforms, lam=self.lam, profile=self.profile, preset=self.preset, steps=self.steps,
-                        start=self.start, eta=self.eta, combine=self.combine, seed=0)  # fmt: skip
+        return Purifier(self.engine, self.transforms, lam=self.lam, profile=self.profile, preset=self.preset,
+                        steps=self.steps, start=self.start, eta=self.eta, combine=self.combine, seed=0)  # fmt: skip
 
     @property
     def name(self) -> str:
