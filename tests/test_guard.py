@@ -840,3 +840,17 @@ def test_with_the_bundled_model():
     assert [int(k) for k in backdoored(batch).argmax(1)] == [1, TARGET, TARGET, 1]
     assert [d.label for d in decisions] == [1, 1, 1, 1]
     assert watch.counters == guard.Counters(pictures=4, flagged=2, calls=2, queries=26)
+
+
+def test_a_score_is_worked_out_once_for_each_picture():
+    """A detector may count what it is asked, as the benches' simulated one does."""
+
+    class Counting(ScaleUp):
+        asked = 0
+
+        def score(self, scores):
+            Counting.asked += 1
+            return super().score(scores)
+
+    Guard(backdoored, Cleaner(), Counting()).run(np.concatenate([dark(3), poisoned(dark(2))]))
+    assert Counting.asked == 5

@@ -170,7 +170,7 @@ def test_scores_are_the_literal_ones(classes, norms):
         p = probabilities(seed, classes)
         score, part = literal_look(p.tolist(), norms or parts.USUAL)
         assert detector.score(p) == pytest.approx(score, abs=1e-9)
-        why = detector.why(p.tolist())
+        why = detector.why(p.tolist(), detector.score(p))
         label = int(p[0].argmax())
         other = int(np.where(np.arange(classes) == label, -1, p[1 + part]).argmax())
         assert why == (
@@ -209,7 +209,7 @@ def test_what_is_no_answer_is_flagged(bad, row):
     scores[row, 2] = bad
     assert math.isnan(DecisivePart().score(scores)) and DecisivePart().flags(math.nan)
     scores[row] = -math.inf
-    assert math.isnan(DecisivePart().score(scores)) and "score nan" in DecisivePart().why(scores)
+    assert math.isnan(DecisivePart().score(scores)) and "score nan" in DecisivePart().why(scores, math.nan)
 
 
 def test_the_part_that_is_needed_and_the_part_that_is_enough_are_one():
@@ -224,7 +224,7 @@ def test_the_part_that_is_needed_and_the_part_that_is_enough_are_one():
         p[[ALONE + k for k in enough]] = [0.9, 0.1]
         p[[ALONE + k for k in against]] = [0.1, 0.9]
         name = NAMES[literal_look(p.tolist(), PLAIN)[1]]
-        assert f"one part, {name}, without which class 1 is next" in detector.why(p)
+        assert f"one part, {name}, without which class 1 is next" in detector.why(p, 5.0)
         return detector.score(p), name
 
     everything = range(13)
@@ -251,10 +251,10 @@ def test_labels_without_probabilities_do():
     """One-hot: the log-odds are log 1001, or minus that."""
     detector, scores, a = DecisivePart(norms=PLAIN), np.eye(3)[[2] * 27], math.log(1001)
     assert detector.score(scores) == pytest.approx(a)  # each part alone is enough, none is needed
-    assert "class 0 is next: score 6.91, " in detector.why(scores)  # never the label itself
+    assert "class 0 is next: score 6.91, " in detector.why(scores, detector.score(scores))  # never the label itself
     scores[1 + COARSE] = [0, 1, 0]
     assert detector.score(scores) == pytest.approx(3 * a)
-    assert detector.why(scores) == (
+    assert detector.why(scores, detector.score(scores)) == (
         "its label rests most on one part, coarse, without which class 1 is next: score 20.7, threshold 3.3"
     )
     np.testing.assert_allclose(detector.settle(scores, scores), np.array([1, 1001, 0]) / 1002)
@@ -273,7 +273,7 @@ def test_a_score_at_the_threshold_is_trusted():
 
 @pytest.mark.parametrize("shape", [(14, 4), (26, 4), (28, 4), (27,), (27, 1), (27, 0), (1, 27, 4)])
 def test_scores_of_other_shapes_are_refused(shape):
-    for ask in (DecisivePart().score, DecisivePart().why, lambda s: DecisivePart().settle(None, s)):
+    for ask in (DecisivePart().score, lambda s: DecisivePart().why(s, 1.0), lambda s: DecisivePart().settle(None, s)):
         with pytest.raises(InputError, match=r"scores: got \(.*wanted \(27, classes\), a row"):
             ask(np.zeros(shape))
 

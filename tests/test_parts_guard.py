@@ -248,7 +248,7 @@ class Mine:
     def flags(self, score):
         return score > 1
 
-    def why(self, scores):
+    def why(self, scores, score):
         return f"{len(scores)} versions"
 
     def again(self, rgb):

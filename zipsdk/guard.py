@@ -111,7 +111,7 @@ class Detector(Protocol):
 
     def flags(self, score: float) -> bool: ...
 
-    def why(self, scores: npt.ArrayLike) -> str: ...
+    def why(self, scores: npt.ArrayLike, score: float) -> str: ...
 
     def again(self, rgb: U8) -> list[U8]:
         """What the classifier is asked about a purified picture, itself first."""
@@ -264,7 +264,8 @@ class Guard:
             if isinstance(answer, str):
                 verdicts[i] = _Suspect(None, f"the classifier failed on the picture or a copy of it: {answer}")
                 continue
-            score, why = detector.score(answer), detector.why(answer)
+            score = detector.score(answer)
+            why = detector.why(answer, score)
             if detector.flags(score):
                 verdicts[i] = _Suspect(score, f"flagged: {why}", answer)
             else:

@@ -164,9 +164,9 @@ class DecisivePart:
         """Whether a picture of this score is suspicious; NaN is."""
         return not score <= self.threshold
 
-    def why(self, scores: npt.ArrayLike) -> str:
-        """In words, for one picture."""
-        score, part, log = self._look(scores)
+    def why(self, scores: npt.ArrayLike, score: float) -> str:
+        """In words, for a picture of this score."""
+        _, part, log = self._look(scores)
         other = int(_without_class(log[1 + part], int(log[0].argmax())).argmax())
         return (
             f"its label rests most on one part, {PARTS[part]}, without which class {other} is next: "

@@ -77,9 +77,9 @@ class ScaleUp:
         label_of: F64 = np.asarray(purified, np.float64)[0]
         return label_of
 
-    def why(self, scores: npt.ArrayLike) -> str:
-        """In words, for one picture."""
-        return f"score {self.score(scores):.3g}, threshold {self.threshold:g}"
+    def why(self, scores: npt.ArrayLike, score: float) -> str:
+        """In words, for a picture of this score."""
+        return f"score {score:.3g}, threshold {self.threshold:g}"
 
     def spc(self, scores: npt.ArrayLike) -> float:
         """SPC of one picture, in [0, 1].
