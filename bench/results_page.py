@@ -164,9 +164,10 @@ def section(dataset: str, content: dict[str, Any]) -> str:
     parts = [
         f"## {TITLES.get(dataset, dataset)}",
         f"Test pictures from {data['source']} at {data['side']} x {data['side']}, balanced over {data['classes']} "
-        f"classes. Target class {some['target']}. Commands: "
-        + ", ".join(f"`{c}`" for c in dict.fromkeys(run["command"] for run in used_runs(content)))
-        + ".",
+        f"classes. Target class {some['target']}.",
+        "<details><summary>Commands and commits</summary>\n\n"
+        + "\n".join(dict.fromkeys(f"- `{run['command']}` ({run['commit']})" for run in used_runs(content)))
+        + "\n\n</details>",
     ]
     if known:
         recipe = known[0]["recipe"]
