@@ -232,11 +232,8 @@ def views(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
 def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str, dict[str, float]]:
     """Scores that were tried: the share of hits that each finds, in percent, at 2% false alarms among these very clean
     pictures."""
-    odds = {
-        k: np.stack([parts._log_odds(parts._log_probabilities(s.astype(float))) for s in x]) for k, x in seen.items()
-    }
-    median, high = np.quantile(odds["clean"], (0.5, 0.9), axis=0)
-    deviation = np.maximum((high - median) / 1.2816, parts.LEAST_DEVIATION)
+    odds = {k: np.stack([parts.log_odds(s.astype(float)) for s in x]) for k, x in seen.items()}
+    median, deviation = parts.median_and_deviation(odds["clean"])
     n, of_regions = len(PARTS), 9
     tried: dict[str, Callable[[Any, Any, Any], Any]] = {
         "need, regions only, log-odds": lambda need, enough, m: m[:, :of_regions].max(1),

@@ -240,10 +240,8 @@ class DecisivePart:
                 raise InputError(
                     f"clean picture {i}: the classifier failed ({answer}); wanted scores for it: see there"
                 )
-            odds.append(_log_odds(_log_probabilities(answer)))
-        m = np.stack(odds)
-        median, high = np.quantile(m, (0.5, 0.9), axis=0)
-        deviation = np.maximum((high - median) / 1.2816, LEAST_DEVIATION)
+            odds.append(log_odds(answer))
+        median, deviation = median_and_deviation(np.stack(odds))
         return replace(self, norms=tuple(zip(median.tolist(), deviation.tolist(), strict=True)))
 
 
@@ -271,8 +269,20 @@ def _log_probabilities(scores: F64) -> F64:
     return np.log(scores + FLOOR)
 
 
+def log_odds(scores: F64) -> F64:
+    """Scores of `DecisivePart.versions` (27, classes) -> (26,): without each part the best other class against the
+    whole's label, with each part alone the reverse."""
+    return _log_odds(_log_probabilities(scores))
+
+
+def median_and_deviation(odds: F64) -> tuple[F64, F64]:
+    """Of each column of `log_odds` of clean pictures (N, 26); see `DecisivePart.calibrate`."""
+    median, high = np.quantile(odds, (0.5, 0.9), axis=0)
+    return median, np.maximum((high - median) / 1.2816, LEAST_DEVIATION)
+
+
 def _log_odds(log: F64) -> F64:
-    """(27, classes) -> (26,): without each part the best other class against the whole's label, alone the reverse."""
+    """`log_odds`, of log-probabilities."""
     label = int(log[0].argmax())
     odds: F64 = np.delete(log[1:], label, axis=1).max(axis=1) - log[1:, label]
     odds[len(PARTS) :] *= -1

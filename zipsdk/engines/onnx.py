@@ -206,8 +206,8 @@ class OnnxEngine:
 def _parts(n: int, pixels: int, threads: int) -> list[slice]:
     """How to share out n pictures of so many pixels: as many parts to each thread, of PIXELS_A_CORE at most.
 
-    None where one evaluation by all threads is better: of few pictures, or of large ones, whose layers give all threads
-    enough to do.
+    Empty where one evaluation by all threads is better: of few pictures, or of large ones, whose layers give all
+    threads enough to do.
     """
     most = PIXELS_A_CORE // pixels if pixels else 0
     rounds = -(-n // threads)
