@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -40,7 +40,7 @@ from zipsdk.parts import FEWEST
 
 #: Pictures and seeds of a run that says nothing of them, and of --quick.
 PICTURES, SEEDS, QUICK = 1000, 3, 200
-#: Pictures for a guard's calibration.
+#: Pictures for a guard to learn from.
 CALIBRATION = 200
 #: The seed with which the attacker who knows the defence purifies: not the defender's.
 ATTACKERS_SEED = 1_000_003
@@ -61,7 +61,7 @@ class Bench:
         self.workshop = tables.Workshop(engine, a.dataset, self.test.side, self._bdmae, self._unseen)
         self.given = classifiers.from_options(a)
         self._classifiers: dict[str, Classifier] = {}
-        self._clean: np.ndarray | None = None
+        self._others: np.ndarray | None = None
 
     @property
     def train(self) -> datasets.Dataset:
@@ -111,18 +111,19 @@ class Bench:
         return BDMAE(restorer)
 
     def _unseen(self) -> np.ndarray:
-        """Pictures for calibration: as they come to a classifier, so not its training pictures; none of the rows'."""
-        if self._clean is None:
+        """Pictures for a guard to learn from: as they come to a classifier, so not its training pictures; none of the
+        rows'."""
+        if self._others is None:
             a = self.args
             more = datasets.load(a.dataset, "test", a.data, side=a.side, limit=len(self.test) + CALIBRATION)
             known = {p.tobytes() for p in self.test.pictures}
-            self._clean = more.pictures[[p.tobytes() not in known for p in more.pictures]]
-            if len(self._clean) < FEWEST:
+            self._others = more.pictures[[p.tobytes() not in known for p in more.pictures]]
+            if len(self._others) < FEWEST:
                 raise InputError(
-                    f"calibrated: got {len(self._clean)} test pictures beside the {len(self.test)} that are counted, "
+                    f"guard: got {len(self._others)} test pictures beside the {len(self.test)} that are counted, "
                     f"wanted {FEWEST}, better {CALIBRATION}; lower --pictures"
                 )
-        return self._clean
+        return self._others
 
     def scenes(self, name: str) -> Iterator[Scene]:
         """An attack with each of the triggers that it is tested with."""
@@ -234,27 +235,40 @@ def summary(rows: Rows, keys: list[str]) -> str:
 
 
 def measure_cost(bench: Bench, rows: Rows, lines: list[str], repeats: int = 5) -> None:
-    """Milliseconds a picture of each defence; `repeats` rounds over all of them, so a slow minute hits all alike."""
-    pictures = bench.test.pictures[: bench.args.cost_pictures]
+    """Milliseconds a picture of each defence; `repeats` rounds over all of them, so a slow minute hits all alike.
+
+    A guard, which has learnt before, decides on clean pictures and then, for a time of its own, on triggered ones.
+    """
+    apart = max(1, len(bench.test) // bench.args.cost_pictures)  # they stand class by class
+    pictures = bench.test.pictures[::apart][: bench.args.cost_pictures]
+    triggered = bench.attack("badnets").apply(pictures)
     defences = {line: bench.workshop.make(line, "badnets") for line in lines}
-    times: dict[str, list[float]] = {line: [] for line in lines}
     classifier = bench.classifier("badnets")
-    with tqdm(total=repeats * len(lines), unit="run", desc="cost") as bar:
+    acts: dict[tuple[str, str], Callable[[int], Any]] = {}
+    for line, defence in defences.items():
+        if isinstance(defence, Guarded):
+            guard = defence.guard(0, classifier)
+            acts[line, "ms"] = lambda seed, guard=guard: guard.run(pictures)
+            acts[line, "ms triggered"] = lambda seed, guard=guard: guard.run(triggered)
+        else:
+            acts[line, "ms"] = lambda seed, defence=defence: defence.run(pictures, seed, classify=classifier)
+    times: dict[tuple[str, str], list[float]] = {what: [] for what in acts}
+    with tqdm(total=repeats * len(acts), unit="run", desc="cost") as bar:
         for repeat in range(repeats):
-            for line, defence in defences.items():
+            for what, act in acts.items():
                 started = time.perf_counter()
-                act = defence.decide if isinstance(defence, Guarded) else defence.run
-                act(pictures, repeat, classify=classifier)
-                times[line].append((time.perf_counter() - started) / len(pictures) * 1e3)
+                act(repeat)
+                times[what].append((time.perf_counter() - started) / len(pictures) * 1e3)
                 bar.update()
     for line, defence in defences.items():
-        low, median, high = (float(np.percentile(times[line], q)) for q in (25, 50, 75))
+        took = {what: record.quartiles(times[of, what]) for of, what in acts if of == line}
         rows.content["cost"][line] = {
             "name": defence.name, "evaluations": defence.evaluations, "queries": defence.queries,
-            "pictures": len(pictures), "side": bench.test.side, "ms": median, "quartiles": [low, high],
+            "pictures": len(pictures), "side": bench.test.side, **took,
             "engine": getattr(bench.workshop.engine, "info", {}), "run": rows.run,
         }  # fmt: skip
-        print(f"{defence.name:<44} {median:8.2f} ms [{low:.2f}, {high:.2f}]  {defence.evaluations:g} evaluations")
+        said = ", ".join(f"{what} {t['median']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for what, t in took.items())
+        print(f"{defence.name:<44} {said}; {defence.evaluations:g} evaluations, {defence.queries} queries")
     rows.write()
 
 

@@ -187,7 +187,7 @@ def _decided(
         return store.treat(defence.inner, pictures, seed)
 
     (clean, flagged), (triggered, caught) = (
-        defence.decide(pictures, seed, classifier, purify, progress) for pictures in sent
+        defence.decide(pictures, seed, classifier, purify, progress, scene.trigger.apply) for pictures in sent
     )
     return {
         **_counts(scene, clean, triggered),

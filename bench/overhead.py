@@ -30,7 +30,8 @@ import numpy.typing as npt
 from PIL import Image
 
 import zipsdk
-from bench.speed_rows import LAMBDA, ROOT, TRANSFORMS, WEIGHTS, quartiles, synthetic
+from bench.record import quartiles
+from bench.speed_rows import LAMBDA, ROOT, TRANSFORMS, WEIGHTS, synthetic
 from zipsdk import canvas, images, noise, reverse
 from zipsdk.canvas import Engine
 

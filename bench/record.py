@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -65,6 +67,12 @@ def environment() -> dict[str, Any]:
         "versions": {p: v for p in packages if (v := _version(p))},
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
     }
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Median and quartiles; of a single value, that value."""
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return {"median": middle, "low": low, "high": high}
 
 
 def read(name: str, folder: Path = RESULTS) -> dict[str, Any]:

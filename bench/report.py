@@ -163,6 +163,13 @@ def search() -> str:
         lines.insert(0, ["No defence", "0", f"{whole[triggers[0]][0]:.1f}", *cells(whole), ""])
         views = [[name, f"{v[triggers[0]][0]:.1f}", *cells(v)] for name, v in record["views"].items()]
         rules = [[name, *(f"{v[t]:.0f}" for t in triggers)] for name, v in record["rules"].items()]
+        learning = [
+            [f"{share}%", name, f"{line['clean']:.0f}" if "clean" in line else "",
+             *(f"{line[t]:.0f}" for t in triggers)]
+            for share in record["learning"]["bounded"]
+            for name in record["learning"]
+            for line in [record["learning"][name][share]]
+        ]  # fmt: skip
         about = "\n".join(f"- {name}: {what}" for name, what in record["triggers"].items())
         parts.append(
             f"## {title}: the search\n\n{record['pictures']} held-out training pictures, {record['calibration']} "
@@ -171,6 +178,9 @@ def search() -> str:
             f"\n\n{table(['defence', 'evaluations', 'CA', *triggers, 'flagged'], lines)}\n\n"
             "Scores that were tried: share of the pictures on which a trigger works that each finds, in percent, when "
             f"2% of clean pictures are false alarms:\n\n{table(['score', *triggers], rules)}\n\n"
+            f"What is flagged after learning from {record['calibration']} pictures, of which a share has the trigger: "
+            "clean pictures, and those on which a trigger works, in percent:\n\n"
+            f"{table(['share', 'norms', 'clean', *triggers], learning)}\n\n"
             "What the classifier makes of each version by itself: CA, and ASR / PA by trigger:\n\n"
             f"{table(['version', 'CA', *triggers], views)}"
         )

@@ -15,12 +15,10 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import zipsdk
@@ -30,104 +28,16 @@ from bench.baselines.purifier import Zip
 from bench.classifiers import Classifier
 from bench.datasets import Dataset
 from bench.evaluation import Store
+from bench.search_triggers import SIDE, Triggers
 from zipsdk import parts
 from zipsdk.parts import PARTS, DecisivePart
 from zipsdk.scaleup import ScaleUp
 
 U8 = npt.NDArray[np.uint8]
-SIDE = 32
 #: Share of the training pictures that carries each trigger, and pictures that are not trained with.
 RATE, HELD_OUT = 0.02, 2000
-
-
-class Triggers:
-    """Ten triggers for 32x32 pictures, drawn from one seed: uint8 (N, 32, 32, 3) -> the same, with the trigger."""
-
-    def __init__(self, seed: int = 777):
-        rng = np.random.default_rng(seed)
-        self._colour3 = rng.integers(0, 256, (3, 3, 3), np.uint8)
-        self._colour2 = rng.integers(0, 256, (2, 2, 3), np.uint8)
-        self._grey4 = np.repeat(rng.integers(0, 256, (4, 4, 1), np.uint8), 3, -1)
-        self._noise = rng.integers(0, 256, (SIDE, SIDE, 3)).astype(float)
-        self._purified = rng.integers(0, 256, (3, 3, 3), np.uint8)
-        self._smooth, self._smooth_grey = _smooth(3, 5), _smooth(1, 6)
-        y, x = np.mgrid[:SIDE, :SIDE] / SIDE
-        self._stripes = 15 * np.sin(2 * np.pi * 5 * (y + x))[..., None]
-        control = torch.from_numpy(np.random.default_rng(9).uniform(-1, 1, (2, 5, 5))).float()
-        control /= control.abs().mean()
-        fine = F.interpolate(control[None], (SIDE, SIDE), mode="bicubic", align_corners=True)
-        self._flow = fine[0].permute(1, 2, 0) * (0.5 / SIDE)
-
-    #: name -> the class that it makes of a picture
-    TARGETS: ClassVar = {
-        "colour": 2, "cross": 3, "grey": 4, "noise": 5, "smooth": 6, "smooth grey": 7, "warp": 8, "stripes": 9,
-        "moving": 0, "purified": 1,
-    }  # fmt: skip
-    ABOUT: ClassVar = {
-        "colour": "3x3 patch of random colours, upper left",
-        "cross": "white cross of 5x5, lower left",
-        "grey": "4x4 patch of random greys, upper right",
-        "noise": "blend (0.2) with coloured noise",
-        "smooth": "blend (0.2) with a coloured pattern of low frequency",
-        "smooth grey": "the same in grey",
-        "warp": "a warp of half a pixel, with noise mode",
-        "stripes": "diagonal sinusoid, amplitude 15",
-        "moving": "2x2 patch of random colours, anywhere",
-        "purified": "3x3 patch of random colours at the right, poisoned with what ZIP makes of it",
-    }
-
-    def apply(self, name: str, pictures: U8, numbers: npt.NDArray[Any]) -> U8:
-        """`numbers` (N,) say where the moving patch goes."""
-        x = pictures.copy()
-        if name == "colour":
-            x[:, 5:8, 5:8] = self._colour3
-        elif name == "cross":
-            x[:, 24, 4:9] = x[:, 22:27, 6] = 255
-        elif name == "grey":
-            x[:, 4:8, 23:27] = self._grey4
-        elif name == "purified":
-            x[:, 14:17, 26:29] = self._purified
-        elif name == "moving":
-            for picture, number in zip(x, numbers, strict=True):
-                row, column = np.random.default_rng([int(number), 4]).integers(2, 28, 2)
-                picture[row : row + 2, column : column + 2] = self._colour2
-        elif name == "stripes":
-            x = np.clip(np.rint(x + self._stripes), 0, 255).astype(np.uint8)
-        elif name == "warp":
-            x = self.warp(x)
-        else:
-            pattern = {"noise": self._noise, "smooth": self._smooth, "smooth grey": self._smooth_grey}[name]
-            x = np.rint(0.8 * x + 0.2 * pattern).astype(np.uint8)
-        return x
-
-    def warp(self, pictures: U8, noise: torch.Tensor | float = 0.0) -> U8:
-        line = torch.linspace(-1, 1, SIDE)
-        here = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
-        grid = (here + self._flow + noise).clamp(-1, 1).expand(len(pictures), -1, -1, -1)
-        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
-        y = F.grid_sample(x, grid, mode="bilinear", align_corners=True)
-        return y.round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
-
-    def warp_otherwise(self, pictures: U8) -> U8:
-        """With a random offset in each pixel on top: these keep their labels, as WaNet's noise mode has it."""
-        noise = np.random.default_rng(3).uniform(-1, 1, (len(pictures), SIDE, SIDE, 2))
-        return self.warp(pictures, torch.from_numpy(noise).float() / SIDE)
-
-
-def _smooth(channels: int, seed: int) -> npt.NDArray[np.float64]:
-    """A sum of eight cosines of at most one period, stretched to 0..255: (32, 32, 3)."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
-    p = np.zeros((SIDE, SIDE, channels))
-    for c in range(channels):
-        for u in range(3):
-            for v in range(3):
-                if u + v:
-                    p[..., c] += (
-                        rng.normal() / (u + v) * np.cos(2 * np.pi * (u * y / 2 + v * x / 2) + rng.uniform(0, 6.28))
-                    )
-    p = (p - p.min((0, 1))) / np.ptp(p, (0, 1)) * 255
-    return np.repeat(p, 3 // channels, -1)
+#: Shares of the pictures that a guard learns from that have the trigger, in percent.
+SHARES = (0, 5, 20, 50, 100)
 
 
 def split(name: str, folder: Path | None) -> tuple[Dataset, Dataset]:
@@ -189,9 +99,10 @@ def main() -> None:
         classifier = classifiers.train(training, classifiers.recipe(train), cache=a.cache,
                                        progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
     shown, further = held.take(np.arange(a.pictures)), held.take(a.pictures + np.arange(a.calibration))
-    sent = {"clean": shown.pictures}
-    for name in triggers.TARGETS:
-        sent[name] = triggers.apply(name, shown.pictures, np.arange(len(shown)))
+    sent, first = (
+        {"clean": x, **{name: triggers.apply(name, x, np.arange(len(x))) for name in triggers.TARGETS}}
+        for x in (shown.pictures, further.pictures)
+    )
     environment = record.environment()
     seen = looks(sent, classifier)
     content = {
@@ -199,7 +110,8 @@ def main() -> None:
         "triggers": triggers.ABOUT, "classifier": classifier.info["key"],
         "views": views(seen, shown.labels, triggers), "rules": rules(seen, shown.labels, triggers),
         "defences": defences(sent, shown.labels, triggers, classifier, engine, further.pictures, store),
-        "norms": {"parts": PARTS, "measured": DecisivePart().calibrate(classifier, held.pictures[:500]).norms},
+        "learning": learning(seen, looks(first, classifier), shown.labels, triggers),
+        "norms": norms(classifier, held.pictures[:500]),
     }  # fmt: skip
     print(record.write(f"search-{a.dataset}", content, a.results))
 
@@ -256,6 +168,40 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
     return out
 
 
+def norms(classifier: Classifier, pictures: U8) -> dict[str, Any]:
+    """What `DecisivePart`'s usual norms are made of."""
+    odds = [parts.log_odds(s.astype(float)) for s in looks({"clean": pictures}, classifier)["clean"]]
+    return {"parts": PARTS, "measured": np.transpose(parts.median_and_deviation(np.stack(odds))).tolist()}
+
+
+def learning(
+    seen: Looks, first: Looks, labels: npt.NDArray[Any], triggers: Triggers
+) -> dict[str, dict[str, dict[str, float]]]:
+    """What a guard flags that has learnt from pictures some of which have a trigger: "clean", false alarms where none
+    has; by trigger, its hits. In percent, by bounds on the norms and by share."""
+    odds = {k: np.stack([parts.log_odds(s.astype(float)) for s in x]) for k, x in first.items()}
+    out: dict[str, dict[str, dict[str, float]]] = {"bounded": {}, "as measured": {}}
+    for share in SHARES:
+        for k, target in triggers.TARGETS.items():
+            n = len(odds[k]) * share // 100
+            learnt_from = np.concatenate([odds[k][:n], odds["clean"][n:]])
+            free = zip(*parts.median_and_deviation(learnt_from), strict=True)
+            for name, detector in (
+                ("bounded", DecisivePart().learnt(learnt_from)), ("as measured", DecisivePart(norms=tuple(free))),
+            ):  # fmt: skip
+                line = out[name].setdefault(str(share), {})
+                hit = (labels != target) & (seen[k][:, 0].argmax(1) == target)
+                line[k] = _flagged(detector, seen[k][hit])
+                if not share:
+                    line["clean"] = _flagged(detector, seen["clean"])
+    return out
+
+
+def _flagged(detector: DecisivePart, looks: npt.NDArray[np.float32]) -> float:
+    flags = [detector.flags(detector.score(look)) for look in looks]
+    return round(100 * float(np.mean(flags)), 1) if flags else 0.0
+
+
 def defences(
     sent: dict[str, U8],
     labels: npt.NDArray[Any],
@@ -274,14 +220,21 @@ def defences(
         "ZIP, blur4+gray, lambda 10, fast": Zip(engine, "blur4+gray", 10.0, profile="fast"),
         "Guard, SCALE-UP, ZIP fast": Guarded(fast, ScaleUp()),
         "Guard, decisive part, ZIP fast": Guarded(fast),
+        "Guard, decisive part that learns, ZIP fast": Guarded(fast, first=clean),
         "Guard, decisive part calibrated, ZIP fast": Guarded(fast, clean=clean),
     }
     out: dict[str, Any] = {}
+
+    def puts(k: str) -> Callable[[U8], U8] | None:
+        return None if k == "clean" else lambda x: triggers.apply(k, x, np.arange(len(x)))
+
     for title, defence in tried.items():
         seen, flagged = {}, {}
         for k, x in tqdm(sent.items(), desc=title):
             if isinstance(defence, Guarded):
-                seen[k], flagged[k] = defence.decide(x, 0, classifier, lambda p, seed: store.treat(fast, p, seed))
+                seen[k], flagged[k] = defence.decide(
+                    x, 0, classifier, lambda p, seed: store.treat(fast, p, seed), trigger=puts(k)
+                )
             else:
                 seen[k] = classifier(store.treat(defence, x, 0)).argmax(1)
         out[title] = {

@@ -8,17 +8,20 @@ every twentieth picture is flagged whatever it was.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import zipsdk
-from bench.speed_rows import U8, Bench, LeftOut, Row, Work, quartiles
+from bench.record import quartiles
+from bench.speed_rows import U8, Bench, LeftOut, Row, Work
 from zipsdk.errors import EngineError, MissingExtra
 from zipsdk.guard import speedup_bound
 from zipsdk.schedule import PAPER_STEPS
@@ -40,6 +43,23 @@ class Simulated(zipsdk.ScaleUp):
     def score(self, scores: npt.ArrayLike) -> float:
         super().score(scores)
         return float(self.places[next(self._turn) % len(self.places)])
+
+
+class Stopwatch:
+    """Sums up the seconds that calls take."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def inner(*args: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*args, **options)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return inner
 
 
 def open_classifier(bench: Bench, args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any, str]:
@@ -188,11 +208,14 @@ class GuardRows:
         spots = np.ones(n, bool) if everything else flagged_places(n, self.args.poisoned)
         real = attack is not None and not everything
         detector = zipsdk.ScaleUp() if real else Simulated(places=tuple(spots))
+        watch = Stopwatch()
+        timed = SimpleNamespace(run=watch.timed(runner.run))
         # a picture and its copies are one call, as where the classifier takes one picture at a time
-        guard = zipsdk.Guard(self.classify, runner, detector, max_batch=self.versions)
+        guard = zipsdk.Guard(watch.timed(self.classify), timed, detector, max_batch=self.versions)
         turn = count()
 
-        def call() -> dict[str, int]:
+        def call() -> dict[str, float]:
+            before = watch.seconds
             pictures = np.take(self.bench.pictures, np.arange(n) + n * next(turn), axis=0, mode="wrap")
             if real:
                 pictures[spots] = attack.apply(pictures[spots])
@@ -202,18 +225,21 @@ class GuardRows:
                     raise EngineError(f"guard: got no label ({decision.error}), wanted one for every picture")
             flags = np.array([d.flagged for d in decisions])
             hits = {"poisoned": int(spots.sum()), "poisoned_flagged": int(flags[spots].sum())} if real else {}
-            return {"pictures": n, "flagged": int(flags.sum()), "canvases": -(-int(flags.sum()) // tiles), **hits}
+            return {"pictures": n, "flagged": int(flags.sum()), "canvases": -(-int(flags.sum()) // tiles), **hits,
+                    "inside": watch.seconds - before}  # fmt: skip
 
         return Work(call, self.bench.runs(runner), lambda: self.classify(self.bench.some(self.versions)))
 
 
 def gate(
-    samples: dict[str, list[float]], counts: dict[str, list[dict[str, int]]], how: str, key: str
+    samples: dict[str, list[float]], counts: dict[str, list[dict[str, float]]], how: str, key: str
 ) -> dict[str, Any]:
     """How much faster a guard was than purifying everything, beside the analytic bound 1 / (p + t_det / T).
 
     T is the time to purify and classify one picture, on canvases as full as the guard's were; so p T is what its
-    flagged pictures cost.
+    flagged pictures cost. The share of the bound that was reached is taken within each call of the guard: what its
+    classifier and its purifier took, which is the bound's n t_det + n p T, over what the call took. A bound from
+    samples that were taken minutes apart would say more of the machine's other loads than of the guard.
 
     Args:
         samples: seconds a picture by row, a round each.
@@ -223,7 +249,7 @@ def gate(
     """
 
     def total(row: str, what: str) -> int:
-        return sum(c[what] for c in counts[row])
+        return int(sum(c[what] for c in counts[row]))
 
     alone = f"{how}-classify"
     flagged, pictures = total(key, "flagged"), total(key, "pictures")
@@ -231,10 +257,7 @@ def gate(
     fuller = fill * total(key, "canvases") / flagged if flagged else 1.0
     t_detect, t_purify, mean = float(np.mean(samples["detect"])), float(np.mean(samples[alone])) * fuller, samples[key]
     share = flagged / pictures
-    each = [
-        (d + c["flagged"] / c["pictures"] * fuller * t) / g
-        for d, t, g, c in zip(samples["detect"], samples[alone], mean, counts[key], strict=False)
-    ]
+    each = [c["inside"] / (c["pictures"] * g) for g, c in zip(mean, counts[key], strict=True)]
     out = {"decisions": pictures, "flagged": flagged, "flagged_share": share, "mean_ms": 1e3 * float(np.mean(mean)),
            "detect_ms": 1e3 * t_detect, "purify_ms": 1e3 * t_purify,
            "bound": speedup_bound(share, t_detect, t_purify), "measured": t_purify / float(np.mean(mean)),

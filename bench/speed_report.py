@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bench.record import quartiles
 from bench.speed_guard import gate
-from bench.speed_rows import Bench, Row, quartiles
+from bench.speed_rows import Bench, Row
 
 
 def ratios(samples: dict[str, list[float]], key: str, base: str) -> dict[str, float] | None:
@@ -56,7 +57,7 @@ def claims(state: Any, bench: Bench) -> list[dict[str, Any]]:
     claim("run over the authors' loop in eager torch, whole canvas", "at least 1.5", middle("whole", "authors"),
           lambda x: x >= 1.5)  # fmt: skip
     for key, measured in gates(state).items():
-        claim(f"{key} over its bound", "at least 0.95", measured["of_bound"]["median"], lambda x: x >= 0.95)
+        claim(f"{key}, share of its bound", "at least 0.95", measured["of_bound"]["median"], lambda x: x >= 0.95)
     if "overhead" in parts:
         claim("share of run that is not the UNet", "at most 0.03", parts["overhead"]["not_unet"], lambda x: x <= 0.03)
     if "startup" in parts:

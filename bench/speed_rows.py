@@ -94,12 +94,6 @@ def compare(got: U8, wanted: U8) -> dict[str, Any]:
             "largest": int(off.max())}  # fmt: skip
 
 
-def quartiles(values: list[float]) -> dict[str, float]:
-    """Median and quartiles; of a single value, that value."""
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return {"median": middle, "low": low, "high": high}
-
-
 def resized(pictures: U8, side: int) -> U8:
     """(N, h, w, 3) -> (N, side, side, 3), Pillow's bicubic."""
     if pictures.shape[1:3] == (side, side):

@@ -8,8 +8,9 @@ A defence is named by a line of text, as on the command line:
     zip-paper                         ZIP as the paper sets it for this data set and this attack
     zip                               one setting for every attack: what `zipsdk.Purifier(engine)` does
     zip transforms=blur4 lam=2        options of `zipsdk.Purifier`, on top of either
-    guard, guard calibrated           `zipsdk.Guard`, as it is or calibrated on pictures that no row has; with "scaleup"
-                                      that detector in place of its own; options of `zipsdk.Purifier` as above
+    guard, guard calibrated           `zipsdk.Guard`, that learns from the first pictures it gets, of which 5% have the
+                                      trigger, or that is calibrated on clean ones; no row has these pictures; with
+                                      "scaleup" that detector in place of its own; options of `zipsdk.Purifier`
 
 "blur" stands for the blur of the paper's setting for the data set and the attack.
 """
@@ -27,7 +28,6 @@ from bench.baselines.sampdetox import SampDetox
 from bench.baselines.simple import BlurOnly, Nothing, ShrinkPad
 from zipsdk.canvas import Engine
 from zipsdk.errors import InputError
-from zipsdk.parts import DecisivePart
 from zipsdk.scaleup import ScaleUp
 from zipsdk.schedule import PAPER_STEPS
 
@@ -87,6 +87,11 @@ TABLES: dict[str, Table] = {
         (*(f"zip start=400 steps={n}" for n in (1, 2, 3, 4, 6, 9)), "zip", "zip profile=paper"),
         "CA, ASR and PA over the number of evaluations",
     ),
+    "guarded": Table(
+        ("badnets", "blended", "white"),
+        (*(f"guard start=400 steps={n}" for n in (1, 2, 9)), "guard profile=fast", "guard"),
+        "CA, ASR and PA behind the guard over the number of evaluations for what is flagged",
+    ),
     "agnostic": Table(
         (*ALL_ATTACKS, "redundant", "enhanced-badnets", "enhanced-blended"),
         ("none", "shrinkpad", "blur", "zip", "zip profile=fast",
@@ -126,8 +131,8 @@ class Workshop:
     side: int
     #: makes BDMAE, which needs a masked autoencoder; called only where it is wanted
     bdmae: Any = None
-    #: gives pictures without triggers to calibrate a guard on, uint8 (N, H, W, 3); called only where they are wanted
-    clean: Any = None
+    #: gives pictures that no row has, uint8 (N, H, W, 3), for a guard to learn from; called only where they are wanted
+    unseen: Any = None
 
     def make(self, line: str, attack: str) -> Defence | Guarded:
         """The defence that a line of text names, for an attack where its setting depends on that.
@@ -142,11 +147,9 @@ class Workshop:
         if name == "guard":
             how = {"calibrated", "scaleup"} & set(words)
             inner = Zip(self.engine, **_options(line, [w for w in words if w not in how]))
-            return Guarded(
-                inner,
-                ScaleUp() if "scaleup" in how else DecisivePart(),
-                self.clean() if "calibrated" in how else None,
-            )
+            if "scaleup" in how:
+                return Guarded(inner, ScaleUp())
+            return Guarded(inner, **{"clean" if "calibrated" in how else "first": self.unseen()})
         if set(words) - {"published", *(["range255"] if name == "sampdetox" else [])}:
             raise InputError(f'defence: got {line!r}, wanted {name} alone or with "published"')
         blur = next(t for t in paper["transforms"].split("+") if t.startswith("blur"))

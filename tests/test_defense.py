@@ -178,7 +178,7 @@ def test_the_papers_settings(workshop):
 
 def test_a_guard_is_made_of_its_words(workshop):
     guard = workshop.make("guard", "badnets")
-    assert (guard.evaluations, guard.queries, guard.clean) == (20, 27, None)
+    assert (guard.evaluations, guard.queries, guard.clean, len(guard.first)) == (20, 27, None, 20)
     calibrated = workshop.make("guard calibrated profile=fast", "white")
     assert (calibrated.evaluations, len(calibrated.clean)) == (4, 20) and "calibrated" in calibrated.name
     scale_up = workshop.make("guard scaleup start=100 steps=2", "badnets")
@@ -305,10 +305,13 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
 
 
 def test_costs_and_a_sheet(folder, tmp_path, capsys):
-    defense.main([*command(folder, tmp_path, "cost"), "--defence", "blur", "--defence", "zip profile=fast",
-                  "--defence", "guard profile=fast", "--cost-pictures", "4"])  # fmt: skip
+    words = command(folder, tmp_path, "cost", "--defence", "blur", "--defence", "zip profile=fast",
+                    "--defence", "guard profile=fast", "--cost-pictures", "4")  # fmt: skip
+    words[words.index("--pictures") + 1] = "44"
+    defense.main(words)
     cost = json.loads((tmp_path / "defense-two.json").read_text())["cost"]
-    assert cost["zip profile=fast"]["ms"] > cost["blur"]["ms"] > 0
+    assert cost["zip profile=fast"]["ms"]["median"] > cost["blur"]["ms"]["median"] > 0
+    assert cost["guard profile=fast"]["ms triggered"]["median"] > 0 and "ms triggered" not in cost["blur"]
     assert cost["zip profile=fast"]["evaluations"] == 4
     defense.main(command(folder, tmp_path, "sheet", "--attacks", "white"))
     with Image.open(tmp_path / "defense-two-pictures.png") as page:

@@ -389,14 +389,16 @@ def test_calibrate_takes_medians_and_the_upper_end():
         best = [max(np.delete(row, label)) for row in softmax]
         measured.append([odds(best[i], softmax[i, label]) for i in range(1, 14)]
                         + [odds(softmax[i, label], best[i]) for i in range(14, 27)])  # fmt: skip
-    floored = []
-    for (median, deviation), m in zip(fitted.norms, zip(*measured, strict=True), strict=True):
+    floored, bounded = [], []
+    for (median, deviation), m, usual in zip(fitted.norms, zip(*measured, strict=True), parts.USUAL, strict=True):
         ninth = statistics.quantiles(m, n=10, method="inclusive")[8]
         upper = (ninth - statistics.median(m)) / statistics.NormalDist().inv_cdf(0.9)
         floored.append(upper < 1)
-        assert median == pytest.approx(statistics.median(m), abs=1e-9)
-        assert deviation == pytest.approx(max(upper, 1.0), rel=1e-4)
+        bounded.append((statistics.median(m) > usual[0] + 1, upper > 1.2 * usual[1]))
+        assert median == pytest.approx(min(statistics.median(m), usual[0] + 1), abs=1e-9)
+        assert deviation == pytest.approx(min(max(upper, 1.0), 1.2 * usual[1]), rel=1e-4)
     assert 0 < sum(floored[:13]) < 13 and 0 < sum(floored[13:]) < 13
+    assert all(0 < sum(b) < 26 for b in zip(*bounded, strict=True))
     np.testing.assert_allclose(detector.calibrate(measures, clean[::-1]).norms, fitted.norms, rtol=1e-12)
     assert fitted.score(probabilities(2)) == pytest.approx(literal_look(probabilities(2).tolist(), fitted.norms)[0])
 

@@ -11,7 +11,8 @@ from conftest import FakeEngine, make_spec
 
 import zipsdk
 from bench import overhead, speed, speed_guard, speed_peers, speed_plot, speed_report, speed_rows
-from bench.speed_rows import LeftOut, Row, Work, compare, quartiles, synthetic
+from bench.record import quartiles
+from bench.speed_rows import LeftOut, Row, Work, compare, synthetic
 from zipsdk.noise import STEP_INITIAL, Noise
 from zipsdk.schedule import step_table
 
@@ -236,7 +237,7 @@ def test_simulated_flags_go_by_place_and_still_compute_the_score():
 def test_gate_is_the_bound_where_the_guard_costs_nothing():
     """20 decisions at t_det 1 and one purification at T 30: 1 / (0.05 + 1/30) = 12."""
     samples = {"detect": [1.0], "whole-classify": [30.0], "guard-whole": [(20 + 30) / 20]}
-    counts = {"guard-whole": [{"pictures": 20, "flagged": 1, "canvases": 1}],
+    counts = {"guard-whole": [{"pictures": 20, "flagged": 1, "canvases": 1, "inside": 50.0}],
               "whole-classify": [{"pictures": 1, "flagged": 1, "canvases": 1}]}  # fmt: skip
     got = speed_guard.gate(samples, counts, "whole", "guard-whole")
     assert got["bound"] == pytest.approx(12) and got["measured"] == pytest.approx(12)
@@ -250,7 +251,8 @@ def test_gate_is_the_bound_where_the_guard_costs_nothing():
 def test_gate_knows_how_full_the_canvases_were():
     """A canvas of 4 costs 40 however full: 10 a picture where the guard fills it, 40 where one is alone on it."""
     samples = {"detect": [1.0], "tiled-classify": [40.0], "guard-tiled": [1 + 40 / 8]}
-    counts = {"guard-tiled": [{"pictures": 8, "flagged": 4, "canvases": 1, "poisoned": 2, "poisoned_flagged": 2}],
+    counts = {"guard-tiled": [{"pictures": 8, "flagged": 4, "canvases": 1, "poisoned": 2, "poisoned_flagged": 2,
+                               "inside": 48.0}],
               "tiled-classify": [{"pictures": 1, "flagged": 1, "canvases": 1}]}  # fmt: skip
     got = speed_guard.gate(samples, counts, "tiled", "guard-tiled")
     assert got["purify_ms"] == pytest.approx(10e3) and got["of_bound"]["median"] == pytest.approx(1)
@@ -279,7 +281,21 @@ def test_with_a_trigger_the_detector_decides_and_is_judged(tmp_path):
     assert counted["pictures"] == 40 and counted["poisoned"] == counted["poisoned_flagged"] == 2
     assert counted["canvases"] == -(-counted["flagged"] // 4)
     everything = rows["guard-tiled-all"].make().call()
+    assert everything.pop("inside") > 0
     assert everything == {"pictures": 4, "flagged": 4, "canvases": 1}
+
+
+def test_what_the_guard_calls_is_timed_and_the_guard_itself_is_not(tmp_path, monkeypatch):
+    """A clock that only the classifier moves: 20 pictures in one call each, and one purified."""
+    now = [0.0]
+    monkeypatch.setattr(speed_guard.time, "perf_counter", lambda: now[0])
+
+    def slow(pictures):
+        now[0] += 0.5
+        return np.eye(10)[np.zeros(len(pictures), int)]
+
+    counted = guard_rows(tmp_path, slow, None)["guard-whole"].make()
+    assert counted.call()["inside"] == counted.call()["inside"] == pytest.approx(21 * 0.5)
 
 
 def test_a_guard_without_labels_is_no_measurement(tmp_path):

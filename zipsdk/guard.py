@@ -19,7 +19,7 @@ from zipsdk import images
 from zipsdk.arrays import U8, Picture, check_clean
 from zipsdk.blackbox import BlackBox, said
 from zipsdk.errors import InputError, PictureError
-from zipsdk.parts import DecisivePart
+from zipsdk.parts import FEWEST, DecisivePart, log_odds
 
 F64 = npt.NDArray[np.float64]
 
@@ -123,6 +123,8 @@ class Detector(Protocol):
 
 _METHODS = ("versions", "score", "flags", "why", "again", "settle")
 _DECISIVE_PART = DecisivePart()
+#: Pictures that a guard learns from, if it is not told otherwise.
+LEARN = 200
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,9 @@ class Guard:
     comes from the first of them. A flagged one costs a purification and the detector's second look, 27 queries more.
     Without a detector each costs a purification and one query.
 
+    A `DecisivePart` without norms takes them from the first `learn` pictures that the classifier answers for, by
+    `DecisivePart.learnt`, and keeps them: `guard.detector.norms`. Until then it has `USUAL` ones.
+
     Several threads may call `run` at once if `classify` and the purifier bear that.
 
     Args:
@@ -156,6 +161,10 @@ class Guard:
             `zipsdk.blackbox.MAX_HANGING` such calls run, `classify` is not called and counts as failed. So give it a
             time-out of its own where that is possible.
         max_batch: pictures and copies in one call of `classify` at most; None sends all of one size at once.
+        learn: pictures to take norms from, at least 16; 0 for none. See above.
+
+    Attributes:
+        detector: what was given, or what has been learnt.
 
     Raises:
         InputError: an option that cannot be used.
@@ -169,6 +178,7 @@ class Guard:
         *,
         timeout: float | None = None,
         max_batch: int | None = None,
+        learn: int = LEARN,
     ):
         if not callable(getattr(purifier, "run", None)) or isinstance(purifier, type):
             raise InputError(f"purifier: got {purifier!r}, wanted an object with run, such as zipsdk.Purifier(...)")
@@ -179,7 +189,11 @@ class Guard:
                 f"detector: got {detector!r}, wanted zipsdk.DecisivePart(), zipsdk.ScaleUp(), "
                 f"an object with {', '.join(_METHODS)}, or None"
             )
-        self.purifier, self.detector = purifier, detector
+        if isinstance(learn, bool) or not isinstance(learn, int) or (learn != 0 and learn < FEWEST):
+            raise InputError(f"learn: got {learn!r}, wanted {FEWEST} pictures or more, better 100 or more, or 0")
+        self.purifier, self.detector, self.learn = purifier, detector, learn
+        #: what the pictures that are learnt from have shown so far
+        self._odds: list[F64] = []
         self._lock = threading.Lock()
         self._counted = Counters()
         self._classifier = BlackBox(classify, timeout, max_batch, self._count)
@@ -223,7 +237,9 @@ class Guard:
         ]
         pictures = {i: p for i, p in enumerate(read) if isinstance(p, Picture)}
         suspects: dict[int, _Suspect] = {}
-        for i, verdict in self._detect(pictures).items():
+        answers = self._look(pictures)
+        detector = self.detector  # one and the same until the end, whatever other threads learn
+        for i, verdict in _verdicts(detector, answers).items():
             if isinstance(verdict, Decision):
                 decisions[i] = verdict
             else:
@@ -231,20 +247,20 @@ class Guard:
 
         purified = dict(zip(suspects, self._purify([pictures[i].rgb for i in suspects]), strict=True))
         clean = {i: c for i, c in purified.items() if not isinstance(c, str)}
-        again = (lambda rgb: [rgb]) if self.detector is None else self.detector.again
-        answers = dict(zip(clean, self._classifier.ask(list(clean.values()), again), strict=True))
+        again = (lambda rgb: [rgb]) if detector is None else detector.again
+        second = dict(zip(clean, self._classifier.ask(list(clean.values()), again), strict=True))
         for i, s in suspects.items():
             result = purified[i]
             if isinstance(result, str):
                 error = f"the purifier failed: {result}"
                 decisions[i] = Decision(None, True, s.score, None, None, s.why, error)
                 continue
-            answer, restored = answers[i], pictures[i].restore(result)
+            answer, restored = second[i], pictures[i].restore(result)
             if isinstance(answer, str):
                 error = f"the classifier failed on the purified picture: {answer}"
                 decisions[i] = Decision(None, True, s.score, restored, None, s.why, error)
             else:
-                scores = self._settle(s.scores, answer)
+                scores = _settle(detector, s.scores, answer)
                 decisions[i] = Decision(int(scores.argmax()), True, s.score, restored, scores, s.why)
 
         done = [d for d in decisions if d is not None]
@@ -253,35 +269,22 @@ class Guard:
         )
         return done
 
-    def _detect(self, pictures: dict[int, Picture]) -> dict[int, Decision | _Suspect]:
-        """A decision for each picture that is trusted; for another why it is not."""
+    def _look(self, pictures: dict[int, Picture]) -> dict[int, F64 | str | None]:
+        """What the classifier says of each picture's versions, or why it does not; None where there is no detector.
+
+        What can be learnt from it is learnt before anything is decided, so that a large first batch profits too.
+        """
         detector = self.detector
         if detector is None:
-            return dict.fromkeys(pictures, _Suspect(None, "there is no detector: every picture is purified"))
-        verdicts: dict[int, Decision | _Suspect] = {}
+            return dict.fromkeys(pictures)
         answers = self._classifier.ask([p.rgb for p in pictures.values()], detector.versions)
-        for i, answer in zip(pictures, answers, strict=True):
-            if isinstance(answer, str):
-                verdicts[i] = _Suspect(None, f"the classifier failed on the picture or a copy of it: {answer}")
-                continue
-            score = detector.score(answer)
-            why = detector.why(answer, score)
-            if detector.flags(score):
-                verdicts[i] = _Suspect(score, f"flagged: {why}", answer)
-            else:
-                verdicts[i] = Decision(
-                    int(answer[0].argmax()), False, score, None, answer[0].copy(), f"not flagged: {why}"
-                )
-        return verdicts
-
-    def _settle(self, scores: F64 | None, purified: F64) -> F64:
-        """Of a flagged picture."""
-        if self.detector is None:
-            alone: F64 = purified[0]
-            return alone
-        if scores is not None and scores.shape[1] != purified.shape[1]:
-            scores = None  # the classifier has changed in between: what it said before is no answer any more
-        return self.detector.settle(scores, purified)
+        if self.learn and isinstance(detector, DecisivePart) and detector.norms is None:
+            odds = [log_odds(a) for a in answers if not isinstance(a, str)]
+            with self._lock:
+                self._odds += odds
+                if self.detector is detector and len(self._odds) >= self.learn:
+                    self.detector, self._odds = detector.learnt(np.stack(self._odds[: self.learn])), []
+        return dict(zip(pictures, answers, strict=True))
 
     def _purify(self, pictures: list[U8]) -> list[U8 | str]:
         """Purified pictures, or what went wrong."""
@@ -298,6 +301,35 @@ class Guard:
                 return [said(e)]
         # each by itself, so that one picture cannot take the labels of those it came with
         return [result for picture in pictures for result in self._purify([picture])]
+
+
+def _verdicts(detector: Detector | None, answers: dict[int, F64 | str | None]) -> dict[int, Decision | _Suspect]:
+    """A decision for each picture that is trusted; for another why it is not."""
+    verdicts: dict[int, Decision | _Suspect] = {}
+    for i, answer in answers.items():
+        if detector is None or answer is None:
+            verdicts[i] = _Suspect(None, "there is no detector: every picture is purified")
+        elif isinstance(answer, str):
+            verdicts[i] = _Suspect(None, f"the classifier failed on the picture or a copy of it: {answer}")
+        else:
+            score = detector.score(answer)
+            why = detector.why(answer, score)
+            if detector.flags(score):
+                verdicts[i] = _Suspect(score, f"flagged: {why}", answer)
+            else:
+                label = int(answer[0].argmax())
+                verdicts[i] = Decision(label, False, score, None, answer[0].copy(), f"not flagged: {why}")
+    return verdicts
+
+
+def _settle(detector: Detector | None, scores: F64 | None, purified: F64) -> F64:
+    """Of a flagged picture."""
+    if detector is None:
+        alone: F64 = purified[0]
+        return alone
+    if scores is not None and scores.shape[1] != purified.shape[1]:
+        scores = None  # the classifier has changed in between: what it said before is no answer any more
+    return detector.settle(scores, purified)
 
 
 def _read(batch: Any, layout: str) -> list[Picture | str]:

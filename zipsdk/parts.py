@@ -56,6 +56,10 @@ USUAL: tuple[tuple[float, float], ...] = (
 FLOOR = 1e-3
 #: The least deviation that `calibrate` gives, in log-odds; labels without probabilities have none at all.
 LEAST_DEVIATION = 1.0
+#: How far above `USUAL` norms are taken to be, whatever is measured: added to the median, times the deviation. Triggers
+#: among the pictures would hide themselves beyond, even where all pictures have one; so does a part of which clean
+#: pictures make much (docs/defaults.md).
+MOST = (1.0, 1.2)
 #: The fewest pictures that `calibrate` takes; it is good from about 100 on.
 FEWEST = 16
 
@@ -84,7 +88,7 @@ class DecisivePart:
         threshold: in deviations, above 0. About 10% of clean pictures are above 3.3 after `calibrate`.
         certain: the same, at least `threshold`. About 2% are above 4.5.
         norms: (median, deviation) of the log-odds without each part, then with each part alone: 26 pairs. None takes
-            `USUAL`; `calibrate` measures them.
+            `USUAL`, until `calibrate` or the guard has measured them.
 
     Raises:
         InputError: an option out of range.
@@ -220,12 +224,12 @@ class DecisivePart:
         """A detector that knows what this classifier does with clean pictures, without a part and with one alone.
 
         The deviation is a normal distribution's whose median and ninth decile are the pictures': false alarms come from
-        the upper end, and classifiers that are sure of themselves have none below. A few pictures with triggers among
-        the clean ones do little harm: 5% are borne, 10% and more are not.
+        the upper end, and classifiers that are sure of themselves have none below. Neither is taken to be further above
+        `USUAL` than `MOST` says, so that triggers among the pictures cannot hide themselves.
 
         Args:
             classify, layout, max_batch: as for `Guard`; 27 queries for each picture.
-            clean: at least 16 pictures, better 100 or more, nearly all without a trigger. No labels are needed.
+            clean: at least 16 pictures, better 100 or more, as they come in. No labels are needed.
 
         Raises:
             InputError: pictures that cannot be used, too few of them, or a classifier that fails on them.
@@ -241,7 +245,13 @@ class DecisivePart:
                     f"clean picture {i}: the classifier failed ({answer}); wanted scores for it: see there"
                 )
             odds.append(log_odds(answer))
-        median, deviation = median_and_deviation(np.stack(odds))
+        return self.learnt(np.stack(odds))
+
+    def learnt(self, odds: F64) -> DecisivePart:
+        """A detector with the norms of pictures whose `log_odds` these are, (N, 26); see `calibrate`."""
+        usual, (more, times) = np.array(USUAL), MOST
+        median, deviation = median_and_deviation(odds)
+        median, deviation = np.minimum(median, usual[:, 0] + more), np.minimum(deviation, usual[:, 1] * times)
         return replace(self, norms=tuple(zip(median.tolist(), deviation.tolist(), strict=True)))
 
 

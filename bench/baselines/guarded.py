@@ -17,6 +17,9 @@ from zipsdk.guard import Guard
 from zipsdk.parts import DecisivePart
 from zipsdk.scaleup import ScaleUp
 
+#: Share of a stream that the attacker sends: as the paper has it (4.4.3).
+ATTACKED = 0.05
+
 #: Uint8 pictures and a seed -> purified pictures: `Zip.run`, or what remembers its results.
 Purify = Callable[[U8, int], U8]
 
@@ -28,15 +31,18 @@ class Guarded:
     Args:
         inner: what purifies the suspects.
         detector: as `Guard` takes it.
-        clean: pictures without triggers, uint8 (N, H, W, 3), to calibrate a `DecisivePart` on, for each classifier;
-            None takes its usual norms.
+        clean: pictures without triggers, uint8 (N, H, W, 3), to calibrate a `DecisivePart` on, for each classifier.
+        first: what comes to the guard before anything is counted, uint8 (N, H, W, 3), as many as it learns from; the
+            attacker puts the trigger into `ATTACKED` of it. Without either the detector keeps its usual norms.
     """
 
     inner: Zip
     detector: DecisivePart | ScaleUp = field(default_factory=DecisivePart)
     clean: U8 | None = None
+    first: U8 | None = None
 
-    VERSION = 1
+    #: 2: norms are bounded
+    VERSION = 2
     asks = True
 
     @property
@@ -59,20 +65,24 @@ class Guarded:
         if isinstance(self.detector, DecisivePart):
             detector["certain"] = self.detector.certain
         return {"defence": "Guard", "version": self.VERSION, **detector, "inner": self.inner.describe(),
-                "calibrated on": None if self.clean is None else len(self.clean)}  # fmt: skip
+                "calibrated on": None if self.clean is None else len(self.clean),
+                **({} if self.first is None else {"learns from": len(self.first), "attacked": ATTACKED})}  # fmt: skip
 
     def decide(
-        self, pictures: U8, seed: int, classify: Classify, purify: Purify | None = None, progress: Progress = None
+        self,
+        pictures: U8,
+        seed: int,
+        classify: Classify,
+        purify: Purify | None = None,
+        progress: Progress = None,
+        trigger: Callable[[U8], U8] | None = None,
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """The label of each picture and whether it was flagged, (N,) each.
+        """The label of each picture and whether it was flagged, (N,) each; the arguments are those of `guard` too.
 
         Raises:
             EngineError: there is no label for a picture, because the classifier or the purifier failed.
         """
-        detector = self.detector
-        if self.clean is not None and isinstance(detector, DecisivePart):
-            detector = detector.calibrate(classify, self.clean, max_batch=256)
-        guard = Guard(classify, _Purifier(purify or self.inner.run, seed), detector, max_batch=256)
+        guard = self.guard(seed, classify, purify, trigger)
         decisions = []
         for start in range(0, len(checked(pictures)), 64):
             part = pictures[start : start + 64]
@@ -83,6 +93,37 @@ class Guarded:
             if d.label is None:
                 raise EngineError(f"guard: got no label ({d.error}), wanted one for every picture")
         return np.array([d.label for d in decisions], np.int64), np.array([d.flagged for d in decisions], bool)
+
+    def guard(
+        self,
+        seed: int,
+        classify: Classify,
+        purify: Purify | None = None,
+        trigger: Callable[[U8], U8] | None = None,
+    ) -> Guard:
+        """What decides, calibrated or after its first pictures.
+
+        Args:
+            purify: in place of the inner defence's `run`.
+            trigger: what the attacker puts into pictures of `first`; None: nothing.
+        """
+        detector = self.detector
+        if self.clean is not None and isinstance(detector, DecisivePart):
+            detector = detector.calibrate(classify, self.clean, max_batch=256)
+        learn = 0 if self.first is None else len(self.first)
+        guard = Guard(classify, _Purifier(purify or self.inner.run, seed), detector, max_batch=256, learn=learn)
+        if self.first is not None:
+            guard.run(attacked(self.first, trigger))
+        return guard
+
+
+def attacked(pictures: U8, trigger: Callable[[U8], U8] | None) -> U8:
+    """A copy, evenly spread over which `ATTACKED` of the pictures have the trigger."""
+    out = pictures.copy()
+    if trigger is not None:
+        every = round(1 / ATTACKED)
+        out[every - 1 :: every] = trigger(out[every - 1 :: every])
+    return out
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""Ten triggers that are in none of the tables: what `bench.search` looks for settings with."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+U8 = npt.NDArray[np.uint8]
+SIDE = 32
+
+
+class Triggers:
+    """Ten triggers for 32x32 pictures, drawn from one seed: uint8 (N, 32, 32, 3) -> the same, with the trigger."""
+
+    def __init__(self, seed: int = 777):
+        rng = np.random.default_rng(seed)
+        self._colour3 = rng.integers(0, 256, (3, 3, 3), np.uint8)
+        self._colour2 = rng.integers(0, 256, (2, 2, 3), np.uint8)
+        self._grey4 = np.repeat(rng.integers(0, 256, (4, 4, 1), np.uint8), 3, -1)
+        self._noise = rng.integers(0, 256, (SIDE, SIDE, 3)).astype(float)
+        self._purified = rng.integers(0, 256, (3, 3, 3), np.uint8)
+        self._smooth, self._smooth_grey = _smooth(3, 5), _smooth(1, 6)
+        y, x = np.mgrid[:SIDE, :SIDE] / SIDE
+        self._stripes = 15 * np.sin(2 * np.pi * 5 * (y + x))[..., None]
+        control = torch.from_numpy(np.random.default_rng(9).uniform(-1, 1, (2, 5, 5))).float()
+        control /= control.abs().mean()
+        fine = F.interpolate(control[None], (SIDE, SIDE), mode="bicubic", align_corners=True)
+        self._flow = fine[0].permute(1, 2, 0) * (0.5 / SIDE)
+
+    #: name -> the class that it makes of a picture
+    TARGETS: ClassVar = {
+        "colour": 2, "cross": 3, "grey": 4, "noise": 5, "smooth": 6, "smooth grey": 7, "warp": 8, "stripes": 9,
+        "moving": 0, "purified": 1,
+    }  # fmt: skip
+    ABOUT: ClassVar = {
+        "colour": "3x3 patch of random colours, upper left",
+        "cross": "white cross of 5x5, lower left",
+        "grey": "4x4 patch of random greys, upper right",
+        "noise": "blend (0.2) with coloured noise",
+        "smooth": "blend (0.2) with a coloured pattern of low frequency",
+        "smooth grey": "the same in grey",
+        "warp": "a warp of half a pixel, with noise mode",
+        "stripes": "diagonal sinusoid, amplitude 15",
+        "moving": "2x2 patch of random colours, anywhere",
+        "purified": "3x3 patch of random colours at the right, poisoned with what ZIP makes of it",
+    }
+
+    def apply(self, name: str, pictures: U8, numbers: npt.NDArray[Any]) -> U8:
+        """`numbers` (N,) say where the moving patch goes."""
+        x = pictures.copy()
+        if name == "colour":
+            x[:, 5:8, 5:8] = self._colour3
+        elif name == "cross":
+            x[:, 24, 4:9] = x[:, 22:27, 6] = 255
+        elif name == "grey":
+            x[:, 4:8, 23:27] = self._grey4
+        elif name == "purified":
+            x[:, 14:17, 26:29] = self._purified
+        elif name == "moving":
+            for picture, number in zip(x, numbers, strict=True):
+                row, column = np.random.default_rng([int(number), 4]).integers(2, 28, 2)
+                picture[row : row + 2, column : column + 2] = self._colour2
+        elif name == "stripes":
+            x = np.clip(np.rint(x + self._stripes), 0, 255).astype(np.uint8)
+        elif name == "warp":
+            x = self.warp(x)
+        else:
+            pattern = {"noise": self._noise, "smooth": self._smooth, "smooth grey": self._smooth_grey}[name]
+            x = np.rint(0.8 * x + 0.2 * pattern).astype(np.uint8)
+        return x
+
+    def warp(self, pictures: U8, noise: torch.Tensor | float = 0.0) -> U8:
+        line = torch.linspace(-1, 1, SIDE)
+        here = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
+        grid = (here + self._flow + noise).clamp(-1, 1).expand(len(pictures), -1, -1, -1)
+        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+        y = F.grid_sample(x, grid, mode="bilinear", align_corners=True)
+        return y.round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
+
+    def warp_otherwise(self, pictures: U8) -> U8:
+        """With a random offset in each pixel on top: these keep their labels, as WaNet's noise mode has it."""
+        noise = np.random.default_rng(3).uniform(-1, 1, (len(pictures), SIDE, SIDE, 2))
+        return self.warp(pictures, torch.from_numpy(noise).float() / SIDE)
+
+
+def _smooth(channels: int, seed: int) -> npt.NDArray[np.float64]:
+    """A sum of eight cosines of at most one period, stretched to 0..255: (32, 32, 3)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
+    p = np.zeros((SIDE, SIDE, channels))
+    for c in range(channels):
+        for u in range(3):
+            for v in range(3):
+                if u + v:
+                    p[..., c] += (
+                        rng.normal() / (u + v) * np.cos(2 * np.pi * (u * y / 2 + v * x / 2) + rng.uniform(0, 6.28))
+                    )
+    p = (p - p.min((0, 1))) / np.ptp(p, (0, 1)) * 255
+    return np.repeat(p, 3 // channels, -1)
