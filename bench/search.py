@@ -30,8 +30,9 @@ from bench.datasets import Dataset
 from bench.evaluation import Store
 from bench.search_triggers import SIDE, Triggers
 from zipsdk import parts
-from zipsdk.parts import PARTS, DecisivePart
+from zipsdk.parts import TWO, DecisivePart
 from zipsdk.scaleup import ScaleUp
+from zipsdk.views import PARTS, SHOWN, VERSIONS
 
 U8 = npt.NDArray[np.uint8]
 #: Share of the training pictures that carries each trigger, and pictures that are not trained with.
@@ -127,13 +128,14 @@ def looks(sent: dict[str, U8], classifier: Classifier) -> Looks:
             classifier(np.concatenate([detector.versions(p) for p in pictures[i : i + 32]]))
             for i in range(0, len(pictures), 32)
         ]
-        out[name] = np.concatenate(in_parts).reshape(len(pictures), 1 + 2 * len(PARTS), -1)
+        out[name] = np.concatenate(in_parts).reshape(len(pictures), VERSIONS, -1)
     return out
 
 
 def views(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str, dict[str, list[float]]]:
     """CA, ASR and PA of the classifier on each version by itself, by trigger."""
-    names = ["whole", *(f"without {p}" for p in PARTS), *(f"{p} alone" for p in PARTS)]
+    shown = PARTS[:SHOWN]
+    names = ["whole", *(f"without {p}" for p in shown), *(f"{p} alone" for p in shown), f"without {PARTS[-1]}"]
     answers = {k: scores.argmax(2) for k, scores in seen.items()}
     return {
         name: {k: rates(labels, answers["clean"][:, i], answers[k][:, i], t) for k, t in triggers.TARGETS.items()}
@@ -146,20 +148,34 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
     pictures."""
     odds = {k: np.stack([parts.log_odds(s.astype(float)) for s in x]) for k, x in seen.items()}
     median, deviation = parts.median_and_deviation(odds["clean"])
-    n, of_regions = len(PARTS), 9
-    tried: dict[str, Callable[[Any, Any, Any], Any]] = {
-        "need, regions only, log-odds": lambda need, enough, m: m[:, :of_regions].max(1),
-        "need, log-odds": lambda need, enough, m: m[:, :n].max(1),
-        "need": lambda need, enough, m: need.max(1),
-        "need - median": lambda need, enough, m: need.max(1) - np.median(need, 1),
-        "enough": lambda need, enough, m: enough.max(1),
-        "enough - median": lambda need, enough, m: enough.max(1) - np.median(enough, 1),
-        "max (need - median) + max enough": lambda need, enough, m: need.max(1) - np.median(need, 1) + enough.max(1),
-        "max (need - median + enough)": lambda need, enough, m: (need - np.median(need, 1)[:, None] + enough).max(1),
+    of_regions = 9
+    Deviations = npt.NDArray[np.float64]
+
+    def decisive(need: Deviations, enough: Deviations) -> Deviations:
+        best: Deviations = (need - np.median(need, 1)[:, None] + enough).max(1)
+        return best
+
+    #: of need and enough of the shown parts, of geometry, all in deviations, and of the log-odds themselves
+    tried: dict[str, Callable[[Deviations, Deviations, Deviations, Deviations], Deviations]] = {
+        "need, regions only, log-odds": lambda need, enough, geometry, m: m[:, :of_regions].max(1),
+        "need, log-odds": lambda need, enough, geometry, m: m[:, :SHOWN].max(1),
+        "need": lambda need, enough, geometry, m: need.max(1),
+        "need - median": lambda need, enough, geometry, m: need.max(1) - np.median(need, 1),
+        "enough": lambda need, enough, geometry, m: enough.max(1),
+        "enough - median": lambda need, enough, geometry, m: enough.max(1) - np.median(enough, 1),
+        "max (need - median) + max enough": lambda need, enough, geometry, m: (
+            need.max(1) - np.median(need, 1) + enough.max(1)
+        ),
+        "max (need - median + enough)": lambda need, enough, geometry, m: decisive(need, enough),
+        "geometry": lambda need, enough, geometry, m: geometry,
+        "the larger of both": lambda need, enough, geometry, m: np.maximum(decisive(need, enough), TWO * geometry),
     }
     out: dict[str, dict[str, float]] = {}
     for title, rule in tried.items():
-        found = {k: rule(*np.split((m - median) / deviation, 2, axis=1), m) for k, m in odds.items()}
+        found = {}
+        for k, m in odds.items():
+            z = (m - median) / deviation
+            found[k] = rule(z[:, :SHOWN], z[:, SHOWN:-1], z[:, -1], m)
         limit = np.quantile(found["clean"], 0.98)
         out[title] = {}
         for k, target in triggers.TARGETS.items():

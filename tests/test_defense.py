@@ -178,7 +178,7 @@ def test_the_papers_settings(workshop):
 
 def test_a_guard_is_made_of_its_words(workshop):
     guard = workshop.make("guard", "badnets")
-    assert (guard.evaluations, guard.queries, guard.clean, len(guard.first)) == (20, 27, None, 20)
+    assert (guard.evaluations, guard.queries, guard.clean, len(guard.first)) == (20, 28, None, 20)
     calibrated = workshop.make("guard calibrated profile=fast", "white")
     assert (calibrated.evaluations, len(calibrated.clean)) == (4, 20) and "calibrated" in calibrated.name
     scale_up = workshop.make("guard scaleup start=100 steps=2", "badnets")

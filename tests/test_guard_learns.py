@@ -104,7 +104,7 @@ def test_without_bounds_a_flood_would_hide_them():
     assert np.mean([d.flagged for d in decisions]) < 0.5
 
 
-@pytest.mark.parametrize("detector", [None, ScaleUp(), DecisivePart(norms=[(0.0, 1.0)] * 26)])
+@pytest.mark.parametrize("detector", [None, ScaleUp(), DecisivePart(norms=[(0.0, 1.0)] * 27)])
 def test_it_learns_only_where_norms_are_missing(detector):
     watch = Guard(by_light, Cleaner(), detector, learn=16)
     watch.run(photos(32))
@@ -120,7 +120,7 @@ def test_thresholds_stay():
 def test_answers_that_failed_teach_nothing():
     x = photos(32)
     classify = Recorder(by_light, [None, fail, None])  # a picture and its versions are a call
-    watch = Guard(classify, Cleaner(), learn=16, max_batch=27)
+    watch = Guard(classify, Cleaner(), learn=16, max_batch=28)
     watch.run(x[:16])
     assert watch.detector.norms is None
     watch.run(x[16:17])

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from test_guard import Recorder, fail
 
-from zipsdk import DecisivePart, InputError, parts
+from zipsdk import DecisivePart, InputError, parts, views
 
 ndimage = pytest.importorskip("scipy.ndimage")
 NAMES = ["top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
-         "coarse", "middle", "fine", "colour"]  # fmt: skip
-COARSE, COLOUR = 9, 12
+         "coarse", "middle", "fine", "colour", "geometry"]  # fmt: skip
+COARSE, FINE, COLOUR = 9, 11, 12
 ALONE = 14  # the first version that is a part alone
-PLAIN = [(0.0, 1.0)] * 26  # need and enough are the log-odds themselves
+MOVED = 27  # the one without geometry
+PLAIN = [(0.0, 1.0)] * 27  # need and enough are the log-odds themselves
 SIZES = [(1, 1), (1, 7), (2, 3), (4, 5), (5, 5), (31, 33), (32, 32), (40, 64), (224, 300)]
 
 
@@ -67,7 +68,23 @@ def literal_copies(rgb):
     out.append(2 * (blurred(x, 0.7 * unit) - blurred(x, 1.5 * unit)) + 128)
     out.append(2 * (x - blurred(x, 0.7 * unit)) + 128)
     out.append(x - grey + 128)
+    out.append(literally_moved(x))
     return out
+
+
+def literally_moved(x):
+    """Each place of 1/32 of the shorter side, or of a pixel if that is more, by up to half of 1/32 of the side."""
+    height, width, _ = x.shape
+    unit = min(height, width) / 32
+    place = max(unit, 1)
+    by = np.random.default_rng(32).uniform(
+        -unit / 2, unit / 2, (2, int((height - 1) // place) + 1, int((width - 1) // place) + 1)
+    )
+    at = np.zeros((2, height, width))
+    for i in range(height):
+        for j in range(width):
+            at[:, i, j] = (i, j) + by[:, int(i // place), int(j // place)]
+    return np.stack([ndimage.map_coordinates(x[..., c], at, order=1, mode="nearest") for c in range(3)], axis=2)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -76,8 +93,8 @@ def test_copies_are_the_literal_ones(size):
     (4 x 5, where a weight is 5e-4; 0.526 at 224 x 300), and at most 0.50004 in all others."""
     rgb = noise(*size)
     rgb.flags.writeable = False
-    copies = DecisivePart().copies(rgb)
-    assert copies.dtype == np.uint8 and copies.shape == (26, *size, 3)
+    copies = views.copies(rgb)
+    assert copies.dtype == np.uint8 and copies.shape == (27, *size, 3)
     want = literal_copies(rgb)
     for i, (copy, exact) in enumerate(zip(copies, want, strict=True)):
         tolerance = 0.56 if i < COARSE else 0.501
@@ -92,12 +109,12 @@ def test_copies_are_the_literal_ones(size):
 
 def test_parts_are_named_in_the_order_of_their_copies():
     """And what is usual for them is given in that order too: four corners and four edges are alike."""
-    assert list(parts.PARTS) == NAMES
-    for half in (parts.USUAL[:13], parts.USUAL[13:]):
-        usual = dict(zip(NAMES, half, strict=True))
+    assert list(views.PARTS) == NAMES
+    for half in (parts.USUAL[:13], parts.USUAL[13:26]):
+        usual = dict(zip(NAMES[:13], half, strict=True))
         assert len({usual[f"{a} {b}"] for a in ("top", "bottom") for b in ("left", "right")}) == 1
         assert len({usual[a] for a in ("top", "left", "right", "bottom")}) == 1
-    assert len(set(parts.USUAL)) == 14
+    assert len(set(parts.USUAL)) == 15
 
 
 @pytest.mark.parametrize("size", [(2, 40), (20, 21), (90, 33), (64, 128)])
@@ -106,7 +123,7 @@ def test_regions_change_and_nothing_else_does(size):
     rgb = noise(*size)
     for i, mask in enumerate(literal_regions(*size)):
         other = np.where(mask[..., None], 255 - rgb, rgb)
-        copies = [DecisivePart().copies(p)[i].astype(int) for p in (rgb, other)]
+        copies = [views.copies(p)[i].astype(int) for p in (rgb, other)]
         assert np.abs(copies[0] - copies[1]).max() <= 1
 
 
@@ -114,7 +131,7 @@ def test_regions_change_and_nothing_else_does(size):
 @pytest.mark.parametrize("level", [0, 1, 127, 200, 255])
 def test_a_constant_picture_stays(size, level):
     """Alone, it is its coarse band: the others are empty."""
-    copies = DecisivePart().copies(np.full((*size, 3), level, np.uint8))
+    copies = views.copies(np.full((*size, 3), level, np.uint8))
     empty = [COARSE, 13 + COARSE + 1, 13 + COARSE + 2, 13 + COLOUR]
     assert (np.delete(copies, empty, axis=0) == level).all()
     assert (copies[empty] == 128).all()
@@ -122,10 +139,10 @@ def test_a_constant_picture_stays(size, level):
 
 def test_grey_pictures_have_no_colour_and_others_do():
     grey = np.repeat(noise(31, 33)[..., :1], 3, axis=2)
-    copies = DecisivePart().copies(grey)
+    copies = views.copies(grey)
     np.testing.assert_array_equal(copies[COLOUR], grey)
     assert (copies[13 + COLOUR] == 128).all()
-    copies = DecisivePart().copies(noise(31, 33))
+    copies = views.copies(noise(31, 33))
     assert (copies[COLOUR] == copies[COLOUR][..., :1]).all()
     assert (copies[13 + COLOUR] != copies[13 + COLOUR][..., :1]).any()
 
@@ -134,7 +151,7 @@ def test_versions_are_the_picture_and_its_copies():
     rgb = noise(9, 12)
     for versions in (DecisivePart().versions(rgb[:, ::-1]), DecisivePart().again(rgb[:, ::-1])):
         np.testing.assert_array_equal(versions[0], rgb[:, ::-1])
-        np.testing.assert_array_equal(versions[1:], DecisivePart().copies(rgb[:, ::-1].copy()))
+        np.testing.assert_array_equal(versions[1:], views.copies(rgb[:, ::-1].copy()))
 
 
 # ---- the rule
@@ -146,24 +163,26 @@ def odds(p, q):
 
 
 def literal_look(p, norms):
-    """Probabilities (27, classes) as lists -> score and part, with plain sums."""
+    """Probabilities (28, classes) as lists -> score and part, with plain sums."""
     label = p[0].index(max(p[0]))
 
     best = [max(v for k, v in enumerate(row) if k != label) for row in p]
     need = [(odds(best[i], p[i][label]) - norms[i - 1][0]) / norms[i - 1][1] for i in range(1, 14)]
     enough = [(odds(p[i][label], best[i]) - norms[i - 1][0]) / norms[i - 1][1] for i in range(14, 27)]
     decides = [n - sorted(need)[6] + e for n, e in zip(need, enough, strict=True)]
+    more = odds(best[MOVED], p[MOVED][label]) - odds(best[1 + FINE], p[1 + FINE][label])
+    decides.append(math.sqrt(2) * (more - norms[26][0]) / norms[26][1])
     return max(decides), decides.index(max(decides))
 
 
 def probabilities(seed, classes=5):
-    p = np.random.default_rng(seed).dirichlet([0.3] * classes, 27)
+    p = np.random.default_rng(seed).dirichlet([0.3] * classes, 28)
     p[p < 0.01] = 0  # some are impossible
     return p / p.sum(axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
-@pytest.mark.parametrize("norms", [None, [(0.1 * i - 1, 3 - 0.1 * i) for i in range(26)]])
+@pytest.mark.parametrize("norms", [None, [(0.1 * i - 1, 3 - 0.1 * i) for i in range(27)]])
 def test_scores_are_the_literal_ones(classes, norms):
     detector, found = DecisivePart(norms=norms), set()
     for seed in range(20):
@@ -172,7 +191,7 @@ def test_scores_are_the_literal_ones(classes, norms):
         assert detector.score(p) == pytest.approx(score, abs=1e-9)
         why = detector.why(p.tolist(), detector.score(p))
         label = int(p[0].argmax())
-        other = int(np.where(np.arange(classes) == label, -1, p[1 + part]).argmax())
+        other = int(np.where(np.arange(classes) == label, -1, p[MOVED if part == 13 else 1 + part]).argmax())
         assert why == (
             f"its label rests most on one part, {NAMES[part]}, without which class {other} is next: "
             f"score {score:.3g}, threshold 3.3"
@@ -188,7 +207,7 @@ def test_logits_are_probabilities():
         with np.errstate(divide="ignore"):
             logits = np.log(p)
         assert np.isneginf(logits).any()
-        shifted = logits + np.random.default_rng(seed).normal(0, 9, (27, 1))
+        shifted = logits + np.random.default_rng(seed).normal(0, 9, (28, 1))
         above = np.where(p > 0, logits + 400, 0)  # none is negative, but they do not add up to 1
         to_one = np.where(p > 0, logits, -60)  # they do, but some are negative
         to_one += (1 - to_one.sum(axis=1, keepdims=True)) / p.shape[1]
@@ -199,11 +218,11 @@ def test_logits_are_probabilities():
             assert detector.score(rounded) == pytest.approx(detector.score(p), abs=0.02)
     huge = np.where(p > 0, p, 0) * 1e308
     huge[:, 0] = -1e308
-    assert math.isfinite(detector.score(huge)) and math.isfinite(detector.score(np.full((27, 9), 1e308)))
+    assert math.isfinite(detector.score(huge)) and math.isfinite(detector.score(np.full((28, 9), 1e308)))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("row", [0, 1, 13, 14, 26])
+@pytest.mark.parametrize("row", [0, 1, 13, 14, 26, 27])
 def test_what_is_no_answer_is_flagged(bad, row):
     scores = probabilities(0)
     scores[row, 2] = bad
@@ -217,9 +236,11 @@ def test_the_part_that_is_needed_and_the_part_that_is_enough_are_one():
     detector, a = DecisivePart(norms=PLAIN), odds(0.9, 0.1)
     left, fine = NAMES.index("left"), NAMES.index("fine")
 
-    def score(needs=(), enough=(), against=()):
-        p = np.tile([0.9, 0.1], (27, 1))
-        p[ALONE:] = 0.5
+    def score(needs=(), enough=(), against=(), moved=False):
+        p = np.tile([0.9, 0.1], (28, 1))
+        p[ALONE:MOVED] = 0.5
+        if moved:
+            p[MOVED] = [0.1, 0.9]
         p[[1 + k for k in needs]] = [0.1, 0.9]
         p[[ALONE + k for k in enough]] = [0.9, 0.1]
         p[[ALONE + k for k in against]] = [0.1, 0.9]
@@ -242,14 +263,17 @@ def test_the_part_that_is_needed_and_the_part_that_is_enough_are_one():
         (score(range(6)), 2, "top left"),
         (score([], everything), 1, "top left"),  # but every part alone may be enough
         (score([left], everything), 3, "left"),
-        (score([], [], everything), -1, "top left"),
+        (score([], [], everything), 0, "geometry"),  # which has no part of its own to be alone
+        (score(moved=True), 2 * math.sqrt(2), "geometry"),
+        (score([left], [left], moved=True), 3, "left"),
+        (score([fine], moved=True), 2, "fine"),  # a blur takes the label away as well
     ):
         assert asked[0] == pytest.approx(times * a, abs=1e-12) and asked[1] == part
 
 
 def test_labels_without_probabilities_do():
     """One-hot: the log-odds are log 1001, or minus that."""
-    detector, scores, a = DecisivePart(norms=PLAIN), np.eye(3)[[2] * 27], math.log(1001)
+    detector, scores, a = DecisivePart(norms=PLAIN), np.eye(3)[[2] * 28], math.log(1001)
     assert detector.score(scores) == pytest.approx(a)  # each part alone is enough, none is needed
     assert "class 0 is next: score 6.91, " in detector.why(scores, detector.score(scores))  # never the label itself
     scores[1 + COARSE] = [0, 1, 0]
@@ -271,23 +295,23 @@ def test_a_score_at_the_threshold_is_trusted():
     assert at.flags(math.inf) is at.flags(math.nan) is True and at.flags(-math.inf) is False
 
 
-@pytest.mark.parametrize("shape", [(14, 4), (26, 4), (28, 4), (27,), (27, 1), (27, 0), (1, 27, 4)])
+@pytest.mark.parametrize("shape", [(14, 4), (27, 4), (29, 4), (28,), (28, 1), (28, 0), (1, 28, 4)])
 def test_scores_of_other_shapes_are_refused(shape):
     for ask in (DecisivePart().score, lambda s: DecisivePart().why(s, 1.0), lambda s: DecisivePart().settle(None, s)):
-        with pytest.raises(InputError, match=r"scores: got \(.*wanted \(27, classes\), a row"):
+        with pytest.raises(InputError, match=r"scores: got \(.*wanted \(28, classes\), a row"):
             ask(np.zeros(shape))
 
 
 def test_settle_believes_what_is_left():
     """Each of the rules gives a class of its own, worked out with 0.001 on top of each probability."""
     top, centre, fine = (NAMES.index(name) for name in ("top", "centre", "fine"))
-    nothing = np.tile([0.94, 0.02, 0.02, 0.02], (27, 1))  # of class 0, and resting on nothing
-    nothing[ALONE:] = 0.25
+    nothing = np.tile([0.94, 0.02, 0.02, 0.02], (28, 1))  # of class 0, and resting on nothing
+    nothing[ALONE:MOVED] = 0.25
     first = nothing.copy()  # on its centre: its top is needed more, but speaks against it
     first[1 + centre], first[ALONE + centre] = [0.40, 0.30, 0.25, 0.05], [0.7, 0.1, 0.1, 0.1]
     first[1 + top], first[ALONE + top] = [0.20, 0.05, 0.05, 0.70], [0.05, 0.05, 0.05, 0.85]
-    second = np.tile([0.30, 0.05, 0.25, 0.40], (27, 1))  # purified it is of class 3, and rests on its colours
-    second[ALONE:] = 0.25
+    second = np.tile([0.30, 0.05, 0.25, 0.40], (28, 1))  # purified it is of class 3, and rests on its colours
+    second[ALONE:MOVED] = 0.25
     second[1 + COLOUR], second[ALONE + COLOUR] = [0.50, 0.30, 0.15, 0.05], [0.1, 0.1, 0.1, 0.7]
     second[ALONE + fine] = [0.02, 0.02, 0.02, 0.94]  # that is more than enough, but not needed
     as_is = [0.301, 0.051, 0.251, 0.401]
@@ -302,13 +326,20 @@ def test_settle_believes_what_is_left():
     assert one == pytest.approx(odds(0.3, 0.4) - odds(0.02, 0.94) + odds(0.7, 0.1))
     assert two == pytest.approx(odds(0.5, 0.05) - odds(0.3, 0.4) + odds(0.7, 0.1)) and 4 < two < one
     weak = like_second.copy()  # needed, but not enough
-    weak[ALONE:] = 0.25
+    weak[ALONE:MOVED] = 0.25
     weak[ALONE + top] = like_second[ALONE + top]
     three = detector.score(weak)
     assert three == pytest.approx(odds(0.3, 0.4) - odds(0.02, 0.94)) and 1 < three < two
     assert detector.score(like_second) == one and detector.score(nothing) == pytest.approx(0)
 
+    warped = nothing.copy()  # blurred it stays, moved it is of class 2
+    warped[MOVED] = [0.24, 0.20, 0.40, 0.16]
+    moved = [0, 0.201, 0.401, 0.161]
+    assert detector.score(warped) == pytest.approx(math.sqrt(2) * (odds(0.40, 0.24) - odds(0.02, 0.94)))
+
     for scores, certain, want in (
+        (warped, 1e9, moved),  # purified or not
+        (warped, math.nextafter(two, 0), moved),
         (first, math.nextafter(one, 0), both),
         (first, one, as_is),  # at the edge it is not certain
         (first, two, both),
@@ -337,10 +368,10 @@ def test_settle_believes_what_is_left():
     + [({"threshold": 2.0, "certain": 1.9}, "certain: got 1.9 below threshold 2.0, wanted")]
     + [({"threshold": 4.6}, "certain: got 4.5 below threshold 4.6, wanted"), ({"certain": 3.2}, "below threshold 3.3,")]
     + [
-        ({"norms": n}, "norms: got .*wanted 26 pairs")
-        for n in (3, "none", [], PLAIN[:13], PLAIN[:25], PLAIN + PLAIN[:1], [1.0] * 26, [(0, 1, 2)] * 26,
-                  [("a", 1)] * 26,
-                  *[[*PLAIN[:25], bad] for bad in ((0, 0), (0, -1), (0, math.inf), (math.nan, 1), (0, math.nan))])
+        ({"norms": n}, "norms: got .*wanted 27 pairs")
+        for n in (3, "none", [], PLAIN[:13], PLAIN[:26], PLAIN + PLAIN[:1], [1.0] * 27, [(0, 1, 2)] * 27,
+                  [("a", 1)] * 27,
+                  *[[*PLAIN[:26], bad] for bad in ((0, 0), (0, -1), (0, math.inf), (math.nan, 1), (0, math.nan))])
     ],
 )  # fmt: skip
 def test_options_are_refused(options, said):
@@ -351,7 +382,7 @@ def test_options_are_refused(options, said):
 def test_norms_may_come_from_anywhere():
     """From JSON, or from NumPy; the same detector, that can be a key."""
     want = DecisivePart(threshold=4.8, certain=4.8, norms=tuple(PLAIN))
-    for norms in (PLAIN, [[0, 1]] * 26, np.array(PLAIN)):
+    for norms in (PLAIN, [[0, 1]] * 27, np.array(PLAIN)):
         same = DecisivePart(threshold=4.8, certain=4.8, norms=norms)
         assert same == want and hash(same) == hash(want)
         assert same.score(probabilities(1)) == want.score(probabilities(1))
@@ -379,16 +410,17 @@ def test_calibrate_takes_medians_and_the_upper_end():
     detector = DecisivePart(threshold=2.5, certain=3.0)
     classify = Recorder(measures)
     fitted = detector.calibrate(classify, clean, max_batch=50)
-    assert sum(classify.sizes) == 27 * 20 and max(classify.sizes) == 50
+    assert sum(classify.sizes) == 28 * 20 and max(classify.sizes) == 50
     assert detector == DecisivePart(2.5, 3.0) != fitted and (fitted.threshold, fitted.certain) == (2.5, 3.0)
     measured = []
     for p in clean:
-        exp = np.exp(measures(np.stack([p, *DecisivePart().copies(p)])))
+        exp = np.exp(measures(np.stack([p, *views.copies(p)])))
         softmax = exp / exp.sum(axis=1, keepdims=True)
         label = int(softmax[0].argmax())
         best = [max(np.delete(row, label)) for row in softmax]
         measured.append([odds(best[i], softmax[i, label]) for i in range(1, 14)]
-                        + [odds(softmax[i, label], best[i]) for i in range(14, 27)])  # fmt: skip
+                        + [odds(softmax[i, label], best[i]) for i in range(14, 27)]
+                        + [odds(best[27], softmax[27, label]) - odds(best[12], softmax[12, label])])  # fmt: skip
     floored, bounded = [], []
     for (median, deviation), m, usual in zip(fitted.norms, zip(*measured, strict=True), parts.USUAL, strict=True):
         ninth = statistics.quantiles(m, n=10, method="inclusive")[8]
@@ -398,7 +430,7 @@ def test_calibrate_takes_medians_and_the_upper_end():
         assert median == pytest.approx(min(statistics.median(m), usual[0] + 1), abs=1e-9)
         assert deviation == pytest.approx(min(max(upper, 1.0), 1.2 * usual[1]), rel=1e-4)
     assert 0 < sum(floored[:13]) < 13 and 0 < sum(floored[13:]) < 13
-    assert all(0 < sum(b) < 26 for b in zip(*bounded, strict=True))
+    assert all(0 < sum(b) < 27 for b in zip(*bounded, strict=True))
     np.testing.assert_allclose(detector.calibrate(measures, clean[::-1]).norms, fitted.norms, rtol=1e-12)
     assert fitted.score(probabilities(2)) == pytest.approx(literal_look(probabilities(2).tolist(), fitted.norms)[0])
 
@@ -416,6 +448,6 @@ def test_calibrate_refuses_what_it_cannot_learn_from():
     with pytest.raises(InputError, match=r"clean picture 0: .*service is down.*wanted scores"):
         DecisivePart().calibrate(fail, mixed(16))
     with pytest.raises(InputError, match=r"clean picture 3: .*service is down.*wanted scores"):
-        DecisivePart().calibrate(Recorder(measures, [None, fail]), mixed(16), max_batch=27)
+        DecisivePart().calibrate(Recorder(measures, [None, fail]), mixed(16), max_batch=28)
     with pytest.raises(InputError, match="classify: got None"):
         DecisivePart().calibrate(None, mixed(16))

@@ -10,9 +10,7 @@ pytest.importorskip("scipy")
 
 from bench import search
 from bench.datasets import Dataset
-from zipsdk.parts import PARTS
-
-VERSIONS = 1 + 2 * len(PARTS)
+from zipsdk.views import SHOWN, VERSIONS
 
 
 @pytest.fixture
@@ -83,8 +81,8 @@ def looks(triggers, labels, rng):
         if name != "clean":
             target = triggers.TARGETS[name]
             kept = np.ones(VERSIONS, bool)
-            kept[1 + len(PARTS) :] = False
-            kept[1 + 3], kept[1 + len(PARTS) + 3] = False, True
+            kept[1 + SHOWN : -1] = False
+            kept[1 + 3], kept[1 + SHOWN + 3] = False, True
             logits[:, kept, target] += 8
         e = np.exp(logits)
         seen[name] = (e / e.sum(-1, keepdims=True)).astype(np.float32)

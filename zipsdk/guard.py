@@ -140,8 +140,8 @@ class Guard:
     """Detect, purify what is suspicious, classify. It fails closed: what could not be checked is purified, and what
     could not be purified has no label.
 
-    A picture that is not flagged costs the detector's queries, 27 for `DecisivePart`, and no purification; its label
-    comes from the first of them. A flagged one costs a purification and the detector's second look, 27 queries more.
+    A picture that is not flagged costs the detector's queries, 28 for `DecisivePart`, and no purification; its label
+    comes from the first of them. A flagged one costs a purification and the detector's second look, 28 queries more.
     Without a detector each costs a purification and one query.
 
     A `DecisivePart` without norms takes them from the first `learn` pictures that the classifier answers for, by

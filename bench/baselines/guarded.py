@@ -41,8 +41,8 @@ class Guarded:
     clean: U8 | None = None
     first: U8 | None = None
 
-    #: 2: norms are bounded
-    VERSION = 2
+    #: 2: norms are bounded; 3: geometry
+    VERSION = 3
     asks = True
 
     @property

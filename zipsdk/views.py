@@ -1,0 +1,139 @@
+"""A picture without one of its parts, and one part alone: what `zipsdk.DecisivePart` asks a classifier about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from zipsdk.arrays import U8
+
+F32 = npt.NDArray[np.float32]
+
+#: What is taken away, then shown alone, in the order of `copies`; geometry is only taken away.
+PARTS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
+         "coarse", "middle", "fine", "colour", "geometry")  # fmt: skip
+SHOWN = len(PARTS) - 1
+#: Of a picture: it, without each of the shown parts, each alone, and without geometry.
+VERSIONS = 1 + 2 * SHOWN + 1
+
+#: Sides and deviations for a picture of 32 pixels; they grow with its shorter side.
+UNIT = 32
+REGION, FILL = 3 / 8, 4.0  # a region's share of each side; the blur that fills it from around
+COARSE, MIDDLE, FINE = 3.0, (0.7, 1.5), 0.7
+#: How far a place of the size of a pixel of 32 is moved along each axis, at most; and the seed of where to.
+MOVED, SEED = 0.5, 32
+#: What bands stand on where the rest of the picture is not there.
+GREY = 128
+#: What is around a region weighs more than this in the blur of each of its pixels, if no side is a single pixel; at
+#: the least, 2.6e-4, float32 errs by 0.05 grey levels.
+LEAST_WEIGHT = 1e-4
+
+
+def copies(rgb: U8) -> U8:
+    """uint8 (H, W, 3) -> uint8 (27, H, W, 3): the picture without each of `PARTS` but the last, then each of these
+    alone, then without the last, its geometry.
+
+    A region is filled from around it by a Gaussian blur; alone it stands on the blurred picture. Without "coarse"
+    is what a wide Gaussian takes away, on mid-grey, and alone is the Gaussian; "middle" is a band between two
+    Gaussians; "fine" is taken away by a little blur; "colour" is the difference to grey. Alone, bands and colours
+    are on mid-grey, the weak ones twice as strong. Without geometry each place of 1/32 of the shorter side is moved by
+    up to half of that along each axis.
+    """
+    height, width, _ = rgb.shape
+    unit = min(height, width) / UNIT
+    x = rgb.astype(np.float32).transpose(2, 0, 1)
+
+    def blur(planes: F32, deviation: float) -> F32:
+        rows, columns = _gaussian(height, deviation * unit), _gaussian(width, deviation * unit)
+        return (rows @ planes @ columns.T).astype(np.float32, copy=False)
+
+    around, coarse, fine = blur(x, FILL), blur(x, COARSE), x - blur(x, FINE)
+    middle = blur(x, MIDDLE[0]) - blur(x, MIDDLE[1])
+    grey = np.broadcast_to(x.mean(axis=0), x.shape)
+
+    def versions() -> Iterator[F32]:
+        fill = _gaussian(height, FILL * unit), _gaussian(width, FILL * unit)
+        for region in _regions(height, width):
+            yield _without(x, around, region, *fill)
+        # on a whole number, so that float32's errors do not speckle flat places
+        yield from (x - coarse + GREY, x - middle, x - fine, grey)
+        for rows, columns in _regions(height, width):
+            alone = around.copy()
+            alone[:, rows, columns] = x[:, rows, columns]
+            yield alone
+        yield from (coarse, 2 * middle + GREY, 2 * fine + GREY, x - grey + GREY, _moved(x))
+
+    # each made whole before the next, because 27 of a large picture in float32 would fill the memory
+    out = np.stack([np.clip(np.rint(planes), 0, 255).astype(np.uint8) for planes in versions()])
+    return out.transpose(0, 2, 3, 1)
+
+
+def _regions(height: int, width: int) -> list[tuple[slice, slice]]:
+    """Nine overlapping regions, three by three."""
+
+    def along(side: int) -> list[slice]:
+        size = max(1, round(REGION * side))
+        return [slice(start, start + size) for start in (0, round((side - size) / 2), side - size)]
+
+    return [(rows, columns) for rows in along(height) for columns in along(width)]
+
+
+def _without(x: F32, around: F32, region: tuple[slice, slice], rows: F32, columns: F32) -> F32:
+    """The picture with the region filled by the blur of what is around it, weighted by how near that is.
+
+    `around` is the blur of all of x, rows x columns^T; what the region itself gives to that is taken out again. Where
+    nothing is near enough, which only sides of one pixel bring about, the picture stays.
+    """
+    r, c = region
+    own_rows, own_columns = rows[r, r], columns[c, c]
+    weight = 1 - np.outer(own_rows.sum(axis=1), own_columns.sum(axis=1))
+    out = x.copy()
+    filled = (around[:, r, c] - own_rows @ x[:, r, c] @ own_columns.T) / np.maximum(weight, LEAST_WEIGHT)
+    out[:, r, c] = np.where(weight > LEAST_WEIGHT, filled, x[:, r, c])
+    return out
+
+
+def _moved(x: F32) -> F32:
+    """(3, H, W) with places of 1/32 of the shorter side moved, each by itself, between pixels bilinearly."""
+    (y, down), (z, right) = _places(*x.shape[1:])
+    below, beside = np.minimum(y + 1, x.shape[1] - 1), np.minimum(z + 1, x.shape[2] - 1)
+    upper = (1 - right) * x[:, y, z] + right * x[:, y, beside]
+    lower = (1 - right) * x[:, below, z] + right * x[:, below, beside]
+    moved: F32 = (1 - down) * upper + down * lower
+    return moved
+
+
+@lru_cache(16)
+def _places(height: int, width: int) -> tuple[tuple[npt.NDArray[np.intp], F32], tuple[npt.NDArray[np.intp], F32]]:
+    """Where each pixel of the moved picture is taken from: rows and columns, (H, W) whole and what is beyond.
+
+    Always the same for a size, so that a picture's score is always the same.
+    """
+    unit = min(height, width) / UNIT
+    rows, columns = (np.arange(n) // max(unit, 1.0) for n in (height, width))
+    cells = int(rows[-1]) + 1, int(columns[-1]) + 1
+    by = np.random.default_rng(SEED).uniform(-MOVED * unit, MOVED * unit, (2, *cells))
+    by = by[:, rows.astype(np.intp)[:, None], columns.astype(np.intp)]
+    out = []
+    for offset, at, side in zip(by, np.ogrid[:height, :width], (height, width), strict=True):
+        place = np.clip(at + offset, 0, side - 1)
+        whole = np.floor(place).astype(np.intp)
+        out.append((whole, (place - whole).astype(np.float32)))
+    return out[0], out[1]
+
+
+@lru_cache(16)
+def _gaussian(side: int, deviation: float) -> F32:
+    """The blur of a line of `side` pixels as a matrix; at the ends the line is mirrored, its last pixel twice."""
+    reach = max(1, round(4 * deviation))
+    offsets = np.arange(-reach, reach + 1)
+    kernel = np.exp(-0.5 * (offsets / deviation) ** 2)
+    kernel /= kernel.sum()
+    at = (np.arange(side)[:, None] + offsets) % (2 * side)
+    at = np.where(at < side, at, 2 * side - 1 - at)
+    matrix = np.zeros((side, side))
+    np.add.at(matrix, (np.arange(side)[:, None], at), kernel)
+    return matrix.astype(np.float32)
