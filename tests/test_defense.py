@@ -334,3 +334,28 @@ def test_no_data_is_said(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         defense.main(command(tmp_path, tmp_path, "table1"))
     assert stopped.value.code == 1 and "got no two for test" in capsys.readouterr().err
+
+
+def test_the_attacker_has_a_share_of_what_a_guard_learns_from(pictures):
+    from bench.baselines.guarded import attacked
+
+    first = attacked(pictures[:60], lambda x: x * 0)
+    gone = (first == 0).all((1, 2, 3))
+    assert np.flatnonzero(gone).tolist() == [19, 39, 59] and (first[~gone] == pictures[:60][~gone]).all()
+    assert (attacked(pictures, None) == pictures).all()
+
+
+def test_a_guard_without_first_pictures_keeps_its_norms(workshop):
+    """And one with them is judged by what they teach it, once, whatever it is asked after."""
+    from bench.baselines.guarded import Guarded
+
+    def classify(x):
+        return np.stack([x[..., 0].mean((1, 2)), x[..., 1].mean((1, 2))], 1) / 9
+
+    x, inner = workshop.unseen(), workshop.make("zip profile=fast", "white")
+    purify = lambda pictures, seed: pictures  # noqa: E731
+    assert Guarded(inner).guard(0, classify, purify).detector.norms is None
+    learnt = Guarded(inner, first=x).guard(0, classify, purify)
+    assert learnt.detector.norms is not None and learnt.counters.pictures == len(x)
+    flooded = Guarded(inner, first=x).guard(0, classify, purify, lambda p: p * 0)
+    assert flooded.detector.norms != learnt.detector.norms

@@ -10,7 +10,7 @@ pytest.importorskip("scipy")
 
 from bench import search
 from bench.datasets import Dataset
-from zipsdk.views import SHOWN, VERSIONS
+from zipsdk.views import PARTS, SHOWN, VERSIONS
 
 
 @pytest.fixture
@@ -105,3 +105,29 @@ def test_views_and_rules_are_counted_by_trigger(triggers, rng):
     # where no trigger works there is nothing to find
     labelled = {**seen, "colour": seen["clean"]}
     assert search.rules(labelled, labels, triggers)["need"]["colour"] == 0.0
+
+
+def test_what_a_guard_learns_from_is_a_share_with_the_trigger(triggers, rng):
+    labels = np.arange(100) % 10
+    seen, first = looks(triggers, labels, rng), looks(triggers, labels[::-1], rng)
+    found = search.learning(seen, first, labels, triggers)
+    assert list(found) == ["bounded", "as measured"]
+    for lines in found.values():
+        assert list(lines) == ["0", "5", "20", "50", "100"] and all("clean" in line for line in [lines["0"]])
+        assert all(lines["0"][name] == 100 for name in triggers.TARGETS)
+        assert "clean" not in lines["5"]
+    # these are surer than any picture, so the bounds call them suspicious; what was measured does not
+    assert found["as measured"]["0"]["clean"] < 20 < found["bounded"]["0"]["clean"]
+    assert all(found["bounded"]["100"][name] == 100 for name in triggers.TARGETS)
+    assert all(found["as measured"]["100"][name] < 50 for name in triggers.TARGETS)
+
+
+def test_norms_are_of_the_versions(rng):
+    """One part is enough for a classifier that looks at nothing else."""
+
+    def by_corner(x):
+        light = x[:, :8, :8].mean((1, 2, 3)) / 255
+        return np.stack([1 - light, light], axis=1)
+
+    found = search.norms(by_corner, rng.integers(0, 256, (20, 32, 32, 3), np.uint8))
+    assert list(found["parts"]) == list(PARTS) and np.shape(found["measured"]) == (2 * SHOWN + 1, 2)
