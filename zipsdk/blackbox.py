@@ -110,6 +110,22 @@ class BlackBox:
         return future.result()
 
 
+def ask_all(
+    classify: Callable[[U8], Any], clean: Sequence[U8], versions: Callable[[U8], list[U8]], max_batch: int | None
+) -> list[F64]:
+    """`BlackBox.ask`, for detectors that learn from pictures.
+
+    Raises:
+        InputError: the classifier failed on one of them.
+    """
+    answers: list[F64] = []
+    for i, answer in enumerate(BlackBox(classify, max_batch=max_batch).ask(clean, versions)):
+        if isinstance(answer, str):
+            raise InputError(f"clean picture {i}: the classifier failed ({answer}); wanted scores for it: see there")
+        answers.append(answer)
+    return answers
+
+
 def _together(rows: list[F64 | str]) -> F64 | str:
     """The rows of one picture as one array, or the first thing that is wrong with them."""
     good: list[F64] = []

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk.arrays import U8
-from zipsdk.blackbox import BlackBox
+from zipsdk.blackbox import ask_all
 from zipsdk.errors import InputError
 from zipsdk.views import PARTS, SHOWN, VERSIONS, copies
 
@@ -199,15 +199,8 @@ class DecisivePart:
         pictures = [p.rgb for p in images.read(clean, layout=layout)[0]]
         if len(pictures) < FEWEST:
             raise InputError(f"clean pictures: got {len(pictures)}, wanted at least {FEWEST}, better 100 or more")
-        answers = BlackBox(classify, max_batch=max_batch).ask(pictures, self.versions)
-        odds = []
-        for i, answer in enumerate(answers):
-            if isinstance(answer, str):
-                raise InputError(
-                    f"clean picture {i}: the classifier failed ({answer}); wanted scores for it: see there"
-                )
-            odds.append(log_odds(answer))
-        return self.learnt(np.stack(odds))
+        answers = ask_all(classify, pictures, self.versions, max_batch)
+        return self.learnt(np.stack([log_odds(answer) for answer in answers]))
 
     def learnt(self, odds: F64) -> DecisivePart:
         """A detector with the norms of pictures whose `log_odds` these are, (N, 27); see `calibrate`."""

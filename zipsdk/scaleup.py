@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk.arrays import U8
-from zipsdk.blackbox import BlackBox
+from zipsdk.blackbox import ask_all
 from zipsdk.errors import InputError
 
 F64 = npt.NDArray[np.float64]
@@ -140,15 +140,9 @@ class ScaleUp:
                 that all have the same SPC.
         """
         pictures = [p.rgb for p in images.read(clean, layout=layout)[0]]
-        answers = BlackBox(classify, max_batch=max_batch).ask(pictures, self.versions)
-        spc = np.zeros(len(pictures))
-        classes = np.zeros(len(pictures), np.int64)
-        for i, answer in enumerate(answers):
-            if isinstance(answer, str):
-                raise InputError(
-                    f"clean picture {i}: the classifier failed ({answer}); wanted scores for it: see there"
-                )
-            spc[i], classes[i] = self.spc(answer), answer[0].argmax()
+        answers = ask_all(classify, pictures, self.versions, max_batch)
+        spc = np.array([self.spc(answer) for answer in answers])
+        classes = np.array([answer[0].argmax() for answer in answers], np.int64)
         if labels is not None:
             given = np.asarray(labels)
             if given.shape != classes.shape or given.dtype.kind not in "ui":
