@@ -18,8 +18,9 @@ START, END = "<!-- measured -->", "<!-- /measured -->"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown; a bar within a cell, as in the name of a random choice, is no border."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def restoration() -> str:

@@ -383,3 +383,9 @@ def test_marks_say_what_is_met_and_what_is_not():
          "80.8 (above 80.8: **no**): BLUR", "50.0 |"],
     ]  # fmt: skip
     assert results_page.marks_of({"rows": {}, "runs": {}}) == ""
+
+
+def test_a_bar_in_a_cell_is_no_border():
+    from bench.report import table
+
+    assert table(["a", "b"], [["x|y", "z"]]).splitlines()[2] == "| x\\|y | z |"
