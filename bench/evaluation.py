@@ -27,7 +27,7 @@ from scipy.stats import binomtest
 
 from bench.attacks import Attack, Rate, rates
 from bench.baselines import Defence
-from bench.baselines.guarded import Guarded
+from bench.baselines.guarded import Guarded, decide
 from bench.classifiers import Classifier
 from bench.datasets import Dataset
 from zipsdk.errors import InputError
@@ -186,9 +186,8 @@ def _decided(
     def purify(pictures: U8, seed: int) -> U8:
         return store.treat(defence.inner, pictures, seed)
 
-    (clean, flagged), (triggered, caught) = (
-        defence.decide(pictures, seed, classifier, purify, progress, scene.trigger.apply) for pictures in sent
-    )
+    guard = defence.guard(seed, classifier, purify, scene.trigger.apply)
+    (clean, flagged), (triggered, caught) = (decide(guard, pictures, progress) for pictures in sent)
     return {
         **_counts(scene, clean, triggered),
         "flagged": [int(flagged.sum()), len(flagged)],

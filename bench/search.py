@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import zipsdk
 from bench import attacks, classifiers, datasets, record
-from bench.baselines.guarded import Guarded
+from bench.baselines.guarded import Guarded, decide
 from bench.baselines.purifier import Zip
 from bench.classifiers import Classifier
 from bench.datasets import Dataset
@@ -248,9 +248,8 @@ def defences(
         seen, flagged = {}, {}
         for k, x in tqdm(sent.items(), desc=title):
             if isinstance(defence, Guarded):
-                seen[k], flagged[k] = defence.decide(
-                    x, 0, classifier, lambda p, seed: store.treat(fast, p, seed), trigger=puts(k)
-                )
+                guard = defence.guard(0, classifier, lambda p, seed: store.treat(fast, p, seed), puts(k))
+                seen[k], flagged[k] = decide(guard, x)
             else:
                 seen[k] = classifier(store.treat(defence, x, 0)).argmax(1)
         out[title] = {

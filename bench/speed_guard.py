@@ -20,17 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 import zipsdk
+from bench.baselines.guarded import flagged_places
 from bench.record import quartiles
 from bench.speed_rows import U8, Bench, LeftOut, Row, Work
 from zipsdk.errors import EngineError, MissingExtra
 from zipsdk.guard import speedup_bound
 from zipsdk.schedule import PAPER_STEPS
-
-
-def flagged_places(n: int, share: float) -> npt.NDArray[np.bool_]:
-    """bool (n,): round(share n) of them, but one at least, evenly spread, the last one among them."""
-    wanted = min(n, max(1, round(share * n)))
-    return np.diff(np.floor(np.arange(n + 1) * wanted / n + 1e-9)) > 0
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ Purify = Callable[[U8, int], U8]
 
 @dataclass(frozen=True, eq=False)
 class Guarded:
-    """`zipsdk.Guard` with one of its detectors. It decides on labels, so it has `decide` in place of `run`.
+    """`zipsdk.Guard` with one of its detectors. It decides on labels, so it makes a `guard` for `decide` and
+    has no `run`.
 
     Args:
         inner: what purifies the suspects.
@@ -68,32 +69,6 @@ class Guarded:
                 "calibrated on": None if self.clean is None else len(self.clean),
                 **({} if self.first is None else {"learns from": len(self.first), "attacked": ATTACKED})}  # fmt: skip
 
-    def decide(
-        self,
-        pictures: U8,
-        seed: int,
-        classify: Classify,
-        purify: Purify | None = None,
-        progress: Progress = None,
-        trigger: Callable[[U8], U8] | None = None,
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """The label of each picture and whether it was flagged, (N,) each; the arguments are those of `guard` too.
-
-        Raises:
-            EngineError: there is no label for a picture, because the classifier or the purifier failed.
-        """
-        guard = self.guard(seed, classify, purify, trigger)
-        decisions = []
-        for start in range(0, len(checked(pictures)), 64):
-            part = pictures[start : start + 64]
-            decisions += guard.run(part)
-            if progress is not None:
-                progress(len(part))
-        for d in decisions:
-            if d.label is None:
-                raise EngineError(f"guard: got no label ({d.error}), wanted one for every picture")
-        return np.array([d.label for d in decisions], np.int64), np.array([d.flagged for d in decisions], bool)
-
     def guard(
         self,
         seed: int,
@@ -117,12 +92,38 @@ class Guarded:
         return guard
 
 
+def decide(
+    guard: Guard, pictures: U8, progress: Progress = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The label of each picture and whether it was flagged, (N,) each.
+
+    Raises:
+        EngineError: there is no label for a picture, because the classifier or the purifier failed.
+    """
+    decisions = []
+    for start in range(0, len(checked(pictures)), 64):
+        part = pictures[start : start + 64]
+        decisions += guard.run(part)
+        if progress is not None:
+            progress(len(part))
+    for d in decisions:
+        if d.label is None:
+            raise EngineError(f"guard: got no label ({d.error}), wanted one for every picture")
+    return np.array([d.label for d in decisions], np.int64), np.array([d.flagged for d in decisions], bool)
+
+
+def flagged_places(n: int, share: float) -> npt.NDArray[np.bool_]:
+    """bool (n,): round(share n) of them, but one at least, evenly spread, the last one among them."""
+    wanted = min(n, max(1, round(share * n)))
+    return np.diff(np.floor(np.arange(n + 1) * wanted / n + 1e-9)) > 0
+
+
 def attacked(pictures: U8, trigger: Callable[[U8], U8] | None) -> U8:
     """A copy, evenly spread over which `ATTACKED` of the pictures have the trigger."""
     out = pictures.copy()
     if trigger is not None:
-        every = round(1 / ATTACKED)
-        out[every - 1 :: every] = trigger(out[every - 1 :: every])
+        places = flagged_places(len(out), ATTACKED)
+        out[places] = trigger(out[places])
     return out
 
 
