@@ -239,6 +239,7 @@ class Bench:
             for n in (1, self.tiles):
                 here = f"{n} of {side} px at own size"
                 rows.append(self._zip(f"own-{n}", "c", f"ZIP, {here}", "own", n))
+                rows.append(self._torch(f"authors-{n}", f"authors' loop, eager torch, {here}", "authors", n, side))
                 rows.append(self._torch(f"eager-{n}", f"clean loop, eager torch, {here}", "eager", n, side))
         return rows
 
