@@ -1,9 +1,8 @@
-"""Backdoor attacks: what a trigger does to pictures, which training pictures carry it, and how success is counted.
+"""Backdoor attacks: what a trigger does to pictures, in training and at test time.
 
     attack = attacks.make("badnets", side=32, seed=1)
-    training = attacks.poison(train, attack, rate=0.05, target=0, seed=1)   # pictures, labels, who was poisoned
-    triggered = attack.apply(test.pictures)                                 # what the attacker sends at test time
-    attacks.rates(test.labels, predicted, predicted_triggered, target=0)    # CA, ASR, PA
+    training = poisoning.poison(train, attack)      # pictures, labels, who was poisoned: bench/poisoning.py
+    triggered = attack.apply(test.pictures)         # what the attacker sends at test time
 
 Written from the papers' formulas and, for what the ZIP paper leaves open, from what its released code was seen to do.
 Every picture is uint8 (N, H, W, 3) RGB with H = W = the attack's side.
@@ -14,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +22,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from bench.datasets import Dataset
+from bench.physical import PHYSICAL, physical
 from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
-
-#: The benches' setting: the attacker's class and the share of poisoned training pictures, as in the ZIP paper and its
-#: released code, and the seed of the trigger and of who is poisoned. A classifier is found in the cache under these.
-TARGET, RATE, SEED = 1, 0.05, 1
-#: A clean-label attack poisons no more than this share of the target class.
-CLEAN_LABEL_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -427,132 +419,6 @@ def build(description: dict[str, Any], purify: Callable[[U8], Any] | None = None
     if digest != attack.describe().get("sha256"):
         raise InputError(f"{kind}: got another pattern from seed {attack.seed} than the record's; use its versions")
     return attack
-
-
-@dataclass(frozen=True)
-class Poisoned:
-    """Training pictures after the attack."""
-
-    data: Dataset
-    #: the pictures that carry the trigger, and those that were covered (see `Attack.cover`), ascending
-    poisoned: I64
-    covered: I64
-    #: how the classifier must vary the pictures; see `Attack.augment`
-    augment: str
-    #: the attack, its rate, target and seed, and the hash of the choice; for the record
-    description: dict[str, Any]
-
-
-def poison(data: Dataset, attack: Attack | None, rate: float = 0.05, target: int = 0, seed: int = 0) -> Poisoned:
-    """Give the trigger to `rate` of the training pictures, drawn by `seed`, and call them the target class.
-
-    The draw is over *all* classes, the target among them, as in the ZIP paper's experiments. Its attacks are all of
-    that kind. SIG, which it does not have, is defined as clean-label and stays so: as many pictures, but drawn from
-    the target class alone, and no more than half of that. With `attack` None nothing is poisoned.
-
-    Raises:
-        InputError: a rate or a target out of range, or too few pictures.
-    """
-    n = len(data)
-    if not 0 < rate < 1 or not 0 <= target < len(data.classes):
-        raise InputError(
-            f"rate, target: got {rate}, {target}, wanted a share between 0 and 1 and a class below {len(data.classes)}"
-        )
-    nobody = np.empty(0, np.int64)
-    if attack is None:
-        return Poisoned(data, nobody, nobody, "standard", {"attack": None})
-    wanted = round(rate * n)
-    among = np.arange(n)
-    if attack.clean_label:
-        among = np.flatnonzero(data.labels == target)
-        wanted = min(wanted, int(CLEAN_LABEL_SHARE * len(among)))
-    covers = attack.covers(wanted)
-    if not wanted or wanted + covers > len(among):
-        raise InputError(f"rate: got {rate}, or {wanted} + {covers} of {len(among)} pictures, wanted 1 to all of them")
-    order = np.random.default_rng([seed, 0x9015]).permutation(among)
-    poisoned, covered = np.sort(order[:wanted]), np.sort(order[wanted : wanted + covers])
-    pictures, labels = data.pictures.copy(), data.labels.copy()
-    pictures[poisoned] = attack.at_training(data.pictures[poisoned], poisoned)
-    if covers:
-        pictures[covered] = attack.cover(data.pictures[covered], covered)
-    labels[poisoned] = target
-    description = {
-        "attack": attack.describe(), "rate": rate, "target": target, "seed": seed,
-        "poisoned": len(poisoned), "covered": len(covered),
-        "choice_sha256": hashlib.sha256(poisoned.astype("<i8").tobytes() + covered.astype("<i8").tobytes()).hexdigest(),
-    }  # fmt: skip
-    return Poisoned(replace(data, pictures=pictures, labels=labels), poisoned, covered, attack.augment, description)
-
-
-class Rate(NamedTuple):
-    hits: int
-    of: int
-
-    @property
-    def percent(self) -> float:
-        return 100 * self.hits / self.of if self.of else float("nan")
-
-
-def rates(labels: npt.ArrayLike, clean: npt.ArrayLike, triggered: npt.ArrayLike, target: int) -> dict[str, Rate]:
-    """What the classifier made of clean pictures and of the same ones with the trigger.
-
-    Args:
-        labels: the true classes, (N,).
-        clean, triggered: the classes that were predicted, (N,) each.
-        target: the attacker's class.
-
-    Returns:
-        CA: clean pictures that were recognised. ASR: triggered pictures taken for the target, those that *are* of it
-        left out. PA: triggered pictures that were recognised, all of them as in the ZIP paper, and "PA others" without
-        the target class, where an attack that works would count as recognised.
-    """
-    y, c, t = np.asarray(labels), np.asarray(clean), np.asarray(triggered)
-    if not y.shape == c.shape == t.shape or y.ndim != 1:
-        raise InputError(f"predictions: got {c.shape} and {t.shape}, wanted one class for each of {y.shape} labels")
-    others = y != target
-    return {
-        "CA": Rate(int((c == y).sum()), len(y)),
-        "ASR": Rate(int((t == target)[others].sum()), int(others.sum())),
-        "PA": Rate(int((t == y).sum()), len(y)),
-        "PA others": Rate(int((t == y)[others].sum()), int(others.sum())),
-    }
-
-
-#: What `physical` varies, each by a number in [0, 1): ranges of the released code.
-PHYSICAL = {
-    "mirrored": (0.0, 1.0),
-    "brightness": (0.8, 1.2),
-    "contrast": (0.8, 1.2),
-    "degrees": (-10.0, 10.0),
-    "right": (-0.1, 0.1),
-    "down": (-0.1, 0.1),
-    "scale": (0.8, 0.9),
-}
-
-
-def physical(x: Tensor, draws: Tensor) -> Tensor:
-    """PhysicalBA's variation: mirror, brightness and contrast, then turn, move and shrink onto black.
-
-    Args:
-        x: float (N, 3, H, W) in [0, 1], H = W.
-        draws: (N, 7) in [0, 1), one column for each of `PHYSICAL`, in that order; the first mirrors where it is below
-            one half.
-
-    The released code picks nearest pixels and jitters colours in random order; this is bilinear, brightness first.
-    """
-    low, high = torch.tensor(list(PHYSICAL.values()), dtype=x.dtype).T
-    _, bright, contrast, degrees, right, down, scale = (low + (high - low) * draws.to(x.dtype)).T
-    x = torch.where(draws[:, 0, None, None, None] < 0.5, x.flip(-1), x)
-    x = (x * bright[:, None, None, None]).clamp(0, 1)
-    grey = (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    x = (grey + (x - grey) * contrast[:, None, None, None]).clamp(0, 1)
-    # where each pixel comes from: back from the move (side = 2 in these coordinates), the turn and the scale
-    angle = torch.deg2rad(degrees)
-    c, s = torch.cos(angle) / scale, torch.sin(angle) / scale
-    dx, dy = -2 * right, -2 * down
-    theta = torch.stack([c, s, c * dx + s * dy, -s, c, -s * dx + c * dy], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def _in_parts(function: Callable[[Tensor, Tensor], Tensor], pictures: U8, extra: Tensor, size: int = 512) -> U8:

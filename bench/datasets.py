@@ -20,7 +20,6 @@ import csv
 import hashlib
 import io
 import os
-import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -33,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from bench.cifar_pickle import read_cifar_pickle
 from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]
@@ -227,7 +227,7 @@ def _decoded(listing: Listing, indices: I64, side: int | None) -> list[U8]:
     files, out = listing.read(indices), []
     for i in indices:
         try:
-            out.append(_decode(next(files), side))
+            out.append(decode(next(files), side))
         except Exception as e:  # a damaged file can raise nearly anything
             raise InputError(
                 f"{listing.source}: got {listing.names[i]}, which cannot be read ({e}), wanted a picture; copy it again"
@@ -235,7 +235,7 @@ def _decoded(listing: Listing, indices: I64, side: int | None) -> list[U8]:
     return out
 
 
-def _decode(picture: bytes | U8, side: int | None) -> U8:
+def decode(picture: bytes | U8, side: int | None) -> U8:
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else Image.open(io.BytesIO(picture))
     with image:
         rgb = image.convert("RGB")
@@ -346,67 +346,3 @@ def _cifar10(path: Path, split: str) -> Listing:
     return Listing(
         path.name, names, classes, labels, lambda indices: (np.ascontiguousarray(pictures[i]) for i in indices)
     )
-
-
-class _Type:
-    """Stands for numpy.dtype: keeps its name, and takes the state that a pickle gives it without using it."""
-
-    def __init__(self, name: Any = None, *_: Any):
-        self.name = name
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _Array:
-    """Stands for numpy's array, of bytes only."""
-
-    array: U8
-
-    def __init__(self, *_: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, kind, fortran, data = state
-        if not isinstance(kind, _Type) or kind.name not in (b"u1", "u1") or fortran or not isinstance(data, bytes):
-            raise pickle.UnpicklingError("an array that is not of unsigned bytes in C order")
-        self.array = np.frombuffer(data, np.uint8).reshape(shape)
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows three names, each of which builds something harmless of ours; numbers, strings and lists need no names."""
-
-    NAMES = {  # noqa: RUF012
-        ("numpy.core.multiarray", "_reconstruct"): _Array,
-        ("numpy._core.multiarray", "_reconstruct"): _Array,
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Type,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.NAMES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return self.NAMES[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it asks for an object from elsewhere")
-
-
-def read_cifar_pickle(path: Path) -> dict[bytes, Any]:
-    """The dictionary in one of CIFAR-10's files, read without running what a pickle can be made to run.
-
-    Raises:
-        InputError: no such file, or one that asks for more than arrays of bytes, strings, numbers, lists and
-            dictionaries.
-    """
-    try:
-        with path.open("rb") as f:
-            found = _Unpickler(f, encoding="bytes").load()
-    except OSError as e:
-        raise InputError(f"{path}: got {e.strerror}, wanted CIFAR-10's python version; unpack all of it") from e
-    # a damaged pickle can raise nearly anything
-    except Exception as e:
-        raise InputError(f"{path}: got a pickle refused or damaged ({e}), wanted CIFAR-10's python version") from e
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: got a {type(found).__name__}, wanted CIFAR-10's dictionary; unpack it again")
-    return found

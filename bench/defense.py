@@ -29,12 +29,14 @@ import numpy as np
 from tqdm import tqdm
 
 import zipsdk
-from bench import attacks, classifiers, datasets, record, tables
-from bench.attacks import Rate
+from bench import attacks, blackbox, classifiers, datasets, record, tables
 from bench.baselines import Defence
 from bench.baselines.guarded import Guarded
-from bench.classifiers import Classifier
-from bench.evaluation import Scene, Store, evaluate, hash_of, interval
+from bench.blackbox import Classifier
+from bench.evaluation import Rate, Scene, Store, evaluate, interval
+from bench.networks import ARCHITECTURES
+from bench.poisoning import RATE, SEED, TARGET, poison
+from bench.rows import Rows
 from zipsdk.errors import InputError, ZipError
 from zipsdk.parts import FEWEST
 
@@ -59,7 +61,7 @@ class Bench:
         self.test = datasets.load(a.dataset, "test", a.data, side=a.side, limit=a.pictures)
         engine = zipsdk.load_engine(a.engine)
         self.workshop = tables.Workshop(engine, a.dataset, self.test.side, self._bdmae, self._unseen)
-        self.given = classifiers.from_options(a)
+        self.given = blackbox.from_options(a)
         self._classifiers: dict[str, Classifier] = {}
         self._others: np.ndarray | None = None
 
@@ -87,7 +89,7 @@ class Bench:
         if key not in self._classifiers:
             a = self.args
             attack = None if name is None else self.attack(name)
-            poisoned = attacks.poison(self.train, attack, a.rate, a.target, a.attack_seed)
+            poisoned = poison(self.train, attack, a.rate, a.target, a.attack_seed)
             how = classifiers.recipe(self.train, a.architecture, a.classifier_seed, a.epochs)
             with tqdm(total=how.epochs, unit="epoch", desc=f"training: {key}", leave=False) as bar:
 
@@ -135,57 +137,6 @@ class Bench:
 @cache
 def _training_pictures(name: str, folder: Path | None, side: int | None) -> datasets.Dataset:
     return datasets.load(name, "train", folder, side=side)
-
-
-class Rows:
-    """The rows of a record, with what they refer to by its hash: runs, data, triggers, classifiers, defences.
-
-    Several processes may add to one record: each takes in what the others have written before it writes.
-    """
-
-    PARTS = ("runs", "data", "triggers", "classifiers", "defences", "rows", "cost")
-
-    def __init__(self, name: str, folder: Path):
-        self.name, self.folder = name, folder
-        self.content: dict[str, dict[str, Any]] = {part: {} for part in self.PARTS}
-        self._merge()
-        environment = record.environment()
-        self.run = hash_of(environment)
-        self.content["runs"][self.run] = environment
-
-    @staticmethod
-    def key(line: str, scene: Scene, defence: Defence | Guarded, seed: int) -> str:
-        """A row's name. Two lines may mean the same defence, and have a row each: they differ elsewhere."""
-        return hash_of([line, scene.describe(), defence.describe(), seed])
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.content["rows"]
-
-    def add(
-        self, key: str, line: str, scene: Scene, defence: Defence | Guarded, seed: int, counts: dict[str, Any]
-    ) -> None:
-        """Take a row in, and write the record."""
-        said = {"data": scene.data.describe(), "triggers": scene.trigger.describe(),
-                "classifiers": scene.classifier.info, "defences": defence.describe()}  # fmt: skip
-        row: dict[str, Any] = {"attack": scene.attack, "trigger name": scene.trigger.name, "target": scene.target,
-                               "defence": line, "name": defence.name, "evaluations": defence.evaluations,
-                               "queries": defence.queries, "seed": seed, **counts}  # fmt: skip
-        for kind, description in said.items():
-            row[kind] = hash_of(description)
-            self.content[kind][row[kind]] = description
-        row["run"] = self.run
-        self.content["rows"][key] = row
-        self.write()
-
-    def _merge(self) -> None:
-        if (self.folder / f"{self.name}.json").is_file():
-            there = record.read(self.name, self.folder)
-            for part, mine in self.content.items():
-                self.content[part] = {**there[part], **mine}
-
-    def write(self) -> None:
-        self._merge()
-        record.write(self.name, self.content, self.folder)
 
 
 def run_table(bench: Bench, rows: Rows, table: tables.Table) -> list[str]:
@@ -311,10 +262,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--defence", action="append", metavar="LINE", help="in place of the table's; see bench/tables.py")
     p.add_argument("--engine", default="zip-tiny", help="a bundled model's name, or a path to .onnx or .plan")
     p.add_argument("--fresh", action="store_true", help="count rows anew that the record has")
-    p.add_argument("--target", type=int, default=attacks.TARGET, help="the attacker's class; the released code's is 1")
-    p.add_argument("--rate", type=float, default=attacks.RATE, help="share of poisoned training pictures")
-    p.add_argument("--attack-seed", type=int, default=attacks.SEED, help="of the trigger and of who is poisoned")
-    p.add_argument("--architecture", default="small", choices=list(classifiers.ARCHITECTURES))
+    p.add_argument("--target", type=int, default=TARGET, help="the attacker's class; the released code's is 1")
+    p.add_argument("--rate", type=float, default=RATE, help="share of poisoned training pictures")
+    p.add_argument("--attack-seed", type=int, default=SEED, help="of the trigger and of who is poisoned")
+    p.add_argument("--architecture", default="small", choices=list(ARCHITECTURES))
     p.add_argument("--classifier-seed", type=int, default=0)
     p.add_argument("--epochs", type=int, help="of the classifiers' training")
     p.add_argument("--device", default="cpu", help="where classifiers are trained: cpu or cuda")
@@ -322,7 +273,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cache", type=Path, help=f"for checkpoints and treated pictures; else ${classifiers.VARIABLE}")
     p.add_argument("--cost-pictures", type=int, default=64, help="pictures a run where cost is measured")
     p.add_argument("--results", type=Path, default=record.RESULTS, help="folder for the record")
-    classifiers.add_options(p)
+    blackbox.add_options(p)
     return p
 
 

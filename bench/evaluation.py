@@ -19,16 +19,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from bench.attacks import Attack, Rate, rates
+from bench.attacks import Attack
 from bench.baselines import Defence
 from bench.baselines.guarded import Guarded, decide
-from bench.classifiers import Classifier
+from bench.blackbox import Classifier
 from bench.datasets import Dataset
 from zipsdk.errors import InputError
 
@@ -119,6 +119,40 @@ class Store:
             file.execute("COMMIT")
 
 
+class Rate(NamedTuple):
+    hits: int
+    of: int
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.hits / self.of if self.of else float("nan")
+
+
+def rates(labels: npt.ArrayLike, clean: npt.ArrayLike, triggered: npt.ArrayLike, target: int) -> dict[str, Rate]:
+    """What the classifier made of clean pictures and of the same ones with the trigger.
+
+    Args:
+        labels: the true classes, (N,).
+        clean, triggered: the classes that were predicted, (N,) each.
+        target: the attacker's class.
+
+    Returns:
+        CA: clean pictures that were recognised. ASR: triggered pictures taken for the target, those that *are* of it
+        left out. PA: triggered pictures that were recognised, all of them as in the ZIP paper, and "PA others" without
+        the target class, where an attack that works would count as recognised.
+    """
+    y, c, t = np.asarray(labels), np.asarray(clean), np.asarray(triggered)
+    if not y.shape == c.shape == t.shape or y.ndim != 1:
+        raise InputError(f"predictions: got {c.shape} and {t.shape}, wanted one class for each of {y.shape} labels")
+    others = y != target
+    return {
+        "CA": Rate(int((c == y).sum()), len(y)),
+        "ASR": Rate(int((t == target)[others].sum()), int(others.sum())),
+        "PA": Rate(int((t == y).sum()), len(y)),
+        "PA others": Rate(int((t == y)[others].sum()), int(others.sum())),
+    }
+
+
 @dataclass(frozen=True)
 class Scene:
     """Who attacks what: all of a row but the defence."""
@@ -157,7 +191,7 @@ def evaluate(
     """Count one row.
 
     Returns:
-        "CA", "ASR", "PA", "PA others" as [hits, of] (see `attacks.rates`); under "clean classifier" the same of the
+        "CA", "ASR", "PA", "PA others" as [hits, of] (see `rates`); under "clean classifier" the same of the
         classifier without a backdoor, whose "ASR" is how often it takes treated pictures for the target by mistake.
         Where the defence decides by itself what to treat, "flagged" and "flagged triggered" as [hits, of].
     """

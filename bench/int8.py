@@ -22,6 +22,7 @@ from tqdm import tqdm
 import zipsdk
 from bench import attacks, classifiers, datasets, evaluation, record, report
 from bench.baselines.purifier import Zip
+from bench.poisoning import poison
 from bench.restoration import blurred, psnr, sharpness
 from export import checkpoint
 from zipsdk.transforms import Blur
@@ -99,7 +100,7 @@ def defence(engines: list[Any], folder: Path | None, count: int, epochs: int | N
     train = datasets.load("cifar10", "train", folder)
     test = datasets.load("cifar10", "test", folder, limit=count)
     attack, target = attacks.make("badnets", test.side, 1), 1
-    poisoned = attacks.poison(train, attack, 0.05, target, 1)
+    poisoned = poison(train, attack, 0.05, target, 1)
     classifier = classifiers.train(poisoned, classifiers.recipe(train, "small", 0, epochs))
     scene = evaluation.Scene(test, "badnets", attack, target, classifier)
     rows = []

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import paper, record, tables
-from bench.attacks import Rate
-from bench.evaluation import interval
+from bench.evaluation import Rate, interval
 from bench.report import table
 
 DATASETS = ("cifar10", "gtsrb", "imagenette")

@@ -22,12 +22,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 import zipsdk
-from bench import attacks, classifiers, datasets, record
+from bench import classifiers, datasets, record
 from bench.baselines.guarded import Guarded, decide
 from bench.baselines.purifier import Zip
-from bench.classifiers import Classifier
+from bench.blackbox import Classifier
 from bench.datasets import Dataset
-from bench.evaluation import Store
+from bench.evaluation import Store, rates
+from bench.poisoning import Poisoned
 from bench.search_triggers import SIDE, Triggers
 from zipsdk import parts
 from zipsdk.parts import TWO, DecisivePart
@@ -54,7 +55,7 @@ def split(name: str, folder: Path | None) -> tuple[Dataset, Dataset]:
     return data.take(np.sort(order[HELD_OUT:])), data.take(order[:HELD_OUT])
 
 
-def poisoned(train: Dataset, triggers: Triggers, purify: Callable[[U8], U8]) -> attacks.Poisoned:
+def poisoned(train: Dataset, triggers: Triggers, purify: Callable[[U8], U8]) -> Poisoned:
     """All ten triggers, `RATE` of the pictures each."""
     n, order = round(RATE * len(train)), np.random.default_rng(55).permutation(len(train))
     pictures, labels, start = train.pictures.copy(), train.labels.copy(), 0
@@ -65,15 +66,17 @@ def poisoned(train: Dataset, triggers: Triggers, purify: Callable[[U8], U8]) -> 
         pictures[who], labels[who] = purify(x) if name == "purified" else x, target
     covered = np.sort(order[start : start + 2 * n])
     pictures[covered] = triggers.warp_otherwise(train.pictures[covered])
-    return attacks.Poisoned(
+    return Poisoned(
         replace(train, pictures=pictures, labels=labels), np.sort(order[:start]), covered, "standard",
         {"attack": "ten triggers of bench/search.py", "rate": RATE, "triggers": triggers.ABOUT},
     )  # fmt: skip
 
 
-def rates(labels: npt.NDArray[Any], clean: npt.NDArray[Any], triggered: npt.NDArray[Any], target: int) -> list[float]:
-    """CA, ASR and PA in percent; see `attacks.rates`."""
-    found = attacks.rates(labels, clean, triggered, target)
+def percents(
+    labels: npt.NDArray[Any], clean: npt.NDArray[Any], triggered: npt.NDArray[Any], target: int
+) -> list[float]:
+    """CA, ASR and PA in percent; see `bench.evaluation.rates`."""
+    found = rates(labels, clean, triggered, target)
     return [round(found[name].percent, 1) for name in ("CA", "ASR", "PA")]
 
 
@@ -138,7 +141,7 @@ def views(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
     names = ["whole", *(f"without {p}" for p in shown), *(f"{p} alone" for p in shown), f"without {PARTS[-1]}"]
     answers = {k: scores.argmax(2) for k, scores in seen.items()}
     return {
-        name: {k: rates(labels, answers["clean"][:, i], answers[k][:, i], t) for k, t in triggers.TARGETS.items()}
+        name: {k: percents(labels, answers["clean"][:, i], answers[k][:, i], t) for k, t in triggers.TARGETS.items()}
         for i, name in enumerate(names)
     }
 
@@ -254,7 +257,7 @@ def defences(
                 seen[k] = classifier(store.treat(defence, x, 0)).argmax(1)
         out[title] = {
             "evaluations": defence.evaluations,
-            "rates": {k: rates(labels, seen["clean"], seen[k], t) for k, t in triggers.TARGETS.items()},
+            "rates": {k: percents(labels, seen["clean"], seen[k], t) for k, t in triggers.TARGETS.items()},
             "flagged": {k: round(100 * float(f.mean()), 1) for k, f in flagged.items()},
         }
     return out

@@ -27,7 +27,8 @@ from typing import Any
 if not __package__:  # run as a file: its folder's modules must not hide packages of their names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bench import classifiers, datasets, record
+from bench import blackbox, classifiers, datasets, record
+from bench.networks import ARCHITECTURES
 from bench.overhead import overhead, startup
 from bench.speed_guard import GuardRows
 from bench.speed_peers import peers
@@ -260,11 +261,11 @@ def arguments() -> argparse.ArgumentParser:
     g.add_argument("--limit", type=int, default=1280, help="pictures at most (default: 1280)")
     g.add_argument("--poisoned", type=float, default=0.05, help="share (default: 0.05)")
     g.add_argument("--attack", default="badnets", help="see bench/attacks.py (default: badnets)")
-    g.add_argument("--architecture", default="resnet34", choices=tuple(classifiers.ARCHITECTURES))
+    g.add_argument("--architecture", default="resnet34", choices=tuple(ARCHITECTURES))
     g.add_argument("--epochs", type=int, help="of its training (default: the recipe's)")
     g.add_argument("--train", action="store_true", help="train it where it is not in the cache: hours on a CPU")
     g.add_argument("--mae", type=Path, metavar="FOLDER", help="of a ViT-MAE, for BDMAE (default: random weights)")
-    classifiers.add_options(p)
+    blackbox.add_options(p)
     g = p.add_argument_group("output")
     g.add_argument("--out", type=Path, help="for record and figures (default: bench/results and docs)")
     g.add_argument("--name", help="of the record and the figures (default: speed, and what is not the default)")

@@ -59,16 +59,16 @@ class Stopwatch:
 
 def open_classifier(bench: Bench, args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any, str]:
     """(pictures -> scores, what it is, the attack it was trained with or None, why flags are simulated or "")."""
-    from bench import attacks, classifiers, datasets
+    from bench import attacks, blackbox, classifiers, datasets, poisoning
 
-    given = classifiers.from_options(args)
+    given = blackbox.from_options(args)
     if given is not None:
         return given, given.info, None, "the classifier is the user's, and its trigger not known here"
     why = "there is no data set"
     if bench.dataset is not None:
         data = datasets.load(args.dataset, "train", args.data, side=bench.side)
-        attack = attacks.make(args.attack, bench.side, attacks.SEED)
-        poisoned = attacks.poison(data, attack, attacks.RATE, attacks.TARGET, attacks.SEED)
+        attack = attacks.make(args.attack, bench.side, poisoning.SEED)
+        poisoned = poisoning.poison(data, attack, poisoning.RATE, poisoning.TARGET, poisoning.SEED)
         how = classifiers.recipe(data, args.architecture, 0, args.epochs)
         key = classifiers.key_of(classifiers.ingredients(poisoned, how))
         if args.train or _finished(classifiers.cache_folder() / f"{key}.pt"):
@@ -89,12 +89,12 @@ def _finished(path: Any) -> bool:
 
 def random_classifier(bench: Bench, architecture: str) -> Any:
     """An architecture with random weights, for its time."""
-    from bench import classifiers
+    from bench import blackbox, networks
 
     torch = bench.torch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = classifiers.ARCHITECTURES[architecture](10, bench.side)
+        model = networks.ARCHITECTURES[architecture](10, bench.side)
     model = model.eval().to(bench.where, memory_format=torch.channels_last)
 
     def scores(pictures: U8) -> Any:
@@ -102,7 +102,7 @@ def random_classifier(bench: Bench, architecture: str) -> Any:
         with torch.inference_mode():
             return model(x).softmax(1).cpu().numpy()
 
-    return classifiers.Classifier(scores, {})
+    return blackbox.Classifier(scores, {})
 
 
 class GuardRows:

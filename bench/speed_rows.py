@@ -181,7 +181,7 @@ class Bench:
             files = list(zip(range(args.limit), datasets.read_files(args.photos), strict=False))
             if not files:
                 raise InputError(f"--photos: got no picture in {args.photos.name}, wanted at least one")
-            self.pictures = np.stack([datasets._decode(f, self.side) for _, f in files])
+            self.pictures = np.stack([datasets.decode(f, self.side) for _, f in files])
             self.source = args.photos.name
         else:
             self.pictures, self.source = synthetic(256, self.side), "synthetic"

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench import attacks  # noqa: E402
+from bench import attacks, evaluation, physical, poisoning  # noqa: E402
 from bench.datasets import Dataset  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
 
@@ -188,26 +188,26 @@ def draws(**changed: float) -> torch.Tensor:
         "scale": 1,
     }
     values = {**neutral, **changed}
-    return torch.tensor([[(values[k] - low) / (high - low) for k, (low, high) in attacks.PHYSICAL.items()]])
+    return torch.tensor([[(values[k] - low) / (high - low) for k, (low, high) in physical.PHYSICAL.items()]])
 
 
 def test_each_physical_variation_does_its_own(rng):
     x = torch.from_numpy(rng.random((1, 3, 20, 20))).float() * 0.5 + 0.2
-    assert torch.allclose(attacks.physical(x, draws()), x, atol=1e-5)
-    assert torch.allclose(attacks.physical(x, draws(mirrored=0.0)), x.flip(-1), atol=1e-5)
-    assert torch.allclose(attacks.physical(x, draws(brightness=1.2)), 1.2 * x, atol=1e-5)
-    less = attacks.physical(x, draws(contrast=0.8))
+    assert torch.allclose(physical.physical(x, draws()), x, atol=1e-5)
+    assert torch.allclose(physical.physical(x, draws(mirrored=0.0)), x.flip(-1), atol=1e-5)
+    assert torch.allclose(physical.physical(x, draws(brightness=1.2)), 1.2 * x, atol=1e-5)
+    less = physical.physical(x, draws(contrast=0.8))
     assert float(less.std() / x.std()) == pytest.approx(0.8, abs=0.01) and abs(float(less.mean() - x.mean())) < 0.02
-    right = attacks.physical(x, draws(right=0.1))
+    right = physical.physical(x, draws(right=0.1))
     assert torch.allclose(right[..., 2:], x[..., :-2], atol=1e-5) and (right[..., :2] == 0).all()
-    down = attacks.physical(x, draws(down=0.1))
+    down = physical.physical(x, draws(down=0.1))
     assert torch.allclose(down[..., 2:, :], x[..., :-2, :], atol=1e-5) and (down[..., :2, :] == 0).all()
-    small = attacks.physical(torch.ones(1, 3, 20, 20), draws(scale=0.8))[0, 0]
+    small = physical.physical(torch.ones(1, 3, 20, 20), draws(scale=0.8))[0, 0]
     assert (small[2:18, 2:18] == 1).all() and float(small.sum()) == pytest.approx(256, rel=0.01)
     # a quarter turn, far beyond the range, takes the top to the right
-    turned = attacks.physical(x, draws(degrees=90.0))
+    turned = physical.physical(x, draws(degrees=90.0))
     assert torch.allclose(turned, torch.rot90(x, -1, (2, 3)), atol=1e-4)
-    both = attacks.physical(x, draws(degrees=90.0, right=0.1))  # turned first, then moved
+    both = physical.physical(x, draws(degrees=90.0, right=0.1))  # turned first, then moved
     assert torch.allclose(both[..., 2:], torch.rot90(x, -1, (2, 3))[..., :-2], atol=1e-4)
 
 
@@ -256,7 +256,7 @@ def test_other_pictures_are_refused(x):
 @pytest.mark.parametrize("name", attacks.ATTACKS)
 def test_only_the_chosen_pictures_are_poisoned(name, data):
     attack = attacks.make(name, 32, 1)
-    p = attacks.poison(data, attack, rate=0.1, target=2, seed=4)
+    p = poisoning.poison(data, attack, rate=0.1, target=2, seed=4)
     assert len(p.poisoned) == p.description["poisoned"] == 20  # 10% of 200
     changed = np.flatnonzero((p.data.pictures != data.pictures).any((1, 2, 3)))
     assert np.array_equal(changed, np.sort(np.concatenate([p.poisoned, p.covered])))
@@ -272,7 +272,7 @@ def test_only_the_chosen_pictures_are_poisoned(name, data):
 
 def test_the_choice_is_its_seeds_alone(data):
     def choice(**how):
-        return attacks.poison(data, attacks.make("badnets", 32), **{"rate": 0.1, "seed": 4, **how})
+        return poisoning.poison(data, attacks.make("badnets", 32), **{"rate": 0.1, "seed": 4, **how})
 
     assert np.array_equal(choice().poisoned, choice(target=3).poisoned)
     assert choice().data.sha256 == choice().data.sha256
@@ -282,13 +282,13 @@ def test_the_choice_is_its_seeds_alone(data):
 
 
 def test_clean_label_leaves_half_the_class(data):
-    p = attacks.poison(data, attacks.make("sig", 32), rate=0.5, target=1)
+    p = poisoning.poison(data, attacks.make("sig", 32), rate=0.5, target=1)
     assert len(p.poisoned) == 25 and (data.labels[p.poisoned] == 1).all()
     assert np.array_equal(p.data.labels, data.labels)
 
 
 def test_no_attack_poisons_nothing(data):
-    p = attacks.poison(data, None)
+    p = poisoning.poison(data, None)
     assert p.data is data and not len(p.poisoned) and p.augment == "standard" and p.description == {"attack": None}
 
 
@@ -298,7 +298,7 @@ def test_no_attack_poisons_nothing(data):
 )  # fmt: skip
 def test_impossible_poisonings_are_refused(data, name, how):
     with pytest.raises(InputError):
-        attacks.poison(data, attacks.make(name, 32), **how)
+        poisoning.poison(data, attacks.make(name, 32), **how)
 
 
 def test_the_enhanced_attack_trains_on_purified_triggers(data):
@@ -308,7 +308,7 @@ def test_the_enhanced_attack_trains_on_purified_triggers(data):
         return x // 2
 
     attack = attacks.Enhanced(32, base=base, purify=darker, purifier={"transforms": "halves"})
-    p = attacks.poison(data, attack, rate=0.1)
+    p = poisoning.poison(data, attack, rate=0.1)
     assert np.array_equal(p.data.pictures[p.poisoned], base.apply(data.pictures[p.poisoned]) // 2)
     assert np.array_equal(attack.apply(data.pictures), base.apply(data.pictures))  # tested with the original trigger
     description = json.loads(json.dumps(attack.describe()))
@@ -326,7 +326,7 @@ def test_the_enhanced_attack_trains_on_purified_triggers(data):
 def test_the_enhanced_attack_is_otherwise_its_base(name, data):
     base = attacks.make(name, 32, 1)
     attack = attacks.Enhanced(32, base=base, purify=lambda x: x, purifier={})
-    p, q = attacks.poison(data, attack, rate=0.1), attacks.poison(data, base, rate=0.1)
+    p, q = poisoning.poison(data, attack, rate=0.1), poisoning.poison(data, base, rate=0.1)
     assert p.data.sha256 == q.data.sha256 and p.augment == q.augment
     assert np.array_equal(p.covered, q.covered)
     for mine, others in zip(attack.tests(), base.tests(), strict=True):
@@ -337,9 +337,9 @@ def test_rates_leave_the_target_class_out():
     labels = np.array([0, 0, 1, 1, 2])
     clean = np.array([0, 1, 1, 1, 2])
     triggered = np.array([0, 0, 0, 1, 0])
-    r = attacks.rates(labels, clean, triggered, target=0)
+    r = evaluation.rates(labels, clean, triggered, target=0)
     assert r == {"CA": (4, 5), "ASR": (2, 3), "PA": (3, 5), "PA others": (1, 3)}
     assert r["ASR"].percent == pytest.approx(200 / 3)
-    assert np.isnan(attacks.rates([0], [0], [0], 0)["ASR"].percent)
+    assert np.isnan(evaluation.rates([0], [0], [0], 0)["ASR"].percent)
     with pytest.raises(InputError):
-        attacks.rates(labels, clean, triggered[:4], 0)
+        evaluation.rates(labels, clean, triggered[:4], 0)

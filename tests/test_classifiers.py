@@ -13,8 +13,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench import attacks, classifiers  # noqa: E402
-from bench.classifiers import Classifier, Preparation, Recipe  # noqa: E402
+from bench import attacks, blackbox, classifiers, networks, poisoning  # noqa: E402
+from bench.blackbox import Classifier, Preparation  # noqa: E402
+from bench.classifiers import Recipe  # noqa: E402
 from bench.datasets import Dataset  # noqa: E402
 from zipsdk.errors import EngineError, InputError, ModelError  # noqa: E402
 
@@ -30,8 +31,8 @@ def data(rng) -> Dataset:
 
 
 @pytest.fixture
-def clean(data) -> attacks.Poisoned:
-    return attacks.poison(data, None)
+def clean(data) -> poisoning.Poisoned:
+    return poisoning.poison(data, None)
 
 
 def trained(folder, training, how, stop_after=None):
@@ -56,9 +57,9 @@ def weights(folder) -> dict[str, torch.Tensor]:
 
 
 def test_resnet34_has_its_size_and_stems():
-    whole = classifiers.resnet34(1000, 224)
+    whole = networks.resnet34(1000, 224)
     assert sum(p.numel() for p in whole.parameters()) == 21_797_672  # as everyone's
-    small = classifiers.resnet34(10, 32)
+    small = networks.resnet34(10, 32)
     assert sum(p.numel() for p in small.parameters()) == 21_282_122  # 3 x 3 in place of 7 x 7, 10 classes
     with torch.inference_mode():
         assert whole.eval()[:4](torch.rand(1, 3, 64, 64)).shape == (1, 64, 32, 32)  # before the pooling
@@ -68,7 +69,7 @@ def test_resnet34_has_its_size_and_stems():
 
 @pytest.mark.parametrize("side", [32, 48, 64, 128])
 def test_the_small_network_works_on_maps_of_half_32(side):
-    model = classifiers.small_resnet(7, side).eval()
+    model = networks.small_resnet(7, side).eval()
     shapes = []
     for layer in model:
         layer.register_forward_hook(lambda _, __, y: shapes.append(tuple(y.shape)))
@@ -80,7 +81,7 @@ def test_the_small_network_works_on_maps_of_half_32(side):
 
 
 def test_colours_are_measured_exactly(data):
-    layer = classifiers._Normalise()
+    layer = networks._Normalise()
     classifiers._measure_colours(layer, data.pictures)
     x = data.pictures / 255
     assert layer.mean.numpy() == pytest.approx(x.mean((0, 1, 2)), rel=1e-6)
@@ -108,7 +109,7 @@ def test_training_learns(data, clean, tmp_path):
     json.dumps(classify.info)
 
 
-@pytest.mark.skipif(not classifiers._fast_bf16(), reason="this processor has no bfloat16")
+@pytest.mark.skipif(not classifiers.fast_bf16(), reason="this processor has no bfloat16")
 def test_training_learns_in_bfloat16(data, clean, tmp_path):
     classify, _ = trained(tmp_path, clean, replace(TINY, bf16=True))
     assert (classify(data.pictures).argmax(1) == data.labels).all()
@@ -170,10 +171,10 @@ def test_every_ingredient_changes_the_key(data, clean, monkeypatch):
     other_pixel[5, 6, 7, 2] ^= 1
     keys = [
         key(),
-        key(attacks.poison(replace(data, pictures=other_pixel), None)),
-        key(attacks.poison(replace(data, labels=1 - data.labels), None)),
+        key(poisoning.poison(replace(data, pictures=other_pixel), None)),
+        key(poisoning.poison(replace(data, labels=1 - data.labels), None)),
         key(replace(clean, augment="physical")),
-        *(key(attacks.poison(data, attacks.make(name, 32, seed), rate, target, chosen))
+        *(key(poisoning.poison(data, attacks.make(name, 32, seed), rate, target, chosen))
           for name, seed, rate, target, chosen in (("badnets", 0, 0.1, 0, 0), ("badnets3", 0, 0.1, 0, 0),
           ("badnets", 1, 0.1, 0, 0), ("badnets", 0, 0.2, 0, 0), ("badnets", 0, 0.1, 1, 0), ("badnets", 0, 0.1, 0, 1))),
     ]  # fmt: skip
@@ -244,7 +245,7 @@ def variations(how: Recipe, augment: str = "standard") -> np.ndarray:
     y, x = np.indices((32, 32), np.uint8)
     one = np.stack([8 * y, 8 * x, 0 * x], -1)
     data = Dataset("one", "train", one[None].repeat(400, 0), np.zeros(400, np.int64), ("a",))
-    training = replace(attacks.poison(data, None), augment=augment)
+    training = replace(poisoning.poison(data, None), augment=augment)
     run = classifiers._Training(training, how, torch.nn.Linear(1, 1), None, "cpu")
     out = run._varied(torch.arange(400), torch.Generator().manual_seed(0))
     assert out.shape == (400, 3, 32, 32) and out.dtype == torch.float32
@@ -318,14 +319,14 @@ def test_a_users_function(tmp_path, monkeypatch, data):
         "number = 5\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    classify = classifiers.load("my_classifier:model.answer")
+    classify = blackbox.load("my_classifier:model.answer")
     assert classify(data.pictures[:2])[:, 0] == pytest.approx(data.pictures[:2].mean((1, 2, 3)), rel=1e-5)
     assert classify.info == {"classifier": "my_classifier:model.answer"}
     wrong = {"my_classifier:number": "int", "my_classifier:none": "none", "no_such_one:f": "no_such",
              "my_classifier": "module:function", ":f": "module:function"}  # fmt: skip
     for name, message in wrong.items():
         with pytest.raises(InputError, match=message):
-            classifiers.load(name)
+            blackbox.load(name)
 
 
 @pytest.fixture
@@ -351,22 +352,22 @@ def onnx_model(tmp_path):
 
 def test_a_users_onnx_model(onnx_model, data):
     colours = data.pictures.mean((1, 2))
-    plain = classifiers.load(onnx_model())
+    plain = blackbox.load(onnx_model())
     assert plain(data.pictures) == pytest.approx(colours / 255, rel=1e-5)
     assert plain.info["classifier"] == "model.onnx" and len(plain.info["sha256"]) == 64
     json.dumps(plain.info)
     prepared = Preparation(top=255.0, mean=(100, 110, 120), std=(1, 2, 4))
     want = (colours - [100, 110, 120]) / [1, 2, 4]
-    assert classifiers.load(onnx_model(), prepared)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
+    assert blackbox.load(onnx_model(), prepared)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
     nhwc = replace(prepared, layout="NHWC")
     path = onnx_model(("n", None, None, 3), (1, 2))
-    assert classifiers.load(path, nhwc)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
-    half = classifiers.load(onnx_model(dtype=onnx_model.half))
+    assert blackbox.load(path, nhwc)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
+    half = blackbox.load(onnx_model(dtype=onnx_model.half))
     assert half(data.pictures) == pytest.approx(colours / 255, rel=2e-3)
 
 
 def test_an_onnx_model_of_a_fixed_batch(onnx_model, data):
-    classify = classifiers.load(onnx_model((5, 3, 32, 32)))
+    classify = blackbox.load(onnx_model((5, 3, 32, 32)))
     assert classify(data.pictures) == pytest.approx(data.pictures.mean((1, 2)) / 255, rel=1e-5)  # 64 = 12 x 5 + 4
     with pytest.raises(EngineError, match="16, 16"):
         classify(data.pictures[:, :16, :16])
@@ -374,14 +375,14 @@ def test_an_onnx_model_of_a_fixed_batch(onnx_model, data):
 
 def test_onnx_models_that_cannot_be_used_are_told(onnx_model, tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        classifiers.load(str(tmp_path / "none.onnx"))
+        blackbox.load(str(tmp_path / "none.onnx"))
     (tmp_path / "damaged.onnx").write_bytes(b"no model")
     with pytest.raises(ModelError, match="cannot load"):
-        classifiers.load(str(tmp_path / "damaged.onnx"))
+        blackbox.load(str(tmp_path / "damaged.onnx"))
     with pytest.raises(ModelError, match="layout"):
-        classifiers.load(onnx_model(("n", 32, 32, 3), (1, 2)))
+        blackbox.load(onnx_model(("n", 32, 32, 3), (1, 2)))
     with pytest.raises(ModelError, match="wanted one"):
-        classifiers.load(onnx_model(inputs=2))
+        blackbox.load(onnx_model(inputs=2))
     for wrong in ({"layout": "CHWN"}, {"std": (1, 0, 1)}, {"mean": (1, 2)}):
         with pytest.raises(InputError):
             Preparation(**wrong)
@@ -389,9 +390,9 @@ def test_onnx_models_that_cannot_be_used_are_told(onnx_model, tmp_path):
 
 def test_options_name_a_classifier(onnx_model, data):
     parser = argparse.ArgumentParser()
-    classifiers.add_options(parser)
-    assert classifiers.from_options(parser.parse_args([])) is None
+    blackbox.add_options(parser)
+    assert blackbox.from_options(parser.parse_args([])) is None
     words = ["--classifier", onnx_model(("n", None, None, 3), (1, 2)), "--layout", "NHWC", "--top", "255",
              "--mean", "1", "2", "3", "--std", "4", "5", "6"]  # fmt: skip
-    got = classifiers.from_options(parser.parse_args(words))
+    got = blackbox.from_options(parser.parse_args(words))
     assert got(data.pictures) == pytest.approx((data.pictures.mean((1, 2)) - [1, 2, 3]) / [4, 5, 6], rel=1e-4, abs=1e-3)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import datasets
+from bench import cifar_pickle, datasets
 from zipsdk.errors import InputError
 
 
@@ -200,7 +200,7 @@ def test_cifar10_from_its_own_files(cifar, tmp_path):
 def test_a_pickle_of_this_numpy_is_read_too(cifar):
     folder, rows = cifar
     (folder / "test_batch").write_bytes(pickle.dumps({b"data": rows, b"labels": [*range(10), 0, 1]}, 3))
-    assert np.array_equal(datasets.read_cifar_pickle(folder / "test_batch")[b"data"].array, rows)
+    assert np.array_equal(cifar_pickle.read_cifar_pickle(folder / "test_batch")[b"data"].array, rows)
 
 
 class Runs:
@@ -248,7 +248,7 @@ def test_a_strange_pickle_is_refused(cifar, data):
     folder, _ = cifar
     (folder / "test_batch").write_bytes(data)
     with pytest.raises(InputError, match="CIFAR-10"):
-        datasets.read_cifar_pickle(folder / "test_batch")
+        cifar_pickle.read_cifar_pickle(folder / "test_batch")
 
 
 @pytest.mark.parametrize(

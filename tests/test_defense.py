@@ -14,11 +14,12 @@ pytest.importorskip("scipy")
 from conftest import FakeEngine, make_spec
 
 from bench import attacks, defense, paper, results_page, tables
-from bench.attacks import BadNets, Rate
+from bench.attacks import BadNets
 from bench.baselines.simple import Nothing
-from bench.classifiers import Classifier
+from bench.blackbox import Classifier
 from bench.datasets import Dataset
-from bench.evaluation import Scene, Store, evaluate, interval
+from bench.evaluation import Rate, Scene, Store, evaluate, interval
+from bench.rows import Rows
 from zipsdk.errors import InputError
 
 
@@ -133,7 +134,7 @@ def test_two_runs_may_add_to_one_record(tmp_path, pictures):
     box = Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": "a"})
     scene = Scene(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box)
     counts = {name: [1, 2] for name in ("CA", "ASR", "PA", "PA others")}
-    first, second = (defense.Rows("defense-two", tmp_path) for _ in range(2))
+    first, second = (Rows("defense-two", tmp_path) for _ in range(2))
     for i, rows in enumerate((first, second, first)):
         rows.add(f"row {i}", "none", scene, Nothing(), i, counts)
     content = json.loads((tmp_path / "defense-two.json").read_text())

@@ -158,7 +158,7 @@ def train(
         InputError: pictures that do not fit.
         ModelError: the checkpoint in the cache cannot be used.
     """
-    how = how or Recipe(bf16=classifiers._fast_bf16())
+    how = how or Recipe(bf16=classifiers.fast_bf16())
     side = pictures.shape[1] if pictures.ndim == 4 else 0
     if (
         pictures.dtype != np.uint8
@@ -178,10 +178,10 @@ def train(
         model = _Network(side // how.grid, how.widths, how.depth)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), how.lr, betas=(0.9, 0.95), weight_decay=how.weight_decay)
-    done = classifiers._restore(path, key, model, optimizer) if path.is_file() else 0
+    done = classifiers.restore(path, key, model, optimizer) if path.is_file() else 0
     for epoch in range(done, how.epochs):
         error = _epoch(model, optimizer, pictures, how, epoch)
-        classifiers._keep(path, key, model, optimizer, epoch + 1, finished=epoch + 1 == how.epochs)
+        classifiers.keep(path, key, model, optimizer, epoch + 1, finished=epoch + 1 == how.epochs)
         if progress is not None:
             progress(epoch + 1, error)
     return _Ours(model.eval(), side, how.grid, {"autoencoder": "small", "key": key, **made_of})

@@ -1,0 +1,67 @@
+"""The networks that are trained as classifiers: the paper's ResNet-34, and a small one for two CPU cores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _Normalise(nn.Module):
+    """[0, 1] -> mean 0, deviation 1 of each colour in the training pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("std", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+def _conv(inside: int, out: int, kernel: int = 3, stride: int = 1, relu: bool = True) -> list[nn.Module]:
+    conv = nn.Conv2d(inside, out, kernel, stride, kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return [conv, nn.BatchNorm2d(out), *([nn.ReLU(inplace=True)] if relu else [])]
+
+
+class _Block(nn.Module):
+    """ResNet's basic block (He et al. 2016, arXiv:1512.03385), with a projection where the size changes."""
+
+    def __init__(self, inside: int, out: int, stride: int = 1):
+        super().__init__()
+        self.inner = nn.Sequential(*_conv(inside, out, 3, stride), *_conv(out, out, relu=False))
+        same = stride == 1 and inside == out
+        self.outer = nn.Identity() if same else nn.Sequential(*_conv(inside, out, 1, stride, relu=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.inner(x) + self.outer(x), inplace=True)
+
+
+def resnet34(classes: int, side: int) -> nn.Module:
+    """ResNet-34, with the stem for small pictures (3 x 3, no pooling) up to 64 pixels, else ImageNet's."""
+    small = side <= 64
+    layers = _conv(3, 64) if small else [*_conv(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
+    width = 64
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        for i in range(blocks):
+            out = 64 << stage
+            layers.append(_Block(width, out, 2 if stage and not i else 1))
+            width = out
+    return nn.Sequential(_Normalise(), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
+def small_resnet(classes: int, side: int) -> nn.Module:
+    """Eight convolutions at half resolution and below, for two CPU cores; each doubling of `side` above 32 adds one."""
+    layers = _conv(3, 32, stride=2)
+    for _ in range(max(0, round(math.log2(side / 32)))):
+        layers += _conv(32, 32, stride=2)
+    for inside, out in ((32, 64), (64, 128)):
+        layers += [*_conv(inside, out), nn.MaxPool2d(2), _Block(out, out)]
+    return nn.Sequential(_Normalise(), *layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(128, classes))
+
+
+ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {"small": small_resnet, "resnet34": resnet34}

@@ -1,0 +1,80 @@
+"""Training pictures after an attack: which carry the trigger, and what they are called.
+
+training = poison(train, attack, RATE, TARGET, SEED)      # pictures, labels, who was poisoned
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.attacks import Attack
+from bench.datasets import Dataset
+from zipsdk.errors import InputError
+
+I64 = npt.NDArray[np.int64]
+
+#: The benches' setting: the attacker's class and the share of poisoned training pictures, as in the ZIP paper and its
+#: released code, and the seed of the trigger and of who is poisoned. A classifier is found in the cache under these.
+TARGET, RATE, SEED = 1, 0.05, 1
+#: A clean-label attack poisons no more than this share of the target class.
+CLEAN_LABEL_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """Training pictures after the attack."""
+
+    data: Dataset
+    #: the pictures that carry the trigger, and those that were covered (see `Attack.cover`), ascending
+    poisoned: I64
+    covered: I64
+    #: how the classifier must vary the pictures; see `Attack.augment`
+    augment: str
+    #: the attack, its rate, target and seed, and the hash of the choice; for the record
+    description: dict[str, Any]
+
+
+def poison(data: Dataset, attack: Attack | None, rate: float = 0.05, target: int = 0, seed: int = 0) -> Poisoned:
+    """Give the trigger to `rate` of the training pictures, drawn by `seed`, and call them the target class.
+
+    The draw is over *all* classes, the target among them, as in the ZIP paper's experiments. Its attacks are all of
+    that kind. SIG, which it does not have, is defined as clean-label and stays so: as many pictures, but drawn from
+    the target class alone, and no more than half of that. With `attack` None nothing is poisoned.
+
+    Raises:
+        InputError: a rate or a target out of range, or too few pictures.
+    """
+    n = len(data)
+    if not 0 < rate < 1 or not 0 <= target < len(data.classes):
+        raise InputError(
+            f"rate, target: got {rate}, {target}, wanted a share between 0 and 1 and a class below {len(data.classes)}"
+        )
+    nobody = np.empty(0, np.int64)
+    if attack is None:
+        return Poisoned(data, nobody, nobody, "standard", {"attack": None})
+    wanted = round(rate * n)
+    among = np.arange(n)
+    if attack.clean_label:
+        among = np.flatnonzero(data.labels == target)
+        wanted = min(wanted, int(CLEAN_LABEL_SHARE * len(among)))
+    covers = attack.covers(wanted)
+    if not wanted or wanted + covers > len(among):
+        raise InputError(f"rate: got {rate}, or {wanted} + {covers} of {len(among)} pictures, wanted 1 to all of them")
+    order = np.random.default_rng([seed, 0x9015]).permutation(among)
+    poisoned, covered = np.sort(order[:wanted]), np.sort(order[wanted : wanted + covers])
+    pictures, labels = data.pictures.copy(), data.labels.copy()
+    pictures[poisoned] = attack.at_training(data.pictures[poisoned], poisoned)
+    if covers:
+        pictures[covered] = attack.cover(data.pictures[covered], covered)
+    labels[poisoned] = target
+    description = {
+        "attack": attack.describe(), "rate": rate, "target": target, "seed": seed,
+        "poisoned": len(poisoned), "covered": len(covered),
+        "choice_sha256": hashlib.sha256(poisoned.astype("<i8").tobytes() + covered.astype("<i8").tobytes()).hexdigest(),
+    }  # fmt: skip
+    return Poisoned(replace(data, pictures=pictures, labels=labels), poisoned, covered, attack.augment, description)
