@@ -10,33 +10,23 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from bench import paper, record, tables
-from bench.evaluation import Rate, interval
 from bench.report import table
+from bench.results_groups import GUARD, SHORT, Group, groups
+from bench.results_plot import DOCS, curve, dots
 
 DATASETS = ("cifar10", "gtsrb", "imagenette")
 TITLES = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB", "imagenette": "Imagenette"}
-DOCS = Path(__file__).parent.parent / "docs"
-
-GUARD = "guard profile=fast"
 #: What a defence should beat in PA.
 RIVALS = ("shrinkpad", "blur", "diffpure", "blur+diffpure", "ddnm")
 #: Attackers who know the guard; nothing is promised against them.
 ADAPTIVE = ("redundant",)
 
-#: The defences of Table 1, and what plots and the README call them.
-SHORT = {"none": "no defence", "shrinkpad": "ShrinkPad", "blur": "blur alone", "zip-paper": "ZIP, the paper's setting",
-         "zip": "ZIP, one setting", "zip profile=fast": "ZIP, one setting, fast",
-         GUARD: "ZIP fast behind the guard"}  # fmt: skip
-
 #: Tables that are drawn, over what.
 CURVES = {"lambda": "lam", "evaluations": "evaluations", "guarded": "evaluations"}
-
-Row = dict[str, Any]
 
 
 def records() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -46,55 +36,6 @@ def records() -> Iterator[tuple[str, dict[str, Any]]]:
             content = record.read(f"defense-{dataset}")
             if content["rows"]:
                 yield dataset, content
-
-
-class Group:
-    """The rows that differ in their seed alone."""
-
-    def __init__(self, rows: list[Row]):
-        self.rows, self.first = rows, rows[0]
-
-    def rate(self, name: str, of: str | None = None) -> Rate | None:
-        """The mean number of hits, of the classifier or of the "clean classifier"."""
-        rates = [Rate(*(r[of] if of else r)[name]) for r in self.rows if not of or of in r]
-        if not rates:
-            return None
-        return Rate(round(statistics.mean(r.hits for r in rates)), rates[0].of)
-
-    def percents(self, name: str) -> list[float]:
-        return [Rate(*r[name]).percent for r in self.rows]
-
-    def cell(self, name: str) -> str:
-        values = self.percents(name)
-        rate = self.rate(name)
-        assert rate is not None
-        low, high = interval(rate)
-        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.1f}{spread} [{low:.1f}, {high:.1f}]"
-
-
-def groups(content: dict[str, Any], attacks: Iterable[str], lines: Iterable[str]) -> list[Group]:
-    """The rows of a record for these attacks and defences, in that order; the largest set of pictures of each."""
-    found: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
-    for row in content["rows"].values():
-        found.setdefault((row["attack"], row["defence"], row["trigger name"]), {}).setdefault(
-            _like(row, content), []
-        ).append(row)
-    out = []
-    for attack in attacks:
-        for line in lines:
-            for (a, d, _), variants in found.items():
-                if (a, d) == (attack, line):
-                    best = max(
-                        variants.values(), key=lambda rows: (rows[0]["CA"][1], content["runs"][rows[-1]["run"]]["date"])
-                    )
-                    out.append(Group(sorted(best, key=lambda r: r["seed"])))
-    return out
-
-
-def _like(row: Row, content: dict[str, Any]) -> str:
-    """What rows have in common that may be averaged over their seeds."""
-    return "/".join([row["data"], row["classifiers"], row["defences"]])
 
 
 def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
@@ -244,76 +185,6 @@ def section(dataset: str, content: dict[str, Any]) -> str:
 def used_runs(content: dict[str, Any]) -> list[dict[str, Any]]:
     used = {row["run"] for row in content["rows"].values()}
     return sorted((run for name, run in content["runs"].items() if name in used), key=lambda run: run["date"])
-
-
-def dots(content: dict[str, Any], dataset: str) -> Path | None:
-    """Table 1 and the guard as a plot: CA, ASR and PA of each defence under each trigger."""
-    import matplotlib.pyplot as plt
-
-    found = groups(content, tables.TABLES["agnostic"].attacks, SHORT)
-    if not found:
-        return None
-    triggers = list(dict.fromkeys(f"{g.first['attack']}: {g.first['trigger name']}" for g in found))
-    figure, axes = plt.subplots(1, 3, figsize=(11, 1.0 + 0.6 * len(triggers)), sharey=True, layout="constrained")
-    for axis, name, better in zip(axes, ("CA", "ASR", "PA"), ("higher", "lower", "higher"), strict=True):
-        for i, line in enumerate(SHORT):
-            mine = [g for g in found if g.first["defence"] == line]
-            y = [triggers.index(f"{g.first['attack']}: {g.first['trigger name']}") + 0.12 * (i - 3) for g in mine]
-            x = [statistics.mean(g.percents(name)) for g in mine]
-            ends = [interval(g.rate(name)) for g in mine]  # type: ignore[arg-type]
-            pairs = list(zip(x, ends, strict=True))
-            # the interval is of whole pictures, and may miss the mean over the seeds by a hair
-            error = [[max(0.0, v - low) for v, (low, _) in pairs], [max(0.0, high - v) for v, (_, high) in pairs]]
-            axis.errorbar(x, y, xerr=error, fmt="o", markersize=4, linewidth=1, color=f"C{i}", label=SHORT[line])
-        axis.set(xlim=(-2, 102), xlabel=f"{name}, % ({better} is better)")
-        axis.grid(alpha=0.3)
-    axes[0].set_yticks(range(len(triggers)), [t.split(": ")[1] for t in triggers])
-    axes[0].set_ylim(len(triggers) - 0.5, -0.5)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    return _save(figure, f"defense-{dataset}.png")
-
-
-def curve(content: dict[str, Any], dataset: str, name: str, x: str) -> Path | None:
-    """CA, ASR and PA over lambda or over the number of evaluations."""
-    import matplotlib.pyplot as plt
-
-    wanted = tables.TABLES[name]
-    found = groups(content, wanted.attacks, wanted.defences)
-    if len({_setting(content, g, x) for g in found}) < 3:  # other tables share some of these rows
-        return None
-    triggers = list(dict.fromkeys((g.first["attack"], g.first["trigger name"]) for g in found))
-    figure, axes = plt.subplots(1, len(triggers), figsize=(3.6 * len(triggers), 3.2), sharey=True, layout="constrained",
-                                squeeze=False)  # fmt: skip
-    for axis, trigger in zip(axes[0], triggers, strict=True):
-        mine = [g for g in found if (g.first["attack"], g.first["trigger name"]) == trigger]
-        mine.sort(key=lambda g: _setting(content, g, x))
-        at = [_setting(content, g, x) for g in mine]
-        for i, rate in enumerate(("CA", "ASR", "PA")):
-            ends = [interval(g.rate(rate)) for g in mine]  # type: ignore[arg-type]
-            axis.plot(
-                at, [statistics.mean(g.percents(rate)) for g in mine], "o-", markersize=4, color=f"C{i}", label=rate
-            )
-            axis.fill_between(at, *zip(*ends, strict=True), color=f"C{i}", alpha=0.15, linewidth=0)
-        axis.set(xscale="log", xlabel={"lam": "lambda"}.get(x, x), title=trigger[1], ylim=(-2, 102))
-        axis.set_xticks(at, [f"{v:g}" for v in at])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("%")
-    axes[0][0].legend(frameon=False)
-    return _save(figure, f"defense-{dataset}-{name}.png")
-
-
-def _setting(content: dict[str, Any], group: Group, x: str) -> float:
-    return float(group.first[x] if x in group.first else content["defences"][group.first["defences"]][x])
-
-
-def _save(figure: Any, name: str) -> Path:
-    import matplotlib.pyplot as plt
-
-    path = DOCS / name
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
-    return path
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("scipy")
 
 from conftest import FakeEngine, make_spec
 
-from bench import attacks, defense, paper, results_page, tables
+from bench import attacks, defense, paper, results_page, results_plot, tables
 from bench.attacks import BadNets
 from bench.baselines.simple import Nothing
 from bench.blackbox import Classifier
@@ -260,7 +260,7 @@ def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsy
     assert capsys.readouterr().out.splitlines()[-4:] == printed.splitlines()[-4:]
 
     # a page can be drawn of it
-    monkeypatch.setattr(results_page, "DOCS", tmp_path)
+    monkeypatch.setattr(results_plot, "DOCS", tmp_path)
     page = results_page.section("two", again)
     assert "No defence" in page or "no defence" in page.lower()
     assert f"{100 * none['CA'][0] / 64:.1f}" in page
