@@ -33,7 +33,7 @@ from bench import attacks, blackbox, classifiers, datasets, record, tables
 from bench.baselines import Defence
 from bench.baselines.guarded import Guarded
 from bench.blackbox import Classifier
-from bench.evaluation import Rate, Scene, Store, evaluate, interval
+from bench.evaluation import Rate, Scene, Store, evaluate, hash_of, interval
 from bench.networks import ARCHITECTURES
 from bench.poisoning import RATE, SEED, TARGET, poison
 from bench.rows import Rows
@@ -62,6 +62,9 @@ class Bench:
         engine = zipsdk.load_engine(a.engine)
         self.workshop = tables.Workshop(engine, a.dataset, self.test.side, self._bdmae, self._unseen)
         self.given = blackbox.from_options(a)
+        if self.given is not None:  # a name says little: rows of what stood behind it before are not its
+            some = self.test.pictures[:8]
+            self.given.info["scores of the first pictures"] = hash_of(np.round(self.given(some), 3).tolist())
         self._classifiers: dict[str, Classifier] = {}
         self._others: np.ndarray | None = None
 
@@ -213,11 +216,12 @@ def measure_cost(bench: Bench, rows: Rows, lines: list[str], repeats: int = 5) -
                 bar.update()
     for line, defence in defences.items():
         took = {what: record.quartiles(times[of, what]) for of, what in acts if of == line}
-        rows.content["cost"][line] = {
+        cost = {
             "name": defence.name, "evaluations": defence.evaluations, "queries": defence.queries,
             "pictures": len(pictures), "side": bench.test.side, **took,
             "engine": getattr(bench.workshop.engine, "info", {}), "run": rows.run,
         }  # fmt: skip
+        rows.put("cost", line, cost)
         said = ", ".join(f"{what} {t['median']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for what, t in took.items())
         print(f"{defence.name:<44} {said}; {defence.evaluations:g} evaluations, {defence.queries} queries")
     rows.write()
@@ -241,6 +245,7 @@ def sheet(bench: Bench, rows: int = 8) -> Path:
         for x, bad, good in zip(picked, triggered, treated, strict=True):
             away = np.clip(128 + 8 * (good.astype(int) - x), 0, 255).astype(np.uint8)
             lines.append([x, bad, transformed(guide, bad), good, away])
+    a.results.mkdir(parents=True, exist_ok=True)
     path = a.results / f"defense-{a.dataset}-pictures.png"
     page = contact_sheet(lines, ("clean", "with trigger", "transformed", "purified", "(purified - clean) x 8 + 128"))
     page.save(path)

@@ -234,6 +234,8 @@ def _counts(scene: Scene, clean: I64, triggered: I64) -> dict[str, list[int]]:
 
 
 def interval(rate: Rate) -> tuple[float, float]:
-    """Wilson's 95% interval, in percent."""
+    """Wilson's 95% interval, in percent; NaN of no pictures."""
+    if not rate.of:
+        return float("nan"), float("nan")
     low, high = binomtest(rate.hits, rate.of).proportion_ci(method="wilson")
     return 100 * float(low), 100 * float(high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from zipsdk.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -53,7 +56,7 @@ def _command() -> str:
     """As one would type it, with the names of files but not their folders."""
     script = Path(sys.argv[0])
     start = f"python -m bench.{script.stem}" if script.parent.name == "bench" else script.name
-    return " ".join([start, *(Path(word).name if "/" in word else word for word in sys.argv[1:])])
+    return f"{start} {shlex.join(Path(word).name if '/' in word else word for word in sys.argv[1:])}".rstrip()
 
 
 def environment() -> dict[str, Any]:
@@ -84,7 +87,5 @@ def write(name: str, payload: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write ``folder/name.json``, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({**environment(), **payload}, indent=1) + "\n")
-    part.replace(path)
+    write_atomically(path, (json.dumps({**environment(), **payload}, indent=1) + "\n").encode())
     return path

@@ -63,4 +63,4 @@ def groups(content: dict[str, Any], attacks: Iterable[str], lines: Iterable[str]
 
 def _like(row: Row, content: dict[str, Any]) -> str:
     """What rows have in common that may be averaged over their seeds."""
-    return "/".join([row["data"], row["classifiers"], row["defences"]])
+    return "/".join([row["data"], row["triggers"], str(row["target"]), row["classifiers"], row["defences"]])

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 from bench import record
 from bench.baselines import Defence
@@ -22,15 +30,20 @@ class Rows:
     def __init__(self, name: str, folder: Path):
         self.name, self.folder = name, folder
         self.content: dict[str, dict[str, Any]] = {part: {} for part in self.PARTS}
+        self._mine: dict[str, dict[str, Any]] = {part: {} for part in self.PARTS}
         self._merge()
         environment = record.environment()
         self.run = hash_of(environment)
-        self.content["runs"][self.run] = environment
+        self.put("runs", self.run, environment)
 
     @staticmethod
     def key(line: str, scene: Scene, defence: Defence | Guarded, seed: int) -> str:
         """A row's name. Two lines may mean the same defence, and have a row each: they differ elsewhere."""
         return hash_of([line, scene.describe(), defence.describe(), seed])
+
+    def put(self, part: str, key: str, value: Any) -> None:
+        """Take something in; `write` writes it."""
+        self.content[part][key] = self._mine[part][key] = value
 
     def __contains__(self, key: str) -> bool:
         return key in self.content["rows"]
@@ -46,17 +59,34 @@ class Rows:
                                "queries": defence.queries, "seed": seed, **counts}  # fmt: skip
         for kind, description in said.items():
             row[kind] = hash_of(description)
-            self.content[kind][row[kind]] = description
+            self.put(kind, row[kind], description)
         row["run"] = self.run
-        self.content["rows"][key] = row
+        self.put("rows", key, row)
         self.write()
 
     def _merge(self) -> None:
         if (self.folder / f"{self.name}.json").is_file():
             there = record.read(self.name, self.folder)
-            for part, mine in self.content.items():
-                self.content[part] = {**there[part], **mine}
+            # what others have made since is newer than what was read of it
+            self.content = {part: {**there[part], **mine} for part, mine in self._mine.items()}
 
     def write(self) -> None:
-        self._merge()
-        record.write(self.name, self.content, self.folder)
+        """Write the record, with what other processes have added to it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _alone_in(self.folder):
+            self._merge()
+            record.write(self.name, self.content, self.folder)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time; the system lets go of the lock when the process dies."""
+    if fcntl is None:
+        yield
+        return
+    at = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(at, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(at)

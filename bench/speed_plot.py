@@ -55,6 +55,9 @@ def times(axes: Axes, record: dict[str, Any]) -> None:
     """Time a picture, a bar for each row, on a logarithmic axis."""
     rows = sorted((r for r in record["rows"] if "ms" in r), key=lambda r: "abcdgef".index(r["letter"]))
     gone = [r for r in record["rows"] if "ms" not in r]
+    if not rows:
+        axes.set_axis_off()
+        return
     longest = max(r["ms"]["high"] for r in rows)
     shortest = min(r["ms"]["low"] for r in rows)
     for y, r in enumerate(rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 
 import numpy as np
@@ -68,9 +69,11 @@ def test_a_seam_is_seen_and_its_absence_too():
     assert abs(seams.seam_excess(cut, smooth, [60], 1)) < 0.1
 
 
-def test_records_are_whole_and_say_where_they_come_from(tmp_path):
+def test_records_are_whole_and_say_where_they_come_from(tmp_path, monkeypatch):
     path = record.write("x", {"rows": [1]}, tmp_path)
     assert json.loads(path.read_text())["rows"] == [1]
+    monkeypatch.setattr(sys, "argv", ["bench/defense.py", "quick", "--defence", "zip profile=fast", "--data", "/a/b c"])
+    assert record.environment()["command"] == "python -m bench.defense quick --defence 'zip profile=fast' --data 'b c'"
     assert {"commit", "command", "date", "versions", "machine"} <= json.loads(path.read_text()).keys()
     with pytest.raises(TypeError):
         record.write("x", {"rows": object()}, tmp_path)

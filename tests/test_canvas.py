@@ -12,6 +12,7 @@ from zipsdk.errors import EngineError, InputError
 
 FIXED = make_spec(min_side=64, max_side=64)
 FLEXIBLE = make_spec()
+COARSE = make_spec(min_side=64, max_side=64, multiple=64)
 
 
 class Pointwise(FakeEngine):
@@ -22,10 +23,10 @@ class Pointwise(FakeEngine):
         return (x * (t / (t + 1))[:, None, None, None]).astype(np.float32)
 
 
-@pytest.mark.parametrize("spec", [FIXED, FLEXIBLE], ids=["fixed", "flexible"])
+@pytest.mark.parametrize("spec", [FIXED, FLEXIBLE, COARSE], ids=["fixed", "flexible", "coarse"])
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 9])
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (16, 16), (21, 21), (32, 32), (33, 20), (64, 64), (65, 64), (150, 70),
-                                  (7, 300), (200, 131)])  # fmt: skip
+                                  (7, 300), (200, 131), (264, 64)])  # fmt: skip
 def test_every_pixel_comes_back_to_its_place(spec, n, size, rng):
     layout = plan(spec, *size, divisor=2)
     assert layout.height >= size[0] and layout.width >= size[1]

@@ -13,7 +13,7 @@ pytest.importorskip("scipy")
 
 from conftest import FakeEngine, make_spec
 
-from bench import attacks, defense, paper, results_page, results_plot, tables
+from bench import attacks, defense, paper, results_groups, results_page, results_plot, tables
 from bench.attacks import BadNets
 from bench.baselines.simple import Nothing
 from bench.blackbox import Classifier
@@ -140,6 +140,37 @@ def test_two_runs_may_add_to_one_record(tmp_path, pictures):
     content = json.loads((tmp_path / "defense-two.json").read_text())
     assert content["rows"].keys() == {"row 0", "row 1", "row 2"}
     assert {row["run"] for row in content["rows"].values()} <= content["runs"].keys()
+
+
+def test_what_is_counted_anew_is_not_undone_by_a_run_that_read_it_before(tmp_path, pictures):
+    data = Dataset("two", "test", pictures, np.arange(150) % 2, ("a", "b"))
+    box = Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": "a"})
+    scene = Scene(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box)
+
+    def counts(hits):
+        return {name: [hits, 2] for name in ("CA", "ASR", "PA", "PA others")}
+
+    Rows("defense-two", tmp_path).add("row", "none", scene, Nothing(), 0, counts(1))
+    stale, fresh = (Rows("defense-two", tmp_path) for _ in range(2))
+    fresh.add("row", "none", scene, Nothing(), 0, counts(2))
+    stale.add("other", "none", scene, Nothing(), 1, counts(0))
+    content = json.loads((tmp_path / "defense-two.json").read_text())
+    assert content["rows"]["row"]["CA"] == [2, 2] and content["rows"]["other"]["CA"] == [0, 2]
+    assert [p.name for p in tmp_path.iterdir()] == ["defense-two.json"]
+
+
+def test_rows_with_other_triggers_or_targets_are_no_seeds_of_one():
+    row = {"attack": "white", "trigger name": "White", "defence": "none", "name": "none", "evaluations": 0, "seed": 0,
+           "data": "d", "classifiers": "c", "defences": "n", "run": "r", "CA": [1, 2], "ASR": [1, 2], "PA": [1, 2],
+           "PA others": [1, 2], "triggers": "t", "target": 1}  # fmt: skip
+    others = [row, {**row, "target": 0}, {**row, "triggers": "u"}, {**row, "seed": 1}]
+    content = {"rows": dict(enumerate(others)), "runs": {"r": {"date": "2026"}}}
+    (group,) = results_groups.groups(content, ["white"], ["none"])
+    assert [r["seed"] for r in group.rows] == [0, 1]
+
+
+def test_no_pictures_have_no_interval():
+    assert np.isnan(interval(Rate(0, 0))).all()
 
 
 def test_wilsons_interval():

@@ -14,7 +14,7 @@ from device_fake import FakeDevice, FakeDeviceEngine
 
 import zipsdk
 from kernels.launch import SOURCES, Host
-from zipsdk.errors import EngineError, OutOfMemory
+from zipsdk.errors import EngineError, InputError, OutOfMemory
 from zipsdk.gpu import loop as gpu_loop
 from zipsdk.gpu.device import SIGNATURES
 
@@ -187,6 +187,45 @@ def test_stream_does_not_hold_a_result_back_for_a_batch_that_is_not_there(device
         if len(got) == 2:
             delivered.set()
     assert len(got) == 3
+
+
+def waiting(purifier):
+    return sum(b.waiting for b in purifier._device_loop._sizes.values())
+
+
+def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
+    gpu, cpu = make(device)
+    batches = [pictures(rng, 1, 32, 32) for _ in range(3)]
+
+    def source():
+        yield from batches
+        raise OSError("the disk is gone")
+
+    got = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        got.extend(gpu.stream(source()))
+    assert len(got) == 3
+    for g, batch in zip(got, batches, strict=True):
+        assert_same(g, cpu.run(batch))
+    assert waiting(gpu) == 0
+
+
+def test_a_stream_that_is_left_early_leaves_nothing_in_flight(device, rng):
+    gpu, _ = make(device)
+    for taken in (1, 2, 3):
+        stream = gpu.stream([pictures(rng, 1, 32, 32) for _ in range(6)])
+        for _ in range(taken):
+            next(stream)
+        stream.close()
+        assert waiting(gpu) == 0
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_begun(device, rng):
+    gpu, _ = make(device, make_spec(**FIXED))
+    gpu._divisor = 48  # cells that divide no canvas
+    with pytest.raises(InputError):
+        gpu.run([pictures(rng, 1, 64, 64)[0], pictures(rng, 1, 200, 64)[0]])
+    assert waiting(gpu) == 0
 
 
 def test_sizes_mixed_in_one_call(device, rng):

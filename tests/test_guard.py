@@ -475,6 +475,64 @@ def test_a_call_that_fails_takes_only_its_own_pictures():
     assert [d.label is None for d in decisions] == [True, False]
 
 
+def test_a_picture_whose_copies_cannot_be_made_takes_no_other_label():
+    class Choosy(ScaleUp):
+        def versions(self, rgb):
+            if rgb[0, 0, 0] == 9:
+                raise MemoryError("no room")
+            return super().versions(rgb)
+
+    pictures = dark(3)
+    pictures[1, 0, 0, 0] = 9
+    watch = Guard(backdoored, Cleaner(), Choosy())
+    decisions = watch.run(pictures)
+    assert [d.flagged for d in decisions] == [False, True, False]
+    assert "no room" in decisions[1].why and decisions[1].label is not None
+    assert watch.counters.failures == 1 and watch.counters.pictures == 3
+
+
+@pytest.mark.parametrize("odd", [lambda p: [], lambda p: [p[:1]], lambda p: [p / 255]])
+def test_a_detector_that_gives_no_pictures_is_told(odd):
+    class Odd(ScaleUp):
+        def versions(self, rgb):
+            return odd(rgb) if rgb[0, 0, 0] == 9 else super().versions(rgb)
+
+    pictures = dark(2)
+    pictures[0, 0, 0, 0] = 9
+    first, second = Guard(backdoored, Cleaner(), Odd()).run(pictures)
+    assert first.flagged and "versions: got" in first.why
+    assert not second.flagged and second.label == 1
+
+
+def test_pictures_with_other_numbers_of_copies_keep_their_answers():
+    class Uneven(ScaleUp):
+        def versions(self, rgb):
+            return super().versions(rgb)[: 1 + int(rgb[0, 0, 0] % 3)]
+
+        def score(self, scores):
+            asked.append(len(scores))
+            return float(scores[0].argmax())
+
+        def flags(self, score):
+            return False
+
+        def why(self, scores, score):
+            return ""
+
+    asked: list[int] = []
+    pictures = np.concatenate([dark(3), 4 * dark(3)])
+    pictures[:, 0, 0, 0] = [30, 31, 32, 200, 202, 201]
+    decisions = Guard(backdoored, Cleaner(), Uneven(), max_batch=4).run(pictures)
+    assert asked == [1, 2, 3, 3, 2, 1]
+    assert [d.label for d in decisions] == [int(backdoored(p[None]).argmax()) for p in pictures]
+
+
+def test_a_call_is_no_larger_than_said_if_nothing_is_said():
+    classify = Recorder(backdoored)
+    Guard(classify, Cleaner()).run(dark(100))
+    assert classify.sizes == [256, 256, 88]
+
+
 def test_a_number_of_classes_that_changes_is_a_failure():
     wider = Recorder(plan=[None, lambda x: np.pad(backdoored(x), ((0, 0), (0, 1)))])
     (decision,) = Guard(wider, Cleaner(), max_batch=3).run(dark(1))

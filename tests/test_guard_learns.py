@@ -66,6 +66,16 @@ def test_it_learns_from_the_first_pictures_and_then_no_more():
     assert watch.detector is learnt
 
 
+def test_a_standing_picture_teaches_nothing():
+    x = photos(20)
+    watch = Guard(by_light, Cleaner(), learn=20)
+    for _ in range(30):
+        watch.run(np.concatenate([x[:19], x[:1]]))
+    assert watch.detector.norms is None
+    watch.run(x[19:])
+    assert watch.detector == DecisivePart().calibrate(by_light, x)
+
+
 def test_what_is_learnt_counts_at_once():
     """A first batch is judged by what it has taught, and by what is usual where it is too small."""
     x = photos(40)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -105,6 +106,23 @@ def test_copies_are_the_literal_ones(size):
         np.testing.assert_array_equal(alone[mask], rgb[mask])
         covered += mask
     assert covered.min() > 0
+
+
+@pytest.mark.parametrize("size", [(33, 21), (1, 90), (70, 5)])
+def test_long_lines_are_blurred_in_blocks(size, monkeypatch):
+    rgb = noise(*size)
+    whole = views.copies(rgb).astype(int)
+    monkeypatch.setattr(views, "BLOCK", 8)
+    off = np.abs(views.copies(rgb) - whole)
+    assert off.max() <= 1 and (off > 0).mean() < 1e-3  # halves that float32 rounds the other way
+
+
+def test_a_thin_picture_takes_no_more_memory_than_a_square_one():
+    tracemalloc.start()
+    views.copies(np.zeros((1, 30_000, 3), np.uint8))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6  # a matrix for the line would be 3.6 GB
 
 
 def test_parts_are_named_in_the_order_of_their_copies():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from itertools import islice
 from typing import Any
@@ -18,6 +18,8 @@ F64 = npt.NDArray[np.float64]
 
 #: Calls that a time-out left running. At this many the classifier is not called again until one of them ends.
 MAX_HANGING = 4
+#: Pictures and copies in one call, if nothing is said: what a network on a small GPU or a request to a service bears.
+MAX_BATCH = 256
 
 
 class BlackBox:
@@ -27,7 +29,7 @@ class BlackBox:
         self,
         classify: Callable[[U8], Any],
         timeout: float | None = None,
-        max_batch: int | None = None,
+        max_batch: int | None = MAX_BATCH,
         count: Callable[..., None] = lambda **more: None,
     ):
         if not callable(classify):
@@ -50,21 +52,43 @@ class BlackBox:
     def ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | str]:
         """For each picture the scores of its versions (versions, classes), or why there are none.
 
-        `versions` gives the same number of pictures for each, of its own size.
+        `versions` gives pictures of its own size and dtype, at least one.
         """
         sizes: dict[tuple[int, ...], list[int]] = {}
         for i, p in enumerate(pictures):
             sizes.setdefault(p.shape, []).append(i)
         answers: list[F64 | str] = [""] * len(pictures)
         for members in sizes.values():
-            versions_of_all = (v for i in members for v in versions(pictures[i]))
+            made: dict[int, int | str] = {}
+            versions_of_all = self._versions({i: pictures[i] for i in members}, versions, made)
             rows: list[F64 | str] = []
             while part := list(islice(versions_of_all, self.max_batch)):
                 rows += self._call(np.stack(part))
-            each = len(rows) // len(members)
-            for k, i in enumerate(members):
-                answers[i] = _together(rows[k * each : (k + 1) * each])
+            start = 0
+            for i, n in made.items():
+                answers[i] = n if isinstance(n, str) else _together(rows[start : start + n])
+                start += 0 if isinstance(n, str) else n
         return answers
+
+    def _versions(
+        self, pictures: dict[int, U8], versions: Callable[[U8], list[U8]], made: dict[int, int | str]
+    ) -> Iterator[U8]:
+        """All versions of all pictures; `made` takes how many each has, or why it has none."""
+        for i, picture in pictures.items():
+            try:
+                copies = list(versions(picture))
+                if not copies or any(c.shape != picture.shape or c.dtype != picture.dtype for c in copies):
+                    got = [f"{c.dtype} {c.shape}" for c in copies]
+                    raise InputError(
+                        f"versions: got {', '.join(dict.fromkeys(got)) or 'none'}, wanted pictures "
+                        f"{picture.dtype} {picture.shape}, at least one"
+                    )
+            except Exception as e:  # of too large a picture, or in a detector of one's own
+                self.count(failures=1)
+                made[i] = said(e)
+                continue
+            made[i] = len(copies)
+            yield from copies
 
     def _call(self, batch: U8) -> list[F64 | str]:
         """uint8 (N, H, W, 3) -> for each the scores (classes,), or why there are none."""

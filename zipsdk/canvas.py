@@ -140,7 +140,9 @@ def plan(spec: ModelSpec, height: int, width: int, divisor: int, canvas: int | N
         return Layout(h, w, side, side, rows=side // h, columns=side // w)
     # a quarter: wide enough for the UNet's sharpest features to settle, at 1.3 to 1.8 times the evaluations
     overlap = side // 4
-    unit = lcm(spec.multiple, divisor) if side % lcm(spec.multiple, divisor) == 0 else 1
+    unit = lcm(spec.multiple, divisor)
+    if side % unit or unit > overlap:  # corners that far apart would leave gaps
+        unit = 1
     return Layout(h, w, side, side, ys=_corners(h, side, overlap, unit), xs=_corners(w, side, overlap, unit),
                   overlap=overlap)  # fmt: skip
 

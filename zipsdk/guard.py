@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk.arrays import U8, Picture, check_clean
-from zipsdk.blackbox import BlackBox, said
+from zipsdk.blackbox import MAX_BATCH, BlackBox, said
 from zipsdk.errors import InputError, PictureError
 from zipsdk.parts import FEWEST, DecisivePart, log_odds
 
@@ -76,7 +76,7 @@ class Counters:
         pictures, flagged, unlabelled: decisions, those with `flagged`, and those without a label.
         calls, queries: calls of the classifier, and pictures and copies in them.
         failures: calls of the classifier or of the purifier that raised, came too late, gave what cannot be used in
-            whole or in part, or were not made because too many hang.
+            whole or in part, or were not made because too many hang; and pictures whose copies could not be made.
         hanging: calls that a time-out left running and that run still; `reset` does not change it.
     """
 
@@ -161,7 +161,7 @@ class Guard:
             `zipsdk.blackbox.MAX_HANGING` such calls run, `classify` is not called and counts as failed. So give it a
             time-out of its own where that is possible.
         max_batch: pictures and copies in one call of `classify` at most; None sends all of one size at once.
-        learn: pictures to take norms from, at least 16; 0 for none. See above.
+        learn: pictures to take norms from, at least 16; 0 for none. Equal ones count once. See above.
 
     Attributes:
         detector: what was given, or what has been learnt.
@@ -177,7 +177,7 @@ class Guard:
         detector: Detector | None = _DECISIVE_PART,
         *,
         timeout: float | None = None,
-        max_batch: int | None = None,
+        max_batch: int | None = MAX_BATCH,
         learn: int = LEARN,
     ):
         if not callable(getattr(purifier, "run", None)) or isinstance(purifier, type):
@@ -192,8 +192,8 @@ class Guard:
         if isinstance(learn, bool) or not isinstance(learn, int) or (learn != 0 and learn < FEWEST):
             raise InputError(f"learn: got {learn!r}, wanted {FEWEST} pictures or more, better 100 or more, or 0")
         self.purifier, self.detector, self.learn = purifier, detector, learn
-        #: what the pictures that are learnt from have shown so far
-        self._odds: list[F64] = []
+        #: what the pictures that are learnt from have shown so far, by their hash: a standing picture teaches nothing
+        self._odds: dict[int, F64] = {}
         self._lock = threading.Lock()
         self._counted = Counters()
         self._classifier = BlackBox(classify, timeout, max_batch, self._count)
@@ -279,11 +279,16 @@ class Guard:
             return dict.fromkeys(pictures)
         answers = self._classifier.ask([p.rgb for p in pictures.values()], detector.versions)
         if self.learn and isinstance(detector, DecisivePart) and detector.norms is None:
-            odds = [log_odds(a) for a in answers if not isinstance(a, str)]
+            odds = {
+                hash((p.rgb.shape, p.rgb.tobytes())): log_odds(a)
+                for p, a in zip(pictures.values(), answers, strict=True)
+                if not isinstance(a, str)
+            }
             with self._lock:
-                self._odds += odds
+                self._odds |= odds
                 if self.detector is detector and len(self._odds) >= self.learn:
-                    self.detector, self._odds = detector.learnt(np.stack(self._odds[: self.learn])), []
+                    first = list(self._odds.values())[: self.learn]
+                    self.detector, self._odds = detector.learnt(np.stack(first)), {}
         return dict(zip(pictures, answers, strict=True))
 
     def _purify(self, pictures: list[U8]) -> list[U8 | str]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk.arrays import Picture
-from zipsdk.errors import InputError, PictureError, ZipError
+from zipsdk.errors import InputError, OutOfMemory, PictureError, ZipError
 from zipsdk.manifest import Job, Manifest, fingerprint
 from zipsdk.purifier import Purifier
 
@@ -235,7 +235,7 @@ class Run:
             if progress is None:  # some were done before and only keep the others company
                 self._progress(new)
             return clean
-        except (InputError, MemoryError) as e:
+        except (InputError, MemoryError, OutOfMemory) as e:
             if len(pictures) == 1:
                 self._fail(pictures[0].job, e)
                 return [None]

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk.arrays import U8
-from zipsdk.blackbox import ask_all
+from zipsdk.blackbox import MAX_BATCH, ask_all
 from zipsdk.errors import InputError
 from zipsdk.views import PARTS, SHOWN, VERSIONS, copies
 
@@ -181,7 +181,7 @@ class DecisivePart:
         return np.array([d for _, d in self.norms or USUAL])
 
     def calibrate(
-        self, classify: Callable[[U8], Any], clean: Any, *, layout: str = "NHWC", max_batch: int | None = None
+        self, classify: Callable[[U8], Any], clean: Any, *, layout: str = "NHWC", max_batch: int | None = MAX_BATCH
     ) -> DecisivePart:
         """A detector that knows what this classifier does with clean pictures, without a part and with one alone.
 
@@ -190,7 +190,7 @@ class DecisivePart:
         `USUAL` than `MOST` says, so that triggers among the pictures cannot hide themselves.
 
         Args:
-            classify, layout, max_batch: as for `Guard`; 28 queries for each picture.
+            classify, max_batch: as for `Guard`; layout: as for `Guard.run`; 28 queries for each picture.
             clean: at least 16 pictures, better 100 or more, as they come in. No labels are needed.
 
         Raises:

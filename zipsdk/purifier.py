@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from zipsdk import canvas as canvases
 from zipsdk import images, reverse
 from zipsdk.canvas import Engine
 from zipsdk.engines import load_engine
-from zipsdk.errors import InputError
+from zipsdk.errors import InputError, ZipError
 from zipsdk.noise import Noise
 from zipsdk.schedule import step_table
 from zipsdk.transforms import Guide, GuidePerPicture, OneOf, Transform, parse
@@ -213,7 +214,16 @@ class Purifier:
         with ThreadPoolExecutor(1, thread_name_prefix="zipsdk-read") as pool:
             ahead: deque[Future[Any]] = deque(pool.submit(fetch) for _ in range(depth))
             try:
-                while (read := ahead.popleft().result()) is not nothing:
+                while True:
+                    try:
+                        read = ahead.popleft().result()
+                    except Exception:
+                        if finish is not None:  # what was begun before is not lost
+                            ready, finish = finish, None
+                            yield ready()
+                        raise
+                    if read is nothing:
+                        break
                     ahead.append(pool.submit(fetch))
                     pictures, back = read
                     before, finish = finish, self._finish(back, self._begin([p.rgb for p in pictures], None, None))
@@ -223,11 +233,15 @@ class Purifier:
                     if self._device_loop is None or not ahead[0].done():
                         ready, finish = finish, None
                         yield ready()
+                if finish is not None:
+                    ready, finish = finish, None
+                    yield ready()
             finally:
                 for future in ahead:
                     future.cancel()
-            if finish is not None:
-                yield finish()
+                if finish is not None:  # nobody wants it any more, and it must not stay in flight
+                    with suppress(ZipError):
+                        finish()
 
     @staticmethod
     def _finish(back: Callable[[list[U8]], Any], wait: Callable[[], list[U8]]) -> Callable[[], Any]:
@@ -243,10 +257,19 @@ class Purifier:
         for i, p in enumerate(pictures):
             groups.setdefault(p.shape, []).append(i)
         done = progress or (lambda n: None)
-        waits = []
-        for members in groups.values():
-            part = [pictures[i] for i in members]
-            waits.append((members, self._begin_size(np.stack(part), numbers[members], seed, done)))
+        # what cannot be done is said before anything is begun
+        plans = {size: canvases.plan(self.engine.spec, size[0], size[1], self._divisor, self.canvas) for size in groups}
+        waits: list[tuple[list[int], Callable[[], U8]]] = []
+        try:
+            for size, members in groups.items():
+                rgb = np.stack([pictures[i] for i in members])
+                waits.append((members, self._begin_size(rgb, plans[size], numbers[members], seed, done)))
+        except BaseException:
+            if self._device_loop is not None:
+                for _, result in waits:
+                    with suppress(ZipError):
+                        result()
+            raise
 
         def wait() -> list[U8]:
             out: list[U8] = [np.empty(0, np.uint8)] * len(pictures)
@@ -258,11 +281,14 @@ class Purifier:
         return wait
 
     def _begin_size(
-        self, rgb: U8, ids: npt.NDArray[np.uint64], seed: int, progress: Callable[[int], None]
+        self,
+        rgb: U8,
+        layout: canvases.Layout,
+        ids: npt.NDArray[np.uint64],
+        seed: int,
+        progress: Callable[[int], None],
     ) -> Callable[[], U8]:
         """Pictures of one size: uint8 (N, H, W, 3)."""
-        _, height, width, _ = rgb.shape
-        layout = canvases.plan(self.engine.spec, height, width, self._divisor, self.canvas)
         if self._device_loop is not None and layout.windows == 1:
             which = Noise(seed, ids).choice(len(self.guides)) if len(self.guides) > 1 else 0
             return self._device_loop.start(rgb, layout, ids, which, seed, progress)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk.arrays import U8
-from zipsdk.blackbox import ask_all
+from zipsdk.blackbox import MAX_BATCH, ask_all
 from zipsdk.errors import InputError
 
 F64 = npt.NDArray[np.float64]
@@ -122,7 +122,7 @@ class ScaleUp:
         *,
         threshold: float | None = None,
         layout: str = "NHWC",
-        max_batch: int | None = None,
+        max_batch: int | None = MAX_BATCH,
     ) -> ScaleUp:
         """The data-limited variant: a detector whose scores are z-scores of SPC, (SPC - mean) / deviation, by class.
 
@@ -130,7 +130,7 @@ class ScaleUp:
         all have one SPC, takes mean and deviation of all clean pictures together.
 
         Args:
-            classify, layout, max_batch: as for `Guard`; 1 + scales queries for each clean picture.
+            classify, max_batch: as for `Guard`; layout: as for `Guard.run`; 1 + scales queries for each clean picture.
             clean: pictures that are known to carry no trigger; see `zipsdk.images.read`.
             labels: their true classes, (N,) whole numbers. None takes the classes that are predicted.
             threshold: for z-scores; None keeps the number that this detector has.

@@ -30,6 +30,8 @@ GREY = 128
 #: What is around a region weighs more than this in the blur of each of its pixels, if no side is a single pixel; at
 #: the least, 2.6e-4, float32 errs by 0.05 grey levels.
 LEAST_WEIGHT = 1e-4
+#: Pixels of a line that are blurred by one matrix; those of lines up to this long are kept.
+BLOCK = 512
 
 
 def copies(rgb: U8) -> U8:
@@ -47,17 +49,15 @@ def copies(rgb: U8) -> U8:
     x = rgb.astype(np.float32).transpose(2, 0, 1)
 
     def blur(planes: F32, deviation: float) -> F32:
-        rows, columns = _gaussian(height, deviation * unit), _gaussian(width, deviation * unit)
-        return (rows @ planes @ columns.T).astype(np.float32, copy=False)
+        return _blur(planes, deviation * unit, (height, width))
 
     around, coarse, fine = blur(x, FILL), blur(x, COARSE), x - blur(x, FINE)
     middle = blur(x, MIDDLE[0]) - blur(x, MIDDLE[1])
     grey = np.broadcast_to(x.mean(axis=0), x.shape)
 
     def versions() -> Iterator[F32]:
-        fill = _gaussian(height, FILL * unit), _gaussian(width, FILL * unit)
         for region in _regions(height, width):
-            yield _without(x, around, region, *fill)
+            yield _without(x, around, region, FILL * unit)
         # on a whole number, so that float32's errors do not speckle flat places
         yield from (x - coarse + GREY, x - middle, x - fine, grey)
         for rows, columns in _regions(height, width):
@@ -81,24 +81,30 @@ def _regions(height: int, width: int) -> list[tuple[slice, slice]]:
     return [(rows, columns) for rows in along(height) for columns in along(width)]
 
 
-def _without(x: F32, around: F32, region: tuple[slice, slice], rows: F32, columns: F32) -> F32:
+def _without(x: F32, around: F32, region: tuple[slice, slice], deviation: float) -> F32:
     """The picture with the region filled by the blur of what is around it, weighted by how near that is.
 
-    `around` is the blur of all of x, rows x columns^T; what the region itself gives to that is taken out again. Where
-    nothing is near enough, which only sides of one pixel bring about, the picture stays.
+    `around` is the blur of all of x; what the region itself gives to that is taken out again. Where nothing is near
+    enough, which only sides of one pixel bring about, the picture stays.
     """
     r, c = region
-    own_rows, own_columns = rows[r, r], columns[c, c]
-    weight = 1 - np.outer(own_rows.sum(axis=1), own_columns.sum(axis=1))
+    own = _blur(x[:, r, c], deviation, x.shape[1:], (r.start, c.start))
+    weight = 1 - np.outer(
+        *(
+            _along(np.ones((1, s.stop - s.start), np.float32), deviation, n, s.start, -1)[0]
+            for s, n in zip(region, x.shape[1:], strict=True)
+        )
+    )
     out = x.copy()
-    filled = (around[:, r, c] - own_rows @ x[:, r, c] @ own_columns.T) / np.maximum(weight, LEAST_WEIGHT)
+    filled = (around[:, r, c] - own) / np.maximum(weight, LEAST_WEIGHT)
     out[:, r, c] = np.where(weight > LEAST_WEIGHT, filled, x[:, r, c])
     return out
 
 
 def _moved(x: F32) -> F32:
     """(3, H, W) with places of 1/32 of the shorter side moved, each by itself, between pixels bilinearly."""
-    (y, down), (z, right) = _places(*x.shape[1:])
+    height, width = x.shape[1:]
+    (y, down), (z, right) = _kept_places(height, width) if max(height, width) <= BLOCK else _places(height, width)
     below, beside = np.minimum(y + 1, x.shape[1] - 1), np.minimum(z + 1, x.shape[2] - 1)
     upper = (1 - right) * x[:, y, z] + right * x[:, y, beside]
     lower = (1 - right) * x[:, below, z] + right * x[:, below, beside]
@@ -106,7 +112,6 @@ def _moved(x: F32) -> F32:
     return moved
 
 
-@lru_cache(16)
 def _places(height: int, width: int) -> tuple[tuple[npt.NDArray[np.intp], F32], tuple[npt.NDArray[np.intp], F32]]:
     """Where each pixel of the moved picture is taken from: rows and columns, (H, W) whole and what is beyond.
 
@@ -125,15 +130,41 @@ def _places(height: int, width: int) -> tuple[tuple[npt.NDArray[np.intp], F32], 
     return out[0], out[1]
 
 
-@lru_cache(16)
-def _gaussian(side: int, deviation: float) -> F32:
-    """The blur of a line of `side` pixels as a matrix; at the ends the line is mirrored, its last pixel twice."""
-    reach = max(1, round(4 * deviation))
+_kept_places = lru_cache(4)(_places)
+
+
+def _blur(x: F32, deviation: float, of: tuple[int, ...], start: tuple[int, int] = (0, 0)) -> F32:
+    """Gaussian blur of (..., h, w), a cut at `start` from a picture of the size `of` that is 0 elsewhere; of the same
+    cut. At its ends the picture is mirrored, the last pixel twice."""
+    return _along(_along(x, deviation, of[0], start[0], -2), deviation, of[1], start[1], -1)
+
+
+def _along(x: F32, deviation: float, side: int, start: int, axis: int) -> F32:
+    """`_blur` along one axis, in blocks: a matrix for all of a long line would fill the memory."""
+    length, reach = x.shape[axis], _reach(deviation)
+    parts = []
+    for a in range(0, length, BLOCK):
+        low, high = max(0, a - reach), min(length, a + BLOCK + reach)
+        at = (start + a, start + min(length, a + BLOCK), start + low, start + high)
+        matrix = _matrix(side, deviation, *at) if side <= BLOCK else _matrix.__wrapped__(side, deviation, *at)
+        parts.append(matrix @ x[..., low:high, :] if axis == -2 else x[..., low:high] @ matrix.T)
+    return np.concatenate(parts, axis=axis)
+
+
+def _reach(deviation: float) -> int:
+    return max(1, round(4 * deviation))
+
+
+@lru_cache(64)
+def _matrix(side: int, deviation: float, first: int, last: int, low: int, high: int) -> F32:
+    """The rows `first` to `last` and columns `low` to `high` of the blur of a line of `side` pixels as a matrix."""
+    reach = _reach(deviation)
     offsets = np.arange(-reach, reach + 1)
     kernel = np.exp(-0.5 * (offsets / deviation) ** 2)
     kernel /= kernel.sum()
-    at = (np.arange(side)[:, None] + offsets) % (2 * side)
+    at = (np.arange(first, last)[:, None] + offsets) % (2 * side)
     at = np.where(at < side, at, 2 * side - 1 - at)
-    matrix = np.zeros((side, side))
-    np.add.at(matrix, (np.arange(side)[:, None], at), kernel)
+    rows, taps = np.nonzero((at >= low) & (at < high))
+    matrix = np.zeros((last - first, high - low))
+    np.add.at(matrix, (rows, at[rows, taps] - low), kernel[taps])
     return matrix.astype(np.float32)

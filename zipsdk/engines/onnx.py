@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,8 @@ class OnnxEngine:
         self.threads = threads or _cores()
         options.intra_op_num_threads = self.threads
         self._options = options
+        self._lock = threading.Lock()
+        self._shared: tuple[ThreadPoolExecutor, Any] | None = None
         try:
             # no automatic retry on another provider: what runs must be what was asked for
             self._session = ort.InferenceSession(str(self.path), options, providers=wanted, enable_fallback=0)
@@ -184,7 +186,7 @@ class OnnxEngine:
                 return self._run(self._session, x, t)
             if self.threads == 1:
                 return np.concatenate([self._run(self._session, x[part], t[part]) for part in parts])
-            pool, session = self._each_thread_its_own
+            pool, session = self._each_thread_its_own()
             return np.concatenate(list(pool.map(lambda part: self._run(session, x[part], t[part]), parts)))
         except Exception as e:
             raise _failed(self.path, x.shape, e) from e
@@ -193,14 +195,16 @@ class OnnxEngine:
         (eps,) = session.run([self.spec.output], {self.spec.input_x: x, self.spec.input_t: t})
         return eps  # type: ignore[no-any-return]
 
-    @cached_property
     def _each_thread_its_own(self) -> tuple[ThreadPoolExecutor, Any]:
         """Threads, and a session in which each evaluation stays on the thread that asks: the weights a second time."""
-        self._options.intra_op_num_threads = 1
-        session = self._ort.InferenceSession(
-            str(self.path), self._options, providers=["CPUExecutionProvider"], enable_fallback=0
-        )
-        return ThreadPoolExecutor(self.threads, "zipsdk-onnx"), session
+        with self._lock:
+            if self._shared is None:
+                self._options.intra_op_num_threads = 1
+                session = self._ort.InferenceSession(
+                    str(self.path), self._options, providers=["CPUExecutionProvider"], enable_fallback=0
+                )
+                self._shared = ThreadPoolExecutor(self.threads, "zipsdk-onnx"), session
+            return self._shared
 
 
 def _parts(n: int, pixels: int, threads: int) -> list[slice]:
