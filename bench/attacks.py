@@ -1,8 +1,8 @@
 """Backdoor attacks: what a trigger does to pictures, in training and at test time.
 
     attack = attacks.make("badnets", side=32, seed=1)
-    training = poisoning.poison(train, attack)      # pictures, labels, who was poisoned: bench/poisoning.py
-    triggered = attack.apply(test.pictures)         # what the attacker sends at test time
+    training = poisoning.poison(train, attack, rate=0.05, target=1, seed=1)   # pictures, labels, who was poisoned
+    triggered = attack.apply(test.pictures)                                   # what the attacker sends at test time
 
 Written from the papers' formulas and, for what the ZIP paper leaves open, from what its released code was seen to do.
 Every picture is uint8 (N, H, W, 3) RGB with H = W = the attack's side.

@@ -1,6 +1,6 @@
 """The classifiers behind the defence that are trained here, on poisoned pictures; bench/blackbox.py has a user's own.
 
-    classifier = train(poison(data, attack), recipe(data, "small"), cache=folder)
+    classifier = train(poison(data, attack, RATE, TARGET, SEED), recipe(data, "small"), cache=folder)
     scores = classifier(pictures)          # uint8 (N, H, W, 3) -> float32 (N, classes)
 
 A training is a pure function of its pictures, recipe and versions; its checkpoint is kept under the hash of all these,
@@ -38,7 +38,8 @@ F32 = npt.NDArray[np.float32]
 
 #: Where checkpoints are kept when no folder is given.
 VARIABLE = "ZIPSDK_CACHE"
-#: Counts changes of this file after which old checkpoints are no longer what a training would give.
+#: Counts changes of this file, networks.py and physical.py after which old checkpoints are no longer what a training
+#: would give.
 VERSION = 1
 
 

@@ -1,7 +1,7 @@
 """One row of a table: an attack on a classifier, behind a defence, counted. And the store that makes runs resumable.
 
-    store = Store(cache_folder() / "treated.sqlite")
-    scene = Scene(test, trigger, target, classifier, clean_classifier)
+    store = Store(folder / "treated.sqlite")
+    scene = Scene(test, "badnets", trigger, target, classifier, clean_classifier)
     row = evaluate(scene, defence, seed, store)
 
 What a defence makes of a picture is kept under the hash of the defence, the seed and the picture, each picture by

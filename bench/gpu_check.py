@@ -59,8 +59,8 @@ def steps(args: argparse.Namespace, out: Path) -> list[Step]:
         Step("compute-sanitizer racecheck",
              ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9", *tests, "tests/test_kernel_step.py"],
              300, ("pytest", "compute-sanitizer")),
-        Step("kernels: time and bytes", [python, "-m", "bench.kernels", "--device", args.device, *quick], 300,
-             ("torch",)),
+        Step("kernels: time and bytes",
+             [python, "-m", "bench.kernels", "--device", args.device, "--out", str(out), *quick], 300, ("torch",)),
         Step("loop: zip-tiny, best engine", [*bench, "--batch", "1,7,64"], 200, ("onnxruntime", "pycuda")),
         Step("loop: zip-tiny, torch", [*bench, "--engine", "torch", "--batch", "1,7,64"], 300, ("torch", "pycuda")),
         *(

@@ -350,6 +350,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25, help="turns of each contender")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="one canvas, 5 rounds, no torch.compile, no record")
+    parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder for the record")
     options = parser.parse_args()
     if options.quick:
         options.canvases, options.rounds = [1], 5
@@ -389,7 +390,7 @@ def main() -> None:
             "copy_bytes_per_second": round(copy),
             "results": results,
         }
-        print(record.write("kernels-cpu" if options.device == "cpu" else "kernels-gpu", payload))
+        print(record.write("kernels-cpu" if options.device == "cpu" else "kernels-gpu", payload, options.out))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
         printed = "" if theirs is None else " / ".join("-" if v is None else f"{v:.1f}" for v in theirs)
         clean = g.rate("CA", "clean classifier")
         lines.append([
-            g.first["trigger name"], g.first["name"] + (" (one setting)" if g.first["defence"] == "zip" else ""),
+            g.first["trigger name"], g.first["name"] + " (one setting)" * (g.first["defence"].split()[0] == "zip"),
             g.cell("CA"), g.cell("ASR"), g.cell("PA"), g.cell("PA others"), printed,
             "" if clean is None else f"{clean.percent:.1f}", f"{g.first['evaluations']:g}", str(g.first["CA"][1]),
             str(len(g.rows)), *([_flagged(g)] if guarded else []),

@@ -103,7 +103,7 @@ TABLES: dict[str, Table] = {
         ("badnets",),
         ("none", "shrinkpad", "blur", "diffpure", "blur+diffpure", "ddnm", "blur+ddnm", "sampdetox", "bdmae",
          *(f"{_ZIP} transforms={t}" for t in ("blur2", "blur4", "blur8", "gray", "blur2+gray")),
-         f"{_ZIP} transforms=blur2+gray combine=joint", "zip"),
+         f"{_ZIP} transforms=blur2+gray combine=joint", "zip", "zip profile=fast", "guard profile=fast"),
         "One attack, all defences",
     ),
 }  # fmt: skip

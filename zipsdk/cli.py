@@ -372,7 +372,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     g.add_argument("--transforms", metavar="T", help='such as "blur2+gray" (default: the preset\'s)')
     g.add_argument("--lam", type=float, help="lambda, above 0 (default: the preset's)")
-    g.add_argument("--steps", type=int, metavar="N", help="evaluations a picture (default: the profile's)")
+    g.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="evaluations a picture (default: the profile's, or one each 50 from --start)",
+    )
     g.add_argument("--start", type=int, metavar="T", help="warm start at this time step (default: the profile's)")
     g.add_argument("--eta", type=float, default=1.0, help="1 fresh noise at each step, 0 none (default: 1, the paper)")
     g.add_argument(

@@ -215,7 +215,7 @@ class Guard:
             self._counted = replace(self._counted, **{k: getattr(self._counted, k) + n for k, n in more.items()})
 
     def stream(self, batches: Iterable[Any], *, layout: str = "NHWC") -> Iterator[list[Decision]]:
-        """`run` over many batches, in order, each when it is asked for."""
+        """`run` over many batches, in order, each when it is asked for; arguments and errors as there."""
         for batch in batches:
             yield self.run(batch, layout=layout)
 

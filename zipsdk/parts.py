@@ -70,15 +70,16 @@ class DecisivePart:
     or, if that is more, the square root of 2 times how much more the label needs the geometry, the exact places of
     pixels, than fine detail, in deviations of that difference.
 
-    A picture whose score is above `threshold` is purified and looked at again in the same way. Then:
+    A picture whose score is above `threshold` is purified and looked at again in the same way. Then the first of these
+    that holds decides:
 
     - the score is geometry's: the label is not believed. Purification keeps a warp, so the picture without geometry
       decides alone, among all other classes.
-    - score above `certain`: the label is not believed. What the picture without the decisive part and the purified
-      picture say together decides, among all other classes.
     - the purified picture's score is above `certain`, and its label another one, or the picture's score is not: a
       trigger has come through purification, or come about in it, as the enhanced attack has it. The purified picture
       without *its* decisive part decides, among the classes other than its label.
+    - the score is above `certain`: the label is not believed. What the picture without the decisive part and the
+      purified picture say together decides, among all other classes.
     - else the purified picture decides. Nearly all of these were false alarms.
 
     Args:
@@ -122,6 +123,9 @@ class DecisivePart:
 
         Returns:
             NaN where a row has no finite largest score.
+
+        Raises:
+            InputError: another shape; so do `why` and `settle`.
         """
         return self._look(scores)[0]
 
@@ -203,7 +207,7 @@ class DecisivePart:
         return self.learnt(np.stack([log_odds(answer) for answer in answers]))
 
     def learnt(self, odds: F64) -> DecisivePart:
-        """A detector with the norms of pictures whose `log_odds` these are, (N, 27); see `calibrate`."""
+        """A detector with the norms of pictures whose `log_odds` these are, float64 (N, 27); see `calibrate`."""
         usual, (more, times) = np.array(USUAL), MOST
         median, deviation = median_and_deviation(odds)
         median, deviation = np.minimum(median, usual[:, 0] + more), np.minimum(deviation, usual[:, 1] * times)

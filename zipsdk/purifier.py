@@ -53,20 +53,21 @@ class Purifier:
         engine: an engine from `zipsdk.load_engine`, a path to a model, a bundled model's name, or any object with
             `spec` and ``__call__(x, t) -> eps`` (see `zipsdk.canvas.Engine`).
         transforms: a list of transforms, `OneOf` for a random choice per picture, or a string such as "blur2+gray".
-            None takes what the model's spec recommends.
+            None takes the preset's, or what the model's spec recommends.
         lam: lambda in (0, inf]: how long the restored picture is held to the input. The paper uses 10 for patches and 2
-            for blended triggers. None takes what the model's spec recommends.
-        steps: UNet evaluations. None takes the profile's.
-        eta: 1 draws fresh noise at every step (the paper), 0 none.
+            for blended triggers. None takes the preset's, or what the model's spec recommends.
+        steps: UNet evaluations, 1 to the model's time steps (1000). None takes the profile's.
+        eta: in [0, 1]: 1 draws fresh noise at every step (the paper), 0 none.
         combine: "mean" (the paper) or "joint"; see `zipsdk.transforms.Guide`.
         profile: "paper" (20 steps from pure noise) or "fast" (4 from a warm start at t = 400).
         preset: "default", or for those who know what they fear, grey patches too ("patch") or smooth coloured blends
             ("blended"); "random" draws the transforms for each picture, against an attacker who knows them. It stands
             for `transforms` and `lam` where these are None; see `PRESETS`.
-        start: begin at this time step from the noised guide, in place of the profile's; without `steps` the stride
-            stays the paper's 50.
-        seed: None draws fresh entropy from the operating system for each call of `run`. An attacker who can predict the
-            noise has an easier job, so a fixed seed is for tests and for reproducing a result.
+        start: begin at this time step, 1 to 999 of 1000, from the noised guide, in place of the profile's; without
+            `steps` the stride is the paper's 50.
+        seed: a whole number in 0..2^64-1. None draws fresh entropy from the operating system for each call of `run`: an
+            attacker who can predict the noise has an easier job, so a fixed seed is for tests and for reproducing a
+            result.
         clip_x0: clamp the estimate of the picture at each step; the paper does not.
         canvas: side of the canvases, for models that take several sizes. None lets such a model see each picture at its
             own size, which is as fast as tiling and keeps neighbours apart.
@@ -75,7 +76,7 @@ class Purifier:
 
     Raises:
         InputError: an option out of range.
-        ModelError, EngineError: the model cannot be loaded, or not run here.
+        ModelError, EngineError, MissingExtra: the model cannot be loaded, or not run here.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class Purifier:
 
         Args:
             batch: uint8 (N, H, W, 3) or (H, W, 3), float in [0, 1], a PIL image, a path, or a list of these of mixed
-                sizes; see `zipsdk.images.read`. Inside, pictures have 8 bits a colour.
+                sizes; uint16, grey and RGBA too: see `zipsdk.images.read`. Inside, pictures have 8 bits a colour.
             layout: "NHWC" or "NCHW", for arrays.
             ids: a number in 0..2^64-1 for each picture: with the seed it decides the picture's noise. Without it a hash
                 of the picture is used, so that the same picture gets the same noise wherever it stands.
@@ -195,12 +196,22 @@ class Purifier:
 
         Raises:
             InputError: a picture that cannot be used; nothing has been purified then.
+            EngineError: the model fails on it, or its answer is not finite; OutOfMemory where there is no room.
         """
         pictures, back = images.read(batch, layout=layout)
         return back(self._begin([p.rgb for p in pictures], ids, progress)())
 
     def stream(self, batches: Iterable[Any], *, layout: str = "NHWC") -> Iterator[Any]:
-        """`run` over many batches, in order; the next batch is fetched and decoded while one computes."""
+        """`run` over many batches, in order; the next batch is fetched and decoded while one computes.
+
+        Args:
+            batches: each what `run` takes. What is raised while one is fetched is raised here, after the results of
+                those before it.
+            layout: of all of them.
+
+        Raises:
+            InputError, EngineError: as `run`, for the batch at which it happens.
+        """
         source = iter(batches)
         nothing = object()
 

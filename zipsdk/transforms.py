@@ -40,7 +40,14 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Blur:
-    """Average pooling over n x n cells; A^+ repeats each mean over its cell (paper, appendix C)."""
+    """Average pooling over n x n cells; A^+ repeats each mean over its cell (paper, appendix C).
+
+    Args:
+        n: side of the cells in pixels, at least 2. Pictures that it does not divide are padded by their mirror image.
+
+    Raises:
+        InputError: n is less, or no whole number.
+    """
 
     n: int
 
@@ -208,6 +215,12 @@ class OneOf:
 
     The paper's answer to an attacker who trains on purified pictures (section 4.4.2): what helps is that the defender
     changes the transforms. ``OneOf(Blur(2), Blur(4), [Blur(2), Grayscale()])``.
+
+    Args:
+        choices: at least 2, each a transform or several that act together.
+
+    Raises:
+        InputError: fewer than 2.
     """
 
     def __init__(self, *choices: Transform | Sequence[Transform]):

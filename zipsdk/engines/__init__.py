@@ -19,7 +19,12 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
             takes the best that works.
         threads: CPU threads, 0 for the runtime's own choice (all cores).
 
+    Returns:
+        An engine with `spec`, `info` (runtime, providers, threads, hash) and ``__call__(x_t float32 (N, 3, H, W),
+        t (N,)) -> eps`` of x_t's shape and dtype.
+
     Raises:
+        InputError: no such device, or threads below 0.
         ModelError: there is no such model, or it is damaged.
         EngineError: it cannot run here.
         MissingExtra: its runtime is not installed.
