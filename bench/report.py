@@ -184,10 +184,19 @@ def search() -> str:
             f"What is flagged after learning from {record['calibration']} pictures, of which a share has the trigger: "
             "clean pictures, and those on which a trigger works, in percent:\n\n"
             f"{table(['share', 'norms', 'clean', *triggers], learning)}\n\n"
+            f"{one_class(record['one class'])}\n\n"
             "What the classifier makes of each version by itself: CA, and ASR / PA by trigger:\n\n"
             f"{table(['version', 'CA', *triggers], views)}"
         )
     return "\n\n".join(parts)
+
+
+def one_class(found: dict[str, dict[str, float]]) -> str:
+    """What learning from pictures of a single class does, of `bench.search`'s record."""
+    said = [f"{name} {f['flagged']:.0f}% are flagged and {f['certain']:.0f}% disbelieved" for name, f in found.items()]
+    return (
+        f"After learning from pictures of one class alone, of clean pictures of all classes, norms {'; '.join(said)}."
+    )
 
 
 def main() -> None:

@@ -40,6 +40,8 @@ U8 = npt.NDArray[np.uint8]
 RATE, HELD_OUT = 0.02, 2000
 #: Shares of the pictures that a guard learns from that have the trigger, in percent.
 SHARES = (0, 5, 20, 50, 100)
+#: Pictures of one class that a guard learns from, where it sees no other.
+ONE_CLASS = 60
 
 
 def split(name: str, folder: Path | None) -> tuple[Dataset, Dataset]:
@@ -115,6 +117,7 @@ def main() -> None:
         "views": views(seen, shown.labels, triggers), "rules": rules(seen, shown.labels, triggers),
         "defences": defences(sent, shown.labels, triggers, classifier, engine, further.pictures, store),
         "learning": learning(seen, looks(first, classifier), shown.labels, triggers),
+        "one class": one_class(seen["clean"], held.take(np.arange(a.pictures, len(held))), classifier),
         "norms": norms(classifier, held.pictures[:500]),
     }  # fmt: skip
     print(record.write(f"search-{a.dataset}", content, a.results))
@@ -214,6 +217,26 @@ def learning(
                 if not share:
                     line["clean"] = _flagged(detector, seen["clean"])
     return out
+
+
+def one_class(clean: npt.NDArray[np.float32], others: Dataset, classifier: Classifier) -> dict[str, dict[str, float]]:
+    """What a guard flags of clean pictures, and is certain of, that has learnt from `ONE_CLASS` others of one class, as
+    they come sorted in folders: means over the classes, in percent."""
+    found: dict[str, list[tuple[float, float]]] = {"bounded": [], "as measured": []}
+    for label in np.unique(others.labels):
+        of = np.flatnonzero(others.labels == label)[:ONE_CLASS]
+        if len(of) < ONE_CLASS:
+            continue
+        seen = looks({"": others.pictures[of]}, classifier)[""]
+        odds = np.stack([parts.log_odds(s.astype(float)) for s in seen])
+        free = tuple(zip(*parts.median_and_deviation(odds), strict=True))
+        for name, d in (("bounded", DecisivePart().learnt(odds)), ("as measured", DecisivePart(norms=free))):
+            sure = replace(d, threshold=d.certain)
+            found[name].append((_flagged(d, clean), _flagged(sure, clean)))
+    return {
+        name: dict(zip(("flagged", "certain"), np.mean(v, axis=0).round(1).tolist(), strict=True))
+        for name, v in found.items()
+    }
 
 
 def _flagged(detector: DecisivePart, looks: npt.NDArray[np.float32]) -> float:

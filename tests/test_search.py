@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from bench import search
+from bench.blackbox import Classifier
 from bench.datasets import Dataset
 from zipsdk.views import PARTS, SHOWN, VERSIONS
 
@@ -116,10 +117,32 @@ def test_what_a_guard_learns_from_is_a_share_with_the_trigger(triggers, rng):
         assert list(lines) == ["0", "5", "20", "50", "100"] and all("clean" in line for line in [lines["0"]])
         assert all(lines["0"][name] == 100 for name in triggers.TARGETS)
         assert "clean" not in lines["5"]
-    # these are surer than any picture, so the bounds call them suspicious; what was measured does not
-    assert found["as measured"]["0"]["clean"] < 20 < found["bounded"]["0"]["clean"]
+        assert lines["0"]["clean"] < 20
     assert all(found["bounded"]["100"][name] == 100 for name in triggers.TARGETS)
     assert all(found["as measured"]["100"][name] < 50 for name in triggers.TARGETS)
+
+
+def test_pictures_of_one_class_make_others_suspicious_within_bounds(rng):
+    """A classifier of light tops and light left sides, by how light they are; the second class's pictures are alike."""
+
+    def classify(x):
+        top, left = x[:, :16].mean((1, 2, 3)) / 2, x[:, :, :16].mean((1, 2, 3)) / 2
+        return np.stack([top, left], axis=1)
+
+    n = 2 * search.ONE_CLASS
+    pictures = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
+    pictures[1::2] = rng.integers(100, 103, (n // 2, 32, 32, 3), np.uint8)
+    others = Dataset("two", "train", pictures, np.arange(n) % 2, ("a", "b"))
+    box = Classifier(classify, {"classifier": "a"})
+    varied = rng.integers(0, 256, (40, 1, 1, 3)) * rng.random((40, 32, 32, 1))
+    clean = search.looks({"": varied.astype(np.uint8)}, box)[""]
+    found = search.one_class(clean, others, box)
+    assert list(found) == ["bounded", "as measured"]
+    assert 0 <= found["bounded"]["flagged"] < found["as measured"]["flagged"] <= 100
+    assert all(f["certain"] <= f["flagged"] for f in found.values())
+    # fewer of a class teach nothing
+    few = search.one_class(clean, others.take(np.flatnonzero(others.labels == 0)), box)
+    assert few["as measured"] != found["as measured"]
 
 
 def test_norms_are_of_the_versions(rng):

@@ -46,12 +46,13 @@ TWO = math.sqrt(2)
 GEOMETRY = PARTS.index("geometry")
 #: Added to each probability, so that log-odds stay finite.
 FLOOR = 1e-3
-#: The least deviation that `calibrate` gives, in log-odds; labels without probabilities have none at all.
+#: The least deviation that is measured, in log-odds; labels without probabilities have none at all.
 LEAST_DEVIATION = 1.0
-#: How far above `USUAL` norms are taken to be, whatever is measured: added to the median, times the deviation. Triggers
-#: among the pictures would hide themselves beyond, even where all pictures have one; so does a part of which clean
-#: pictures make much (docs/defaults.md).
-MOST = (1.0, 1.2)
+#: How far from `USUAL` norms are taken to be at most, either way, whatever is measured: the median in log-odds, the
+#: deviation by a factor. Triggers among the pictures would hide themselves above, even where all pictures have one; so
+#: does a part of which clean pictures make much. Below, a few pictures of one kind, which hardly differ, would make all
+#: others suspicious (docs/defaults.md).
+AWAY = (1.0, 1.2)
 #: The fewest pictures that `calibrate` takes; it is good from about 100 on.
 FEWEST = 16
 
@@ -190,8 +191,9 @@ class DecisivePart:
         """A detector that knows what this classifier does with clean pictures, without a part and with one alone.
 
         The deviation is a normal distribution's whose median and ninth decile are the pictures': false alarms come from
-        the upper end, and classifiers that are sure of themselves have none below. Neither is taken to be further above
-        `USUAL` than `MOST` says, so that triggers among the pictures cannot hide themselves.
+        the upper end, and classifiers that are sure of themselves have none below. Neither is taken to be further from
+        `USUAL` than `AWAY` says: triggers among the pictures cannot hide themselves, and pictures of one kind do not
+        make all others suspicious.
 
         Args:
             classify, max_batch: as for `Guard`; layout: as for `Guard.run`; 28 queries for each picture.
@@ -208,9 +210,10 @@ class DecisivePart:
 
     def learnt(self, odds: F64) -> DecisivePart:
         """A detector with the norms of pictures whose `log_odds` these are, float64 (N, 27); see `calibrate`."""
-        usual, (more, times) = np.array(USUAL), MOST
+        (usual_median, usual_deviation), (by, times) = np.transpose(USUAL), AWAY
         median, deviation = median_and_deviation(odds)
-        median, deviation = np.minimum(median, usual[:, 0] + more), np.minimum(deviation, usual[:, 1] * times)
+        median = np.clip(median, usual_median - by, usual_median + by)
+        deviation = np.clip(deviation, usual_deviation / times, usual_deviation * times)
         return replace(self, norms=tuple(zip(median.tolist(), deviation.tolist(), strict=True)))
 
 

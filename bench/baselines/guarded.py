@@ -42,8 +42,8 @@ class Guarded:
     clean: U8 | None = None
     first: U8 | None = None
 
-    #: 2: norms are bounded; 3: geometry
-    VERSION = 3
+    #: 2: norms are bounded above; 3: geometry; 4: bounded below
+    VERSION = 4
     asks = True
 
     @property
