@@ -42,14 +42,14 @@ def measured(x: np.ndarray, classify=by_light) -> np.ndarray:
 
 
 def literal_norms(x: np.ndarray, classify=by_light) -> list[tuple[float, float]]:
-    """Medians and upper deviations, neither far from what is usual."""
+    """Medians, not far above what is usual, and upper deviations, not far from it."""
     out = []
     for column, (usual_median, usual_deviation) in zip(measured(x, classify).T, parts.USUAL, strict=True):
         median, ninth = np.quantile(column, 0.5), np.quantile(column, 0.9)
         deviation = (ninth - median) / 1.2816
         out.append(
             (
-                max(usual_median - 1, min(median, usual_median + 1)),
+                min(median, usual_median + 1),
                 max(usual_deviation / 1.2, min(deviation, 1.2 * usual_deviation)),
             )
         )

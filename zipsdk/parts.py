@@ -48,10 +48,10 @@ GEOMETRY = PARTS.index("geometry")
 FLOOR = 1e-3
 #: The least deviation that is measured, in log-odds; labels without probabilities have none at all.
 LEAST_DEVIATION = 1.0
-#: How far from `USUAL` norms are taken to be at most, either way, whatever is measured: the median in log-odds, the
-#: deviation by a factor. Triggers among the pictures would hide themselves above, even where all pictures have one; so
-#: does a part of which clean pictures make much. Below, a few pictures of one kind, which hardly differ, would make all
-#: others suspicious (docs/defaults.md).
+#: How far norms are from `USUAL` at most, whatever is measured: a median above it, in log-odds, and a deviation either
+#: way, by a factor. Larger ones would let triggers among the pictures hide themselves, even if all pictures have one.
+#: After smaller deviations, of a few pictures of one kind, which hardly differ, all others would be suspicious. Medians
+#: are free below: those of a classifier that is sure of itself lie far down (docs/defaults.md).
 AWAY = (1.0, 1.2)
 #: The fewest pictures that `calibrate` takes; it is good from about 100 on.
 FEWEST = 16
@@ -210,9 +210,9 @@ class DecisivePart:
 
     def learnt(self, odds: F64) -> DecisivePart:
         """A detector with the norms of pictures whose `log_odds` these are, float64 (N, 27); see `calibrate`."""
-        (usual_median, usual_deviation), (by, times) = np.transpose(USUAL), AWAY
+        (usual_median, usual_deviation), (above, times) = np.transpose(USUAL), AWAY
         median, deviation = median_and_deviation(odds)
-        median = np.clip(median, usual_median - by, usual_median + by)
+        median = np.minimum(median, usual_median + above)
         deviation = np.clip(deviation, usual_deviation / times, usual_deviation * times)
         return replace(self, norms=tuple(zip(median.tolist(), deviation.tolist(), strict=True)))
 

@@ -42,8 +42,8 @@ class Guarded:
     clean: U8 | None = None
     first: U8 | None = None
 
-    #: 2: norms are bounded above; 3: geometry; 4: bounded below
-    VERSION = 4
+    #: 2: norms are bounded above; 3: geometry; 4: bounded below; 5: deviations alone bounded below
+    VERSION = 5
     asks = True
 
     @property
