@@ -11,6 +11,7 @@ Every picture is uint8 (N, H, W, 3) RGB with H = W = the attack's side.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
@@ -29,7 +30,7 @@ U8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Attack:
+class Attack(ABC):
     """A trigger for pictures of one side; `seed` fixes what is random in it.
 
     `describe` gives all fields by name and the hash of what was drawn from the seed; `build` makes the attack again.
@@ -44,9 +45,9 @@ class Attack:
     augment: ClassVar[str] = "standard"
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """For the rows of tables."""
-        raise NotImplementedError
 
     def drawn(self) -> npt.NDArray[Any] | None:
         """What the seed decided: the pattern itself, or None."""
@@ -73,8 +74,9 @@ class Attack:
             raise InputError(f"indices: got {numbers.shape}, wanted ({len(pictures)},), one a picture")
         return self._apply(pictures, numbers) if len(pictures) else pictures.copy()
 
+    @abstractmethod
     def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
-        raise NotImplementedError
+        """`apply`, for pictures and indices that have been looked at; at least one."""
 
     def at_training(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
         """Pictures as they are put among the training pictures; the same as `apply` but where the attack says so."""
@@ -85,7 +87,12 @@ class Attack:
         return 0
 
     def cover(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
-        raise NotImplementedError
+        """Pictures as `covers` of them are changed, for attacks that have such.
+
+        Raises:
+            InputError: this one has none.
+        """
+        raise InputError(f"{self.name}: got pictures to cover, wanted none; it covers {self.covers(len(pictures))}")
 
     def tests(self) -> list[Attack]:
         """The triggers with which a classifier poisoned by this attack is tested."""

@@ -138,6 +138,11 @@ def looks(sent: dict[str, U8], classifier: Classifier) -> Looks:
     return out
 
 
+def odds_of(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """`zipsdk.parts.log_odds` of pictures: scores (N, versions, classes) -> (N, 27)."""
+    return np.stack([parts.log_odds(s.astype(float)) for s in scores])
+
+
 def views(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str, dict[str, list[float]]]:
     """CA, ASR and PA of the classifier on each version by itself, by trigger."""
     shown = PARTS[:SHOWN]
@@ -152,7 +157,7 @@ def views(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
 def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str, dict[str, float]]:
     """Scores that were tried: the share of hits that each finds, in percent, at 2% false alarms among these very clean
     pictures."""
-    odds = {k: np.stack([parts.log_odds(s.astype(float)) for s in x]) for k, x in seen.items()}
+    odds = {k: odds_of(x) for k, x in seen.items()}
     median, deviation = parts.median_and_deviation(odds["clean"])
     of_regions = 9
     Deviations = npt.NDArray[np.float64]
@@ -192,8 +197,14 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
 
 def norms(classifier: Classifier, pictures: U8) -> dict[str, Any]:
     """What `DecisivePart`'s usual norms are made of."""
-    odds = [parts.log_odds(s.astype(float)) for s in looks({"clean": pictures}, classifier)["clean"]]
-    return {"parts": PARTS, "measured": np.transpose(parts.median_and_deviation(np.stack(odds))).tolist()}
+    odds = odds_of(looks({"clean": pictures}, classifier)["clean"])
+    return {"parts": PARTS, "measured": np.transpose(parts.median_and_deviation(odds)).tolist()}
+
+
+def detectors(learnt_from: npt.NDArray[np.float64]) -> dict[str, DecisivePart]:
+    """By bounds on the norms: what has learnt from pictures of these log-odds (N, 27)."""
+    free = tuple(zip(*parts.median_and_deviation(learnt_from), strict=True))
+    return {"bounded": DecisivePart().learnt(learnt_from), "as measured": DecisivePart(norms=free)}
 
 
 def learning(
@@ -201,16 +212,13 @@ def learning(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """What a guard flags that has learnt from pictures some of which have a trigger: "clean", false alarms where none
     has; by trigger, its hits. In percent, by bounds on the norms and by share."""
-    odds = {k: np.stack([parts.log_odds(s.astype(float)) for s in x]) for k, x in first.items()}
+    odds = {k: odds_of(x) for k, x in first.items()}
     out: dict[str, dict[str, dict[str, float]]] = {"bounded": {}, "as measured": {}}
     for share in SHARES:
         for k, target in triggers.TARGETS.items():
             n = len(odds[k]) * share // 100
             learnt_from = np.concatenate([odds[k][:n], odds["clean"][n:]])
-            free = zip(*parts.median_and_deviation(learnt_from), strict=True)
-            for name, detector in (
-                ("bounded", DecisivePart().learnt(learnt_from)), ("as measured", DecisivePart(norms=tuple(free))),
-            ):  # fmt: skip
+            for name, detector in detectors(learnt_from).items():
                 line = out[name].setdefault(str(share), {})
                 hit = (labels != target) & (seen[k][:, 0].argmax(1) == target)
                 line[k] = _flagged(detector, seen[k][hit])
@@ -227,10 +235,8 @@ def one_class(clean: npt.NDArray[np.float32], others: Dataset, classifier: Class
         of = np.flatnonzero(others.labels == label)[:ONE_CLASS]
         if len(of) < ONE_CLASS:
             continue
-        seen = looks({"": others.pictures[of]}, classifier)[""]
-        odds = np.stack([parts.log_odds(s.astype(float)) for s in seen])
-        free = tuple(zip(*parts.median_and_deviation(odds), strict=True))
-        for name, d in (("bounded", DecisivePart().learnt(odds)), ("as measured", DecisivePart(norms=free))):
+        odds = odds_of(looks({"clean": others.pictures[of]}, classifier)["clean"])
+        for name, d in detectors(odds).items():
             sure = replace(d, threshold=d.certain)
             found[name].append((_flagged(d, clean), _flagged(sure, clean)))
     return {

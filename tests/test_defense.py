@@ -398,7 +398,8 @@ def test_marks_say_what_is_met_and_what_is_not():
         rates = {"CA": [ca, 1000], "ASR": [asr, 900], "PA": [pa, 1000], "PA others": [pa, 1000]}
         clean = {"clean classifier": {**rates, "PA": [seen, 1000]}} if line == "none" else {}
         return {"attack": attack, "trigger name": attack, "defence": line, "name": line.upper(), "seed": 0, "run": "r",
-                "data": "d", "triggers": "t", "target": 1, "classifiers": "c", "defences": line, **rates, **clean}  # fmt: skip
+                "data": "d", "triggers": "t", "target": 1, "classifiers": "c", "defences": line,
+                **rates, **clean}  # fmt: skip
 
     rows = [
         row("badnets", "none", 900, 900, 100), row("badnets", "guard profile=fast", 860, 45, 810),

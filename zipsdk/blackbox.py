@@ -59,36 +59,31 @@ class BlackBox:
             sizes.setdefault(p.shape, []).append(i)
         answers: list[F64 | str] = [""] * len(pictures)
         for members in sizes.values():
-            made: dict[int, int | str] = {}
-            versions_of_all = self._versions({i: pictures[i] for i in members}, versions, made)
-            rows: list[F64 | str] = []
-            while part := list(islice(versions_of_all, self.max_batch)):
-                rows += self._call(np.stack(part))
-            start = 0
-            for i, n in made.items():
-                answers[i] = n if isinstance(n, str) else _together(rows[start : start + n])
-                start += 0 if isinstance(n, str) else n
+            for i, answer in zip(members, self._ask([pictures[i] for i in members], versions), strict=True):
+                answers[i] = answer
         return answers
 
-    def _versions(
-        self, pictures: dict[int, U8], versions: Callable[[U8], list[U8]], made: dict[int, int | str]
-    ) -> Iterator[U8]:
-        """All versions of all pictures; `made` takes how many each has, or why it has none."""
-        for i, picture in pictures.items():
-            try:
-                copies = list(versions(picture))
-                if not copies or any(c.shape != picture.shape or c.dtype != picture.dtype for c in copies):
-                    got = [f"{c.dtype} {c.shape}" for c in copies]
-                    raise InputError(
-                        f"versions: got {', '.join(dict.fromkeys(got)) or 'none'}, wanted pictures "
-                        f"{picture.dtype} {picture.shape}, at least one"
-                    )
-            except Exception as e:  # of too large a picture, or in a detector of one's own
-                self.count(failures=1)
-                made[i] = said(e)
-                continue
-            made[i] = len(copies)
-            yield from copies
+    def _ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | str]:
+        """`ask`, for pictures of one size; no more versions than go into one call are made ahead."""
+        asked: list[int | str] = []  # of each picture how many versions, or why none
+
+        def of_all() -> Iterator[U8]:
+            for picture in pictures:
+                try:
+                    made = _made(versions, picture)
+                except Exception as e:  # of too large a picture, or in a detector of one's own
+                    self.count(failures=1)
+                    asked.append(said(e))
+                else:
+                    asked.append(len(made))
+                    yield from made
+
+        versions_of_all = of_all()
+        rows: list[F64 | str] = []
+        while part := list(islice(versions_of_all, self.max_batch)):
+            rows += self._call(np.stack(part))
+        in_turn = iter(rows)
+        return [n if isinstance(n, str) else _together(list(islice(in_turn, n))) for n in asked]
 
     def _call(self, batch: U8) -> list[F64 | str]:
         """uint8 (N, H, W, 3) -> for each the scores (classes,), or why there are none."""
@@ -148,6 +143,17 @@ def ask_all(
             raise InputError(f"clean picture {i}: the classifier failed ({answer}); wanted scores for it: see there")
         answers.append(answer)
     return answers
+
+
+def _made(versions: Callable[[U8], list[U8]], picture: U8) -> list[U8]:
+    """A picture's versions, held to what `BlackBox.ask` wants of them."""
+    made = list(versions(picture))
+    if not made or any(v.shape != picture.shape or v.dtype != picture.dtype for v in made):
+        got = dict.fromkeys(f"{v.dtype} {v.shape}" for v in made)
+        raise InputError(
+            f"versions: got {', '.join(got) or 'none'}, wanted pictures {picture.dtype} {picture.shape}, at least one"
+        )
+    return made
 
 
 def _together(rows: list[F64 | str]) -> F64 | str:

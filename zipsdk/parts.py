@@ -191,9 +191,9 @@ class DecisivePart:
         """A detector that knows what this classifier does with clean pictures, without a part and with one alone.
 
         The deviation is a normal distribution's whose median and ninth decile are the pictures': false alarms come from
-        the upper end, and classifiers that are sure of themselves have none below. Neither is taken to be further from
-        `USUAL` than `AWAY` says: triggers among the pictures cannot hide themselves, and pictures of one kind do not
-        make all others suspicious.
+        the upper end, and classifiers that are sure of themselves have none below. Both are bounded by `AWAY`, so
+        that triggers among the pictures cannot hide themselves, and pictures of one kind do not make all others
+        suspicious.
 
         Args:
             classify, max_batch: as for `Guard`; layout: as for `Guard.run`; 28 queries for each picture.

@@ -224,15 +224,14 @@ class Purifier:
         finish: Callable[[], Any] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="zipsdk-read") as pool:
             ahead: deque[Future[Any]] = deque(pool.submit(fetch) for _ in range(depth))
+            failed: Exception | None = None
             try:
                 while True:
                     try:
                         read = ahead.popleft().result()
-                    except Exception:
-                        if finish is not None:  # what was begun before is not lost
-                            ready, finish = finish, None
-                            yield ready()
-                        raise
+                    except Exception as e:
+                        failed = e  # raised when what was begun before has been given back
+                        break
                     if read is nothing:
                         break
                     ahead.append(pool.submit(fetch))
@@ -247,6 +246,8 @@ class Purifier:
                 if finish is not None:
                     ready, finish = finish, None
                     yield ready()
+                if failed is not None:
+                    raise failed
             finally:
                 for future in ahead:
                     future.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,12 +90,11 @@ def _without(x: F32, around: F32, region: tuple[slice, slice], deviation: float)
     """
     r, c = region
     own = _blur(x[:, r, c], deviation, x.shape[1:], (r.start, c.start))
-    weight = 1 - np.outer(
-        *(
-            _along(np.ones((1, s.stop - s.start), np.float32), deviation, n, s.start, -1)[0]
-            for s, n in zip(region, x.shape[1:], strict=True)
-        )
+    rows, columns = (
+        _along(np.ones((1, s.stop - s.start), np.float32), deviation, n, s.start, -1)[0]
+        for s, n in zip(region, x.shape[1:], strict=True)
     )
+    weight = 1 - np.outer(rows, columns)
     out = x.copy()
     filled = (around[:, r, c] - own) / np.maximum(weight, LEAST_WEIGHT)
     out[:, r, c] = np.where(weight > LEAST_WEIGHT, filled, x[:, r, c])
@@ -104,7 +104,7 @@ def _without(x: F32, around: F32, region: tuple[slice, slice], deviation: float)
 def _moved(x: F32) -> F32:
     """(3, H, W) with places of 1/32 of the shorter side moved, each by itself, between pixels bilinearly."""
     height, width = x.shape[1:]
-    (y, down), (z, right) = _kept_places(height, width) if max(height, width) <= BLOCK else _places(height, width)
+    (y, down), (z, right) = _kept_if_small(_places, max(height, width))(height, width)
     below, beside = np.minimum(y + 1, x.shape[1] - 1), np.minimum(z + 1, x.shape[2] - 1)
     upper = (1 - right) * x[:, y, z] + right * x[:, y, beside]
     lower = (1 - right) * x[:, below, z] + right * x[:, below, beside]
@@ -112,6 +112,7 @@ def _moved(x: F32) -> F32:
     return moved
 
 
+@lru_cache(4)
 def _places(height: int, width: int) -> tuple[tuple[npt.NDArray[np.intp], F32], tuple[npt.NDArray[np.intp], F32]]:
     """Where each pixel of the moved picture is taken from: rows and columns, (H, W) whole and what is beyond.
 
@@ -130,9 +131,6 @@ def _places(height: int, width: int) -> tuple[tuple[npt.NDArray[np.intp], F32], 
     return out[0], out[1]
 
 
-_kept_places = lru_cache(4)(_places)
-
-
 def _blur(x: F32, deviation: float, of: tuple[int, ...], start: tuple[int, int] = (0, 0)) -> F32:
     """Gaussian blur of (..., h, w), a cut at `start` from a picture of the size `of` that is 0 elsewhere; of the same
     cut. At its ends the picture is mirrored, the last pixel twice."""
@@ -146,9 +144,14 @@ def _along(x: F32, deviation: float, side: int, start: int, axis: int) -> F32:
     for a in range(0, length, BLOCK):
         low, high = max(0, a - reach), min(length, a + BLOCK + reach)
         at = (start + a, start + min(length, a + BLOCK), start + low, start + high)
-        matrix = _matrix(side, deviation, *at) if side <= BLOCK else _matrix.__wrapped__(side, deviation, *at)
+        matrix = _kept_if_small(_matrix, side)(side, deviation, *at)
         parts.append(matrix @ x[..., low:high, :] if axis == -2 else x[..., low:high] @ matrix.T)
     return np.concatenate(parts, axis=axis)
+
+
+def _kept_if_small(function: Any, side: int) -> Any:
+    """A function with a cache; without it for sides whose results would fill the memory."""
+    return function if side <= BLOCK else function.__wrapped__
 
 
 def _reach(deviation: float) -> int:
