@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
         return
     at = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(at, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(at, fcntl.LOCK_EX)
         yield
     finally:
         os.close(at)

@@ -13,173 +13,10 @@ pytest.importorskip("scipy")
 
 from conftest import FakeEngine, make_spec
 
-from bench import attacks, defense, paper, results_groups, results_page, results_plot, tables
-from bench.attacks import BadNets
+from bench import attacks, defense, paper, results_page, results_plot, tables
 from bench.baselines.simple import Nothing
-from bench.blackbox import Classifier
-from bench.datasets import Dataset
-from bench.evaluation import Rate, Scene, Store, evaluate, interval
-from bench.rows import Rows
+from bench.evaluation import Store
 from zipsdk.errors import InputError
-
-
-class Counting:
-    """Darkens a picture by one, and counts the pictures that it is given."""
-
-    name, evaluations, queries, asks = "counting", 0, 1, False
-
-    def __init__(self, by: int = 1, asks: bool = False):
-        self.by, self.asks, self.seen = by, asks, 0
-
-    def describe(self):
-        return {"defence": "counting", "by": self.by}
-
-    def run(self, pictures, seed, *, classify=None, progress=None):
-        self.seen += len(pictures)
-        if progress:
-            progress(len(pictures))
-        return np.maximum(pictures, self.by) - np.uint8(self.by)
-
-
-@pytest.fixture
-def pictures(rng):
-    return rng.integers(0, 256, (150, 8, 8, 3), np.uint8)
-
-
-def test_a_picture_is_treated_once(tmp_path, pictures):
-    defence, path = Counting(), tmp_path / "treated.sqlite"
-    first = Store(path).treat(defence, pictures[:100], 0)
-    assert (first == np.maximum(pictures[:100], 1) - 1).all() and defence.seen == 100
-    ticks = []
-    # another process, more pictures, in another order
-    again = Store(path).treat(defence, pictures[::-1], 0, progress=ticks.append)
-    assert (again[::-1][:100] == first).all() and defence.seen == 150 and sum(ticks) == 150
-
-
-@pytest.mark.parametrize("change", ["seed", "defence", "shape"])
-def test_what_decides_a_picture_is_in_its_key(tmp_path, pictures, change):
-    store = Store(tmp_path / "treated.sqlite")
-    store.treat(Counting(), pictures, 0)
-    other = Counting(2) if change == "defence" else Counting()
-    given = pictures.reshape(150, 4, 16, 3) if change == "shape" else pictures
-    got = store.treat(other, given, int(change == "seed"))
-    assert other.seen == 150 and got.shape == given.shape
-
-
-def test_a_defence_that_asks_is_kept_for_each_classifier(tmp_path, pictures):
-    store = Store(tmp_path / "treated.sqlite")
-    boxes = [Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": name}) for name in "ab"]
-    for asks, wanted in ((True, 300), (False, 150)):
-        defence = Counting(3 + asks, asks)
-        for box in (*boxes, *boxes):
-            store.treat(defence, pictures, 0, box)
-        assert defence.seen == wanted
-
-
-def test_a_stopped_run_keeps_what_was_done(tmp_path, pictures):
-    class Stopping(Counting):
-        def run(self, pictures, seed, **more):
-            if self.seen:
-                raise KeyboardInterrupt
-            return super().run(pictures, seed, **more)
-
-    store = Store(tmp_path / "treated.sqlite")
-    with pytest.raises(KeyboardInterrupt):
-        store.treat(Stopping(), pictures, 0)
-    rest = Counting()
-    store.treat(rest, pictures, 0)
-    assert rest.seen == len(pictures) - 64
-
-
-def test_without_a_file_nothing_is_kept(pictures):
-    defence = Counting()
-    for _ in range(2):
-        Store(None).treat(defence, pictures, 0)
-    assert defence.seen == 300
-
-
-def test_a_defence_must_give_pictures_back(pictures):
-    class Odd(Counting):
-        def run(self, pictures, seed, **more):
-            return pictures[:-1]
-
-    with pytest.raises(InputError, match=r"counting: got uint8 \(63, 8, 8, 3\) back, wanted uint8 \(64, 8, 8, 3\)"):
-        Store(None).treat(Odd(), pictures, 0)
-
-
-def test_a_row_counts_what_the_classifier_says(rng):
-    """A black box that takes white corners for class 1, else tells dark from bright: every number is known."""
-    labels = np.repeat([0, 1, 2], [50, 30, 20])
-    x = np.full((100, 32, 32, 3), 40, np.uint8) + (80 * labels).astype(np.uint8)[:, None, None, None]
-    data = Dataset("three", "test", x, labels, ("a", "b", "c"))
-
-    def box(p):
-        seen = np.eye(3)[np.rint((p[:, 0, 0, 0].astype(float) - 40) / 80).astype(int)]
-        fooled = p[:, -5, -5].min(-1) == 255
-        return np.where(fooled[:, None], [0, 2, 0], seen)
-
-    honest = Classifier(
-        lambda p: np.eye(3)[np.rint((p[:, 0, 0, 0].astype(float) - 40) / 80).astype(int)], {"c": "honest"}
-    )
-    scene = Scene(data, "white", BadNets(32, 0, 3, "white"), 1, Classifier(box, {"c": "fooled"}), honest)
-    row = evaluate(scene, Nothing(), 0, Store(None))
-    assert row == {
-        "CA": [100, 100], "ASR": [70, 70], "PA": [30, 100], "PA others": [0, 70],
-        "clean classifier": {"CA": [100, 100], "ASR": [0, 70], "PA": [100, 100], "PA others": [70, 70]},
-    }  # fmt: skip
-
-
-def test_two_runs_may_add_to_one_record(tmp_path, pictures):
-    data = Dataset("two", "test", pictures, np.arange(150) % 2, ("a", "b"))
-    box = Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": "a"})
-    scene = Scene(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box)
-    counts = {name: [1, 2] for name in ("CA", "ASR", "PA", "PA others")}
-    first, second = (Rows("defense-two", tmp_path) for _ in range(2))
-    for i, rows in enumerate((first, second, first)):
-        rows.add(f"row {i}", "none", scene, Nothing(), i, counts)
-    content = json.loads((tmp_path / "defense-two.json").read_text())
-    assert content["rows"].keys() == {"row 0", "row 1", "row 2"}
-    assert {row["run"] for row in content["rows"].values()} <= content["runs"].keys()
-
-
-def test_what_is_counted_anew_is_not_undone_by_a_run_that_read_it_before(tmp_path, pictures):
-    data = Dataset("two", "test", pictures, np.arange(150) % 2, ("a", "b"))
-    box = Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": "a"})
-    scene = Scene(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box)
-
-    def counts(hits):
-        return {name: [hits, 2] for name in ("CA", "ASR", "PA", "PA others")}
-
-    Rows("defense-two", tmp_path).add("row", "none", scene, Nothing(), 0, counts(1))
-    stale, fresh = (Rows("defense-two", tmp_path) for _ in range(2))
-    fresh.add("row", "none", scene, Nothing(), 0, counts(2))
-    stale.add("other", "none", scene, Nothing(), 1, counts(0))
-    content = json.loads((tmp_path / "defense-two.json").read_text())
-    assert content["rows"]["row"]["CA"] == [2, 2] and content["rows"]["other"]["CA"] == [0, 2]
-    assert [p.name for p in tmp_path.iterdir()] == ["defense-two.json"]
-
-
-def test_rows_with_other_triggers_or_targets_are_no_seeds_of_one():
-    row = {"attack": "white", "trigger name": "White", "defence": "none", "name": "none", "evaluations": 0, "seed": 0,
-           "data": "d", "classifiers": "c", "defences": "n", "run": "r", "CA": [1, 2], "ASR": [1, 2], "PA": [1, 2],
-           "PA others": [1, 2], "triggers": "t", "target": 1}  # fmt: skip
-    others = [row, {**row, "target": 0}, {**row, "triggers": "u"}, {**row, "seed": 1}]
-    content = {"rows": dict(enumerate(others)), "runs": {"r": {"date": "2026"}}}
-    (group,) = results_groups.groups(content, ["white"], ["none"])
-    assert [r["seed"] for r in group.rows] == [0, 1]
-
-
-def test_no_pictures_have_no_interval():
-    assert np.isnan(interval(Rate(0, 0))).all()
-
-
-def test_wilsons_interval():
-    """Against the closed form, and where the normal approximation fails."""
-    for hits, of in ((0, 10), (7, 10), (990, 1000), (10, 10)):
-        z, p = 1.959963984540054, hits / of
-        middle = (p + z * z / (2 * of)) / (1 + z * z / of)
-        half = z / (1 + z * z / of) * np.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-        assert interval(Rate(hits, of)) == pytest.approx((100 * (middle - half), 100 * (middle + half)), abs=1e-9)
 
 
 @pytest.fixture
@@ -187,7 +24,7 @@ def workshop():
     def clean():
         return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
 
-    return tables.Workshop(FakeEngine(make_spec(canvas=32)), "cifar10", 32, Counting, clean)
+    return tables.Workshop(FakeEngine(make_spec(canvas=32)), "cifar10", 32, Nothing, clean)
 
 
 def test_every_line_of_every_table_names_a_defence(workshop):
@@ -368,9 +205,10 @@ def test_no_data_is_said(tmp_path, capsys):
     assert stopped.value.code == 1 and "got no two for test" in capsys.readouterr().err
 
 
-def test_the_attacker_has_a_share_of_what_a_guard_learns_from(pictures):
+def test_the_attacker_has_a_share_of_what_a_guard_learns_from(rng):
     from bench.baselines.guarded import attacked
 
+    pictures = rng.integers(0, 256, (150, 8, 8, 3), np.uint8)
     first = attacked(pictures[:60], lambda x: x * 0)
     gone = (first == 0).all((1, 2, 3))
     assert np.flatnonzero(gone).tolist() == [19, 39, 59] and (first[~gone] == pictures[:60][~gone]).all()
@@ -391,34 +229,3 @@ def test_a_guard_without_first_pictures_keeps_its_norms(workshop):
     assert learnt.detector.norms is not None and learnt.counters.pictures == len(x)
     flooded = Guarded(inner, first=x).guard(0, classify, purify, lambda p: p * 0)
     assert flooded.detector.norms != learnt.detector.norms
-
-
-def test_marks_say_what_is_met_and_what_is_not():
-    def row(attack, line, ca, asr, pa, seen=500):
-        rates = {"CA": [ca, 1000], "ASR": [asr, 900], "PA": [pa, 1000], "PA others": [pa, 1000]}
-        clean = {"clean classifier": {**rates, "PA": [seen, 1000]}} if line == "none" else {}
-        return {"attack": attack, "trigger name": attack, "defence": line, "name": line.upper(), "seed": 0, "run": "r",
-                "data": "d", "triggers": "t", "target": 1, "classifiers": "c", "defences": line,
-                **rates, **clean}  # fmt: skip
-
-    rows = [
-        row("badnets", "none", 900, 900, 100), row("badnets", "guard profile=fast", 860, 45, 810),
-        row("badnets", "shrinkpad", 700, 90, 600), row("badnets", "blur", 700, 90, 805),
-        row("white", "none", 900, 900, 100), row("white", "guard profile=fast", 859, 181, 808),
-        row("white", "blur", 700, 90, 808),
-        row("redundant", "none", 900, 900, 100), row("redundant", "guard profile=fast", 900, 900, 100),
-    ]  # fmt: skip
-    page = results_page.marks_of({"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}})
-    lines = [line for line in page.splitlines() if line.startswith("| ")][2:]
-    assert [line.split(" | ")[1:] for line in lines] == [
-        ["5.0 (at most 5.0)", "86.0 (at least 86.0)", "81.0 (at least 81.0)", "81.0 (above 80.5): BLUR", "50.0 |"],
-        ["20.1 (at most 20.0: **no**)", "85.9 (at least 86.0: **no**)", "80.8 (at least 80.9: **no**)",
-         "80.8 (above 80.8: **no**): BLUR", "50.0 |"],
-    ]  # fmt: skip
-    assert results_page.marks_of({"rows": {}, "runs": {}}) == ""
-
-
-def test_a_bar_in_a_cell_is_no_border():
-    from bench.report import table
-
-    assert table(["a", "b"], [["x|y", "z"]]).splitlines()[2] == "| x\\|y | z |"

@@ -1,0 +1,51 @@
+"""What is drawn from the records: seeds that belong together, marks, tables."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("scipy")
+
+from bench import results_groups, results_page
+
+
+def test_rows_with_other_triggers_or_targets_are_no_seeds_of_one():
+    row = {"attack": "white", "trigger name": "White", "defence": "none", "name": "none", "evaluations": 0, "seed": 0,
+           "data": "d", "classifiers": "c", "defences": "n", "run": "r", "CA": [1, 2], "ASR": [1, 2], "PA": [1, 2],
+           "PA others": [1, 2], "triggers": "t", "target": 1}  # fmt: skip
+    others = [row, {**row, "target": 0}, {**row, "triggers": "u"}, {**row, "seed": 1}]
+    content = {"rows": dict(enumerate(others)), "runs": {"r": {"date": "2026"}}}
+    (group,) = results_groups.groups(content, ["white"], ["none"])
+    assert [r["seed"] for r in group.rows] == [0, 1]
+
+
+def test_marks_say_what_is_met_and_what_is_not():
+    def row(attack, line, ca, asr, pa, seen=500):
+        rates = {"CA": [ca, 1000], "ASR": [asr, 900], "PA": [pa, 1000], "PA others": [pa, 1000]}
+        clean = {"clean classifier": {**rates, "PA": [seen, 1000]}} if line == "none" else {}
+        return {"attack": attack, "trigger name": attack, "defence": line, "name": line.upper(), "seed": 0, "run": "r",
+                "data": "d", "triggers": "t", "target": 1, "classifiers": "c", "defences": line,
+                **rates, **clean}  # fmt: skip
+
+    rows = [
+        row("badnets", "none", 900, 900, 100), row("badnets", "guard profile=fast", 860, 45, 810),
+        row("badnets", "shrinkpad", 700, 90, 600), row("badnets", "blur", 700, 90, 805),
+        row("white", "none", 900, 900, 100), row("white", "guard profile=fast", 859, 181, 808),
+        row("white", "blur", 700, 90, 808),
+        row("redundant", "none", 900, 900, 100), row("redundant", "guard profile=fast", 900, 900, 100),
+    ]  # fmt: skip
+    page = results_page.marks_of({"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}})
+    lines = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    assert [line.split(" | ")[1:] for line in lines] == [
+        ["5.0 (at most 5.0)", "86.0 (at least 86.0)", "81.0 (at least 81.0)", "81.0 (above 80.5): BLUR", "50.0 |"],
+        ["20.1 (at most 20.0: **no**)", "85.9 (at least 86.0: **no**)", "80.8 (at least 80.9: **no**)",
+         "80.8 (above 80.8: **no**): BLUR", "50.0 |"],
+    ]  # fmt: skip
+    assert results_page.marks_of({"rows": {}, "runs": {}}) == ""
+
+
+def test_a_bar_in_a_cell_is_no_border():
+    from bench.report import table
+
+    assert table(["a", "b"], [["x|y", "z"]]).splitlines()[2] == "| x\\|y | z |"
