@@ -58,13 +58,20 @@ class Bench:
 
     def __post_init__(self) -> None:
         a = self.args
-        self.test = datasets.load(a.dataset, "test", a.data, side=a.side, limit=a.pictures)
+        limit = _how_many(a) if a.pictures is None else a.pictures
+        self.test = datasets.load(a.dataset, "test", a.data, side=a.side, limit=limit, seed=a.picture_seed)
         engine = zipsdk.load_engine(a.engine)
         self.workshop = tables.Workshop(engine, a.dataset, self.test.side, self._bdmae, self._unseen)
         self.given = blackbox.from_options(a)
         if self.given is not None:  # a name says little: rows of what stood behind it before are not its
-            some = self.test.pictures[:8]
-            self.given.info["scores of the first pictures"] = hash_of(np.round(self.given(some), 3).tolist())
+            scores, classes = self.given(self.test.pictures[:8]), self.test.classes
+            if scores.shape[1] != len(classes):
+                raise InputError(
+                    f"classifier: got {scores.shape[1]} scores a picture, wanted {len(classes)}, one for each class of "
+                    f"{a.dataset} in this order: {', '.join(classes[:20])}{', ...' * (len(classes) > 20)}; wrap it in "
+                    "a module:function that gives these"
+                )
+            self.given.info["scores of the first pictures"] = hash_of(np.round(scores, 3).tolist())
         self._classifiers: dict[str, Classifier] = {}
         self._others: np.ndarray | None = None
 
@@ -120,13 +127,14 @@ class Bench:
         rows'."""
         if self._others is None:
             a = self.args
-            more = datasets.load(a.dataset, "test", a.data, side=a.side, limit=len(self.test) + CALIBRATION)
+            limit = len(self.test) + CALIBRATION
+            more = datasets.load(a.dataset, "test", a.data, side=a.side, limit=limit, seed=a.picture_seed)
             known = {p.tobytes() for p in self.test.pictures}
             self._others = more.pictures[[p.tobytes() not in known for p in more.pictures]]
             if len(self._others) < FEWEST:
                 raise InputError(
                     f"guard: got {len(self._others)} test pictures beside the {len(self.test)} that are counted, "
-                    f"wanted {FEWEST}, better {CALIBRATION}; lower --pictures"
+                    f"wanted {FEWEST} to learn from, better {CALIBRATION}; lower --pictures"
                 )
         return self._others
 
@@ -137,6 +145,14 @@ class Bench:
             yield Scene(self.test, name, trigger, self.args.target, self.classifier(name), clean)
 
 
+def _how_many(a: argparse.Namespace) -> int:
+    """Test pictures that are counted where nobody says how many; of a small set a fifth is left for a guard to learn
+    from, whether there is one or not."""
+    wanted = QUICK if a.quick or a.table == "quick" else PICTURES
+    there = len(datasets.load(a.dataset, "test", a.data, side=a.side, limit=wanted + CALIBRATION))
+    return min(wanted, there - min(CALIBRATION, there // 5))
+
+
 @cache
 def _training_pictures(name: str, folder: Path | None, side: int | None) -> datasets.Dataset:
     return datasets.load(name, "train", folder, side=side)
@@ -144,11 +160,13 @@ def _training_pictures(name: str, folder: Path | None, side: int | None) -> data
 
 def run_table(bench: Bench, rows: Rows, table: tables.Table) -> list[str]:
     """Fill in what is missing of a table; the keys of its rows."""
-    a = bench.args
+    a, lines = bench.args, bench.args.defence or table.defences
     wanted: list[str] = []
+    if any(line.startswith("guard") for line in lines):
+        bench.workshop.unseen()  # hours before its row if there are too few
     for name in a.attacks or table.attacks:
         for scene in bench.scenes(name):
-            for line in a.defence or table.defences:
+            for line in lines:
                 defence = bench.workshop.make(line, name)
                 for seed in range(a.seeds if line.startswith(("zip", "guard")) else 1):
                     key = rows.key(line, scene, defence, seed)
@@ -260,7 +278,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dataset", default="cifar10", help="cifar10, gtsrb, imagenette, or a folder's name")
     p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${datasets.VARIABLE}")
     p.add_argument("--side", type=int, help="resize pictures to this; needed where they differ in size")
-    p.add_argument("--pictures", type=int, help=f"test pictures, balanced over the classes; default {PICTURES}")
+    p.add_argument("--pictures", type=int, help=f"test pictures, balanced over the classes; default {PICTURES}, or of "
+                                                "fewer four fifths: a guard learns from the others")  # fmt: skip
+    p.add_argument("--picture-seed", type=int, default=0, help="of which test pictures these are")
     p.add_argument("--seeds", type=int, help=f"of the purifications in ZIP's rows; default {SEEDS}")
     p.add_argument("--quick", action="store_true", help=f"{QUICK} pictures, one seed, one attack")
     p.add_argument("--attacks", nargs="+", metavar="NAME", help=", ".join(attacks.ATTACKS) + "; enhanced-NAME")
@@ -285,7 +305,6 @@ def parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> None:
     p = parser()
     a = p.parse_args(words)
-    a.pictures = a.pictures or (QUICK if a.quick or a.table == "quick" else PICTURES)
     a.seeds = a.seeds or (1 if a.quick or a.table == "quick" else SEEDS)
     try:
         bench = Bench(a, Store(classifiers.cache_folder(a.cache).parent / "treated.sqlite"))

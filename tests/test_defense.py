@@ -166,11 +166,13 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
         if name == "flagged":
             assert row["CA"][0] == sum(d.label == y for d, y in zip(decisions, scene.data.labels, strict=True))
 
-    # all test pictures are counted: none is left to calibrate on
+    # all test pictures are counted: none is left to learn from, and that is said before any row is made
     words[words.index("44")] = "64"
     with pytest.raises(SystemExit):
-        defense.main(words)
+        defense.main([*words, "--defence", "blur"])
     assert "lower --pictures" in capsys.readouterr().err
+    rows = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
+    assert {row["CA"][1] for row in rows} == {44}
 
 
 def test_costs_and_a_sheet(folder, tmp_path, capsys):
@@ -192,6 +194,24 @@ def test_a_users_own_black_box(folder, tmp_path, capsys):
                   "--classifier", "test_defense:bright"])  # fmt: skip
     (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
     assert row["CA"] == [64, 64] and row["ASR"] == [0, 32] and "clean classifier" not in row
+
+
+def test_of_few_pictures_a_guard_gets_a_fifth(folder, tmp_path):
+    words = [w for w in command(folder, tmp_path, "agnostic", "--attacks", "white") if w not in ("--pictures", "64")]
+    defense.main([*words, "--defence", "none", "--classifier", "test_defense:bright"])
+    (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
+    assert row["CA"] == [52, 52]  # of 64
+
+
+def test_a_black_box_of_other_classes_is_told(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        defense.main([*command(folder, tmp_path, "table1"), "--classifier", "test_defense:ternary"])
+    said = capsys.readouterr().err
+    assert "got 3 scores a picture, wanted 2" in said and "in this order: dark, light;" in said
+
+
+def ternary(pictures):
+    return np.zeros((len(pictures), 3))
 
 
 def bright(pictures):

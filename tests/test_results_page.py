@@ -31,6 +31,7 @@ def test_marks_say_what_is_met_and_what_is_not():
     rows = [
         row("badnets", "none", 900, 900, 100), row("badnets", "guard profile=fast", 860, 45, 810),
         row("badnets", "shrinkpad", 700, 90, 600), row("badnets", "blur", 700, 90, 805),
+        row("badnets", "sampdetox", 700, 90, 830),
         row("white", "none", 900, 900, 100), row("white", "guard profile=fast", 859, 181, 808),
         row("white", "blur", 700, 90, 808),
         row("redundant", "none", 900, 900, 100), row("redundant", "guard profile=fast", 900, 900, 100),
@@ -38,9 +39,10 @@ def test_marks_say_what_is_met_and_what_is_not():
     page = results_page.marks_of({"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}})
     lines = [line for line in page.splitlines() if line.startswith("| ")][2:]
     assert [line.split(" | ")[1:] for line in lines] == [
-        ["5.0 (at most 5.0)", "86.0 (at least 86.0)", "81.0 (at least 81.0)", "81.0 (above 80.5): BLUR", "50.0 |"],
+        ["5.0 (at most 5.0)", "86.0 (at least 86.0)", "81.0 (at least 81.0)", "81.0 (above 80.5): BLUR",
+         "SAMPDETOX 83.0", "50.0 |"],
         ["20.1 (at most 20.0: **no**)", "85.9 (at least 86.0: **no**)", "80.8 (at least 80.9: **no**)",
-         "80.8 (above 80.8: **no**): BLUR", "50.0 |"],
+         "80.8 (above 80.8: **no**): BLUR", "", "50.0 |"],
     ]  # fmt: skip
     assert results_page.marks_of({"rows": {}, "runs": {}}) == ""
 
