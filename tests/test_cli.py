@@ -196,6 +196,55 @@ def test_two_inputs_with_one_output(purify, tmp_path, capsys):
     assert purify(tmp_path / "b", tmp_path / "b" / "x.png", "-o", out) == 0  # one picture, named twice
 
 
+def test_pictures_of_another_folder_are_not_taken_for_those_that_are_done(purify, tmp_path, capsys):
+    """Not even where name, size and time are the same."""
+    a, b, moved, out = (tmp_path / n for n in ("a", "b", "moved", "out"))
+    for i, where in enumerate((a, b)):
+        for name in ("x.bmp", "y.bmp"):
+            os.utime(picture(where / name, i), (1e9, 1e9))
+    assert purify(a, "-o", out, "--seed", 1) == 0
+    first, before, manifest = contents(out), state(out), (out / MANIFEST).read_bytes()
+    capsys.readouterr()
+    text = (
+        f"{out / 'x.bmp'} was made from {a / 'x.bmp'}, and would now be from {b / 'x.bmp'} (and 1 others alike); "
+        "use another output folder, or --overwrite"
+    )
+    refused(capsys, purify(b, "-o", out), 2, text)
+    picture(b / "x.bmp", 3, (20, 20))  # changed as well
+    refused(capsys, purify(b, "-o", out), 2, text)
+    a.rename(moved)
+    refused(capsys, purify(moved, "-o", out), 2, f"would now be from {moved / 'x.bmp'}")
+    assert state(out) == before and (out / MANIFEST).read_bytes() == manifest
+
+    assert purify(moved, "-o", out, "--seed", 1, "--overwrite") == 0
+    assert contents(out) == first and all(state(out)[n] != before[n] for n in before)
+    before = state(out)
+    assert purify(moved, "-o", out) == 0
+    assert state(out) == before  # and goes on from there
+    (out / "x.bmp").unlink()
+    assert purify(b / "x.bmp", "-o", out) == 0  # there is nothing to lose
+    assert images.read_one(out / "x.bmp").rgb.shape == (20, 20, 3)
+    refused(capsys, purify(moved, "-o", out), 2, f"{out / 'x.bmp'} was made from {b / 'x.bmp'}")
+
+
+def test_manifests_of_older_runs_hold_sources_as_they_were_given(purify, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "a", 3)
+    folder(tmp_path / "b", 3)
+    out = tmp_path / "out"
+    assert purify("a", "-o", out) == 0
+    manifest = out / MANIFEST
+    assert str(tmp_path / "a") in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(str(tmp_path / "a"), "a"))
+    (tmp_path / "link").symlink_to("a")
+    before = state(out)
+    for given in ("a", "../" + tmp_path.name + "/a", tmp_path / "a", "link"):
+        assert purify(given, "-o", out) == 0
+    assert state(out) == before
+    capsys.readouterr()
+    refused(capsys, purify("b", "-o", out), 2, f"was made from {tmp_path / 'a' / '000.png'}")
+
+
 def test_inputs_are_not_overwritten(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 1)
     before = contents(src)
@@ -260,6 +309,42 @@ def test_models_that_cannot_run_give_3(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sheet_that_cannot_be_written_is_told_before_the_run(purify, tmp_path, capsys, monkeypatch):
+    src, out = folder(tmp_path / "in", 1), tmp_path / "out"
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for sheet, text in (
+        ("file/s.png", "file is not a folder that may be written to"),
+        ("file/deep/s.png", "file is not a folder that may be written to"),
+        ("dangling/s.png", "dangling is not a folder that may be written to"),
+        ("folder.png", "folder.png: is a folder"),
+    ):
+        refused(capsys, purify(src, "-o", out, "--sheet", tmp_path / sheet), 2, text)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere, so the refusal is played
+    refused(capsys, purify(src, "-o", out, "--sheet"), 2, f"{tmp_path} is not a folder that may be written to")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("e", "text"),
+    [
+        (OSError(28, "No space left on device", "a.plan"), "a.plan: No space left on device"),
+        (PermissionError(13, "Permission denied", ".a.part", None, "a.plan"), "a.plan: Permission denied"),
+        (OSError(5, "Input/output error"), "error: Input/output error"),
+        (OSError("odd"), "error: odd"),
+        (TimeoutError(), "error: TimeoutError"),
+    ],
+)
+def test_errors_of_the_system_give_2_and_no_traceback(tmp_path, capsys, monkeypatch, e, text):
+    def fails(*_, **__):
+        raise e
+
+    monkeypatch.setattr("zipsdk.engines.plan.build", fails)
+    code = main(["build", "zip-tiny", "-o", str(tmp_path / "a.plan")])
+    refused(capsys, code, 2, f"{text}; check the path, its permissions and the disk's room\n")
+
+
 # ---- pictures that fail
 
 
@@ -300,6 +385,32 @@ def test_a_picture_of_a_size_that_cannot_be_used_does_not_spoil_its_batch(purify
     assert purify(src, "-o", tmp_path / "out") == 1
     assert "odd.png: too odd" in capsys.readouterr().err
     assert len(names(tmp_path / "out")) == 3
+
+
+def test_what_the_format_cannot_hold_is_told_before_it_is_computed(purify, tmp_path, capsys, monkeypatch):
+    from zipsdk import Purifier
+
+    src, out = folder(tmp_path / "in", 1), tmp_path / "out"
+    rgba = Image.new("RGBA", (16, 16), (1, 2, 3, 4))
+    images.save(rgba, src / "alpha.png")
+    images.save(Image.new("I;16", (16, 16)), src / "deep.png")
+    rgba.save(src / "web.jpg", "PNG")  # as browsers save them: the content says how it is read, the name how it is kept
+    run, computed = Purifier.run, []
+
+    def counting(self, batch, **options):
+        computed.extend(batch)
+        return run(self, batch, **options)
+
+    monkeypatch.setattr(Purifier, "run", counting)
+    assert purify(src, "-o", out, "--format", "jpg") == 1
+    said = capsys.readouterr()
+    for name, mode in (("alpha", "RGBA"), ("deep", "I;16"), ("web", "RGBA")):
+        assert f"{out / name}.jpg: got a picture of mode {mode}, wanted one of L RGB" in said.err
+    assert "1 done" in said.out and "3 failed" in said.out
+    assert len(computed) == 1 and names(out) == {"000.jpg"}
+    assert purify(src, "-o", tmp_path / "kept") == 1
+    assert "web.jpg: got a picture of mode RGBA" in capsys.readouterr().err
+    assert len(computed) == 4 and names(tmp_path / "kept") == {"000.png", "alpha.png", "deep.png"}
 
 
 def test_a_full_disk_stops_the_run(purify, tmp_path, capsys, monkeypatch):
@@ -555,6 +666,18 @@ def test_sheet(purify, tmp_path):
     # of a second run, that has nothing to do, as well
     assert purify(src, "-o", out, "--transforms", "gray", "--sheet", tmp_path / "deep" / "page.png") == 0
     assert np.array_equal(np.asarray(Image.open(tmp_path / "deep" / "page.png").convert("RGB")), page)
+
+
+@pytest.mark.parametrize("options", [["--preset", "random"], ["--transforms", "gray|blur2"]])
+def test_a_sheet_has_no_transformed_column_where_each_picture_drew_its_own(purify, tmp_path, options):
+    src, out = folder(tmp_path / "in", 2), tmp_path / "out"
+    assert purify(src, "-o", out, *options, "--sheet") == 0
+    page = np.asarray(Image.open(out / "zipsdk-sheet.png").convert("RGB"))
+    step, gap, title = 248, 8, 20
+    assert page.shape == (2 * step + gap + title, 2 * step + gap, 3)
+    middle = title + gap + 120
+    clean = np.asarray(Image.open(out / "000.png"))
+    assert (page[middle, gap + step + 120] == clean[8, 8]).all()
 
 
 def test_quiet_and_progress(purify, tmp_path, capsys):

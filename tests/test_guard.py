@@ -138,6 +138,11 @@ def test_copies_are_exact():
         np.testing.assert_array_equal(copy, [[[min(n * int(v), 255) for v in p] for p in row] for row in every_level])
 
 
+def test_scale_up_takes_numpys_numbers():
+    detector = ScaleUp(scales=np.array([3, 5]), threshold=np.float32(0.5))
+    assert detector == ScaleUp(scales=(3, 5), threshold=0.5) and type(detector.scales[0]) is int
+
+
 @pytest.mark.parametrize(("agreeing", "flagged"), [(0, False), (1, False), (2, True), (3, True), (4, True)])
 def test_a_score_at_the_threshold_is_flagged(agreeing, flagged):
     detector = ScaleUp((2, 3, 4, 5))
@@ -533,6 +538,46 @@ def test_a_call_is_no_larger_than_said_if_nothing_is_said():
     assert classify.sizes == [256, 256, 88]
 
 
+@pytest.mark.parametrize(
+    ("max_batch", "pixels", "sizes"),
+    [(256, 4 * 64 + 63, [4, 4, 4]), (3, 4 * 64, [3, 3, 3, 3]), (256, 10, [1] * 12), (None, 10, [12])],
+)
+def test_a_call_has_no_more_pixels_than_it_may(monkeypatch, max_batch, pixels, sizes):
+    monkeypatch.setattr(blackbox, "MAX_CALL_PIXELS", pixels)
+    classify = Recorder()
+    decisions = Guard(classify, Cleaner(), max_batch=max_batch).run(dark(2))
+    assert classify.sizes == sizes
+    assert [d.label for d in decisions] == [int(k) for k in brightness(dark(2)).argmax(1)]
+
+
+def test_photos_go_out_a_few_at_a_time():
+    sizes = []
+
+    def classify(x):
+        sizes.append(len(x))
+        return np.tile([0.0, 1.0], (len(x), 1))
+
+    photo = np.zeros((2048, 2730, 3), np.uint8)
+    blackbox.BlackBox(classify).ask([photo] * 4, lambda p: [p])
+    assert sizes == [3, 1]
+
+
+def test_pictures_for_whose_call_there_is_no_memory_take_no_other_label(monkeypatch):
+    stack = np.stack
+
+    def small_ones(arrays, *rest, **options):
+        if arrays[0].shape == (9, 9, 3):
+            raise MemoryError("no room")
+        return stack(arrays, *rest, **options)
+
+    monkeypatch.setattr(np, "stack", small_ones)
+    watch = Guard(backdoored, Cleaner())
+    first, second = watch.run([dark(1)[0], dark(1, 9, 9)[0]])
+    assert first.label == 1 and not first.flagged
+    assert second.label is None and "no room" in second.why and "no room" in second.error
+    assert watch.counters.failures == 2
+
+
 def test_a_number_of_classes_that_changes_is_a_failure():
     wider = Recorder(plan=[None, lambda x: np.pad(backdoored(x), ((0, 0), (0, 1)))])
     (decision,) = Guard(wider, Cleaner(), max_batch=3).run(dark(1))
@@ -756,14 +801,22 @@ def test_wrong_use_is_told_before_anything_is_classified(batch):
         ({"purifier": None}, "purifier"),
         ({"detector": ScaleUp}, "detector"),
         ({"detector": "scale-up"}, "detector"),
-        *[({"timeout": t}, "timeout") for t in (0, -1, math.nan, math.inf, "1", True)],
-        *[({"max_batch": n}, "max_batch") for n in (0, -1, 1.5, True, "6")],
+        *[({"timeout": t}, "timeout") for t in (0, -1, math.nan, math.inf, "1", True, np.True_)],
+        *[({"max_batch": n}, "max_batch") for n in (0, -1, 1.5, True, "6", np.int64(0), np.float32(6))],
+        *[({"learn": n}, "learn") for n in (-1, 15, 16.0, False, "16", np.int64(15))],
     ],
 )
 def test_guard_refuses_options(change, said):
     options = {"classify": backdoored, "purifier": Cleaner(), **change}
     with pytest.raises(InputError, match=f"{said}: got"):
         Guard(options.pop("classify"), options.pop("purifier"), **options)
+
+
+def test_options_may_be_numbers_of_numpy():
+    classify = Recorder()
+    watch = Guard(classify, Cleaner(), timeout=np.float32(60), max_batch=np.int64(4), learn=np.int32(16))
+    assert [d.error for d in watch.run(dark(1))] == [None]
+    assert classify.sizes == [4, 2] and type(watch.learn) is int and watch.learn == 16
 
 
 # ---- counters, and the whole

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import statistics
 import tracemalloc
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -382,7 +383,7 @@ def test_settle_believes_what_is_left():
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"threshold": t}, "threshold: got .*wanted deviations above 0") for t in (0, -1, math.nan, math.inf, "2", True)]
-    + [({"certain": t}, "certain: got .*wanted deviations above 0") for t in (0, math.nan, None, True)]
+    + [({"certain": t}, "certain: got .*wanted deviations above 0") for t in (0, math.nan, None, True, np.True_, 1j)]
     + [({"threshold": 2.0, "certain": 1.9}, "certain: got 1.9 below threshold 2.0, wanted")]
     + [({"threshold": 4.6}, "certain: got 4.5 below threshold 4.6, wanted"), ({"certain": 3.2}, "below threshold 3.3,")]
     + [
@@ -395,6 +396,13 @@ def test_settle_believes_what_is_left():
 def test_options_are_refused(options, said):
     with pytest.raises(InputError, match=said):
         DecisivePart(**options)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64, int, Fraction])
+def test_thresholds_may_be_any_numbers(kind):
+    detector = DecisivePart(threshold=kind(3), certain=kind(4))
+    assert detector == DecisivePart(3.0, 4.0)
+    assert type(detector.threshold) is type(detector.certain) is float
 
 
 def test_norms_may_come_from_anywhere():

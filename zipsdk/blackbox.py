@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from itertools import islice
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ F64 = npt.NDArray[np.float64]
 MAX_HANGING = 4
 #: Pictures and copies in one call, if nothing is said: what a network on a small GPU or a request to a service bears.
 MAX_BATCH = 256
+#: Pixels in one call at most, if it has more than one picture: those of `MAX_BATCH` pictures of 256x256.
+MAX_CALL_PIXELS = 1 << 24
 
 
 class BlackBox:
@@ -34,12 +37,13 @@ class BlackBox:
     ):
         if not callable(classify):
             raise InputError(f"classify: got {classify!r}, wanted a function from pictures to scores (N, classes)")
-        number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-        if timeout is not None and not (number and 0 < timeout <= threading.TIMEOUT_MAX):
+        if timeout is not None and not (is_number(timeout) and 0 < timeout <= threading.TIMEOUT_MAX):
             raise InputError(f"timeout: got {timeout!r}, wanted seconds above 0, or None")
-        if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
+        if max_batch is not None and not (is_whole(max_batch) and max_batch >= 1):
             raise InputError(f"max_batch: got {max_batch!r}, wanted a whole number of at least 1, or None")
-        self.classify, self.timeout, self.max_batch, self.count = classify, timeout, max_batch, count
+        self.classify, self.count = classify, count
+        self.timeout = None if timeout is None else float(timeout)
+        self.max_batch = None if max_batch is None else int(max_batch)
         self._lock = threading.Lock()
         self._late: list[Future[F64]] = []
 
@@ -64,7 +68,9 @@ class BlackBox:
         return answers
 
     def _ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | str]:
-        """`ask`, for pictures of one size; no more versions than go into one call are made ahead."""
+        """`ask`, for pictures of one size, at least one; no more versions than go into one call are made ahead."""
+        height, width = pictures[0].shape[:2]
+        most = None if self.max_batch is None else min(self.max_batch, max(1, MAX_CALL_PIXELS // (height * width)))
         asked: list[int | str] = []  # of each picture how many versions, or why none
 
         def of_all() -> Iterator[U8]:
@@ -80,18 +86,19 @@ class BlackBox:
 
         versions_of_all = of_all()
         rows: list[F64 | str] = []
-        while part := list(islice(versions_of_all, self.max_batch)):
-            rows += self._call(np.stack(part))
+        while part := list(islice(versions_of_all, most)):
+            rows += self._call(part)
         in_turn = iter(rows)
         return [n if isinstance(n, str) else _together(list(islice(in_turn, n))) for n in asked]
 
-    def _call(self, batch: U8) -> list[F64 | str]:
-        """uint8 (N, H, W, 3) -> for each the scores (classes,), or why there are none."""
+    def _call(self, part: Sequence[U8]) -> list[F64 | str]:
+        """N times uint8 (H, W, 3) -> for each the scores (classes,), or why there are none."""
         try:
+            batch = np.stack(part)  # here, because there may be no memory for it
             scores = self._scores(batch) if self.timeout is None else self._scores_in_time(batch, self.timeout)
         except Exception as e:
             self.count(failures=1)
-            return [said(e)] * len(batch)
+            return [said(e)] * len(part)
         usable = np.isfinite(scores.max(axis=1))
         if not usable.all():
             self.count(failures=1)
@@ -166,6 +173,16 @@ def _together(rows: list[F64 | str]) -> F64 | str:
     if len({len(row) for row in good}) > 1:
         return "got another number of classes from one call to the next, wanted the same"
     return np.stack(good)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number, of Python or of NumPy."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is an integer, of Python or of NumPy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def said(e: Exception) -> str:

@@ -27,7 +27,8 @@ from zipsdk.spec import ModelSpec
 
 _EXIT = """\
 exit codes:
-  0 all done    1 some pictures failed    2 wrong usage or input    3 the model cannot run here    130 interrupted
+  0 all done    1 some pictures failed    2 wrong usage, input or path    3 the model cannot run here
+  130 interrupted
 """
 
 _START = """\
@@ -55,8 +56,9 @@ what the settings mean:
   --profile     paper: 20 evaluations from pure noise; fast: 4 from a warm start, the blurred picture plus noise
 
 A run that was stopped, however it was stopped, goes on where it was when the same command is given again: what has
-been done is noted in OUT/.zipsdk-manifest.jsonl. A picture that has changed since is done again. A picture that cannot
-be read is reported and left out; the next run tries it again.
+been done is noted in OUT/.zipsdk-manifest.jsonl. A picture that has changed since is done again; one of another folder
+that has the name of one that is done is refused. A picture that cannot be read is reported and left out; the next run
+tries it again.
 
 """
     + _EXIT
@@ -90,6 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # whoever read our output has left; without this the interpreter's last flush would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as e:
+        where = e.filename2 or e.filename
+        why = e.strerror or str(e) or type(e).__name__
+        _say(f"error: {f'{where}: ' if where else ''}{why}; check the path, its permissions and the disk's room")
+        return 2
     except KeyboardInterrupt:
         return 130
     except (ModelError, EngineError, MissingExtra) as e:
@@ -184,11 +191,17 @@ def _sheet_path(given: str | bool | None, out: Path, jobs: Sequence[Job]) -> Pat
     taken = {os.path.realpath(p) for job in jobs for p in (job.source, out / job.name)}
     if os.path.realpath(path) in taken:
         raise InputError(f"{path}: the sheet would be written over a picture; give it another name")
+    # before the run and not after it; its folders are made when it is written, so that a refusal leaves none behind
+    folder = next(f for f in path.absolute().parents if os.path.lexists(f))
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{path}: {folder} is not a folder that may be written to; give the sheet another name")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the sheet another name")
     return path
 
 
 def _write_sheet(path: Path, purifier: Purifier, out: Path, jobs: Sequence[Job]) -> None:
-    from zipsdk.sheet import MAX_ROWS, before_after
+    from zipsdk.sheet import MAX_ROWS, before_after, contact_sheet
 
     pairs = []
     # spread over all pictures, in case neighbours look alike
@@ -199,7 +212,10 @@ def _write_sheet(path: Path, purifier: Purifier, out: Path, jobs: Sequence[Job])
             continue  # it failed, and that has been said
     if pairs:
         path.parent.mkdir(parents=True, exist_ok=True)
-        images.save(before_after(purifier.guides[0], pairs), path)
+        # where each picture drew its own transforms, no one guide shows what they left of all
+        one = len(purifier.guides) == 1
+        page = before_after(purifier.guides[0], pairs) if one else contact_sheet(pairs, ("before", "purified"))
+        images.save(page, path)
 
 
 # ---- info, models, doctor
@@ -360,7 +376,8 @@ def _parser() -> argparse.ArgumentParser:
         const=True,
         type=_png,
         metavar="FILE",
-        help="write a page of up to 12 pictures before, transformed and purified (without FILE: OUT/zipsdk-sheet.png)",
+        help="write a page of up to 12 pictures before, transformed (if all are alike) and purified "
+        "(without FILE: OUT/zipsdk-sheet.png)",
     )
     p.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
     p.add_argument("--progress", action="store_true", help="show the progress bar even where there is no terminal")

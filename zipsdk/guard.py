@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk.arrays import U8, Picture, check_clean
-from zipsdk.blackbox import MAX_BATCH, BlackBox, said
+from zipsdk.blackbox import MAX_BATCH, BlackBox, is_whole, said
 from zipsdk.errors import InputError, PictureError
 from zipsdk.parts import FEWEST, DecisivePart, log_odds
 
@@ -160,7 +160,8 @@ class Guard:
             a thread: after a time-out the call runs on beside later ones, and its answer is thrown away. While
             `zipsdk.blackbox.MAX_HANGING` such calls run, `classify` is not called and counts as failed. So give it a
             time-out of its own where that is possible.
-        max_batch: pictures and copies in one call of `classify` at most; None sends all of one size at once.
+        max_batch: pictures and copies in one call of `classify` at most; of large ones fewer, so that they have no more
+            than `zipsdk.blackbox.MAX_CALL_PIXELS` together. None sends all of one size at once.
         learn: pictures to take norms from, at least 16; 0 for none. Equal ones count once. See above.
 
     Attributes:
@@ -189,9 +190,9 @@ class Guard:
                 f"detector: got {detector!r}, wanted zipsdk.DecisivePart(), zipsdk.ScaleUp(), "
                 f"an object with {', '.join(_METHODS)}, or None"
             )
-        if isinstance(learn, bool) or not isinstance(learn, int) or (learn != 0 and learn < FEWEST):
+        if not is_whole(learn) or (learn != 0 and learn < FEWEST):
             raise InputError(f"learn: got {learn!r}, wanted {FEWEST} pictures or more, better 100 or more, or 0")
-        self.purifier, self.detector, self.learn = purifier, detector, learn
+        self.purifier, self.detector, self.learn = purifier, detector, int(learn)
         #: what the pictures that are learnt from have shown so far, by their hash: a standing picture teaches nothing
         self._odds: dict[int, F64] = {}
         self._lock = threading.Lock()

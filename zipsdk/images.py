@@ -132,18 +132,8 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
     if not isinstance(image, Image.Image):
         raise InputError(f"image to save: got {type(image).__name__}, wanted a PIL image: use Image.fromarray(array)")
     target = Path(path)
-    kind = next((k for k, (suffixes, _, _) in _WRITERS.items() if target.suffix.lower() in suffixes.split()), None)
-    if kind is None:
-        known = " ".join(suffixes for suffixes, _, _ in _WRITERS.values())
-        raise InputError(
-            f"{target}: got the suffix {target.suffix!r}, wanted one of {known}: write a .png, for example"
-        )
-    _, modes, options = _WRITERS[kind]
-    if image.mode not in modes.split():
-        raise InputError(
-            f"{target}: got a picture of mode {image.mode}, wanted one of {modes}, which is what {kind} holds: "
-            f"write a .png, or convert the picture"
-        )
+    kind = format_of(target, image.mode)
+    options = _WRITERS[kind][2]
     # in the same folder, because a rename is atomic within one file system only
     temporary = target.with_name(f".zipsdk-{secrets.token_hex(8)}.tmp")
     try:
@@ -163,6 +153,26 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
         # gone already when all went well; `finally`, so that Ctrl-C leaves nothing behind either
         with suppress(OSError, ValueError):
             temporary.unlink(missing_ok=True)
+
+
+def format_of(path: str | os.PathLike[str], mode: str) -> str:
+    """The format that `save` writes a picture of this PIL mode in, by the suffix; nothing is written.
+
+    Raises:
+        InputError: the suffix is not one that is written, or the format cannot hold the mode.
+    """
+    suffix = Path(path).suffix
+    kind = next((k for k, (suffixes, _, _) in _WRITERS.items() if suffix.lower() in suffixes.split()), None)
+    if kind is None:
+        known = " ".join(suffixes for suffixes, _, _ in _WRITERS.values())
+        raise InputError(f"{path}: got the suffix {suffix!r}, wanted one of {known}: write a .png, for example")
+    modes = _WRITERS[kind][1]
+    if mode not in modes.split():
+        raise InputError(
+            f"{path}: got a picture of mode {mode}, wanted one of {modes}, which is what {kind} holds: "
+            f"write a .png, or convert the picture"
+        )
+    return kind
 
 
 def _check_options(layout: str, max_pixels: int) -> None:
@@ -254,11 +264,11 @@ def _refusal(name: str, exc: Exception) -> PictureError:
     elif isinstance(exc, PermissionError):
         got, hint = "a file that may not be read", "check its permissions"
     elif isinstance(exc, Image.DecompressionBombError):
-        hint = "make it smaller, or raise both max_pixels and PIL.Image.MAX_IMAGE_PIXELS"
+        hint = "make it smaller, or cut it into parts; the limit is PIL.Image.MAX_IMAGE_PIXELS"
     elif isinstance(exc, UnidentifiedImageError):
         got, hint = "a file that is none of these, or a damaged one", "convert it to PNG or JPEG"
     elif isinstance(exc, MemoryError):
-        hint = "not enough memory; make it smaller, or lower max_pixels to refuse it"
+        hint = "not enough memory; make it smaller, or cut it into parts"
     return PictureError(f"{name}: got {got}, wanted a picture ({', '.join(_formats())}): {hint}")
 
 
@@ -270,7 +280,7 @@ def _decode(im: Image.Image, name: str, max_pixels: int) -> tuple[Picture, str]:
     if width * height > max_pixels:
         raise PictureError(
             f"{name}: got {width} x {height} pixels, wanted at most {max_pixels} pixels: "
-            f"make it smaller, or raise max_pixels"
+            f"make it smaller, or cut it into parts"
         )
     frames = 1 if im.format == "MPO" else getattr(im, "n_frames", 1)
     if frames > 1:

@@ -221,8 +221,11 @@ class Run:
     def _read(self, job: Job) -> _Read | None:
         try:
             size, mtime_ns = fingerprint(job.source)  # before reading: the next run notices a change in between
-            return _Read(job, images.read_one(job.source), size, mtime_ns)
-        except (OSError, ZipError) as e:
+            picture = images.read_one(job.source)
+            # a format that cannot hold the picture is told now, and not after its purification
+            images.format_of(self._manifest.out / job.name, picture.restore(picture.rgb).mode)
+            return _Read(job, picture, size, mtime_ns)
+        except (OSError, ZipError, MemoryError) as e:
             self._fail(job, e)
             self._progress(1)
             return None

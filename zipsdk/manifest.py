@@ -6,8 +6,9 @@
     {"batch": [names]}                                                 before a batch's first output is written
     {"done": name, "source": ..., "size": ..., "mtime_ns": ...}        after an output has taken its name
 
-Names are outputs relative to OUT. A batch is finished with the members that it was begun with, because pictures that
-share a canvas see each other a little: so a run that was killed gives the bits of one that was not.
+Names are outputs relative to OUT; sources are absolute, with links resolved. A batch is finished with the members that
+it was begun with, because pictures that share a canvas see each other a little: so a run that was killed gives the bits
+of one that was not.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ class Manifest:
 
     Raises:
         InputError: OUT cannot be used, another run is writing there, it was begun with other settings, or it holds
-            files that would be written over.
+            files that would be written over: no output of a run, or made from another picture than now.
     """
 
     def __init__(self, out: Path, jobs: Sequence[Job], settings: Mapping[str, Any], seed: int | None, overwrite: bool):
         self.out, self._path = out, out / MANIFEST
-        self._done: dict[str, tuple[int, int]] = {}
+        self._done: dict[str, tuple[str, int, int]] = {}  # of each output its picture: source, size, mtime_ns
         self._batch_of: dict[str, list[str]] = {}
         new = not self._path.exists()
         try:
@@ -68,14 +69,8 @@ class Manifest:
             header = None if overwrite else self._load()
             if header is not None:
                 self.seed = self._continue(header, settings, seed)
-            ours = self._batch_of.keys() | self._done.keys()
-            foreign = [j.name for j in jobs if j.name not in ours and os.path.lexists(out / j.name)]
-            if foreign and not overwrite:
-                raise InputError(
-                    f"{out / foreign[0]} is there and was not written by this run"
-                    + (f" (nor were {len(foreign) - 1} others)" if len(foreign) > 1 else "")
-                    + "; use another output folder, or --overwrite"
-                )
+            if not overwrite:
+                self._check_outputs([j for j in jobs if os.path.lexists(out / j.name)])
             if header is None:
                 self._file.truncate(0)
                 self.seed = secrets.randbits(64) if seed is None else seed
@@ -108,7 +103,8 @@ class Manifest:
                 if "batch" in record:
                     self._batch_of |= dict.fromkeys(record["batch"], record["batch"])
                 else:
-                    self._done[record["done"]] = (int(record["size"]), int(record["mtime_ns"]))
+                    source = os.path.realpath(record["source"])  # older runs noted it as it was given
+                    self._done[record["done"]] = (source, int(record["size"]), int(record["mtime_ns"]))
         except (KeyError, TypeError, ValueError):
             raise InputError(
                 f"{self._path}: is damaged, or of another version of zipsdk; use another output folder, or --overwrite"
@@ -128,14 +124,39 @@ class Manifest:
             )
         return was
 
+    def _check_outputs(self, there: list[Job]) -> None:
+        """Refuse jobs whose outputs are there and are none of theirs."""
+        ours = self._batch_of.keys() | self._done.keys()
+        if foreign := [j.name for j in there if j.name not in ours]:
+            raise InputError(
+                f"{self.out / foreign[0]} is there and was not written by this run"
+                + (f" (nor were {len(foreign) - 1} others)" if len(foreign) > 1 else "")
+                + "; use another output folder, or --overwrite"
+            )
+        # pictures of two input folders may share name, size and time
+        if others := [j for j in there if self._is_other(j)]:
+            job = others[0]
+            raise InputError(
+                f"{self.out / job.name} was made from {self._done[job.name][0]}, "
+                f"and would now be from {os.path.realpath(job.source)}"
+                + (f" (and {len(others) - 1} others alike)" if len(others) > 1 else "")
+                + "; use another output folder, or --overwrite"
+            )
+
+    def _is_other(self, job: Job) -> bool:
+        """Whether the output was made from another picture."""
+        return job.name in self._done and self._done[job.name][0] != os.path.realpath(job.source)
+
     def is_done(self, job: Job) -> bool:
         """Whether the output is there and was made from the picture as it is now."""
         return job.name in self._done and not self.is_changed(job) and (self.out / job.name).exists()
 
     def is_changed(self, job: Job) -> bool:
-        """Whether the picture was purified and has changed since."""
+        """Whether the output was made from a picture that has changed since, or from another one."""
         try:
-            return job.name in self._done and self._done[job.name] != fingerprint(job.source)
+            return self._is_other(job) or (
+                job.name in self._done and self._done[job.name][1:] != fingerprint(job.source)
+            )
         except OSError:
             return True
 
@@ -151,8 +172,9 @@ class Manifest:
 
     def finished(self, job: Job, size: int, mtime_ns: int) -> None:
         """Note an output after it has taken its name."""
-        self._append({"done": job.name, "source": str(job.source), "size": size, "mtime_ns": mtime_ns})
-        self._done[job.name] = (size, mtime_ns)
+        source = os.path.realpath(job.source)
+        self._append({"done": job.name, "source": source, "size": size, "mtime_ns": mtime_ns})
+        self._done[job.name] = (source, size, mtime_ns)
 
     def _append(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record).encode() + b"\n")

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk.arrays import U8
-from zipsdk.blackbox import MAX_BATCH, ask_all
+from zipsdk.blackbox import MAX_BATCH, ask_all, is_number
 from zipsdk.errors import InputError
 from zipsdk.views import PARTS, SHOWN, VERSIONS, copies
 
@@ -100,8 +100,9 @@ class DecisivePart:
     def __post_init__(self) -> None:
         for name in ("threshold", "certain"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            if not is_number(value) or not 0 < value < math.inf:
                 raise InputError(f"{name}: got {value!r}, wanted deviations above 0, such as 3.3")
+            object.__setattr__(self, name, float(value))
         if self.certain < self.threshold:
             raise InputError(f"certain: got {self.certain} below threshold {self.threshold}, wanted at least that")
         if self.norms is not None:

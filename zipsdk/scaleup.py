@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk.arrays import U8
-from zipsdk.blackbox import MAX_BATCH, ask_all
+from zipsdk.blackbox import MAX_BATCH, ask_all, is_number, is_whole
 from zipsdk.errors import InputError
 
 F64 = npt.NDArray[np.float64]
@@ -46,17 +46,18 @@ class ScaleUp:
 
     def __post_init__(self) -> None:
         scales = tuple(self.scales) if isinstance(self.scales, Iterable) else ()
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and 2 <= n <= 255 for n in scales)
+        whole = all(is_whole(n) and 2 <= n <= 255 for n in scales)
         if not scales or not whole or len(set(scales)) < len(scales):
             raise InputError(
                 f"scales: got {self.scales!r}, wanted different whole numbers from 2 to 255, such as (3, 5)"
             )
-        object.__setattr__(self, "scales", scales)
+        object.__setattr__(self, "scales", tuple(map(int, scales)))
         threshold = self.threshold
-        number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
+        number = is_number(threshold) and math.isfinite(threshold)
         if not number or (self.overall is None and not 0 < threshold <= 1):
             wanted = "above 0 and at most 1" if self.overall is None else "finite"
             raise InputError(f"threshold: got {threshold!r}, wanted a number {wanted}; the published one is 0.5")
+        object.__setattr__(self, "threshold", float(threshold))
 
     def copies(self, rgb: U8) -> U8:
         """uint8 (H, W, 3) -> its scaled copies, uint8 (scales, H, W, 3); exact, because n x is whole."""
