@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench import paper, record, tables
+from bench.evaluation import Rate
 from bench.report import table
 from bench.results_groups import GUARD, SHORT, Group, groups
 from bench.results_plot import DOCS, curve, dots
@@ -138,6 +139,41 @@ def _met(got: float, wanted: float, met: bool, how: str) -> str:
     return f"{got:.1f} ({how} {wanted:.1f}{'' if met else ': **no**'})"
 
 
+def spread_of(content: dict[str, Any]) -> str:
+    """How much the networks differ that are behind the rows: what no interval here has in it."""
+    said = []
+    for line in ("none", "shrinkpad", "blur"):
+        of = {
+            row["classifiers"]: Rate(*row["CA"]).percent
+            for row in content["rows"].values()
+            if row["defence"] == line and content["classifiers"][row["classifiers"]].get("augment") == "standard"
+        }
+        if len(of) > 2:
+            low, high, sd = min(of.values()), max(of.values()), statistics.stdev(of.values())
+            said.append(f"{SHORT[line]} {low:.1f} to {high:.1f} (standard deviation {sd:.1f}, {len(of)} networks)")
+    if not said:
+        return ""
+    return (
+        f"CA of the networks that the different attacks poisoned, on the same clean pictures: {'; '.join(said)}. A row "
+        "has one network, so its interval does not have this in it."
+    )
+
+
+def again(dataset: str) -> str:
+    """The rows for which pictures, triggers and networks were drawn anew, once everything else was fixed."""
+    name, folder = f"defense-{dataset}", record.RESULTS / "again"
+    if not (folder / f"{name}.json").is_file():
+        return ""
+    content = record.read(name, folder)
+    commands = "\n".join(_commands(content))
+    return (
+        "### Once more, with other pictures, triggers and networks\n\n"
+        "Another draw of the test pictures (some are the same by chance), of the triggers and of who is poisoned, and "
+        "networks trained from another seed; the settings as they were. Taken once.\n\n"
+        f"{commands}\n\n" + table_of(content, dataset, "agnostic").split("\n\n", 1)[1]
+    )
+
+
 def cost_of(content: dict[str, Any]) -> str:
     if not content["cost"]:
         return ""
@@ -168,9 +204,7 @@ def section(dataset: str, content: dict[str, Any]) -> str:
         f"## {TITLES.get(dataset, dataset)}",
         f"Test pictures from {data['source']} at {data['side']} x {data['side']}, balanced over {data['classes']} "
         f"classes. Target class {some['target']}.",
-        "<details><summary>Commands and commits</summary>\n\n"
-        + "\n".join(dict.fromkeys(f"- `{run['command']}` ({run['commit']})" for run in used_runs(content)))
-        + "\n\n</details>",
+        "<details><summary>Commands and commits</summary>\n\n" + "\n".join(_commands(content)) + "\n\n</details>",
     ]
     if known:
         recipe = known[0]["recipe"]
@@ -179,7 +213,7 @@ def section(dataset: str, content: dict[str, Any]) -> str:
         parts.append(f"Classifier: {recipe['architecture']}, {recipe['epochs']} epochs.{poison}")
     if path := dots(content, dataset):
         parts.append(f"![CA and ASR of the defences, with 95% intervals]({path.name})")
-    parts.append(marks_of(content))
+    parts += [spread_of(content), marks_of(content), again(dataset)]
     parts += [table_of(content, dataset, name) for name in tables.TABLES if name not in (*CURVES, "quick")]
     for name, x in CURVES.items():
         if path := curve(content, dataset, name, x):
@@ -194,9 +228,11 @@ def section(dataset: str, content: dict[str, Any]) -> str:
     return "\n\n".join(p for p in parts if p)
 
 
-def used_runs(content: dict[str, Any]) -> list[dict[str, Any]]:
+def _commands(content: dict[str, Any]) -> list[str]:
+    """The commands that the rows are from, with their commits, oldest first."""
     used = {row["run"] for row in content["rows"].values()}
-    return sorted((run for name, run in content["runs"].items() if name in used), key=lambda run: run["date"])
+    runs = sorted((run for name, run in content["runs"].items() if name in used), key=lambda run: run["date"])
+    return list(dict.fromkeys(f"- `{run['command']}` ({run['commit']})" for run in runs))
 
 
 def main() -> None:
