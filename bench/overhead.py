@@ -31,7 +31,7 @@ from PIL import Image
 
 import zipsdk
 from bench.record import quartiles
-from bench.speed_rows import LAMBDA, ROOT, TRANSFORMS, WEIGHTS, synthetic
+from bench.speed_rows import LAMBDA, ROOT, TRANSFORMS, WARM, WEIGHTS, synthetic
 from zipsdk import canvas, images, noise, reverse
 from zipsdk.canvas import Engine
 
@@ -92,7 +92,8 @@ def parts(engine: Engine, pictures: U8, side: int | None, steps: int | None, fol
     files = [folder / f"{i}.png" for i in range(len(pictures))]
     for file, picture in zip(files, pictures, strict=True):
         Image.fromarray(picture).save(file)
-    purifier = zipsdk.Purifier(_Watched(engine, watch), TRANSFORMS, lam=LAMBDA, canvas=side, steps=steps)
+    purifier = zipsdk.Purifier(_Watched(engine, watch), TRANSFORMS, lam=LAMBDA, canvas=side, steps=steps,
+                               start=WARM if steps == 1 else None)  # fmt: skip
     inside = [
         (reverse, "purify", "step"), (noise.Noise, "normal", "noise"), (canvas.Predictor, "__call__", "tile"),
     ]  # fmt: skip

@@ -297,8 +297,10 @@ def main(argv: Sequence[str] | None = None, engine: Engine | None = None) -> int
 
     parser = arguments()
     args = settle(parser.parse_args(argv))
-    if not 0 < args.poisoned < 1 or min(args.rounds, args.decisions, args.check, args.limit) < 1 or args.minutes <= 0:
+    if not 0 < args.poisoned < 1 or min(args.rounds, args.decisions, args.limit) < 1 or args.minutes <= 0:
         parser.error("--poisoned wants a share between 0 and 1, and all counts at least 1")
+    if args.check < 2 or args.peer_steps == 1:
+        parser.error("--check wants at least 2 evaluations, and --peer-steps too, or 0: none goes from noise in one")
     try:
         bench = Bench(args, cache_folder(), engine)
         state = State(state_path(args, bench), args.fresh)

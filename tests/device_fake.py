@@ -8,6 +8,7 @@ pictures. New memory is full of NaN and has guards around it. `log` holds what w
 from __future__ import annotations
 
 import ctypes
+import threading
 from contextlib import contextmanager
 
 import numpy as np
@@ -91,6 +92,7 @@ class FakeDevice:
         self.host, self.room, self.used = host, room, 0
         self.ordinal, self.name, self.capability, self.total_memory = 0, "fake GPU", (8, 6), room
         self.log, self.streams, self.memory, self.depth = [], {}, {}, 0
+        self.lock, self.to_free = threading.RLock(), []
         self.compute, self.copies = Stream(self, "compute"), Stream(self, "copies")
 
     @contextmanager
@@ -108,6 +110,8 @@ class FakeDevice:
 
     def alloc(self, size):
         self.outside_capture("alloc")
+        while self.to_free:
+            self.to_free.pop()()
         if self.used + size > self.room:
             raise OutOfMemory(f"fake GPU: no room for {size} bytes")
         self.used += size
@@ -121,6 +125,9 @@ class FakeDevice:
         raw, size = self.memory.pop(address)
         self.used -= size
         assert (raw[:GUARD] == 0xFF).all() and (raw[GUARD + size :] == 0xFF).all(), "written beyond the buffer"
+
+    def free_later(self, free):
+        self.to_free.append(free)
 
     def check(self):
         """Nobody wrote beyond a buffer."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import FakeEngine, make_spec
 
-from zipsdk import canvas
+from zipsdk import Purifier, canvas
 from zipsdk.canvas import Predictor, plan
 from zipsdk.errors import EngineError, InputError
 
@@ -113,6 +113,70 @@ def test_flexible_engine_sees_pictures_at_their_own_size():
     assert plan(FLEXIBLE, 32, 32, divisor=2, canvas=64).pictures_per_canvas == 4  # but tiles where asked
 
 
+@pytest.mark.parametrize("spec", [FLEXIBLE, make_spec(multiple=16, min_side=48), FIXED], ids=["4", "16", "fixed"])
+@pytest.mark.parametrize("divisor", [1, 2, 3, 4, 6, 12, 16])
+def test_plans_hold_what_they_say(spec, divisor):
+    """Canvases that the engine takes, filled by windows that leave no gap, for all sides around the limits."""
+    if not spec.flexible and 64 % divisor:
+        with pytest.raises(InputError, match="do not divide the canvas of 64"):
+            plan(spec, 32, 32, divisor)
+        return
+    sides = (1, 2, 31, 33, 48, 63, 64, 65, 119, 121, 127, 128, 129, 257, 1000)
+    for height in sides:
+        for width in sides:
+            a = plan(spec, height, width, divisor)
+            assert a.height >= height and a.width >= width and not a.height % divisor and not a.width % divisor
+            for side in (a.canvas_height, a.canvas_width):
+                assert not side % spec.multiple and spec.min_side <= side <= spec.max_side
+            for length, side, corners in (
+                (a.height, a.canvas_height, a.ys),
+                (a.width, a.canvas_width, a.xs),
+            ):
+                if a.windows > 1:
+                    assert corners[0] == 0 and corners[-1] + side == length
+                    assert all(0 < step <= side for step in np.diff(corners))
+
+
+def test_windows_of_a_thin_picture_are_thin():
+    """Square ones would be four times the work, and mostly padding."""
+    layout = plan(FLEXIBLE, 1, 4000, divisor=2)
+    assert (layout.canvas_height, layout.canvas_width, layout.height, layout.ys) == (32, 128, 32, (0,))
+    assert layout.canvas_pixels(1) < 1.4 * 32 * 4000
+    tall = plan(FLEXIBLE, 4000, 1, divisor=2)
+    assert (tall.canvas_width, tall.canvas_height, tall.xs, tall.ys) == (32, 128, (0,), layout.xs)
+    assert plan(FLEXIBLE, 300, 200, divisor=2).canvas_width == 128  # no side is short
+
+
+@pytest.mark.parametrize("spec", [FLEXIBLE, FIXED], ids=["flexible", "fixed"])
+def test_no_noise_is_repeated_to_fill_a_window(spec):
+    """The picture is padded, and has noise of its own there: the same noise twice is nothing that a UNet knows."""
+    seen = []
+
+    class Watching(FakeEngine):
+        def __call__(self, x, t):
+            seen.append(x.copy())
+            return super().__call__(x, t)
+
+    Purifier(Watching(spec), "blur2", seed=1, steps=2).run(np.full((1, 2, 300, 3), 128, np.uint8))
+    rows = seen[0][0, 0]
+    correlation = np.corrcoef(rows) - np.eye(len(rows))
+    assert np.abs(correlation).max() < 0.7  # of independent normals: 5.7 of their deviations
+
+
+@pytest.mark.parametrize("side", [500, 505, 511, 512, 513, 600])
+def test_a_blur_that_does_not_divide_the_largest_canvas_has_smaller_ones(side):
+    layout = plan(make_spec(max_side=512), side, side, divisor=3)
+    assert layout.canvas_height == layout.canvas_width == 504
+
+
+def test_noise_that_would_repeat_is_refused():
+    assert plan(FLEXIBLE, 1, 65536, divisor=2).width == 65536
+    for size, divisor, most in (((1, 65537), 2, 65536), ((70000, 9), 1, 65536), ((1, 65536), 3, 65535)):
+        said = f"picture: got {size[1]} x {size[0]} pixels, wanted sides of at most {most}: cut it into parts"
+        with pytest.raises(InputError, match=said):
+            plan(FLEXIBLE, *size, divisor=divisor)
+
+
 def test_padding_mirrors_and_single_pixels_repeat():
     x = np.arange(2 * 3 * 2 * 3, dtype=np.uint8).reshape(2, 3, 2, 3)
     padded = canvas.pad(x, 4, 4)
@@ -125,7 +189,9 @@ def test_padding_mirrors_and_single_pixels_repeat():
 def test_bad_plans_are_refused():
     with pytest.raises(InputError, match="do not divide the canvas of 64"):
         plan(FIXED, 32, 32, divisor=3)
-    for side in (30, 62, 256):
+    with pytest.raises(InputError, match=r"cells of 9 pixels do not divide any side of 48..64 that fake takes"):
+        plan(make_spec(multiple=16, min_side=48, max_side=64), 32, 32, divisor=9)
+    for side in (30, 62, 256, 64.0, "64", True):
         with pytest.raises(InputError, match="canvas: got"):
             plan(FLEXIBLE, 32, 32, divisor=2, canvas=side)
 

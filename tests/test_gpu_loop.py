@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
 import warnings
@@ -210,6 +211,30 @@ def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
     assert waiting(gpu) == 0
 
 
+def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device, rng):
+    gpu, cpu = make(device)
+    batches, asked, begin, count = [pictures(rng, 1, 32, 32) for _ in range(3)], threading.Event(), gpu._begin, []
+
+    def source():
+        yield from batches[:2]
+        asked.set()  # the second batch has been read, so the first result waits for it to be begun
+        yield batches[2]
+
+    def failing(*args):
+        count.append(1)
+        assert asked.wait(20)
+        if len(count) == 2:
+            raise EngineError("the device is lost")
+        return begin(*args)
+
+    gpu._begin = failing
+    got = []
+    with pytest.raises(EngineError, match="the device is lost"):
+        got.extend(gpu.stream(source()))
+    assert len(got) == 1 and waiting(gpu) == 0
+    assert_same(got[0], cpu.run(batches[0]))
+
+
 def test_a_stream_that_is_left_early_leaves_nothing_in_flight(device, rng):
     gpu, _ = make(device)
     for taken in (1, 2, 3):
@@ -388,6 +413,108 @@ def test_threads_share_a_purifier(device, rng):
             assert_same(got, cpu.run(batch))
 
 
+class Meanwhile:
+    """Does `work` once in another thread while the compute stream is captured, or in this one."""
+
+    def __init__(self, device, work, *, here=False):
+        self.device, self.work, self.here = device, work, here
+        self.result, self.waited, self.thread = [], None, None
+
+    def __call__(self):
+        if self.thread is None and self.device.compute.graph is not None:
+            self.thread = threading.Thread(target=lambda: self.result.append(self.work()))
+            if self.here:
+                self.thread.run()
+                return
+            self.thread.start()
+            self.thread.join(0.3)
+            self.waited = self.thread.is_alive()
+
+    def end(self):
+        self.thread.join(30)
+        assert self.waited, "it did not wait for the end of the capture"
+        (result,) = self.result
+        return result
+
+
+def test_two_purifiers_of_one_device_keep_out_of_each_others_graphs(device, rng):
+    batch = pictures(rng, 2, 32, 32)
+    other, cpu = make(device)
+    meanwhile = Meanwhile(device, lambda: other.run(batch))
+    gpu, _ = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
+    wanted = cpu.run(batch)
+    for _ in range(3):
+        assert_same(gpu.run(batch), wanted)
+    assert_same(meanwhile.end(), wanted)
+    assert_same(other.run(batch), wanted)
+
+
+def test_a_purifier_is_made_while_another_one_captures(device, rng):
+    batch, settings = pictures(rng, 2, 32, 32), {"transforms": "blur4", "profile": "fast"}
+    meanwhile = Meanwhile(device, lambda: make(device, **settings)[0].run(batch))
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
+    for _ in range(3):
+        assert_same(gpu.run(batch), cpu.run(batch))
+    assert_same(meanwhile.end(), make(device, **settings)[1].run(batch))
+
+
+def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, rng):
+    gpu, cpu = make(device, profile="fast")
+    batch = pictures(rng, 2, 32, 32)
+    for _ in range(2):
+        with gpu:
+            for _ in range(3):
+                assert_same(gpu.run(batch), cpu.run(batch))
+            assert device.used
+        assert not device.used
+    gpu.close()
+    assert ("graph", "compute") in device.log
+
+
+def test_closing_leaves_a_batch_that_is_on_its_way(device, rng):
+    gpu, cpu = make(device)
+    batches = [pictures(rng, 1, 32, 32) for _ in range(4)]
+    finish = [gpu._begin([b[0]], None, None) for b in batches[:2]]
+    gpu.close()
+    assert device.used
+    for wait, batch in zip(finish, batches, strict=False):
+        assert_same(wait()[0], cpu.run(batch)[0])
+    for _ in range(2):
+        assert_same(gpu.run(batches[3]), cpu.run(batches[3]))
+    gpu.close()
+    assert not device.used
+
+
+def test_memory_of_purifiers_that_are_gone_is_given_back(device, rng):
+    used, engine, batch = [], FakeDeviceEngine(FakeEngine(), device), pictures(rng, 2, 32, 32)
+    for lam in (1, 2, 4, 8):
+        gpu, _ = make(device, engine=engine, lam=lam, steps=2)
+        for _ in range(3):
+            gpu.run(batch)
+        used.append(device.used)
+        del gpu
+        gc.collect()
+    assert len(set(used)) == 1
+    with device.active():
+        device.free(device.alloc(1))  # which is when it happens
+    assert not device.used
+
+
+def test_a_purifier_may_go_while_another_one_captures(device, rng):
+    """The garbage collector asks nobody; to free memory then would spoil the capture."""
+    gone, batch = [make(device)[0]], pictures(rng, 2, 32, 32)
+    gone[0].run(batch)
+    meanwhile = Meanwhile(device, lambda: (gone.clear(), gc.collect()), here=True)
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
+    for _ in range(3):
+        assert_same(gpu.run(batch), cpu.run(batch))
+    assert meanwhile.result
+    gpu.close()
+    with device.active():
+        device.free(device.alloc(1))
+    assert not device.used
+
+
 def test_signatures_are_those_of_the_kernels():
     """`struct`'s letters against the C++ declarations: P a pointer, 32s a ZipLayout by value."""
     text = "".join((SOURCES / name).read_text() for name in ("ingest.cuh", "egress.cuh"))
@@ -448,6 +575,23 @@ def test_onnx_auto_falls_back_with_the_reason_and_cuda_by_name_does_not(monkeypa
     monkeypatch.undo()
     with pytest.raises(EngineError, match=r"this onnxruntime has .*pip install 'zipsdk\[gpu\]'"):
         zipsdk.load_engine("zip-tiny", device="cuda")
+
+
+def test_onnx_waits_while_another_thread_uses_its_gpus_stream(rng):
+    """Its session runs on the loop's stream; what it puts there during a capture would go into the graph."""
+    pytest.importorskip("onnxruntime")
+    engine = zipsdk.load_engine("zip-tiny", device="cpu")
+    x, t, answered = rng.standard_normal((1, 3, 32, 32), np.float32), np.zeros(1, np.float32), threading.Event()
+    wanted = engine(x, t)
+    engine.device, engine._memory = FakeDevice(None), ("cuda", 0)
+    got = []
+    with engine.device.lock:
+        thread = threading.Thread(target=lambda: (got.append(engine(x, t)), answered.set()))
+        thread.start()
+        assert not answered.wait(0.5)
+    assert answered.wait(30)
+    thread.join()
+    np.testing.assert_array_equal(got[0], wanted)
 
 
 def test_onnx_takes_the_loops_stream_and_no_other(rng):

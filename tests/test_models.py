@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,25 @@ def test_windows_leave_no_seam(engine):
     around = np.setdiff1d(np.concatenate([lines - 2, lines + 2]), lines)
     # the spread of a step between lines of noise is what a seam has to rise above
     assert abs(steps[lines].mean() - steps[around].mean()) < 4 * steps.std() / np.sqrt(len(lines))
+
+
+@pytest.mark.parametrize("limits", [{"max_side": 128}, {"canvas": 128, "min_side": 128, "max_side": 128}],
+                         ids=["flexible", "fixed"])  # fmt: skip
+@pytest.mark.parametrize("height", [1, 2])
+def test_thin_pictures_are_restored_in_windows_as_well_as_whole(engine, limits, height):
+    """Measured: 0.1 to 0.4 dB less, of 34 to 36 dB. When windows repeated the noise it was 8 to 9 dB less."""
+
+    class Limited:
+        spec = dataclasses.replace(engine.spec, **limits)
+
+        def __call__(self, x, t):
+            return engine(x, t)
+
+    y, x = np.mgrid[0:height, 0:300] / 64
+    strip = np.uint8(127.5 + 100 * np.stack([np.sin(3 * x + 5 * y), np.sin(5 * x + 1), np.sin(4 * x - y + 2)], -1))
+    clean = (Purifier(e, "blur2", profile="fast", seed=1).run(strip) for e in (engine, Limited()))
+    whole, windows = (10 * np.log10(255**2 / np.mean((c - strip.astype(float)) ** 2)) for c in clean)
+    assert whole > 30 and abs(whole - windows) < 1.5
 
 
 def test_a_damaged_model_is_named(tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from zipsdk.canvas import pad
 from zipsdk.noise import Noise
 from zipsdk.reverse import purify
 from zipsdk.schedule import step_table
+from zipsdk.spec import ModelSpec
 from zipsdk.transforms import Guide
 
 ROOT = Path(__file__).parent.parent
@@ -196,6 +200,51 @@ def test_stream_raises_where_the_bad_batch_stands():
         next(stream)
 
 
+def silent_source(silent: threading.Event):
+    """One batch, and then nothing until `silent` is set."""
+    yield pictures(1)
+    silent.wait(30)
+
+
+def test_a_stream_is_left_at_once_though_its_source_is_silent():
+    silent, before = threading.Event(), threading.active_count()
+    stream = Purifier(FakeEngine(), "blur2").stream(silent_source(silent))
+    try:
+        assert next(stream).shape == (1, 32, 32, 3)
+        begun = time.monotonic()
+        stream.close()
+        assert time.monotonic() - begun < 10
+    finally:
+        silent.set()
+    # and its thread ends with the call that it is in
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+def test_the_program_ends_though_the_source_of_a_stream_is_silent():
+    code = (
+        "import sys, threading; sys.path[:0] = ['tests', '.']\n"
+        "from test_purifier import pictures, FakeEngine, Purifier\n"
+        "def source():\n"
+        "    yield pictures(1)\n"
+        "    threading.Event().wait()\n"
+        "for clean in Purifier(FakeEngine(), 'blur2').stream(source()):\n"
+        "    break\n"
+        "print('left')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
+
+
+def test_closing_on_a_cpu_changes_nothing():
+    with Purifier(FakeEngine(), "blur2", seed=1) as purifier:
+        clean = purifier.run(pictures(1))
+    purifier.close()
+    np.testing.assert_array_equal(purifier.run(pictures(1)), clean)
+
+
 def test_progress_counts_every_picture():
     done: list[int] = []
     Purifier(FakeEngine(), "blur2").run([*pictures(3), *pictures(2, 40, 50)], progress=done.append)
@@ -224,7 +273,16 @@ def test_a_bad_picture_stops_before_any_work():
         ({"combine": "median"}, "combine"),
         ({"canvas": 30}, "canvas"),
         ({"canvas": 64, "transforms": "blur3"}, "divide the canvas"),
+        ({"canvas": 64.0}, "canvas: got 64.0, wanted a multiple"),
+        ({"canvas": "64"}, "canvas: got '64', wanted a multiple"),
         ({"steps": 0}, "steps"),
+        ({"steps": 1}, "steps: got 1 from pure noise"),
+        ({"steps": 2.5}, "steps"),
+        ({"start": 300.5}, "start"),
+        ({"lam": "abc"}, "lam"),
+        ({"transforms": Grayscale}, "objects such as"),
+        ({"transforms": [Blur(2), Grayscale]}, "objects such as"),
+        ({"transforms": OneOf(Blur(2), Grayscale)}, "objects such as"),
     ],
 )
 def test_bad_options_are_refused_at_once(options, said):
@@ -232,15 +290,72 @@ def test_bad_options_are_refused_at_once(options, said):
         Purifier(FakeEngine(), **options)
 
 
-@pytest.mark.parametrize("ids", [[1], [1, 2, 3], [-1, 2], [0.5, 1.0], "ab"])
+def test_numbers_of_numpy_are_numbers():
+    """And what they give is Python's, which can be written as JSON."""
+    options = {"lam": np.float32(2), "steps": np.int64(3), "start": np.int32(200), "seed": np.uint64(5)}
+    purifier = Purifier(FakeEngine(), "blur2", canvas=np.int64(64), eta=np.float64(1), **options)
+    plain = Purifier(FakeEngine(), "blur2", canvas=64, lam=2, steps=3, start=200, seed=5)
+    assert purifier.table == plain.table and purifier.info == plain.info and json.dumps(purifier.info)
+    np.testing.assert_array_equal(purifier.run(pictures(3)), plain.run(pictures(3)))
+
+
+def test_a_generator_of_transforms_is_read_once():
+    assert Purifier(FakeEngine(), (Blur(n) for n in (2, 4))).info["transforms"] == "blur2+blur4"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lam": -1}, {"lam": 0}, {"lam": float("nan")}, {"lam": "10"}, {"transforms": ("blurr2",)},
+                {"transforms": ()}, {"transforms": "blur2"}, {"transforms": (2,)}],
+)  # fmt: skip
+def test_a_model_that_recommends_what_no_purifier_takes_is_refused(changes):
+    with pytest.raises(zipsdk.ModelError, match=r"model spec: .*export the model again"):
+        make_spec(**changes)
+    raw = {**dataclasses.asdict(make_spec()), "format": 1, **changes}
+    if changes.get("transforms") != "blur2" and changes.get("lam") != "10":  # else the type is refused
+        with pytest.raises(zipsdk.ModelError, match=r"x\.onnx: model spec: "):
+            ModelSpec.from_json(json.dumps(raw), "x.onnx")
+
+
+def test_a_model_may_recommend_a_choice_of_transforms():
+    spec = make_spec(transforms=("blur2|blur4", "gray"), lam=float("inf"))
+    assert Purifier(FakeEngine(ModelSpec.from_json(spec.to_json(), "x"))).info["transforms"] == "blur2|blur4+gray"
+
+
+def test_too_many_pixels_are_refused_with_what_helps():
+    many = np.broadcast_to(np.uint8(0), (1, 20_000, 20_000, 1))
+    with pytest.raises(InputError, match=r"20000 x 20000 pixels, .* make them smaller, or cut them into parts"):
+        Purifier(FakeEngine(), "blur2").run(many)
+    with pytest.raises(InputError, match="wanted sides of at most 65536: cut it into parts"):
+        Purifier(FakeEngine(), "blur2").run(np.zeros((1, 1, 65537, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "ids", [[1], [1, 2, 3], [-1, 2], [0.5, 1.0], "ab", [True, 2], [2**64, 1], [[1], [2]], np.array([1.0, 2.0]), 7],
+)  # fmt: skip
 def test_bad_ids_are_refused(ids):
-    with pytest.raises(InputError, match="ids"):
+    with pytest.raises(InputError, match=r"ids: got .*, wanted 2 whole numbers in 0\.\.2\^64-1"):
         Purifier(FakeEngine(), "blur2").run(pictures(2), ids=ids)
+
+
+@pytest.mark.parametrize("ids", [[2**63, 1], (2**64 - 1, 0), [np.uint64(2**63), np.int8(1)]])
+def test_ids_on_both_sides_of_half_the_range(ids):
+    """Which NumPy makes floats of."""
+    purifier = Purifier(FakeEngine(), "blur2", seed=1)
+    want = purifier.run(pictures(2), ids=np.array([int(i) for i in ids], np.uint64))
+    np.testing.assert_array_equal(purifier.run(pictures(2), ids=ids), want)
+
+
+def test_no_ids_for_no_pictures():
+    purifier = Purifier(FakeEngine(), "blur2")
+    assert purifier.run(pictures(0), ids=[]).shape == (0, 32, 32, 3)
+    assert purifier.run([], ids=()) == []
 
 
 def test_not_an_engine():
     with pytest.raises(InputError, match="spec and __call__"):
         Purifier(lambda x, t: x)
+    with pytest.raises(InputError, match="got the class FakeEngine"):
+        Purifier(type("FakeEngine", (FakeEngine,), {"spec": make_spec()}))
     with pytest.raises(zipsdk.ModelError, match="neither a file nor"):
         Purifier("no-such-model")
 

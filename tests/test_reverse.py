@@ -326,6 +326,10 @@ def test_visited_steps():
     assert visited_steps(1000, None, 400) == [400, 350, 300, 250, 200, 150, 100, 50, 0]
     assert visited_steps(1000, 4, 200) == [200, 133, 67, 0]
     assert visited_steps(1000, 1, 30) == [30]
+    assert visited_steps(1000, 2, None) == [500, 0]
+    assert visited_steps(10, None, None) == list(range(9, -1, -1))  # fewer than the paper's 20
+    numpys = visited_steps(1000, np.int64(4), np.int32(200))
+    assert numpys == [200, 133, 67, 0] and all(type(t) is int for t in numpys)
     assert visited_steps(1000, 1000, None) == list(range(999, -1, -1))
 
 
@@ -350,6 +354,12 @@ def test_last_step_has_no_noise_and_table_matches_known_values():
         ({"lam": 1, "eta": 1.5}, "eta"),
         ({"lam": 1, "steps": 0}, "steps"),
         ({"lam": 1, "steps": 1001}, "steps"),
+        ({"lam": 1, "steps": 1}, "got 1 from pure noise, wanted 2 or more; a single one needs a warm start"),
+        ({"lam": 1, "steps": 2.5}, "steps: got 2.5, wanted a whole number"),
+        ({"lam": 1, "steps": "20"}, "steps: got '20', wanted a whole number"),
+        ({"lam": 1, "start": 300.5}, "start: got 300.5, wanted a time step, a whole number"),
+        ({"lam": "10"}, "lam: got '10', wanted a number"),
+        ({"lam": 1, "eta": "1"}, "eta: got '1', wanted a number"),
         ({"lam": 1, "start": 0}, "start"),
         ({"lam": 1, "start": 1000}, "start"),
         ({"lam": 1, "start": 3, "steps": 9}, "at most 4"),

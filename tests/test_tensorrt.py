@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 import trt_fake
 from conftest import FakeEngine
 from device_fake import FakeDevice
-from test_gpu_loop import assert_same, host, pictures  # noqa: F401
+from test_gpu_loop import Meanwhile, assert_same, host, pictures  # noqa: F401
 
 import zipsdk
 from zipsdk import cli, doctor
@@ -467,7 +468,7 @@ def test_scratch_memory_grows_by_what_is_needed_where_twice_as_much_does_not_fit
         engine.prepare(3, 32, 32)
         device.room = device.used + 4500  # 4000 are needed; doubled it would be 6000
         engine.prepare(4, 32, 32)
-        assert engine._scratch_size == 4000
+        assert engine._memory.size == 4000
 
 
 @pytest.mark.parametrize("spare", [0, 20_000, 49_152, 49_168])
@@ -486,6 +487,35 @@ def test_arrays_after_memory_has_run_out(copy, device, monkeypatch, rng, spare):
     device.room = 1 << 30
     for n in (1, 4):
         np.testing.assert_array_equal(engine(x[:n], t[:n]), plain(x[:n], t[:n]))
+
+
+def test_arrays_wait_while_another_thread_captures(copy, device, monkeypatch, rng):
+    engine, plain, _ = opened(copy, device, monkeypatch)
+    gpu, cpu = zipsdk.Purifier(engine, seed=3), zipsdk.Purifier(plain, seed=3)
+    x, t = rng.standard_normal((4, 3, 32, 32), np.float32), np.arange(4, dtype=np.float32)
+    meanwhile = Meanwhile(device, lambda: engine(x, t))
+    enqueue = engine.enqueue
+    engine.enqueue = lambda *args, **options: (meanwhile(), enqueue(*args, **options))
+    batch = pictures(rng, 2, 32, 32)
+    for _ in range(3):
+        assert_same(gpu.run(batch), cpu.run(batch))
+    np.testing.assert_array_equal(meanwhile.end(), plain(x, t))
+
+
+def test_memory_of_an_engine_that_is_gone_is_given_back(copy, device, monkeypatch, rng):
+    engine, _, _ = opened(copy, device, monkeypatch)
+    gpu = zipsdk.Purifier(engine, seed=3)
+    for n in (1, 3, 4):
+        for _ in range(2):
+            gpu.run(pictures(rng, n, 32, 32))
+        engine(rng.standard_normal((n, 3, 32, 32), np.float32), np.zeros(n, np.float32))
+    gpu.close()
+    assert len(engine._memory.scratch) > 1 and device.used
+    del engine, gpu
+    gc.collect()
+    with device.active():
+        device.free(device.alloc(1))
+    assert not device.used
 
 
 def test_arrays_of_other_types_and_no_pictures(copy, device, monkeypatch, rng):

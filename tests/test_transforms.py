@@ -84,6 +84,8 @@ def test_guide_divisor_is_the_least_common_multiple():
     [
         (lambda: Blur(1), "at least 2"),
         (lambda: Blur(2.0), "whole number"),
+        (lambda: Blur(True), "whole number"),
+        (lambda: Blur(np.int64(1)), "at least 2"),
         (lambda: Linear(np.eye(3)), "keeps everything"),
         (lambda: Linear(np.ones((2, 4))), "3 columns"),
         (lambda: Linear([[np.nan, 0, 0]]), "finite"),
@@ -91,6 +93,7 @@ def test_guide_divisor_is_the_least_common_multiple():
         (lambda: Guide([]), "at least one"),
         (lambda: Guide([Blur(2)], "sum"), "combine"),
         (lambda: Guide(["blur2"]), "objects such as"),
+        (lambda: Guide([Grayscale]), "got <class .*Grayscale'>, wanted objects such as"),
         (lambda: Guide([Grayscale(), Linear([[1, -1, 0], [0, 1, -1]])]), "keep everything"),
         (lambda: OneOf(Blur(2)), "at least 2"),
         (lambda: parse("blur"), "wanted blurN"),
@@ -101,6 +104,12 @@ def test_guide_divisor_is_the_least_common_multiple():
 def test_bad_transforms_are_refused(make, said):
     with pytest.raises(InputError, match=said):
         make()
+
+
+def test_a_blur_by_a_number_of_numpy_is_the_same():
+    assert Blur(np.uint8(16)) == Blur(16) and type(Blur(np.uint8(16)).n) is int
+    x = RNG.uniform(-1, 1, (1, 3, 32, 32))
+    np.testing.assert_array_equal(Blur(np.uint8(16)).project(x), Blur(16).project(x))
 
 
 def test_parse():

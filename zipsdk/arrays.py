@@ -54,7 +54,7 @@ def check_array(a: npt.NDArray[Any], layout: str, max_pixels: int, where: str) -
     if height * width > max_pixels:
         raise InputError(
             f"{where}got pictures of {width} x {height} pixels, wanted at most {max_pixels} pixels: "
-            f"make them smaller, or raise max_pixels"
+            f"make them smaller, or cut them into parts"
         )
 
 

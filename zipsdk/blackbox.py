@@ -6,13 +6,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from itertools import islice
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zipsdk.arrays import U8
+from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError
 
 F64 = npt.NDArray[np.float64]
@@ -173,16 +173,6 @@ def _together(rows: list[F64 | str]) -> F64 | str:
     if len({len(row) for row in good}) > 1:
         return "got another number of classes from one call to the next, wanted the same"
     return np.stack(good)
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a real number, of Python or of NumPy."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def is_whole(value: object) -> bool:
-    """Whether it is an integer, of Python or of NumPy."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def said(e: Exception) -> str:

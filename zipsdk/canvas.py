@@ -6,7 +6,8 @@ layout is no more than a wrapper around the engine, from (x_t, t) in picture spa
 - direct: the engine takes the (padded) picture as it is;
 - tiled: pictures smaller than the canvas share one, in arrival order, row by row (paper 3.4.2);
 - windows: larger pictures are cut into overlapping windows whose eps are blended with weights that fall towards the
-  window's border. All windows read and write one state, so they agree in their overlaps at every step: no seams.
+  window's border. All windows read and write one state, so they agree in their overlaps at every step: no seams. Where
+  an engine takes several sizes, windows are no longer than the picture along its short side.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from zipsdk.checks import is_whole
 from zipsdk.errors import EngineError, InputError
+from zipsdk.noise import MAX_SIDE
 from zipsdk.spec import ModelSpec
 
 Array = npt.NDArray[Any]
@@ -74,7 +77,8 @@ class Layout:
     """Where pictures of one size go.
 
     Attributes:
-        height, width: the state's size in picture space: the picture, padded to what transforms and engine divide.
+        height, width: the state's size in picture space: the picture, padded to what transforms and engine divide and
+            to one window at least.
         canvas_height, canvas_width: what the engine sees.
         rows, columns: tiles on a canvas; 1 and 1 otherwise.
         ys, xs: the windows' top and left corners; a single 0 each where one canvas holds the picture.
@@ -119,31 +123,40 @@ def plan(spec: ModelSpec, height: int, width: int, divisor: int, canvas: int | N
         canvas: a canvas side to use in place of the engine's own choice (engines that take several sizes only).
 
     Raises:
-        InputError: the engine does not take that canvas, or the transforms' cells do not fit into it.
+        InputError: the engine does not take that canvas, the transforms' cells do not fit into it, or the picture has
+            more rows or columns than `zipsdk.noise` tells apart.
     """
-    if canvas is not None:
-        if canvas % spec.multiple or not spec.min_side <= canvas <= spec.max_side:
-            sides = f"{spec.min_side}..{spec.max_side}" if spec.flexible else str(spec.canvas)
-            raise InputError(f"canvas: got {canvas}, wanted a multiple of {spec.multiple} in {sides} for {spec.name}")
-    elif spec.flexible:
-        unit = lcm(spec.multiple, divisor)
-        h, w = (max(round_up(n, unit), round_up(spec.min_side, unit)) for n in (height, width))
-        if max(h, w) <= spec.max_side:
-            return Layout(h, w, h, w)
-    side = canvas or (spec.max_side if spec.flexible else spec.canvas)
-    if side % divisor:
+    if canvas is not None and (
+        not is_whole(canvas) or canvas % spec.multiple or not spec.min_side <= canvas <= spec.max_side
+    ):
+        sides = f"{spec.min_side}..{spec.max_side}" if spec.flexible else str(spec.canvas)
+        raise InputError(f"canvas: got {canvas!r}, wanted a multiple of {spec.multiple} in {sides} for {spec.name}")
+    unit = lcm(spec.multiple, divisor)
+    h, w = (max(round_up(n, unit), round_up(spec.min_side, unit)) for n in (height, width))
+    free = canvas is None and spec.flexible
+    if free and max(h, w) <= spec.max_side:
+        return Layout(h, w, h, w)
+    side = canvas or (spec.max_side // unit * unit if free else spec.canvas)
+    if side < spec.min_side or side % divisor:
+        sides = f"any side of {spec.min_side}..{spec.max_side} that {spec.name} takes"
         raise InputError(
-            f"transforms: their cells of {divisor} pixels do not divide the canvas of {side}; choose a blur that does"
+            f"transforms: their cells of {divisor} pixels do not divide {sides if free else f'the canvas of {side}'}; "
+            "choose a blur that does"
         )
+    if max(height, width) > (most := MAX_SIDE // divisor * divisor):
+        raise InputError(f"picture: got {width} x {height} pixels, wanted sides of at most {most}: cut it into parts")
+    # a short side is its own canvas's, as above: no window need be square
+    tall, wide = (min(h, side), min(w, side)) if free else (side, side)
     h, w = round_up(height, divisor), round_up(width, divisor)
     if max(h, w) <= side:
         return Layout(h, w, side, side, rows=side // h, columns=side // w)
+    # padded here and not by the predictor: noise that is mirrored over and over is nothing that the UNet knows
+    h, w = max(h, tall), max(w, wide)
     # a quarter: wide enough for the UNet's sharpest features to settle, at 1.3 to 1.8 times the evaluations
     overlap = side // 4
-    unit = lcm(spec.multiple, divisor)
     if side % unit or unit > overlap:  # corners that far apart would leave gaps
         unit = 1
-    return Layout(h, w, side, side, ys=_corners(h, side, overlap, unit), xs=_corners(w, side, overlap, unit),
+    return Layout(h, w, tall, wide, ys=_corners(h, tall, overlap, unit), xs=_corners(w, wide, overlap, unit),
                   overlap=overlap)  # fmt: skip
 
 
@@ -164,7 +177,7 @@ def _ramp(length: int, corners: tuple[int, ...], side: int, overlap: int) -> lis
         up = (i + 1) / (overlap + 1) if corner else np.ones(side)
         down = (side - i) / (overlap + 1) if corner + side < length else np.ones(side)
         raw.append(np.minimum(1.0, np.minimum(up, down)))
-    total = np.zeros(max(length, side))
+    total = np.zeros(length)
     for corner, weight in zip(corners, raw, strict=True):
         total[corner : corner + side] += weight
     return [
@@ -230,18 +243,16 @@ class Predictor:
     def _windows(self, x: F32, t: int) -> F32:
         a = self._layout
         n = len(x)
-        gap = [max(0, side - m) for side, m in ((a.canvas_height, a.height), (a.canvas_width, a.width))]
-        full = np.pad(x, ((0, 0), (0, 0), (0, gap[0]), (0, gap[1])), mode="reflect") if any(gap) else x
         places = [(y, x_, wy, wx) for y, wy in zip(a.ys, self._wy, strict=True)
                   for x_, wx in zip(a.xs, self._wx, strict=True)]  # fmt: skip
-        out = np.zeros_like(full)
+        out = np.zeros_like(x)
         calls = max(1, MAX_PIXELS_A_CALL // (n * a.canvas_height * a.canvas_width))
         for i in range(0, len(places), calls):
             group = places[i : i + calls]
-            cut = np.concatenate([full[:, :, y : y + a.canvas_height, x_ : x_ + a.canvas_width]
+            cut = np.concatenate([x[:, :, y : y + a.canvas_height, x_ : x_ + a.canvas_width]
                                   for y, x_, _, _ in group])  # fmt: skip
             eps = self._engine_call(cut, t)
             for j, (y, x_, wy, wx) in enumerate(group):
                 window = out[:, :, y : y + a.canvas_height, x_ : x_ + a.canvas_width]
                 window += eps[j * n : (j + 1) * n] * (wy[:, None] * wx[None, :])
-        return out[:, :, : a.height, : a.width]
+        return out

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk.arrays import U8, Picture, check_clean
-from zipsdk.blackbox import MAX_BATCH, BlackBox, is_whole, said
+from zipsdk.blackbox import MAX_BATCH, BlackBox, said
+from zipsdk.checks import is_whole
 from zipsdk.errors import InputError, PictureError
 from zipsdk.parts import FEWEST, DecisivePart, log_odds
 

@@ -15,6 +15,9 @@ import numpy.typing as npt
 U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
 
+#: Rows and columns of a picture have 16 bits of the counter each: beyond, the noise would repeat.
+MAX_SIDE = 1 << 16
+
 #: In place of a time step: the noise that a run begins from, and the draw that chooses a picture's transforms.
 STEP_INITIAL = 0xFFFFFFFF
 STEP_CHOICE = 0xFFFFFFFE
@@ -93,7 +96,7 @@ class Noise:
         self._key = (seed & 0xFFFFFFFF, seed >> 32)
 
     def normal(self, step: int, height: int, width: int) -> F32:
-        """Standard normals for one step: float32 (N, 3, height, width); height and width at most 65536."""
+        """Standard normals for one step: float32 (N, 3, height, width); height and width at most `MAX_SIDE`."""
         out = np.empty((len(self.ids), 3, height, width), np.float32)
         # blocks of whole pictures while they are small, of whole rows when they are large
         pictures, rows = max(1, _BLOCK // (height * width)), max(1, min(height, _BLOCK // width))

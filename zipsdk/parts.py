@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk.arrays import U8
-from zipsdk.blackbox import MAX_BATCH, ask_all, is_number
+from zipsdk.blackbox import MAX_BATCH, ask_all
+from zipsdk.checks import is_number
 from zipsdk.errors import InputError
 from zipsdk.views import PARTS, SHOWN, VERSIONS, copies
 

@@ -7,7 +7,7 @@ import secrets
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,12 @@ import numpy.typing as npt
 from zipsdk import canvas as canvases
 from zipsdk import images, reverse
 from zipsdk.canvas import Engine
+from zipsdk.checks import is_whole
 from zipsdk.engines import load_engine
 from zipsdk.errors import InputError, ZipError
 from zipsdk.noise import Noise
 from zipsdk.schedule import step_table
+from zipsdk.streams import Ahead
 from zipsdk.transforms import Guide, GuidePerPicture, OneOf, Transform, parse
 
 if TYPE_CHECKING:
@@ -52,11 +54,11 @@ class Purifier:
     Args:
         engine: an engine from `zipsdk.load_engine`, a path to a model, a bundled model's name, or any object with
             `spec` and ``__call__(x, t) -> eps`` (see `zipsdk.canvas.Engine`).
-        transforms: a list of transforms, `OneOf` for a random choice per picture, or a string such as "blur2+gray".
+        transforms: one or a list of them, `OneOf` for a random choice per picture, or a string such as "blur2+gray".
             None takes the preset's, or what the model's spec recommends.
         lam: lambda in (0, inf]: how long the restored picture is held to the input. The paper uses 10 for patches and 2
             for blended triggers. None takes the preset's, or what the model's spec recommends.
-        steps: UNet evaluations, 1 to the model's time steps (1000). None takes the profile's.
+        steps: UNet evaluations, 2 to the model's time steps (1000), or 1 with a warm start. None takes the profile's.
         eta: in [0, 1]: 1 draws fresh noise at every step (the paper), 0 none.
         combine: "mean" (the paper) or "joint"; see `zipsdk.transforms.Guide`.
         profile: "paper" (20 steps from pure noise) or "fast" (4 from a warm start at t = 400).
@@ -82,7 +84,7 @@ class Purifier:
     def __init__(
         self,
         engine: Engine | str | Path,
-        transforms: Sequence[Transform] | OneOf | str | None = None,
+        transforms: Transform | Sequence[Transform] | OneOf | str | None = None,
         *,
         lam: float | None = None,
         steps: int | None = None,
@@ -98,11 +100,9 @@ class Purifier:
     ):
         if isinstance(engine, str | Path):
             engine = load_engine(engine)
-        if not isinstance(engine, Engine):
-            raise InputError(
-                f"engine: got {type(engine).__name__}, wanted a model's name or path, "
-                "or an object with spec and __call__"
-            )
+        if not isinstance(engine, Engine) or isinstance(engine, type):  # a class has the members, too
+            got = f"the class {engine.__name__}" if isinstance(engine, type) else type(engine).__name__
+            raise InputError(f"engine: got {got}, wanted a model's name or path, or an object with spec and __call__")
         self.engine = engine
         spec = engine.spec
         if profile not in PROFILES:
@@ -115,13 +115,14 @@ class Purifier:
             steps, start = PROFILES[profile]["steps"], PROFILES[profile]["start"]
         elif start is None:
             start = PROFILES[profile]["start"]
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64):
+        if seed is not None and not (is_whole(seed) and 0 <= int(seed) < 2**64):
             raise InputError(
                 f"seed: got {seed!r}, wanted a whole number in 0..2^64-1, or None for a fresh one each run"
             )
-        self.lam = spec.lam if lam is None else float(lam)
-        self.table = step_table(spec, lam=self.lam, eta=eta, steps=steps, start=start)
-        self.eta, self.profile, self.seed, self.clip_x0, self.canvas = eta, profile, seed, clip_x0, canvas
+        lam = spec.lam if lam is None else lam
+        self.table = step_table(spec, lam=lam, eta=eta, steps=steps, start=start)
+        self.lam, self.eta, self.profile, self.clip_x0 = float(lam), float(eta), profile, clip_x0
+        self.seed = None if seed is None else int(seed)
 
         if transforms is None:
             transforms = "+".join(spec.transforms)
@@ -131,11 +132,12 @@ class Purifier:
             transforms = [transforms]
         choices = transforms.choices if isinstance(transforms, OneOf) else (tuple(transforms),)
         self.guides = [Guide(c, combine) for c in choices]
-        self.transforms = str(transforms) if isinstance(transforms, OneOf) else "+".join(map(str, transforms))
+        self.transforms = "|".join("+".join(map(str, g.transforms)) for g in self.guides)
         self.combine = combine
         self._divisor = int(np.lcm.reduce([g.divisor for g in self.guides]))
         # a canvas that the engine refuses is told now, not at the first picture
         canvases.plan(spec, spec.canvas, spec.canvas, self._divisor, canvas)
+        self.canvas = None if canvas is None else int(canvas)
         self._device_loop, self._host_loop = self._open_device_loop(graph)
 
     def _open_device_loop(self, graph: bool) -> tuple[DeviceLoop | None, str]:
@@ -152,6 +154,21 @@ class Purifier:
             warnings.warn(f"{reason}; the loop runs on the host, and the UNet alone on the GPU", stacklevel=4)
             return None, reason
         return DeviceLoop(engine, self.table, self.guides, clip_x0=self.clip_x0, graph=graph), ""
+
+    def close(self) -> None:
+        """Give back the memory that the loop has on a GPU; on a CPU there is nothing to do. Also at the end of `with`.
+
+        The purifier stays usable: the next `run` takes the memory again. A batch of `stream` that is on its way keeps
+        what it needs. The engine's own memory is given back when the engine is gone.
+        """
+        if self._device_loop is not None:
+            self._device_loop.close()
+
+    def __enter__(self) -> Purifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def info(self) -> dict[str, Any]:
@@ -204,9 +221,12 @@ class Purifier:
     def stream(self, batches: Iterable[Any], *, layout: str = "NHWC") -> Iterator[Any]:
         """`run` over many batches, in order; the next batch is fetched and decoded while one computes.
 
+        It can be left at any time, without waiting for a source that is silent. The batches that were taken ahead are
+        lost then: one, on a GPU up to three.
+
         Args:
-            batches: each what `run` takes. What is raised while one is fetched is raised here, after the results of
-                those before it.
+            batches: each what `run` takes, fetched on a thread. What is raised while one is fetched is raised here,
+                after the results of those before it.
             layout: of all of them.
 
         Raises:
@@ -222,38 +242,40 @@ class Purifier:
         # on a GPU one batch more is read ahead, so that it can go up while the last one computes
         depth = 1 if self._device_loop is None else 2
         finish: Callable[[], Any] | None = None
-        with ThreadPoolExecutor(1, thread_name_prefix="zipsdk-read") as pool:
-            ahead: deque[Future[Any]] = deque(pool.submit(fetch) for _ in range(depth))
-            failed: Exception | None = None
-            try:
-                while True:
-                    try:
-                        read = ahead.popleft().result()
-                    except Exception as e:
-                        failed = e  # raised when what was begun before has been given back
-                        break
+        reader = Ahead(fetch)
+        ahead: deque[Future[Any]] = deque(reader.submit() for _ in range(depth))
+        failed: Exception | None = None
+        try:
+            while True:
+                try:
+                    read = ahead.popleft().result()
                     if read is nothing:
                         break
-                    ahead.append(pool.submit(fetch))
+                    ahead.append(reader.submit())
                     pictures, back = read
-                    before, finish = finish, self._finish(back, self._begin([p.rgb for p in pictures], None, None))
-                    if before is not None:
-                        yield before()
-                    # a result that is on its way must not wait for a batch that is not there yet
-                    if self._device_loop is None or not ahead[0].done():
-                        ready, finish = finish, None
-                        yield ready()
-                if finish is not None:
+                    begun = self._finish(back, self._begin([p.rgb for p in pictures], None, None))
+                except Exception as e:
+                    failed = e  # raised when what was begun before has been given back
+                    break
+                before, finish = finish, begun
+                if before is not None:
+                    yield before()
+                # a result that is on its way must not wait for a batch that is not there yet
+                if self._device_loop is None or not ahead[0].done():
                     ready, finish = finish, None
                     yield ready()
-                if failed is not None:
-                    raise failed
-            finally:
-                for future in ahead:
-                    future.cancel()
-                if finish is not None:  # nobody wants it any more, and it must not stay in flight
-                    with suppress(ZipError):
-                        finish()
+            if finish is not None:
+                ready, finish = finish, None
+                yield ready()
+            if failed is not None:
+                raise failed
+        finally:
+            for future in ahead:
+                future.cancel()
+            reader.close()
+            if finish is not None:  # nobody wants it any more, and it must not stay in flight
+                with suppress(ZipError):
+                    finish()
 
     @staticmethod
     def _finish(back: Callable[[list[U8]], Any], wait: Callable[[], list[U8]]) -> Callable[[], Any]:
@@ -337,9 +359,12 @@ def picture_ids(pictures: list[U8], ids: npt.ArrayLike | None, seed: int) -> npt
             for p in pictures
         ]
         return np.array(numbers, np.uint64)
-    given = np.asarray(ids)
-    if given.shape != (len(pictures),) or given.dtype.kind not in "ui" or (given < 0).any():
+    # as objects, because NumPy makes floats of lists with numbers on both sides of 2^63, and of empty ones
+    given = np.asarray(ids) if hasattr(ids, "dtype") else np.array(ids, object)
+    bad = [i for i in given.flat if not is_whole(i) or not 0 <= int(i) < 2**64]
+    if bad or given.shape != (len(pictures),):
+        got = repr(bad[0]) if bad else f"an array of shape {given.shape}"
         raise InputError(
-            f"ids: got {given.dtype} {given.shape}, wanted {len(pictures)} whole numbers in 0..2^64-1, one a picture"
+            f"ids: got {got}, wanted {len(pictures)} whole numbers in 0..2^64-1, one for each picture in a flat list"
         )
     return given.astype(np.uint64)

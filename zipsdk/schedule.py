@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError
 from zipsdk.spec import ModelSpec
 
@@ -83,24 +84,32 @@ def visited_steps(timesteps: int, steps: int | None, start: int | None) -> list[
     """The time steps of one run, descending to 0.
 
     Without `start`: 0, S, 2S, ... with the stride S = timesteps // steps, as the paper's 950, 900, ..., 0.
-    With `start`: `steps` of them evenly spread from `start` to 0; without `steps`, the paper's stride from there
-    (9 from t = 400).
+    With `start`: `steps` of them evenly spread from `start` to 0, or `start` alone; without `steps`, the paper's stride
+    from there (9 from t = 400).
 
     Raises:
-        InputError: `steps` outside 1..timesteps, `start` outside 1..timesteps-1, or more steps than there are.
+        InputError: `steps` outside 1..timesteps, 1 without `start`, `start` outside 1..timesteps-1, no whole numbers,
+            or more steps than there are.
     """
-    if steps is not None and not 1 <= steps <= timesteps:
+    if steps is not None and not (is_whole(steps) and 1 <= steps <= timesteps):
         raise InputError(
-            f"steps: got {steps}, wanted 1..{timesteps}, the number of UNet evaluations; 20 is the paper's"
+            f"steps: got {steps!r}, wanted a whole number in 1..{timesteps}, the UNet evaluations; 20 is the paper's"
         )
     if start is None:
-        n = PAPER_STEPS if steps is None else steps
-        stride = max(1, timesteps // n)
+        # t = 0 alone: the UNet would take pure noise for an all but clean picture and hand it back
+        if steps == 1:
+            raise InputError(
+                "steps: got 1 from pure noise, wanted 2 or more; a single one needs a warm start, such as start=400"
+            )
+        n = min(PAPER_STEPS, timesteps) if steps is None else int(steps)
+        stride = timesteps // n
         return [i * stride for i in reversed(range(n))]
-    if not 1 <= start < timesteps:
+    if not (is_whole(start) and 1 <= start < timesteps):
         raise InputError(
-            f"start: got {start}, wanted a time step in 1..{timesteps - 1}, or None to begin from pure noise"
+            f"start: got {start!r}, wanted a time step, a whole number in 1..{timesteps - 1}, "
+            "or None to begin from pure noise"
         )
+    start = int(start)
     if steps is None:
         stride = max(1, timesteps // PAPER_STEPS)
         steps = -(-start // stride) + 1
@@ -110,6 +119,7 @@ def visited_steps(timesteps: int, steps: int | None, start: int | None) -> list[
         )
     if steps == 1:
         return [start]
+    steps = int(steps)
     return [round(start - i * start / (steps - 1)) for i in range(steps)]
 
 
@@ -128,11 +138,12 @@ def step_table(
     Raises:
         InputError: a value out of range.
     """
-    if not lam > 0:
+    if not (is_number(lam) and lam > 0):
         reason = "0 ignores the picture and gives a random one" if lam == 0 else "it must be positive"
-        raise InputError(f"lam: got {lam}, wanted a number in (0, inf]: {reason}; the paper uses 2 and 10")
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta: got {eta}, wanted 0 (deterministic) to 1 (the paper)")
+        raise InputError(f"lam: got {lam!r}, wanted a number in (0, inf]: {reason}; the paper uses 2 and 10")
+    if not (is_number(eta) and 0 <= eta <= 1):
+        raise InputError(f"eta: got {eta!r}, wanted a number from 0 (deterministic) to 1 (the paper)")
+    lam, eta = float(lam), float(eta)  # NumPy's float32 would draw the rows down to its own precision
     ab_all = alphas_cumprod(spec)
     visited = visited_steps(spec.timesteps, steps, start)
     rows = []

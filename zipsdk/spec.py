@@ -11,7 +11,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from zipsdk.errors import ModelError
+from zipsdk.checks import is_number
+from zipsdk.errors import InputError, ModelError
+from zipsdk.transforms import parse
 
 FORMAT = 1
 METADATA_KEY = "zipsdk"
@@ -39,7 +41,10 @@ class ModelSpec:
         source_sha256: of the checkpoint that it was exported from.
         licence, training_data: free text.
         transforms: recommended transforms as `zipsdk.transforms.parse` reads them, e.g. ("blur2", "gray").
-        lam: recommended lambda.
+        lam: recommended lambda, in (0, inf].
+
+    Raises:
+        ModelError: a value that is not as above.
     """
 
     name: str
@@ -82,6 +87,11 @@ class ModelSpec:
             dict(zip(("multiple", "min_side", "canvas", "max_side"), sides, strict=True)),
         )
         want(all(s % self.multiple == 0 for s in sides), f"sides that are multiples of {self.multiple}", sides)
+        want(is_number(self.lam) and self.lam > 0, "lam in (0, inf]", self.lam)
+        try:
+            parse("+".join(self.transforms))
+        except (InputError, TypeError) as e:
+            raise ModelError(f"model spec: {e}; export the model again") from e
 
     @property
     def flexible(self) -> bool:

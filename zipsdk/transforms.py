@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from zipsdk.checks import is_whole
 from zipsdk.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -52,8 +53,9 @@ class Blur:
     n: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or self.n < 2:
+        if not is_whole(self.n) or self.n < 2:
             raise InputError(f"Blur: got n={self.n!r}, wanted a whole number of at least 2, the side of the cells")
+        object.__setattr__(self, "n", int(self.n))  # NumPy's integers overflow
 
     @property
     def divisor(self) -> int:
@@ -270,7 +272,7 @@ class Guide:
         if not self.transforms:
             raise InputError("transforms: got none, wanted at least one; without one a trigger passes untouched")
         for t in self.transforms:
-            if not isinstance(t, Transform):
+            if not isinstance(t, Transform) or isinstance(t, type):  # a class has the members, too
                 raise InputError(f"transforms: got {t!r}, wanted objects such as Blur(2) or Grayscale()")
         if combine not in ("mean", "joint"):
             raise InputError(f"combine: got {combine!r}, wanted 'mean' (the paper) or 'joint'")

@@ -8,6 +8,7 @@ import re
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,9 @@ class OnnxEngine:
         self._lock = threading.Lock()
         self._shared: tuple[ThreadPoolExecutor, Any] | None = None
         try:
-            # no automatic retry on another provider: what runs must be what was asked for
-            self._session = ort.InferenceSession(str(self.path), options, providers=wanted, enable_fallback=0)
+            with self._streams():
+                # no automatic retry on another provider: what runs must be what was asked for
+                self._session = ort.InferenceSession(str(self.path), options, providers=wanted, enable_fallback=0)
         except Exception as e:  # onnxruntime's own classes all derive from Exception alone
             kind = type(e).__name__
             damaged = kind == "InvalidArgument" and "Load model" in str(e)
@@ -113,6 +115,10 @@ class OnnxEngine:
         self._run_options = ort.RunOptions()
         # it must not wait for the stream at the end of each evaluation: the loop goes on there
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def _streams(self) -> AbstractContextManager[Any]:
+        """Held while it works on the streams of its GPU, if it has one."""
+        return nullcontext() if self.device is None else self.device.lock
 
     def _check_graph(self) -> None:
         spec = self.spec
@@ -183,7 +189,8 @@ class OnnxEngine:
         try:
             parts = _parts(len(x), x.shape[2] * x.shape[3], self.threads) if self._memory[0] == "cpu" else []
             if len(parts) < 2:
-                return self._run(self._session, x, t)
+                with self._streams():
+                    return self._run(self._session, x, t)
             if self.threads == 1:
                 return np.concatenate([self._run(self._session, x[part], t[part]) for part in parts])
             pool, session = self._each_thread_its_own()

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,34 @@ F32 = npt.NDArray[np.float32]
 
 #: Execution contexts that are kept, one for each shape.
 MAX_CONTEXTS = 32
+
+
+@dataclass
+class Memory:
+    """What an engine has allocated itself. Apart from the engine, so that it can be freed when that is gone.
+
+    Attributes:
+        scratch: of the contexts; the last one is in use, the others may be by captured graphs.
+        size: of the last one.
+        shape, arrays, pinned: of the last call with arrays: its x, and x, t and eps on the device and on the host.
+    """
+
+    scratch: list[int] = field(default_factory=list)
+    size: int = 0
+    shape: tuple[int, ...] = ()
+    arrays: list[int] = field(default_factory=list)
+    pinned: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+
+    def free_arrays(self, device: Device) -> None:
+        self.shape, self.pinned = (), []  # forgotten first: what follows may find no room
+        while self.arrays:
+            device.free(self.arrays.pop())
+
+    def free(self, device: Device) -> None:
+        device.compute.synchronize()
+        self.free_arrays(device)
+        while self.scratch:
+            device.free(self.scratch.pop())
 
 
 class TensorRTEngine:
@@ -64,7 +95,7 @@ class TensorRTEngine:
         self.capturable = True
 
         self._log = collecting_logger(self._trt)
-        with self.device.active():
+        with self.device.lock, self.device.active():
             self._runtime = self._trt.Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(self.path.read_bytes())
         if self._engine is None:
@@ -72,8 +103,8 @@ class TensorRTEngine:
         self._check_tensors()
         self.runtime = f"{name} {self._trt.__version__}"
         self._contexts: dict[tuple[int, int, int], Any] = {}
-        self._scratch, self._scratch_size = 0, 0
-        self._host: tuple[tuple[int, ...], list[int], list[Any]] | None = None
+        self._memory = Memory()
+        weakref.finalize(self, self.device.free_later, partial(self._memory.free, self.device))
 
     def _check_gpu(self, plan: dict[str, Any], name: str) -> None:
         number = 10 * self.device.capability[0] + self.device.capability[1]
@@ -185,19 +216,23 @@ class TensorRTEngine:
             need = engine.get_device_memory_size_for_profile_v2(profile)
         else:
             need = engine.device_memory_size_v2
-        if need > self._scratch_size:
+        memory = self._memory
+        if need > memory.size:
             # the old one is kept, because captured graphs may use it; doubled where there is room, to grow seldom
-            size = max(need, 2 * self._scratch_size)
+            size = max(need, 2 * memory.size)
             try:
-                self._scratch, self._scratch_size = self.device.alloc(size), size
+                memory.scratch.append(self.device.alloc(size))
             except OutOfMemory:
                 if size == need:
                     raise
-                self._scratch, self._scratch_size = self.device.alloc(need), need
+                size = need
+                memory.scratch.append(self.device.alloc(size))
+            memory.size = size
+        scratch = memory.scratch[-1] if memory.scratch else 0
         if hasattr(context, "set_device_memory"):
-            context.set_device_memory(self._scratch, self._scratch_size)
+            context.set_device_memory(scratch, memory.size)
         else:
-            context.device_memory = self._scratch
+            context.device_memory = scratch
         if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream):
             self.capturable = False
         while len(self._contexts) >= MAX_CONTEXTS:
@@ -220,23 +255,19 @@ class TensorRTEngine:
         most = self._batches[-1]
         if len(x) > most:
             return np.concatenate([self(x[i : i + most], t[i : i + most]) for i in range(0, len(x), most)])
-        device, stream = self.device, self.device.compute
-        with device.active():
-            if self._host is None or self._host[0] != x.shape:
-                if self._host is not None:
-                    old, self._host = self._host[1], None  # forgotten first: what follows may find no room
-                    for address in old:
-                        device.free(address)
-                made: list[int] = []
+        device, stream, memory = self.device, self.device.compute, self._memory
+        with device.lock, device.active():
+            if memory.shape != x.shape:
+                memory.free_arrays(device)
                 try:
                     for n in (x.nbytes, t.nbytes, x.nbytes):
-                        made.append(device.alloc(n))
-                    self._host = (x.shape, made, [device.pinned(n) for n in (x.nbytes, t.nbytes, x.nbytes)])
+                        memory.arrays.append(device.alloc(n))
+                        memory.pinned.append(device.pinned(n))
                 except OutOfMemory:
-                    for address in made:
-                        device.free(address)
+                    memory.free_arrays(device)
                     raise
-            _, addresses, pinned = self._host
+                memory.shape = x.shape
+            addresses, pinned = memory.arrays, memory.pinned
             for address, host, array in zip(addresses, pinned, (x, t), strict=False):
                 host[:] = array.view(np.uint8).reshape(-1)
                 device.upload(address, host, stream)

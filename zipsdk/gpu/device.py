@@ -2,7 +2,8 @@
 
 Everything happens in the primary context, the one that the CUDA runtime uses, so that memory and streams can be shared
 with TensorRT, ONNX Runtime and torch in one process. Every method of `Device` wants that context: ``with
-device.active():``.
+device.active():``. Whoever puts work on its streams holds ``device.lock``, because all that one thread puts on a stream
+while another captures it would become part of the graph.
 """
 
 from __future__ import annotations
@@ -69,11 +70,13 @@ class Device:
         ordinal: its number among the visible GPUs.
         name, capability, total_memory: what it is, e.g. "NVIDIA GeForce RTX 3070", (8, 6), bytes.
         compute, copies: the two streams of the loop.
+        lock: re-entrant, one for all who use the streams.
     """
 
     def __init__(self, cuda: Any, ordinal: int):
         self._cuda = cuda
         device = cuda.Device(ordinal)
+        self.lock = threading.RLock()
         self.ordinal = ordinal
         self.name: str = device.name()
         self.capability: tuple[int, int] = tuple(device.compute_capability())
@@ -83,6 +86,7 @@ class Device:
         # left to the interpreter's end, PyCUDA would detach it like a context of its own, which CUDA refuses
         atexit.register(self._context.detach)
         self._memory: dict[int, Any] = {}
+        self._to_free: list[Callable[[], None]] = []
         self._driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
         self._functions: dict[str, Any] = {}
         self._module: Any = None
@@ -103,6 +107,8 @@ class Device:
 
     def alloc(self, size: int) -> int:
         """The address of `size` new bytes. Raises OutOfMemory."""
+        while self._to_free:
+            self._to_free.pop()()
         try:
             memory = self._cuda.mem_alloc(max(1, size))
         except self._cuda.MemoryError as e:
@@ -112,6 +118,13 @@ class Device:
 
     def free(self, address: int) -> None:
         self._memory.pop(address).free()
+
+    def free_later(self, free: Callable[[], None]) -> None:
+        """Have `free` called before the next `alloc`: for what is gone without having been closed.
+
+        A finalizer runs in any thread and at any moment, also while a stream is captured, when nothing may be freed.
+        """
+        self._to_free.append(free)
 
     def pinned(self, size: int) -> npt.NDArray[np.uint8]:
         """Host memory that the GPU copies from and to by itself: uint8 (size,), zeros."""

@@ -13,12 +13,13 @@ canvases.
 
 from __future__ import annotations
 
-import threading
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,7 +46,10 @@ _ALIGN = 256  # what cudaMalloc aligns to, so that every part of a buffer begins
 
 
 class DeviceEngine(Engine, Protocol):
-    """An engine whose UNet reads and writes device memory on a given stream."""
+    """An engine whose UNet reads and writes device memory on a given stream.
+
+    `prepare` and `enqueue` are called with the device's lock held; `__call__` takes it where it uses the streams.
+    """
 
     @property
     def device(self) -> Device | None:
@@ -156,11 +160,11 @@ class DeviceLoop:
         rows, joint = rows_for(guides), rows_for(guides, joint=True)
         if rows is None or joint is None:
             raise EngineError(f"transforms: {guides}: the kernels know blurs by 2, 4, 8 and 16 and grey alone")
-        self._lock = threading.RLock()
+        self._rows = (rows, joint)
+        self._tables: list[int] = []  # the addresses of both, from the first batch on
         self._sizes: dict[tuple[int, int, int], Buffers] = {}
         self._limit: int | None = None  # canvases, where memory has shown one
-        with self._device.active():
-            self._guides, self._joint = self._constant(rows), self._constant(joint)
+        weakref.finalize(self, self._device.free_later, partial(_free_all, self._device, self._sizes, self._tables))
 
     @property
     def graph(self) -> bool:
@@ -246,7 +250,9 @@ class DeviceLoop:
 
     def submit(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> Ticket:
         """Start on at most `canvases` full of pictures; returns at once. Raises OutOfMemory."""
-        with self._lock, self._device.active():
+        with self._device.lock, self._device.active():
+            for rows in self._rows[len(self._tables) :]:
+                self._tables.append(self._constant(rows))
             _, height, width, _ = rgb.shape
             buffers = self._buffers(layout, height, width, -(-len(rgb) // layout.pictures_per_canvas))
             slot = buffers.slots.pop() if buffers.slots else self._slot(buffers.slot_size, buffers.memory)
@@ -269,7 +275,7 @@ class DeviceLoop:
         """
         b, slot, device = ticket.buffers, ticket.slot, self._device
         size = 16 + ticket.pictures * b.height * b.width * 3
-        with self._lock, device.active():
+        with device.lock, device.active():
             try:
                 # asked for now and not when the batch was submitted: the copy stream would have held up the next one
                 device.copies.wait_for_event(slot.done)
@@ -297,16 +303,18 @@ class DeviceLoop:
                 f"{canvases // 2} at a time, or fewer",
                 stacklevel=2,
             )
-        with self._lock:
+        with self._device.lock:
             self._limit = canvases // 2
             self.close()
 
     def close(self) -> None:
-        """Free the buffers of all sizes that no submitted batch uses."""
-        with self._lock, self._device.active():
+        """Free all memory but what submitted batches use; the next batch takes it again."""
+        with self._device.lock, self._device.active():
             for key, buffers in list(self._sizes.items()):
                 if not buffers.waiting:
-                    self._free(self._sizes.pop(key))
+                    _free(self._device, self._sizes.pop(key))
+            while self._tables and not self._sizes:
+                self._device.free(self._tables.pop())
 
     # ---- buffers
 
@@ -332,7 +340,7 @@ class DeviceLoop:
             return self._sizes[key]
         idle = [k for k, b in self._sizes.items() if not b.waiting]
         for old in idle[: max(0, len(self._sizes) - MAX_SIZES + 1)]:
-            self._free(self._sizes.pop(old))
+            _free(self._device, self._sizes.pop(old))
         memory: list[int] = []
         try:
             self._sizes[key] = self._make(layout, height, width, room, memory)
@@ -369,14 +377,6 @@ class DeviceLoop:
         )  # fmt: skip
         buffers.slots = [self._slot(buffers.slot_size, memory) for _ in range(2)]
         return buffers
-
-    def _free(self, buffers: Buffers) -> None:
-        self._device.compute.synchronize()
-        self._device.copies.synchronize()
-        for graph, _ in buffers.graphs.values():
-            graph.close()
-        for address in buffers.memory:
-            self._device.free(address)
 
     # ---- one batch
 
@@ -436,11 +436,29 @@ class DeviceLoop:
             device.launch("zip_step_f32", 32 * warps, b.x, e, b.x_p, b.x, who, guides, rows, row, b.head,
                           stream=stream)  # fmt: skip
 
+        guides, joint = self._tables
         if self._table.warm:
-            step(b.x, self._joint, b.warm)
+            step(b.x, joint, b.warm)
         for k, _ in enumerate(self._table.steps):
             if layout.pictures_per_canvas > 1 or covered < area:
                 device.launch("zip_fill", canvases * area, b.x, row, b.head, stream=stream)
             self._engine.enqueue(b.x, b.t + 4 * k * b.canvases, b.eps, canvases, stream.handle,
                                  size=(layout.canvas_height, layout.canvas_width))  # fmt: skip
-            step(b.eps, self._guides, b.steps + gpu.STEP.itemsize * k * b.canvases)
+            step(b.eps, guides, b.steps + gpu.STEP.itemsize * k * b.canvases)
+
+
+def _free(device: Device, buffers: Buffers) -> None:
+    device.compute.synchronize()
+    device.copies.synchronize()
+    for graph, _ in buffers.graphs.values():
+        graph.close()
+    for address in buffers.memory:
+        device.free(address)
+
+
+def _free_all(device: Device, sizes: dict[tuple[int, int, int], Buffers], tables: list[int]) -> None:
+    """What a loop that is gone had."""
+    for buffers in sizes.values():
+        _free(device, buffers)
+    for address in tables:
+        device.free(address)
