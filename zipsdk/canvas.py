@@ -145,19 +145,27 @@ def plan(spec: ModelSpec, height: int, width: int, divisor: int, canvas: int | N
         )
     if max(height, width) > (most := MAX_SIDE // divisor * divisor):
         raise InputError(f"picture: got {width} x {height} pixels, wanted sides of at most {most}: cut it into parts")
-    # a short side is its own canvas's, as above: no window need be square
-    tall, wide = (min(h, side), min(w, side)) if free else (side, side)
+    # a quarter: wide enough for the UNet's sharpest features to settle, at 1.3 to 1.8 times the evaluations
+    overlap = side // 4
+    # no larger than it takes to cover a side with as many, a short side with one: no window need be square
+    tall, wide = (_window(n, side, overlap, unit, spec.min_side) for n in (h, w)) if free else (side, side)
     h, w = round_up(height, divisor), round_up(width, divisor)
     if max(h, w) <= side:
         return Layout(h, w, side, side, rows=side // h, columns=side // w)
     # padded here and not by the predictor: noise that is mirrored over and over is nothing that the UNet knows
     h, w = max(h, tall), max(w, wide)
-    # a quarter: wide enough for the UNet's sharpest features to settle, at 1.3 to 1.8 times the evaluations
-    overlap = side // 4
     if side % unit or unit > overlap:  # corners that far apart would leave gaps
         unit = 1
     return Layout(h, w, tall, wide, ys=_corners(h, tall, overlap, unit), xs=_corners(w, wide, overlap, unit),
                   overlap=overlap)  # fmt: skip
+
+
+def _window(length: int, most: int, overlap: int, unit: int, least: int) -> int:
+    """The smallest side for as many windows as windows of `most` are needed to cover `length`; a multiple of `unit`."""
+    if length <= most:
+        return length
+    n = -(-(length - overlap) // (most - overlap))
+    return min(most, round_up(max(least, -(-(length + (n - 1) * overlap) // n)), unit))
 
 
 def _corners(length: int, side: int, overlap: int, unit: int) -> tuple[int, ...]:
