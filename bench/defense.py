@@ -40,8 +40,8 @@ from bench.rows import Rows
 from zipsdk.errors import InputError, ZipError
 from zipsdk.parts import FEWEST
 
-#: Pictures and seeds of a run that says nothing of them, and of --quick.
-PICTURES, SEEDS, QUICK = 1000, 3, 200
+#: Seeds of a run that says nothing of them; pictures of --quick.
+SEEDS, QUICK = 3, 200
 #: Pictures for a guard to learn from.
 CALIBRATION = 200
 #: The seed with which the attacker who knows the defence purifies: not the defender's.
@@ -148,7 +148,8 @@ class Bench:
 def _how_many(a: argparse.Namespace) -> int:
     """Test pictures that are counted where nobody says how many; of a small set a fifth is left for a guard to learn
     from, whether there is one or not."""
-    wanted = QUICK if a.quick or a.table == "quick" else PICTURES
+    table = tables.TABLES.get(a.table)
+    wanted = QUICK if a.quick else tables.Table.pictures if table is None else table.pictures
     there = len(datasets.load(a.dataset, "test", a.data, side=a.side, limit=wanted + CALIBRATION))
     return min(wanted, there - min(CALIBRATION, there // 5))
 
@@ -278,8 +279,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dataset", default="cifar10", help="cifar10, gtsrb, imagenette, or a folder's name")
     p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${datasets.VARIABLE}")
     p.add_argument("--side", type=int, help="resize pictures to this; needed where they differ in size")
-    p.add_argument("--pictures", type=int, help=f"test pictures, balanced over the classes; default {PICTURES}, or of "
-                                                "fewer four fifths: a guard learns from the others")  # fmt: skip
+    p.add_argument("--pictures", type=int, help="test pictures, balanced over the classes; default 1000 (table "
+                   "published: 100), of fewer that there are four fifths: a guard learns from the others")  # fmt: skip
     p.add_argument("--picture-seed", type=int, default=0, help="of which test pictures these are")
     p.add_argument("--seeds", type=int, help=f"of the purifications in ZIP's rows; default {SEEDS}")
     p.add_argument("--quick", action="store_true", help=f"{QUICK} pictures, one seed, one attack")

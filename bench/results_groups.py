@@ -42,10 +42,15 @@ class Group:
         return f"{statistics.mean(values):.1f}{spread} [{low:.1f}, {high:.1f}]"
 
 
-def groups(content: dict[str, Any], attacks: Iterable[str], lines: Iterable[str]) -> list[Group]:
-    """The rows of a record for these attacks and defences, in that order; the largest set of pictures of each."""
+def groups(
+    content: dict[str, Any], attacks: Iterable[str], lines: Iterable[str], most: int | None = None
+) -> list[Group]:
+    """The rows of a record for these attacks and defences, in that order; the largest set of pictures of each, `most`
+    at most."""
     found: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
     for row in content["rows"].values():
+        if most is not None and row["CA"][1] > most:
+            continue
         found.setdefault((row["attack"], row["defence"], row["trigger name"]), {}).setdefault(
             _like(row, content), []
         ).append(row)

@@ -44,9 +44,11 @@ def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
     """One of `tables.TABLES` as Markdown, or "" where the record has nothing of it."""
     wanted = tables.TABLES[name]
     lines = []
-    found = groups(content, wanted.attacks, wanted.defences)
-    if not any(g.first["defence"] in _own(name) for g in found):
+    own = groups(content, wanted.attacks, _own(name))
+    if not own:
         return ""
+    # what stands beside them is of no more pictures than they
+    found = groups(content, wanted.attacks, wanted.defences, max(g.first["CA"][1] for g in own))
     guarded = any("flagged" in g.first for g in found)
     for g in found:
         theirs = paper.figures(dataset, g.first["attack"], g.first["defence"])
