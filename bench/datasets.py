@@ -158,13 +158,7 @@ def load(
         NoData: no such data there.
         InputError: data that is not what its layout says.
     """
-    if split not in SPLITS:
-        raise InputError(f"split: got {split!r}, wanted one of {', '.join(SPLITS)}")
-    given = folder or os.environ.get(VARIABLE)
-    if not given:
-        raise NoData(f"data: got no folder, wanted the one that holds {name}; give --data or set {VARIABLE}")
-    root = Path(given)
-    listing = _find(name, split, root)
+    listing = list_pictures(name, split, folder)
     indices = np.arange(len(listing.labels), dtype=np.int64)
     if limit is not None and limit < len(indices):
         indices = balanced(listing.labels, limit, seed)
@@ -175,6 +169,16 @@ def load(
         shown = ", ".join(f"{h} x {w}" for h, w, _ in sizes[:3])
         raise InputError(f"{listing.source}: got pictures of {shown}, wanted squares of one size; give a side")
     return Dataset(name, split, np.stack(pictures), listing.labels[indices], listing.classes, listing.source)
+
+
+def list_pictures(name: str, split: str, folder: str | Path | None = None) -> Listing:
+    """What there is of a data set, without decoding any of it; arguments and errors as of `load`."""
+    if split not in SPLITS:
+        raise InputError(f"split: got {split!r}, wanted one of {', '.join(SPLITS)}")
+    given = folder or os.environ.get(VARIABLE)
+    if not given:
+        raise NoData(f"data: got no folder, wanted the one that holds {name}; give --data or set {VARIABLE}")
+    return _find(name, split, Path(given))
 
 
 class NoData(InputError):

@@ -150,7 +150,7 @@ def _how_many(a: argparse.Namespace) -> int:
     from, whether there is one or not."""
     table = tables.TABLES.get(a.table)
     wanted = QUICK if a.quick else tables.Table.pictures if table is None else table.pictures
-    there = len(datasets.load(a.dataset, "test", a.data, side=a.side, limit=wanted + CALIBRATION))
+    there = len(datasets.list_pictures(a.dataset, "test", a.data).labels)
     return min(wanted, there - min(CALIBRATION, there // 5))
 
 

@@ -49,7 +49,7 @@ def split(name: str, folder: Path | None) -> tuple[Dataset, Dataset]:
     one sign, by track."""
     data = datasets.load(name, "train", folder, side=SIDE)
     if name == "gtsrb":
-        listing = datasets._find(name, "train", Path(folder or ""))
+        listing = datasets.list_pictures(name, "train", folder)
         out = np.array([int(n.split("/")[1].split("_")[0]) % 10 == 7 for n in listing.names])
         held = data.take(np.flatnonzero(out))
         return data.take(np.flatnonzero(~out)), held.take(np.random.default_rng(1).permutation(len(held)))
