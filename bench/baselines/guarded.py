@@ -42,8 +42,9 @@ class Guarded:
     clean: U8 | None = None
     first: U8 | None = None
 
-    #: 2: norms are bounded above; 3: geometry; 4: bounded below; 5: deviations alone bounded below
-    VERSION = 5
+    #: 2: norms are bounded above; 3: geometry; 4: bounded below; 5: deviations alone bounded below; 6: a median need
+    #: above 0 counts as 0, threshold 3.5
+    VERSION = 6
     asks = True
 
     @property
