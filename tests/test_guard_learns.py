@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from test_guard import Cleaner, Recorder, fail
+from guard_fakes import Cleaner, Recorder, fail
 
 from zipsdk import DecisivePart, Guard, InputError, ScaleUp, parts
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from test_guard import Recorder, fail
+from guard_fakes import Recorder, fail
 
 from zipsdk import DecisivePart, InputError, parts, views
 

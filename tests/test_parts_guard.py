@@ -9,7 +9,7 @@ import statistics
 
 import numpy as np
 import pytest
-from test_guard import Recorder, fail
+from guard_fakes import Recorder, fail
 
 import zipsdk
 from zipsdk import DecisivePart, InputError, guard, parts
