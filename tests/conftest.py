@@ -6,8 +6,11 @@ import os
 
 import fake_cuda
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
+from zipsdk.cli import main
 from zipsdk.spec import ModelSpec
 
 if fake_cuda.VARIABLE in os.environ:
@@ -37,3 +40,35 @@ class FakeEngine:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """eps = 0.2 x + 0.1 (mean of the 3x3 pixels around): neighbours on a canvas see each other."""
+    spec = make_spec(name="toy", canvas=32, multiple=4, min_side=8, max_side=64, licence="CC0")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    t = helper.make_tensor_value_info("t", TensorProto.FLOAT, ["N"])
+    eps = helper.make_tensor_value_info("eps", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    numbers = [helper.make_tensor(n, TensorProto.FLOAT, [1], [v]) for n, v in (("c0", 0.2), ("c1", 0.1))]
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["m"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Mul", ["x", "c0"], ["a"]),
+        helper.make_node("Mul", ["m", "c1"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["eps"]),
+    ]
+    graph = helper.make_graph(nodes, "toy", [x, t], [eps], numbers)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    helper.set_model_props(proto, {"zipsdk": spec.to_json()})
+    path = tmp_path_factory.mktemp("model") / "toy.onnx"
+    onnx.save(proto, str(path))
+    return str(path)
+
+
+@pytest.fixture
+def purify(model: str):
+    """``purify(IN..., out, options...)`` in this process, with few steps."""
+
+    def run(*args: object, steps: int = 2) -> int:
+        return main(["purify", *map(str, args), "--model", model, "--threads", "1", "--steps", str(steps)])
+
+    return run

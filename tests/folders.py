@@ -1,0 +1,53 @@
+"""For the tests of the command line: folders of pictures, what `zipsdk purify` left in them, and what it said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from zipsdk import images
+from zipsdk.manifest import MANIFEST
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (16, 16)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rgb = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    images.save(Image.fromarray(rgb), path)
+    return path
+
+
+def folder(path: Path, n: int, size: tuple[int, int] = (16, 16)) -> Path:
+    for i in range(n):
+        picture(path / f"{i:03}.png", i, size)
+    return path
+
+
+def records(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / MANIFEST).read_text().splitlines()]
+
+
+def finished(out: Path) -> list[str]:
+    return [r["done"] for r in records(out) if "done" in r]
+
+
+def names(out: Path) -> set[str]:
+    """All files below `out` but the manifest."""
+    return {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} - {MANIFEST}
+
+
+def state(out: Path) -> dict[str, tuple[int, int]]:
+    return {n: ((s := (out / n).stat()).st_ino, s.st_mtime_ns) for n in names(out)}
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {n: (out / n).read_bytes() for n in names(out)}
+
+
+def refused(capsys, code: int, wanted: int, text: str) -> None:
+    said = capsys.readouterr()
+    assert code == wanted, said.err
+    assert said.err.startswith("zipsdk: error: ") and said.err.count("\n") == 1, said.err
+    assert text in said.err
