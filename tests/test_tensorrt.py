@@ -33,7 +33,8 @@ BATCHES = (1, 4)
 def tiny(tmp_path_factory):
     """The bundled model as a plan for one small size."""
     path = tmp_path_factory.mktemp("plan") / "tiny.plan"
-    record = plan.build(find("zip-tiny"), path, batches=BATCHES, sizes=(32,), targets=["sm86", "sm89"])
+    batches, sizes = np.array(BATCHES), np.array([32])  # numbers of NumPy do
+    record = plan.build(find("zip-tiny"), path, batches=batches, sizes=sizes, targets=["sm86", "sm89"])
     return path, record
 
 
@@ -88,7 +89,10 @@ def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
         ({"batches": ()}, "wanted whole numbers of at least 1"),
         ({"batches": (4, 1)}, "each larger than the one before"),
         ({"batches": (0,)}, "at least 1"),
+        ({"batches": (1, 4.0)}, "whole numbers"),
+        ({"batches": (True,)}, "whole numbers"),
         ({"sizes": (33,)}, "multiples of 4"),
+        ({"sizes": (32.0,)}, "in whole pixels"),
         ({"sizes": (32, 64)}, "one side, or the smallest, the usual and the largest"),
         ({"sizes": (64, 32, 128)}, "rising multiples"),
         ({"targets": ["sm75"]}, "sm75.*return zeros in silence.*wanted some of sm80"),

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from zipsdk.checks import is_whole
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError
 from zipsdk.files import check_sidecar, sha256_file, write_atomically, write_sidecar
 from zipsdk.spec import METADATA_KEY, ModelSpec
@@ -302,20 +303,22 @@ def _needs_gpu(trt: Any) -> str:
 
 def _batches(batches: Sequence[int]) -> list[int]:
     given = list(batches)
-    if not given or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in given):
+    if not given or any(not is_whole(b) or b < 1 for b in given):
         raise InputError(f"batches: got {given}, wanted whole numbers of at least 1, such as 1, 8, 64")
     if given != sorted(set(given)):
         raise InputError(f"batches: got {given}, wanted each larger than the one before")
-    return given
+    return [int(b) for b in given]
 
 
 def _sizes(spec: ModelSpec, sizes: Sequence[int] | None) -> tuple[ModelSpec, tuple[int, int, int]]:
     """The spec of what is built, and (smallest, tuned for, largest)."""
     if sizes is None:
         return spec, (spec.min_side, spec.canvas, spec.max_side)
-    if len(sizes) not in (1, 3):
-        raise InputError(f"sizes: got {list(sizes)}, wanted one side, or the smallest, the usual and the largest")
-    low, usual, high = (sizes[0], sizes[-2] if len(sizes) == 3 else sizes[0], sizes[-1])
+    if len(sizes) not in (1, 3) or not all(map(is_whole, sizes)):
+        raise InputError(
+            f"sizes: got {list(sizes)}, wanted one side, or the smallest, the usual and the largest, in whole pixels"
+        )
+    low, usual, high = (int(s) for s in (sizes if len(sizes) == 3 else [sizes[0]] * 3))
     ok = spec.min_side <= low <= usual <= high <= spec.max_side
     if not ok or any(s % spec.multiple for s in (low, usual, high)):
         raise InputError(
