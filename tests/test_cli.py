@@ -334,6 +334,10 @@ def test_what_the_format_cannot_hold_is_told_before_it_is_computed(purify, tmp_p
     assert purify(src, "-o", tmp_path / "kept") == 1
     assert "web.jpg: got a picture of mode RGBA" in capsys.readouterr().err
     assert len(computed) == 4 and names(tmp_path / "kept") == {"000.png", "alpha.png", "deep.png"}
+    images.save(Image.new("RGB", (16384, 1)), tmp_path / "wide.png")
+    assert purify(tmp_path / "wide.png", "-o", tmp_path / "web", "--format", "webp") == 1
+    assert "wide.webp: got a picture of 16384 x 1 pixels, wanted at most 16383 a side" in capsys.readouterr().err
+    assert len(computed) == 4 and not names(tmp_path / "web")
 
 
 def test_a_full_disk_stops_the_run(purify, tmp_path, capsys, monkeypatch):

@@ -39,6 +39,9 @@ _WRITERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "AVIF": (".avif", "L RGB RGBA", {"quality": 95, "subsampling": "4:4:4"}),
 }
 
+#: Pixels a side at most: what libwebp and libjpeg write.
+_MOST = {"WEBP": 16_383, "JPEG": 65_500}
+
 #: Suffixes of the files that are read, for whoever lists a folder. The content decides how a file is decoded.
 SUFFIXES = frozenset([".gif", ".apng", *(s for suffixes, _, _ in _WRITERS.values() for s in suffixes.split())])
 
@@ -126,13 +129,13 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
     picture whose EXIF has an orientation is turned upright and written without it.
 
     Raises:
-        InputError: the suffix is not one that is written, or the format cannot hold the mode of the picture.
+        InputError: the suffix is not one that is written, or the format cannot hold the mode or size of the picture.
         PictureError: the file cannot be written; what was there before is untouched.
     """
     if not isinstance(image, Image.Image):
         raise InputError(f"image to save: got {type(image).__name__}, wanted a PIL image: use Image.fromarray(array)")
     target = Path(path)
-    kind = format_of(target, image.mode)
+    kind = format_of(target, image.mode, image.size)
     options = _WRITERS[kind][2]
     # in the same folder, because a rename is atomic within one file system only
     temporary = target.with_name(f".zipsdk-{secrets.token_hex(8)}.tmp")
@@ -155,11 +158,11 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def format_of(path: str | os.PathLike[str], mode: str) -> str:
-    """The format that `save` writes a picture of this PIL mode in, by the suffix; nothing is written.
+def format_of(path: str | os.PathLike[str], mode: str, size: tuple[int, int]) -> str:
+    """The format that `save` writes a picture of this PIL mode and size in, by the suffix; nothing is written.
 
     Raises:
-        InputError: the suffix is not one that is written, or the format cannot hold the mode.
+        InputError: the suffix is not one that is written, or the format cannot hold the mode or the size.
     """
     suffix = Path(path).suffix
     kind = next((k for k, (suffixes, _, _) in _WRITERS.items() if suffix.lower() in suffixes.split()), None)
@@ -171,6 +174,12 @@ def format_of(path: str | os.PathLike[str], mode: str) -> str:
         raise InputError(
             f"{path}: got a picture of mode {mode}, wanted one of {modes}, which is what {kind} holds: "
             f"write a .png, or convert the picture"
+        )
+    most = _MOST.get(kind, max(size))
+    if max(size) > most:
+        raise InputError(
+            f"{path}: got a picture of {size[0]} x {size[1]} pixels, wanted at most {most} a side, which is what "
+            f"{kind} holds: write a .png, or make it smaller"
         )
     return kind
 

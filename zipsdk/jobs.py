@@ -223,7 +223,8 @@ class Run:
             size, mtime_ns = fingerprint(job.source)  # before reading: the next run notices a change in between
             picture = images.read_one(job.source)
             # a format that cannot hold the picture is told now, and not after its purification
-            images.format_of(self._manifest.out / job.name, picture.restore(picture.rgb).mode)
+            back = picture.restore(picture.rgb)
+            images.format_of(self._manifest.out / job.name, back.mode, back.size)
             return _Read(job, picture, size, mtime_ns)
         except (OSError, ZipError, MemoryError) as e:
             self._fail(job, e)
