@@ -8,8 +8,10 @@ import fake_cuda
 import numpy as np
 import onnx
 import pytest
+from device_fake import FakeDevice
 from onnx import TensorProto, helper
 
+from kernels.launch import Host
 from zipsdk.cli import main
 from zipsdk.spec import ModelSpec
 
@@ -40,6 +42,21 @@ class FakeEngine:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    try:
+        return Host(tmp_path_factory.mktemp("shim"), ("-O2",))
+    except FileNotFoundError:
+        pytest.skip("no g++ here, so the kernels cannot be compiled for the CPU")
+
+
+@pytest.fixture
+def device(host):
+    made = FakeDevice(host)
+    yield made
+    made.check()
 
 
 @pytest.fixture(scope="session")

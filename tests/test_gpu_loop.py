@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from conftest import FakeEngine, make_spec
 from device_fake import FakeDevice, FakeDeviceEngine
+from gpu_pairs import assert_same, make, pictures
 
 import zipsdk
-from kernels.launch import SOURCES, Host
+from kernels.launch import SOURCES
 from zipsdk.errors import EngineError, InputError, OutOfMemory
 from zipsdk.gpu import loop as gpu_loop
 from zipsdk.gpu.device import SIGNATURES
 
 FIXED = {"min_side": 64, "max_side": 64}
-
-
-@pytest.fixture(scope="session")
-def host(tmp_path_factory):
-    try:
-        return Host(tmp_path_factory.mktemp("shim"), ("-O2",))
-    except FileNotFoundError:
-        pytest.skip("no g++ here, so the kernels cannot be compiled for the CPU")
-
-
-@pytest.fixture
-def device(host):
-    made = FakeDevice(host)
-    yield made
-    made.check()
-
-
-def make(device, spec=None, *, engine=None, **options):
-    """A purifier on the fake GPU and the same on the CPU."""
-    plain = FakeEngine(spec)
-    on_gpu = engine or FakeDeviceEngine(plain, device)
-    settings = {"seed": 5, **options}
-    cpu = {k: v for k, v in settings.items() if k != "graph"}
-    return zipsdk.Purifier(on_gpu, **settings), zipsdk.Purifier(plain, **cpu)
-
-
-def pictures(rng, n, height, width):
-    return rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
-
-
-def assert_same(got, wanted):
-    """Equal but for halves that round the other way: float32 in another order moves x by 1e-6 or so."""
-    off = np.abs(got.astype(int) - wanted.astype(int))
-    assert off.max() <= 1 and (off > 0).mean() < 2e-3, f"got {off.max()} grey levels off, {(off > 0).mean():.1%} of all"
 
 
 SETTINGS = {
@@ -405,116 +370,6 @@ def test_empty_batch(device):
     assert gpu.run(np.empty((0, 32, 32, 3), np.uint8)).shape == (0, 32, 32, 3)
 
 
-def test_threads_share_a_purifier(device, rng):
-    gpu, cpu = make(device, profile="fast")
-    batches = [pictures(rng, 1 + i % 3, 32, 32) for i in range(12)]
-    with ThreadPoolExecutor(4) as pool:
-        for got, batch in zip(pool.map(gpu.run, batches), batches, strict=True):
-            assert_same(got, cpu.run(batch))
-
-
-class Meanwhile:
-    """Does `work` once in another thread while the compute stream is captured, or in this one."""
-
-    def __init__(self, device, work, *, here=False):
-        self.device, self.work, self.here = device, work, here
-        self.result, self.waited, self.thread = [], None, None
-
-    def __call__(self):
-        if self.thread is None and self.device.compute.graph is not None:
-            self.thread = threading.Thread(target=lambda: self.result.append(self.work()))
-            if self.here:
-                self.thread.run()
-                return
-            self.thread.start()
-            self.thread.join(0.3)
-            self.waited = self.thread.is_alive()
-
-    def end(self):
-        self.thread.join(30)
-        assert self.waited, "it did not wait for the end of the capture"
-        (result,) = self.result
-        return result
-
-
-def test_two_purifiers_of_one_device_keep_out_of_each_others_graphs(device, rng):
-    batch = pictures(rng, 2, 32, 32)
-    other, cpu = make(device)
-    meanwhile = Meanwhile(device, lambda: other.run(batch))
-    gpu, _ = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
-    wanted = cpu.run(batch)
-    for _ in range(3):
-        assert_same(gpu.run(batch), wanted)
-    assert_same(meanwhile.end(), wanted)
-    assert_same(other.run(batch), wanted)
-
-
-def test_a_purifier_is_made_while_another_one_captures(device, rng):
-    batch, settings = pictures(rng, 2, 32, 32), {"transforms": "blur4", "profile": "fast"}
-    meanwhile = Meanwhile(device, lambda: make(device, **settings)[0].run(batch))
-    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
-    for _ in range(3):
-        assert_same(gpu.run(batch), cpu.run(batch))
-    assert_same(meanwhile.end(), make(device, **settings)[1].run(batch))
-
-
-def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, rng):
-    gpu, cpu = make(device, profile="fast")
-    batch = pictures(rng, 2, 32, 32)
-    for _ in range(2):
-        with gpu:
-            for _ in range(3):
-                assert_same(gpu.run(batch), cpu.run(batch))
-            assert device.used
-        assert not device.used
-    gpu.close()
-    assert ("graph", "compute") in device.log
-
-
-def test_closing_leaves_a_batch_that_is_on_its_way(device, rng):
-    gpu, cpu = make(device)
-    batches = [pictures(rng, 1, 32, 32) for _ in range(4)]
-    finish = [gpu._begin([b[0]], None, None) for b in batches[:2]]
-    gpu.close()
-    assert device.used
-    for wait, batch in zip(finish, batches, strict=False):
-        assert_same(wait()[0], cpu.run(batch)[0])
-    for _ in range(2):
-        assert_same(gpu.run(batches[3]), cpu.run(batches[3]))
-    gpu.close()
-    assert not device.used
-
-
-def test_memory_of_purifiers_that_are_gone_is_given_back(device, rng):
-    used, engine, batch = [], FakeDeviceEngine(FakeEngine(), device), pictures(rng, 2, 32, 32)
-    for lam in (1, 2, 4, 8):
-        gpu, _ = make(device, engine=engine, lam=lam, steps=2)
-        for _ in range(3):
-            gpu.run(batch)
-        used.append(device.used)
-        del gpu
-        gc.collect()
-    assert len(set(used)) == 1
-    with device.active():
-        device.free(device.alloc(1))  # which is when it happens
-    assert not device.used
-
-
-def test_a_purifier_may_go_while_another_one_captures(device, rng):
-    """The garbage collector asks nobody; to free memory then would spoil the capture."""
-    gone, batch = [make(device)[0]], pictures(rng, 2, 32, 32)
-    gone[0].run(batch)
-    meanwhile = Meanwhile(device, lambda: (gone.clear(), gc.collect()), here=True)
-    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
-    for _ in range(3):
-        assert_same(gpu.run(batch), cpu.run(batch))
-    assert meanwhile.result
-    gpu.close()
-    with device.active():
-        device.free(device.alloc(1))
-    assert not device.used
-
-
 def test_signatures_are_those_of_the_kernels():
     """`struct`'s letters against the C++ declarations: P a pointer, 32s a ZipLayout by value."""
     text = "".join((SOURCES / name).read_text() for name in ("ingest.cuh", "egress.cuh"))
@@ -524,21 +379,6 @@ def test_signatures_are_those_of_the_kernels():
     for name, letters in SIGNATURES.items():
         kinds = ["32s" if "ZipLayout" in a else "P" if "*" in a else a for a in found[name].split(",")]
         assert "".join(kinds) == letters, name
-
-
-def test_onnx_enqueue_reads_and_writes_the_memory_that_it_is_given(rng):
-    """The binding by address, on the CPU's provider, against the plain call."""
-    pytest.importorskip("onnxruntime")
-    engine = zipsdk.load_engine("zip-tiny", device="cpu")
-    x = rng.standard_normal((3, 3, 32, 64), np.float32)
-    t, eps = np.array([900, 50, 0], np.float32), np.full(x.shape, np.nan, np.float32)
-    for _ in range(2):
-        wanted = engine(x, t)
-        engine.enqueue(x.ctypes.data, t.ctypes.data, eps.ctypes.data, 3, 0, size=(32, 64))
-        np.testing.assert_array_equal(eps, wanted)
-        x *= 0.5
-    with pytest.raises(EngineError, match="evaluation of"):
-        engine.enqueue(x.ctypes.data, t.ctypes.data, eps.ctypes.data, 3, 0, size=(31, 64))
 
 
 def test_zip_tiny_on_the_fake_gpu(device, rng):
@@ -554,53 +394,3 @@ def test_zip_tiny_on_the_fake_gpu(device, rng):
     for profile in ("paper", "fast"):
         got = zipsdk.Purifier(on_gpu, profile=profile, seed=1).run(batch)
         assert_same(got, zipsdk.Purifier(engine, profile=profile, seed=1).run(batch))
-
-
-def test_onnx_auto_falls_back_with_the_reason_and_cuda_by_name_does_not(monkeypatch):
-    """An onnxruntime that was built with CUDA, on a machine that has none."""
-    ort = pytest.importorskip("onnxruntime")
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(ort, "get_available_providers", lambda: both)
-    monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
-    with warnings.catch_warnings(record=True) as said:  # onnxruntime adds one of its own
-        warnings.simplefilter("always")
-        engine = zipsdk.load_engine("zip-tiny")
-    assert any("running on the CPU, because the GPU cannot be used: " in str(w.message) for w in said)
-    assert engine.providers == ["CPUExecutionProvider"] and engine.device is None
-    assert zipsdk.Purifier(engine).info["loop"] == "host (the engine runs on the CPU)"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # onnxruntime's own, before it goes on without the provider
-        with pytest.raises(EngineError, match="CUDAExecutionProvider"):
-            zipsdk.load_engine("zip-tiny", device="cuda:0")
-    monkeypatch.undo()
-    with pytest.raises(EngineError, match=r"this onnxruntime has .*pip install 'zipsdk\[gpu\]'"):
-        zipsdk.load_engine("zip-tiny", device="cuda")
-
-
-def test_onnx_waits_while_another_thread_uses_its_gpus_stream(rng):
-    """Its session runs on the loop's stream; what it puts there during a capture would go into the graph."""
-    pytest.importorskip("onnxruntime")
-    engine = zipsdk.load_engine("zip-tiny", device="cpu")
-    x, t, answered = rng.standard_normal((1, 3, 32, 32), np.float32), np.zeros(1, np.float32), threading.Event()
-    wanted = engine(x, t)
-    engine.device, engine._memory = FakeDevice(None), ("cuda", 0)
-    got = []
-    with engine.device.lock:
-        thread = threading.Thread(target=lambda: (got.append(engine(x, t)), answered.set()))
-        thread.start()
-        assert not answered.wait(0.5)
-    assert answered.wait(30)
-    thread.join()
-    np.testing.assert_array_equal(got[0], wanted)
-
-
-def test_onnx_takes_the_loops_stream_and_no_other(rng):
-    pytest.importorskip("onnxruntime")
-    engine = zipsdk.load_engine("zip-tiny", device="cpu")
-    engine.device = FakeDevice(None)
-    x = np.zeros((1, 3, 32, 32), np.float32)
-    t, eps = np.zeros(1, np.float32), x.copy()
-    arguments = (x.ctypes.data, t.ctypes.data, eps.ctypes.data, 1)
-    engine.enqueue(*arguments, engine.device.compute.handle, size=(32, 32))
-    with pytest.raises(EngineError, match="wanted the one that the session was opened with"):
-        engine.enqueue(*arguments, engine.device.copies.handle, size=(32, 32))

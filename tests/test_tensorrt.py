@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import trt_fake
 from conftest import FakeEngine
-from device_fake import FakeDevice
-from test_gpu_loop import Meanwhile, assert_same, host, pictures  # noqa: F401
+from gpu_pairs import assert_same, pictures
+from test_gpu_sharing import Meanwhile
 
 import zipsdk
 from zipsdk import cli, doctor
@@ -340,13 +340,6 @@ def test_no_driver(copy, monkeypatch):
 
 
 # ---- running, rehearsed
-
-
-@pytest.fixture
-def device(host):  # noqa: F811
-    made = FakeDevice(host)
-    yield made
-    made.check()
 
 
 @pytest.mark.parametrize(

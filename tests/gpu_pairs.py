@@ -1,0 +1,28 @@
+"""Purifiers on the fake GPU and on the CPU, whose pictures are to be the same."""
+
+from __future__ import annotations
+
+import numpy as np
+from conftest import FakeEngine
+from device_fake import FakeDeviceEngine
+
+import zipsdk
+
+
+def make(device, spec=None, *, engine=None, **options):
+    """A purifier on the fake GPU and the same on the CPU."""
+    plain = FakeEngine(spec)
+    on_gpu = engine or FakeDeviceEngine(plain, device)
+    settings = {"seed": 5, **options}
+    cpu = {k: v for k, v in settings.items() if k != "graph"}
+    return zipsdk.Purifier(on_gpu, **settings), zipsdk.Purifier(plain, **cpu)
+
+
+def pictures(rng, n, height, width):
+    return rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+def assert_same(got, wanted):
+    """Equal but for halves that round the other way: float32 in another order moves x by 1e-6 or so."""
+    off = np.abs(got.astype(int) - wanted.astype(int))
+    assert off.max() <= 1 and (off > 0).mean() < 2e-3, f"got {off.max()} grey levels off, {(off > 0).mean():.1%} of all"
