@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench import paper, record, tables
+from bench.baselines.guarded import Guarded
 from bench.evaluation import Rate
 from bench.report import table
 from bench.results_groups import GUARD, SHORT, Group, groups
@@ -55,7 +56,7 @@ def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
         printed = "" if theirs is None else " / ".join("-" if v is None else f"{v:.1f}" for v in theirs)
         clean = g.rate("CA", "clean classifier")
         lines.append([
-            g.first["trigger name"], g.first["name"] + " (one setting)" * (g.first["defence"].split()[0] == "zip"),
+            g.first["trigger name"], g.first["name"] + _remark(content, g),
             g.cell("CA"), g.cell("ASR"), g.cell("PA"), g.cell("PA others"), printed,
             "" if clean is None else f"{clean.percent:.1f}", f"{g.first['evaluations']:g}", str(g.first["CA"][1]),
             str(len(g.rows)), *([_flagged(g)] if guarded else []),
@@ -64,6 +65,16 @@ def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
               "CA of a clean classifier", "evaluations", "pictures", "seeds",
               *(["flagged: clean / with trigger"] if guarded else [])]  # fmt: skip
     return f"### {wanted.about}\n\n{table(header, lines)}"
+
+
+def _remark(content: dict[str, Any], group: Group) -> str:
+    """What a reader must know of a defence beside its name."""
+    if group.first["defence"].split()[0] == "zip":
+        return " (one setting)"
+    defence = content["defences"][group.first["defences"]]
+    if defence["defence"] == "Guard" and defence["version"] != Guarded.VERSION:
+        return f" (by rule {defence['version']}; now it is {Guarded.VERSION})"
+    return ""
 
 
 def _own(name: str) -> set[str]:

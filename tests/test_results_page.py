@@ -8,6 +8,7 @@ pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from bench import results_groups, results_page
+from bench.baselines.guarded import Guarded
 
 
 def test_rows_with_other_triggers_or_targets_are_no_seeds_of_one():
@@ -45,6 +46,22 @@ def test_marks_say_what_is_met_and_what_is_not():
          "80.8 (above 80.8: **no**): BLUR", "", "50.0 |"],
     ]  # fmt: skip
     assert results_page.marks_of({"rows": {}, "runs": {}}) == ""
+
+
+def test_a_row_of_an_earlier_rule_of_the_guard_says_so():
+    now = Guarded.VERSION
+    rates = {name: [1, 2] for name in ("CA", "ASR", "PA", "PA others")}
+    defences = {"old": {"defence": "Guard", "version": now - 1}, "new": {"defence": "Guard", "version": now},
+                "ZIP": {"defence": "ZIP", "version": 1}}  # fmt: skip
+    rows = [
+        {"attack": attack, "trigger name": attack, "defence": line, "name": "Named", "evaluations": 4, "seed": 0,
+         "data": "d", "classifiers": "c", "defences": of, "run": "r", "triggers": "t", "target": 1, **rates}
+        for attack, line, of in (("badnets", "guard", "old"), ("white", "guard", "new"), ("sig", "zip", "ZIP"))
+    ]  # fmt: skip
+    content = {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}, "defences": defences}
+    found = results_groups.groups(content, ["badnets", "white", "sig"], ["guard", "zip"])
+    remarks = [results_page._remark(content, g) for g in found]
+    assert remarks == [f" (by rule {now - 1}; now it is {now})", "", " (one setting)"]
 
 
 def test_a_bar_in_a_cell_is_no_border():
