@@ -163,7 +163,7 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
     Deviations = npt.NDArray[np.float64]
 
     def decisive(need: Deviations, enough: Deviations) -> Deviations:
-        best: Deviations = (need - np.minimum(np.median(need, 1), 0)[:, None] + enough).max(1)
+        best: Deviations = (need - np.median(need, 1)[:, None] + enough).max(1)
         return best
 
     #: of need and enough of the shown parts, of geometry, all in deviations, and of the log-odds themselves
@@ -177,10 +177,10 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
         "max (need - median) + max enough": lambda need, enough, geometry, m: (
             need.max(1) - np.median(need, 1) + enough.max(1)
         ),
-        "max (need - median + enough)": lambda need, enough, geometry, m: (
-            need - np.median(need, 1)[:, None] + enough
+        "max (need - min(median, 0) + enough)": lambda need, enough, geometry, m: (
+            need - np.minimum(np.median(need, 1), 0)[:, None] + enough
         ).max(1),
-        "max (need - min(median, 0) + enough)": lambda need, enough, geometry, m: decisive(need, enough),
+        "max (need - median + enough)": lambda need, enough, geometry, m: decisive(need, enough),
         "geometry": lambda need, enough, geometry, m: geometry,
         "the larger of both": lambda need, enough, geometry, m: np.maximum(decisive(need, enough), TWO * geometry),
     }

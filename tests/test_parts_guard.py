@@ -303,4 +303,4 @@ def test_half_a_detector_is_refused(missing):
 def test_the_decisive_part_is_what_a_guard_looks_for():
     assert zipsdk.Guard(backdoored(), Restorer()).detector == DecisivePart()
     assert zipsdk.Guard(backdoored(), Restorer(), detector=None).detector is None
-    assert (DecisivePart().threshold, DecisivePart().certain, DecisivePart().norms) == (3.5, 4.5, None)
+    assert (DecisivePart().threshold, DecisivePart().certain, DecisivePart().norms) == (3.3, 4.5, None)

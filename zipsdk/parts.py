@@ -67,7 +67,7 @@ class DecisivePart:
     those of the label against the best other class, with the part alone, say whether it is enough. Both are put into
     deviations, need and enough, by what clean pictures do. The score is
 
-        max over the parts of (need - min(median need over the parts, 0) + enough)
+        max over the parts of (need - median need over the parts + enough)
 
     or, if that is more, the square root of 2 times how much more the label needs the geometry, the exact places of
     pixels, than fine detail, in deviations of that difference.
@@ -85,7 +85,7 @@ class DecisivePart:
     - else the purified picture decides. Nearly all of these were false alarms.
 
     Args:
-        threshold: in deviations, above 0. About 10% of clean pictures are above 3.5 after `calibrate`.
+        threshold: in deviations, above 0. About 10% of clean pictures are above 3.3 after `calibrate`.
         certain: the same, at least `threshold`. About 2% are above 4.5.
         norms: (median, deviation) of the 27 `log_odds`, in their order: 27 pairs. None takes `USUAL`, until `calibrate`
             or the guard has measured them.
@@ -94,7 +94,7 @@ class DecisivePart:
         InputError: an option out of range.
     """
 
-    threshold: float = 3.5
+    threshold: float = 3.3
     certain: float = 4.5
     norms: tuple[tuple[float, float], ...] | None = None
 
@@ -102,7 +102,7 @@ class DecisivePart:
         for name in ("threshold", "certain"):
             value = getattr(self, name)
             if not is_number(value) or not 0 < value < math.inf:
-                raise InputError(f"{name}: got {value!r}, wanted deviations above 0, such as 3.5")
+                raise InputError(f"{name}: got {value!r}, wanted deviations above 0, such as 3.3")
             object.__setattr__(self, name, float(value))
         if self.certain < self.threshold:
             raise InputError(f"certain: got {self.certain} below threshold {self.threshold}, wanted at least that")
@@ -174,8 +174,7 @@ class DecisivePart:
             raise InputError(f"scores: got {s.shape}, wanted ({VERSIONS}, classes), a row for each version")
         log = _log_probabilities(s)
         need, enough, geometry = np.split((_log_odds(log) - self._median) / self._deviation, (SHOWN, 2 * SHOWN))
-        # a weak label goes with any part, which must not hide the one that is enough for it
-        decides = np.concatenate([need - min(np.median(need), 0) + enough, TWO * geometry])
+        decides = np.concatenate([need - np.median(need) + enough, TWO * geometry])
         # a picture without a label of its own must not be trusted, whatever its copies say
         score = float(decides.max()) if np.isfinite(log).all() else math.nan
         return score, int(decides.argmax()), log

@@ -42,9 +42,9 @@ class Guarded:
     clean: U8 | None = None
     first: U8 | None = None
 
-    #: 2: norms are bounded above; 3: geometry; 4: bounded below; 5: deviations alone bounded below; 6: a median need
-    #: above 0 counts as 0, threshold 3.5
-    VERSION = 6
+    #: 2: norms are bounded above; 3: geometry; 4: bounded below; 5: deviations alone bounded below; 6 was given up: a
+    #: median need above 0 counted as 0, threshold 3.5
+    VERSION = 5
     asks = True
 
     @property
