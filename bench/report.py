@@ -8,6 +8,7 @@ Between ``<!-- measured -->`` and ``<!-- /measured -->`` everything is replaced.
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,33 @@ def search() -> str:
             "What the classifier makes of each version by itself: CA, and ASR / PA by trigger:\n\n"
             f"{table(['version', 'CA', *triggers], views)}"
         )
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, given_up()])
+
+
+def given_up() -> str:
+    """Rows of the tables by the guard's rule and by the one that was tried last and given up, side by side."""
+    from bench.results_groups import GUARD, groups
+    from bench.results_page import TITLES
+    from bench.tables import TABLES
+
+    lines, commits = [], set()
+    for dataset, title in TITLES.items():
+        if not (RESULTS / "rule-6" / f"defense-{dataset}.json").is_file():
+            continue
+        kept, other = (read(f"defense-{dataset}", folder) for folder in (RESULTS, RESULTS / "rule-6"))
+        commits |= {run["commit"] for run in other["runs"].values()}
+        rows = [{g.first["trigger name"]: g for g in groups(c, TABLES["agnostic"].attacks, [GUARD])}
+                for c in (kept, other)]  # fmt: skip
+        lines += [
+            [title, trigger, *(" / ".join(f"{statistics.mean(r[trigger].percents(n)):.1f}" for n in ("CA", "ASR", "PA"))
+                               for r in rows)]
+            for trigger in rows[1]
+        ]  # fmt: skip
+    return (
+        f"## The rule that was given up\n\nThe guard, which learns, CA / ASR / PA in percent: as it is, and by rule 6 "
+        f"(commit {', '.join(sorted(commits))}), where a median need above 0 counts as 0 and the threshold is 3.5. The "
+        f"same networks and pictures.\n\n{table(['pictures', 'trigger', 'as it is', 'rule 6'], lines)}"
+    )
 
 
 def one_class(found: dict[str, dict[str, float]]) -> str:
