@@ -41,14 +41,17 @@ def dots(content: dict[str, Any], dataset: str) -> Path | None:
 
 
 def curve(content: dict[str, Any], dataset: str, name: str, x: str) -> Path | None:
-    """CA, ASR and PA over lambda or over the number of evaluations."""
+    """CA, ASR and PA over lambda or over the number of evaluations, of the triggers with three settings or more."""
     import matplotlib.pyplot as plt
 
     wanted = tables.TABLES[name]
     found = groups(content, wanted.attacks, wanted.defences)
-    if len({_setting(content, g, x) for g in found}) < 3:  # other tables share some of these rows
+    settings: dict[tuple[str, str], set[float]] = {}
+    for g in found:
+        settings.setdefault((g.first["attack"], g.first["trigger name"]), set()).add(_setting(content, g, x))
+    triggers = [trigger for trigger, of in settings.items() if len(of) > 2]  # other tables share some of these rows
+    if not triggers:
         return None
-    triggers = list(dict.fromkeys((g.first["attack"], g.first["trigger name"]) for g in found))
     figure, axes = plt.subplots(1, len(triggers), figsize=(3.6 * len(triggers), 3.2), sharey=True, layout="constrained",
                                 squeeze=False)  # fmt: skip
     for axis, trigger in zip(axes[0], triggers, strict=True):

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from bench import results_groups, results_page
+from bench import results_groups, results_page, results_plot
 from bench.baselines.guarded import Guarded
 
 
@@ -62,6 +62,28 @@ def test_a_row_of_an_earlier_rule_of_the_guard_says_so():
     found = results_groups.groups(content, ["badnets", "white", "sig"], ["guard", "zip"])
     remarks = [results_page._remark(content, g) for g in found]
     assert remarks == [f" (by rule {now - 1}; now it is {now})", "", " (one setting)"]
+
+
+def test_a_curve_is_of_triggers_with_three_settings(tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setattr(results_plot, "DOCS", tmp_path)
+    drawn = []
+    monkeypatch.setattr(plt, "close", lambda figure: drawn.append([a.get_title() for a in figure.axes]))
+    rates = {name: [1, 2] for name in ("CA", "ASR", "PA", "PA others")}
+    rows = [
+        {"attack": attack, "trigger name": attack.upper(), "defence": line, "evaluations": n, "seed": 0, "data": "d",
+         "classifiers": "c", "defences": line, "run": "r", "triggers": "t", "target": 1, **rates}
+        for attack, line, n in (
+            ("badnets", "zip start=400 steps=1", 1), ("badnets", "zip start=400 steps=2", 2), ("badnets", "zip", 20),
+            ("blended", "zip start=400 steps=1", 1), ("blended", "zip", 20),
+            ("physicalba", "zip", 20), ("physicalba", "zip profile=paper", 20),
+        )
+    ]  # fmt: skip
+    content = {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}, "defences": {}}
+    path = results_plot.curve(content, "cifar10", "evaluations", "evaluations")
+    assert path == tmp_path / "defense-cifar10-evaluations.png" and path.is_file() and drawn == [["BADNETS"]]
+    content["rows"] = dict(enumerate(rows[3:]))
+    assert results_plot.curve(content, "cifar10", "evaluations", "evaluations") is None
 
 
 def test_a_bar_in_a_cell_is_no_border():
