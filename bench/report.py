@@ -8,7 +8,6 @@ Between ``<!-- measured -->`` and ``<!-- /measured -->`` everything is replaced.
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -208,13 +207,10 @@ def given_up() -> str:
             continue
         kept, other = (read(f"defense-{dataset}", folder) for folder in (RESULTS, RESULTS / "rule-6"))
         commits |= {run["commit"] for run in other["runs"].values()}
-        rows = [{g.first["trigger name"]: g for g in groups(c, TABLES["agnostic"].attacks, [GUARD])}
-                for c in (kept, other)]  # fmt: skip
-        lines += [
-            [title, trigger, *(" / ".join(f"{statistics.mean(r[trigger].percents(n)):.1f}" for n in ("CA", "ASR", "PA"))
-                               for r in rows)]
-            for trigger in rows[1]
-        ]  # fmt: skip
+        was, now = (
+            {g.trigger: g.brief(1) for g in groups(c, TABLES["agnostic"].attacks, [GUARD])} for c in (other, kept)
+        )
+        lines += [[title, trigger[1], now[trigger], cells] for trigger, cells in was.items()]
     return (
         f"## The rule that was given up\n\nThe guard, which learns, CA / ASR / PA in percent: as it is, and by rule 6 "
         f"(commit {', '.join(sorted(commits))}), where a median need above 0 counts as 0 and the threshold is 3.5. The "

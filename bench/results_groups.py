@@ -23,6 +23,11 @@ class Group:
     def __init__(self, rows: list[Row]):
         self.rows, self.first = rows, rows[0]
 
+    @property
+    def trigger(self) -> tuple[str, str]:
+        """The attack, and the name of the trigger it is tested with: an attack may have two."""
+        return self.first["attack"], self.first["trigger name"]
+
     def rate(self, name: str, of: str | None = None) -> Rate | None:
         """The mean number of hits, of the classifier or of the "clean classifier"."""
         rates = [Rate(*(r[of] if of else r)[name]) for r in self.rows if not of or of in r]
@@ -32,6 +37,10 @@ class Group:
 
     def percents(self, name: str) -> list[float]:
         return [Rate(*r[name]).percent for r in self.rows]
+
+    def brief(self, decimals: int) -> str:
+        """CA / ASR / PA in percent."""
+        return " / ".join(f"{statistics.mean(self.percents(name)):.{decimals}f}" for name in ("CA", "ASR", "PA"))
 
     def cell(self, name: str) -> str:
         values = self.percents(name)

@@ -95,12 +95,9 @@ def short_table() -> str:
     lines = []
     for dataset, content in records():
         found = groups(content, tables.TABLES["agnostic"].attacks, SHORT)
-        for trigger in dict.fromkeys((g.first["attack"], g.first["trigger name"]) for g in found):
-            mine = [g for g in found if (g.first["attack"], g.first["trigger name"]) == trigger]
-            cells = {
-                g.first["defence"]: " / ".join(f"{statistics.mean(g.percents(n)):.0f}" for n in ("CA", "ASR", "PA"))
-                for g in mine
-            }
+        for trigger in dict.fromkeys(g.trigger for g in found):
+            mine = [g for g in found if g.trigger == trigger]
+            cells = {g.first["defence"]: g.brief(0) for g in mine}
             pictures = mine[0].first["CA"][1]
             lines.append([f"{TITLES[dataset]} ({pictures:,})", trigger[1], *(cells.get(line, "") for line in SHORT)])
     return table(["pictures", "trigger", *SHORT.values()], lines)

@@ -46,16 +46,16 @@ def curve(content: dict[str, Any], dataset: str, name: str, x: str) -> Path | No
 
     wanted = tables.TABLES[name]
     found = groups(content, wanted.attacks, wanted.defences)
-    settings: dict[tuple[str, str], set[float]] = {}
+    of_trigger: dict[tuple[str, str], list[Group]] = {}
     for g in found:
-        settings.setdefault((g.first["attack"], g.first["trigger name"]), set()).add(_setting(content, g, x))
-    triggers = [trigger for trigger, of in settings.items() if len(of) > 2]  # other tables share some of these rows
-    if not triggers:
+        of_trigger.setdefault(g.trigger, []).append(g)
+    # other tables share some of these rows
+    curves = [mine for mine in of_trigger.values() if len({_setting(content, g, x) for g in mine}) > 2]
+    if not curves:
         return None
-    figure, axes = plt.subplots(1, len(triggers), figsize=(3.6 * len(triggers), 3.2), sharey=True, layout="constrained",
+    figure, axes = plt.subplots(1, len(curves), figsize=(3.6 * len(curves), 3.2), sharey=True, layout="constrained",
                                 squeeze=False)  # fmt: skip
-    for axis, trigger in zip(axes[0], triggers, strict=True):
-        mine = [g for g in found if (g.first["attack"], g.first["trigger name"]) == trigger]
+    for axis, mine in zip(axes[0], curves, strict=True):
         mine.sort(key=lambda g: _setting(content, g, x))
         at = [_setting(content, g, x) for g in mine]
         for i, rate in enumerate(("CA", "ASR", "PA")):
@@ -64,7 +64,7 @@ def curve(content: dict[str, Any], dataset: str, name: str, x: str) -> Path | No
                 at, [statistics.mean(g.percents(rate)) for g in mine], "o-", markersize=4, color=f"C{i}", label=rate
             )
             axis.fill_between(at, *zip(*ends, strict=True), color=f"C{i}", alpha=0.15, linewidth=0)
-        axis.set(xscale="log", xlabel={"lam": "lambda"}.get(x, x), title=trigger[1], ylim=(-2, 102))
+        axis.set(xscale="log", xlabel={"lam": "lambda"}.get(x, x), title=mine[0].trigger[1], ylim=(-2, 102))
         axis.set_xticks(at, [f"{v:g}" for v in at])
         axis.minorticks_off()
         axis.grid(alpha=0.3)

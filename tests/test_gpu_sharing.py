@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from conftest import FakeEngine
 from device_fake import FakeDeviceEngine
-from gpu_pairs import assert_same, make, pictures
+from gpu_pairs import Meanwhile, assert_same, make, pictures
 
 
 def test_threads_share_a_purifier(device, rng):
@@ -17,30 +16,6 @@ def test_threads_share_a_purifier(device, rng):
     with ThreadPoolExecutor(4) as pool:
         for got, batch in zip(pool.map(gpu.run, batches), batches, strict=True):
             assert_same(got, cpu.run(batch))
-
-
-class Meanwhile:
-    """Does `work` once in another thread while the compute stream is captured, or in this one."""
-
-    def __init__(self, device, work, *, here=False):
-        self.device, self.work, self.here = device, work, here
-        self.result, self.waited, self.thread = [], None, None
-
-    def __call__(self):
-        if self.thread is None and self.device.compute.graph is not None:
-            self.thread = threading.Thread(target=lambda: self.result.append(self.work()))
-            if self.here:
-                self.thread.run()
-                return
-            self.thread.start()
-            self.thread.join(0.3)
-            self.waited = self.thread.is_alive()
-
-    def end(self):
-        self.thread.join(30)
-        assert self.waited, "it did not wait for the end of the capture"
-        (result,) = self.result
-        return result
 
 
 def test_two_purifiers_of_one_device_keep_out_of_each_others_graphs(device, rng):

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import trt_fake
 from conftest import FakeEngine
-from gpu_pairs import assert_same, pictures
-from test_gpu_sharing import Meanwhile
+from gpu_pairs import Meanwhile, assert_same, pictures
 
 import zipsdk
 from zipsdk import cli, doctor
