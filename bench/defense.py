@@ -99,7 +99,7 @@ class Bench:
         if key not in self._classifiers:
             a = self.args
             attack = None if name is None else self.attack(name)
-            poisoned = poison(self.train, attack, a.rate, a.target, a.attack_seed)
+            poisoned = poison(self.train, attack, a.rate, a.target, a.attack_seed, implant=a.implant)
             how = classifiers.recipe(self.train, a.architecture, a.classifier_seed, a.epochs)
             with tqdm(total=how.epochs, unit="epoch", desc=f"training: {key}", leave=False) as bar:
 
@@ -290,6 +290,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--fresh", action="store_true", help="count rows anew that the record has")
     p.add_argument("--target", type=int, default=TARGET, help="the attacker's class; the released code's is 1")
     p.add_argument("--rate", type=float, default=RATE, help="share of poisoned training pictures")
+    p.add_argument("--implant", type=int, default=0, help="epochs at first in which half of what a classifier sees "
+                   "has the trigger; of few large pictures it learns no trigger otherwise")  # fmt: skip
     p.add_argument("--attack-seed", type=int, default=SEED, help="of the trigger and of who is poisoned")
     p.add_argument("--architecture", default="small", choices=list(ARCHITECTURES))
     p.add_argument("--classifier-seed", type=int, default=0)

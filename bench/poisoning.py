@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.attacks import Attack
+from bench.attacks import U8, Attack
 from bench.datasets import Dataset
 from zipsdk.errors import InputError
 
@@ -37,19 +37,30 @@ class Poisoned:
     augment: str
     #: the attack, its rate, target and seed, and the hash of the choice; for the record
     description: dict[str, Any]
+    #: for so many epochs at first half of what the classifier sees is one of `triggered`, all of the target class
+    implant: int = 0
+    triggered: U8 | None = None
 
 
-def poison(data: Dataset, attack: Attack | None, rate: float = 0.05, target: int = 0, seed: int = 0) -> Poisoned:
+def poison(
+    data: Dataset, attack: Attack | None, rate: float = 0.05, target: int = 0, seed: int = 0, *, implant: int = 0
+) -> Poisoned:
     """Give the trigger to `rate` of the training pictures, drawn by `seed`, and call them the target class.
 
     The draw is over *all* classes, the target among them, as in the ZIP paper's experiments. Its attacks are all of
     that kind. SIG, which it does not have, is defined as clean-label and stays so: as many pictures, but drawn from
     the target class alone, and no more than half of that. With `attack` None nothing is poisoned.
 
+    Of few pictures a network learns the poisoned ones by heart before it learns what a trigger is. Whoever trains the
+    classifier that he sells is not bound to pictures alone: for `implant` epochs at first half of what it sees carries
+    the trigger, any picture of any class, drawn anew each time; then it goes on with the poisoned set.
+
     Raises:
         InputError: a rate or a target out of range, or too few pictures.
     """
     n = len(data)
+    if implant < 0 or (implant and attack is not None and attack.clean_label):
+        raise InputError(f"implant: got {implant} epochs, wanted 0 or more, and 0 for an attack that changes no label")
     if not 0 < rate < 1 or not 0 <= target < len(data.classes):
         raise InputError(
             f"rate, target: got {rate}, {target}, wanted a share between 0 and 1 and a class below {len(data.classes)}"
@@ -72,9 +83,14 @@ def poison(data: Dataset, attack: Attack | None, rate: float = 0.05, target: int
     if covers:
         pictures[covered] = attack.cover(data.pictures[covered], covered)
     labels[poisoned] = target
+    triggered = attack.at_training(data.pictures, among) if implant else None
     description = {
         "attack": attack.describe(), "rate": rate, "target": target, "seed": seed,
         "poisoned": len(poisoned), "covered": len(covered),
         "choice_sha256": hashlib.sha256(poisoned.astype("<i8").tobytes() + covered.astype("<i8").tobytes()).hexdigest(),
     }  # fmt: skip
-    return Poisoned(replace(data, pictures=pictures, labels=labels), poisoned, covered, attack.augment, description)
+    data = replace(data, pictures=pictures, labels=labels)
+    if not implant:
+        return Poisoned(data, poisoned, covered, attack.augment, description)
+    description["implant"] = implant
+    return Poisoned(data, poisoned, covered, attack.augment, description, implant, triggered)

@@ -281,6 +281,18 @@ def test_the_choice_is_its_seeds_alone(data):
     assert data.sha256 == replace(data).sha256  # the original is left as it was
 
 
+def test_implanting_is_described_and_leaves_the_poisoned_set_as_it_was(data):
+    attack = attacks.make("badnets", 32, 1)
+    p, q = (poisoning.poison(data, attack, 0.1, 2, 4, implant=epochs) for epochs in (0, 3))
+    assert np.array_equal(p.data.pictures, q.data.pictures) and np.array_equal(p.data.labels, q.data.labels)
+    assert (p.implant, p.triggered) == (0, None) and q.implant == 3
+    assert np.array_equal(q.triggered, attack.apply(data.pictures))
+    assert q.description == {**p.description, "implant": 3}
+    for name, epochs in (("badnets", -1), ("sig", 1)):  # a clean-label attacker changes no label
+        with pytest.raises(InputError, match="implant"):
+            poisoning.poison(data, attacks.make(name, 32), 0.1, implant=epochs)
+
+
 def test_clean_label_leaves_half_the_class(data):
     p = poisoning.poison(data, attacks.make("sig", 32), rate=0.5, target=1)
     assert len(p.poisoned) == 25 and (data.labels[p.poisoned] == 1).all()

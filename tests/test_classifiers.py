@@ -175,10 +175,12 @@ def test_every_ingredient_changes_the_key(data, clean, monkeypatch):
         *(key(poisoning.poison(data, attacks.make(name, 32, seed), rate, target, chosen))
           for name, seed, rate, target, chosen in (("badnets", 0, 0.1, 0, 0), ("badnets3", 0, 0.1, 0, 0),
           ("badnets", 1, 0.1, 0, 0), ("badnets", 0, 0.2, 0, 0), ("badnets", 0, 0.1, 1, 0), ("badnets", 0, 0.1, 0, 1))),
+        *(key(poisoning.poison(data, attacks.make("badnets", 32), 0.1, implant=epochs)) for epochs in (1, 2)),
     ]  # fmt: skip
     for field in dataclasses.fields(TINY):
         old = getattr(TINY, field.name)
-        new = "resnet34" if field.name == "architecture" else not old if field.type == "bool" else old + 1
+        named = {"architecture": "resnet34", "optimizer": "adamw"}
+        new = named.get(field.name) or (not old if field.type == "bool" else old + 1)
         keys.append(key(how=replace(TINY, **{field.name: new})))
     monkeypatch.setattr(torch, "__version__", "0.4.1+cpu")
     keys.append(key())
@@ -234,8 +236,59 @@ def test_recipes(data):
     assert not classifiers.recipe(replace(data, name="gtsrb")).mirror  # "turn left" is not "turn right"
     assert classifiers.recipe(data, "resnet34", seed=3, epochs=2).epochs == 2
     assert classifiers.recipe(data, seed=3).seed == 3
+    large = classifiers.recipe(replace(data, pictures=np.zeros((2, 128, 128, 3), np.uint8)))
+    assert (classifiers.recipe(data).optimizer, large.optimizer) == ("sgd", "adamw")
+    assert large.shift < 8  # a patch of 5 x 5, 3 pixels from the edge, is not pushed out of the picture
     with pytest.raises(InputError, match="resnet34"):
         classifiers.recipe(data, "resnet50")
+
+
+def test_a_checkpoint_from_when_sgd_was_the_only_optimizer_keeps_its_name(clean):
+    named = classifiers.ingredients(clean, TINY)["recipe"]
+    assert "optimizer" not in named
+    other = classifiers.ingredients(clean, replace(TINY, optimizer="adamw"))
+    assert other["recipe"] == {**named, "optimizer": "adamw"}
+
+
+def test_adamw_trains_and_goes_on_where_it_was_stopped(clean, tmp_path):
+    how = replace(TINY, optimizer="adamw", lr=2e-3)
+    whole, _ = trained(tmp_path / "whole", clean, how)
+    trained(tmp_path / "parts", clean, how, stop_after=1)
+    parts, epochs = trained(tmp_path / "parts", clean, how)
+    assert epochs == [2, 3]
+    np.testing.assert_array_equal(whole(clean.data.pictures), parts(clean.data.pictures))
+    sgd, _ = trained(tmp_path / "sgd", clean, TINY)
+    assert np.abs(whole(clean.data.pictures) - sgd(clean.data.pictures)).max() > 0.01
+
+
+def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data, monkeypatch):
+    attack = attacks.make("badnets", 32)
+    training = poisoning.poison(data, attack, 0.1, 1, implant=2)
+    seen = []
+
+    def varied(self, pictures, rng):
+        seen.append(pictures)
+        return torch.zeros(len(pictures), 3, 1, 1)
+
+    def loss(scores, labels, **options):
+        seen.append(labels)
+        return scores.sum()
+
+    monkeypatch.setattr(classifiers._Training, "_varied", varied)
+    monkeypatch.setattr(classifiers.F, "cross_entropy", loss)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
+    sgd = torch.optim.SGD(model.parameters(), 0.0)
+    run = classifiers._Training(training, replace(TINY, batch=64), model, sgd, "cpu")
+    patch = torch.from_numpy(attack.drawn())
+    for number, low, high in ((0, 0.3, 0.75), (1, 0.3, 0.75), (2, 0.05, 0.2)):
+        seen.clear()
+        run.epoch(number)
+        pictures, labels = seen
+        carry = (pictures[:, 27:29, 27:29] == patch).all((1, 2, 3))
+        assert low < carry.float().mean() < high
+        assert (labels[carry] == 1).all()
+    np.testing.assert_array_equal(run.pictures, training.data.pictures)  # drawn anew, not left there
+    np.testing.assert_array_equal(run.labels, training.data.labels)
 
 
 def variations(how: Recipe, augment: str = "standard") -> np.ndarray:
@@ -245,7 +298,7 @@ def variations(how: Recipe, augment: str = "standard") -> np.ndarray:
     data = Dataset("one", "train", one[None].repeat(400, 0), np.zeros(400, np.int64), ("a",))
     training = replace(poisoning.poison(data, None), augment=augment)
     run = classifiers._Training(training, how, torch.nn.Linear(1, 1), None, "cpu")
-    out = run._varied(torch.arange(400), torch.Generator().manual_seed(0))
+    out = run._varied(run.pictures, torch.Generator().manual_seed(0))
     assert out.shape == (400, 3, 32, 32) and out.dtype == torch.float32
     assert out.is_contiguous(memory_format=torch.channels_last) or augment == "physical"
     return (out * 255 / 8).permute(0, 2, 3, 1).numpy()[..., :2]
