@@ -217,10 +217,7 @@ def section(dataset: str, content: dict[str, Any]) -> str:
         "<details><summary>Commands and commits</summary>\n\n" + "\n".join(_commands(content)) + "\n\n</details>",
     ]
     if known:
-        recipe = known[0]["recipe"]
-        rates = sorted({c["poison"]["rate"] for c in known if c["poison"].get("attack")})
-        poison = f" Poisoned training pictures: {', '.join(f'{100 * r:g}%' for r in rates)}." if rates else ""
-        parts.append(f"Classifier: {recipe['architecture']}, {recipe['epochs']} epochs.{poison}")
+        parts.append(_trained(known))
     if path := dots(content, dataset):
         parts.append(f"![CA and ASR of the defences, with 95% intervals]({path.name})")
     parts += [spread_of(content), marks_of(content), again(dataset)]
@@ -236,6 +233,19 @@ def section(dataset: str, content: dict[str, Any]) -> str:
         )
     parts.append(cost_of(content))
     return "\n\n".join(p for p in parts if p)
+
+
+def _trained(known: list[dict[str, Any]]) -> str:
+    """How the classifiers that were trained here were."""
+    recipe = known[0]["recipe"]
+    said = f"Classifier: {recipe['architecture']}, {recipe['epochs']} epochs."
+    attacked = [c["poison"] for c in known if c["poison"].get("attack")]
+    if attacked:
+        rates = sorted({p["rate"] for p in attacked})
+        said += f" Poisoned training pictures: {', '.join(f'{100 * r:g}%' for r in rates)}."
+    if implant := max((p.get("implant", 0) for p in attacked), default=0):
+        said += f" In the first {implant} epochs half of what a poisoned one saw had the trigger."
+    return said
 
 
 def _commands(content: dict[str, Any]) -> list[str]:

@@ -219,6 +219,19 @@ def bright(pictures):
     return np.stack([1 - share, share], 1)
 
 
+def test_an_attacker_who_implants_the_trigger(folder, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def poison(data, attack, *words, implant):
+        asked.append((attack and attack.name, implant))
+        raise InputError("enough")
+
+    monkeypatch.setattr(defense, "poison", poison)
+    with pytest.raises(SystemExit):
+        defense.main(command(folder, tmp_path, "table1", "--attacks", "white", "--implant", "2"))
+    assert asked == [(None, 2)] and "enough" in capsys.readouterr().err
+
+
 def test_no_data_is_said(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         defense.main(command(tmp_path, tmp_path, "table1"))

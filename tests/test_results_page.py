@@ -64,6 +64,16 @@ def test_a_row_of_an_earlier_rule_of_the_guard_says_so():
     assert remarks == [f" (by rule {now - 1}; now it is {now})", "", " (one setting)"]
 
 
+def test_how_the_classifiers_were_trained_is_said():
+    recipe = {"architecture": "small", "epochs": 40}
+    clean = {"recipe": recipe, "poison": {"attack": None}}
+    assert results_page._trained([clean]) == "Classifier: small, 40 epochs."
+    poisoned = {"recipe": recipe, "poison": {"attack": {"name": "BadNets 2x2"}, "rate": 0.05}}
+    assert results_page._trained([clean, poisoned]).endswith("40 epochs. Poisoned training pictures: 5%.")
+    implanted = {**poisoned, "poison": {**poisoned["poison"], "implant": 10}}
+    assert "5%. In the first 10 epochs half" in results_page._trained([poisoned, implanted])
+
+
 def test_a_curve_is_of_triggers_with_three_settings(tmp_path, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
     monkeypatch.setattr(results_plot, "DOCS", tmp_path)
