@@ -56,7 +56,7 @@ def poison(
     the trigger, any picture of any class, drawn anew each time; then it goes on with the poisoned set.
 
     Raises:
-        InputError: a rate or a target out of range, or too few pictures.
+        InputError: a rate or a target out of range, too few pictures, or an attack that cannot be implanted.
     """
     n = len(data)
     if implant < 0 or (implant and attack is not None and attack.clean_label):
