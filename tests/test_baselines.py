@@ -1,60 +1,28 @@
-"""Each baseline is what its paper's formulas say, in float64; and all of them keep what a `Defence` promises."""
+"""What every baseline keeps of what a `Defence` promises; ShrinkPad, the blur alone, and ZIP."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import FakeEngine, make_spec
+from loops_literal import AB, pictures
 
 pytest.importorskip("skimage")
 
 from PIL import Image
 
-from bench.baselines.diffusion import DDNM, DiffPure, Start, ancestral, clamped
+from bench.baselines.diffusion import DDNM, DiffPure
 from bench.baselines.purifier import Zip, algorithm_1
-from bench.baselines.sampdetox import GREY, SampDetox, levels, second_stage, ssim_map
+from bench.baselines.sampdetox import SampDetox
 from bench.baselines.simple import BlurOnly, Nothing, ShrinkPad, fingerprints, noise_of
 from zipsdk import Purifier
 from zipsdk.canvas import pad
 from zipsdk.errors import InputError
 from zipsdk.noise import STEP_INITIAL
-from zipsdk.schedule import alphas_cumprod, step_table
-from zipsdk.transforms import Blur, Grayscale, Guide, Linear, OneOf
-
-AB = alphas_cumprod(make_spec())
-#: Rounding alone parts the literal forms from the loops: 3.6e-13 at most was measured, for DDNM, whose steps begin at
-#: 1/sqrt(ab) = 100 with a larger state, 2.8e-12.
-ROUNDING = 1e-12
-
-
-def pictures(n: int, h: int = 32, w: int = 32, seed: int = 0) -> np.ndarray:
-    """Smooth pictures with some noise on them, so that no value clips."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:h, :w] / 32
-    waves = [np.sin(np.stack([a * x + b * y + c for c in (0, 1, 2)], -1)) for a, b in rng.uniform(1, 6, (n, 2))]
-    return (128 + 70 * np.stack(waves) + rng.uniform(-40, 40, (n, h, w, 3))).astype(np.uint8)
-
-
-def state(n: int = 2, h: int = 16, w: int = 16) -> np.ndarray:
-    return pictures(n, h, w).transpose(0, 3, 1, 2) / 127.5 - 1.0
-
-
-def eps_model(x: np.ndarray, t: int) -> np.ndarray:
-    return np.tanh(0.8 * x + 0.2 * np.roll(x, 1, axis=-1) - 0.1 * x[:, ::-1]) * (0.3 + 0.6 * t / 1000)
-
-
-class Fixed:
-    """Noise by step in float64, so that the reference and the loop use the same; it notes what was asked for."""
-
-    def __init__(self, n: int = 2):
-        self.n, self.asked = n, []
-
-    def normal(self, step: int, height: int, width: int) -> np.ndarray:
-        self.asked.append(step)
-        return np.random.default_rng(step).standard_normal((self.n, 3, height, width))
+from zipsdk.schedule import step_table
+from zipsdk.transforms import Blur, Grayscale, Linear, OneOf
 
 
 def all_defences(engine: FakeEngine) -> list:
@@ -228,303 +196,6 @@ def test_blur_only_joins_transforms():
     assert np.abs(out - batch).mean() > 3
 
 
-# ---- DiffPure
-
-
-def literal_ddpm(eps, x, visited, z, update=None):
-    """Ho et al. 2020 with guided-diffusion's posterior mean of (x0, x_t), beta = 1 - ab/ab' of the visited steps.
-
-    update(t, before, after): what becomes of the state at a step.
-    """
-    for t, after in zip(visited, [*visited[1:], None], strict=True):
-        ab, ab_next = AB[t], 1.0 if after is None else AB[after]
-        beta = 1 - ab / ab_next
-        x0 = (x - np.sqrt(1 - ab) * eps(x, t)) / np.sqrt(ab)
-        if update is None:
-            x0 = np.clip(x0, -1, 1)
-        mean = np.sqrt(ab_next) * beta / (1 - ab) * x0 + np.sqrt(1 - beta) * (1 - ab_next) / (1 - ab) * x
-        moved = mean + np.sqrt((1 - ab_next) / (1 - ab) * beta) * (0 if after is None else z(t))
-        x = moved if update is None else update(t, x, moved)
-    return x
-
-
-@pytest.mark.parametrize("t_star", [2, 100, 150])
-@pytest.mark.parametrize("steps", [None, 2, 20])
-@pytest.mark.parametrize("transforms", ["", "blur4", "blur2+gray"])
-def test_diffpure_is_its_paper_literally(t_star, steps, transforms):
-    if steps and steps > t_star:
-        steps = 2
-    defence = DiffPure(FakeEngine(), t_star, transforms, steps)
-    x_p, noise = state(), Fixed()
-    source = x_p
-    for t in defence._start.guide.transforms if transforms else ():
-        # the last of the commuting transforms adds what the ones before have not let through
-        source = t.project(x_p) if source is x_p else source + t.project(x_p - source)
-    n = t_star if steps is None else steps
-    visited = [round((t_star - 1) * (1 - i / (n - 1))) for i in range(n)]
-    if steps is None:
-        assert visited == list(range(t_star - 1, -1, -1))
-    z = Fixed()
-    x = np.sqrt(AB[t_star - 1]) * source + np.sqrt(1 - AB[t_star - 1]) * z.normal(STEP_INITIAL, 16, 16)
-    want = literal_ddpm(eps_model, x, visited, lambda t: z.normal(t, 16, 16))
-    got = defence.restore(eps_model, x_p, noise)
-    assert np.isfinite(got).all()
-    assert np.abs(got - want).max() < ROUNDING
-    assert noise.asked == [STEP_INITIAL, *visited[:-1]]
-
-
-def test_diffpure_clamps():
-    """Without the clamp the state would leave [-1, 1]: x0 is what an eps of -2 gives."""
-    defence = DiffPure(FakeEngine(), 100)
-    out = defence.restore(lambda x, t: np.full_like(x, -2.0), state(), Fixed())
-    assert np.abs(out).max() <= 1 + 1e-12
-    table, x = defence.table, state()
-    step = table.steps[0]
-    inside = clamped(lambda x, t: np.zeros_like(x), table)(0.5 * x, step.t)
-    assert np.abs(inside).max() < 1e-12  # nothing to clamp: e as it was
-
-
-def test_diffpure_at_hardly_any_noise_leaves_the_picture():
-    """At t* = 2 the noise is 1.1% of the range, 1.4 grey levels; an eps of 0 leaves what was added, less the end's."""
-    batch = pictures(4)
-    engine = FakeEngine()
-    near = DiffPure(engine, 2, steps=2).run(batch, 0).astype(int) - batch
-    far = DiffPure(engine, 300).run(batch, 0).astype(int) - batch
-    assert np.abs(near).max() <= 12 and np.sqrt((near**2).mean()) < 3
-    assert np.sqrt((far**2).mean()) > 20
-
-
-def test_diffpure_returns_the_picture_to_who_knows_the_noise():
-    """With the eps that was really added x0 is the picture at every step, whatever is drawn in between."""
-    x_p = state()
-    defence = DiffPure(FakeEngine(), 150)
-
-    def knows(x: np.ndarray, t: int) -> np.ndarray:
-        return (x - np.sqrt(AB[t]) * x_p) / np.sqrt(1 - AB[t])
-
-    assert np.abs(defence.restore(knows, x_p, Fixed()) - x_p).max() < ROUNDING
-
-
-def test_published_t_star():
-    assert (DiffPure.published_t_star(32), DiffPure.published_t_star(256)) == (100, 150)
-    assert DiffPure(FakeEngine(), 100, steps=None).evaluations == 100
-
-
-# ---- DDNM
-
-
-@pytest.mark.parametrize("transforms", ["blur2", "blur4", "gray", "blur2+gray"])
-@pytest.mark.parametrize("steps", [20, 100])
-@pytest.mark.parametrize("eta", [0.0, 0.85, 1.0])
-def test_ddnm_is_its_paper_literally(transforms, steps, eta):
-    defence = DDNM(FakeEngine(), transforms, steps, eta)
-    x_p, z = state(), Fixed()
-    parts = defence._guide.transforms
-
-    def null(v):  # I - A^+ A of the stacked operator, whose parts commute
-        for t in parts:
-            v = v - t.pinv(t.forward(v))
-        return v
-
-    y = x_p - null(x_p)
-    stride = 1000 // steps
-    visited = list(range(1000 - stride, -1, -stride))
-    x = z.normal(STEP_INITIAL, 16, 16)
-    for t, after in zip(visited, [*visited[1:], None], strict=True):
-        ab, ab_next = AB[t], 1.0 if after is None else AB[after]
-        e = eps_model(x, t)
-        x0 = y + null((x - np.sqrt(1 - ab) * e) / np.sqrt(ab))
-        x = np.sqrt(ab_next) * x0 + np.sqrt(1 - ab_next) * (eta * z.normal(t, 16, 16) + np.sqrt(1 - eta**2) * e)
-    got = defence.restore(eps_model, x_p, Fixed())
-    assert np.isfinite(got).all()
-    # at eta = 1 the loop's sqrt(1 - ab' - s^2) is the root of a rounding error, 1e-8, where 0 is meant: 5.8e-7 measured
-    assert np.abs(got - x).max() < (2e-6 if eta == 1 else 10 * ROUNDING)
-    for t in parts:
-        assert np.abs(t.forward(got) - t.forward(x_p)).max() < ROUNDING  # A x0 = y
-
-
-@pytest.mark.parametrize("size", [(32, 32), (20, 44), (150, 36)])
-def test_ddnm_is_zip_at_infinite_lambda_but_for_the_noise(size):
-    batch, engine = pictures(3, *size), FakeEngine()
-    ddnm = DDNM(engine, "blur2+gray")
-    purifier = Purifier(engine, "blur2+gray", lam=float("inf"), combine="joint", seed=4)
-    assert all(step.w == 1.0 for step in ddnm.table.steps)
-    assert [replace(step, s=0.0) for step in ddnm.table.steps] == [replace(s, s=0.0) for s in purifier.table.steps]
-    assert (purifier.run(batch) != ddnm.run(batch, 4)).any()
-    purifier.table = ddnm.table
-    np.testing.assert_array_equal(purifier.run(batch), ddnm.run(batch, 4))
-
-
-class Believes(FakeEngine):
-    """An engine to which every picture is `q` (3, H, W) under noise."""
-
-    def __init__(self, q: np.ndarray):
-        super().__init__()
-        self.q = q
-
-    def __call__(self, x: np.ndarray, t: np.ndarray) -> np.ndarray:
-        super().__call__(x, t)
-        ab = AB[t.astype(int)][:, None, None, None]
-        return ((x - np.sqrt(ab) * self.q) / np.sqrt(1 - ab)).astype(np.float32)
-
-
-def test_ddnm_takes_the_range_from_the_picture_and_the_rest_from_the_model():
-    batch, other = pictures(4), pictures(1, seed=8)[0].astype(float)
-    out = DDNM(Believes(other.transpose(2, 0, 1) / 127.5 - 1.0), "blur2").run(batch, 0)
-
-    def blurred(p):
-        return p.reshape(-1, 16, 2, 16, 2, 3).mean((2, 4)).repeat(2, 1).repeat(2, 2)
-
-    want = np.clip(blurred(batch.astype(float)) + other - blurred(other), 0, 255)
-    assert np.abs(out - want).max() <= 0.51
-
-
-# ---- SampDetox
-
-
-def literal_ssim(x, y, at, top):
-    """Wang et al. 2004 at one place, Gaussian window of 11 with sigma 1.5, C1 = (0.01 range)^2, C2 = (0.03 range)^2."""
-    i = np.arange(-5, 6)
-    window = np.exp(-(i[:, None] ** 2 + i**2) / (2 * 1.5**2))
-    window /= window.sum()
-    row, column = at
-    px, py = (p[row - 5 : row + 6, column - 5 : column + 6] for p in (x, y))
-    mx, my = (window * px).sum(), (window * py).sum()
-    vx, vy = (window * (px - mx) ** 2).sum(), (window * (py - my) ** 2).sum()
-    covariance = (window * (px - mx) * (py - my)).sum()
-    c1, c2 = (0.01 * top) ** 2, (0.03 * top) ** 2
-    return (2 * mx * my + c1) * (2 * covariance + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-
-
-@pytest.mark.parametrize("top", [1.0, 255.0])
-def test_ssim_map_is_the_formula(top, rng):
-    x = rng.random((3, 20, 24))
-    y = np.clip(x + rng.normal(0, 0.1, x.shape), 0, 1)
-    got = ssim_map(x, y, top)
-    for at in ((5, 5), (9, 12), (14, 18)):
-        for c in range(3):
-            assert abs(got[c][at] - literal_ssim(x[c], y[c], at, top)) < 1e-12
-
-
-def test_levels_are_the_formula_and_highest_where_the_pictures_differ():
-    x = state(1, 32, 32)[0] * 0.8
-    y = x.copy()
-    y[:, 20:24, 6:10] *= -1
-    got = levels(x, y, 120)
-    similar = np.tensordot(GREY, ssim_map((x + 1) / 2, (y + 1) / 2), 1)
-    want = [[int((1 - (v - similar.min()) / (similar.max() - similar.min())) * 120) for v in row] for row in similar]
-    assert got.tolist() == want
-    row, column = np.unravel_index(got.argmax(), got.shape)
-    assert got.max() == 120 and 18 <= row <= 25 and 4 <= column <= 11
-    assert (got[:12, 16:] == 0).all()
-    assert (levels(x, x, 120) == 0).all()
-
-
-@pytest.mark.parametrize("evaluations", [40, 9, 1])
-def test_second_stage_is_the_paper_pixel_by_pixel(evaluations, rng):
-    level = rng.integers(0, 41, (2, 6, 7))
-    level[0, 0, :2] = 0, 40
-    table = ancestral(make_spec(), 40, evaluations)
-    visited = [step.t for step in table.steps]
-    assert len(visited) == evaluations and visited[0] == 39
-    restored, z = state(2, 6, 7), Fixed()
-    first = (1 << 20) - 1
-    start = restored.copy()
-    drawn = z.normal(first, 6, 7)
-    for n, i, j in np.ndindex(level.shape):
-        below = [t for t in visited if t < level[n, i, j]]
-        if below:
-            ab = AB[max(below)]
-            start[n, :, i, j] = np.sqrt(ab) * restored[n, :, i, j] + np.sqrt(1 - ab) * drawn[n, :, i, j]
-            assert evaluations < 40 or max(below) == level[n, i, j] - 1
-
-    def update(t, before, after):
-        x = before.copy()
-        for n, i, j in np.ndindex(level.shape):
-            if level[n, i, j] > t:
-                x[n, :, i, j] = after[n, :, i, j]
-        return x
-
-    want = literal_ddpm(eps_model, start, visited, lambda t: z.normal((1 << 20) + t, 6, 7), update)
-    given = restored.copy()
-    got = second_stage(eps_model, restored, level, table, Fixed())
-    assert np.isfinite(got).all()
-    assert np.abs(got - want).max() < ROUNDING
-    np.testing.assert_array_equal(restored, given)
-    assert (got.transpose(0, 2, 3, 1)[level == 0] == given.transpose(0, 2, 3, 1)[level == 0]).all()
-
-
-def test_sampdetox_is_its_stages_one_after_the_other():
-    """Stage 1 is ancestral sampling from t1 of the picture itself; no noise is used twice."""
-    defence, x_p, noise = SampDetox(FakeEngine()), state(2, 24, 20), Fixed()
-    z = Fixed()
-    x = np.sqrt(AB[19]) * x_p + np.sqrt(1 - AB[19]) * z.normal(STEP_INITIAL, 24, 20)
-    x = literal_ddpm(eps_model, x, range(19, -1, -1), lambda t: z.normal(t, 24, 20), lambda t, before, after: after)
-    x = np.clip(x, -1, 1)
-    level = np.stack([levels(a, b, 120) for a, b in zip(x_p, x, strict=True)])
-    want = second_stage(eps_model, x, level, defence.tables[1], Fixed())
-    assert np.abs(defence.restore(eps_model, x_p, noise) - want).max() < ROUNDING
-    assert len(set(noise.asked)) == len(noise.asked) == 2 + 19 + 119
-
-
-def test_sampdetox_takes_the_data_range():
-    """At 255 the map is all but a squared difference: of two places it takes the one that is further off in value,
-    at 1 the one whose structure is lost."""
-    x = np.full((3, 40, 40), 0.0)
-    x[:, :12, :12] += np.random.default_rng(0).uniform(-0.2, 0.2, (12, 12))
-    y = x.copy()
-    y[:, :12, :12] = 0.0  # a texture lost
-    y[:, 28:, 28:] += 0.15  # a flat place brighter
-    found = {top: np.unravel_index(levels(x, y, 120, top).argmax(), (40, 40)) for top in (1.0, 255.0)}
-    assert max(found[1.0]) < 20 and min(found[255.0]) > 20
-    batch = pictures(2)
-    given, plain = (SampDetox(FakeEngine(), budget=6, data_range=top).run(batch, 0) for top in (255.0, 1.0))
-    assert (given != plain).any()
-
-
-def test_sampdetox_budgets():
-    engine = FakeEngine()
-    assert SampDetox(engine).evaluations == 140
-    assert [[s.t for s in table.steps] for table in SampDetox(engine).tables] == [
-        list(range(19, -1, -1)), list(range(119, -1, -1))]  # fmt: skip
-    for budget in (2, 3, 20, 139):
-        tables = SampDetox(engine, budget=budget).tables
-        assert sum(map(len, tables)) == budget and min(map(len, tables)) >= 1
-        assert [table.steps[0].t for table in tables] == [19, 119]
-    assert list(map(len, SampDetox(engine, budget=20).tables)) == [3, 17]
-
-
-def test_sampdetox_map_is_made_of_the_picture_alone():
-    """30 x 29 pixels stand in a state of 32 x 32, whose mirrored rest has no say in the levels of the picture."""
-    batch, seen = pictures(1, 30, 29), []
-    defence = SampDetox(FakeEngine(), budget=4)
-    x = np.pad(batch, ((0, 0), (0, 2), (0, 3), (0, 0)), mode="reflect").transpose(0, 3, 1, 2) / 127.5 - 1.0
-
-    def watch(x, t):
-        seen.append((t, x.copy()))
-        return eps_model(x, t)
-
-    defence.restore(watch, x, Fixed(1), (30, 29))
-    noised = seen[len(defence.tables[0])][1]
-    first = np.clip(zip_free(defence, x), -1, 1)
-    level = levels(x[0][:, :30, :29], first[0][:, :30, :29], 120)
-    still = (noised == first)[0].all(0)[:30, :29]
-    visited = min(s.t for s in defence.tables[1].steps)
-    np.testing.assert_array_equal(still, level <= visited)
-
-
-def zip_free(defence: SampDetox, x: np.ndarray) -> np.ndarray:
-    from zipsdk.reverse import purify
-
-    return purify(eps_model, x, defence.tables[0], Start(), Fixed(len(x)))
-
-
-def test_sampdetox_says_what_is_too_small():
-    with pytest.raises(InputError, match="at least 11"):
-        SampDetox(FakeEngine()).run(pictures(1, 10, 40), 0)
-    assert SampDetox(FakeEngine(), budget=2).run(pictures(1, 11, 40), 0).shape == (1, 11, 40, 3)
-
-
 # ---- ZIP
 
 
@@ -566,13 +237,3 @@ def test_all_take_the_noise_of_the_purifier():
     DiffPure(Watch(), 100).run(batch, 6)
     x_p = batch.transpose(0, 3, 1, 2) / 127.5 - 1
     assert np.abs(seen[0] - np.sqrt(AB[99]) * x_p - np.sqrt(1 - AB[99]) * first).max() < 1e-6
-
-
-def test_blurred_diffpure_noises_the_blur_never_the_picture():
-    """Two pictures that the blur makes one come out as one, given one noise."""
-    x_p = state(1)
-    swapped = x_p.reshape(1, 3, 8, 2, 8, 2)[:, :, :, ::-1, :, ::-1].reshape(x_p.shape)
-    defence = DiffPure(FakeEngine(), 100, "blur2")
-    got = [defence.restore(eps_model, x, Fixed(1)) for x in (x_p, swapped)]
-    assert np.abs(x_p - swapped).max() > 0.1 and np.abs(got[0] - got[1]).max() < ROUNDING
-    assert Guide([Blur(2)]).joint(x_p).shape == x_p.shape
