@@ -397,11 +397,16 @@ ATTACKS: dict[str, Callable[[int, int], Attack]] = {
 _CLASSES = {c.__name__: c for c in (BadNets, PhysicalBA, Redundant, Blended, WaNet, SIG)}
 
 
-def make(name: str, side: int, seed: int = 0) -> Attack:
-    """One of `ATTACKS`, for pictures of `side` pixels."""
+def make(name: str, side: int, seed: int = 0, patch: int | None = None) -> Attack:
+    """One of `ATTACKS`, for pictures of `side` pixels; a patch has `patch` pixels each way if that is said.
+
+    Raises:
+        InputError: no such attack, or a patch that does not fit.
+    """
     if name not in ATTACKS:
         raise InputError(f"attack: got {name!r}, wanted one of {', '.join(ATTACKS)}")
-    return ATTACKS[name](side, seed)
+    attack = ATTACKS[name](side, seed)
+    return replace(attack, size=patch) if patch is not None and isinstance(attack, BadNets) else attack
 
 
 def build(description: dict[str, Any], purify: Callable[[U8], Any] | None = None) -> Attack:

@@ -81,7 +81,7 @@ class Bench:
 
     def attack(self, name: str) -> attacks.Attack:
         if not name.startswith(tables.ENHANCED):
-            return attacks.make(name, self.test.side, self.args.attack_seed)
+            return attacks.make(name, self.test.side, self.args.attack_seed, self.args.patch)
         base = self.attack(name.removeprefix(tables.ENHANCED))
         known = self.workshop.make("zip-paper transforms=blur2+gray", name)
 
@@ -292,6 +292,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rate", type=float, default=RATE, help="share of poisoned training pictures")
     p.add_argument("--implant", type=int, default=0, help="epochs at first in which half of what a classifier sees "
                    "has the trigger; of few large pictures it learns no trigger otherwise")  # fmt: skip
+    p.add_argument(
+        "--patch", type=int, help="pixels of a patch each way; default: in proportion, the paper's 2 of 32 and 9 of 256"
+    )
     p.add_argument("--attack-seed", type=int, default=SEED, help="of the trigger and of who is poisoned")
     p.add_argument("--architecture", default="small", choices=list(ARCHITECTURES))
     p.add_argument("--classifier-seed", type=int, default=0)

@@ -91,6 +91,10 @@ def test_grey_patches_are_grey():
     assert board[..., 0].tolist() == [[255, 0, 255], [0, 255, 0], [255, 0, 255]]
     assert (board == board[..., :1]).all()
     assert attacks.make("white", 256).size == 9
+    assert attacks.make("physicalba", 128, 1, patch=9) == attacks.PhysicalBA(128, 1, 9)
+    assert attacks.make("wanet", 128, 1, patch=9) == attacks.make("wanet", 128, 1)
+    with pytest.raises(InputError, match="wanted 1 to 29"):
+        attacks.make("badnets", 32, patch=30)
 
 
 def test_blended_mixes_and_rounds():

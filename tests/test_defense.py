@@ -219,7 +219,7 @@ def bright(pictures):
     return np.stack([1 - share, share], 1)
 
 
-def test_an_attacker_who_implants_the_trigger(folder, tmp_path, capsys, monkeypatch):
+def test_an_attacker_with_a_larger_patch_who_implants_it(folder, tmp_path, capsys, monkeypatch):
     asked = []
 
     def poison(data, attack, *words, implant):
@@ -227,9 +227,15 @@ def test_an_attacker_who_implants_the_trigger(folder, tmp_path, capsys, monkeypa
         raise InputError("enough")
 
     monkeypatch.setattr(defense, "poison", poison)
+    words = ("table1", "--attacks", "white", "--implant", "2", "--patch", "5")
+    bench = defense.Bench(defense.parser().parse_args(command(folder, tmp_path, *words)), None)
+    for name in (None, "white", "blended"):
+        with pytest.raises(InputError):
+            bench.classifier(name)
+    assert asked == [(None, 2), ("White square 5x5", 2), ("Blended noise", 2)]
     with pytest.raises(SystemExit):
-        defense.main(command(folder, tmp_path, "table1", "--attacks", "white", "--implant", "2"))
-    assert asked == [(None, 2)] and "enough" in capsys.readouterr().err
+        defense.main(command(folder, tmp_path, *words))
+    assert "enough" in capsys.readouterr().err
 
 
 def test_no_data_is_said(tmp_path, capsys):
