@@ -142,6 +142,7 @@ def train(
 
     Raises:
         ModelError: the checkpoint in the cache cannot be used.
+        InputError: an optimizer of another name.
     """
     made_of = ingredients(training, how)
     key = key_of(made_of)
@@ -178,6 +179,8 @@ def _optimizer(model: nn.Module, how: Recipe) -> torch.optim.Optimizer:
     decay, momentum = how.weight_decay, how.momentum
     if how.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), how.lr, (momentum, 0.999), weight_decay=decay)
+    if how.optimizer != "sgd":
+        raise InputError(f"optimizer: got {how.optimizer!r}, wanted sgd or adamw")
     return torch.optim.SGD(model.parameters(), how.lr, momentum=momentum, weight_decay=decay, nesterov=True)
 
 

@@ -261,6 +261,11 @@ def test_adamw_trains_and_goes_on_where_it_was_stopped(clean, tmp_path):
     assert np.abs(whole(clean.data.pictures) - sgd(clean.data.pictures)).max() > 0.01
 
 
+def test_an_unknown_optimizer_is_refused(clean, tmp_path):
+    with pytest.raises(InputError, match="got 'adam', wanted sgd or adamw"):
+        trained(tmp_path, clean, replace(TINY, optimizer="adam"))
+
+
 def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data, monkeypatch):
     attack = attacks.make("badnets", 32)
     training = poisoning.poison(data, attack, 0.1, 1, implant=2)
