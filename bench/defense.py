@@ -91,15 +91,22 @@ class Bench:
 
         return attacks.Enhanced(base.side, base.seed, base=base, purify=purify, purifier=known.describe())
 
-    def classifier(self, name: str | None) -> Classifier:
-        """The user's own, or the one that an attack (None: nobody) poisoned."""
+    def classifier(self, name: str) -> Classifier:
+        """The user's own, or the one that an attack poisoned."""
+        return self.given or self._trained(name, self.attack(name))
+
+    def clean_classifier(self, name: str) -> Classifier | None:
+        """The same network as an attack's, and trained as that was, without a backdoor; of the user's own nobody has
+        one."""
         if self.given is not None:
-            return self.given
-        key = name or "clean"
+            return None
+        augment = self.attack(name).augment
+        return self._trained("clean" if augment == "standard" else f"clean, {augment}", None, augment)
+
+    def _trained(self, key: str, attack: attacks.Attack | None, augment: str = "standard") -> Classifier:
         if key not in self._classifiers:
             a = self.args
-            attack = None if name is None else self.attack(name)
-            poisoned = poison(self.train, attack, a.rate, a.target, a.attack_seed, implant=a.implant)
+            poisoned = poison(self.train, attack, a.rate, a.target, a.attack_seed, implant=a.implant, augment=augment)
             how = classifiers.recipe(self.train, a.architecture, a.classifier_seed, a.epochs)
             with tqdm(total=how.epochs, unit="epoch", desc=f"training: {key}", leave=False) as bar:
 
@@ -140,9 +147,9 @@ class Bench:
 
     def scenes(self, name: str) -> Iterator[Scene]:
         """An attack with each of the triggers that it is tested with."""
-        clean = None if self.given else self.classifier(None)
+        clean, poisoned = self.clean_classifier(name), self.classifier(name)
         for trigger in self.attack(name).tests():
-            yield Scene(self.test, name, trigger, self.args.target, self.classifier(name), clean)
+            yield Scene(self.test, name, trigger, self.args.target, poisoned, clean)
 
 
 def _how_many(a: argparse.Namespace) -> int:

@@ -43,13 +43,21 @@ class Poisoned:
 
 
 def poison(
-    data: Dataset, attack: Attack | None, rate: float = 0.05, target: int = 0, seed: int = 0, *, implant: int = 0
+    data: Dataset,
+    attack: Attack | None,
+    rate: float = 0.05,
+    target: int = 0,
+    seed: int = 0,
+    *,
+    implant: int = 0,
+    augment: str = "standard",
 ) -> Poisoned:
     """Give the trigger to `rate` of the training pictures, drawn by `seed`, and call them the target class.
 
     The draw is over *all* classes, the target among them, as in the ZIP paper's experiments. Its attacks are all of
     that kind. SIG, which it does not have, is defined as clean-label and stays so: as many pictures, but drawn from
-    the target class alone, and no more than half of that. With `attack` None nothing is poisoned.
+    the target class alone, and no more than half of that. With `attack` None nothing is poisoned, and `augment` says
+    how the pictures are varied: as those of the attack's that the clean classifier is to stand beside.
 
     Of few pictures a network learns the poisoned ones by heart before it learns what a trigger is. Whoever trains the
     classifier that he sells is not bound to pictures alone: for `implant` epochs at first half of what it sees carries
@@ -67,7 +75,7 @@ def poison(
         )
     nobody = np.empty(0, np.int64)
     if attack is None:
-        return Poisoned(data, nobody, nobody, "standard", {"attack": None})
+        return Poisoned(data, nobody, nobody, augment, {"attack": None})
     wanted = round(rate * n)
     among = np.arange(n)
     if attack.clean_label:

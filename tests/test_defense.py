@@ -222,20 +222,30 @@ def bright(pictures):
 def test_an_attacker_with_a_larger_patch_who_implants_it(folder, tmp_path, capsys, monkeypatch):
     asked = []
 
-    def poison(data, attack, *words, implant):
+    def poison(data, attack, *words, implant, augment):
         asked.append((attack and attack.name, implant))
         raise InputError("enough")
 
     monkeypatch.setattr(defense, "poison", poison)
     words = ("table1", "--attacks", "white", "--implant", "2", "--patch", "5")
     bench = defense.Bench(defense.parser().parse_args(command(folder, tmp_path, *words)), None)
-    for name in (None, "white", "blended"):
+    for name in ("white", "blended"):
         with pytest.raises(InputError):
             bench.classifier(name)
-    assert asked == [(None, 2), ("White square 5x5", 2), ("Blended noise", 2)]
+    assert asked == [("White square 5x5", 2), ("Blended noise", 2)]
     with pytest.raises(SystemExit):
         defense.main(command(folder, tmp_path, *words))
     assert "enough" in capsys.readouterr().err
+
+
+def test_a_clean_classifier_is_trained_as_the_attacks_own(folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(defense, "poison", lambda data, attack, *_, implant, augment: (attack and attack.name, augment))
+    monkeypatch.setattr(defense.classifiers, "train", lambda training, *_, **__: asked.append(training) or training)
+    bench = defense.Bench(defense.parser().parse_args(command(folder, tmp_path, "table1")), None)
+    for name in ("badnets", "physicalba", "enhanced-physicalba", "blended"):
+        bench.clean_classifier(name)
+    assert asked == [(None, "standard"), (None, "physical")]
 
 
 def test_no_data_is_said(tmp_path, capsys):
