@@ -453,6 +453,45 @@ def test_exif_orientation(suffix: str, orientation: int, tmp_path: Path) -> None
     same_image(opened(tmp_path / "c.png"), Image.fromarray(images.read_one(path).rgb))
 
 
+def malformed_exif() -> dict[str, bytes]:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    return {"no header": b"Exif\0\0what is this!", "cut short": exif.tobytes()[:12]}
+
+
+@pytest.mark.parametrize("exif", malformed_exif().values(), ids=malformed_exif())
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_a_sound_picture_with_malformed_exif_is_read_without_it(suffix: str, exif: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(noise(16, 24, 3)).save(path, exif=exif, icc_profile=SRGB)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own
+        wanted = np.asarray(opened(path))
+    for item in (path, opened(path)):
+        for _ in range(2):  # a second time, too, when Pillow thinks that it has read the EXIF
+            with pytest.warns(UserWarning, match=f"a{suffix}: its EXIF is malformed .*: it is left out"):
+                p = images.read_one(item)
+            np.testing.assert_array_equal(p.rgb, wanted)
+    out = p.restore(p.rgb)
+    assert "exif" not in out.info and out.info["icc_profile"] == SRGB
+    images.save(out, tmp_path / "b.png")
+    with pytest.warns(UserWarning, match=r"c\.png: its EXIF is malformed"):
+        images.save(opened(path), tmp_path / "c.png")
+    for name in ("b.png", "c.png"):
+        again = images.read_one(tmp_path / name)  # without a warning
+        np.testing.assert_array_equal(again.rgb, wanted)
+
+
+def test_broken_pixels_are_not_taken_for_malformed_exif(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(noise(64, 64, 3)).save(tmp_path / "a.png", exif=exif)
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PictureError, match="damaged or incomplete"):
+        images.read_one(tmp_path / "a.png")
+
+
 def test_a_users_image_keeps_its_orientation_tag(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 1

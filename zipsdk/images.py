@@ -98,7 +98,8 @@ def read_one(item: Any, *, layout: str = "NHWC", max_pixels: int = DEFAULT_MAX_P
     A PIL image and a path give back a PIL image with `info["icc_profile"]` and `info["exif"]` where there were any (the
     tags of a TIFF are not kept):
 
-    - it is upright: the EXIF orientation is applied and its tag dropped (so width and height may have changed places);
+    - it is upright: the EXIF orientation is applied and its tag dropped (so width and height may have changed places).
+      Malformed EXIF is left out, with a UserWarning, and the picture is as it is stored;
     - 1 and L come back as L, with transparency as LA; RGB, YCbCr, HSV and LAB as RGB; RGBA as RGBA; a palette as RGB,
       or as RGBA where it has transparency. Alpha is kept bit for bit;
     - 16-bit grey is scaled by 257 and comes back as I;16 (its colour key, if any, is lost). Pillow itself reads
@@ -126,7 +127,8 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
 
     The suffix decides the format: JPEG with quality 95 and no chroma subsampling (AVIF alike), PNG, WebP, TIFF, BMP and
     PPM without loss. `info["icc_profile"]` and `info["exif"]` are written where the format has a place for them; a
-    picture whose EXIF has an orientation is turned upright and written without it.
+    picture whose EXIF has an orientation is turned upright and written without it. Malformed EXIF is left out, with a
+    UserWarning.
 
     Raises:
         InputError: the suffix is not one that is written, or the format cannot hold the mode or size of the picture.
@@ -141,7 +143,7 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
     temporary = target.with_name(f".zipsdk-{secrets.token_hex(8)}.tmp")
     try:
         with _pillow_silent():
-            image, info = _upright(image)
+            image, info, caution = _upright(image, str(target))
         with temporary.open("xb") as f:
             image.save(f, kind, **options, **info)
             f.flush()
@@ -156,6 +158,8 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
         # gone already when all went well; `finally`, so that Ctrl-C leaves nothing behind either
         with suppress(OSError, ValueError):
             temporary.unlink(missing_ok=True)
+    if caution:
+        warnings.warn(caution, UserWarning, stacklevel=2)
 
 
 def format_of(path: str | os.PathLike[str], mode: str, size: tuple[int, int]) -> str:
@@ -295,21 +299,22 @@ def _decode(im: Image.Image, name: str, max_pixels: int) -> tuple[Picture, str]:
     if frames > 1:
         raise PictureError(f"{name}: got {frames} frames, wanted one: choose a frame and save it by itself")
     kind = im.format
-    im, info = _upright(im)
-    mode, caution = im.mode, ""
+    im, info, caution = _upright(im, name)
+    mode = im.mode
     if mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM")):  # the formats whose mode I has 16 bit
         deep = np.asarray(im)
         if deep.min() < 0 or deep.max() > 65535:
             raise PictureError(f"{name}: got mode {mode} with values beyond 0..65535, wanted 16 bit: scale it")
         levels = to_8bit(deep.astype(np.uint16))
-        return _pil_picture(np.repeat(levels[:, :, None], 3, axis=2), "I;16", None, info), ""
+        return _pil_picture(np.repeat(levels[:, :, None], 3, axis=2), "I;16", None, info), caution
     if mode in ("I", "F"):
         raise PictureError(
             f"{name}: got mode {mode} (32 bit), whose range nothing tells, wanted 8 or 16 bit: "
             f"scale it to 0..255 and convert it to L, or pass a float array in [0, 1]"
         )
     if mode in ("CMYK", "LAB"):
-        im, caution = _to_srgb(im, name)
+        im, colours = _to_srgb(im, name)
+        caution = "; ".join(filter(None, (caution, colours)))
         info.pop("icc_profile", None)  # it described the colours that are gone
     elif im.has_transparency_data:
         im = im.convert("LA" if mode in ("1", "L", "LA", "La") else "RGBA")
@@ -339,15 +344,24 @@ def _pil_picture(rgb: U8, mode: str, alpha: Image.Image | None, info: dict[str, 
     return Picture(rgb, restore)
 
 
-def _upright(im: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
-    """A new image with its EXIF orientation applied, and the ICC profile and the EXIF to keep, without that tag."""
-    im = ImageOps.exif_transpose(im)
-    info: dict[str, Any] = {k: im.info[k] for k in ("icc_profile", "exif") if im.info.get(k)}
-    exif = im.getexif()
-    turned = exif.pop(ExifTags.Base.Orientation, None) is not None  # 1, or a number that means nothing
-    if turned or (exif and "exif" not in info):
-        info["exif"] = exif.tobytes()
-    return im, info
+def _upright(im: Image.Image, name: str) -> tuple[Image.Image, dict[str, Any], str]:
+    """A new image with its EXIF orientation applied, the ICC profile and the EXIF to keep, without that tag, and what
+    the caller should be warned of ("" for nothing)."""
+    im.load()  # so that whatever fails below is the EXIF's fault, and not that of the pixels
+    try:
+        Image.Exif().load(im.info.get("exif", b""))  # where Pillow has failed once, it says nothing the second time
+        upright = ImageOps.exif_transpose(im)
+        info: dict[str, Any] = {k: upright.info[k] for k in ("icc_profile", "exif") if upright.info.get(k)}
+        exif = upright.getexif()
+        turned = exif.pop(ExifTags.Base.Orientation, None) is not None  # 1, or a number that means nothing
+        if turned or (exif and "exif" not in info):
+            info["exif"] = exif.tobytes()
+        return upright, info, ""
+    except MemoryError:
+        raise
+    except Exception as exc:  # Pillow raises nearly anything on it
+        caution = f"{name}: its EXIF is malformed ({exc}): it is left out, and an orientation in it is not applied"
+        return im.copy(), {k: im.info[k] for k in ("icc_profile",) if im.info.get(k)}, caution
 
 
 def _to_srgb(im: Image.Image, name: str) -> tuple[Image.Image, str]:
