@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -102,6 +104,24 @@ def test_spc_refuses_other_shapes(shape):
 def test_scale_up_refuses_options(options):
     with pytest.raises(InputError, match=r"wanted .*(such as|published)"):
         ScaleUp(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"overall": o} for o in [(0.5, 0.0), (0.5, -0.1), (math.nan, 0.1), (0.5, 10**400), (0.5,), 0.5, ("a", "b")]]
+    + [{"classes": c} for c in [{"cat": (0.5, 0.1)}, {1.5: (0.5, 0.1)}, {0: (0.5, 0.0)}, {0: None}, [(0.5, 0.1)]]],
+)
+def test_scale_up_refuses_statistics_that_calibrate_never_gives(options):
+    with pytest.raises(InputError, match=r"got .*, wanted .*calibrate"):
+        ScaleUp(**{"overall": (0.5, 0.1), **options})
+
+
+def test_a_calibrated_detector_comes_back_from_json():
+    detector = ScaleUp(threshold=1.5, overall=(0.4, 0.2), classes={0: (0.1, 0.05), 2: (0.8, 0.1)})
+    again = ScaleUp(**json.loads(json.dumps(dataclasses.asdict(detector))))
+    assert again == detector and hash(again) == hash(detector)
+    scores = np.eye(3)[[2, 2, 2, 2, 2, 2]]
+    assert again.score(scores) == detector.score(scores) == pytest.approx(2)
 
 
 # ---- the data-limited variant

@@ -12,5 +12,11 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a real number, perhaps not finite; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Whether it is a real number that a float holds, perhaps not finite; True and False are none."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:  # 10**400
+        return False
+    return True

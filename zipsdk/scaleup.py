@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +34,8 @@ class ScaleUp:
 
     Attributes:
         overall: mean and standard deviation of SPC over the clean pictures of `calibrate`, or None before it.
-        classes: the same by class, for the classes that have a spread of their own.
+        classes: the same by class, for the classes that have a spread of their own. Its numbers may be text, as JSON
+            has them.
 
     Raises:
         InputError: an option out of range.
@@ -53,6 +54,13 @@ class ScaleUp:
                 f"scales: got {self.scales!r}, wanted different whole numbers from 2 to 255, such as (3, 5)"
             )
         object.__setattr__(self, "scales", tuple(map(int, scales)))
+        if self.overall is not None:
+            object.__setattr__(self, "overall", _checked(self.overall, "overall"))
+        if not isinstance(self.classes, Mapping) or not all(str(c).isdecimal() for c in self.classes):
+            raise InputError(f"classes: got {self.classes!r}, wanted {{class: (mean, deviation)}} of calibrate")
+        # JSON makes text of the numbers, and no class that is predicted would match it
+        classes = {int(c): _checked(pair, f"classes: {c}") for c, pair in self.classes.items()}
+        object.__setattr__(self, "classes", classes)
         threshold = self.threshold
         number = is_number(threshold) and math.isfinite(threshold)
         if not number or (self.overall is None and not 0 < threshold <= 1):
@@ -165,6 +173,14 @@ class ScaleUp:
             overall=_mean_and_deviation(spc),
             classes={c: _mean_and_deviation(s) for c, s in by_class.items() if np.ptp(s) > 0},
         )
+
+
+def _checked(pair: Any, what: str) -> tuple[float, float]:
+    """Mean and deviation as floats."""
+    values = tuple(pair) if isinstance(pair, Iterable) else ()
+    if len(values) != 2 or not all(is_number(v) and math.isfinite(v) for v in values) or values[1] <= 0:
+        raise InputError(f"{what}: got {pair!r}, wanted a mean and a deviation above 0, those of calibrate")
+    return float(values[0]), float(values[1])
 
 
 def _mean_and_deviation(spc: F64) -> tuple[float, float]:

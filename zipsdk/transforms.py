@@ -127,7 +127,10 @@ class Linear:
     """
 
     def __init__(self, matrix: npt.ArrayLike, block: tuple[int, int] = (1, 1)):
-        h, w = block
+        sides = tuple(block) if isinstance(block, Iterable) else ()
+        if len(sides) != 2 or not all(is_whole(n) and n >= 1 for n in sides):
+            raise InputError(f"Linear: got block={block!r}, wanted (height, width), whole numbers of at least 1")
+        h, w = map(int, sides)
         self.block = (h, w)
         self._a, self._pinv = _pinv(matrix, "a matrix")
         if self._a.shape[1] != 3 * h * w:
@@ -212,6 +215,19 @@ class SeparableLinear:
         return f"linear{self._r.shape[0]}x{self._c.shape[0]}of{self._r.shape[1]}x{self._c.shape[1]}"
 
 
+def several(given: Transform | Iterable[Transform]) -> tuple[Transform, ...]:
+    """One transform or several that act together, as a tuple; `Guide` looks at each.
+
+    Raises:
+        InputError: neither.
+    """
+    if isinstance(given, Transform):
+        return (given,)
+    if not isinstance(given, Iterable):
+        raise InputError(f"transforms: got {given!r}, wanted one such as Blur(2), or a list of them")
+    return tuple(given)
+
+
 class OneOf:
     """A moving target: each picture draws one of several transforms, or sets of transforms, by seed and picture.
 
@@ -222,13 +238,13 @@ class OneOf:
         choices: at least 2, each a transform or several that act together.
 
     Raises:
-        InputError: fewer than 2.
+        InputError: fewer than 2, or one that is neither.
     """
 
     def __init__(self, *choices: Transform | Sequence[Transform]):
         if len(choices) < 2:
             raise InputError(f"OneOf: got {len(choices)} choices, wanted at least 2; pass a fixed one as it is")
-        self.choices = tuple((c,) if isinstance(c, Transform) else tuple(c) for c in choices)
+        self.choices = tuple(several(c) for c in choices)
 
     def __str__(self) -> str:
         return "|".join("+".join(map(str, c)) for c in self.choices)
