@@ -14,6 +14,7 @@ from gpu_pairs import assert_same, make, pictures
 
 import zipsdk
 from kernels.launch import SOURCES
+from zipsdk import gpu as gpu_package
 from zipsdk.errors import EngineError, InputError, OutOfMemory
 from zipsdk.gpu import loop as gpu_loop
 from zipsdk.gpu.device import SIGNATURES
@@ -225,6 +226,26 @@ def test_sizes_mixed_in_one_call(device, rng):
         assert_same(got, wanted)
 
 
+def test_an_error_in_one_size_leaves_the_others_not_in_flight(device, rng):
+    plain = FakeEngine()
+
+    class Overflows(FakeEngine):
+        def __call__(self, x, t):
+            eps = plain(x, t)
+            return eps * np.float32(np.inf) if x.shape[2] == 40 and bad else eps
+
+    gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device))
+    batch, bad = [pictures(rng, 1, h, 32)[0] for h in (32, 40, 48, 56)], [True]
+    with np.errstate(invalid="ignore"), pytest.raises(EngineError, match="not finite"):
+        gpu.run(batch)
+    assert waiting(gpu) == 0
+    bad.clear()
+    for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
+        assert_same(got, wanted)
+    gpu.close()
+    assert not device.used
+
+
 def test_buffers_of_old_sizes_are_freed(device, rng):
     gpu, _ = make(device)
     for side in (32, 36, 40, 44, 48, 52, 56):
@@ -269,7 +290,7 @@ def test_an_engine_out_of_memory_in_the_middle(device, rng):
 
 def test_not_even_one_canvas_fits(host, rng):
     gpu, _ = make(FakeDevice(host, room=20_000))
-    with pytest.raises(EngineError, match="not even one canvas of 32x32 fits: use a smaller model"):
+    with pytest.raises(zipsdk.OutOfMemory, match="not even one canvas of 32x32 fits: use a smaller model"):
         gpu.run(pictures(rng, 1, 32, 32))
 
 
@@ -368,6 +389,13 @@ def test_graphs_of_old_counts_are_dropped(device, rng, monkeypatch):
 def test_empty_batch(device):
     gpu, _ = make(device)
     assert gpu.run(np.empty((0, 32, 32, 3), np.uint8)).shape == (0, 32, 32, 3)
+
+
+def test_without_kernels_the_way_to_them_is_told(monkeypatch):
+    """From the source: on no index is there a zipsdk of ours."""
+    monkeypatch.setattr(gpu_package, "__path__", [])
+    with pytest.raises(EngineError, match=r"from the folder of zipsdk's source: pip install .* --no-deps \.$"):
+        gpu_package.fatbin()
 
 
 def test_signatures_are_those_of_the_kernels():

@@ -5,7 +5,7 @@ clean = zipsdk.Purifier("zip-tiny").run(batch)
 """
 
 from zipsdk.engines import load_engine
-from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
+from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory, PictureError, ZipError
 from zipsdk.guard import Guard
 from zipsdk.parts import DecisivePart
 from zipsdk.purifier import Purifier
@@ -27,6 +27,7 @@ __all__ = [
     "ModelError",
     "ModelSpec",
     "OneOf",
+    "OutOfMemory",
     "PictureError",
     "Purifier",
     "ScaleUp",

@@ -24,7 +24,7 @@ from zipsdk.errors import InputError, ZipError
 from zipsdk.noise import Noise
 from zipsdk.schedule import step_table
 from zipsdk.streams import Ahead
-from zipsdk.transforms import Guide, GuidePerPicture, OneOf, Transform, parse
+from zipsdk.transforms import Guide, GuidePerPicture, OneOf, Transform, parse, several
 
 if TYPE_CHECKING:
     from zipsdk.gpu.loop import DeviceLoop
@@ -59,6 +59,8 @@ class Purifier:
         lam: lambda in (0, inf]: how long the restored picture is held to the input. The paper uses 10 for patches and 2
             for blended triggers. None takes the preset's, or what the model's spec recommends.
         steps: UNet evaluations, 2 to the model's time steps (1000), or 1 with a warm start. None takes the profile's.
+            From pure noise take a divisor of 1000: the stride is 1000 // steps, so that 600, for example, begin at
+            t = 599, where the model expects a picture in the noise.
         eta: in [0, 1]: 1 draws fresh noise at every step (the paper), 0 none.
         combine: "mean" (the paper) or "joint"; see `zipsdk.transforms.Guide`.
         profile: "paper" (20 steps from pure noise) or "fast" (4 from a warm start at t = 400).
@@ -128,9 +130,7 @@ class Purifier:
             transforms = "+".join(spec.transforms)
         if isinstance(transforms, str):
             transforms = parse(transforms)
-        elif isinstance(transforms, Transform):
-            transforms = [transforms]
-        choices = transforms.choices if isinstance(transforms, OneOf) else (tuple(transforms),)
+        choices = transforms.choices if isinstance(transforms, OneOf) else (several(transforms),)
         self.guides = [Guide(c, combine) for c in choices]
         self.transforms = "|".join("+".join(map(str, g.transforms)) for g in self.guides)
         self.combine = combine
@@ -172,7 +172,11 @@ class Purifier:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What really runs: model, engine, providers, evaluations and settings, for records and for `print`."""
+        """What really runs, for records and for `print`.
+
+        It has the keys model, those of the engine's own `info` (see `zipsdk.load_engine`), loop (where it runs),
+        evaluations, start (None from pure noise), transforms, combine, lam, eta and seed.
+        """
         engine = getattr(self.engine, "info", None) or {"engine": type(self.engine).__name__}
         return {
             "model": self.engine.spec.name,
@@ -293,23 +297,33 @@ class Purifier:
         done = progress or (lambda n: None)
         # what cannot be done is said before anything is begun
         plans = {size: canvases.plan(self.engine.spec, size[0], size[1], self._divisor, self.canvas) for size in groups}
-        waits: list[tuple[list[int], Callable[[], U8]]] = []
+        waits: deque[tuple[list[int], Callable[[], U8]]] = deque()
+
+        def give_up() -> None:
+            """After an error: what is on its way on a GPU must not stay in flight."""
+            if self._device_loop is not None:
+                for _, result in waits:
+                    with suppress(Exception):  # the first error is the one that is told
+                        result()
+
         try:
             for size, members in groups.items():
                 rgb = np.stack([pictures[i] for i in members])
                 waits.append((members, self._begin_size(rgb, plans[size], numbers[members], seed, done)))
         except BaseException:
-            if self._device_loop is not None:
-                for _, result in waits:
-                    with suppress(ZipError):
-                        result()
+            give_up()
             raise
 
         def wait() -> list[U8]:
             out: list[U8] = [np.empty(0, np.uint8)] * len(pictures)
-            for members, result in waits:
-                for i, picture in zip(members, result(), strict=True):
-                    out[i] = picture
+            try:
+                while waits:
+                    members, result = waits.popleft()
+                    for i, picture in zip(members, result(), strict=True):
+                        out[i] = picture
+            except BaseException:
+                give_up()
+                raise
             return out
 
         return wait

@@ -39,7 +39,7 @@ def fatbin() -> Path:
             return path
     raise EngineError(
         "the CUDA kernels are not in this installation, because no nvcc was found when it was built; "
-        "put nvcc on the PATH and run: pip install --force-reinstall --no-deps zipsdk"
+        "put nvcc on the PATH and, from the folder of zipsdk's source: pip install --force-reinstall --no-deps ."
     )
 
 

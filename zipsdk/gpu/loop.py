@@ -189,7 +189,8 @@ class DeviceLoop:
             seed: of the noise.
 
         Raises:
-            EngineError: not even one canvas fits, the engine fails, or its answer is not finite.
+            OutOfMemory: not even one canvas fits.
+            EngineError: the engine fails, or its answer is not finite.
         """
         return self.start(rgb, layout, ids, which, seed)()
 
@@ -295,7 +296,7 @@ class DeviceLoop:
     def _shrink(self, layout: Layout, canvases: int, error: OutOfMemory) -> None:
         """After `error` with a batch of `canvases`: from now on at most half as many, said once."""
         if canvases <= 1:
-            raise EngineError(f"{error}; not even one canvas of {layout.canvas_height}x{layout.canvas_width} fits: "
+            raise OutOfMemory(f"{error}; not even one canvas of {layout.canvas_height}x{layout.canvas_width} fits: "
                               "use a smaller model or a GPU with more memory") from error  # fmt: skip
         if self._limit is None:
             warnings.warn(
