@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,37 @@ def test_devices_are_never_swapped_in_silence():
         load_engine("zip-tiny", device="gpu")
     with pytest.raises(InputError, match="threads"):
         load_engine("zip-tiny", threads=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"threads": "2"}, "threads: got '2', wanted a whole number"),
+        ({"threads": 1.5}, "threads: got 1.5, wanted a whole number"),
+        ({"device": 0}, "device: got 0, wanted 'auto'"),
+        ({"device": None}, "device: got None, wanted 'auto'"),
+    ],
+)
+def test_options_of_another_kind_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        load_engine("zip-tiny", **{"device": "cpu", **options})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_shares_its_batches_out_to_threads_of_its_own():
+    """In a process of its own and with an alarm: a child that waits for its parent's threads waits for ever."""
+    code = (
+        "import os, signal, numpy as np; from zipsdk import load_engine\n"
+        "engine = load_engine('zip-tiny', device='cpu', threads=2)\n"
+        "x, t = np.zeros((4, 3, 32, 32), np.float32), np.zeros(4, np.float32)\n"
+        "wanted = engine(x, t)\n"
+        "if not (child := os.fork()):\n"
+        "    signal.alarm(10)\n"
+        "    os._exit(not np.array_equal(engine(x, t), wanted))\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert said.stdout == "0\n"
 
 
 def test_threads_are_counted(engine):

@@ -20,11 +20,12 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
         threads: CPU threads, 0 for the runtime's own choice (all cores).
 
     Returns:
-        An engine with `spec`, `info` (runtime, providers, threads, hash) and ``__call__(x_t float32 (N, 3, H, W),
-        t (N,)) -> eps`` of x_t's shape and dtype.
+        An engine with `spec`, ``__call__(x_t float32 (N, 3, H, W), t (N,)) -> eps`` of x_t's shape and dtype, and
+        `info`, with the keys engine (runtime and version), providers and precision; threads with ONNX Runtime, batches
+        with TensorRT; device, the GPU's name, where the loop can run on it.
 
     Raises:
-        InputError: no such device, or threads below 0.
+        InputError: no such device, or threads that are no whole number from 0 on.
         ModelError: there is no such model, or it is damaged.
         EngineError: it cannot run here.
         MissingExtra: its runtime is not installed.

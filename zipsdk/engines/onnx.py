@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zipsdk.checks import is_whole
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory
 from zipsdk.files import check_sidecar
 from zipsdk.gpu.device import Device, open_device
@@ -69,15 +70,15 @@ class OnnxEngine:
 
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors come as exceptions; warnings about our own graphs help nobody
-        if threads < 0:
-            raise InputError(f"threads: got {threads}, wanted 0 (all cores) or more")
+        if not is_whole(threads) or threads < 0:
+            raise InputError(f"threads: got {threads!r}, wanted a whole number: 0 for all cores, or more")
         # An explicit number: left to itself, ONNX Runtime binds each thread to a core, counts cores that this process
         # may not use, and a core that something else keeps busy then holds up all the others.
-        self.threads = threads or _cores()
+        self.threads = int(threads) or _cores()
         options.intra_op_num_threads = self.threads
         self._options = options
         self._lock = threading.Lock()
-        self._shared: tuple[ThreadPoolExecutor, Any] | None = None
+        self._shared: tuple[int, ThreadPoolExecutor, Any] | None = None
         try:
             with self._streams():
                 # no automatic retry on another provider: what runs must be what was asked for
@@ -205,13 +206,14 @@ class OnnxEngine:
     def _each_thread_its_own(self) -> tuple[ThreadPoolExecutor, Any]:
         """Threads, and a session in which each evaluation stays on the thread that asks: the weights a second time."""
         with self._lock:
-            if self._shared is None:
+            # a forked child has none of the threads that its parent started
+            if self._shared is None or self._shared[0] != os.getpid():
                 self._options.intra_op_num_threads = 1
                 session = self._ort.InferenceSession(
                     str(self.path), self._options, providers=["CPUExecutionProvider"], enable_fallback=0
                 )
-                self._shared = ThreadPoolExecutor(self.threads, "zipsdk-onnx"), session
-            return self._shared
+                self._shared = os.getpid(), ThreadPoolExecutor(self.threads, "zipsdk-onnx"), session
+            return self._shared[1:]
 
 
 def _parts(n: int, pixels: int, threads: int) -> list[slice]:
@@ -247,7 +249,7 @@ def _failed(path: Path, shape: tuple[int, ...], e: Exception) -> EngineError:
 
 def _ordinal(device: str, available: list[str]) -> int | None:
     """The GPU that is asked for, None for the CPU."""
-    cuda = re.fullmatch(r"cuda(?::(\d+))?", device)
+    cuda = re.fullmatch(r"cuda(?::(\d+))?", str(device))  # 0 and None get the message below, too
     if device not in ("auto", "cpu") and not cuda:
         raise InputError(f"device: got {device!r}, wanted 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if cuda and "CUDAExecutionProvider" not in available:

@@ -73,7 +73,7 @@ class TensorRTEngine:
 
     def __init__(self, path: str | Path, *, device: str = "auto"):
         self.path = Path(path)
-        match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
+        match = re.fullmatch(r"auto|cuda(?::(\d+))?", str(device))  # 0 and None get the message below, too
         if match is None:
             raise InputError(f"device: got {device!r} for a plan, wanted 'auto', 'cuda' or 'cuda:N'")
         record = read_plan(self.path)
