@@ -12,8 +12,8 @@ import torch
 from export import checkpoint
 from export.onnx import NORMS, export_onnx
 from export.unet import UNet
-from zipsdk.engines.plan import FLAVOURS, build
-from zipsdk.errors import ZipError
+from zipsdk.engines.plan import FLAVOURS, build, check_options
+from zipsdk.errors import InputError, ZipError
 from zipsdk.files import sidecar_path
 from zipsdk.spec import PRECISIONS, ModelSpec
 
@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
         "--batch", default="1,8,64", metavar="B,...", help="the largest batch of each profile; default 1,8,64"
     )
     g.add_argument("--target", metavar="sm86,...", help="GPUs, TensorRT-RTX only; default: all that it knows")
+    g.add_argument("--overwrite", action="store_true", help="write over a DIR/NAME.plan that is there")
     return p
 
 
@@ -125,6 +126,10 @@ def spec_for(model: UNet, args: argparse.Namespace, name: str, sha256: str, trai
 def run(args: argparse.Namespace) -> Path:
     """What the command does; returns the model's path. Raises ModelError, and what `plan.build` does with --engine."""
     started = time.monotonic()
+    batches = [int(b) if b.isdecimal() else 0 for b in args.batch.split(",")]
+    targets = args.target.split(",") if args.target else None
+    if args.engine:  # before minutes of work, and not after them
+        check_options(args.flavour, batches, targets)
     if args.random_adm:
         model, sha256 = checkpoint.random_adm(args.channels), ""
         width = "" if args.channels == 256 else f"-{args.channels}ch"
@@ -139,6 +144,9 @@ def run(args: argparse.Namespace) -> Path:
     read = time.monotonic()
     output: Path = args.output
     path = output / (f"{name}.onnx" if args.precision == "fp32" else f"{name}-{args.precision}.onnx")
+    plan = path.with_suffix(".plan")
+    if args.engine and plan.exists() and not args.overwrite:
+        raise InputError(f"{plan}: is there already; give another --name, or --overwrite")
     spec = spec_for(model, args, name, sha256, training_data)
     store = "fp16" if args.store_fp16 else "same"
     report = export_onnx(model, spec, path, args.precision, opset=args.opset, store=store, norm=args.norm)
@@ -154,11 +162,8 @@ def run(args: argparse.Namespace) -> Path:
         print(f"  {file} {file.stat().st_size / 1e6:,.2f} MB")
     print(f"  {read - started:.1f} s to read, {done - read:.1f} s to export and compare")
     if args.engine:
-        plan = path.with_suffix(".plan")
         # told to somebody who waits: a big UNet takes minutes
         print(f"  compiling {plan} ...", flush=True)
-        batches = [int(b) if b.isdecimal() else 0 for b in args.batch.split(",")]
-        targets = args.target.split(",") if args.target else None
         built = build(path, plan, flavour=args.flavour, batches=batches, targets=targets)["plan"]
         took = time.monotonic() - done
         print(f"  {plan} {plan.stat().st_size / 1e6:,.2f} MB for {', '.join(built['targets'])} by {built['flavour']} "

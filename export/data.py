@@ -72,14 +72,16 @@ class Pictures:
         return torch.where(mirrored, x.flip(-1), x)
 
     def held_out(self, n: int) -> list[Tensor]:
-        """The same `n` pictures every time, in batches: tiles, or the middle 64x64 of photos shrunk by half."""
+        """The same `n` pictures every time, in batches: tiles, or the middle 64x64 of photos shrunk by half, small ones to 64."""
         if len(self.tiles):
             arrays = list(self.tiles[:n])
         else:
             arrays = []
             for photo in self.photos[:n]:
-                half = photo.resize((photo.width // 2, photo.height // 2), Image.Resampling.LANCZOS)
-                left, top = (half.width - 64) // 2, (half.height - 64) // 2
-                arrays.append(np.asarray(half.crop((left, top, left + 64, top + 64))))
+                scale = max(0.5, 64 / min(photo.size))  # half of a small one would not fill the crop
+                width, height = (max(64, int(scale * side)) for side in photo.size)
+                small = photo.resize((width, height), Image.Resampling.LANCZOS)
+                left, top = (width - 64) // 2, (height - 64) // 2
+                arrays.append(np.asarray(small.crop((left, top, left + 64, top + 64))))
         x = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
         return list(x.split(64))

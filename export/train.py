@@ -67,7 +67,8 @@ def held_out_loss(model: UNet, pictures: list[Tensor]) -> list[float]:
     model.eval()
     device = model.alphas_cumprod.device
     generator_state = torch.get_rng_state()
-    torch.manual_seed(0)
+    # the noise is drawn on the CPU; torch.manual_seed would seed the GPUs too, and nobody would give their state back
+    torch.default_generator.manual_seed(0)
     losses = []
     for t in VISITED:
         total = count = 0.0

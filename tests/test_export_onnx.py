@@ -1,6 +1,7 @@
 """The exported graph: what it is made of, that it agrees with torch, and that nothing is left of one that does not."""
 
 import json
+import types
 from collections import Counter
 from dataclasses import replace
 
@@ -359,6 +360,30 @@ def test_command_errors(tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             command.main(arguments)
         assert "give a CHECKPOINT" in capsys.readouterr().err
+
+
+def test_what_the_plan_cannot_be_is_told_before_the_export(tmp_path, monkeypatch, capsys):
+    from zipsdk.engines import plan
+
+    save_file(seeded(FREE).state_dict(), tmp_path / "ema.safetensors", {"config": json.dumps(FREE.to_dict())})
+    monkeypatch.setattr(command, "export_onnx", lambda *_, **__: pytest.fail("it was exported first"))
+    run = [str(tmp_path / "ema.safetensors"), "-o", str(tmp_path / "out"), "--name", "small", "--engine"]
+    fake = types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(__members__={"SM86": 0}))
+    monkeypatch.setattr(plan, "runtime", lambda flavour: fake)
+    for found, options, text in (
+        ([], [], "zipsdk[rtx]"),
+        (["trt", "rtx"], [], "say which one"),
+        (["rtx"], ["--batch", "1,x"], "batches: got [1, 0]"),
+        (["rtx"], ["--target", "sm86,sm99"], "targets: got 'sm99'"),
+    ):
+        monkeypatch.setattr(plan, "installed", lambda found=found: found)
+        assert command.main([*run, *options]) == 1
+        assert text in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "small.plan").write_bytes(b"hours of work")
+    assert command.main(run) == 1
+    assert "small.plan: is there already" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == ["small.plan"]
 
 
 def test_random_weights_are_called_so(tmp_path, monkeypatch, capsys):

@@ -329,6 +329,12 @@ def test_another_version_and_another_flavour(copy, monkeypatch):
     refuse(copy, EngineError, "module of the other flavour")
 
 
+@pytest.mark.parametrize("device", [0, None, "cpu"])
+def test_a_device_that_no_plan_runs_on(device):
+    with pytest.raises(InputError, match=f"device: got {device!r} for a plan, wanted 'auto'"):
+        tensorrt.TensorRTEngine("x.plan", device=device)
+
+
 def test_no_driver(copy, monkeypatch):
     def no_driver(ordinal):
         raise EngineError("there is no NVIDIA driver here")

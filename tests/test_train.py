@@ -82,6 +82,35 @@ def test_a_run_of_another_shape_is_not_overwritten(folder):
         train.train(other, args)
 
 
+def test_the_held_out_loss_leaves_the_random_numbers_of_training_alone(monkeypatch):
+    """On the CPU and on a GPU, of which the calls that would seed it are all that is seen here."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    model = UNet(UNetConfig(image_size=64, model_channels=8, channel_mult=(1,), num_res_blocks=1, norm_groups=8))
+    pictures = [torch.zeros(1, 3, 8, 8)]
+    before = torch.get_rng_state()
+    losses = train.held_out_loss(model, pictures)
+    assert torch.equal(torch.get_rng_state(), before) and not seeded
+    torch.rand(1)
+    assert train.held_out_loss(model, pictures) == losses
+
+
+def test_held_out_photos_have_no_border_of_black(tmp_path):
+    for width, height in ((64, 64), (90, 120), (127, 64), (128, 200), (301, 150)):
+        y, x = np.mgrid[0:height, 0:width]
+        picture = np.uint8(np.stack([100 + x % 100, 100 + y % 100, 255 - (x + y) % 100], -1))
+        Image.fromarray(picture).save(tmp_path / f"{width}x{height}.png")
+    data = Pictures([str(tmp_path)])
+    (got,) = data.held_out(5)
+    assert got.shape == (5, 3, 64, 64) and float(got.min()) > -0.5
+    for photo, x in zip(data.photos, got, strict=True):
+        if min(photo.size) >= 128:  # shrunk by half
+            half = photo.resize((photo.width // 2, photo.height // 2), Image.Resampling.LANCZOS)
+            left, top = (half.width - 64) // 2, (half.height - 64) // 2
+            wanted = np.asarray(half.crop((left, top, left + 64, top + 64)))
+            assert torch.equal(x, torch.from_numpy(wanted.copy()).permute(2, 0, 1).float() / 127.5 - 1)
+
+
 def test_batches_are_what_they_say(folder):
     pictures = Pictures([str(folder / "pictures")])
     assert (len(pictures.tiles), len(pictures.photos)) == (10, 4)

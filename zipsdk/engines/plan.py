@@ -112,6 +112,25 @@ def spec_of(path: Path) -> ModelSpec:
     return ModelSpec.from_json(metadata[METADATA_KEY], str(path))
 
 
+def check_options(
+    flavour: str | None, batches: Sequence[int], targets: Sequence[str] | None
+) -> tuple[Any, str, list[int], list[int]]:
+    """The options of `build` that need no model: the flavour's module and name, the batches, and the targets' numbers.
+
+    Raises:
+        InputError, EngineError, MissingExtra: as `build`.
+    """
+    if flavour is None:
+        found = installed()
+        if not found:
+            raise MissingExtra("tensorrt", "gpu", "nor is tensorrt_rtx, which zipsdk[rtx] brings")
+        if len(found) > 1:
+            raise InputError(f"flavour: both {' and '.join(found)} are installed; say which one")
+        flavour = found[0]
+    trt = runtime(flavour)
+    return trt, flavour, _batches(batches), _targets(trt, flavour, targets)
+
+
 def build(
     model: str | Path,
     output: str | Path,
@@ -149,15 +168,7 @@ def build(
         KeyboardInterrupt: Ctrl-C was pressed; the build stops at its next step.
     """
     model, output = Path(model), Path(output)
-    if flavour is None:
-        found = installed()
-        if not found:
-            raise MissingExtra("tensorrt", "gpu", "nor is tensorrt_rtx, which zipsdk[rtx] brings")
-        if len(found) > 1:
-            raise InputError(f"flavour: both {' and '.join(found)} are installed; say which one")
-        flavour = found[0]
-    trt = runtime(flavour)
-    batches = _batches(batches)
+    trt, flavour, batches, numbers = check_options(flavour, batches, targets)
     if not model.is_file():
         raise ModelError(f"{model}: there is no such file; check the path")
     check_sidecar(model)
@@ -168,7 +179,6 @@ def build(
             "build the plan of the model that it was made from"
         )
     spec, sides = _sizes(spec, sizes)
-    numbers = _targets(trt, flavour, targets)
     # before minutes of work, and not after them
     output.parent.mkdir(parents=True, exist_ok=True)
 
