@@ -400,6 +400,23 @@ def test_sheet(purify, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "deep" / "page.png").convert("RGB")), page)
 
 
+def test_a_sheet_is_written_over_a_sheet_and_over_nothing_else(purify, tmp_path, capsys):
+    src, out = folder(tmp_path / "in", 2), tmp_path / "out"
+    before = contents(src)
+    # a slip of the keyboard: the first of two inputs becomes the sheet's name
+    for sheet in (["--sheet", src / "000.png", src / "001.png"], [src / "001.png", "--sheet", src / "000.png"]):
+        refused(capsys, purify("-o", out, *sheet), 2, "000.png: is there already, and is no sheet that zipsdk wrote")
+    assert contents(src) == before and not out.exists()
+    for options in ([], ["--preset", "random"]):  # of both kinds
+        page = tmp_path / f"page{len(options)}.png"
+        for _ in range(2):  # a finished run may be repeated
+            assert purify(src, "-o", out / str(len(options)), *options, "--sheet", page) == 0
+    (out / "0" / "zipsdk-sheet.png").write_bytes(before["000.png"])
+    refused(capsys, purify(src, "-o", out / "0", "--sheet"), 2, "zipsdk-sheet.png: is there already")
+    assert purify(src, "-o", out / "0", "--sheet", "--overwrite") == 0
+    assert (out / "0" / "zipsdk-sheet.png").read_bytes() != before["000.png"]
+
+
 @pytest.mark.parametrize("options", [["--preset", "random"], ["--transforms", "gray|blur2"]])
 def test_a_sheet_has_no_transformed_column_where_each_picture_drew_its_own(purify, tmp_path, options):
     src, out = folder(tmp_path / "in", 2), tmp_path / "out"

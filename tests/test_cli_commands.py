@@ -78,6 +78,31 @@ def test_doctor_without_onnxruntime(capsys, monkeypatch):
     assert "pip install 'zipsdk[cpu]'" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("bundled")
+def test_without_onnxruntime_but_with_tensorrt(model, capsys, monkeypatch):
+    """As on a Jetson: `onnx` is there, which reads the spec, and plans run."""
+    from zipsdk import doctor
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out == "toy  32x32 (takes 8 to 64), 1,234 parameters, CC0\n"
+    assert main(["info", model, "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert got["spec"]["name"] == "toy" and got["runs"]["engine"].startswith("not here: onnxruntime is not usable here")
+
+    monkeypatch.setattr(doctor, "_tensorrt", lambda driver: iter([doctor.Check("TensorRT", True, "10.3")]))
+    for name in ("_kernels", "_device"):
+        monkeypatch.setattr(doctor, name, lambda *_: doctor.Check("a part", True, ""))
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.endswith("at least one engine runs here\n")
+    monkeypatch.setattr(doctor, "_device", lambda driver: doctor.Check("loop on the GPU", False, "no PyCUDA"))
+    assert main(["doctor"]) == 3
+
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    capsys.readouterr()
+    refused(capsys, main(["info", model]), 3, "onnxruntime is not usable here")
+
+
 def test_help_teaches_and_loads_no_runtime(capsys):
     code = "import sys; from zipsdk.cli import main\ntry: main(['--help'])\nfinally: print(sorted(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -16,7 +16,7 @@ from typing import Any
 import zipsdk
 from zipsdk import images
 from zipsdk.engines import load_engine
-from zipsdk.engines.plan import FLAVOURS
+from zipsdk.engines.plan import FLAVOURS, spec_of
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
 from zipsdk.files import check_sidecar, sha256_file, sidecar_path
 from zipsdk.jobs import Run, find_jobs
@@ -126,7 +126,7 @@ def _purify(args: argparse.Namespace) -> int:
     if out.suffix.lower() in images.SUFFIXES and not out.is_dir():
         raise InputError(f"{out}: the output is a folder, and this looks like a picture's name; give a folder")
     jobs = find_jobs(args.inputs, out, args.format, problems.append, note)
-    sheet = _sheet_path(args.sheet, out, jobs)
+    sheet = _sheet_path(args.sheet, out, jobs, args.overwrite)
     for problem in problems:
         _say(problem)
 
@@ -184,9 +184,11 @@ def _settings(purifier: Purifier, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _sheet_path(given: str | bool | None, out: Path, jobs: Sequence[Job]) -> Path | None:
+def _sheet_path(given: str | bool | None, out: Path, jobs: Sequence[Job], overwrite: bool) -> Path | None:
     if given is None:
         return None
+    from zipsdk.sheet import is_sheet
+
     path = Path(given) if isinstance(given, str) else out / "zipsdk-sheet.png"
     taken = {os.path.realpath(p) for job in jobs for p in (job.source, out / job.name)}
     if os.path.realpath(path) in taken:
@@ -197,6 +199,11 @@ def _sheet_path(given: str | bool | None, out: Path, jobs: Sequence[Job]) -> Pat
         raise InputError(f"{path}: {folder} is not a folder that may be written to; give the sheet another name")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the sheet another name")
+    # perhaps a picture: --sheet before the inputs takes the first of them for its FILE
+    if path.exists() and not overwrite and not is_sheet(path):
+        raise InputError(
+            f"{path}: is there already, and is no sheet that zipsdk wrote; give the sheet another name, or --overwrite"
+        )
     return path
 
 
@@ -223,11 +230,7 @@ def _write_sheet(path: Path, purifier: Purifier, out: Path, jobs: Sequence[Job])
 
 def _info(args: argparse.Namespace) -> int:
     path = find(args.model) or Path(args.model)
-    if path.suffix == ".plan" and path.exists():
-        model, runs = _plan_info(path, args)
-    else:
-        engine = load_engine(args.model, device=args.device)
-        model, runs = engine.spec, dict(getattr(engine, "info", {}))
+    model, runs = (_plan_info if path.suffix == ".plan" and path.exists() else _onnx_info)(path, args.device)
     sidecar = check_sidecar(path)
     checked = "matches its sidecar" if sidecar else "not checked: there is no sidecar beside it"
     spec = dataclasses.asdict(model)
@@ -243,13 +246,25 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan_info(path: Path, args: argparse.Namespace) -> tuple[ModelSpec, dict[str, Any]]:
+def _onnx_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
+    """What an ONNX model says, also where there is no ONNX Runtime but TensorRT, whose extra brings onnx."""
+    try:
+        engine = load_engine(path, device=device)
+    except MissingExtra as e:
+        try:
+            return spec_of(path), {"engine": f"not here: {e}"}
+        except MissingExtra:
+            raise e from None
+    return engine.spec, dict(getattr(engine, "info", {}))
+
+
+def _plan_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
     """What a plan's sidecar says, also where the plan cannot run."""
     from zipsdk.engines.tensorrt import read_plan
 
     record = read_plan(path)
     try:
-        runs = {**getattr(load_engine(path, device=args.device), "info", {})}
+        runs = {**getattr(load_engine(path, device=device), "info", {})}
     except (EngineError, MissingExtra) as e:
         runs = {"engine": f"not here: {e}"}
     return record["spec"], {**record["plan"], **runs}
@@ -294,8 +309,9 @@ def _build(args: argparse.Namespace) -> int:
 
 def _models(args: argparse.Namespace) -> int:
     for name in bundled():
-        spec = load_engine(name, device="cpu").spec
-        export = (check_sidecar(find(name) or name) or {}).get("export", {})
+        path = find(name) or Path(name)
+        spec, _ = _onnx_info(path, "cpu")
+        export = (check_sidecar(path) or {}).get("export", {})
         parameters = f"{export['parameters']:,} parameters" if "parameters" in export else "parameters unknown"
         sides = f"{spec.canvas}x{spec.canvas}"
         if spec.flexible:
@@ -369,7 +385,7 @@ def _parser() -> argparse.ArgumentParser:
         default="keep",
         help="of the outputs; keep writes GIF as PNG (default: keep)",
     )
-    p.add_argument("--overwrite", action="store_true", help="start over, and write over what is in OUT")
+    p.add_argument("--overwrite", action="store_true", help="start over, and write over what is in OUT and over FILE")
     p.add_argument(
         "--sheet",
         nargs="?",
@@ -393,7 +409,8 @@ def _parser() -> argparse.ArgumentParser:
         "--steps",
         type=int,
         metavar="N",
-        help="evaluations a picture (default: the profile's, or one each 50 from --start)",
+        help="evaluations a picture; from pure noise take a divisor of 1000: 600, for example, begin at time step 599, "
+        "where the model expects a picture in the noise (default: the profile's, or one each 50 from --start)",
     )
     g.add_argument("--start", type=int, metavar="T", help="warm start at this time step (default: the profile's)")
     g.add_argument("--eta", type=float, default=1.0, help="1 fresh noise at each step, 0 none (default: 1, the paper)")

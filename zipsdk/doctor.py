@@ -44,10 +44,13 @@ def checks() -> tuple[list[Check], bool]:
     ]
     runtime, *rest = _onnxruntime()
     driver = _cuda()
-    lines += [runtime, *rest, driver, *_tensorrt(driver.ok), _kernels(), _device(driver.ok)]
+    plans, kernels, loop = list(_tensorrt(driver.ok)), _kernels(), _device(driver.ok)
+    lines += [runtime, *rest, driver, *plans, kernels, loop]
     tests = list(_self_tests())
     # without a bundled model there is nothing to try the runtime on
-    return lines + tests, any(t.ok for t in tests) if tests else runtime.ok
+    onnx = any(t.ok for t in tests) if tests else runtime.ok
+    # plans need no ONNX Runtime, and none comes with zipsdk that could be tried
+    return lines + tests, onnx or (any(p.ok for p in plans) and kernels.ok and loop.ok)
 
 
 def _why(e: BaseException) -> str:

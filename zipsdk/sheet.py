@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 
 from zipsdk.canvas import pad, round_up
 from zipsdk.transforms import Guide
@@ -16,6 +17,8 @@ U8 = npt.NDArray[np.uint8]
 #: Rows on a page: what still fits on a screen.
 MAX_ROWS = 12
 _SIDE, _GAP, _TITLE = 240, 8, 20
+#: The software that a page names in its EXIF: what `is_sheet` looks for.
+_MARK = "zipsdk contact sheet"
 
 
 def contact_sheet(rows: Sequence[Sequence[U8]], titles: Sequence[str]) -> Image.Image:
@@ -33,7 +36,16 @@ def contact_sheet(rows: Sequence[Sequence[U8]], titles: Sequence[str]) -> Image.
             cell = _fit(rgb)
             left, top = _GAP + c * step, _GAP + _TITLE + r * step
             page.paste(cell, (left + (_SIDE - cell.width) // 2, top + (_SIDE - cell.height) // 2))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = _MARK
+    page.info["exif"] = exif.tobytes()
     return page
+
+
+def is_sheet(path: Path) -> bool:
+    """Whether a file is a page that zipsdk wrote, which may be written again. Raises OSError as `open` does."""
+    with path.open("rb") as f:
+        return _MARK.encode() in f.read(1024)  # a PNG has its EXIF before its pixels
 
 
 def _fit(rgb: U8) -> Image.Image:
