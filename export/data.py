@@ -72,7 +72,7 @@ class Pictures:
         return torch.where(mirrored, x.flip(-1), x)
 
     def held_out(self, n: int) -> list[Tensor]:
-        """The same `n` pictures every time, in batches: tiles, or the middle 64x64 of photos shrunk by half, small ones to 64."""
+        """The same `n` pictures every time, in batches: tiles, or the middle 64x64 of halved photos (64 at least)."""
         if len(self.tiles):
             arrays = list(self.tiles[:n])
         else:
