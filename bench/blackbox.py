@@ -47,8 +47,6 @@ class Classifier:
             [self._checked(pictures[i : i + self.batch]) for i in range(0, len(pictures), self.batch)]
         )
 
-    predict = __call__
-
     def _checked(self, batch: U8) -> F32:
         got = self.function(batch)
         scores = np.asarray(got.detach().cpu() if isinstance(got, Tensor) else got)

@@ -70,7 +70,9 @@ class Recipe:
 NOT_MIRRORED = ("gtsrb",)
 
 
-def recipe(data: Dataset, architecture: str = "small", seed: int = 0, epochs: int | None = None) -> Recipe:
+def recipe(
+    data: Dataset, architecture: str = "small", seed: int = 0, epochs: int | None = None, device: str = "cpu"
+) -> Recipe:
     """The standard recipe for a data set, the same whatever the attack.
 
     The ZIP paper's classifiers saw neither shifts nor mirrored pictures; with these the classifier is better, and that
@@ -82,13 +84,13 @@ def recipe(data: Dataset, architecture: str = "small", seed: int = 0, epochs: in
     large = data.side > 64
     usual = {"small": 40 if large else 10, "resnet34": 30}[architecture]
     how = Recipe(architecture, epochs or usual, shift=max(2, data.side // 32), mirror=data.name not in NOT_MIRRORED,
-                 bf16=fast_bf16(), seed=seed)  # fmt: skip
+                 bf16=fast_bf16(device), seed=seed)  # fmt: skip
     return replace(how, optimizer="adamw", lr=2e-3, weight_decay=0.05) if large else how
 
 
-def fast_bf16() -> bool:
-    """Twice as fast where the processor has instructions for it, and slower where it has not."""
-    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+def fast_bf16(device: str) -> bool:
+    """Twice as fast where there are instructions for it, and slower where there are none."""
+    return device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported()
 
 
 def cache_folder(given: Path | None = None) -> Path:
@@ -101,7 +103,8 @@ def ingredients(training: Poisoned, how: Recipe) -> dict[str, Any]:
     """All that makes a classifier what it is.
 
     The device and the number of threads are left out, so that a checkpoint may go from one machine to another. They
-    change roundings: a training done elsewhere ends near this one, but not on it. SGD is not named: checkpoints from
+    change roundings: a training done elsewhere ends near this one, but not on it. Whether it is in bfloat16 stays in,
+    so a machine that is slow at that trains its own. SGD is not named: checkpoints from
     when there was no other optimizer stay what they were.
     """
     recipe = {name: value for name, value in asdict(how).items() if (name, value) != ("optimizer", "sgd")}

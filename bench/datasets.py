@@ -20,6 +20,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -85,6 +86,8 @@ class Dataset:
     classes: tuple[str, ...]
     #: the file or folder that it was read from, without the folders above
     source: str = ""
+    #: of each picture the film that it is a frame of, int64 (N,); None where each is one of its own
+    tracks: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,13 +109,15 @@ class Dataset:
         return {"dataset": self.name, "split": self.split, "source": self.source, "pictures": len(self),
                 "side": self.side, "classes": len(self.classes), "sha256": self.sha256}  # fmt: skip
 
+    def counted(self) -> dict[str, int]:
+        """For records: how many classes have pictures, and of how many tracks these are frames, where that is known."""
+        tracks = {} if self.tracks is None else {"tracks": len(np.unique(self.tracks))}
+        return {"classes with pictures": len(np.unique(self.labels)), **tracks}
+
     def take(self, indices: npt.ArrayLike) -> Dataset:
         i = np.asarray(indices)
-        return replace(self, pictures=self.pictures[i], labels=self.labels[i])
-
-    def balanced(self, n: int, seed: int = 0) -> Dataset:
-        """`n` pictures, as evenly over the classes as they last, in the order in which they stand here."""
-        return self.take(balanced(self.labels, n, seed))
+        tracks = None if self.tracks is None else self.tracks[i]
+        return replace(self, pictures=self.pictures[i], labels=self.labels[i], tracks=tracks)
 
 
 def balanced(labels: npt.ArrayLike, n: int, seed: int = 0) -> I64:
@@ -168,7 +173,15 @@ def load(
     if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
         shown = ", ".join(f"{h} x {w}" for h, w, _ in sizes[:3])
         raise InputError(f"{listing.source}: got pictures of {shown}, wanted squares of one size; give a side")
-    return Dataset(name, split, np.stack(pictures), listing.labels[indices], listing.classes, listing.source)
+    return Dataset(name, split, np.stack(pictures), listing.labels[indices], listing.classes, listing.source,
+                   _tracks(name, [listing.names[i] for i in indices]))  # fmt: skip
+
+
+def _tracks(name: str, names: list[str]) -> I64 | None:
+    """GTSRB's training pictures are named class/track_frame; those of its official test set do not say their track."""
+    if name != "gtsrb" or not all(re.fullmatch(r"\d{5}/\d{5}_\d{5}\.\w+", n) for n in names):
+        return None
+    return np.unique([n.rsplit("_", 1)[0] for n in names], return_inverse=True)[1].astype(np.int64)
 
 
 def list_pictures(name: str, split: str, folder: str | Path | None = None) -> Listing:

@@ -60,6 +60,8 @@ class Bench:
         a = self.args
         limit = _how_many(a) if a.pictures is None else a.pictures
         self.test = datasets.load(a.dataset, "test", a.data, side=a.side, limit=limit, seed=a.picture_seed)
+        if not 0 <= a.target < len(self.test.classes):
+            raise InputError(f"target: got {a.target}, wanted 0 to {len(self.test.classes) - 1}, a class's number")
         engine = zipsdk.load_engine(a.engine)
         self.workshop = tables.Workshop(engine, a.dataset, self.test.side, self._bdmae, self._unseen)
         self.given = blackbox.from_options(a)
@@ -107,7 +109,7 @@ class Bench:
         if key not in self._classifiers:
             a = self.args
             poisoned = poison(self.train, attack, a.rate, a.target, a.attack_seed, implant=a.implant, augment=augment)
-            how = classifiers.recipe(self.train, a.architecture, a.classifier_seed, a.epochs)
+            how = classifiers.recipe(self.train, a.architecture, a.classifier_seed, a.epochs, a.device)
             with tqdm(total=how.epochs, unit="epoch", desc=f"training: {key}", leave=False) as bar:
 
                 def tick(epochs: int, loss: float) -> None:
@@ -125,7 +127,9 @@ class Bench:
         if self.args.mae != "small":
             return BDMAE(mae.vit_mae(self.args.mae, self.args.device))
         with tqdm(unit="epoch", desc="training BDMAE's autoencoder", leave=False) as bar:
-            restorer = mae.train(self.train.pictures, cache=self.args.cache, device=self.args.device,
+            a = self.args
+            how = mae.Recipe(mirror=a.dataset not in classifiers.NOT_MIRRORED, bf16=classifiers.fast_bf16(a.device))
+            restorer = mae.train(self.train.pictures, how, cache=a.cache, device=a.device,
                                  progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
         return BDMAE(restorer)
 

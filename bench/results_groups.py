@@ -33,7 +33,7 @@ class Group:
         rates = [Rate(*(r[of] if of else r)[name]) for r in self.rows if not of or of in r]
         if not rates:
             return None
-        return Rate(round(statistics.mean(r.hits for r in rates)), rates[0].of)
+        return rates[0]._replace(hits=round(statistics.mean(r.hits for r in rates)))
 
     def percents(self, name: str) -> list[float]:
         return [Rate(*r[name]).percent for r in self.rows]

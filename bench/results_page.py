@@ -139,8 +139,8 @@ def marks_of(content: dict[str, Any]) -> str:
     return (
         "### What one setting should reach, and ZIP fast behind the guard does\n\n"
         "In brackets what is wanted. The rivals are ShrinkPad, the blur alone, DiffPure and DDNM, without and with the "
-        "blur; where a trigger has no row of one of them, it is not among those measured. The last column is without "
-        "any defence: a blend or a warp hides some of the picture itself, so there PA cannot come near CA.\n\n"
+        "blur; where a trigger has no row of one of them, it is not among those measured. The last column is for "
+        "comparison, and no bound: it is without any defence, where a blend or a warp hides some of the picture.\n\n"
         + table(header, lines)
     )
 
@@ -153,11 +153,12 @@ def spread_of(content: dict[str, Any]) -> str:
     """How much the networks differ that are behind the rows: what no interval here has in it."""
     said = []
     for line in ("none", "shrinkpad", "blur"):
-        of = {
-            row["classifiers"]: Rate(*row["CA"]).percent
-            for row in content["rows"].values()
+        mine = [
+            row for row in content["rows"].values()
             if row["defence"] == line and content["classifiers"][row["classifiers"]].get("augment") == "standard"
-        }
+        ]  # fmt: skip
+        most = max((row["CA"][1] for row in mine), default=0)
+        of = {row["classifiers"]: Rate(*row["CA"]).percent for row in mine if row["CA"][1] == most}
         if len(of) > 2:
             low, high, sd = min(of.values()), max(of.values()), statistics.stdev(of.values())
             said.append(f"{SHORT[line]} {low:.1f} to {high:.1f} (standard deviation {sd:.1f}, {len(of)} networks)")
@@ -209,11 +210,17 @@ def cost_of(content: dict[str, Any]) -> str:
 def section(dataset: str, content: dict[str, Any]) -> str:
     some = next(iter(content["rows"].values()))
     data = content["data"][some["data"]]
+    present = data.get("classes with pictures", data["classes"])
+    classes = f"{present} classes" if present == data["classes"] else f"{present} of the {data['classes']} classes"
+    films = (
+        f" They are frames of {data['tracks']} tracks. The intervals take those of one track for one picture; since "
+        "they are not quite alike, the intervals are rather too wide."
+    ) if "tracks" in data else ""  # fmt: skip
     known = [c for c in content["classifiers"].values() if "recipe" in c]
     parts = [
         f"## {TITLES.get(dataset, dataset)}",
-        f"Test pictures from {data['source']} at {data['side']} x {data['side']}, balanced over {data['classes']} "
-        f"classes. Target class {some['target']}.",
+        f"Test pictures from {data['source']} at {data['side']} x {data['side']}, balanced over {classes}.{films} "
+        f"Target class {some['target']}.",
         "<details><summary>Commands and commits</summary>\n\n" + "\n".join(_commands(content)) + "\n\n</details>",
     ]
     if known:

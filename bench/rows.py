@@ -59,7 +59,7 @@ class Rows:
                                "queries": defence.queries, "seed": seed, **counts}  # fmt: skip
         for kind, description in said.items():
             row[kind] = hash_of(description)
-            self.put(kind, row[kind], description)
+            self.put(kind, row[kind], {**description, **scene.data.counted()} if kind == "data" else description)
         row["run"] = self.run
         self.put("rows", key, row)
         self.write()

@@ -69,7 +69,7 @@ def open_classifier(bench: Bench, args: argparse.Namespace) -> tuple[Any, dict[s
         data = datasets.load(args.dataset, "train", args.data, side=bench.side)
         attack = attacks.make(args.attack, bench.side, poisoning.SEED)
         poisoned = poisoning.poison(data, attack, poisoning.RATE, poisoning.TARGET, poisoning.SEED)
-        how = classifiers.recipe(data, args.architecture, 0, args.epochs)
+        how = classifiers.recipe(data, args.architecture, 0, args.epochs, bench.where)
         key = classifiers.key_of(classifiers.ingredients(poisoned, how))
         if args.train or _finished(classifiers.cache_folder() / f"{key}.pt"):
             trained = classifiers.train(poisoned, how, device=bench.where)

@@ -88,7 +88,7 @@ TABLES: dict[str, Table] = {
     ),
     "evaluations": Table(
         PAPER_ATTACKS,
-        (*(f"zip start=400 steps={n}" for n in (1, 2, 3, 4, 6, 9)), "zip", "zip profile=paper"),
+        (*(f"zip start=400 steps={n}" for n in (1, 2, 3, 4, 6, 9)), "zip"),
         "CA, ASR and PA over the number of evaluations",
     ),
     "guarded": Table(
@@ -151,6 +151,8 @@ class Workshop:
             return Zip(self.engine, **{**(paper if name == "zip-paper" else {}), **_options(line, words)})
         if name == "guard":
             how = {"calibrated", "scaleup"} & set(words)
+            if len(how) == 2:
+                raise InputError(f'defence: got {line!r}, wanted one of "scaleup" and "calibrated"; SCALE-UP is not')
             inner = Zip(self.engine, **_options(line, [w for w in words if w not in how]))
             if "scaleup" in how:
                 return Guarded(inner, ScaleUp())

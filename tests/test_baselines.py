@@ -14,7 +14,7 @@ pytest.importorskip("skimage")
 from PIL import Image
 
 from bench.baselines.diffusion import DDNM, DiffPure
-from bench.baselines.purifier import Zip, algorithm_1
+from bench.baselines.purifier import Zip
 from bench.baselines.sampdetox import SampDetox
 from bench.baselines.simple import BlurOnly, Nothing, ShrinkPad, fingerprints, noise_of
 from zipsdk import Purifier
@@ -104,7 +104,7 @@ def test_descriptions_are_json_and_differ_whenever_the_output_does():
         *(Zip(a, "blur2", steps=s, start=t) for s, t in ((20, None), (21, None), (20, 400), (21, 400))),
         *(Zip(a, "blur2+gray", combine="joint"), Zip(a, "blur2+gray", eta=0.5), Zip(a, "blur2+gray", lam=2.0)),
         *(Zip(a, "blur2", lam=float("inf")), Zip(a, [narrow]), Zip(a, OneOf(Blur(2), [Blur(4), Grayscale()]))),
-        algorithm_1(a, "blur2"),
+        Zip(a, "blur2", steps=a.spec.timesteps),
     ]
     texts = [json.dumps(d.describe(), sort_keys=True, allow_nan=False) for d in defences]
     assert len(set(texts)) == len(texts)
@@ -116,9 +116,9 @@ def test_descriptions_are_json_and_differ_whenever_the_output_does():
 def test_names_tell_settings_apart():
     engine = FakeEngine()
     names = [d.name for d in (*all_defences(engine), SampDetox(engine), SampDetox(engine, data_range=255))]
-    names += [d.name for d in (algorithm_1(engine), ShrinkPad(8))]
+    names += [d.name for d in (Zip(engine, steps=engine.spec.timesteps), ShrinkPad(8))]
     assert len(set(names)) == len(names)
-    assert algorithm_1(engine, "blur2").name == "blur2 + ZIP (lambda 10, Algorithm 1)"
+    assert Zip(engine, "blur2", steps=engine.spec.timesteps).name == "blur2 + ZIP (lambda 10, Algorithm 1)"
 
 
 def test_transforms_are_told_apart_by_what_they_do():
@@ -210,7 +210,7 @@ def test_zip_is_the_purifier_with_this_seed(settings):
 
 def test_algorithm_1_visits_every_step():
     engine = FakeEngine(make_spec(timesteps=60))
-    defence = algorithm_1(engine, "blur2", lam=2.0)
+    defence = Zip(engine, "blur2", lam=2.0, steps=60)
     assert defence.evaluations == 60
     assert defence._purifier.table == step_table(engine.spec, lam=2.0, eta=1.0, steps=60)
     defence.run(pictures(1), 0)

@@ -32,7 +32,7 @@ def test_a_black_box_is_asked_in_batches(data):
     scores = Classifier(function, {}, batch=30)(data.pictures)
     assert asked == [30, 30, 4]
     assert scores.dtype == np.float32 and scores[:, 0] == pytest.approx(data.pictures.mean((1, 2, 3)))
-    assert Classifier(function, {}).predict(data.pictures[:1]).shape == (1, 2)
+    assert Classifier(function, {})(data.pictures[:1]).shape == (1, 2)
 
 
 @pytest.mark.parametrize(

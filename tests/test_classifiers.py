@@ -107,7 +107,7 @@ def test_training_learns(data, clean, tmp_path):
     json.dumps(classify.info)
 
 
-@pytest.mark.skipif(not classifiers.fast_bf16(), reason="this processor has no bfloat16")
+@pytest.mark.skipif(not classifiers.fast_bf16("cpu"), reason="this processor has no bfloat16")
 def test_training_learns_in_bfloat16(data, clean, tmp_path):
     classify, _ = trained(tmp_path, clean, replace(TINY, bf16=True))
     assert (classify(data.pictures).argmax(1) == data.labels).all()

@@ -295,6 +295,7 @@ def test_gtsrb_from_its_own_folders(tmp_path):
         },
     )
     d = datasets.load("gtsrb", "train", tmp_path)
+    assert len(d) == 3 and d.tracks.tolist() == [0, 1, 1]
     assert d.labels.tolist() == [2, 14, 14] and len(d.classes) == 43
     assert d.pictures.shape == (3, 32, 32, 3) and d.pictures[:, 0, 0, 0].tolist() == [10, 20, 30]
     (base / "00014" / "GT-00014.csv").unlink()

@@ -59,7 +59,7 @@ def test_a_guard_is_made_of_its_words(workshop):
 @pytest.mark.parametrize(
     ("line", "said"),
     [("zap", "wanted one of zip"), ("zip lam", "'lam' in 'zip lam'"), ("zip lam=x", "lam=x"), ("blur 4", '"published"'),
-     ("zip colour=1", "colour=1")],
+     ("zip colour=1", "colour=1"), ("guard scaleup calibrated", 'one of "scaleup" and "calibrated"')],
 )  # fmt: skip
 def test_a_line_that_names_nothing_is_refused(workshop, line, said):
     with pytest.raises(InputError, match=said):
@@ -246,6 +246,12 @@ def test_a_clean_classifier_is_trained_as_the_attacks_own(folder, tmp_path, monk
     for name in ("badnets", "physicalba", "enhanced-physicalba", "blended"):
         bench.clean_classifier(name)
     assert asked == [(None, "standard"), (None, "physical")]
+
+
+def test_a_target_that_is_no_class_is_refused_with_a_classifier_of_ones_own_too(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        defense.main([*command(folder, tmp_path, "table1", "--classifier", "test_defense:bright"), "--target", "2"])
+    assert "target: got 2, wanted 0 to 1" in capsys.readouterr().err
 
 
 def test_no_data_is_said(tmp_path, capsys):

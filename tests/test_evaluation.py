@@ -10,11 +10,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
+from scipy.stats import binomtest
+
 from bench.attacks import BadNets
 from bench.baselines.simple import Nothing
 from bench.blackbox import Classifier
 from bench.datasets import Dataset
-from bench.evaluation import Rate, Scene, Store, evaluate, interval
+from bench.evaluation import Rate, Scene, Store, design_effect, evaluate, interval, rates
 from bench.rows import Rows
 from zipsdk.errors import InputError
 
@@ -160,9 +162,28 @@ def test_no_pictures_have_no_interval():
 
 
 def test_wilsons_interval():
-    """Against the closed form, and where the normal approximation fails."""
+    """Against scipy's, and where the normal approximation fails."""
     for hits, of in ((0, 10), (7, 10), (990, 1000), (10, 10)):
-        z, p = 1.959963984540054, hits / of
-        middle = (p + z * z / (2 * of)) / (1 + z * z / of)
-        half = z / (1 + z * z / of) * np.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-        assert interval(Rate(hits, of)) == pytest.approx((100 * (middle - half), 100 * (middle + half)), abs=1e-9)
+        low, high = binomtest(hits, of).proportion_ci(method="wilson")
+        assert interval(Rate(hits, of)) == pytest.approx((100 * low, 100 * high), abs=1e-9)
+        # four frames of each film, all alike: as if there were one of each
+        assert interval(Rate(4 * hits, 4 * of, 4.0)) == pytest.approx((100 * low, 100 * high), abs=1e-9)
+
+
+def test_frames_of_one_film_count_as_one_picture():
+    assert design_effect(None) == design_effect([]) == design_effect([4, 2, 9]) == 1
+    assert design_effect([7, 7, 7, 1, 1, 1]) == 3
+    assert design_effect([0, 0, 0, 1]) == 10 / 4
+    labels, tracks = [0, 0, 0, 1, 1, 2], [5, 5, 5, 6, 6, 7]
+    found = rates(labels, labels, labels, 0, tracks)
+    assert found["CA"] == found["PA"] == (6, 6, 14 / 6)
+    assert found["ASR"] == (0, 3, 5 / 3) and found["PA others"] == (3, 3, 5 / 3)
+
+
+def test_a_row_of_films_has_the_design_effect(pictures):
+    data = Dataset("two", "test", pictures, np.arange(150) % 2, ("a", "b"), tracks=np.arange(150) // 2)
+    box = Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": "a"})
+    scene = Scene(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box, box)
+    counts = evaluate(scene, Nothing(), 0, Store(None))
+    assert counts["CA"] == counts["clean classifier"]["PA"] == [75, 150, 2.0]
+    assert counts["ASR"] == [0, 75, 1.0]  # the other half of each film is of the target class

@@ -81,6 +81,26 @@ def test_a_finished_training_is_not_done_again_nor_taken_for_another(tmp_path, m
         mae.train(many, TINY, cache=tmp_path)
 
 
+@pytest.mark.parametrize("mirror", [True, False])
+def test_signs_are_not_mirrored(mirror):
+    class Watched(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.level, self.left = torch.nn.Parameter(torch.zeros(1)), []
+
+        def forward(self, x, hidden):
+            self.left += (x[:, 0, 0, 0] > 0.5).tolist()
+            return torch.zeros_like(x) + self.level
+
+    pictures = np.zeros((64, 32, 32, 3), np.uint8)
+    pictures[:, :, :16] = 255
+    model, how = Watched(), replace(TINY, mirror=mirror)
+    mae._epoch(model, torch.optim.SGD(model.parameters(), 0.1), pictures, how, 0)
+    assert len(model.left) == 64 and all(model.left) is not mirror and any(model.left)
+    named = mae.ingredients(pictures, how)["recipe"]
+    assert named.get("mirror", True) is mirror and ("mirror" in named) is not mirror
+
+
 def test_ours_learns_to_restore(tmp_path, many):
     restorer = mae.train(many, replace(TINY, epochs=60), cache=tmp_path)
     x = torch.from_numpy(many).permute(0, 3, 1, 2).float() / 255

@@ -86,7 +86,7 @@ def test_a_curve_is_of_triggers_with_three_settings(tmp_path, monkeypatch):
         for attack, line, n in (
             ("badnets", "zip start=400 steps=1", 1), ("badnets", "zip start=400 steps=2", 2), ("badnets", "zip", 20),
             ("blended", "zip start=400 steps=1", 1), ("blended", "zip", 20),
-            ("physicalba", "zip", 20), ("physicalba", "zip profile=paper", 20),
+            ("physicalba", "zip", 20), ("physicalba", "zip-paper", 20),
         )
     ]  # fmt: skip
     content = {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}, "defences": {}}

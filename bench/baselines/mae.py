@@ -116,13 +116,18 @@ class Recipe:
     grid: int = 16
     widths: tuple[int, int, int] = (32, 64, 160)
     depth: int = 2
+    #: half of the pictures are mirrored
+    mirror: bool = True
     #: autocast to bfloat16 in training; restorations are always float32
     bf16: bool = True
     seed: int = 0
 
 
 def ingredients(pictures: U8, how: Recipe) -> dict[str, Any]:
-    """All that makes an autoencoder what it is; device and threads left out as in `classifiers.ingredients`."""
+    """All that makes an autoencoder what it is; device and threads left out as in `classifiers.ingredients`.
+
+    Mirroring is named where there is none: checkpoints from when there always was stay what they were.
+    """
     digest = hashlib.sha256(repr(pictures.shape).encode())
     digest.update(np.ascontiguousarray(pictures))
     return {
@@ -130,7 +135,7 @@ def ingredients(pictures: U8, how: Recipe) -> dict[str, Any]:
         "pictures": len(pictures),
         "side": pictures.shape[1],
         "sha256": digest.hexdigest(),
-        "recipe": asdict(how),
+        "recipe": {name: value for name, value in asdict(how).items() if (name, value) != ("mirror", True)},
         "torch": torch.__version__.split("+")[0],
     }
 
@@ -158,7 +163,7 @@ def train(
         InputError: pictures that do not fit.
         ModelError: the checkpoint in the cache cannot be used.
     """
-    how = how or Recipe(bf16=classifiers.fast_bf16())
+    how = how or Recipe(bf16=classifiers.fast_bf16(device))
     side = pictures.shape[1] if pictures.ndim == 4 else 0
     if (
         pictures.dtype != np.uint8
@@ -201,7 +206,8 @@ def _epoch(model: _Network, optimizer: torch.optim.Optimizer, pictures: U8, how:
         for group in optimizer.param_groups:
             group["lr"] = how.lr * classifiers.one_cycle((number * batches + i) / (how.epochs * batches))
         x = data[order[i * batch : (i + 1) * batch]].to(device).permute(0, 3, 1, 2).float() / 255
-        x = torch.where((torch.rand(batch, 1, 1, 1, generator=rng) < 0.5).to(device), x.flip(-1), x)
+        mirrored = (torch.rand(batch, 1, 1, 1, generator=rng) < 0.5).to(device)
+        x = torch.where(mirrored, x.flip(-1), x) if how.mirror else x
         share = how.share * torch.rand(batch, 1, generator=rng)
         share[: batch // 2] = how.share
         counts = (share * tokens).long().clamp_min(1)

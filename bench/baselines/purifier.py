@@ -18,7 +18,7 @@ from zipsdk.transforms import OneOf, Transform
 
 @dataclass(frozen=True)
 class Zip:
-    """ZIP: Algorithm 2 of the paper, or with all of the model's steps Algorithm 1 (see `algorithm_1`).
+    """ZIP: Algorithm 2 of the paper, or with all of the model's steps Algorithm 1.
 
     Args: those of `zipsdk.Purifier`.
 
@@ -76,8 +76,3 @@ class Zip:
         self._purifier.seed = seed
         out: U8 = self._purifier.run(pictures, progress=progress)
         return out
-
-
-def algorithm_1(engine: Engine, transforms: str | Sequence[Transform] | OneOf | None = None, **settings: Any) -> Zip:
-    """Algorithm 1 of the paper: every step of the model from pure noise, 1,000 evaluations, ancestral noise."""
-    return Zip(engine, transforms, steps=engine.spec.timesteps, eta=1.0, **settings)
