@@ -121,6 +121,12 @@ def test_presets_stand_for_what_is_not_said(preset, transforms, lam):
     assert (said["transforms"], said["lam"]) == ("blur4", 3)
 
 
+def test_info_tells_settings_apart():
+    settings = [{}, {"canvas": 64}, {"clip_x0": True}, {"eta": 0.5}, {"combine": "joint"}, {"steps": 10}]
+    said = [json.dumps(Purifier(FakeEngine(), "blur2+gray", seed=0, **s).info) for s in settings]
+    assert len(set(said)) == len(said)
+
+
 def test_evaluations_and_profiles():
     def steps_of(**options):
         engine = FakeEngine()

@@ -178,8 +178,7 @@ def _settings(purifier: Purifier, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": json.loads(sidecar.read_bytes())["files"] if sidecar.exists() else sha256_file(path),
         "steps": [step.t for step in purifier.table.steps],
-        **{key: purifier.info[key] for key in ("start", "transforms", "combine", "lam", "eta")},
-        "canvas": args.canvas,
+        **{key: purifier.info[key] for key in ("start", "transforms", "combine", "lam", "eta", "canvas")},
         "format": args.format,
     }
 

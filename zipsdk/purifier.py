@@ -123,7 +123,7 @@ class Purifier:
             )
         lam = spec.lam if lam is None else lam
         self.table = step_table(spec, lam=lam, eta=eta, steps=steps, start=start)
-        self.lam, self.eta, self.profile, self.clip_x0 = float(lam), float(eta), profile, clip_x0
+        self.lam, self.eta, self.profile, self.clip_x0 = float(lam), float(eta), profile, bool(clip_x0)
         self.seed = None if seed is None else int(seed)
 
         if transforms is None:
@@ -175,7 +175,7 @@ class Purifier:
         """What really runs, for records and for `print`.
 
         It has the keys model, those of the engine's own `info` (see `zipsdk.load_engine`), loop (where it runs),
-        evaluations, start (None from pure noise), transforms, combine, lam, eta and seed.
+        evaluations, start (None from pure noise), transforms, combine, lam, eta, clip_x0, canvas and seed.
         """
         engine = getattr(self.engine, "info", None) or {"engine": type(self.engine).__name__}
         return {
@@ -188,6 +188,8 @@ class Purifier:
             "combine": self.combine,
             "lam": self.lam,
             "eta": self.eta,
+            "clip_x0": self.clip_x0,
+            "canvas": self.canvas,
             "seed": self.seed,
         }
 

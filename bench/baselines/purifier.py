@@ -62,7 +62,9 @@ class Zip:
 
     def describe(self) -> dict[str, Any]:
         p = self._purifier
-        info = {key: value for key, value in p.info.items() if key not in ("seed", "threads", "model")}
+        # the seed comes with the pictures; the last two are never anything but the purifier's defaults here
+        left_out = ("seed", "threads", "model", "clip_x0", "canvas")
+        info = {key: value for key, value in p.info.items() if key not in left_out}
         if math.isinf(p.lam):
             info["lam"] = "inf"  # JSON has no number for it
         return {"defence": "ZIP", "version": self.VERSION, **info, "engine": engine_of(self.engine),
