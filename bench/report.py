@@ -181,7 +181,9 @@ def search() -> str:
         parts.append(
             f"## {title}: the search\n\n{record['pictures']} held-out training pictures, {record['calibration']} "
             f"others for calibration; `{record['command']}`, commit {record['commit']}. The triggers:\n\n{about}\n\n"
-            "CA, and ASR / PA by trigger, in percent; the last column is the share of clean pictures that is flagged:"
+            "CA, and ASR / PA by trigger, in percent; the last column is the share of clean pictures that is flagged. "
+            "CA and that share are of a guard that has learnt from pictures nobody touched; ASR and PA are of one that "
+            "has learnt from pictures of which 5% had the trigger:"
             f"\n\n{table(['defence', 'evaluations', 'CA', *triggers, 'flagged'], lines)}\n\n"
             "Scores that were tried: share of the pictures on which a trigger works that each finds, in percent, when "
             f"2% of clean pictures are false alarms:\n\n{table(['score', *triggers], rules)}\n\n"
