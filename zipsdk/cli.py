@@ -27,8 +27,8 @@ from zipsdk.spec import ModelSpec
 
 _EXIT = """\
 exit codes:
-  0 all done    1 some pictures failed    2 wrong usage, input or path    3 the model cannot run here
-  130 interrupted
+  0 all done    1 some pictures failed    2 wrong usage, input or output path
+  3 the model is missing or damaged, or cannot run here    130 interrupted
 """
 
 _START = """\
