@@ -25,7 +25,7 @@ import numpy as np
 
 import zipsdk
 from bench import record
-from zipsdk.canvas import plan
+from zipsdk.canvas import plan, round_up
 from zipsdk.errors import ZipError
 from zipsdk.spec import ModelSpec
 
@@ -77,7 +77,8 @@ def measure(engine: Any, batch: int, side: int, rounds: int, peers: dict[str, An
     first = run["loop"]()
     steps, canvases = len(on.table), -(-batch // layout.pictures_per_canvas)
     elements = canvases * 3 * layout.canvas_height * layout.canvas_width
-    visited = np.repeat(np.array([step.t for step in on.table.steps], np.float32), canvases)
+    stride = round_up(4 * canvases, 256)  # TensorRT wants each address aligned
+    visited = np.repeat(np.array([step.t for step in on.table.steps], np.float32), stride // 4)
     normals = np.random.default_rng(1).standard_normal(elements, np.float32)  # zeros would be multiplied faster
     with device.active():
         x, t, eps = (device.alloc(4 * n) for n in (elements, visited.size, elements))
@@ -89,7 +90,7 @@ def measure(engine: Any, batch: int, side: int, rounds: int, peers: dict[str, An
 
     def evaluations() -> None:
         for k in range(steps):
-            engine.enqueue(x, t + 4 * k * canvases, eps, canvases, device.compute.handle,
+            engine.enqueue(x, t + k * stride, eps, canvases, device.compute.handle,
                            size=(layout.canvas_height, layout.canvas_width))  # fmt: skip
 
     with device.active():

@@ -1,5 +1,5 @@
 // Counter-based normals: z = f(seed, picture id, step, pixel). Twin of zipsdk/noise.py: the integers agree bit for bit,
-// the normals to a few units in the last place.
+// the normals to about 2e-6.
 #pragma once
 
 #include "zip.h"

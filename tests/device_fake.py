@@ -2,13 +2,15 @@
 
 It is lazy, as a real one may be: what is put on a stream runs only when somebody waits for it, in the stream's order
 and after the events that it waits for. So a missing wait, or a pinned buffer used again too early, gives wrong
-pictures. New memory is full of NaN and has guards around it. `log` holds what was asked for, in order.
+pictures. New memory is full of NaN, begins at multiples of 256 and has guards around it. Pinned memory that goes while
+no context is current is lost. `log` holds what was asked for, in order.
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 from zipsdk.errors import OutOfMemory
 
 GUARD = 64
+ALIGN = 256
 
 
 class Stream:
@@ -85,11 +88,12 @@ class FakeDevice:
 
     Args:
         host: `kernels.launch.Host`.
-        room: bytes of device memory.
+        room: bytes of device memory, and `pin_room` of pinned memory.
     """
 
     def __init__(self, host, room=1 << 30):
         self.host, self.room, self.used = host, room, 0
+        self.pin_room, self.pinned_now, self.lost = 1 << 30, 0, 0
         self.ordinal, self.name, self.capability, self.total_memory = 0, "fake GPU", (8, 6), room
         self.log, self.streams, self.memory, self.depth = [], {}, {}, 0
         self.lock, self.to_free = threading.RLock(), []
@@ -115,7 +119,9 @@ class FakeDevice:
         if self.used + size > self.room:
             raise OutOfMemory(f"fake GPU: no room for {size} bytes")
         self.used += size
-        raw = np.full(size + 2 * GUARD, 0xFF, np.uint8)
+        raw = np.full(size + 2 * GUARD + ALIGN, 0xFF, np.uint8)
+        skip = -(raw.ctypes.data + GUARD) % ALIGN
+        raw = raw[skip : skip + size + 2 * GUARD]
         address = raw.ctypes.data + GUARD
         self.memory[address] = (raw, size)
         return address
@@ -130,7 +136,8 @@ class FakeDevice:
         self.to_free.append(free)
 
     def check(self):
-        """Nobody wrote beyond a buffer."""
+        """Nobody wrote beyond a buffer, and no pinned memory was lost."""
+        assert not self.lost, f"{self.lost} bytes of pinned memory went while no context was current"
         for raw, size in self.memory.values():
             assert (raw[:GUARD] == 0xFF).all() and (raw[GUARD + size :] == 0xFF).all(), "written beyond a buffer"
 
@@ -139,7 +146,16 @@ class FakeDevice:
 
     def pinned(self, size):
         self.outside_capture("pinned")
-        return np.zeros(size, np.uint8)
+        if self.pinned_now + size > self.pin_room:
+            raise OutOfMemory(f"host: no {size} bytes of pinned memory")
+        memory = np.zeros(size, np.uint8)
+        self.pinned_now += size
+        weakref.finalize(memory, self.unpinned, size).atexit = False
+        return memory
+
+    def unpinned(self, size):
+        self.pinned_now -= size
+        self.lost += 0 if self.depth else size
 
     def upload(self, address, array, stream):
         self.inside(address, array.nbytes)

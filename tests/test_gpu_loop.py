@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import threading
-import warnings
 
 import numpy as np
 import pytest
 from conftest import FakeEngine, make_spec
-from device_fake import FakeDevice, FakeDeviceEngine
+from device_fake import FakeDeviceEngine
 from gpu_pairs import assert_same, make, pictures
 
 import zipsdk
 from kernels.launch import SOURCES
 from zipsdk import gpu as gpu_package
-from zipsdk.errors import EngineError, InputError, OutOfMemory
+from zipsdk.errors import EngineError, InputError
 from zipsdk.gpu import loop as gpu_loop
 from zipsdk.gpu.device import SIGNATURES
 
@@ -246,54 +245,6 @@ def test_an_error_in_one_size_leaves_the_others_not_in_flight(device, rng):
     assert not device.used
 
 
-def test_buffers_of_old_sizes_are_freed(device, rng):
-    gpu, _ = make(device)
-    for side in (32, 36, 40, 44, 48, 52, 56):
-        gpu.run(pictures(rng, 1, side, side))
-    used = device.used
-    for side in (32, 36, 40, 44, 48, 52, 56):
-        gpu.run(pictures(rng, 1, side, side))
-    assert device.used == used and len(gpu._device_loop._sizes) == gpu_loop.MAX_SIZES
-
-
-def test_out_of_memory_halves_the_batch_and_says_so_once(host, rng, monkeypatch):
-    monkeypatch.setattr(gpu_loop, "MAX_PIXELS_A_BATCH", 16 * 32 * 32)
-    device = FakeDevice(host, room=250_000)  # 16 canvases want about 530 kB
-    gpu, cpu = make(device)
-    batch = pictures(rng, 16, 32, 32)
-    with pytest.warns(UserWarning, match="16 canvases do not fit into its memory; going on with 8") as caught:
-        got = gpu.run(batch)
-    assert len(caught) == 1
-    assert_same(got, cpu.run(batch))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_same(gpu.run(batch), cpu.run(batch))
-    device.check()
-
-
-def test_an_engine_out_of_memory_in_the_middle(device, rng):
-    """ONNX Runtime finds out only when it evaluates; the pictures that are on their way are not lost."""
-    plain = FakeEngine()
-    engine = FakeDeviceEngine(plain, device)
-
-    def enqueue(x, t, eps, batch, stream, *, size=None):
-        if batch > 3:
-            raise OutOfMemory("the arena is full")
-        FakeDeviceEngine.enqueue(engine, x, t, eps, batch, stream, size=size)
-
-    engine.enqueue = enqueue
-    gpu, cpu = make(device, engine=engine)
-    batch = pictures(rng, 13, 32, 32)
-    with pytest.warns(UserWarning, match="do not fit"):
-        assert_same(gpu.run(batch), cpu.run(batch))
-
-
-def test_not_even_one_canvas_fits(host, rng):
-    gpu, _ = make(FakeDevice(host, room=20_000))
-    with pytest.raises(zipsdk.OutOfMemory, match="not even one canvas of 32x32 fits: use a smaller model"):
-        gpu.run(pictures(rng, 1, 32, 32))
-
-
 def test_a_result_that_is_not_finite_is_refused_and_the_next_one_is_right(device, rng):
     plain = FakeEngine()
     bad = []
@@ -316,7 +267,7 @@ def test_a_result_that_is_not_finite_is_refused_and_the_next_one_is_right(device
 
 @pytest.mark.parametrize("call", [3, 25])
 def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
-    """In the first run, which is launched as it is, and in the second, while the graph is captured."""
+    """In the first run, which is launched as it is, and in a later one, though no graph is captured."""
     count = []
 
     def fail():
@@ -324,7 +275,7 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
         if len(count) == call:
             raise EngineError("it fell over")
 
-    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=fail))
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=fail), graph=call == 3)
     batch, failures = pictures(rng, 2, 32, 32), 0
     for _ in range(4):
         try:
@@ -335,6 +286,48 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
     assert failures == 1
     (buffers,) = gpu._device_loop._sizes.values()
     assert buffers.waiting == 0 and len(buffers.slots) == 2
+
+
+def test_only_what_has_run_is_captured(device, rng):
+    """A run that failed warms nothing up; nor does one of what the engine has made anew since."""
+    count, made = [], [object()]
+
+    def fail():
+        count.append(1)
+        if len(count) == 3:
+            raise EngineError("it fell over")
+
+    engine = FakeDeviceEngine(FakeEngine(), device, fail=fail)
+    engine.prepare = lambda batch, height, width: made[0]
+    gpu, cpu = make(device, engine=engine)
+    batch = pictures(rng, 2, 32, 32)
+    with pytest.raises(EngineError, match="it fell over"):
+        gpu.run(batch)
+    graphs = []
+    for _ in range(4):
+        assert_same(gpu.run(batch), cpu.run(batch))
+        graphs.append(device.log.count(("graph", "compute")))
+        if len(graphs) == 1:
+            made[0] = object()
+    assert graphs == [0, 0, 1, 2]
+
+
+def test_a_capture_that_fails_leaves_the_loop_step_by_step(device, rng):
+    plain = FakeEngine()
+    captures = []
+
+    def fail():
+        if device.compute.graph is not None:
+            captures.append(1)
+            raise RuntimeError("not while a stream is captured")
+
+    gpu, cpu = make(device, engine=FakeDeviceEngine(plain, device, fail=fail))
+    batch = pictures(rng, 2, 32, 32)
+    assert_same(gpu.run(batch), cpu.run(batch))
+    with pytest.warns(UserWarning, match=r"capturing the loop failed \(not while .*\); it goes on step by step"):
+        assert_same(gpu.run(batch), cpu.run(batch))
+    assert_same(gpu.run(batch), cpu.run(batch))
+    assert len(captures) == 1 and "step by step" in gpu.info["loop"]
 
 
 def test_an_engine_that_cannot_be_captured_runs_step_by_step(device, rng):
@@ -362,16 +355,6 @@ def test_transforms_without_a_kernel_take_the_host_loop_and_say_so(device, rng):
 
 def test_a_plain_engine_says_that_the_loop_runs_on_the_host():
     assert zipsdk.Purifier(FakeEngine()).info["loop"] == "host (the engine runs on the CPU)"
-
-
-def test_buffers_grow_with_the_batch_up_to_the_engines_limit(device, rng):
-    """One picture must not cost the memory of the largest batch."""
-    engine = FakeDeviceEngine(FakeEngine(), device, max_batch=6)
-    gpu, _ = make(device, engine=engine)
-    for n in (1, 3, 4, 5, 6, 7, 2):
-        gpu.run(pictures(rng, n, 33, 32))
-    assert engine.prepared[:3] == [(1, 36, 32), (4, 36, 32), (6, 36, 32)]
-    assert (2, 36, 32) in engine.prepared and (8, 36, 32) not in engine.prepared
 
 
 def test_graphs_of_old_counts_are_dropped(device, rng, monkeypatch):

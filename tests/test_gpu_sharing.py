@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from conftest import FakeEngine
 from device_fake import FakeDeviceEngine
 from gpu_pairs import Meanwhile, assert_same, make, pictures
+
+from zipsdk import canvas
+from zipsdk.errors import OutOfMemory
 
 
 def test_threads_share_a_purifier(device, rng):
@@ -16,6 +20,27 @@ def test_threads_share_a_purifier(device, rng):
     with ThreadPoolExecutor(4) as pool:
         for got, batch in zip(pool.map(gpu.run, batches), batches, strict=True):
             assert_same(got, cpu.run(batch))
+
+
+def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device, rng):
+    gpu, cpu = make(device, profile="fast")
+    loop, threads, batch = gpu._device_loop, [], pictures(rng, 4, 32, 32)
+    loop._limit, canvases = 8, loop.canvases
+
+    def interrupted(layout):
+        most = canvases(layout)
+        if not threads:
+            threads.append(threading.Thread(target=loop._shrink, args=(layout, 4, OutOfMemory("no room"))))
+            threads[0].start()
+            threads[0].join(0.3)
+        return most
+
+    loop.canvases = interrupted
+    assert_same(gpu.run(batch), cpu.run(batch))
+    threads[0].join(30)
+    assert loop._limit == 2
+    loop._shrink(canvas.plan(gpu.engine.spec, 32, 32, 2), 16, OutOfMemory("no room"))
+    assert loop._limit == 2  # a larger batch of an older limit raises none
 
 
 def test_two_purifiers_of_one_device_keep_out_of_each_others_graphs(device, rng):
@@ -50,6 +75,8 @@ def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, r
         assert not device.used
     gpu.close()
     assert ("graph", "compute") in device.log
+    assert not device.pinned_now
+    device.check()  # none of it went while no context was current
 
 
 def test_closing_leaves_a_batch_that_is_on_its_way(device, rng):

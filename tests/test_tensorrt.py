@@ -541,10 +541,16 @@ def test_contexts_are_dropped_but_not_those_that_a_graph_holds(copy, device, mon
     engine, plain, _ = opened(copy, device, monkeypatch)
     gpu, cpu = zipsdk.Purifier(engine, seed=3), zipsdk.Purifier(plain, seed=3)
     batches = [pictures(rng, n, 32, 32) for n in (1, 2, 3, 4)]
-    for _ in range(3):
+    for _ in range(3):  # each context is dropped before it could be captured
         for batch in batches:
             assert_same(gpu.run(batch), cpu.run(batch))
+    assert ("graph", "compute") not in device.log
+    for batch in batches * 2:
+        for _ in range(3):
+            assert_same(gpu.run(batch), cpu.run(batch))
     assert len(engine._contexts) == 2
+    (graphs,) = {tuple(b.graphs) for b in gpu._device_loop._sizes.values() if len(b.graphs) == 2}
+    assert graphs == (3, 4)
 
 
 def test_the_fake_refuses_what_the_real_module_does_not_have():

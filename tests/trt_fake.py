@@ -77,6 +77,7 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
     class Context:
         def __init__(self):
             self._log, self._shapes, self._at, self._profile, self._memory = log, {}, {}, None, None
+            self._ran = False  # since its shapes were set
 
         def set_optimization_profile_async(self, profile_index, stream_handle):
             assert stream_handle in device.streams
@@ -86,7 +87,7 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
         def set_input_shape(self, name, shape):
             low = 1 if self._profile == 0 else batches[self._profile - 1] + 1
             assert low <= shape[0] <= batches[self._profile], "a batch outside its profile"
-            self._shapes[name] = shape
+            self._shapes[name], self._ran = shape, False
             return no("set_input_shape")
 
         def infer_shapes(self):
@@ -110,6 +111,7 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
 
         def set_tensor_address(self, name, memory):
             assert name in (spec.input_x, spec.input_t, spec.output)
+            assert memory % 256 == 0, "an address that is not 256-aligned"
             self._at[name] = memory
             return no("set_tensor_address")
 
@@ -117,6 +119,9 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
             assert self._memory in device.memory, "its scratch memory is gone"
             if "execute_async_v3" in refuse:
                 return False
+            captured = device.streams[stream_handle].graph is not None
+            assert self._ran or not captured, "a context is captured that never ran with its shapes"
+            self._ran = True
             at, shape, memory = dict(self._at), self._shapes[spec.input_x], self._memory
 
             def work():

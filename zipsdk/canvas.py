@@ -82,7 +82,8 @@ class Layout:
         canvas_height, canvas_width: what the engine sees.
         rows, columns: tiles on a canvas; 1 and 1 otherwise.
         ys, xs: the windows' top and left corners; a single 0 each where one canvas holds the picture.
-        overlap: between neighbouring windows, at least, in pixels.
+        overlap: between neighbouring windows, in pixels; less by up to what transforms and engine divide, because most
+            corners lie at multiples of that.
     """
 
     height: int

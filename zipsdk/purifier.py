@@ -299,7 +299,16 @@ class Purifier:
         done = progress or (lambda n: None)
         # what cannot be done is said before anything is begun
         plans = {size: canvases.plan(self.engine.spec, size[0], size[1], self._divisor, self.canvas) for size in groups}
+        sizes = deque(groups)
         waits: deque[tuple[list[int], Callable[[], U8]]] = deque()
+
+        def begin() -> None:
+            # two at a time: while one computes, the next goes up; each has buffers of its own, and sizes may be many
+            while sizes and len(waits) < 2:
+                size = sizes.popleft()
+                members = groups[size]
+                rgb = np.stack([pictures[i] for i in members])
+                waits.append((members, self._begin_size(rgb, plans[size], numbers[members], seed, done)))
 
         def give_up() -> None:
             """After an error: what is on its way on a GPU must not stay in flight."""
@@ -309,9 +318,7 @@ class Purifier:
                         result()
 
         try:
-            for size, members in groups.items():
-                rgb = np.stack([pictures[i] for i in members])
-                waits.append((members, self._begin_size(rgb, plans[size], numbers[members], seed, done)))
+            begin()
         except BaseException:
             give_up()
             raise
@@ -323,6 +330,7 @@ class Purifier:
                     members, result = waits.popleft()
                     for i, picture in zip(members, result(), strict=True):
                         out[i] = picture
+                    begin()
             except BaseException:
                 give_up()
                 raise

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk import gpu
-from zipsdk.canvas import Engine, Layout
+from zipsdk.canvas import Engine, Layout, round_up
 from zipsdk.errors import EngineError, OutOfMemory
 from zipsdk.gpu.device import Device, Graph
 from zipsdk.schedule import StepTable
@@ -42,7 +42,7 @@ MAX_SIZES = 4
 #: Graphs that are kept for each of these, one for each count of canvases.
 MAX_GRAPHS = 8
 
-_ALIGN = 256  # what cudaMalloc aligns to, so that every part of a buffer begins like one of its own
+_ALIGN = 256  # what cudaMalloc aligns to, and what TensorRT wants of each address
 
 
 class DeviceEngine(Engine, Protocol):
@@ -66,6 +66,8 @@ class DeviceEngine(Engine, Protocol):
     def prepare(self, batch: int, height: int, width: int) -> object:
         """Allocate what an `enqueue` of this shape needs; what it returns must outlive a graph captured of it.
 
+        It returns the same object again until it had to make a new one, which must run before it is captured.
+
         Raises:
             OutOfMemory: there is no room.
         """
@@ -73,7 +75,7 @@ class DeviceEngine(Engine, Protocol):
     def enqueue(
         self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
     ) -> None:
-        """eps for x_t, asynchronously: float32 device memory x and eps (batch, 3, H, W), t (batch,).
+        """eps for x_t, asynchronously: float32 device memory x and eps (batch, 3, H, W), t (batch,), each 256-aligned.
 
         `stream` is a CUstream as a number; `size` is (H, W), by default the model's canvas.
         """
@@ -111,6 +113,7 @@ class Buffers:
     x_p: int
     eps: int
     t: int
+    t_stride: int
     steps: int
     warm: int
     head: int
@@ -118,7 +121,7 @@ class Buffers:
     slots: list[Slot]
     memory: list[int]
     waiting: int = 0
-    runs: dict[int, int] = field(default_factory=dict)
+    ran: dict[int, object] = field(default_factory=dict)  # by canvases: what `prepare` gave, and has run uncaptured
     graphs: dict[int, tuple[Graph, object]] = field(default_factory=dict)
 
     @property
@@ -209,15 +212,16 @@ class DeviceLoop:
 
         def submit() -> None:
             part = ahead.popleft()
-            most = self.canvases(layout) * layout.pictures_per_canvas
-            if part.stop - part.start > most:
-                ahead.appendleft(slice(part.start + most, part.stop))
-                part = slice(part.start, part.start + most)
-            try:
-                pending.append((part, self.submit(rgb[part], layout, ids[part], which[part], seed)))
-            except OutOfMemory:
-                ahead.appendleft(part)
-                raise
+            with self._device.lock:  # or another thread could lower the limit after the cut
+                most = self.canvases(layout) * layout.pictures_per_canvas
+                if part.stop - part.start > most:
+                    ahead.appendleft(slice(part.start + most, part.stop))
+                    part = slice(part.start, part.start + most)
+                try:
+                    pending.append((part, self.submit(rgb[part], layout, ids[part], which[part], seed)))
+                except OutOfMemory:
+                    ahead.appendleft(part)
+                    raise
 
         def finish() -> U8:
             try:
@@ -228,9 +232,7 @@ class DeviceLoop:
                             continue
                         except OutOfMemory as e:
                             if not pending:  # otherwise what they hold may be enough
-                                n = min(
-                                    ahead[0].stop - ahead[0].start, self.canvases(layout) * layout.pictures_per_canvas
-                                )
+                                n = ahead[0].stop - ahead[0].start
                                 self._shrink(layout, -(-n // layout.pictures_per_canvas), e)
                                 continue
                     part, ticket = pending.popleft()
@@ -252,21 +254,30 @@ class DeviceLoop:
     def submit(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> Ticket:
         """Start on at most `canvases` full of pictures; returns at once. Raises OutOfMemory."""
         with self._device.lock, self._device.active():
-            for rows in self._rows[len(self._tables) :]:
-                self._tables.append(self._constant(rows))
-            _, height, width, _ = rgb.shape
-            buffers = self._buffers(layout, height, width, -(-len(rgb) // layout.pictures_per_canvas))
-            slot = buffers.slots.pop() if buffers.slots else self._slot(buffers.slot_size, buffers.memory)
             try:
-                self._start(buffers, slot, rgb, ids, which, seed)
-            except BaseException:
-                # whatever was put on the streams still uses the slot
-                self._device.compute.synchronize()
-                self._device.copies.synchronize()
-                buffers.slots.append(slot)
-                raise
-            buffers.waiting += 1
-            return Ticket(buffers, slot, len(rgb))
+                return self._submit(rgb, layout, ids, which, seed)
+            except OutOfMemory:
+                if all(b.waiting for b in self._sizes.values()):
+                    raise
+                self.close()  # our own idle buffers may hold what is missing
+                return self._submit(rgb, layout, ids, which, seed)
+
+    def _submit(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> Ticket:
+        for rows in self._rows[len(self._tables) :]:
+            self._tables.append(self._constant(rows))
+        _, height, width, _ = rgb.shape
+        buffers = self._buffers(layout, height, width, -(-len(rgb) // layout.pictures_per_canvas))
+        slot = buffers.slots.pop() if buffers.slots else self._slot(buffers.slot_size, buffers.memory)
+        try:
+            self._start(buffers, slot, rgb, ids, which, seed)
+        except BaseException:
+            # whatever was put on the streams still uses the slot
+            self._device.compute.synchronize()
+            self._device.copies.synchronize()
+            buffers.slots.append(slot)
+            raise
+        buffers.waiting += 1
+        return Ticket(buffers, slot, len(rgb))
 
     def collect(self, ticket: Ticket) -> U8:
         """Wait for a batch; uint8 (N, H, W, 3), a new array.
@@ -298,15 +309,16 @@ class DeviceLoop:
         if canvases <= 1:
             raise OutOfMemory(f"{error}; not even one canvas of {layout.canvas_height}x{layout.canvas_width} fits: "
                               "use a smaller model or a GPU with more memory") from error  # fmt: skip
-        if self._limit is None:
+        with self._device.lock:
+            first = self._limit is None
+            self._limit = min(canvases // 2, self._limit or canvases // 2)  # another thread may have been here
+            self.close()
+        if first:
             warnings.warn(
                 f"{self._device.name}: {canvases} canvases do not fit into its memory; going on with "
                 f"{canvases // 2} at a time, or fewer",
                 stacklevel=2,
             )
-        with self._device.lock:
-            self._limit = canvases // 2
-            self.close()
 
     def close(self) -> None:
         """Free all memory but what submitted batches use; the next batch takes it again."""
@@ -321,16 +333,17 @@ class DeviceLoop:
 
     def _constant(self, rows: npt.NDArray[Any]) -> int:
         address = self._device.alloc(rows.nbytes)
-        host = self._device.pinned(rows.nbytes)
-        host[:] = np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
-        self._device.upload(address, host, self._device.compute)
+        self._device.upload(address, rows.view(np.uint8), self._device.compute)  # not pinned: it is waited for
         self._device.compute.synchronize()
         return address
 
     def _slot(self, size: int, memory: list[int]) -> Slot:
         device = self._device
-        memory.append(device.alloc(size))
-        return Slot(device.pinned(size), memory[-1], device.event(), device.event(), device.event())
+        # what a failure leaves is freed with it, but for `device`, which is taken last
+        slot = Slot(host=device.pinned(size), up=device.event(), done=device.event(), down=device.event(),
+                    device=device.alloc(size))  # fmt: skip
+        memory.append(slot.device)
+        return slot
 
     def _buffers(self, layout: Layout, height: int, width: int, canvases: int) -> Buffers:
         # by powers of two, so that neither one picture pays for the largest batch nor each count has its own
@@ -364,17 +377,16 @@ class DeviceLoop:
             return memory[-1]
 
         steps = self._table.steps
-        # step k begins at row k * canvases: one row and one t for each canvas
+        # step k begins at row k * canvases of `steps`: one for each canvas; its t at k * t_stride
         rows = np.repeat(np.array([gpu.step_row(s, clip_x0=self._clip) for s in steps], gpu.STEP), canvases)
-        t = np.repeat(np.array([s.t for s in steps], np.float32), canvases)
+        t_stride = round_up(4 * canvases, _ALIGN)
+        t = np.repeat(np.array([s.t for s in steps], np.float32), t_stride // 4)
         warm = np.repeat(np.array([gpu.warm_row(self._table)], gpu.STEP), canvases)
-        head = (
-            -(-(gpu.BATCH.itemsize + canvases * layout.pictures_per_canvas * gpu.PICTURE.itemsize) // _ALIGN) * _ALIGN
-        )
+        head = round_up(gpu.BATCH.itemsize + canvases * layout.pictures_per_canvas * gpu.PICTURE.itemsize, _ALIGN)
         buffers = Buffers(
             layout, height, width, canvases, x=alloc(4 * elements), x_p=alloc(elements), eps=alloc(4 * elements),
-            t=constant(t), steps=constant(rows), warm=constant(warm), head=alloc(head), head_size=head, slots=[],
-            memory=memory,
+            t=constant(t), t_stride=t_stride, steps=constant(rows), warm=constant(warm), head=alloc(head),
+            head_size=head, slots=[], memory=memory,
         )  # fmt: skip
         buffers.slots = [self._slot(buffers.slot_size, memory) for _ in range(2)]
         return buffers
@@ -407,22 +419,34 @@ class DeviceLoop:
 
     def _steps(self, b: Buffers, canvases: int) -> None:
         """All steps for so many canvases: as they are the first time, which warms everything up, then as a graph."""
-        device = self._device
-        b.runs[canvases] = b.runs.get(canvases, 0) + 1
-        if not self.graph or b.runs[canvases] == 1:
-            self._enqueue(b, canvases)
-            return
-        if canvases in b.graphs:
-            b.graphs[canvases] = b.graphs.pop(canvases)  # the last one used is the last one dropped
-        else:
+        if not self.graph or canvases not in b.graphs:
             keep = self._engine.prepare(canvases, b.layout.canvas_height, b.layout.canvas_width)
-            if len(b.graphs) >= MAX_GRAPHS:
-                device.compute.synchronize()
-                b.graphs.pop(next(iter(b.graphs)))[0].close()
+            # only what has itself run may be captured, and the engine may have dropped what ran before
+            ran = b.ran.pop(canvases, self) is keep  # the loop itself for nothing: `prepare` may give None
+            if not (ran and self.graph and self._capture(b, canvases, keep)):
+                self._enqueue(b, canvases)
+                if len(b.ran) >= MAX_GRAPHS:
+                    b.ran.pop(next(iter(b.ran)))
+                b.ran[canvases] = keep
+                return
+        b.graphs[canvases] = b.graphs.pop(canvases)  # the last one used is the last one dropped
+        b.graphs[canvases][0].launch(self._device.compute)
+
+    def _capture(self, b: Buffers, canvases: int, keep: object) -> bool:
+        """Whether the steps are a graph now; the loop goes on without graphs where they cannot be."""
+        device = self._device
+        if len(b.graphs) >= MAX_GRAPHS:
+            device.compute.synchronize()
+            b.graphs.pop(next(iter(b.graphs)))[0].close()
+        try:
             with device.capture(device.compute) as graph:
                 self._enqueue(b, canvases)
-            b.graphs[canvases] = graph, keep
-        b.graphs[canvases][0].launch(device.compute)
+        except Exception as e:  # of PyCUDA, too
+            self._graph = False
+            warnings.warn(f"{device.name}: capturing the loop failed ({e}); it goes on step by step", stacklevel=2)
+            return False
+        b.graphs[canvases] = graph, keep
+        return True
 
     def _enqueue(self, b: Buffers, canvases: int) -> None:
         device, layout, stream = self._device, b.layout, self._device.compute
@@ -443,7 +467,7 @@ class DeviceLoop:
         for k, _ in enumerate(self._table.steps):
             if layout.pictures_per_canvas > 1 or covered < area:
                 device.launch("zip_fill", canvases * area, b.x, row, b.head, stream=stream)
-            self._engine.enqueue(b.x, b.t + 4 * k * b.canvases, b.eps, canvases, stream.handle,
+            self._engine.enqueue(b.x, b.t + k * b.t_stride, b.eps, canvases, stream.handle,
                                  size=(layout.canvas_height, layout.canvas_width))  # fmt: skip
             step(b.eps, guides, b.steps + gpu.STEP.itemsize * k * b.canvases)
 
@@ -455,6 +479,9 @@ def _free(device: Device, buffers: Buffers) -> None:
         graph.close()
     for address in buffers.memory:
         device.free(address)
+    for slot in buffers.slots:
+        # pinned memory can be freed in here alone; outside, a traceback or a ticket may still hold the slot
+        vars(slot).clear()
 
 
 def _free_all(device: Device, sizes: dict[tuple[int, int, int], Buffers], tables: list[int]) -> None:
