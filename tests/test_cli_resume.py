@@ -99,6 +99,64 @@ def test_a_run_that_goes_on_gives_the_same_bits_though_pictures_share_canvases(p
     assert sorted(finished(out)) == sorted(full)
 
 
+@pytest.mark.parametrize("changed", [3, 6])
+def test_changed_pictures_are_finished_with_those_that_they_were_begun_with(purify, tmp_path, changed):
+    """Some of a batch or all of it: what was done of them before must not stand in the way."""
+    src, out = folder(tmp_path / "in", 6), tmp_path / "out"
+    options = ("-o", out, "--seed", 3, "--canvas", 32, "--batch", 6)
+    assert purify(src, *options) == 0
+    for i in range(changed):
+        picture(src / f"{i:03}.png", 100 + i)
+    assert purify(src, *options) == 0
+    full = contents(out)
+    forget(out, 6 + 1)
+    assert purify(src, *options) == 0
+    assert contents(out) == full
+    before, manifest = state(out), (out / MANIFEST).read_bytes()
+    assert purify(src, *options) == 0
+    assert state(out) == before and (out / MANIFEST).read_bytes() == manifest
+
+
+def test_an_output_that_is_gone_is_done_again_without_undoing_its_batch(purify, tmp_path, capsys):
+    src, out = folder(tmp_path / "in", 6), tmp_path / "out"
+    assert purify(src, "-o", out, "--batch", 6) == 0
+    picture(src / "001.png", 100)
+    assert purify(src, "-o", out, "--batch", 6) == 0
+    (out / "003.png").unlink()
+    for _ in range(2):
+        assert purify(src, "-o", out, "--batch", 6) == 0
+    assert "0 done, 6 already done" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("keep", [0, 2])
+def test_a_killed_overwrite_goes_on_without_it(purify, tmp_path, capsys, keep):
+    src, out = folder(tmp_path / "in", 4), tmp_path / "out"
+    assert purify(src, "-o", out, "--seed", 1) == 0
+    old = contents(out)
+    assert purify(src, "-o", out, "--seed", 2, "--batch", 2, "--overwrite") == 0
+    full = contents(out)
+    forget(out, keep)
+    for name in old.keys() - contents(out).keys():
+        (out / name).write_bytes(old[name])  # those of the first run, not yet replaced
+    assert purify(src, "-o", out, "--seed", 2, "--batch", 2) == 0
+    assert contents(out) == full
+    picture(src / "new.png", 9)
+    (out / "new.png").write_bytes(b"somebody's")
+    refused(capsys, purify(src, "-o", out, "--seed", 2), 2, "new.png is there and was not written by this run")
+
+
+def test_a_manifest_of_an_older_version_goes_on(purify, tmp_path):
+    src, out = folder(tmp_path / "in", 4), tmp_path / "out"
+    assert purify(src, "-o", out, "--seed", 1) == 0
+    full = contents(out)
+    forget(out, 2)
+    header, *lines = records(out)
+    del header["replaces"]
+    (out / MANIFEST).write_text("".join(json.dumps(r) + "\n" for r in (header, *lines)))
+    assert purify(src, "-o", out, "--seed", 1) == 0
+    assert contents(out) == full
+
+
 @pytest.mark.parametrize("tail", [b'{"done": "003.png", "sour', b"\0\0\0\0", b"{"])
 def test_a_torn_last_line_is_ignored(purify, tmp_path, tail):
     src = folder(tmp_path / "in", 5)

@@ -191,8 +191,7 @@ class Run:
         begun: dict[tuple[str, ...], list[Job]] = {}
         fresh = []
         for job in self.todo:
-            names = self._manifest.batch_of(job.name)
-            if names and not self._manifest.is_changed(job):
+            if names := self._manifest.batch_of(job.name):
                 begun.setdefault(tuple(names), []).append(job)
             else:
                 fresh.append(job)

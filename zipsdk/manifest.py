@@ -2,13 +2,14 @@
 
 ``OUT/.zipsdk-manifest.jsonl`` has one JSON object a line:
 
-    {"zipsdk_manifest": 1, "seed": ..., "settings": {...}}             first
-    {"batch": [names]}                                                 before a batch's first output is written
-    {"done": name, "source": ..., "size": ..., "mtime_ns": ...}        after an output has taken its name
+    {"zipsdk_manifest": 1, "seed": ..., "settings": {...}, "replaces": [names]}  first
+    {"batch": [names]}                                                           before its first output is written
+    {"done": name, "source": ..., "size": ..., "mtime_ns": ...}                  after an output has taken its name
 
 Names are outputs relative to OUT; sources are absolute, with links resolved. A batch is finished with the members that
 it was begun with, because pictures that share a canvas see each other a little: so a run that was killed gives the bits
-of one that was not.
+of one that was not. A batch undoes what was done of its names before: their pictures have changed since. What a run
+with --overwrite found in its way stands under "replaces", so that the run may be continued without.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Manifest:
         self.out, self._path = out, out / MANIFEST
         self._done: dict[str, tuple[str, int, int]] = {}  # of each output its picture: source, size, mtime_ns
         self._batch_of: dict[str, list[str]] = {}
+        self._replaces: set[str] = set()
         new = not self._path.exists()
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -69,12 +71,17 @@ class Manifest:
             header = None if overwrite else self._load()
             if header is not None:
                 self.seed = self._continue(header, settings, seed)
+            there = [j for j in jobs if os.path.lexists(out / j.name)]
             if not overwrite:
-                self._check_outputs([j for j in jobs if os.path.lexists(out / j.name)])
+                self._check_outputs(there)
+            self._forget_changed(jobs)
             if header is None:
                 self._file.truncate(0)
                 self.seed = secrets.randbits(64) if seed is None else seed
-                self._append({"zipsdk_manifest": 1, "seed": self.seed, "settings": dict(settings)})
+                replaces = [j.name for j in there]
+                self._append(
+                    {"zipsdk_manifest": 1, "seed": self.seed, "settings": dict(settings), "replaces": replaces}
+                )
         except BaseException:
             self._file.close()
             if new:  # a refusal leaves nothing behind
@@ -99,9 +106,12 @@ class Manifest:
         try:
             if header["zipsdk_manifest"] != 1 or not isinstance(header["settings"], dict):
                 raise ValueError
+            self._replaces = set(header.get("replaces", []))  # older runs did not note it
             for record in records[1:]:
                 if "batch" in record:
                     self._batch_of |= dict.fromkeys(record["batch"], record["batch"])
+                    for name in record["batch"]:
+                        self._done.pop(name, None)
                 else:
                     source = os.path.realpath(record["source"])  # older runs noted it as it was given
                     self._done[record["done"]] = (source, int(record["size"]), int(record["mtime_ns"]))
@@ -126,7 +136,7 @@ class Manifest:
 
     def _check_outputs(self, there: list[Job]) -> None:
         """Refuse jobs whose outputs are there and are none of theirs."""
-        ours = self._batch_of.keys() | self._done.keys()
+        ours = self._batch_of.keys() | self._done.keys() | self._replaces
         if foreign := [j.name for j in there if j.name not in ours]:
             raise InputError(
                 f"{self.out / foreign[0]} is there and was not written by this run"
@@ -147,26 +157,30 @@ class Manifest:
         """Whether the output was made from another picture."""
         return job.name in self._done and self._done[job.name][0] != os.path.realpath(job.source)
 
-    def is_done(self, job: Job) -> bool:
-        """Whether the output is there and was made from the picture as it is now."""
-        return job.name in self._done and not self.is_changed(job) and (self.out / job.name).exists()
+    def _forget_changed(self, jobs: Sequence[Job]) -> None:
+        """Pictures that have changed, or become others, begin anew."""
+        for job in jobs:
+            if job.name in self._done and (self._is_other(job) or self._is_changed(job)):
+                del self._done[job.name]
+                self._batch_of.pop(job.name, None)
 
-    def is_changed(self, job: Job) -> bool:
-        """Whether the output was made from a picture that has changed since, or from another one."""
+    def _is_changed(self, job: Job) -> bool:
         try:
-            return self._is_other(job) or (
-                job.name in self._done and self._done[job.name][1:] != fingerprint(job.source)
-            )
+            return self._done[job.name][1:] != fingerprint(job.source)
         except OSError:
             return True
 
+    def is_done(self, job: Job) -> bool:
+        """Whether the output is there and was made from the picture as it was when this run began."""
+        return job.name in self._done and (self.out / job.name).exists()
+
     def batch_of(self, name: str) -> list[str]:
-        """The batch in which an output was begun, [] where it was not."""
+        """The batch in which an output was begun, [] where it was not, or from a picture that has changed since."""
         return self._batch_of.get(name, [])
 
     def begin(self, names: list[str]) -> None:
-        """Note a batch before its outputs are written."""
-        if any(self._batch_of.get(n) != names for n in names):
+        """Note a batch before its outputs are written; not again where it was begun before and is finished now."""
+        if not any(self._batch_of.get(n) == names for n in names):
             self._append({"batch": names})
             self._batch_of |= dict.fromkeys(names, names)
 
