@@ -38,7 +38,8 @@ def test_a_second_run_does_nothing_and_a_changed_picture_is_done_again(purify, t
     assert state(out) == after
 
 
-def test_other_settings_are_refused_before_anything_is_written(purify, tmp_path, capsys):
+def test_other_settings_are_refused_before_anything_is_written(purify, model, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
     src = folder(tmp_path / "in", 2)
     out = tmp_path / "out"
     assert purify(src, "-o", out) == 0
@@ -49,9 +50,37 @@ def test_other_settings_are_refused_before_anything_is_written(purify, tmp_path,
     refused(capsys, purify(src, "-o", out, "--seed", 1), 2, "seed: ")
     refused(capsys, purify(src, "-o", out, "--format", "png"), 2, "--overwrite")
     refused(capsys, purify(src, "-o", out, steps=3), 2, "steps: ")
+    refused(capsys, purify(src, "-o", out, "--start", 400), 2, "start: ")
+    refused(capsys, purify(src, "-o", out, "--transforms", "blur4"), 2, "transforms: ")
+    refused(capsys, purify(src, "-o", out, "--transforms", "blur2+gray", "--combine", "joint"), 2, "combine: ")
+    refused(capsys, purify(src, "-o", out, "--eta", 0), 2, "eta: 1.0 then, 0.0 now")
+    refused(capsys, purify(src, "-o", out, "--canvas", 32), 2, "canvas: None then, 32 now")
+    other = tmp_path / "other.onnx"
+    proto = onnx.load(model)
+    proto.doc_string = "another file"
+    onnx.save(proto, other)
+    refused(capsys, main(["purify", str(src), "-o", str(out), "--model", str(other), "--steps", "2"]), 2, "model: ")
     assert state(out) == before and (out / MANIFEST).read_bytes() == manifest
     assert purify(src, "-o", out, "--lam", 2, "--overwrite") == 0
     assert names(out) == {"000.png", "001.png", "more.png"} and all(state(out)[n] != before[n] for n in before)
+
+
+def test_every_option_reaches_the_purifier(purify, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def watched(engine, transforms, **options):
+        assert transforms == "blur4"
+        assert options == {"lam": 3.0, "steps": 7, "eta": 0.5, "combine": "joint", "profile": "fast", "preset": "patch",
+                           "start": 350, "seed": 9, "canvas": 32}  # fmt: skip
+        raise Stop
+
+    monkeypatch.setattr("zipsdk.cli.Purifier", watched)
+    src = folder(tmp_path / "in", 1)
+    with pytest.raises(Stop):
+        purify(src, "-o", tmp_path / "out", "--transforms", "blur4", "--lam", 3, "--eta", 0.5, "--combine", "joint",
+               "--profile", "fast", "--preset", "patch", "--start", 350, "--seed", 9, "--canvas", 32,
+               steps=7)  # fmt: skip
 
 
 def test_without_a_seed_one_is_drawn_and_kept(purify, tmp_path):
