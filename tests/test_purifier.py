@@ -369,9 +369,9 @@ def test_not_an_engine():
 
 
 def test_import_is_light():
-    """No torch, no runtime, no drivers at import, and well under half a second."""
+    """No torch, no runtime, no drivers; bench/speed.py has the time."""
     code = (
-        "import sys, time; t = time.perf_counter(); import zipsdk; t = time.perf_counter() - t\n"
+        "import sys, zipsdk\n"
         "heavy = 'torch onnxruntime onnx tensorrt pycuda matplotlib skimage tqdm'.split()\n"
         "print(sorted(set(heavy) & set(sys.modules)))"
     )
