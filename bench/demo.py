@@ -29,6 +29,8 @@ SEED = 1
 PATCH = 9
 #: Blended (Chen et al. 2017): the whole picture mixed with a random pattern at this rate.
 BLEND = 0.2
+#: The long side with which the short one of each photograph is 64.
+SMALLEST = 96
 
 
 def photographs(side: int) -> dict[str, np.ndarray]:
@@ -70,7 +72,11 @@ def closeup(name: str, before: np.ndarray, after: np.ndarray, guide: Guide) -> I
 def restoration(pictures: dict[str, np.ndarray]) -> Image.Image:
     """Details of 64 x 64 pixels, without triggers: what blur 2 leaves, and what three ways make of it."""
     corners = {"astronaut": (30, 140), "chelsea": (60, 110), "coffee": (60, 90), "rocket": (170, 170)}
-    details = [pictures[name][y : y + 64, x : x + 64] for name, (y, x) in corners.items()]
+    details = []
+    for name, (top, left) in corners.items():
+        height, width = pictures[name].shape[:2]
+        y, x = min(top, height - 64), min(left, width - 64)  # of smaller photographs, the nearest there is
+        details.append(pictures[name][y : y + 64, x : x + 64])
     columns = [
         details,
         [blurred(x, 2) for x in details],
@@ -87,6 +93,8 @@ def main() -> None:
     p.add_argument("--side", type=int, default=384, help="long side of the photographs")
     p.add_argument("--profile", default="paper")
     args = p.parse_args()
+    if args.side < SMALLEST:
+        p.error(f"--side: got {args.side}, wanted at least {SMALLEST}: details of 64 x 64 pixels are shown")
 
     rng = np.random.default_rng(SEED)
     pictures = photographs(args.side)

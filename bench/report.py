@@ -133,7 +133,11 @@ def defence() -> str:
 def speed() -> str:
     record = read("speed")
     rounds = len(record["seconds_a_picture"]["whole"])
-    rows = [[c["claim"], c["wanted"], f"{c['got']:.3g}", "yes" if c["met"] else "**no**"] for c in record["claims"]]
+    verdict = {None: "-", True: "yes", False: "**no**"}
+    rows = [
+        [c["claim"], c["wanted"], "not measured" if c["got"] is None else f"{c['got']:.3g}", verdict[c["met"]]]
+        for c in record["claims"]
+    ]
     gains = "; ".join(f"{key} {g['measured']:.2f} (bound {g['bound']:.2f})" for key, g in record["gates"].items())
     return (
         f"Goals for speed ({record['model']}, {record['machine']['cores']} threads of "

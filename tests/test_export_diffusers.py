@@ -1,13 +1,16 @@
 """diffusers' UNet2DModel: names and configuration by hand, the numbers against diffusers where that is installed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 torch = pytest.importorskip("torch")
-save_file = pytest.importorskip("safetensors.torch").save_file
+safetensors = pytest.importorskip("safetensors.torch")
+load_file, save_file = safetensors.load_file, safetensors.save_file
 
 from export import checkpoint  # noqa: E402
+from export.from_diffusers import read_config  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 
@@ -24,6 +27,17 @@ DDPM_JSON = {
     "mid_block_scale_factor": 1, "norm_eps": 1e-06, "norm_num_groups": 4, "out_channels": 3, "sample_size": 16,
     "time_embedding_type": "positional", "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
 }  # fmt: skip
+#: Four heads, and no word on what has a default: that is diffusers', written out here.
+HEADS = replace(
+    DDPM,
+    num_head_channels=4,
+    embedding_order="cos_sin",
+    embedding_shift=0,
+    norm_eps=1e-5,
+    asymmetric_downsampling=False,
+)
+DEFAULTS = ("flip_sin_to_cos", "freq_shift", "norm_eps", "downsample_padding")
+HEADS_JSON = {k: v for k, v in DDPM_JSON.items() if k not in DEFAULTS} | {"attention_head_dim": 4}
 #: Copied from the listing of such a model's tensors.
 RESNETS = {
     "input_blocks.1.0": "down_blocks.0.resnets.0", "input_blocks.3.0": "down_blocks.1.resnets.0",
@@ -56,36 +70,68 @@ def diffusers_state(model, parts):
     for key, tensor in model.state_dict().items():
         module, _, leaf = key.rpartition(".")
         if module.endswith(".qkv"):
-            third = tensor.shape[0] // 3
-            for i, part in enumerate(parts[:3]):  # one head: q, k, v lie in turn
-                rows = tensor[i * third : (i + 1) * third]
-                state[f"{ATTENTIONS[module.removesuffix('.qkv')]}.{part}.{leaf}"] = rows.reshape(rows.shape[:2]).clone()
+            width = tensor.shape[0] // 3
+            head = model.config.num_head_channels or width
+            for i, part in enumerate(parts[:3]):  # here q, k, v of each head in turn, there all q, all k, all v
+                lies = [3 * head * (row // head) + head * i + row % head for row in range(width)]
+                rows = tensor[lies].reshape(width, -1) if leaf == "weight" else tensor[lies]
+                state[f"{ATTENTIONS[module.removesuffix('.qkv')]}.{part}.{leaf}"] = rows
         else:
             squeezed = tensor[:, :, 0] if module.endswith(".proj_out") and leaf == "weight" else tensor
             state[f"{names[module]}.{leaf}"] = squeezed.clone()
     return state
 
 
+def folder_of(config, config_json, folder):
+    torch.manual_seed(0)
+    model = UNet(config).eval().requires_grad_(False)
+    state = diffusers_state(model, ("to_q", "to_k", "to_v", "to_out.0"))
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config_json))
+    return folder, model
+
+
 @pytest.fixture
 def ddpm(tmp_path):
-    torch.manual_seed(0)
-    model = UNet(DDPM).eval().requires_grad_(False)
-    state = diffusers_state(model, ("to_q", "to_k", "to_v", "to_out.0"))
-    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(DDPM_JSON))
-    return tmp_path, model
+    return folder_of(DDPM, DDPM_JSON, tmp_path)
 
 
 @pytest.mark.parametrize("old_names", [False, True])
-def test_diffusers_folder(ddpm, old_names):
-    folder, model = ddpm
+@pytest.mark.parametrize(("config", "config_json"), [(DDPM, DDPM_JSON), (HEADS, HEADS_JSON)], ids=["ddpm", "heads"])
+def test_diffusers_folder(tmp_path, config, config_json, old_names):
+    folder, model = folder_of(config, config_json, tmp_path)
     if old_names:
         (folder / "diffusion_pytorch_model.safetensors").unlink()
         parts = ("query", "key", "value", "proj_attn")
         torch.save(diffusers_state(model, parts), folder / "diffusion_pytorch_model.bin")
     loaded, _ = checkpoint.load(folder)
-    assert loaded.config == DDPM
+    assert loaded.config == config
     assert torch.equal(loaded(X, T), model(X, T))
+
+
+def test_heads_of_diffusers_are_sorted_into_ours(tmp_path):
+    """The third of four heads has rows 8 to 11 of their q, k and v each."""
+    folder, _ = folder_of(HEADS, HEADS_JSON, tmp_path)
+    state = load_file(folder / "diffusion_pytorch_model.safetensors")
+    for i, part in enumerate(("to_q", "to_k", "to_v")):
+        state[f"mid_block.attentions.0.{part}.bias"] = torch.arange(16.0) + 100 * i
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")
+    bias = dict(checkpoint.load(folder)[0].named_parameters())["middle_block.1.qkv.bias"]
+    assert bias.reshape(4, 3, 4)[2].tolist() == [[8, 9, 10, 11], [108, 109, 110, 111], [208, 209, 210, 211]]
+
+
+def test_what_a_configuration_leaves_out_is_what_diffusers_would_take(tmp_path):
+    least = {
+        "sample_size": 64, "block_out_channels": [32, 64], "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(least))
+    assert read_config(tmp_path / "config.json") == UNetConfig(
+        image_size=64, model_channels=32, channel_mult=(1, 2), num_res_blocks=2, in_channels=3, out_channels=3,
+        attention_downsampling=(2,), num_head_channels=8, resblock_updown=False, use_scale_shift_norm=False,
+        embedding_order="cos_sin", embedding_shift=0, norm_groups=32, norm_eps=1e-5, asymmetric_downsampling=False,
+        prediction="epsilon", beta_start=1e-4, beta_end=0.02, timesteps=1000,
+    )  # fmt: skip
 
 
 def test_diffusers_strictness(ddpm):

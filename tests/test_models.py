@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import shutil
 import subprocess
@@ -36,6 +37,26 @@ def test_bundled_model_is_small_and_says_what_it_is(engine):
     assert spec.licence and spec.training_data and len(spec.source_sha256) == 64
     assert (path.parent / "zip-tiny.md").exists()  # its model card
     assert engine.info["providers"] == ["CPUExecutionProvider"]
+
+
+def test_the_bundled_model_is_what_the_export_makes_of_the_weights_in_the_repository(engine):
+    """Its spec names their hash, and it gives what they give, but for weights that are stored as float16."""
+    torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
+    from export import checkpoint
+
+    weights = ROOT / "export" / "zip-tiny.safetensors"
+    module, sha256 = checkpoint.load(weights)
+    assert engine.spec.source_sha256 == sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    config = module.config
+    assert (engine.spec.canvas, engine.spec.multiple) == (config.image_size, config.downsampling)
+    schedule = (engine.spec.beta_start, engine.spec.beta_end, engine.spec.timesteps)
+    assert schedule == (config.beta_start, config.beta_end, config.timesteps)
+    x = np.random.default_rng(0).standard_normal((3, 3, 32, 40)).astype(np.float32)
+    t = np.float32([950, 400, 0])
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(x), torch.from_numpy(t)).numpy()
+    off, size = (np.linalg.norm(a.reshape(3, -1), axis=1) for a in (engine(x, t) - wanted, wanted))
+    assert (off < 3e-4 * size).all()  # measured: 2e-6, 4e-5 and 1.4e-4
 
 
 def natural(n: int, side: int) -> np.ndarray:

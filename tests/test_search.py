@@ -11,6 +11,7 @@ pytest.importorskip("scipy")
 from bench import search
 from bench.blackbox import Classifier
 from bench.datasets import Dataset
+from zipsdk import parts
 from zipsdk.views import PARTS, SHOWN, VERSIONS
 
 
@@ -154,3 +155,27 @@ def test_norms_are_of_the_versions(rng):
 
     found = search.norms(by_corner, rng.integers(0, 256, (20, 32, 32, 3), np.uint8))
     assert list(found["parts"]) == list(PARTS) and np.shape(found["measured"]) == (2 * SHOWN + 1, 2)
+
+
+def test_norms_are_the_median_and_the_deviation_of_each_part(rng, monkeypatch):
+    """Of log-odds made by hand: a part after the other, the median first, the deviation from the upper half."""
+    of = 2 * SHOWN + 1
+    odds = np.arange(of) - 10 + rng.normal(size=(101, of)) ** 3 * np.linspace(0.1, 3, of)
+    asked = []
+
+    def made(scores):
+        asked.append(scores)
+        return odds
+
+    monkeypatch.setattr(search, "looks", lambda sent, classifier: {name: (name, classifier) for name in sent})
+    monkeypatch.setattr(search, "odds_of", made)
+    found = search.norms("the classifier", np.zeros((1, 32, 32, 3), np.uint8))
+    assert asked == [("clean", "the classifier")]
+    rows = np.sort(odds, axis=0)
+    wanted = [[rows[50, i], max(1.0, (rows[90, i] - rows[50, i]) / 1.2816)] for i in range(of)]
+    np.testing.assert_allclose(found["measured"], wanted, rtol=1e-12)
+    assert found["measured"] == np.transpose(parts.median_and_deviation(odds)).tolist()
+    assert {d == 1 for _, d in wanted} == {True, False}  # the least deviation counts for some, and not for all
+    detectors = search.detectors(odds)
+    np.testing.assert_allclose(detectors["as measured"].norms, wanted, rtol=1e-12)
+    assert detectors["bounded"].norms == parts.DecisivePart().learnt(odds).norms != detectors["as measured"].norms

@@ -154,3 +154,112 @@ def test_learning_rate_schedule():
     rate = [train.learning_rate(d, 1.0) for d in (0.0, 0.01, 0.02, 0.5, 0.6, 0.8, 1.0)]
     assert rate[0] < 0.1 and rate[1] < rate[2] == rate[3] == rate[4] == 1.0
     assert rate[5] == pytest.approx(0.5) and rate[6] == pytest.approx(0, abs=1e-9)
+
+
+def latest(folder):
+    return torch.load(folder / "run" / "latest.pt", weights_only=True)
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """Runs of a few steps whose losses cost nothing: what is done with them is the same."""
+    monkeypatch.setattr(train, "held_out_loss", lambda model, pictures: [1.0] * len(train.VISITED))
+    monkeypatch.setattr(train, "loss_fn", lambda model, x0, gamma: sum(p.square().sum() for p in model.parameters()))
+
+
+def test_a_run_that_is_done_takes_no_step_and_keeps_all_it_has(folder, cheap):
+    run(folder, 5, "--batch", "4")
+    first, log = latest(folder), (folder / "run" / "log.jsonl").read_text().splitlines()
+    assert first["step"] > 0 and first["optimizer"]["state"]
+    run(folder, first["samples"], "--batch", "4")
+    second = latest(folder)
+    assert (second["step"], second["samples"]) == (first["step"], first["samples"])
+    for part in ("model", "ema"):
+        assert first[part].keys() == second[part].keys()
+        assert all(torch.equal(first[part][k], second[part][k]) for k in first[part]), part
+    assert not all(torch.equal(first["model"][k], first["ema"][k]) for k in first["model"])
+    before, after = (s["optimizer"]["state"] for s in (first, second))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[i][k], after[i][k]) for i in before for k in ("step", "exp_avg", "exp_avg_sq"))
+    assert (folder / "run" / "log.jsonl").read_text().splitlines()[: len(log)] == log
+    # and it goes on counting: Adam's own steps too
+    run(folder, first["samples"] + 1, "--batch", "4")
+    third = latest(folder)
+    assert third["step"] == first["step"] + 1 and third["samples"] > first["samples"]
+    assert {float(s["step"]) for s in third["optimizer"]["state"].values()} == {first["step"] + 1}
+
+
+@pytest.mark.parametrize(("decay", "share"), [(0.999, 9 / 11), (0.1, 0.9)])
+def test_the_average_takes_its_share_of_one_step(folder, cheap, decay, share):
+    """1 - min(decay, (1 + step) / (10 + step)): young averages forget fast."""
+    run(folder, 0)
+    weights = folder / "given.safetensors"
+    (folder / "run" / "ema.safetensors").rename(weights)
+    (folder / "run" / "latest.pt").unlink()
+    before = checkpoint.load(weights, checkpoint.Flags())[0].state_dict()
+    run(folder, 1, "--init", str(weights), "--ema", str(decay), "--lr", "1", "--batch", "4")
+    after = latest(folder)
+    assert after["step"] == 1
+    moved = 0.0
+    for key, old in before.items():
+        new, average = after["model"][key], after["ema"][key]
+        torch.testing.assert_close(average, old + share * (new - old), rtol=0, atol=1e-6)
+        moved = max(moved, float((new - old).abs().max()))
+    # Adam's first step is the rate itself, here the very beginning of the warm-up, and a little weight decay
+    assert moved == pytest.approx(train.learning_rate(0, 1.0), rel=0.03)
+
+
+def test_gamma_of_the_command_is_the_loss_s(folder, cheap, monkeypatch):
+    seen = []
+
+    def loss(model, x0, gamma):
+        seen.append((gamma, x0.shape[0] * x0.shape[2] * x0.shape[3] // 1024))
+        return 0.0 * sum(p.sum() for p in model.parameters())
+
+    monkeypatch.setattr(train, "loss_fn", loss)
+    run(folder, 1, "--min-snr", "7")
+    (folder / "run" / "latest.pt").unlink()
+    run(folder, 1)
+    assert seen == [(7.0, 16), (20.0, 16)]
+
+
+@pytest.mark.parametrize("prediction", ["v", "epsilon"])
+def test_the_loss_weighs_the_drawn_steps_by_min_snr(prediction):
+    """An error of one everywhere leaves the mean of the weights: min(SNR, gamma) / (SNR + 1), or / SNR."""
+    x0 = torch.linspace(-1, 1, 64 * 3 * 64).reshape(64, 3, 8, 8)
+    drawn = []
+
+    class OffByOne(UNet):
+        def network(self, x, t):
+            drawn.append(t)
+            ab = self.alphas_cumprod[t][:, None, None, None]
+            eps = (x - ab.sqrt() * x0) / (1 - ab).sqrt()
+            return 1 + (ab.sqrt() * eps - (1 - ab).sqrt() * x0 if prediction == "v" else eps)
+
+    model = OffByOne(
+        UNetConfig(image_size=8, model_channels=8, channel_mult=(1,), norm_groups=8, prediction=prediction)
+    )
+    betas = np.linspace(1e-4, 0.02, 1000)
+    ab = np.cumprod(1 - betas)
+    for gamma in (5.0, 20.0):
+        torch.manual_seed(3)
+        loss = float(train.loss_fn(model, x0, gamma))
+        snr = (ab / (1 - ab))[drawn[-1].numpy()]
+        assert (snr > gamma).sum() > 5 and (snr < gamma).sum() > 5
+        wanted = np.minimum(snr, gamma) / (snr + 1 if prediction == "v" else snr)
+        assert loss == pytest.approx(wanted.mean(), rel=2e-3)
+
+
+def test_half_of_the_steps_are_uniform_and_half_fall_as_one_over_the_root():
+    torch.manual_seed(0)
+    t = train.draw_steps(40_000, 1000, torch.device("cpu"))
+    assert t.dtype == torch.int64 and int(t.min()) == 0 and int(t.max()) == 999
+    for s in (0.01, 0.05, 0.25, 0.5, 0.75, 0.9):
+        # the integrals of 1 and of 1 / (2 sqrt(s)), half of each
+        assert float((t < 1000 * s).float().mean()) == pytest.approx(0.5 * s + 0.5 * s**0.5, abs=0.01)
+    # stratified: the i-th of n lies in the i-th of n equal parts, or in that part's square
+    parts = torch.arange(16)
+    for _ in range(50):
+        t = train.draw_steps(16, 1000, torch.device("cpu")) / 1000
+        low, high = parts / 16, (parts + 1) / 16
+        assert bool((((t >= low - 1e-3) & (t <= high)) | ((t >= low**2 - 1e-3) & (t <= high**2))).all())

@@ -1,0 +1,124 @@
+"""`python -m export`: what its options do to the export, seen by what is handed on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
+pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'zipsdk[export]'")
+
+from export import __main__ as command
+from export import checkpoint
+from export.unet import UNet, UNetConfig
+
+CONFIG = UNetConfig(image_size=64, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
+                    beta_start=2e-4, beta_end=0.03, timesteps=500)  # fmt: skip
+
+
+@pytest.fixture
+def handed(monkeypatch, tmp_path):
+    """``handed(words...)``: runs the command on fakes and gives what the loader and the exporter got."""
+    got = {}
+    config = [CONFIG]
+
+    def load(path, flags):
+        got.update(checkpoint=path, flags=flags)
+        return UNet(config[0]), "ab" * 32
+
+    def export_onnx(model, spec, path, precision="fp32", **options):
+        got.update(spec=spec, path=path, precision=precision, options=options)
+        parity = {"relative_error": {"0": 0.0}, "tolerance": 1.0, "got": ""}
+        return {"parameters": 0, "tensors": 0, "parity": parity}
+
+    monkeypatch.setattr(command.checkpoint, "load", load)
+    monkeypatch.setattr(command, "export_onnx", export_onnx)
+
+    def run(*words, config_=CONFIG):
+        config[0] = config_
+        assert command.main([str(tmp_path / "runs" / "best.pt"), "-o", str(tmp_path / "out"), *words]) == 0
+        return got
+
+    return run
+
+
+def test_the_defaults_of_the_command_are_those_of_the_parts(handed, tmp_path):
+    got = handed()
+    assert got["checkpoint"] == tmp_path / "runs" / "best.pt" and got["path"] == tmp_path / "out" / "best.onnx"
+    assert got["flags"] == checkpoint.Flags()
+    assert (got["precision"], got["options"]) == ("fp32", {"opset": 21, "store": "same", "norm": "group"})
+    spec = got["spec"]
+    assert (spec.name, spec.canvas, spec.multiple, spec.min_side, spec.max_side) == ("best", 64, 2, 32, 512)
+    assert (spec.beta_start, spec.beta_end, spec.timesteps) == (2e-4, 0.03, 500)
+    assert (spec.transforms, spec.lam, spec.licence, spec.training_data) == (("blur2", "gray"), 10.0, "", "")
+    assert spec.source_sha256 == "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--store-fp16"], {"opset": 21, "store": "fp16", "norm": "group"}),
+        (["--norm", "instance"], {"opset": 21, "store": "same", "norm": "instance"}),
+        (["--opset", "22"], {"opset": 22, "store": "same", "norm": "group"}),
+        (["--opset", "23", "--norm", "instance", "--store-fp16"], {"opset": 23, "store": "fp16", "norm": "instance"}),
+    ],
+)
+def test_the_form_of_the_file_is_handed_on(handed, words, wanted, capsys):
+    assert handed(*words)["options"] == wanted
+    assert f"opset {wanted['opset']}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("precision", "file"), [("fp32", "best.onnx"), ("fp16", "best-fp16.onnx"), ("bf16", "best-bf16.onnx")]
+)
+def test_the_precision_is_in_the_name_of_the_file(handed, precision, file):
+    got = handed("--precision", precision)
+    assert (got["precision"], got["path"].name, got["spec"].name) == (precision, file, "best")
+    assert handed("--precision", precision, "--name", "x")["path"].name == file.replace("best", "x")
+
+
+def test_what_shapes_cannot_tell_is_handed_on(handed):
+    """Each flag alone, so that none takes another's place."""
+    for flag, field, value in (
+        ("--image-size", "image_size", 128), ("--head-channels", "head_channels", 32),
+        ("--norm-groups", "norm_groups", 8), ("--attention-order", "attention_order", "new"),
+        ("--timesteps", "timesteps", 4000), ("--beta-start", "beta_start", 3e-4), ("--beta-end", "beta_end", 0.01),
+    ):  # fmt: skip
+        got = handed(flag, str(value))["flags"]
+        assert got == checkpoint.Flags(**{field: value}) != checkpoint.Flags(), flag
+
+
+def test_what_the_file_says_of_the_model_is_handed_on(handed):
+    got = handed("--min-side", "16", "--max-side", "128", "--transforms", "blur4", "gray", "--lam", "2",
+                 "--licence", "MIT", "--training-data", "noise")["spec"]  # fmt: skip
+    assert (got.min_side, got.max_side, got.transforms, got.lam) == (16, 128, ("blur4", "gray"), 2.0)
+    assert (got.licence, got.training_data) == ("MIT", "noise")
+
+
+def test_with_attention_the_canvas_is_the_only_size(handed):
+    attention = UNetConfig(image_size=64, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
+                           attention_downsampling=(2,), num_head_channels=4)  # fmt: skip
+    spec = handed(config_=attention)["spec"]
+    assert (spec.min_side, spec.canvas, spec.max_side, spec.flexible) == (64, 64, 64, False)
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "name"),
+    [
+        ("models/256x256_diffusion_uncond.pt", False, "256x256_diffusion_uncond"),
+        ("runs/zip-tiny/ema.safetensors", False, "zip-tiny"),
+        ("ddpm-cifar10-32/diffusion_pytorch_model.bin", False, "ddpm-cifar10-32"),
+        ("ddpm-cifar10-32", True, "ddpm-cifar10-32"),
+        ("adm-v1.2", True, "adm-v1.2"),
+        ("models/adm-v1.2.pt", False, "adm-v1.2"),
+        (".", True, "here"),
+    ],
+)
+def test_the_default_name(tmp_path, monkeypatch, path, folder, name):
+    here = tmp_path / "here"
+    (here / path).mkdir(parents=True) if folder else (here / path).parent.mkdir(parents=True)
+    if not folder:
+        (here / path).touch()
+    monkeypatch.chdir(here)
+    assert command.default_name(Path(path)) == name == command.default_name(here / path)

@@ -1,0 +1,72 @@
+"""What the pages say was measured is what the records say: a number that was typed, or a page that was not drawn again
+(``python -m bench.report``), shows here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench import report
+from bench.record import RESULTS
+
+
+def measured(*path):
+    """What stands between the two marks of a page, which every page has once."""
+    _, rest = report.ROOT.joinpath(*path).read_text().split(report.START)
+    block, _ = rest.split(report.END)
+    return block.strip("\n")
+
+
+@pytest.mark.parametrize("name", ["speed", "restoration", "cost", "neighbours", "seams", "kernels"])
+def test_the_readme_has_each_part_as_it_is_drawn_from_its_record(name):
+    part = getattr(report, name)()
+    assert len(part) > 100
+    assert f"\n\n{part}\n" in f"{measured('README.md')}\n"
+
+
+def test_the_card_of_the_bundled_model_has_the_losses_of_its_log():
+    log = [json.loads(line) for line in (RESULTS / "zip-tiny-training.jsonl").read_text().splitlines()]
+    assert measured("zipsdk", "models", "zip-tiny.md") == report.losses(log)
+
+
+def test_the_readme_and_the_pages_of_the_defence_are_drawn_from_their_records():
+    for package in ("torch", "scipy", "matplotlib"):
+        pytest.importorskip(package)
+    block = measured("README.md")
+    parts = ("defence", "speed", "restoration", "cost", "neighbours", "seams", "kernels")
+    assert block == "\n\n".join(getattr(report, name)() for name in parts)
+    assert measured("docs", "defaults.md") == report.search()
+
+
+def test_only_what_is_between_the_marks_is_replaced(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
+    report.replace(page, "new\n\nlines")
+    assert page.read_text() == f"before\n{report.START}\nnew\n\nlines\n{report.END}\nafter\n"
+    report.replace(page, "x")
+    assert page.read_text() == f"before\n{report.START}\nx\n{report.END}\nafter\n"
+
+
+def test_losses_are_those_of_the_last_line():
+    steps = list(range(0, 1000, 50))
+    log = [{"samples": n, "steps": steps, "held_out:a": [t * n / 1e6 for t in steps]} for n in (1000, 2000)]
+    lines = report.losses(log).splitlines()
+    assert lines[0] == "| after 2,000 samples, t = | 0 | 50 | 100 | 150 | 200 | 300 | 400 | 600 | 800 | 950 |"
+    assert lines[2] == "| a | 0 | 0.1 | 0.2 | 0.3 | 0.4 | 0.6 | 0.8 | 1.2 | 1.6 | 1.9 |" and len(lines) == 3
+
+
+def test_the_page_of_results_is_drawn_from_its_records(monkeypatch, tmp_path):
+    for package in ("torch", "scipy"):
+        pytest.importorskip(package)
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    from bench import results_page, results_plot
+
+    monkeypatch.setattr(results_plot, "DOCS", tmp_path)
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: path.touch())
+    sections = [results_page.section(dataset, content) for dataset, content in results_page.records()]
+    page = (report.ROOT / "docs" / "results.md").read_text()
+    assert page.split(report.START)[1].strip("\n") == "\n\n".join(sections)
+    assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in (report.ROOT / "docs").iterdir()}
