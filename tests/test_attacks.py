@@ -354,7 +354,7 @@ def test_rates_leave_the_target_class_out():
     clean = np.array([0, 1, 1, 1, 2])
     triggered = np.array([0, 0, 0, 1, 0])
     r = evaluation.rates(labels, clean, triggered, target=0)
-    assert r == {"CA": (4, 5), "ASR": (2, 3), "PA": (3, 5), "PA others": (1, 3)}
+    assert r == {"CA": (4, 5, 1.0), "ASR": (2, 3, 1.0), "PA": (3, 5, 1.0), "PA others": (1, 3, 1.0)}
     assert r["ASR"].percent == pytest.approx(200 / 3)
     assert np.isnan(evaluation.rates([0], [0], [0], 0)["ASR"].percent)
     with pytest.raises(InputError):
