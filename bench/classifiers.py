@@ -104,8 +104,8 @@ def ingredients(training: Poisoned, how: Recipe) -> dict[str, Any]:
 
     The device and the number of threads are left out, so that a checkpoint may go from one machine to another. They
     change roundings: a training done elsewhere ends near this one, but not on it. Whether it is in bfloat16 stays in,
-    so a machine that is slow at that trains its own. SGD is not named: checkpoints from
-    when there was no other optimizer stay what they were.
+    so a machine that is slow at that trains its own. SGD is not named: checkpoints from when there was no other
+    optimizer stay what they were.
     """
     recipe = {name: value for name, value in asdict(how).items() if (name, value) != ("optimizer", "sgd")}
     return {

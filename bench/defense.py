@@ -124,10 +124,10 @@ class Bench:
         from bench.baselines import mae
         from bench.baselines.bdmae import BDMAE
 
-        if self.args.mae != "small":
-            return BDMAE(mae.vit_mae(self.args.mae, self.args.device))
+        a = self.args
+        if a.mae != "small":
+            return BDMAE(mae.vit_mae(a.mae, a.device))
         with tqdm(unit="epoch", desc="training BDMAE's autoencoder", leave=False) as bar:
-            a = self.args
             how = mae.Recipe(mirror=a.dataset not in classifiers.NOT_MIRRORED, bf16=classifiers.fast_bf16(a.device))
             restorer = mae.train(self.train.pictures, how, cache=a.cache, device=a.device,
                                  progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip

@@ -179,9 +179,9 @@ def again(dataset: str) -> str:
     commands = "\n".join(_commands(content))
     return (
         "### Once more, with other pictures, triggers and networks\n\n"
-        "Another draw of the test pictures (a fifth are the same on CIFAR-10 and half on GTSRB, many of whose classes "
-        "have hardly more), of the triggers and of who is poisoned, and networks trained from another seed; the "
-        "settings as they were. Taken once.\n\n"
+        "Another draw of the test pictures (some are the same by chance; on signs many, for lack of others), "
+        "of the triggers and of who is poisoned, and networks trained from another seed; the settings as they were. "
+        "Taken once.\n\n"
         f"{commands}\n\n" + table_of(content, dataset, "agnostic").split("\n\n", 1)[1]
     )
 

@@ -1,8 +1,8 @@
 """Masked autoencoders: they see a part of a picture's tokens and restore the others (He et al. 2022, arXiv:2111.06377).
 
-    vit_mae("folder")        ViT-MAE with a user's weights, as `transformers` keeps them
-    random_vit_mae()         the ViT-MAE-base architecture with random weights: its cost, not its quality
-    train(pictures)          a small one of our own, trained on pictures like those that it is to restore
+    vit_mae("folder")           ViT-MAE with a user's weights, as `transformers` keeps them
+    random_vit_mae()            the ViT-MAE-base architecture with random weights: its cost, not its quality
+    train(pictures, Recipe())   a small one of our own, trained on pictures like those that it is to restore
 
 ViT-MAE sees 224 x 224 pixels as 14 x 14 tokens. Ours sees pictures at their own side as 16 x 16 tokens, and is a
 convolutional network in the shape of a U: after 75 s on one CPU core a small vision transformer on the same tokens of
@@ -142,7 +142,7 @@ def ingredients(pictures: U8, how: Recipe) -> dict[str, Any]:
 
 def train(
     pictures: U8,
-    how: Recipe | None = None,
+    how: Recipe,
     *,
     cache: Path | None = None,
     device: str = "cpu",
@@ -154,7 +154,7 @@ def train(
 
     Args:
         pictures: uint8 (N, S, S, 3), S a multiple of the recipe's grid.
-        how: the standard recipe if None.
+        how: for signs without mirroring, see `classifiers.NOT_MIRRORED`.
         cache: as for `classifiers.train`; the checkpoints lie beside the classifiers.
         device: "cpu" or "cuda".
         progress: called with the epochs done and the root mean square error of hidden pixels in the last one.
@@ -163,7 +163,6 @@ def train(
         InputError: pictures that do not fit.
         ModelError: the checkpoint in the cache cannot be used.
     """
-    how = how or Recipe(bf16=classifiers.fast_bf16(device))
     side = pictures.shape[1] if pictures.ndim == 4 else 0
     if (
         pictures.dtype != np.uint8
