@@ -216,8 +216,8 @@ def evaluate(
 
     Returns:
         "CA", "ASR", "PA", "PA others" as [hits, of] (see `rates`), with the design effect as a third where pictures
-        are frames of tracks; under "clean classifier" the same of the
-        classifier without a backdoor, whose "ASR" is how often it takes treated pictures for the target by mistake.
+        are frames of tracks; under "clean classifier" the same of the classifier without a backdoor behind the same
+        defence, whose "ASR" is how often it takes treated pictures for the target by mistake.
         Where the defence decides by itself what to treat, "flagged" and "flagged triggered" as [hits, of].
     """
     sent = (scene.data.pictures, scene.triggered)
@@ -228,8 +228,10 @@ def evaluate(
         return row
     treated = [store.treat(defence, pictures, seed, scene.classifier, progress) for pictures in sent]
     row = _counts(scene, *(scene.classifier(pictures).argmax(1) for pictures in treated))
-    if scene.clean_classifier is not None and not defence.asks:
-        row["clean classifier"] = _counts(scene, *(scene.clean_classifier(pictures).argmax(1) for pictures in treated))
+    if (clean := scene.clean_classifier) is not None:
+        if defence.asks:  # then its pictures depend on who is asked
+            treated = [store.treat(defence, pictures, seed, clean) for pictures in sent]
+        row["clean classifier"] = _counts(scene, *(clean(pictures).argmax(1) for pictures in treated))
     return row
 
 
