@@ -66,7 +66,6 @@ def test_the_page_of_results_is_drawn_from_its_records(monkeypatch, tmp_path):
 
     monkeypatch.setattr(results_plot, "DOCS", tmp_path)
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: path.touch())
-    sections = [results_page.section(dataset, content) for dataset, content in results_page.records()]
     page = (report.ROOT / "docs" / "results.md").read_text()
-    assert page.split(report.START)[1].strip("\n") == "\n\n".join(sections)
+    assert page.split(report.START)[1].strip("\n") == results_page.measured()
     assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in (report.ROOT / "docs").iterdir()}

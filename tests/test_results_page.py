@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from bench import results_groups, results_page, results_plot
+from bench import results_groups, results_marks, results_page, results_plot
 from bench.baselines.guarded import Guarded
 
 
@@ -21,23 +21,29 @@ def test_rows_with_other_triggers_or_targets_are_no_seeds_of_one():
     assert [r["seed"] for r in group.rows] == [0, 1]
 
 
-def test_marks_say_what_is_met_and_what_is_not():
-    def row(attack, line, ca, asr, pa, seen=500):
-        rates = {"CA": [ca, 1000], "ASR": [asr, 900], "PA": [pa, 1000], "PA others": [pa, 1000]}
-        clean = {"clean classifier": {**rates, "PA": [seen, 1000]}} if line == "none" else {}
-        return {"attack": attack, "trigger name": attack, "defence": line, "name": line.upper(), "seed": 0, "run": "r",
-                "data": "d", "triggers": "t", "target": 1, "classifiers": "c", "defences": line,
-                **rates, **clean}  # fmt: skip
+def counted(attack, line, ca, asr, pa, seen=500):
+    """A row of 1,000 pictures."""
+    rates = {"CA": [ca, 1000], "ASR": [asr, 900], "PA": [pa, 1000], "PA others": [pa, 1000]}
+    clean = {"clean classifier": {**rates, "PA": [seen, 1000]}} if line == "none" else {}
+    return {"attack": attack, "trigger name": attack, "defence": line, "name": line.upper(), "seed": 0, "run": "r",
+            "data": "d", "triggers": "t", "target": 1, "classifiers": "c", "defences": line,
+            **rates, **clean}  # fmt: skip
 
+
+def content_of(*rows):
+    return {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}}
+
+
+def test_marks_say_what_is_met_and_what_is_not():
     rows = [
-        row("badnets", "none", 900, 900, 100), row("badnets", "guard profile=fast", 860, 45, 810),
-        row("badnets", "shrinkpad", 700, 90, 600), row("badnets", "blur", 700, 90, 805),
-        row("badnets", "sampdetox", 700, 90, 830),
-        row("white", "none", 900, 900, 100), row("white", "guard profile=fast", 859, 181, 808),
-        row("white", "blur", 700, 90, 808),
-        row("redundant", "none", 900, 900, 100), row("redundant", "guard profile=fast", 900, 900, 100),
+        counted("badnets", "none", 900, 900, 100), counted("badnets", "guard profile=fast", 860, 45, 810),
+        counted("badnets", "shrinkpad", 700, 90, 600), counted("badnets", "blur", 700, 90, 805),
+        counted("badnets", "sampdetox", 700, 90, 830),
+        counted("white", "none", 900, 900, 100), counted("white", "guard profile=fast", 859, 181, 808),
+        counted("white", "blur", 700, 90, 808),
+        counted("redundant", "none", 900, 900, 100), counted("redundant", "guard profile=fast", 900, 900, 100),
     ]  # fmt: skip
-    page = results_page.marks_of({"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}})
+    page = results_marks.marks_of(content_of(*rows))
     lines = [line for line in page.splitlines() if line.startswith("| ")][2:]
     assert [line.split(" | ")[1:] for line in lines] == [
         ["5.0 (at most 5.0)", "86.0 (at least 86.0)", "81.0 (at least 81.0)", "81.0 (above 80.5): BLUR",
@@ -45,7 +51,24 @@ def test_marks_say_what_is_met_and_what_is_not():
         ["20.1 (at most 20.0: **no**)", "85.9 (at least 86.0: **no**)", "80.8 (at least 80.9: **no**)",
          "80.8 (above 80.8: **no**): BLUR", "", "50.0 |"],
     ]  # fmt: skip
-    assert results_page.marks_of({"rows": {}, "runs": {}}) == ""
+    assert results_marks.marks_of(content_of()) == ""
+
+
+def test_zip_is_set_beside_all_its_rivals_that_were_measured():
+    rows = [
+        counted("badnets", "zip-paper", 800, 10, 760), {**counted("badnets", "zip-paper", 800, 10, 780), "seed": 1},
+        counted("badnets", "blur", 700, 90, 610), counted("badnets", "diffpure", 700, 90, 705),
+        counted("badnets", "bdmae", 700, 90, 790), counted("badnets", "guard profile=fast", 800, 9, 801),
+        counted("blended", "zip-paper", 800, 10, 600), counted("blended", "shrinkpad", 700, 90, 625),
+        counted("physicalba", "zip-paper", 800, 10, 600), counted("white", "zip-paper", 800, 10, 600),
+    ]  # fmt: skip
+    # of other pictures, and no rival of theirs
+    rows.append({**counted("badnets", "ddnm", 0, 0, 0), **{name: [90, 100] for name in ("CA", "ASR", "PA")}})
+    assert results_marks.ahead_of(content_of(*rows)) == [
+        ["badnets", "77.0", "DIFFPURE 70.5, BLUR 61.0", "+6.5", "", "80.1", "79.0", ""],
+        ["blended", "60.0", "SHRINKPAD 62.5", "-2.5", "", "", "", ""],
+        ["physicalba", "60.0", "", "", "", "", "", ""],
+    ]
 
 
 def test_a_row_of_an_earlier_rule_of_the_guard_says_so():
