@@ -3,12 +3,13 @@
     python bench/defense.py table1 --dataset cifar10 --data FOLDER
     python bench/defense.py quick --dataset cifar10 --data FOLDER       one attack, 200 pictures, all defences
     python bench/defense.py cost --dataset cifar10 --data FOLDER        ms a picture of each defence
-    python bench/defense.py table1 --classifier mine.onnx --dataset mine --side 64 --data FOLDER
+    python bench/defense.py table1 --classifier mine.onnx --dataset mine --side 64 --data FOLDER --results FOLDER
 
 Trains the poisoned classifiers or loads them from the cache, treats clean and triggered test pictures with each
 defence, asks the classifier, and adds the rows to bench/results/defense-DATASET.json. Whatever was done before is not
 done again: a row that is in the record, a picture that was treated, a classifier that was trained. A stopped run goes
-on where it was. `python -m bench.results_page` draws docs/results.md from the records.
+on where it was. In the end the tables, with plots and a sheet of pictures, are drawn: FOLDER/results.md, or
+docs/results.md without --results.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 import zipsdk
-from bench import attacks, blackbox, classifiers, datasets, record, tables
+from bench import attacks, blackbox, classifiers, datasets, record, results_page, results_sheet, tables
 from bench.baselines import Defence
 from bench.baselines.guarded import Guarded
 from bench.blackbox import Classifier
@@ -257,29 +258,18 @@ def measure_cost(bench: Bench, rows: Rows, lines: list[str], repeats: int = 5) -
     rows.write()
 
 
-def sheet(bench: Bench, rows: int = 8) -> Path:
-    """A page of pictures: clean, with the trigger, blurred, purified, and the difference to the clean one times 8."""
-    from zipsdk.sheet import contact_sheet, transformed
-    from zipsdk.transforms import Guide, parse
+def sheet(bench: Bench, path: Path) -> None:
+    """What ZIP with the paper's settings makes of test pictures with each trigger; most are in the store."""
+
+    def treat(name: str, pictures: np.ndarray) -> np.ndarray:
+        return bench.store.treat(bench.workshop.make("zip-paper", name), pictures, 0)
 
     a = bench.args
-    names = a.attacks or tables.PAPER_ATTACKS
-    lines = []
-    apart = max(1, len(bench.test) // max(rows, len(names)))  # they stand class by class
-    for i, name in enumerate(names):
-        paper = tables.preset(a.dataset, name)
-        guide = Guide(parse(paper["transforms"]))  # type: ignore[arg-type]
-        picked = bench.test.pictures[i * apart :: len(names) * apart][: max(1, rows // len(names))]
-        triggered = bench.attack(name).apply(picked)
-        treated = bench.store.treat(bench.workshop.make("zip-paper", name), triggered, 0)
-        for x, bad, good in zip(picked, triggered, treated, strict=True):
-            away = np.clip(128 + 8 * (good.astype(int) - x), 0, 255).astype(np.uint8)
-            lines.append([x, bad, transformed(guide, bad), good, away])
-    a.results.mkdir(parents=True, exist_ok=True)
-    path = a.results / f"defense-{a.dataset}-pictures.png"
-    page = contact_sheet(lines, ("clean", "with trigger", "transformed", "purified", "(purified - clean) x 8 + 128"))
-    page.save(path)
-    return path
+    triggers = {name: bench.attack(name) for name in a.attacks or tables.PAPER_ATTACKS}
+    transforms = {name: str(tables.preset(a.dataset, name)["transforms"]) for name in triggers}
+    return results_sheet.draw(
+        results_sheet.place(a.results, a.dataset), bench.test.pictures, triggers, transforms, treat
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -325,17 +315,18 @@ def main(words: list[str] | None = None) -> None:
     a.seeds = a.seeds or (1 if a.quick or a.table == "quick" else SEEDS)
     try:
         bench = Bench(a, Store(classifiers.cache_folder(a.cache).parent / "treated.sqlite"))
-        if a.table == "sheet":
-            print(sheet(bench))
-            return
         rows = Rows(f"defense-{a.dataset}", a.results)
-        table = tables.TABLES["quick" if a.table == "cost" else a.table]
+        table = tables.TABLES.get(a.table, tables.TABLES["quick"])
         if a.table == "cost":
             measure_cost(bench, rows, a.defence or list(table.defences))
-            return
-        if a.quick and not a.attacks:
-            a.attacks = list(table.attacks[:1])
-        print(summary(rows, run_table(bench, rows, table)))
+        elif a.table != "sheet":
+            if a.quick and not a.attacks:
+                a.attacks = list(table.attacks[:1])
+            print(summary(rows, run_table(bench, rows, table)))
+        pictures = results_sheet.place(a.results, a.dataset)
+        if a.table == "sheet" or not pictures.exists():
+            sheet(bench, pictures)
+        print(*filter(None, (pictures, results_page.draw(a.results))), sep="\n")
     except ZipError as e:
         p.exit(1, f"error: {e}\n")
     except KeyboardInterrupt:

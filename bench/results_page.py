@@ -1,6 +1,7 @@
-"""docs/results.md and its plots, drawn from the records of bench/defense.py; no number is typed.
+"""A page of results and its plots, drawn from the records of bench/defense.py; no number is typed.
 
-    python -m bench.results_page
+    python -m bench.results_page                       docs/results.md, from bench/results
+    python -m bench.results_page --results FOLDER      FOLDER/results.md, from the records in FOLDER
 
 Each cell is a mean over the seeds of the purification; after it stand the standard deviation over the seeds, where
 there are several, and Wilson's 95% interval for the number of *pictures*: more seeds do not make it narrower.
@@ -9,31 +10,44 @@ there are several, and Wilson's 95% interval for the number of *pictures*: more 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from bench import paper, record, tables
+from bench import paper, record, results_sheet, tables
 from bench.baselines.guarded import Guarded
 from bench.evaluation import Rate
 from bench.report import table
 from bench.results_groups import SHORT, Group, groups
 from bench.results_marks import ahead_of, marks_of
-from bench.results_plot import DOCS, curve, dots
+from bench.results_plot import curve, dots
+from zipsdk.files import write_atomically
 
-DATASETS = ("cifar10", "gtsrb", "imagenette")
+START = "<!-- measured -->"
+#: Above it, where a folder has no page yet.
+HEAD = """# Results
+
+In percent, with Wilson's 95% intervals. CA: clean pictures that are recognised behind the defence. ASR: pictures with
+the trigger that are taken for the attacker's class, those that are of it left out. PA: pictures with the trigger that
+are recognised for what they are. docs/results.md of zipsdk says more of how to read these tables.
+
+"""
+DOCS = Path(__file__).parent.parent / "docs"
+#: The paper's data sets come first.
 TITLES = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB", "imagenette": "Imagenette"}
 #: Tables that are drawn, over what.
 CURVES = {"lambda": "lam", "evaluations": "evaluations", "guarded": "evaluations"}
 
 
-def records() -> Iterator[tuple[str, dict[str, Any]]]:
+def records(results: Path = record.RESULTS) -> Iterator[tuple[str, dict[str, Any]]]:
     """The data sets that have a record with rows, and these."""
-    for dataset in DATASETS:
-        if (record.RESULTS / f"defense-{dataset}.json").is_file():
-            content = record.read(f"defense-{dataset}")
-            if content["rows"]:
-                yield dataset, content
+    there = [path.stem.removeprefix("defense-") for path in sorted(results.glob("defense-*.json"))]
+    for dataset in sorted(there, key=lambda name: (*TITLES, name).index(name)):
+        content = record.read(f"defense-{dataset}", results)
+        if content["rows"]:
+            yield dataset, content
 
 
 def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
@@ -45,7 +59,6 @@ def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
         return ""
     # what stands beside them is of no more pictures than they
     found = groups(content, wanted.attacks, wanted.defences, max(g.first["CA"][1] for g in own))
-    guarded = any("flagged" in g.first for g in found)
     for g in found:
         theirs = paper.figures(dataset, g.first["attack"], g.first["defence"])
         printed = "" if theirs is None else " / ".join("-" if v is None else f"{v:.1f}" for v in theirs)
@@ -54,12 +67,18 @@ def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
             g.first["trigger name"], g.first["name"] + _remark(content, g),
             g.cell("CA"), g.cell("ASR"), g.cell("PA"), g.cell("PA others"), printed,
             "" if clean is None else f"{clean.percent:.1f}", f"{g.first['evaluations']:g}", str(g.first["CA"][1]),
-            str(len(g.rows)), *([_flagged(g)] if guarded else []),
+            str(len(g.rows)), _flagged(g),
         ])  # fmt: skip
     header = ["trigger", "defence", "CA", "ASR", "PA", "PA, other classes", "the paper's CA / ASR / PA",
               "CA of a clean classifier", "evaluations", "pictures", "seeds",
-              *(["flagged: clean / with trigger"] if guarded else [])]  # fmt: skip
-    return f"### {wanted.about}\n\n{table(header, lines)}"
+              "flagged: clean / with trigger"]  # fmt: skip
+    return f"### {wanted.about}\n\n{_without_blanks(header, lines)}"
+
+
+def _without_blanks(header: list[str], lines: list[list[str]]) -> str:
+    """A table of the columns in which there is anything."""
+    kept = [i for i in range(len(header)) if any(line[i] for line in lines)]
+    return table([header[i] for i in kept], [[line[i] for i in kept] for line in lines])
 
 
 def _remark(content: dict[str, Any], group: Group) -> str:
@@ -89,6 +108,8 @@ def short_table() -> str:
     """Table 1 in brief, for the README: CA / ASR / PA, a row for each trigger, a column for each defence."""
     lines = []
     for dataset, content in records():
+        if dataset not in TITLES:
+            continue  # a user's own, that the README does not speak of
         found = groups(content, tables.TABLES["agnostic"].attacks, SHORT)
         for trigger in dict.fromkeys(g.trigger for g in found):
             mine = [g for g in found if g.trigger == trigger]
@@ -98,15 +119,17 @@ def short_table() -> str:
     return table(["pictures", "trigger", *SHORT.values()], lines)
 
 
-def comparison() -> str:
-    """PA of ZIP beside that of every rival, for the paper's attacks on all data sets."""
-    lines = [[TITLES[dataset], *line] for dataset, content in records() for line in ahead_of(content)]
+def comparison(results: Path) -> str:
+    """PA of ZIP beside that of every rival, for the paper's attacks on all data sets, or ""."""
+    lines = [[TITLES.get(name, name), *line] for name, content in records(results) for line in ahead_of(content)]
+    if not lines:
+        return ""
     header = ["pictures", "trigger", "ZIP, the paper's setting", "its rivals", "ahead by", "ZIP, one setting",
               "ZIP fast behind the guard", "BDMAE", "SampDetox"]  # fmt: skip
     return (
         "## ZIP and its rivals\n\n"
         "PA in percent, the same triggered pictures in a line. The rivals are those that the paper has beside ZIP, the "
-        "best first; DiffPure and DDNM have as many evaluations as ZIP.\n\n" + table(header, lines)
+        "best first; DiffPure and DDNM have as many evaluations as ZIP.\n\n" + _without_blanks(header, lines)
     )
 
 
@@ -131,9 +154,9 @@ def spread_of(content: dict[str, Any]) -> str:
     )
 
 
-def again(dataset: str) -> str:
+def again(dataset: str, results: Path) -> str:
     """The rows for which pictures, triggers and networks were drawn anew, once everything else was fixed."""
-    name, folder = f"defense-{dataset}", record.RESULTS / "again"
+    name, folder = f"defense-{dataset}", results / "again"
     if not (folder / f"{name}.json").is_file():
         return ""
     content = record.read(name, folder)
@@ -169,7 +192,8 @@ def cost_of(content: dict[str, Any]) -> str:
     )
 
 
-def section(dataset: str, content: dict[str, Any]) -> str:
+def section(dataset: str, content: dict[str, Any], results: Path, page: Path) -> str:
+    """Everything about a data set; the plots are written beside the page."""
     some = next(iter(content["rows"].values()))
     data = content["data"][some["data"]]
     present = data.get("classes with pictures", data["classes"])
@@ -179,6 +203,7 @@ def section(dataset: str, content: dict[str, Any]) -> str:
         "they are not quite alike, the intervals are rather too wide."
     ) if "tracks" in data else ""  # fmt: skip
     known = [c for c in content["classifiers"].values() if "recipe" in c]
+    given = [c["classifier"] for c in content["classifiers"].values() if "recipe" not in c]
     parts = [
         f"## {TITLES.get(dataset, dataset)}",
         f"Test pictures from {data['source']} at {data['side']} x {data['side']}, balanced over {classes}.{films} "
@@ -187,18 +212,21 @@ def section(dataset: str, content: dict[str, Any]) -> str:
     ]
     if known:
         parts.append(_trained(known))
-    if path := dots(content, dataset):
+    if given:
+        parts.append(f"Classifiers that were brought: {', '.join(dict.fromkeys(given))}.")
+    if path := dots(content, dataset, page.parent):
         parts.append(f"![CA and ASR of the defences, with 95% intervals]({path.name})")
-    parts += [spread_of(content), marks_of(content), again(dataset)]
+    parts += [spread_of(content), marks_of(content), again(dataset, results)]
     parts += [table_of(content, dataset, name) for name in tables.TABLES if name not in (*CURVES, "quick")]
     for name, x in CURVES.items():
-        if path := curve(content, dataset, name, x):
+        if path := curve(content, dataset, name, x, page.parent):
             parts.append(f"### {tables.TABLES[name].about}\n\n![{tables.TABLES[name].about}]({path.name})\n\n"
                          + table_of(content, dataset, name).split("\n\n", 1)[1])  # fmt: skip
-    if (record.RESULTS / f"defense-{dataset}-pictures.png").is_file():
+    if (sheet := results_sheet.place(results, dataset)).is_file():
         parts.append(
             "### Pictures\n\nTest pictures, with the trigger, what the transform leaves, what ZIP makes of it, "
-            f"and how that differs from the clean one:\n\n![](../bench/results/defense-{dataset}-pictures.png)"
+            "and how that differs from the clean one:\n\n"
+            f"![Test pictures before and after]({Path(os.path.relpath(sheet, page.parent)).as_posix()})"
         )
     parts.append(cost_of(content))
     return "\n\n".join(p for p in parts if p)
@@ -224,19 +252,37 @@ def _commands(content: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(f"- `{run['command']}` ({run['commit']})" for run in runs))
 
 
-def measured() -> str:
-    """All of the page that is drawn; the plots are written beside it."""
-    return "\n\n".join([comparison(), *(section(dataset, content) for dataset, content in records())])
+def measured(results: Path, page: Path) -> str:
+    """All that is drawn of the records in a folder, or ""; the plots are written beside the page."""
+    sections = [section(dataset, content, results, page) for dataset, content in records(results)]
+    return "\n\n".join(part for part in (comparison(results), *sections) if part)
 
 
-def main() -> None:
-    argparse.ArgumentParser(prog="python -m bench.results_page", description=__doc__).parse_args()
+def draw(results: Path = record.RESULTS) -> Path | None:
+    """The page of the records in a folder, with its plots: results.md there, but docs/results.md of the project's own.
+
+    What stands above the mark is kept. None where there is no record.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
-    page = DOCS / "results.md"
-    head = page.read_text().split("<!-- measured -->")[0] if page.is_file() else "# Results\n\n"
-    page.write_text(f"{head}<!-- measured -->\n{measured()}\n")
+    page = (DOCS if results.resolve() == record.RESULTS.resolve() else results) / "results.md"
+    body = measured(results, page)
+    if not body:
+        return None
+    head = page.read_text().split(START)[0] if page.is_file() else HEAD
+    write_atomically(page, f"{head}{START}\n{body}\n".encode())
+    return page
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m bench.results_page", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p.add_argument("--results", type=Path, default=record.RESULTS, help="folder of the records")
+    results = p.parse_args().results
+    page = draw(results)
+    if page is None:
+        p.exit(1, f"error: {results}: got no defense-DATASET.json with rows; python bench/defense.py writes them\n")
     print(page)
 
 

@@ -1,4 +1,4 @@
-"""The plots of docs/results.md."""
+"""The plots of a page of results."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from bench import tables
 from bench.evaluation import interval
 from bench.results_groups import SHORT, Group, groups
 
-DOCS = Path(__file__).parent.parent / "docs"
 
-
-def dots(content: dict[str, Any], dataset: str) -> Path | None:
+def dots(content: dict[str, Any], dataset: str, folder: Path) -> Path | None:
     """Table 1 and the guard as a plot: CA, ASR and PA of each defence under each trigger."""
     import matplotlib.pyplot as plt
 
@@ -25,6 +23,8 @@ def dots(content: dict[str, Any], dataset: str) -> Path | None:
     for axis, name, better in zip(axes, ("CA", "ASR", "PA"), ("higher", "lower", "higher"), strict=True):
         for i, line in enumerate(SHORT):
             mine = [g for g in found if g.first["defence"] == line]
+            if not mine:
+                continue
             y = [triggers.index(f"{g.first['attack']}: {g.first['trigger name']}") + 0.12 * (i - 3) for g in mine]
             x = [statistics.mean(g.percents(name)) for g in mine]
             ends = [interval(g.rate(name)) for g in mine]  # type: ignore[arg-type]
@@ -37,10 +37,10 @@ def dots(content: dict[str, Any], dataset: str) -> Path | None:
     axes[0].set_yticks(range(len(triggers)), [t.split(": ")[1] for t in triggers])
     axes[0].set_ylim(len(triggers) - 0.5, -0.5)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    return _save(figure, f"defense-{dataset}.png")
+    return _save(figure, folder / f"defense-{dataset}.png")
 
 
-def curve(content: dict[str, Any], dataset: str, name: str, x: str) -> Path | None:
+def curve(content: dict[str, Any], dataset: str, name: str, x: str, folder: Path) -> Path | None:
     """CA, ASR and PA over lambda or over the number of evaluations, of the triggers with three settings or more."""
     import matplotlib.pyplot as plt
 
@@ -70,17 +70,16 @@ def curve(content: dict[str, Any], dataset: str, name: str, x: str) -> Path | No
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("%")
     axes[0][0].legend(frameon=False)
-    return _save(figure, f"defense-{dataset}-{name}.png")
+    return _save(figure, folder / f"defense-{dataset}-{name}.png")
 
 
 def _setting(content: dict[str, Any], group: Group, x: str) -> float:
     return float(group.first[x] if x in group.first else content["defences"][group.first["defences"]][x])
 
 
-def _save(figure: Any, name: str) -> Path:
+def _save(figure: Any, path: Path) -> Path:
     import matplotlib.pyplot as plt
 
-    path = DOCS / name
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
     return path

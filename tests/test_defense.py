@@ -10,10 +10,11 @@ from PIL import Image
 
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
 
 from conftest import FakeEngine, make_spec
 
-from bench import attacks, defense, paper, results_page, results_plot, tables
+from bench import attacks, defense, paper, tables
 from bench.baselines.simple import Nothing
 from bench.evaluation import Store
 from zipsdk.errors import InputError
@@ -127,11 +128,10 @@ def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsy
     assert again["rows"] == content["rows"]
     assert capsys.readouterr().out.splitlines()[-4:] == printed.splitlines()[-4:]
 
-    # a page can be drawn of it
-    monkeypatch.setattr(results_plot, "DOCS", tmp_path)
-    page = results_page.section("two", again)
-    assert "No defence" in page or "no defence" in page.lower()
-    assert f"{100 * none['CA'][0] / 64:.1f}" in page
+    # beside the record are its tables, a plot and a sheet
+    page = (tmp_path / "results.md").read_text()
+    assert "| White square 3x3 | No defence |" in page and f"{100 * none['CA'][0] / 64:.1f}" in page
+    assert "](defense-two.png)" in page and "](defense-two-pictures.png)" in page
     assert (tmp_path / "defense-two.png").stat().st_size > 5000
 
 

@@ -62,10 +62,14 @@ def test_the_page_of_results_is_drawn_from_its_records(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    from bench import results_page, results_plot
+    from bench import results_page
 
-    monkeypatch.setattr(results_plot, "DOCS", tmp_path)
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: path.touch())
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "results").symlink_to(RESULTS)
+    drawn = results_page.measured(tmp_path / "bench" / "results", docs / "results.md")
     page = (report.ROOT / "docs" / "results.md").read_text()
-    assert page.split(report.START)[1].strip("\n") == results_page.measured()
-    assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in (report.ROOT / "docs").iterdir()}
+    assert page.split(report.START)[1].strip("\n") == drawn
+    assert {path.name for path in docs.iterdir()} <= {path.name for path in (report.ROOT / "docs").iterdir()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytest.importorskip("torch")
@@ -99,7 +101,6 @@ def test_how_the_classifiers_were_trained_is_said():
 
 def test_a_curve_is_of_triggers_with_three_settings(tmp_path, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
-    monkeypatch.setattr(results_plot, "DOCS", tmp_path)
     drawn = []
     monkeypatch.setattr(plt, "close", lambda figure: drawn.append([a.get_title() for a in figure.axes]))
     rates = {name: [1, 2] for name in ("CA", "ASR", "PA", "PA others")}
@@ -113,13 +114,52 @@ def test_a_curve_is_of_triggers_with_three_settings(tmp_path, monkeypatch):
         )
     ]  # fmt: skip
     content = {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}, "defences": {}}
-    path = results_plot.curve(content, "cifar10", "evaluations", "evaluations")
+    path = results_plot.curve(content, "cifar10", "evaluations", "evaluations", tmp_path)
     assert path == tmp_path / "defense-cifar10-evaluations.png" and path.is_file() and drawn == [["BADNETS"]]
     content["rows"] = dict(enumerate(rows[3:]))
-    assert results_plot.curve(content, "cifar10", "evaluations", "evaluations") is None
+    assert results_plot.curve(content, "cifar10", "evaluations", "evaluations", tmp_path) is None
 
 
 def test_a_bar_in_a_cell_is_no_border():
     from bench.report import table
 
     assert table(["a", "b"], [["x|y", "z"]]).splitlines()[2] == "| x\\|y | z |"
+
+
+def test_columns_in_which_there_is_nothing_are_left_out():
+    assert results_page._without_blanks(["a", "b", "c"], [["1", "", ""], ["2", "", "3"]]).splitlines() == [
+        "| a | c |", "| --- | --- |", "| 1 |  |", "| 2 | 3 |"
+    ]  # fmt: skip
+
+
+def test_a_page_is_drawn_beside_its_records(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("sys.argv", ["results_page", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        results_page.main()
+    assert stopped.value.code == 1 and f"{tmp_path}: got no defense-DATASET.json" in capsys.readouterr().err
+    rows = [
+        {**counted("badnets", line, 800, 9, 700), "evaluations": 0, "name": line, "target": 0}
+        for line in ("none", "blur", "zip-paper")
+    ]
+    content = {
+        **content_of(*rows), "defences": {line: {"defence": line} for line in ("none", "blur", "zip-paper")},
+        "data": {"d": {"source": "mine.zip", "side": 64, "classes": 2}}, "cost": {},
+        "classifiers": {"c": {"classifier": "mine.onnx"}},
+    }  # fmt: skip
+    content["runs"]["r"] |= {"command": "python -m bench.defense table1", "commit": "abc1234"}
+    for name in ("mine", "gtsrb"):
+        (tmp_path / f"defense-{name}.json").write_text(json.dumps(content))
+    (tmp_path / "results.md").write_text(f"What I think of it.\n{results_page.START}\nold")
+    results_page.main()
+    page = (tmp_path / "results.md").read_text()
+    assert page.startswith("What I think of it.\n<!-- measured -->\n## ZIP and its rivals") and "old" not in page
+    headings = [line for line in page.splitlines() if line.startswith("## ")]
+    assert headings == ["## ZIP and its rivals", "## GTSRB", "## mine"]
+    assert "Classifiers that were brought: mine.onnx." in page
+    # the paper has no such data set
+    assert ("the paper's" in page.split("## mine")[0]) and "the paper's CA" not in page.split("## mine")[1]
+    assert {p.name for p in tmp_path.glob("*.png")} == {"defense-gtsrb.png", "defense-mine.png"}
+    (tmp_path / "results.md").unlink()
+    results_page.main()
+    assert (tmp_path / "results.md").read_text().startswith("# Results\n\nIn percent")
