@@ -129,7 +129,8 @@ def comparison(results: Path) -> str:
     return (
         "## ZIP and its rivals\n\n"
         "PA in percent, the same triggered pictures in a line. The rivals are those that the paper has beside ZIP, the "
-        "best first; DiffPure and DDNM have as many evaluations as ZIP.\n\n" + _without_blanks(header, lines)
+        "best first; DiffPure and DDNM have as many evaluations as ZIP. BDMAE is in the paper too, without PA.\n\n"
+        + _without_blanks(header, lines)
     )
 
 
