@@ -267,9 +267,7 @@ def sheet(bench: Bench, path: Path) -> None:
     a = bench.args
     triggers = {name: bench.attack(name) for name in a.attacks or tables.PAPER_ATTACKS}
     transforms = {name: str(tables.preset(a.dataset, name)["transforms"]) for name in triggers}
-    return results_sheet.draw(
-        results_sheet.place(a.results, a.dataset), bench.test.pictures, triggers, transforms, treat
-    )
+    results_sheet.draw(path, bench.test.pictures, triggers, transforms, treat)
 
 
 def parser() -> argparse.ArgumentParser:

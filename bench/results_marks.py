@@ -33,8 +33,8 @@ def _mean(group: Group, name: str) -> float:
 def ahead_of(content: dict[str, Any]) -> list[list[str]]:
     """PA against the paper's attacks: a line for each trigger that ZIP with the paper's settings was measured against.
 
-    Trigger, ZIP's, the rivals' (best first), by how much ZIP is ahead of the best, then what the paper does not have
-    beside it: one setting, the guard, BDMAE's and SampDetox's; "" where there is no row.
+    Trigger, ZIP's, the rivals' (best first), by how much ZIP is ahead of the best; then those of one setting, the
+    guard, BDMAE and SampDetox. "" where there is no row.
     """
     lines = []
     for zip_ in groups(content, tables.PAPER_ATTACKS, ["zip-paper"]):

@@ -19,13 +19,12 @@ from typing import Any
 from bench import paper, record, results_sheet, tables
 from bench.baselines.guarded import Guarded
 from bench.evaluation import Rate
-from bench.report import table
+from bench.report import ROOT, START, table
 from bench.results_groups import SHORT, Group, groups
 from bench.results_marks import ahead_of, marks_of
 from bench.results_plot import curve, dots
 from zipsdk.files import write_atomically
 
-START = "<!-- measured -->"
 #: Above it, where a folder has no page yet.
 HEAD = """# Results
 
@@ -34,7 +33,7 @@ the trigger that are taken for the attacker's class, those that are of it left o
 are recognised for what they are. docs/results.md of zipsdk says more of how to read these tables.
 
 """
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 #: The paper's data sets come first.
 TITLES = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB", "imagenette": "Imagenette"}
 #: Tables that are drawn, over what.
