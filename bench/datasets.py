@@ -1,78 +1,31 @@
-"""Pictures from where data sets keep them: zip archives, folders, and the official layouts of three benchmarks.
+"""Labelled pictures of one size, from where bench/layouts.py finds a data set's.
 
-`load` finds CIFAR-10, GTSRB, Imagenette, or any data set in the ImageFolder layout, in one folder of data: the one that
-is given, else the one that the environment variable ZIPSDK_DATA names. There it takes the first of
-
-    <name>-<split>.zip                      class/picture in an archive
-    cifar-10-batches-py/                    CIFAR-10, "python version"; read without executing its pickles
-    GTSRB/Final_Training/Images/00000/      GTSRB with its CSV files; GTSRB/Final_Test/Images/ and GT-final_test.csv
-    imagenette2/, imagenette2-320/, -160/   Imagenette as fast.ai publishes it
-    <name>/<split>/                         class/picture in folders
-
-where split is "train" or "test" ("val" is taken for "test" where that is what the data set calls it). A picture that is
-not `side` x `side` is resized to it as a whole, aspect ratio and all, as the paper does with GTSRB and Imagenette;
-Pillow's bicubic filter, which averages when it shrinks.
+A picture that is not `side` x `side` is resized to it as a whole, aspect ratio and all, as the paper does with GTSRB
+and Imagenette; Pillow's bicubic filter, which averages when it shrinks.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
-import os
 import re
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bench.cifar_pickle import read_cifar_pickle
+from bench.layouts import Listing, list_pictures
 from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-#: Where `load` looks when no folder is given.
-VARIABLE = "ZIPSDK_DATA"
 #: The sides of the data sets that come in one.
 SIDES = {"cifar10": 32, "gtsrb": 32}
-SPLITS = {"train": ("train",), "test": ("test", "val")}
-
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_IMAGENETTE = {
-    "n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player", "n03000684": "chain saw",
-    "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
-    "n03445777": "golf ball", "n03888257": "parachute",
-}  # fmt: skip
-#: The folders of the known data sets, and what their classes are called. Fixed here, because a part of GTSRB may lack a
-#: class, and the numbers of the others must not move.
-CLASSES: dict[str, dict[str, str]] = {
-    "cifar10": {c: c for c in _CIFAR10},
-    "gtsrb": {f"{i:05d}": f"{i:05d}" for i in range(43)},
-    "imagenette": _IMAGENETTE,
-}
-
-
-def read_files(source: str | Path) -> Iterator[bytes]:
-    """The picture files of a zip archive or of a folder and the folders in it, in the order of their names."""
-    source = Path(source)
-    if source.is_dir():
-        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
-            yield path.read_bytes()
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            for name in sorted(n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES):
-                yield archive.read(name)
-    else:
-        raise SystemExit(f"{source}: got neither a folder nor a zip archive of pictures; name one of these")
 
 
 @dataclass(frozen=True)
@@ -184,62 +137,6 @@ def _tracks(name: str, names: list[str]) -> I64 | None:
     return np.unique([n.rsplit("_", 1)[0] for n in names], return_inverse=True)[1].astype(np.int64)
 
 
-def list_pictures(name: str, split: str, folder: str | Path | None = None) -> Listing:
-    """What there is of a data set, without decoding any of it; arguments and errors as of `load`."""
-    if split not in SPLITS:
-        raise InputError(f"split: got {split!r}, wanted one of {', '.join(SPLITS)}")
-    given = folder or os.environ.get(VARIABLE)
-    if not given:
-        raise NoData(f"data: got no folder, wanted the one that holds {name}; give --data or set {VARIABLE}")
-    return _find(name, split, Path(given))
-
-
-class NoData(InputError):
-    """The data set is not there."""
-
-
-class Listing(NamedTuple):
-    """What a layout holds, before any picture is decoded."""
-
-    source: str
-    names: Sequence[str]
-    classes: tuple[str, ...]
-    labels: I64
-    #: the pictures of these indices, as files or as arrays
-    read: Callable[[Iterable[int]], Iterator[bytes | U8]]
-
-
-def _find(name: str, split: str, root: Path) -> Listing:
-    if not root.is_dir():
-        raise NoData(f"{root}: got no folder there, wanted the one that holds {name}; see --data and {VARIABLE}")
-
-    def archive(path: Path) -> Listing:
-        return _archive(path, known)
-
-    def folders(path: Path) -> Listing:
-        return _folders(path, known)
-
-    known = CLASSES.get(name)
-    places: list[tuple[Path, Callable[[Path], Listing]]] = [(root / f"{name}-{s}.zip", archive) for s in SPLITS[split]]
-    if name == "cifar10":
-        places.append((root / "cifar-10-batches-py", lambda p: _cifar10(p, split)))
-    if name == "gtsrb":
-        part = "Final_Training" if split == "train" else "Final_Test"
-        places.append((root / "GTSRB" / part / "Images", _gtsrb_train if split == "train" else _gtsrb_test))
-    names = [name]
-    if name == "imagenette":
-        names = ["imagenette2", "imagenette2-320", "imagenette2-160", name]
-    places += [(root / n / s, folders) for n in names for s in SPLITS[split]]
-    for path, layout in places:
-        if path.exists():
-            if known is None and split == "test":
-                with suppress(NoData):  # the training pictures say which classes there are
-                    known = {c: c for c in _find(name, "train", root).classes}
-            return layout(path)
-    wanted = ", ".join(str(path.relative_to(root)) for path, _ in places)
-    raise NoData(f"{root}: got no {name} for {split}, wanted one of {wanted}; see bench/datasets.py for the layouts")
-
-
 def _decoded(listing: Listing, indices: I64, side: int | None) -> list[U8]:
     files, out = listing.read(indices), []
     for i in indices:
@@ -259,107 +156,3 @@ def decode(picture: bytes | U8, side: int | None) -> U8:
     if side and rgb.size != (side, side):
         rgb = rgb.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(rgb)
-
-
-def _by_class(
-    source: Path, names: Iterable[str], known: dict[str, str] | None
-) -> tuple[list[str], tuple[str, ...], I64]:
-    """Sorted names of the pictures among `names`, each class/picture; the classes; each picture's."""
-    kept = sorted(
-        n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith("__MACOSX/") and "/." not in f"/{n}"
-    )
-    if not kept:
-        raise InputError(f"{source}: got no pictures, wanted a folder for each class with its pictures")
-    if odd := [n for n in kept if n.count("/") != 1]:
-        raise InputError(f"{source}: got {odd[0]}, wanted class/picture, one folder deep")
-    folders = [n.split("/")[0] for n in kept]
-    classes = known or {f: f for f in sorted(set(folders))}
-    if strange := sorted(set(folders) - set(classes)):
-        raise InputError(
-            f"{source}: got a folder {strange[0]}, wanted only {', '.join(classes)}, which are the classes"
-        )
-    number = {f: i for i, f in enumerate(classes)}
-    return kept, tuple(classes.values()), np.array([number[f] for f in folders], np.int64)
-
-
-def _archive(path: Path, known: dict[str, str] | None) -> Listing:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names, classes, labels = _by_class(path, archive.namelist(), known)
-    except zipfile.BadZipFile as e:
-        raise InputError(f"{path}: got a damaged archive ({e}), wanted a zip; copy it again") from e
-
-    def read(indices: Iterable[int]) -> Iterator[bytes]:
-        with zipfile.ZipFile(path) as archive:
-            for i in indices:
-                yield archive.read(names[i])
-
-    return Listing(path.name, names, classes, labels, read)
-
-
-def _folders(path: Path, known: dict[str, str] | None) -> Listing:
-    files = (p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-    names, classes, labels = _by_class(path, files, known)
-    return Listing(
-        f"{path.parent.name}/{path.name}",
-        names,
-        classes,
-        labels,
-        lambda indices: ((path / names[i]).read_bytes() for i in indices),
-    )
-
-
-def _gtsrb_table(path: Path) -> list[tuple[str, int]]:
-    """File names and classes from one of the CSV files that come with GTSRB."""
-    if not path.is_file():
-        raise InputError(f"{path}: got no such file, wanted the CSV that comes with GTSRB's pictures; unpack it there")
-    with path.open(newline="") as f:
-        try:
-            return [(Path(row["Filename"]).name, int(row["ClassId"])) for row in csv.DictReader(f, delimiter=";")]
-        except (KeyError, ValueError) as e:
-            raise InputError(f"{path}: got {e}, wanted columns Filename and ClassId parted by ';'") from e
-
-
-def _gtsrb(source: str, rows: list[tuple[Path, int]]) -> Listing:
-    labels = np.array([label for _, label in rows], np.int64)
-    if not rows or labels.min() < 0 or labels.max() > 42:
-        raise InputError(
-            f"{source}: got {len(rows)} pictures, wanted at least one and classes 0 to 42; unpack it again"
-        )
-    names = [f"{path.parent.name}/{path.name}" for path, _ in rows]
-    return Listing(
-        source, names, tuple(CLASSES["gtsrb"]), labels, lambda indices: (rows[i][0].read_bytes() for i in indices)
-    )
-
-
-def _gtsrb_train(path: Path) -> Listing:
-    rows = []
-    for folder in sorted(p for p in path.iterdir() if p.is_dir()):
-        rows += [(folder / file, label) for file, label in _gtsrb_table(folder / f"GT-{folder.name}.csv")]
-    return _gtsrb("GTSRB/Final_Training", rows)
-
-
-def _gtsrb_test(path: Path) -> Listing:
-    """The pictures' folder has a CSV without classes; the one with them is a download of its own."""
-    places = [p / "GT-final_test.csv" for p in (path, path.parents[1], path.parents[2])]
-    table = next((p for p in places if p.is_file()), places[0])
-    return _gtsrb("GTSRB/Final_Test", [(path / file, label) for file, label in _gtsrb_table(table)])
-
-
-def _cifar10(path: Path, split: str) -> Listing:
-    files = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-    batches = [read_cifar_pickle(path / f) for f in files]
-    meta = read_cifar_pickle(path / "batches.meta")
-    try:
-        rows = np.concatenate([b[b"data"].array for b in batches])
-        labels = np.concatenate([np.array(b[b"labels"], np.int64) for b in batches])
-        classes = tuple(name.decode() for name in meta[b"label_names"])
-        pictures = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        if labels.shape != (len(pictures),) or not ((labels >= 0) & (labels < len(classes))).all():
-            raise ValueError(f"{len(labels)} labels for {len(pictures)} pictures of {len(classes)} classes")
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise InputError(f"{path}: got {e!r}, wanted CIFAR-10's python version; unpack it again") from e
-    names = [f"picture {i}" for i in range(len(labels))]
-    return Listing(
-        path.name, names, classes, labels, lambda indices: (np.ascontiguousarray(pictures[i]) for i in indices)
-    )

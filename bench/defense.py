@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 import zipsdk
-from bench import attacks, blackbox, classifiers, datasets, record, results_page, results_sheet, tables
+from bench import attacks, blackbox, classifiers, datasets, layouts, record, results_page, results_sheet, tables
 from bench.baselines import Defence
 from bench.baselines.guarded import Guarded
 from bench.blackbox import Classifier
@@ -122,12 +122,12 @@ class Bench:
         return self._classifiers[key]
 
     def _bdmae(self) -> Defence:
-        from bench.baselines import mae
+        from bench.baselines import mae, vit_mae
         from bench.baselines.bdmae import BDMAE
 
         a = self.args
         if a.mae != "small":
-            return BDMAE(mae.vit_mae(a.mae, a.device))
+            return BDMAE(vit_mae.vit_mae(a.mae, a.device))
         with tqdm(unit="epoch", desc="training BDMAE's autoencoder", leave=False) as bar:
             how = mae.Recipe(mirror=a.dataset not in classifiers.NOT_MIRRORED, bf16=classifiers.fast_bf16(a.device))
             restorer = mae.train(self.train.pictures, how, cache=a.cache, device=a.device,
@@ -162,7 +162,7 @@ def _how_many(a: argparse.Namespace) -> int:
     from, whether there is one or not."""
     table = tables.TABLES.get(a.table)
     wanted = QUICK if a.quick else tables.Table.pictures if table is None else table.pictures
-    there = len(datasets.list_pictures(a.dataset, "test", a.data).labels)
+    there = len(layouts.list_pictures(a.dataset, "test", a.data).labels)
     return min(wanted, there - min(CALIBRATION, there // 5))
 
 
@@ -276,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("table", choices=[*tables.TABLES, "cost", "sheet"], help="what to measure")
     p.add_argument("--dataset", default="cifar10", help="cifar10, gtsrb, imagenette, or a folder's name")
-    p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${datasets.VARIABLE}")
+    p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${layouts.VARIABLE}")
     p.add_argument("--side", type=int, help="resize pictures to this; needed where they differ in size")
     p.add_argument("--pictures", type=int, help="test pictures, balanced over the classes; default 1000 (table "
                    "published: 100), of fewer that there are four fifths: a guard learns from the others")  # fmt: skip

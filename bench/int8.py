@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 import zipsdk
-from bench import attacks, classifiers, datasets, evaluation, record, report
+from bench import attacks, classifiers, datasets, evaluation, layouts, record, report
 from bench.baselines.purifier import Zip
 from bench.poisoning import poison
 from bench.restoration import blurred, psnr, sharpness
@@ -142,7 +142,7 @@ def text(content: dict[str, Any]) -> str:
 
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m bench.int8", description=__doc__.split("\n")[0])
-    p.add_argument("--data", type=Path, metavar="FOLDER", help=f"with the data sets; default: ${datasets.VARIABLE}")
+    p.add_argument("--data", type=Path, metavar="FOLDER", help=f"with the data sets; default: ${layouts.VARIABLE}")
     p.add_argument("--limit", type=int, default=128, help="pictures of 32x32, for PSNR")
     p.add_argument("--pictures", type=int, default=200, help="for CA and ASR")
     p.add_argument("--epochs", type=int, help="of the classifier's training; default: the recipe's")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import zipsdk
 from bench import record
-from bench.datasets import read_files
+from bench.layouts import read_files
 from zipsdk.transforms import Blur
 
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 import zipsdk
-from bench import classifiers, datasets, record
+from bench import classifiers, datasets, layouts, record
 from bench.baselines.guarded import Guarded, decide
 from bench.baselines.purifier import Zip
 from bench.blackbox import Classifier
@@ -49,7 +49,7 @@ def split(name: str, folder: Path | None) -> tuple[Dataset, Dataset]:
     one sign, by track."""
     data = datasets.load(name, "train", folder, side=SIDE)
     if name == "gtsrb":
-        listing = datasets.list_pictures(name, "train", folder)
+        listing = layouts.list_pictures(name, "train", folder)
         out = np.array([int(n.split("/")[1].split("_")[0]) % 10 == 7 for n in listing.names])
         held = data.take(np.flatnonzero(out))
         return data.take(np.flatnonzero(~out)), held.take(np.random.default_rng(1).permutation(len(held)))
@@ -87,7 +87,7 @@ def main() -> None:
         prog="python -m bench.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--dataset", default="cifar10", help="cifar10 or gtsrb")
-    p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${datasets.VARIABLE}")
+    p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${layouts.VARIABLE}")
     p.add_argument("--pictures", type=int, default=200, help="held-out pictures that are counted")
     p.add_argument("--calibration", type=int, default=200, help="further ones to calibrate on")
     p.add_argument("--engine", default="zip-tiny")

@@ -60,7 +60,7 @@ def _bdmae(bench: Bench, classify: Callable[[U8], Any]) -> Row:
         torch = bench.torch
         try:
             from bench.baselines.bdmae import BDMAE
-            from bench.baselines.mae import random_vit_mae, vit_mae
+            from bench.baselines.vit_mae import random_vit_mae, vit_mae
 
             folder = bench.args.mae
             restorer = vit_mae(folder, bench.where) if folder else random_vit_mae(bench.where)

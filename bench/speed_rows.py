@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import zipsdk
-from bench import datasets
+from bench import datasets, layouts
 from zipsdk.canvas import Engine
 from zipsdk.errors import InputError
 from zipsdk.files import sha256_file
@@ -180,7 +180,7 @@ class Bench:
             self.dataset = datasets.load(args.dataset, "test", args.data, side=self.side, limit=args.limit)
             self.pictures, self.source = self.dataset.pictures, self.dataset.name
         elif args.photos:
-            files = list(zip(range(args.limit), datasets.read_files(args.photos), strict=False))
+            files = list(zip(range(args.limit), layouts.read_files(args.photos), strict=False))
             if not files:
                 raise InputError(f"--photos: got no picture in {args.photos.name}, wanted at least one")
             self.pictures = np.stack([datasets.decode(f, self.side) for _, f in files])

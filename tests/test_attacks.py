@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench import attacks, evaluation, physical, poisoning  # noqa: E402
+from bench import attacks, physical, poisoning  # noqa: E402
 from bench.datasets import Dataset  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
 
@@ -347,15 +347,3 @@ def test_the_enhanced_attack_is_otherwise_its_base(name, data):
     assert np.array_equal(p.covered, q.covered)
     for mine, others in zip(attack.tests(), base.tests(), strict=True):
         assert np.array_equal(mine.apply(data.pictures), others.apply(data.pictures))
-
-
-def test_rates_leave_the_target_class_out():
-    labels = np.array([0, 0, 1, 1, 2])
-    clean = np.array([0, 1, 1, 1, 2])
-    triggered = np.array([0, 0, 0, 1, 0])
-    r = evaluation.rates(labels, clean, triggered, target=0)
-    assert r == {"CA": (4, 5, 1.0), "ASR": (2, 3, 1.0), "PA": (3, 5, 1.0), "PA others": (1, 3, 1.0)}
-    assert r["ASR"].percent == pytest.approx(200 / 3)
-    assert np.isnan(evaluation.rates([0], [0], [0], 0)["ASR"].percent)
-    with pytest.raises(InputError):
-        evaluation.rates(labels, clean, triggered[:4], 0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import cifar_pickle, datasets
+from bench import cifar_pickle, datasets, layouts
 from zipsdk.errors import InputError
 
 
@@ -69,7 +69,7 @@ def cifar(tmp_path, rng):
     rows = rng.integers(0, 256, (12, 3072), np.uint8)
     for i, name in enumerate([*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]):
         (folder / name).write_bytes(python2_batch(rows[2 * i : 2 * i + 2], [i, 9 - i]))
-    names = {b"label_names": [c.encode() for c in datasets.CLASSES["cifar10"]]}
+    names = {b"label_names": [c.encode() for c in layouts.CLASSES["cifar10"]]}
     (folder / "batches.meta").write_bytes(pickle.dumps(names, 4))
     return folder, rows
 
@@ -94,17 +94,17 @@ def test_folders_give_what_the_archive_gives(tmp_path):
 
 def test_the_environment_names_the_folder(tmp_path, monkeypatch):
     write_archive(tmp_path / "pets-val.zip", PETS)
-    monkeypatch.setenv(datasets.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(layouts.VARIABLE, str(tmp_path))
     assert len(datasets.load("pets", "test")) == 3  # "val" is what some call "test"
-    monkeypatch.delenv(datasets.VARIABLE)
-    with pytest.raises(datasets.NoData, match=datasets.VARIABLE):
+    monkeypatch.delenv(layouts.VARIABLE)
+    with pytest.raises(layouts.NoData, match=layouts.VARIABLE):
         datasets.load("pets", "test")
 
 
 def test_absent_data_is_named(tmp_path):
-    with pytest.raises(datasets.NoData, match=r"cifar10-train\.zip, cifar-10-batches-py, cifar10/train"):
+    with pytest.raises(layouts.NoData, match=r"cifar10-train\.zip, cifar-10-batches-py, cifar10/train"):
         datasets.load("cifar10", "train", tmp_path)
-    with pytest.raises(datasets.NoData, match="no folder there"):
+    with pytest.raises(layouts.NoData, match="no folder there"):
         datasets.load("cifar10", "train", tmp_path / "nowhere")
     with pytest.raises(InputError, match="split"):
         datasets.load("cifar10", "valid", tmp_path)

@@ -186,6 +186,18 @@ def test_wilsons_interval():
         assert interval(Rate(4 * hits, 4 * of, 4.0)) == pytest.approx((100 * low, 100 * high), abs=1e-9)
 
 
+def test_rates_leave_the_target_class_out():
+    labels = np.array([0, 0, 1, 1, 2])
+    clean = np.array([0, 1, 1, 1, 2])
+    triggered = np.array([0, 0, 0, 1, 0])
+    r = rates(labels, clean, triggered, target=0)
+    assert r == {"CA": (4, 5, 1.0), "ASR": (2, 3, 1.0), "PA": (3, 5, 1.0), "PA others": (1, 3, 1.0)}
+    assert r["ASR"].percent == pytest.approx(200 / 3)
+    assert np.isnan(rates([0], [0], [0], 0)["ASR"].percent)
+    with pytest.raises(InputError):
+        rates(labels, clean, triggered[:4], 0)
+
+
 def test_frames_of_one_film_count_as_one_picture():
     assert design_effect(None) == design_effect([]) == design_effect([4, 2, 9]) == 1
     assert design_effect([7, 7, 7, 1, 1, 1]) == 3

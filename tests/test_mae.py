@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 
-from bench.baselines import mae  # noqa: E402
+from bench.baselines import mae, vit_mae  # noqa: E402
 from bench.baselines.bdmae import BDMAE  # noqa: E402
 from zipsdk.errors import InputError, MissingExtra, ModelError  # noqa: E402
 
@@ -124,14 +124,14 @@ def test_pictures_that_ours_cannot_take(tmp_path, shape):
 @pytest.fixture
 def vit() -> mae.Restorer:
     pytest.importorskip("transformers", reason="ViT-MAE needs transformers")
-    return mae.random_vit_mae(**TINY_VIT)
+    return vit_mae.random_vit_mae(**TINY_VIT)
 
 
 def restorers(tmp_path, many):
     """Ours, and ViT-MAE where it can be had."""
     yield mae.train(many, TINY, cache=tmp_path)
     if importlib.util.find_spec("transformers"):
-        yield mae.random_vit_mae(**TINY_VIT)
+        yield vit_mae.random_vit_mae(**TINY_VIT)
 
 
 def test_nobody_sees_what_is_hidden(tmp_path, many, rng):
@@ -166,7 +166,7 @@ def by_brightness(pictures: np.ndarray) -> np.ndarray:
 
 def test_a_users_vit_mae(tmp_path, vit, many):
     vit.model.save_pretrained(tmp_path)
-    loaded = mae.vit_mae(tmp_path)
+    loaded = vit_mae.vit_mae(tmp_path)
     x, hidden = torch.rand(2, 3, 32, 32), torch.rand(2, 64) < 0.75
     assert torch.equal(loaded(x, hidden), vit(x, hidden))
     described = loaded.describe()
@@ -178,7 +178,7 @@ def test_a_users_vit_mae(tmp_path, vit, many):
 def test_a_vit_mae_that_cannot_be_used(tmp_path, vit):
     safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors")
     with pytest.raises(ModelError, match=r"config\.json"):
-        mae.vit_mae(tmp_path / "nowhere")
+        vit_mae.vit_mae(tmp_path / "nowhere")
     vit.model.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     state = safetensors.load_file(weights)
@@ -187,26 +187,26 @@ def test_a_vit_mae_that_cannot_be_used(tmp_path, vit):
     assert len(lacking) < len(state)
     safetensors.save_file(lacking, weights, {"format": "pt"})
     with pytest.raises(ModelError, match="decoder_pred"):
-        mae.vit_mae(tmp_path)
+        vit_mae.vit_mae(tmp_path)
 
     weights.write_bytes(b"not a model")
     with pytest.raises(ModelError, match="cannot be loaded"):
-        mae.vit_mae(tmp_path)
+        vit_mae.vit_mae(tmp_path)
 
     weights.rename(tmp_path / "pytorch_model.bin")  # which would be unpickled
     with pytest.raises(ModelError, match="safetensors"):
-        mae.vit_mae(tmp_path)
+        vit_mae.vit_mae(tmp_path)
 
     safetensors.save_file(state, weights, {"format": "pt"})
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "norm_pix_loss": True}))
     with pytest.raises(ModelError, match="norm_pix_loss"):
-        mae.vit_mae(tmp_path)
+        vit_mae.vit_mae(tmp_path)
 
 
 def test_without_transformers_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingExtra, match="transformers"):
-        mae.vit_mae(tmp_path)
+        vit_mae.vit_mae(tmp_path)
     with pytest.raises(MissingExtra, match="pip install"):
-        mae.random_vit_mae()
+        vit_mae.random_vit_mae()

@@ -309,7 +309,7 @@ def test_a_guard_without_labels_is_no_measurement(tmp_path):
 
 @pytest.mark.parametrize(("words", "passes"), [(["--quick"], 10), ([], 50)])
 def test_bdmae_makes_the_passes_that_its_row_says(tmp_path, monkeypatch, words, passes):
-    from bench.baselines import mae
+    from bench.baselines import vit_mae
 
     class Restorer:
         side, grid, calls = 32, 8, 0
@@ -322,7 +322,7 @@ def test_bdmae_makes_the_passes_that_its_row_says(tmp_path, monkeypatch, words, 
             return {}
 
     restorer = Restorer()
-    monkeypatch.setattr(mae, "random_vit_mae", lambda where: restorer)
+    monkeypatch.setattr(vit_mae, "random_vit_mae", lambda where: restorer)
     bench = speed_rows.Bench(speed.settle(speed.arguments().parse_args(words)), tmp_path, FakeEngine())
     row = next(r for r in speed_peers.peers(bench, lambda p: np.eye(2)[[0] * len(p)]) if r.key == "bdmae")
     work = row.make()

@@ -3,7 +3,7 @@
     simple.py      nothing, ShrinkPad, the blur alone
     diffusion.py   DiffPure and DDNM, with and without a transform before them, on the same UNet as ZIP
     sampdetox.py   SampDetox
-    bdmae.py       BDMAE, with a masked autoencoder of its own
+    bdmae.py       BDMAE; its masked autoencoders are in mae.py, a small one trained here, and in vit_mae.py
     purifier.py    ZIP itself: a `zipsdk.Purifier` as a defence
     guarded.py     ZIP behind `zipsdk.Guard`
 

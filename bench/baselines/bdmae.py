@@ -49,7 +49,7 @@ F64 = npt.NDArray[np.float64]
 class BDMAE:
     """The defence; its numbers are the published ones.
 
-    restorer: from bench/baselines/mae.py. The grid of tokens is its own: 14 x 14 with ViT-MAE at 224 pixels, as
+    restorer: from mae.py or vit_mae.py. The grid of tokens is its own: 14 x 14 with ViT-MAE at 224 pixels, as
         published. Pictures of another side are resized to its side, bilinear, and restorations back, by the nearest
         pixel, also as published.
     rounds, masks: how often three quarters (`share`) are hidden: so many rounds of so many masks.

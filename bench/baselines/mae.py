@@ -1,12 +1,9 @@
 """Masked autoencoders: they see a part of a picture's tokens and restore the others (He et al. 2022, arXiv:2111.06377).
 
-    vit_mae("folder")           ViT-MAE with a user's weights, as `transformers` keeps them
-    random_vit_mae()            the ViT-MAE-base architecture with random weights: its cost, not its quality
-    train(pictures, Recipe())   a small one of our own, trained on pictures like those that it is to restore
-
-ViT-MAE sees 224 x 224 pixels as 14 x 14 tokens. Ours sees pictures at their own side as 16 x 16 tokens, and is a
-convolutional network in the shape of a U: after 75 s on one CPU core a small vision transformer on the same tokens of
-CIFAR-10 was left with twice its error.
+`Restorer` is what BDMAE asks of one, and `train` makes a small one of our own from pictures like those that it is to
+restore; ViT-MAE is in vit_mae.py. Ours sees pictures at their own side as 16 x 16 tokens, and is a convolutional
+network in the shape of a U: after 75 s on one CPU core a small vision transformer on the same tokens of CIFAR-10 was
+left with twice its error.
 """
 
 from __future__ import annotations
@@ -24,15 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import classifiers
-from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError
-from zipsdk.files import sha256_file
+from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]
 
 #: Counts changes of this file after which old checkpoints are no longer what a training would give.
 VERSION = 1
-#: The mean and the deviation of ImageNet's colours, which ViT-MAE is used to.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Restorer(Protocol):
@@ -235,117 +229,3 @@ class _Ours:
         x = pictures.to(device, memory_format=torch.channels_last)
         with torch.inference_mode():
             return self.model(x, hidden.to(device)).cpu()
-
-
-class _ViTMAE:
-    """`transformers`' ViT-MAE as a Restorer.
-
-    It hides a fixed share of random tokens. Which ones it takes from the noise that it is given, smallest kept; how
-    many from its configuration. So pictures go through in groups that hide equally many.
-    """
-
-    def __init__(self, model: Any, info: dict[str, Any], device: str):
-        config = model.config
-        if not isinstance(config.image_size, int) or not isinstance(config.patch_size, int) or config.num_channels != 3:
-            raise ModelError(
-                f"ViT-MAE: got image_size {config.image_size}, patch_size {config.patch_size}, num_channels "
-                f"{config.num_channels}, wanted one number for both sides, and 3 channels"
-            )
-        if config.norm_pix_loss:
-            raise ModelError(
-                "ViT-MAE: got a model trained with norm_pix_loss, whose restorations lack each token's brightness and "
-                "contrast; wanted one trained on plain pixels, such as facebook/vit-mae-base"
-            )
-        self.model, self.info, self.device = model.eval().to(device), info, device
-        self.side, self.grid = config.image_size, config.image_size // config.patch_size
-
-    def describe(self) -> dict[str, Any]:
-        return self.info
-
-    def __call__(self, pictures: Tensor, hidden: Tensor) -> Tensor:
-        mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (_MEAN, _STD))
-        x = (pictures.to(self.device) - mean) / std
-        out = torch.empty_like(pictures)
-        counts = hidden.sum(1)
-        order = torch.arange(hidden.shape[1]) / (2 * hidden.shape[1])  # so that no two are equal
-        for count in counts.unique().tolist():
-            rows = counts == count
-            self.model.config.mask_ratio = (count - 0.5) / hidden.shape[1]  # it rounds what it keeps down
-            noise = (hidden[rows] + order).to(self.device)
-            with torch.inference_mode():
-                tokens = self.model(x[rows.to(self.device)], noise=noise).logits
-                out[rows] = (self.model.unpatchify(tokens) * std + mean).cpu()
-        return out
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as e:
-        raise MissingExtra("transformers", "peers", str(e)) from e
-    return transformers
-
-
-def vit_mae(folder: str | Path, device: str = "cpu") -> Restorer:
-    """ViT-MAE with the weights in a folder, such as a copy of facebook/vit-mae-base: what BDMAE was published with.
-
-    The folder holds config.json and model.safetensors. Nothing is downloaded, and no pickle is read.
-
-    Raises:
-        MissingExtra: `transformers` is not installed.
-        ModelError: no such model in the folder, or one that lacks weights.
-        EngineError: no such device.
-    """
-    library, folder = _transformers(), Path(folder)
-    weights = folder / "model.safetensors"
-    for file in (folder / "config.json", weights):
-        if not file.is_file():
-            raise ModelError(
-                f"{file}: got no such file, wanted a ViT-MAE in safetensors format, unpacked in one folder"
-            )
-    try:
-        model, found = library.ViTMAEForPreTraining.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
-        )
-    # what a damaged file raises is the library's choice
-    except Exception as e:
-        raise ModelError(f"{folder}: got a model that cannot be loaded ({e}), wanted a ViT-MAE for pre-training") from e
-    lacking = sorted(found["missing_keys"]) + sorted(str(k) for k in found["mismatched_keys"])
-    if lacking:
-        raise ModelError(
-            f"{weights}: got none of {len(lacking)} weights ({', '.join(lacking[:3])}), wanted encoder and decoder"
-        )
-    info = {"autoencoder": "ViT-MAE", "config": _sizes(model.config), "sha256": sha256_file(weights)}
-    return _on(device, model, info)
-
-
-def random_vit_mae(device: str = "cpu", seed: int = 0, **sizes: int) -> Restorer:
-    """The ViT-MAE-base architecture with random weights: it costs what BDMAE's costs and restores nothing.
-
-    Args:
-        sizes: what `transformers.ViTMAEConfig` should have otherwise than ViT-MAE-base.
-
-    Raises:
-        MissingExtra: `transformers` is not installed.
-        EngineError: no such device.
-    """
-    library = _transformers()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = library.ViTMAEForPreTraining(library.ViTMAEConfig(**sizes))
-    info = {"autoencoder": "ViT-MAE, random weights", "config": _sizes(model.config), "seed": seed}
-    return _on(device, model, info)
-
-
-def _sizes(config: Any) -> dict[str, Any]:
-    """Those fields of a configuration that decide the architecture."""
-    names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-             "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads",
-             "decoder_intermediate_size")  # fmt: skip
-    return {name: getattr(config, name) for name in names}
-
-
-def _on(device: str, model: Any, info: dict[str, Any]) -> Restorer:
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise EngineError(f"device: got {device!r}, and this torch finds no GPU; wanted cpu")
-    return _ViTMAE(model, info, device)
