@@ -310,6 +310,7 @@ def parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> None:
     p = parser()
     a = p.parse_args(words)
+    started = time.perf_counter()
     a.seeds = a.seeds or (1 if a.quick or a.table == "quick" else SEEDS)
     try:
         bench = Bench(a, Store(classifiers.cache_folder(a.cache).parent / "treated.sqlite"))
@@ -325,6 +326,7 @@ def main(words: list[str] | None = None) -> None:
         if a.table == "sheet" or not pictures.exists():
             sheet(bench, pictures)
         print(*filter(None, (pictures, results_page.draw(a.results))), sep="\n")
+        rows.finish(time.perf_counter() - started)
     except ZipError as e:
         p.exit(1, f"error: {e}\n")
     except KeyboardInterrupt:

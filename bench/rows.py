@@ -64,6 +64,12 @@ class Rows:
         self.put("rows", key, row)
         self.write()
 
+    def finish(self, seconds: float) -> None:
+        """Say how long this run took; a run that had nothing to add leaves no trace."""
+        if self._mine["rows"]:
+            self.put("runs", self.run, {**self.content["runs"][self.run], "seconds": round(seconds, 1)})
+            self.write()
+
     def _merge(self) -> None:
         if (self.folder / f"{self.name}.json").is_file():
             there = record.read(self.name, self.folder)
