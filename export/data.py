@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.datasets import read_files
+from bench.layouts import read_files
 
 
 class Pictures:

@@ -13,7 +13,7 @@ from PIL import Image
 
 import zipsdk
 from bench import record, restoration, seams
-from bench.datasets import read_files
+from bench.layouts import read_files
 from zipsdk.transforms import Blur
 
 

@@ -233,11 +233,31 @@ def test_logits_are_probabilities():
         for same in (logits, shifted, above, to_one):
             assert detector.score(same) == pytest.approx(detector.score(p), abs=1e-9)
             np.testing.assert_allclose(detector.settle(same, same), detector.settle(p, p), atol=1e-9)
-        for rounded in (p * 1.006, p * 0.994):  # as far as bfloat16's
-            assert detector.score(rounded) == pytest.approx(detector.score(p), abs=0.02)
+        for rounded in (p * 1.006, p * 0.994, p - 1e-9 * (p == 0)):  # bfloat16's are off by 0.004
+            assert detector.score(rounded) == pytest.approx(detector.score(p), abs=1e-6)
     huge = np.where(p > 0, p, 0) * 1e308
     huge[:, 0] = -1e308
     assert math.isfinite(detector.score(huge)) and math.isfinite(detector.score(np.full((28, 9), 1e308)))
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda p: np.where(p < np.sort(p, axis=1)[:, -3:-2], 0, p),  # a service's best three
+        lambda p: np.round(p, 2),
+        lambda p: np.round(p * 255) / 255,
+        lambda p: np.where(p > 0.5, 0.98, 0.02),  # a sigmoid for each class
+    ],
+)
+def test_probabilities_that_do_not_add_up_to_1_are_no_logits(classes, given):
+    """A patch on the right decides: without it class 1 is next, and alone it is enough."""
+    right, shares = NAMES.index("right"), np.array([0.95, 0.01, *[0.04 / (classes - 2)] * (classes - 2)])
+    p = np.tile(shares, (28, 1))
+    p[[1 + right, *(ALONE + i for i in range(MOVED - ALONE) if i != right)], :2] = shares[[1, 0]]
+    detector = DecisivePart()
+    for scores in (p, given(p)):
+        assert detector.flags(detector.score(scores)) and "right" in detector.why(scores, 0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -349,7 +369,7 @@ def test_settle_believes_what_is_left():
     weak[ALONE + top] = like_second[ALONE + top]
     three = detector.score(weak)
     assert three == pytest.approx(odds(0.3, 0.4) - odds(0.02, 0.94)) and 1 < three < two
-    assert detector.score(like_second) == one and detector.score(nothing) == pytest.approx(0)
+    assert detector.score(like_second) == pytest.approx(one) and detector.score(nothing) == pytest.approx(0)
 
     warped = nothing.copy()  # blurred it stays, moved it is of class 2
     warped[MOVED] = [0.24, 0.20, 0.40, 0.16]

@@ -47,6 +47,8 @@ TWO = math.sqrt(2)
 GEOMETRY = PARTS.index("geometry")
 #: Added to each probability, so that log-odds stay finite.
 FLOOR = 1e-3
+#: How far outside [0, 1] a rounded probability is at most; bfloat16's are off by 0.004.
+ROUNDED = 0.01
 #: The least deviation that is measured, in log-odds; labels without probabilities have none at all.
 LEAST_DEVIATION = 1.0
 #: How far norms are from `USUAL` at most, whatever is measured: a median above it, in log-odds, and a deviation either
@@ -121,11 +123,11 @@ class DecisivePart:
         """Of one picture, in deviations.
 
         Args:
-            scores: (28, classes), of `versions`, in that order: probabilities, or logits where a row is negative
-                somewhere or does not add up to 1.
+            scores: (28, classes), of `versions`, in that order: probabilities, which need not add up to 1, or
+                logits where any is outside [0, 1] by more than 0.01.
 
         Returns:
-            NaN where a row has no finite largest score.
+            NaN where a row has no finite largest score, or is all zeros.
 
         Raises:
             InputError: another shape; so do `why` and `settle`.
@@ -231,15 +233,18 @@ def _pairs(norms: Any) -> tuple[tuple[float, float], ...]:
 
 
 def _log_probabilities(scores: F64) -> F64:
-    """Of probabilities or logits (versions, classes); no less than log(FLOOR). NaN for a row without a finite largest.
+    """Of probabilities or logits (versions, classes); no less than log(FLOOR). NaN for a row without a finite largest,
+    or of zeros alone.
 
-    An infinite logit below means probability 0.
+    An infinite logit below means probability 0. What lies within [0, 1], give or take `ROUNDED`, are probabilities
+    whatever their sum: a service may round them, leave out small ones, or have a sigmoid for each class. Taken for
+    logits they would all be near 1 / classes, and no trigger would stand out.
     """
-    # a sum need not be closer to 1: in bfloat16 a probability alone can be off by 0.004
     with np.errstate(over="ignore", invalid="ignore"):
-        if (scores < 0).any() or not np.allclose(scores.sum(axis=1), 1, atol=1e-2):
+        if scores.min() < -ROUNDED or scores.max() > 1 + ROUNDED:
             scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-            scores /= scores.sum(axis=1, keepdims=True)
+        scores = np.maximum(scores, 0)
+        scores /= scores.sum(axis=1, keepdims=True)
     return np.log(scores + FLOOR)
 
 
