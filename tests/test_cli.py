@@ -176,6 +176,35 @@ def test_inputs_are_not_overwritten(purify, tmp_path, capsys):
     assert contents(src) == before and not (src / MANIFEST).exists()
 
 
+def test_inputs_are_not_overwritten_under_another_spelling(purify, tmp_path, capsys, monkeypatch):
+    """As where a disk is mounted twice, or takes Photos for photos: no link, so nothing that a path says."""
+    src = folder(tmp_path / "photos", 1)
+    picture(src / "deep" / "001.png", 1)
+    before = contents(src)
+    (tmp_path / "Photos").symlink_to(src)
+    monkeypatch.setattr(os.path, "realpath", os.path.abspath)
+    common = ["-o", tmp_path / "Photos", "--overwrite"]
+    refused(capsys, purify(src, *common), 2, "the output folder is an input")
+    refused(capsys, purify(src / "000.png", *common), 2, "would be overwritten")
+    refused(capsys, purify(tmp_path, *common), 2, "no picture there")
+    refused(capsys, purify(src / "deep", "-o", tmp_path / "Photos" / "deep", "--overwrite"), 2, "is an input")
+    sheet = ["--sheet", tmp_path / "Photos" / "000.png", "--overwrite"]
+    refused(capsys, purify(src, "-o", tmp_path / "out", *sheet), 2, "the sheet would be written over a picture")
+    assert contents(src) == before and not (src / MANIFEST).exists()
+
+
+def test_names_that_differ_in_case_are_one_where_the_disk_says_so(purify, tmp_path, capsys):
+    picture(tmp_path / "a" / "x.png", 1)
+    picture(tmp_path / "b" / "X.png", 2)
+    assert purify(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out") == 0
+    assert names(tmp_path / "out") == {"x.png", "X.png"}
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "DISK").symlink_to(tmp_path / "disk")  # what such a disk does by itself
+    both = (tmp_path / "a", tmp_path / "b")
+    refused(capsys, purify(*both, "-o", tmp_path / "disk" / "out"), 2, "would both be written to")
+    assert purify(tmp_path / "a", tmp_path / "a" / "x.png", "-o", tmp_path / "disk" / "out") == 0
+
+
 def test_foreign_files_are_not_overwritten(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 2)
     mine = picture(tmp_path / "out" / "001.png", 99)
@@ -415,6 +444,15 @@ def test_a_sheet_is_written_over_a_sheet_and_over_nothing_else(purify, tmp_path,
     refused(capsys, purify(src, "-o", out / "0", "--sheet"), 2, "zipsdk-sheet.png: is there already")
     assert purify(src, "-o", out / "0", "--sheet", "--overwrite") == 0
     assert (out / "0" / "zipsdk-sheet.png").read_bytes() != before["000.png"]
+
+
+def test_a_sheet_among_the_pictures_is_no_picture(purify, tmp_path, capsys):
+    src, out = folder(tmp_path / "in", 2), tmp_path / "out"
+    for _ in range(2):
+        assert purify(src, "-o", out, "--sheet", src / "sheet.png") == 0
+        assert purify(src / "*.png", "-o", out, "--sheet", src / "sheet.png") == 0
+    assert names(out) == {"000.png", "001.png"}
+    refused(capsys, purify(src / "sheet.png", "-o", out, "--sheet", src / "sheet.png"), 2, "over a picture")
 
 
 @pytest.mark.parametrize("options", [["--preset", "random"], ["--transforms", "gray|blur2"]])

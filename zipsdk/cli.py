@@ -19,7 +19,7 @@ from zipsdk.engines import load_engine
 from zipsdk.engines.plan import FLAVOURS, spec_of
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
 from zipsdk.files import check_sidecar, sha256_file, sidecar_path
-from zipsdk.jobs import Run, find_jobs
+from zipsdk.jobs import Run, find_jobs, same_file
 from zipsdk.manifest import Job, Manifest
 from zipsdk.models import bundled, find
 from zipsdk.purifier import PRESETS, PROFILES, Purifier
@@ -125,8 +125,10 @@ def _purify(args: argparse.Namespace) -> int:
     note: Callable[[str], None] = (lambda text: None) if args.quiet else (lambda text: _say(f"note: {text}"))
     if out.suffix.lower() in images.SUFFIXES and not out.is_dir():
         raise InputError(f"{out}: the output is a folder, and this looks like a picture's name; give a folder")
-    jobs = find_jobs(args.inputs, out, args.format, problems.append, note)
-    sheet = _sheet_path(args.sheet, out, jobs, args.overwrite)
+    sheet = out / "zipsdk-sheet.png" if args.sheet is True else args.sheet and Path(args.sheet)
+    jobs = find_jobs(args.inputs, out, args.format, problems.append, note, sheet)
+    if sheet is not None:
+        _check_sheet(sheet, out, jobs, args.overwrite)
     for problem in problems:
         _say(problem)
 
@@ -183,14 +185,11 @@ def _settings(purifier: Purifier, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _sheet_path(given: str | bool | None, out: Path, jobs: Sequence[Job], overwrite: bool) -> Path | None:
-    if given is None:
-        return None
+def _check_sheet(path: Path, out: Path, jobs: Sequence[Job], overwrite: bool) -> None:
     from zipsdk.sheet import is_sheet
 
-    path = Path(given) if isinstance(given, str) else out / "zipsdk-sheet.png"
-    taken = {os.path.realpath(p) for job in jobs for p in (job.source, out / job.name)}
-    if os.path.realpath(path) in taken:
+    outputs = {os.path.realpath(out / job.name) for job in jobs}
+    if os.path.realpath(path) in outputs or any(same_file(path, job.source) for job in jobs):
         raise InputError(f"{path}: the sheet would be written over a picture; give it another name")
     # before the run and not after it; its folders are made when it is written, so that a refusal leaves none behind
     folder = next(f for f in path.absolute().parents if os.path.lexists(f))
@@ -203,7 +202,6 @@ def _sheet_path(given: str | bool | None, out: Path, jobs: Sequence[Job], overwr
         raise InputError(
             f"{path}: is there already, and is no sheet that zipsdk wrote; give the sheet another name, or --overwrite"
         )
-    return path
 
 
 def _write_sheet(path: Path, purifier: Purifier, out: Path, jobs: Sequence[Job]) -> None:

@@ -18,6 +18,7 @@ from zipsdk.arrays import Picture
 from zipsdk.errors import InputError, OutOfMemory, PictureError, ZipError
 from zipsdk.manifest import Job, Manifest, fingerprint
 from zipsdk.purifier import Purifier
+from zipsdk.sheet import is_sheet
 
 U8 = npt.NDArray[np.uint8]
 
@@ -30,28 +31,32 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 def find_jobs(inputs: Sequence[str], out: Path, form: str, problem: Callable[[str], None],
-              note: Callable[[str], None]) -> list[Job]:  # fmt: skip
+              note: Callable[[str], None], sheet: Path | None = None) -> list[Job]:  # fmt: skip
     """The pictures of files, folders and globs, with their outputs.
 
-    Folders are walked without following links to folders, and without hidden files and OUT itself.
+    Folders are walked without following links to folders, and without hidden files, OUT itself and an earlier run's
+    sheet.
 
     Args:
         form: "keep", or the suffix of all outputs without its dot.
+        sheet: where this run's sheet will be.
         problem: told of each folder that cannot be read; note: told of each linked folder that is left out.
 
     Raises:
         InputError: an input that is not there or holds no picture, OUT among the inputs, two pictures with one output,
             or an output that is an input.
     """
-    real_out = os.path.realpath(out)
     by_name: dict[str, Job] = {}
+    caseless = _caseless(out)
     for text in inputs:
         found = 0
-        for base, source in _sources(text, real_out, problem, note):
+        for base, source in _sources(text, out, problem, note):
+            if sheet and source != Path(text) and same_file(source, sheet) and is_sheet(source):
+                continue
             found += 1
             name = _output_name(source.relative_to(base), form)
-            job = by_name.setdefault(name, Job(source, name))
-            if os.path.realpath(job.source) != os.path.realpath(source):
+            job = by_name.setdefault(name.casefold() if caseless else name, Job(source, name))
+            if os.path.realpath(job.source) != os.path.realpath(source) and not same_file(job.source, source):
                 raise InputError(
                     f"{job.source} and {source} would both be written to {out / name}; "
                     "rename one of them, or use an output folder for each"
@@ -59,20 +64,42 @@ def find_jobs(inputs: Sequence[str], out: Path, form: str, problem: Callable[[st
         if not found:
             raise InputError(f"{text}: no picture there; wanted some of {' '.join(sorted(images.SUFFIXES))}")
     jobs = list(by_name.values())
-    places = {place for job in jobs for place in (os.path.realpath(job.source), _place(job.source))}
+    entries = {_entry(path) for job in jobs for path in (job.source, Path(os.path.realpath(job.source)))} - {None}
     for job in jobs:
-        if _place(out / job.name) in places:
+        if _entry(out / job.name) in entries:
             raise InputError(f"{out / job.name} is an input and would be overwritten; use another output folder")
     return jobs
 
 
-def _place(path: Path) -> str:
-    """A path with the links of its folders resolved, and not its own."""
-    return str(Path(os.path.realpath(path.parent), path.name))
+def same_file(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one file or folder, however they are spelled; what is not there is none."""
+    try:
+        return a.samefile(b)
+    except OSError:
+        return False
 
 
-def _inside(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+def _caseless(folder: Path) -> bool:
+    """Whether a.png and A.png are one file there, as on most disks of Windows and macOS: asked of the nearest folder
+    that is there, by its own name."""
+    here = next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
+    other = here.with_name(here.name.swapcase()) if here.name else here
+    return other.name != here.name and same_file(here, other)
+
+
+def _entry(path: Path) -> tuple[int, ...] | None:
+    """A file, itself and not what it links to, in its folder, however both are spelled; None where nothing is."""
+    try:
+        folder, file = path.parent.stat(), path.lstat()
+    except OSError:
+        return None
+    return folder.st_dev, folder.st_ino, file.st_dev, file.st_ino
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or leads into it, by the links of its folders but not by its own."""
+    path = Path(os.path.realpath(path.parent), path.name)
+    return any(same_file(p, folder) for p in (path, *path.parents))
 
 
 def _output_name(relative: Path, form: str) -> str:
@@ -84,14 +111,14 @@ def _output_name(relative: Path, form: str) -> str:
     return relative.with_suffix(_KEPT_AS.get(suffix.lower(), suffix)).as_posix()
 
 
-def _sources(text: str, real_out: str, problem: Callable[[str], None],
+def _sources(text: str, out: Path, problem: Callable[[str], None],
              note: Callable[[str], None]) -> Iterator[tuple[Path, Path]]:  # fmt: skip
     """(the folder that names are relative to, a picture) for each picture of one input."""
     path = Path(text)
     if path.is_dir():
-        if os.path.realpath(path) == real_out:
+        if same_file(path, out):
             raise InputError(f"{text}: the output folder is an input; use another output folder")
-        for file in _walk(path, real_out, problem, note):
+        for file in _walk(path, out, problem, note):
             yield path, file
         return
     if os.path.lexists(path):
@@ -105,25 +132,25 @@ def _sources(text: str, real_out: str, problem: Callable[[str], None],
         matches = sorted(base.glob(str(Path(*path.parts[first:]))))
     except ValueError as e:
         raise InputError(f"{text}: cannot be used as a glob ({e}); check it") from e
-    around = _inside(os.path.realpath(base), real_out)
+    around = _inside(Path(os.path.realpath(base)), out)
     for match in matches:
         hidden = any(part.startswith(".") for part in match.relative_to(base).parts)
-        if hidden or (_inside(_place(match), real_out) and not around):
+        if hidden or (_inside(match, out) and not around):
             continue
         if match.is_dir():
-            for file in _walk(match, real_out, problem, note):
+            for file in _walk(match, out, problem, note):
                 yield base, file
         elif match.suffix.lower() in images.SUFFIXES:
             yield base, match
 
 
-def _walk(folder: Path, real_out: str, problem: Callable[[str], None], note: Callable[[str], None]) -> Iterator[Path]:
+def _walk(folder: Path, out: Path, problem: Callable[[str], None], note: Callable[[str], None]) -> Iterator[Path]:
     def unreadable(e: OSError) -> None:
         problem(f"{e.filename}: cannot be read ({e.strerror}); check its permissions")
 
     for root, folders, files in os.walk(folder, onerror=unreadable):
         here = Path(root)
-        visible = sorted(f for f in folders if not f.startswith(".") and os.path.realpath(here / f) != real_out)
+        visible = sorted(f for f in folders if not f.startswith(".") and not same_file(here / f, out))
         for linked in (f for f in visible if (here / f).is_symlink()):
             note(f"{here / linked}: a link to a folder is not followed; name it as an input of its own")
         folders[:] = [f for f in visible if not (here / f).is_symlink()]
