@@ -6,7 +6,8 @@
 
 What a defence makes of a picture is kept under the hash of the defence, the seed and the picture, each picture by
 itself: a stopped run goes on where it was, a second classifier costs no second purification, and 1,000 pictures take
-over what was made of 200 of them.
+over what was made of 200 of them. Where an engine of one size has several on a canvas, their neighbours there, which
+change them a little, are not part of that.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Store:
                 out[i] = np.frombuffer(known[name], np.uint8).reshape(out[i].shape)
             else:
                 todo.append(i)
+        todo.sort(key=names.__getitem__)  # data sets stand class by class, and neighbours on a canvas see each other
         done(len(pictures) - len(todo))
         for start in range(0, len(todo), PART):
             part = todo[start : start + PART]

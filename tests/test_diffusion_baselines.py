@@ -11,8 +11,10 @@ from loops_literal import AB, ROUNDING, Fixed, eps_model, literal_ddpm, pictures
 
 pytest.importorskip("skimage")
 
-from bench.baselines.diffusion import DDNM, DiffPure, clamped
+from bench.baselines.diffusion import DDNM, DiffPure, clamped, engine_of
+from bench.evaluation import hash_of
 from zipsdk import Purifier
+from zipsdk.models import find
 from zipsdk.noise import STEP_INITIAL
 from zipsdk.transforms import Blur, Guide
 
@@ -74,6 +76,19 @@ def test_diffpure_returns_the_picture_to_who_knows_the_noise():
         return (x - np.sqrt(AB[t]) * x_p) / np.sqrt(1 - AB[t])
 
     assert np.abs(defence.restore(knows, x_p, Fixed()) - x_p).max() < ROUNDING
+
+
+def test_two_files_of_one_checkpoint_are_two_models(tmp_path):
+    """Quantized on other pictures, say: the spec is the same."""
+    engine, other = FakeEngine(), FakeEngine()
+    same = engine_of(engine)
+    for e, content in ((engine, b"one"), (other, b"two")):
+        e.path = tmp_path / content.decode()
+        e.path.write_bytes(content)
+    assert len({hash_of(said) for said in (same, engine_of(engine), engine_of(other))}) == 3
+    engine.path = find("zip-tiny")
+    engine.spec = replace(engine.spec, name="zip-tiny")
+    assert "files" not in engine_of(engine)["model"]
 
 
 def test_published_t_star():

@@ -54,6 +54,21 @@ def test_a_picture_is_treated_once(tmp_path, pictures):
     assert (again[::-1][:100] == first).all() and defence.seen == 150 and sum(ticks) == 150
 
 
+def test_pictures_do_not_come_class_by_class(pictures):
+    """Those on one canvas see each other, and data sets stand in the order of their classes."""
+    given = []
+
+    class Watched(Counting):
+        def run(self, pictures, seed, **how):
+            given.append(pictures)
+            return super().run(pictures, seed, **how)
+
+    for order in (pictures, pictures[::-1]):
+        Store(None).treat(Watched(), order, 0)
+    one, other = np.concatenate(given[:3]), np.concatenate(given[3:])
+    assert np.array_equal(one, other) and not np.array_equal(one, pictures)
+
+
 @pytest.mark.parametrize("change", ["seed", "defence", "shape"])
 def test_what_decides_a_picture_is_in_its_key(tmp_path, pictures, change):
     store = Store(tmp_path / "treated.sqlite")

@@ -18,7 +18,7 @@ from zipsdk import images
 from zipsdk.engines import load_engine
 from zipsdk.engines.plan import FLAVOURS, spec_of
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
-from zipsdk.files import check_sidecar, sha256_file, sidecar_path
+from zipsdk.files import check_sidecar, model_hashes, sha256_file
 from zipsdk.jobs import Run, find_jobs, same_file
 from zipsdk.manifest import Job, Manifest
 from zipsdk.models import bundled, find
@@ -175,10 +175,8 @@ def _settings(purifier: Purifier, args: argparse.Namespace) -> dict[str, Any]:
     Not device and batch, so that a run may go on elsewhere or with less memory: they shift it by no more than rounding,
     and the batch decides which pictures share a canvas.
     """
-    path = find(args.model) or Path(args.model)
-    sidecar = sidecar_path(path)  # where there is one, the loader has just checked the files against it
     return {
-        "model": json.loads(sidecar.read_bytes())["files"] if sidecar.exists() else sha256_file(path),
+        "model": model_hashes(find(args.model) or Path(args.model)),
         "steps": [step.t for step in purifier.table.steps],
         **{key: purifier.info[key] for key in ("start", "transforms", "combine", "lam", "eta", "canvas")},
         "format": args.format,

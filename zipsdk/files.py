@@ -46,6 +46,15 @@ def sidecar_path(path: str | os.PathLike[str]) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def model_hashes(path: str | os.PathLike[str]) -> Any:
+    """What tells a model from every other: the sidecar's "files", or where there is none the file's SHA-256.
+
+    The hashes are not checked against the files: `check_sidecar` does, with which loaders begin.
+    """
+    sidecar = sidecar_path(path)
+    return json.loads(sidecar.read_bytes())["files"] if sidecar.exists() else sha256_file(path)
+
+
 def write_sidecar(
     path: str | os.PathLike[str], extra: Mapping[str, Any], companions: Iterable[str | os.PathLike[str]] = ()
 ) -> Path:

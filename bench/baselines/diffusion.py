@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from bench.baselines.simple import (
 from zipsdk import reverse
 from zipsdk.canvas import Engine, Predictor, plan, to_pictures, to_state
 from zipsdk.errors import InputError
+from zipsdk.files import model_hashes
+from zipsdk.models import find
 from zipsdk.noise import Noise
 from zipsdk.schedule import PAPER_STEPS, StepTable, step_table
 from zipsdk.spec import ModelSpec
@@ -50,7 +53,15 @@ def engine_of(engine: Engine) -> dict[str, Any]:
               "beta_start", "beta_end", "timesteps")  # fmt: skip
     info = getattr(engine, "info", None) or {"engine": type(engine).__name__}
     runs = {key: value for key, value in info.items() if key != "threads"}
-    return {"model": {field: getattr(spec, field) for field in fields}, "runs": runs}
+    path = getattr(engine, "path", None)
+    # the spec names the checkpoint, of which there may be many files: quantized on other pictures, in other precisions
+    file = {} if path is None or path == find(spec.name) else {"files": _hashes(path)}
+    return {"model": {**{field: getattr(spec, field) for field in fields}, **file}, "runs": runs}
+
+
+@cache
+def _hashes(path: Path) -> Any:
+    return model_hashes(path)
 
 
 def through(
