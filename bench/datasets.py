@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bench.layouts import Listing, list_pictures
+from zipsdk import images
 from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]
@@ -149,10 +150,14 @@ def _decoded(listing: Listing, indices: I64, side: int | None) -> list[U8]:
     return out
 
 
-def decode(picture: bytes | U8, side: int | None) -> U8:
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else Image.open(io.BytesIO(picture))
-    with image:
-        rgb = image.convert("RGB")
-    if side and rgb.size != (side, side):
-        rgb = rgb.resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(rgb)
+def decode(picture: bytes | U8, side: int | None = None) -> U8:
+    """A file's content or an array -> uint8 (H, W, 3), upright and of 16 bits scaled as `zipsdk.images` has it; resized
+    to side x side where one is given."""
+    if isinstance(picture, np.ndarray):
+        rgb = images.read_one(picture).rgb
+    else:
+        with Image.open(io.BytesIO(picture)) as image:
+            rgb = images.read_one(image).rgb
+    if side and rgb.shape[:2] != (side, side):
+        rgb = np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BICUBIC))
+    return rgb

@@ -84,6 +84,8 @@ def list_pictures(name: str, split: str, folder: str | Path | None = None) -> Li
     """What there is of a data set, without decoding any of it; arguments and errors as of `datasets.load`."""
     if split not in SPLITS:
         raise InputError(f"split: got {split!r}, wanted one of {', '.join(SPLITS)}")
+    if Path(name).name != name:
+        raise InputError(f"data set: got {name!r}, wanted a folder's name; give the folder that holds it as --data")
     given = folder or os.environ.get(VARIABLE)
     if not given:
         raise NoData(f"data: got no folder, wanted the one that holds {name}; give --data or set {VARIABLE}")

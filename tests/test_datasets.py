@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bench import cifar_pickle, datasets, layouts
 from zipsdk.errors import InputError
@@ -108,6 +108,23 @@ def test_absent_data_is_named(tmp_path):
         datasets.load("cifar10", "train", tmp_path / "nowhere")
     with pytest.raises(InputError, match="split"):
         datasets.load("cifar10", "valid", tmp_path)
+    for name in ("a/b", str(tmp_path / "pets")):
+        with pytest.raises(InputError, match="wanted a folder's name; give the folder that holds it as --data"):
+            datasets.load(name, "train", tmp_path)
+
+
+def test_pictures_are_what_the_sdk_makes_of_them(tmp_path):
+    """Of 16 bits, and upright."""
+    colours = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    place = tmp_path / "pets" / "train" / "a"
+    place.mkdir(parents=True)
+    Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)).save(place / "grey.png")
+    Image.fromarray(colours).save(place / "turned.png", exif=exif)
+    grey, turned = datasets.load("pets", "train", tmp_path).pictures
+    assert abs(grey[..., 0].ravel() - np.arange(64) * 1000 / 257).max() <= 0.5
+    assert np.array_equal(turned, colours[::-1, ::-1])
 
 
 def test_classes_keep_their_numbers_where_a_split_lacks_some(tmp_path):
