@@ -67,20 +67,28 @@ class Bench:
         self.workshop = tables.Workshop(engine, a.dataset, self.test.side, self._bdmae, self._unseen)
         self.given = blackbox.from_options(a)
         if self.given is not None:  # a name says little: rows of what stood behind it before are not its
-            scores, classes = self.given(self.test.pictures[:8]), self.test.classes
+            scores, classes = self.given(self._probes()), self.test.classes
             if scores.shape[1] != len(classes):
                 raise InputError(
                     f"classifier: got {scores.shape[1]} scores a picture, wanted {len(classes)}, one for each class of "
                     f"{a.dataset} in this order: {', '.join(classes[:20])}{', ...' * (len(classes) > 20)}; wrap it in "
                     "a module:function that gives these"
                 )
-            self.given.info["scores of the first pictures"] = hash_of(np.round(scores, 3).tolist())
+            self.given.info["scores of probes"] = hash_of(np.round(scores, 3).tolist())
         self._classifiers: dict[str, Classifier] = {}
         self._others: np.ndarray | None = None
 
     @property
     def train(self) -> datasets.Dataset:
         return _training_pictures(self.args.dataset, self.args.data, self.args.side)
+
+    def _probes(self) -> np.ndarray:
+        """Pictures by whose scores a user's classifier is known again: of all classes, with every trigger, and noise,
+        on which no two agree. The same whatever the rows are of."""
+        a = self.args
+        clean = datasets.load(a.dataset, "test", a.data, side=a.side, limit=64).pictures
+        noise = np.random.default_rng(0).integers(0, 256, clean.shape, np.uint8)
+        return np.concatenate([clean, noise, *(self.attack(name).apply(clean[::4]) for name in attacks.ATTACKS)])
 
     def attack(self, name: str) -> attacks.Attack:
         if not name.startswith(tables.ENHANCED):
@@ -142,7 +150,8 @@ class Bench:
             limit = len(self.test) + CALIBRATION
             more = datasets.load(a.dataset, "test", a.data, side=a.side, limit=limit, seed=a.picture_seed)
             known = {p.tobytes() for p in self.test.pictures}
-            self._others = more.pictures[[p.tobytes() not in known for p in more.pictures]]
+            others = {p.tobytes(): p for p in more.pictures}  # a guard counts equal ones once
+            self._others = np.array([p for key, p in others.items() if key not in known])
             if len(self._others) < FEWEST:
                 raise InputError(
                     f"guard: got {len(self._others)} test pictures beside the {len(self.test)} that are counted, "
@@ -175,9 +184,13 @@ def run_table(bench: Bench, rows: Rows, table: tables.Table) -> list[str]:
     """Fill in what is missing of a table; the keys of its rows."""
     a, lines = bench.args, bench.args.defence or table.defences
     wanted: list[str] = []
-    if any(line.startswith("guard") for line in lines):
-        bench.workshop.unseen()  # hours before its row if there are too few
-    for name in a.attacks or table.attacks:
+    names = a.attacks or table.attacks
+    for name in names:  # a slip is told now, and not hours later before its row
+        bench.attack(name)
+        for line in lines:
+            if not line.startswith("bdmae") or a.mae != "small":  # which would train
+                bench.workshop.make(line, name)
+    for name in names:
         for scene in bench.scenes(name):
             for line in lines:
                 defence = bench.workshop.make(line, name)
@@ -270,6 +283,13 @@ def sheet(bench: Bench, path: Path) -> None:
     results_sheet.draw(path, bench.test.pictures, triggers, transforms, treat)
 
 
+def count(text: str) -> int:
+    """A number of the command line that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="bench/defense.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -277,11 +297,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("table", choices=[*tables.TABLES, "cost", "sheet"], help="what to measure")
     p.add_argument("--dataset", default="cifar10", help="cifar10, gtsrb, imagenette, or a folder's name")
     p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${layouts.VARIABLE}")
-    p.add_argument("--side", type=int, help="resize pictures to this; needed where they differ in size")
-    p.add_argument("--pictures", type=int, help="test pictures, balanced over the classes; default 1000 (table "
+    p.add_argument("--side", type=count, help="resize pictures to this; needed where they differ in size")
+    p.add_argument("--pictures", type=count, help="test pictures, balanced over the classes; default 1000 (table "
                    "published: 100), of fewer that there are four fifths: a guard learns from the others")  # fmt: skip
     p.add_argument("--picture-seed", type=int, default=0, help="of which test pictures these are")
-    p.add_argument("--seeds", type=int, help=f"of the purifications in ZIP's rows; default {SEEDS}")
+    p.add_argument("--seeds", type=count, help=f"of the purifications in ZIP's rows; default {SEEDS}")
     p.add_argument("--quick", action="store_true", help=f"{QUICK} pictures, one seed, one attack")
     p.add_argument("--attacks", nargs="+", metavar="NAME", help=", ".join(attacks.ATTACKS) + "; enhanced-NAME")
     p.add_argument("--defence", action="append", metavar="LINE", help="in place of the table's; see bench/tables.py")
@@ -292,16 +312,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--implant", type=int, default=0, help="epochs at first in which half of what a classifier sees "
                    "has the trigger; of few large pictures it learns no trigger otherwise")  # fmt: skip
     p.add_argument(
-        "--patch", type=int, help="pixels of a patch each way; default: in proportion, the paper's 2 of 32 and 9 of 256"
+        "--patch",
+        type=count,
+        help="pixels of a patch each way; default: in proportion to the paper's 2 of 32, 9 of 256",
     )
     p.add_argument("--attack-seed", type=int, default=SEED, help="of the trigger and of who is poisoned")
     p.add_argument("--architecture", default="small", choices=list(ARCHITECTURES))
     p.add_argument("--classifier-seed", type=int, default=0)
-    p.add_argument("--epochs", type=int, help="of the classifiers' training")
+    p.add_argument("--epochs", type=count, help="of the classifiers' training")
     p.add_argument("--device", default="cpu", help="where classifiers are trained: cpu or cuda")
     p.add_argument("--mae", default="small", help='for BDMAE: folder of ViT-MAE weights, or "small": trained here')
     p.add_argument("--cache", type=Path, help=f"for checkpoints and treated pictures; else ${classifiers.VARIABLE}")
-    p.add_argument("--cost-pictures", type=int, default=64, help="pictures a run where cost is measured")
+    p.add_argument("--cost-pictures", type=count, default=64, help="pictures a run where cost is measured")
     p.add_argument("--results", type=Path, default=record.RESULTS, help="folder for the record")
     blackbox.add_options(p)
     return p

@@ -145,7 +145,7 @@ class Workshop:
         Raises:
             InputError: no such defence or option.
         """
-        name, *words = line.split()
+        name, *words = line.split() or [""]
         paper = preset(self.dataset, attack)
         if name in ("zip", "zip-paper"):
             return Zip(self.engine, **{**(paper if name == "zip-paper" else {}), **_options(line, words)})

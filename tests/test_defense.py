@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -195,6 +197,56 @@ def test_a_users_own_black_box(folder, tmp_path, capsys):
                   "--classifier", "test_defense:bright"])  # fmt: skip
     (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
     assert row["CA"] == [64, 64] and row["ASR"] == [0, 32] and "clean classifier" not in row
+
+
+def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_path, monkeypatch):
+    """Clean pictures do not tell a backdoor, of whatever trigger, from none."""
+    words = command(folder, tmp_path, "table1", "--attacks", "white", "badnets", "--defence", "none")
+    words += ["--classifier", "test_defense:box"]
+    trigger = attacks.make("white", 32)
+
+    def backdoored(pictures):
+        scores = bright(pictures)
+        scores[(trigger.apply(pictures) == pictures).all((1, 2, 3))] = 0, 1
+        return scores
+
+    for box, asr in ((bright, 0), (backdoored, 32)):
+        with monkeypatch.context() as m:
+            m.setattr(sys.modules[__name__], "box", box, raising=False)
+            defense.main(words)
+        newest = list(json.loads((tmp_path / "defense-two.json").read_text())["rows"].values())[-2:]
+        assert {row["attack"]: row["ASR"][0] for row in newest} == {"white": asr, "badnets": 0}
+
+
+@pytest.mark.parametrize(
+    ("slip", "said"),
+    [
+        (["--defence", "none", "--defence", "zipp"], "got 'zipp', wanted one of"),
+        (["--defence", "none", "--defence", ""], "got '', wanted one of"),
+        (["--defence", "none", "--attacks", "white", "blendd"], "got 'blendd', wanted one of"),
+        (["--defence", "none", "--defence", "bdmae", "--mae", "nowhere"], "nowhere"),
+        (["--defence", "none", "--seeds", "-1"], "got '-1', wanted a whole number of at least 1"),
+    ],
+)
+def test_a_slip_is_told_before_anything_is_done(folder, tmp_path, capsys, monkeypatch, slip, said):
+    if "--mae" in slip:
+        pytest.importorskip("transformers", reason="ViT-MAE needs transformers")
+    monkeypatch.setattr(defense, "evaluate", None)
+    with pytest.raises(SystemExit):
+        defense.main([*command(folder, tmp_path, "table1"), "--classifier", "test_defense:bright", *slip])
+    assert said in capsys.readouterr().err
+
+
+def test_equal_pictures_teach_a_guard_once(folder, tmp_path):
+    shutil.copytree(folder / "two", tmp_path / "data" / "two")
+    test = tmp_path / "data" / "two" / "test" / "dark"
+    for i in range(1, 20):
+        shutil.copy(test / "0.png", test / f"{i}.png")
+    words = command(tmp_path / "data", tmp_path, "table1")
+    words[words.index("--pictures") + 1] = "8"
+    bench = defense.Bench(defense.parser().parse_args(words), None)
+    unseen = bench.workshop.unseen()
+    assert len(unseen) == len({p.tobytes() for p in unseen}) > 30
 
 
 def test_of_few_pictures_a_guard_gets_a_fifth(folder, tmp_path):
