@@ -11,7 +11,7 @@ from device_fake import FakeDevice, FakeDeviceEngine
 from gpu_pairs import assert_same, make, pictures
 
 from zipsdk import canvas
-from zipsdk.errors import OutOfMemory
+from zipsdk.errors import EngineError, OutOfMemory
 from zipsdk.gpu import loop as gpu_loop
 
 
@@ -81,6 +81,103 @@ def test_idle_buffers_of_other_sizes_make_room(device, rng):
     assert gpu._device_loop._limit is None
 
 
+def one_at_a_time(device, gpu, batches):
+    """Room for the largest of these batches of one size each, and not for two."""
+    used = []
+    for batch in batches:
+        with gpu:
+            gpu.run(batch)
+            used.append(device.used)
+    device.room = max(used) * 5 // 4
+    assert min(used) * 2 > device.room
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("sides", [(40, 44, 48), (48, 44, 40)])
+def test_sizes_that_fit_one_at_a_time_only(device, rng, sides, n):
+    """What others of the call hold for the moment is no reason to halve a batch, or to refuse it."""
+    gpu, cpu = make(device, profile="fast")
+    batches = [pictures(rng, n, side, side) for side in sides]
+    one_at_a_time(device, gpu, batches)
+    batch = [p for batch in batches for p in batch]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
+            assert_same(got, wanted)
+    assert gpu._device_loop._limit is None
+
+
+def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
+    """As those of a stream, or of several threads."""
+    gpu, cpu = make(device, profile="fast")
+    batches = [pictures(rng, 1, side, side) for side in (40, 44, 48)]
+    one_at_a_time(device, gpu, batches)
+    waits = [gpu._begin(list(batch), None, None) for batch in batches]
+    for wait, batch in reversed(list(zip(waits, batches, strict=True))):
+        assert_same(wait()[0], cpu.run(batch)[0])
+    assert gpu._device_loop._limit is None
+    gpu.close()
+    assert not device.used
+
+
+def test_idle_buffers_are_given_up_before_those_of_a_batch_on_its_way(device, rng):
+    gpu, cpu = make(device, profile="fast")
+    batches, used = [pictures(rng, 1, side, side) for side in (40, 44, 48)], []
+    for batch in batches:
+        with gpu:
+            gpu.run(batch)
+            used.append(device.used)
+    device.room = used[1] + used[2]
+    gpu.run(batches[0])
+    waits = [gpu._begin(list(batch), None, None) for batch in batches[1:]]
+    assert [len(b.waiting) for b in gpu._device_loop._sizes.values()] == [1, 1]
+    for wait, batch in zip(waits, batches[1:], strict=True):
+        assert_same(wait()[0], cpu.run(batch)[0])
+
+
+def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
+    bad = []
+
+    class Overflows(FakeEngine):
+        def __call__(self, x, t):
+            return super().__call__(x, t) * np.float32(np.inf if bad and x.shape[2] == 40 else 1)
+
+    gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device), profile="fast")
+    batches = [pictures(rng, 1, side, side) for side in (40, 44)]
+    one_at_a_time(device, gpu, batches)
+    bad.append(1)
+    with np.errstate(invalid="ignore"):
+        first, second = (gpu._begin(list(batch), None, None) for batch in batches)
+        assert_same(second()[0], cpu.run(batches[1])[0])
+    with pytest.raises(EngineError, match="the result is not finite"):
+        first()
+    gpu.close()
+    assert not device.used
+
+
+def test_a_few_large_pictures_leave_small_ones_their_batches(device, rng):
+    """What has shown that it does not fit is so many pixels, whatever the size of the pictures."""
+    plain = FakeEngine()
+    engine = FakeDeviceEngine(plain, device)
+
+    def enqueue(x, t, eps, batch, stream, *, size=None):
+        if batch * size[0] * size[1] > 64 * 32 * 32:
+            raise OutOfMemory("the arena is full")
+        FakeDeviceEngine.enqueue(engine, x, t, eps, batch, stream, size=size)
+
+    engine.enqueue = enqueue
+    gpu, cpu = make(device, engine=engine, profile="fast")
+    small, large = pictures(rng, 64, 32, 32), pictures(rng, 5, 128, 128)
+    gpu.run(small)
+    assert {shape[0] for shape, _ in plain.calls} == {64}
+    with pytest.warns(UserWarning, match="5 canvases do not fit into its memory; going on with 2 of 128x128"):
+        assert_same(gpu.run(large), cpu.run(large))
+    plain.calls.clear()
+    got = gpu.run(small)
+    assert {shape[0] for shape, _ in plain.calls} == {32}
+    assert_same(got, cpu.run(small))
+
+
 def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
     gpu, cpu = make(device, profile="fast")
     loop, layout = gpu._device_loop, canvas.plan(gpu.engine.spec, 32, 32, 2)
@@ -93,10 +190,11 @@ def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
     loop._limit, device.pin_room = None, 1 << 30
     ids = np.arange(2, dtype=np.uint64)
     tickets = [loop.submit(batch, layout, ids, 0, 5) for _ in range(2)]
-    used, device.pin_room = device.used, device.pinned_now
+    device.pin_room = 10
     with pytest.raises(OutOfMemory):
-        loop.submit(batch, layout, ids, 0, 5)  # wants a third slot
-    assert device.used == used
+        loop.submit(batch, layout, ids, 0, 5)  # wants a third slot, and then its own two
+    gpu.close()
+    assert not device.used and not device.pinned_now
     for ticket in tickets:
         assert_same(loop.collect(ticket), cpu.run(batch, ids=ids))
 

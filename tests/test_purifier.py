@@ -140,6 +140,18 @@ def test_evaluations_and_profiles():
     assert len(steps_of(steps=7)) == 7
 
 
+@pytest.mark.parametrize(("timesteps", "fast"), [(1000, [400, 267, 133, 0]), (4000, [1600, 1067, 533, 0]),
+                                                  (250, [100, 67, 33, 0])])  # fmt: skip
+def test_a_profile_starts_at_the_same_noise_whatever_the_number_of_time_steps(timesteps, fast):
+    scale = 1000 / timesteps  # as models with more time steps have their betas
+    spec = make_spec(timesteps=timesteps, beta_start=1e-4 * scale, beta_end=0.02 * scale)
+    steps = Purifier(FakeEngine(spec), profile="fast").table.steps
+    assert [s.t for s in steps] == fast
+    assert steps[0].ab == pytest.approx(0.194, abs=0.01)
+    said = Purifier(FakeEngine(spec), profile="fast", start=200).table.steps
+    assert said[0].t == 200  # what is said is taken as it is
+
+
 def test_info_says_what_ran():
     info = Purifier(FakeEngine(), OneOf(Blur(2), [Blur(4), Grayscale()]), lam=3, profile="fast").info
     assert info["transforms"] == "blur2|blur4+gray"

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 U8 = npt.NDArray[np.uint8]
 
 #: Settings by name: the paper's 20 steps from pure noise, and a warm start that does the same work in 4 evaluations.
+#: `start` is of 1000 time steps; a model with more or fewer begins at the same share of its own.
 PROFILES: dict[str, dict[str, int | None]] = {
     "paper": {"steps": 20, "start": None},
     "fast": {"steps": 4, "start": 400},
@@ -63,7 +65,8 @@ class Purifier:
             t = 599, where the model expects a picture in the noise.
         eta: in [0, 1]: 1 draws fresh noise at every step (the paper), 0 none.
         combine: "mean" (the paper) or "joint"; see `zipsdk.transforms.Guide`.
-        profile: "paper" (20 steps from pure noise) or "fast" (4 from a warm start at t = 400).
+        profile: "paper" (20 steps from pure noise) or "fast" (4 from a warm start at t = 400 of 1000, and at the same
+            share of another number of time steps).
         preset: "default", or for those who know what they fear, grey patches too ("patch") or smooth coloured blends
             ("blended"); "random" draws the transforms for each picture, against an attacker who knows them. It stands
             for `transforms` and `lam` where these are None; see `PRESETS`.
@@ -113,10 +116,10 @@ class Purifier:
             raise InputError(f"preset: got {preset!r}, wanted one of {', '.join(map(repr, PRESETS))}")
         transforms = PRESETS[preset].get("transforms") if transforms is None else transforms
         lam = PRESETS[preset].get("lam") if lam is None else lam
-        if steps is None and start is None:
-            steps, start = PROFILES[profile]["steps"], PROFILES[profile]["start"]
-        elif start is None:
-            start = PROFILES[profile]["start"]
+        if start is None:
+            steps = PROFILES[profile]["steps"] if steps is None else steps
+            warm = PROFILES[profile]["start"]
+            start = None if warm is None else warm * spec.timesteps // 1000
         if seed is not None and not (is_whole(seed) and 0 <= int(seed) < 2**64):
             raise InputError(
                 f"seed: got {seed!r}, wanted a whole number in 0..2^64-1, or None for a fresh one each run"
@@ -134,7 +137,7 @@ class Purifier:
         self.guides = [Guide(c, combine) for c in choices]
         self.transforms = "|".join("+".join(map(str, g.transforms)) for g in self.guides)
         self.combine = combine
-        self._divisor = int(np.lcm.reduce([g.divisor for g in self.guides]))
+        self._divisor = lcm(*(g.divisor for g in self.guides))
         # a canvas that the engine refuses is told now, not at the first picture
         canvases.plan(spec, spec.canvas, spec.canvas, self._divisor, canvas)
         self.canvas = None if canvas is None else int(canvas)

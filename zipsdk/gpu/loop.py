@@ -92,13 +92,14 @@ class Slot:
     down: Any
 
 
-@dataclass
+@dataclass(eq=False)
 class Ticket:
-    """A batch that was submitted."""
+    """A batch that was submitted: on its way while `result` is None, then its pictures, or what went wrong."""
 
     buffers: Buffers
     slot: Slot
     pictures: int
+    result: U8 | BaseException | None = None
 
 
 @dataclass
@@ -120,7 +121,7 @@ class Buffers:
     head_size: int
     slots: list[Slot]
     memory: list[int]
-    waiting: int = 0
+    waiting: list[Ticket] = field(default_factory=list)  # on their way, oldest first
     ran: dict[int, object] = field(default_factory=dict)  # by canvases: what `prepare` gave, and has run uncaptured
     graphs: dict[int, tuple[Graph, object]] = field(default_factory=dict)
 
@@ -166,7 +167,7 @@ class DeviceLoop:
         self._rows = (rows, joint)
         self._tables: list[int] = []  # the addresses of both, from the first batch on
         self._sizes: dict[tuple[int, int, int], Buffers] = {}
-        self._limit: int | None = None  # canvases, where memory has shown one
+        self._limit: int | None = None  # canvas pixels, where memory has shown one
         weakref.finalize(self, self._device.free_later, partial(_free_all, self._device, self._sizes, self._tables))
 
     @property
@@ -178,8 +179,9 @@ class DeviceLoop:
 
     def canvases(self, layout: Layout) -> int:
         """How many canvases one batch has at most; less after memory has run out."""
-        most = max(1, MAX_PIXELS_A_BATCH // (layout.canvas_height * layout.canvas_width))
-        return min(n for n in (most, self._engine.max_batch, self._limit) if n is not None)
+        pixels = MAX_PIXELS_A_BATCH if self._limit is None else min(MAX_PIXELS_A_BATCH, self._limit)
+        most = max(1, pixels // (layout.canvas_height * layout.canvas_width))
+        return most if self._engine.max_batch is None else min(most, self._engine.max_batch)
 
     def run(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> U8:
         """Purify any number of pictures of one size.
@@ -203,7 +205,8 @@ class DeviceLoop:
     ) -> Callable[[], U8]:  # fmt: skip
         """Like `run`, but returns as soon as the first batch is on its way; what it returns waits for the result.
 
-        While one batch computes, the next goes up. A batch that does not fit into memory is done in halves.
+        While one batch computes, the next goes up; where memory has no room for both, it waits for the first. A batch
+        that does not fit into memory is done in halves.
         """
         which = np.broadcast_to(np.asarray(which, np.uint32), len(rgb))
         out = np.empty_like(rgb)
@@ -229,12 +232,10 @@ class DeviceLoop:
                     if ahead and len(pending) < 2:
                         try:
                             submit()
-                            continue
                         except OutOfMemory as e:
-                            if not pending:  # otherwise what they hold may be enough
-                                n = ahead[0].stop - ahead[0].start
-                                self._shrink(layout, -(-n // layout.pictures_per_canvas), e)
-                                continue
+                            n = ahead[0].stop - ahead[0].start
+                            self._shrink(layout, -(-n // layout.pictures_per_canvas), e)
+                        continue
                     part, ticket = pending.popleft()
                     out[part] = self.collect(ticket)
                     progress(part.stop - part.start)
@@ -245,22 +246,26 @@ class DeviceLoop:
             return out
 
         if ahead[0].stop:
-            with suppress(OutOfMemory):  # `finish` comes back to it, when others have let go of theirs
+            with suppress(OutOfMemory):  # `finish` comes back to it, and halves it
                 submit()
         else:
             ahead.clear()
         return finish
 
     def submit(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> Ticket:
-        """Start on at most `canvases` full of pictures; returns at once. Raises OutOfMemory."""
+        """Start on at most `canvases` full of pictures; returns at once, but where it must wait for memory.
+
+        Raises:
+            OutOfMemory: there is no room, with nothing else on its way.
+        """
         with self._device.lock, self._device.active():
-            try:
-                return self._submit(rgb, layout, ids, which, seed)
-            except OutOfMemory:
-                if all(b.waiting for b in self._sizes.values()):
-                    raise
-                self.close()  # our own idle buffers may hold what is missing
-                return self._submit(rgb, layout, ids, which, seed)
+            # our own buffers may hold what is missing: the idle ones, then those of batches that others come for later
+            for make_room in (self.close, self._land):
+                try:
+                    return self._submit(rgb, layout, ids, which, seed)
+                except OutOfMemory:
+                    make_room()
+            return self._submit(rgb, layout, ids, which, seed)
 
     def _submit(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> Ticket:
         for rows in self._rows[len(self._tables) :]:
@@ -276,8 +281,9 @@ class DeviceLoop:
             self._device.copies.synchronize()
             buffers.slots.append(slot)
             raise
-        buffers.waiting += 1
-        return Ticket(buffers, slot, len(rgb))
+        ticket = Ticket(buffers, slot, len(rgb))
+        buffers.waiting.append(ticket)
+        return ticket
 
     def collect(self, ticket: Ticket) -> U8:
         """Wait for a batch; uint8 (N, H, W, 3), a new array.
@@ -285,38 +291,60 @@ class DeviceLoop:
         Raises:
             EngineError: the result is not finite.
         """
+        with self._device.lock, self._device.active():
+            result = self._bring_down(ticket) if ticket.result is None else ticket.result
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def _bring_down(self, ticket: Ticket) -> U8 | BaseException:
+        """Wait for a batch that is on its way, keep what came of it for whoever collects it, and give its slot back."""
         b, slot, device = ticket.buffers, ticket.slot, self._device
         size = 16 + ticket.pictures * b.height * b.width * 3
-        with device.lock, device.active():
-            try:
-                # asked for now and not when the batch was submitted: the copy stream would have held up the next one
-                device.copies.wait_for_event(slot.done)
-                part = slot.host[b.head_size : b.head_size + size]
-                device.download(part, slot.device + b.head_size, device.copies)
-                slot.down.record(device.copies)
-                slot.down.synchronize()
-                finite = not part[:4].any()
-                out = part[16:].reshape(ticket.pictures, b.height, b.width, 3).copy()
-            finally:
-                b.waiting -= 1
-                b.slots.append(slot)
-        if not finite:
-            raise EngineError("engine: the result is not finite; the model overflows: use its fp32 or bf16 export")
-        return out
+        result: U8 | BaseException
+        try:
+            # asked for now and not when the batch was submitted: the copy stream would have held up the next one
+            device.copies.wait_for_event(slot.done)
+            part = slot.host[b.head_size : b.head_size + size]
+            device.download(part, slot.device + b.head_size, device.copies)
+            slot.down.record(device.copies)
+            slot.down.synchronize()
+            result = part[16:].reshape(ticket.pictures, b.height, b.width, 3).copy()
+            if part[:4].any():
+                result = EngineError(
+                    "engine: the result is not finite; the model overflows: use its fp32 or bf16 export"
+                )
+        except BaseException as e:
+            result = e
+            raise
+        finally:
+            ticket.result = result
+            b.waiting.remove(ticket)
+            b.slots.append(slot)
+        return result
+
+    def _land(self) -> None:
+        """Bring everything down that is on its way, and free all memory."""
+        for buffers in self._sizes.values():
+            while buffers.waiting:
+                self._bring_down(buffers.waiting[0])
+        self.close()
 
     def _shrink(self, layout: Layout, canvases: int, error: OutOfMemory) -> None:
-        """After `error` with a batch of `canvases`: from now on at most half as many, said once."""
+        """After `error` with a batch of `canvases`: from now on at most half as many pixels, said once."""
         if canvases <= 1:
             raise OutOfMemory(f"{error}; not even one canvas of {layout.canvas_height}x{layout.canvas_width} fits: "
                               "use a smaller model or a GPU with more memory") from error  # fmt: skip
         with self._device.lock:
             first = self._limit is None
-            self._limit = min(canvases // 2, self._limit or canvases // 2)  # another thread may have been here
+            # in pixels: a few large canvases say little of how many small ones fit
+            half = canvases // 2 * layout.canvas_height * layout.canvas_width
+            self._limit = min(half, self._limit or half)  # another thread may have been here
             self.close()
         if first:
             warnings.warn(
                 f"{self._device.name}: {canvases} canvases do not fit into its memory; going on with "
-                f"{canvases // 2} at a time, or fewer",
+                f"{canvases // 2} of {layout.canvas_height}x{layout.canvas_width} at a time, or fewer",
                 stacklevel=2,
             )
 
