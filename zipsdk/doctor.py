@@ -16,7 +16,7 @@ from zipsdk.engines import load_engine
 from zipsdk.engines.plan import FLAVOURS, capabilities, runtime
 from zipsdk.errors import EngineError
 from zipsdk.gpu import build_info
-from zipsdk.gpu.device import open_device
+from zipsdk.gpu.device import DRIVER, open_device
 from zipsdk.models import bundled
 
 
@@ -83,10 +83,9 @@ def _onnxruntime() -> Iterator[Check]:
 
 
 def _cuda() -> Check:
-    name, library = "CUDA driver", "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
-    fix = "install the NVIDIA driver; pip has none"
+    name, fix = "CUDA driver", "install the NVIDIA driver; pip has none"
     try:
-        cuda = ctypes.CDLL(library)
+        cuda = ctypes.CDLL(DRIVER)
         if status := cuda.cuInit(0):
             return Check(name, False, f"cuInit gives error {status} (100: no GPU is visible)", fix)
         version, count = ctypes.c_int(), ctypes.c_int()
@@ -107,7 +106,7 @@ def _capability() -> int:
     """Of the first GPU, times ten; 0 where the driver does not say."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     try:
-        cuda = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        cuda = ctypes.CDLL(DRIVER)
         # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
         if cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, 0) or cuda.cuDeviceGetAttribute(
             ctypes.byref(minor), 76, 0

@@ -85,7 +85,7 @@ def warm_row(table: StepTable) -> np.void:
 
 
 def guide_row(guide: Guide, *, joint: bool = False) -> np.void | None:
-    """What `guide` does, or with `joint` what `guide.joint` does, of GUIDE; None where it takes the `Linear` kernels.
+    """What `guide` does, or with `joint` what `guide.joint` does, of GUIDE; None where `zip_step` cannot do it.
 
     A projector is a sum of B_l (mean over cells of 2^l) and G B_l (of the colours too), with B_0 = I: here a dict from
     (l, with G or not) to the weight. B_l B_m = B_max(l, m), G G = G and all commute, so a product is a maximum of both.

@@ -23,6 +23,9 @@ import numpy.typing as npt
 from zipsdk import gpu
 from zipsdk.errors import EngineError, MissingExtra, OutOfMemory
 
+#: The CUDA driver's library, as `ctypes.CDLL` finds it.
+DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+
 BLOCK = 256  # threads; the kernels are compiled for at most this many
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: work that others put on the default stream does not hold ours up
 CAPTURE_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate meanwhile
@@ -87,7 +90,7 @@ class Device:
         atexit.register(self._context.detach)
         self._memory: dict[int, Any] = {}
         self._to_free: list[Callable[[], None]] = []
-        self._driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        self._driver = ctypes.CDLL(DRIVER)
         self._functions: dict[str, Any] = {}
         self._module: Any = None
         with self.active():
@@ -225,9 +228,8 @@ def open_device(ordinal: int = 0) -> Device:
 
 @cache
 def _open(ordinal: int) -> Device:
-    library = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
     try:
-        ctypes.CDLL(library)
+        ctypes.CDLL(DRIVER)
     except OSError as e:
         raise EngineError(f"device 'cuda:{ordinal}': there is no NVIDIA driver here ({e}); see zipsdk doctor") from e
     try:
