@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import threading
 import types
 import warnings
@@ -482,6 +484,33 @@ def test_a_sound_picture_with_malformed_exif_is_read_without_it(suffix: str, exi
         np.testing.assert_array_equal(again.rgb, wanted)
 
 
+def exif_of(size: int) -> bytes:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "zip"
+    return exif.tobytes().ljust(size, b"\0")
+
+
+@pytest.mark.parametrize("size", [65_533, 65_534, 1 << 20])
+@pytest.mark.parametrize(("suffix", "kind"), WRITTEN)
+def test_exif_that_a_format_has_no_room_for_is_left_out(suffix: str, kind: str, size: int, tmp_path: Path) -> None:
+    """And not the picture with it: no one could have said before it was purified."""
+    if not needs.get(suffix, True):
+        pytest.skip("not in this Pillow")
+    Image.fromarray(noise(16, 24, 3)).save(tmp_path / "a.png", exif=exif_of(size), icc_profile=SRGB)
+    out = identity(tmp_path / "a.png")
+    path = tmp_path / f"b{suffix}"
+    if fits := kind != "JPEG" or size == 65_533:
+        images.save(out, path)  # no warning: they are errors
+    else:
+        said = rf"b\.jpg: its EXIF has {size} bytes, and JPEG holds at most 65533: it is left out; write a \.png"
+        with pytest.warns(UserWarning, match=said):
+            images.save(out, path)
+    again = opened(path)
+    assert again.size == (24, 16) and again.info["icc_profile"] == SRGB
+    assert (ExifTags.Base.Make in again.getexif()) == fits
+    assert len(out.info["exif"]) == size  # the caller's own is as it was
+
+
 def test_broken_pixels_are_not_taken_for_malformed_exif(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
@@ -705,6 +734,28 @@ def test_threads_leave_the_warning_filters_alone(tmp_path: Path) -> None:
     for t in threads:
         t.join()
     assert warnings.filters == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_that_is_forked_while_a_thread_reads_can_read() -> None:
+    """In a process of its own and with an alarm: a child that waits for its parent's thread waits for ever."""
+    code = (
+        "import os, signal, threading; from PIL import Image; from zipsdk import images\n"
+        "reads, forked = threading.Event(), threading.Event()\n"
+        "slow, quick = Image.new('RGB', (4, 3)), Image.new('RGB', (4, 3))\n"
+        "slow.load = lambda: (reads.set(), forked.wait())\n"
+        "thread = threading.Thread(target=images.read_one, args=(slow,))\n"
+        "thread.start(), reads.wait()\n"
+        "if not (child := os.fork()):\n"
+        "    signal.alarm(10)\n"
+        "    os._exit(images.read_one(quick).rgb.shape != (3, 4, 3))\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "forked.set(), thread.join()\n"
+        "images.read_one(quick)"
+    )
+    run = [sys.executable, "-W", "ignore", "-c", code]
+    said = subprocess.run(run, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert said.stdout == "0\n"
 
 
 # ---- save

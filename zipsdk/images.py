@@ -42,6 +42,9 @@ _WRITERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 #: Pixels a side at most: what libwebp and libjpeg write.
 _MOST = {"WEBP": 16_383, "JPEG": 65_500}
 
+#: Bytes of EXIF at most: a segment of a JPEG. The others that are written hold any.
+_MOST_EXIF = {"JPEG": 65_533}
+
 #: Suffixes of the files that are read, for whoever lists a folder. The content decides how a file is decoded.
 SUFFIXES = frozenset([".gif", ".apng", *(s for suffixes, _, _ in _WRITERS.values() for s in suffixes.split())])
 
@@ -127,8 +130,8 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
 
     The suffix decides the format: JPEG with quality 95 and no chroma subsampling (AVIF alike), PNG, WebP, TIFF, BMP and
     PPM without loss. `info["icc_profile"]` and `info["exif"]` are written where the format has a place for them; a
-    picture whose EXIF has an orientation is turned upright and written without it. Malformed EXIF is left out, with a
-    UserWarning.
+    picture whose EXIF has an orientation is turned upright and written without it. Malformed EXIF, and for JPEG what is
+    longer than 65,533 bytes, is left out, with a UserWarning.
 
     Raises:
         InputError: the suffix is not one that is written, or the format cannot hold the mode or size of the picture.
@@ -144,6 +147,13 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
     try:
         with _pillow_silent():
             image, info, caution = _upright(image, str(target))
+        exif, most = len(info.get("exif", b"")), _MOST_EXIF.get(kind)
+        if most is not None and exif > most:
+            del info["exif"]
+            caution = (
+                f"{target}: its EXIF has {exif} bytes, and {kind} holds at most {most}: it is left out; "
+                "write a .png to keep it"
+            )
         with temporary.open("xb") as f:
             image.save(f, kind, **options, **info)
             f.flush()
@@ -223,6 +233,16 @@ def _read_item(item: Any, layout: str, max_pixels: int, where: str) -> Picture:
 # ---- files and PIL images
 
 _one_at_a_time = threading.Lock()
+
+
+def _free_after_fork() -> None:
+    """The thread that held the lock may not exist in the child, which would wait for it for ever."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_free_after_fork)
 
 
 @contextmanager
