@@ -21,12 +21,15 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from zipsdk.errors import InputError
 
 MANIFEST = ".zipsdk-manifest.jsonl"
+#: The byte that is locked on Windows, where others cannot read what is locked: far beyond the end.
+_LOCKED = 1 << 30
 _LEFTOVER = re.compile(r"\.zipsdk-[0-9a-f]{16}\.tmp")  # what images.save writes before it renames
 
 
@@ -212,13 +215,19 @@ def _short(value: object) -> str:
 
 def _lock(file: BinaryIO, out: Path) -> None:
     """One run at a time in a folder; the system lets go of the lock when the process dies, however it dies."""
+    held: type[OSError]
+    how: tuple[int, ...]
     try:
         import fcntl
     except ImportError:  # Windows
-        return
+        msvcrt: Any = import_module("msvcrt")  # elsewhere mypy does not know what is in it
+        file.seek(_LOCKED)
+        held, lock, how = PermissionError, msvcrt.locking, (msvcrt.LK_NBLCK, 1)
+    else:
+        held, lock, how = BlockingIOError, fcntl.flock, (fcntl.LOCK_EX | fcntl.LOCK_NB,)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
+        lock(file.fileno(), *how)
+    except held as e:
         file.close()
         raise InputError(f"{out}: another zipsdk run writes there; wait for it, or use another output folder") from e
     except OSError:
