@@ -9,7 +9,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from zipsdk.engines import load_engine
 from zipsdk.engines.plan import FLAVOURS, spec_of
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
 from zipsdk.files import check_sidecar, model_hashes, sha256_file
-from zipsdk.jobs import Run, find_jobs, same_file
+from zipsdk.jobs import U8, Run, find_jobs, same_file
 from zipsdk.manifest import Job, Manifest
 from zipsdk.models import bundled, find
 from zipsdk.purifier import PRESETS, PROFILES, Purifier
@@ -205,18 +206,22 @@ def _check_sheet(path: Path, out: Path, jobs: Sequence[Job], overwrite: bool) ->
 def _write_sheet(path: Path, purifier: Purifier, out: Path, jobs: Sequence[Job]) -> None:
     from zipsdk.sheet import MAX_ROWS, before_after, contact_sheet
 
-    pairs = []
-    # spread over all pictures, in case neighbours look alike
-    for job in jobs[:: -(-len(jobs) // MAX_ROWS)]:
-        try:
-            pairs.append((images.read_one(job.source).rgb, images.read_one(out / job.name).rgb))
-        except PictureError:
-            continue  # it failed, and that has been said
-    if pairs:
+    def pairs() -> Iterator[tuple[U8, U8]]:
+        # spread over all pictures, in case neighbours look alike
+        for job in jobs[:: -(-len(jobs) // MAX_ROWS)]:
+            try:
+                pair = images.read_one(job.source).rgb, images.read_one(out / job.name).rgb
+            except PictureError:
+                continue  # it failed, and that has been said
+            yield pair
+
+    shown = pairs()  # one at a time, because they may be large
+    if (first := next(shown, None)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        rows = chain([first], shown)
         # where each picture drew its own transforms, no one guide shows what they left of all
         one = len(purifier.guides) == 1
-        page = before_after(purifier.guides[0], pairs) if one else contact_sheet(pairs, ("before", "purified"))
+        page = before_after(purifier.guides[0], rows) if one else contact_sheet(rows, ("before", "purified"))
         images.save(page, path)
 
 

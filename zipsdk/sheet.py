@@ -21,19 +21,20 @@ _SIDE, _GAP, _TITLE = 240, 8, 20
 _MARK = "zipsdk contact sheet"
 
 
-def contact_sheet(rows: Sequence[Sequence[U8]], titles: Sequence[str]) -> Image.Image:
+def contact_sheet(rows: Iterable[Iterable[U8]], titles: Sequence[str]) -> Image.Image:
     """Pictures (uint8 (H, W, 3), of any sizes) in rows under column titles, each fitted into a square cell.
 
-    Small pictures are enlarged without smoothing, so that what the page shows is what the classifier gets.
+    Small pictures are enlarged without smoothing, so that what the page shows is what the classifier gets. Rows are
+    fitted as they come: of large pictures give a generator, and no more than two rows are held at a time.
     """
+    cells = [[_fit(rgb) for rgb in row] for row in rows]
     step = _SIDE + _GAP
-    page = Image.new("RGB", (len(titles) * step + _GAP, len(rows) * step + _GAP + _TITLE), "white")
+    page = Image.new("RGB", (len(titles) * step + _GAP, len(cells) * step + _GAP + _TITLE), "white")
     draw = ImageDraw.Draw(page)
     for column, title in enumerate(titles):
         draw.text((_GAP + column * step, _GAP), title, fill="black")
-    for r, row in enumerate(rows):
-        for c, rgb in enumerate(row):
-            cell = _fit(rgb)
+    for r, row in enumerate(cells):
+        for c, cell in enumerate(row):
             left, top = _GAP + c * step, _GAP + _TITLE + r * step
             page.paste(cell, (left + (_SIDE - cell.width) // 2, top + (_SIDE - cell.height) // 2))
     exif = Image.Exif()
@@ -65,7 +66,8 @@ def transformed(guide: Guide, rgb: U8) -> U8:
 
 
 def before_after(guide: Guide, pairs: Iterable[tuple[U8, U8]]) -> Image.Image:
-    """A page of (picture, purified picture) pairs with what the transforms left of each in between."""
+    """A page of (picture, purified picture) pairs with what the transforms left of each in between; as they come, as
+    for `contact_sheet`."""
     name = "+".join(map(str, guide.transforms))
-    rows = [(before, transformed(guide, before), after) for before, after in pairs]
+    rows = ((before, transformed(guide, before), after) for before, after in pairs)
     return contact_sheet(rows, ("before", f"transformed: {name}"[:26], "purified"))

@@ -48,6 +48,10 @@ def copies(rgb: U8) -> U8:
     height, width, _ = rgb.shape
     unit = min(height, width) / UNIT
     x = rgb.astype(np.float32).transpose(2, 0, 1)
+    # 27 of a large picture in float32 would fill the memory: each is made whole before the next, in its place; the one
+    # that takes most to make comes first, while the blurs that the others share are not there yet
+    out = np.empty((VERSIONS - 1, height, width, 3), np.uint8)
+    out[-1] = _whole(_moved(x))
 
     def blur(planes: F32, deviation: float) -> F32:
         return _blur(planes, deviation * unit, (height, width))
@@ -60,16 +64,29 @@ def copies(rgb: U8) -> U8:
         for region in _regions(height, width):
             yield _without(x, around, region, FILL * unit)
         # on a whole number, so that float32's errors do not speckle flat places
-        yield from (x - coarse + GREY, x - middle, x - fine, grey)
+        yield x - coarse + GREY
+        yield x - middle
+        yield x - fine
+        yield grey
         for rows, columns in _regions(height, width):
             alone = around.copy()
             alone[:, rows, columns] = x[:, rows, columns]
             yield alone
-        yield from (coarse, 2 * middle + GREY, 2 * fine + GREY, x - grey + GREY, _moved(x))
+        yield coarse
+        yield 2 * middle + GREY
+        yield 2 * fine + GREY
+        yield x - grey + GREY
 
-    # each made whole before the next, because 27 of a large picture in float32 would fill the memory
-    out = np.stack([np.clip(np.rint(planes), 0, 255).astype(np.uint8) for planes in versions()])
-    return out.transpose(0, 2, 3, 1)
+    for copy, planes in zip(out[:-1], versions(), strict=True):
+        copy[:] = _whole(planes)
+    return out
+
+
+def _whole(planes: F32) -> F32:
+    """float32 (3, H, W) -> whole grey levels (H, W, 3)."""
+    whole: F32 = np.rint(planes)
+    np.clip(whole, 0, 255, out=whole)
+    return whole.transpose(1, 2, 0)
 
 
 def _regions(height: int, width: int) -> list[tuple[slice, slice]]:
