@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from conftest import make_spec
 
@@ -76,6 +77,11 @@ def test_only_a_name_and_the_sides_are_required():
         ({"lam": "10"}, "lam: got '10', wanted float"),
         ({"lam": True}, "lam: got True, wanted float"),
         ({"transforms": "blur2"}, "transforms: got 'blur2', wanted tuple"),
+        ({"transforms": ["blur2", 2]}, "transforms: got ['blur2', 2], wanted tuple"),
+        ({"transforms": None}, "transforms: got None, wanted tuple"),
+        ({"timesteps": 1000.0}, "timesteps: got 1000.0, wanted int"),
+        ({"beta_start": "0.1"}, "beta_start: got '0.1', wanted float"),
+        ({"lam": 10**400}, ", wanted float"),
         # another format, or fields of one
         ({"new": 1}, "unknown fields ['new']"),
         ({"format": 2}, "format 2, wanted 1"),
@@ -85,6 +91,15 @@ def test_only_a_name_and_the_sides_are_required():
 def test_a_spec_that_this_version_does_not_know_is_refused(changes, said):
     assert ModelSpec.from_json(json.dumps(raw()), "x") == make_spec()  # as it was before the change
     refused(json.dumps(raw(**changes)), said)
+    if changes.keys() <= dataclasses.asdict(make_spec()).keys():  # whoever makes one is told the same
+        with pytest.raises(ModelError) as caught:
+            make_spec(**changes)
+        assert str(caught.value).startswith("model spec: ") and said in str(caught.value)
+
+
+def test_numbers_of_numpy_and_a_list_are_taken():
+    spec = make_spec(canvas=np.int64(64), lam=np.float32(10), transforms=["blur2", "gray"])
+    assert spec == make_spec() and hash(spec) == hash(make_spec())
 
 
 @pytest.mark.parametrize(

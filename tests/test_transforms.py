@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from zipsdk import transforms
 from zipsdk.errors import InputError
 from zipsdk.transforms import Blur, Grayscale, Guide, Linear, OneOf, Transform, parse
 
@@ -79,6 +80,13 @@ def test_guide_divisor_is_the_least_common_multiple():
     assert Guide([Blur(4), Blur(6), Grayscale()]).divisor == 12
 
 
+def test_the_largest_divisor_itself_is_taken(monkeypatch):
+    monkeypatch.setattr(transforms, "MAX_DIVISOR", 12)
+    assert Guide([Blur(4), Blur(6)]).divisor == 12
+    with pytest.raises(InputError, match="every 14 pixels only, wanted at most 12"):
+        Guide([Blur(2), Blur(7)])
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -99,6 +107,9 @@ def test_guide_divisor_is_the_least_common_multiple():
         (lambda: Guide(["blur2"]), "objects such as"),
         (lambda: Guide([Grayscale]), "got <class .*Grayscale'>, wanted objects such as"),
         (lambda: Guide([Grayscale(), Linear([[1, -1, 0], [0, 1, -1]])]), "keep everything"),
+        # before they are tried, on gigabytes and terabytes
+        (lambda: Guide([Blur(9999)]), "blur9999: got cells that fit together every 9999 pixels only"),
+        (lambda: Guide([Blur(97), Blur(101), Blur(103)]), "every 1009091 pixels only, wanted at most 2048; choose"),
         (lambda: OneOf(Blur(2)), "at least 2"),
         (lambda: OneOf(5, Blur(2)), "got 5, wanted one such as"),
         (lambda: parse("blur"), "wanted blurN"),

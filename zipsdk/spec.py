@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zipsdk.checks import is_number
+from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError, ModelError
 from zipsdk.transforms import parse
 
@@ -21,6 +22,14 @@ METADATA_KEY = "zipsdk"
 PRECISIONS = ("fp32", "fp16", "bf16")
 #: What `python -m export.quantize` makes of it: 8-bit convolutions, the rest float32.
 INT8 = "int8"
+
+#: What a field of a type may hold; JSON has lists for tuples.
+_KINDS: dict[str, Callable[[object], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "int": is_whole,
+    "float": is_number,
+    "tuple[str, ...]": lambda value: isinstance(value, list | tuple) and all(isinstance(v, str) for v in value),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +82,10 @@ class ModelSpec:
             if not ok:
                 raise ModelError(f"model spec: got {got!r}, wanted {what}; export the model again")
 
+        for f in dataclasses.fields(self):
+            if not _KINDS[str(f.type)](value := getattr(self, f.name)):
+                raise ModelError(f"model spec: {f.name}: got {value!r}, wanted {f.type}; export the model again")
+        object.__setattr__(self, "transforms", tuple(self.transforms))
         want(self.channels == 3, "channels = 3 (RGB)", self.channels)
         want(self.beta_schedule == "linear", "beta_schedule = 'linear'", self.beta_schedule)
         want(0 < self.beta_start < self.beta_end < 1, "0 < beta_start < beta_end < 1", (self.beta_start, self.beta_end))
@@ -87,10 +100,10 @@ class ModelSpec:
             dict(zip(("multiple", "min_side", "canvas", "max_side"), sides, strict=True)),
         )
         want(all(s % self.multiple == 0 for s in sides), f"sides that are multiples of {self.multiple}", sides)
-        want(is_number(self.lam) and self.lam > 0, "lam in (0, inf]", self.lam)
+        want(self.lam > 0, "lam in (0, inf]", self.lam)
         try:
             parse("+".join(self.transforms))
-        except (InputError, TypeError) as e:
+        except InputError as e:
             raise ModelError(f"model spec: {e}; export the model again") from e
 
     @property
@@ -123,12 +136,6 @@ class ModelSpec:
         if (unknown := raw.keys() - fields.keys()) or (missing := required - raw.keys()):
             problem = f"unknown fields {sorted(unknown)}" if unknown else f"no {sorted(missing)}"
             raise ModelError(f"{where}: the model spec has {problem}; export it again or update zipsdk")
-        kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "tuple[str, ...]": list}
-        for key, value in raw.items():
-            if not isinstance(value, kinds[str(fields[key].type)]) or isinstance(value, bool):
-                raise ModelError(f"{where}: model spec {key}: got {value!r}, wanted {fields[key].type}")
-        if "transforms" in raw:
-            raw["transforms"] = tuple(map(str, raw["transforms"]))
         try:
             return cls(**raw)
         except ModelError as e:

@@ -20,6 +20,9 @@ from zipsdk.errors import InputError
 
 Array = npt.NDArray[Any]
 
+#: A guide's divisor at most: to try its transforms on a picture of that side takes 0.4 GB.
+MAX_DIVISOR = 2048
+
 
 @runtime_checkable
 class Transform(Protocol):
@@ -280,7 +283,8 @@ class Guide:
             commute, as blurs (one n a multiple of the other) and grey do.
 
     Raises:
-        InputError: no transform, an unknown `combine`, or transforms that together keep everything.
+        InputError: no transform, an unknown `combine`, a divisor above `MAX_DIVISOR`, or transforms that together keep
+            everything.
     """
 
     def __init__(self, transforms: Iterable[Transform], combine: str = "mean"):
@@ -294,10 +298,14 @@ class Guide:
             raise InputError(f"combine: got {combine!r}, wanted 'mean' (the paper) or 'joint'")
         self.combine = combine
         self.divisor = lcm(*(t.divisor for t in self.transforms))
-        side = self.divisor
+        side, names = self.divisor, "+".join(map(str, self.transforms))
+        if side > MAX_DIVISOR:
+            raise InputError(
+                f"transforms: {names}: got cells that fit together every {side} pixels only, wanted at most "
+                f"{MAX_DIVISOR}; choose smaller cells, or some whose sides divide one another"
+            )
         probe = np.random.default_rng(0).standard_normal((1, 3, side, side))
         if np.abs(probe - self.joint(probe)).max() < 1e-6:
-            names = "+".join(map(str, self.transforms))
             raise InputError(f"transforms: {names} together keep everything, so a trigger passes; drop one of them")
 
     def joint(self, x: Array) -> Array:
