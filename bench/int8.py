@@ -20,8 +20,9 @@ import torch
 from tqdm import tqdm
 
 import zipsdk
-from bench import attacks, classifiers, datasets, evaluation, layouts, record, report
+from bench import attacks, classifiers, datasets, evaluation, layouts, record
 from bench.baselines.purifier import Zip
+from bench.markdown import replace, table
 from bench.poisoning import poison
 from bench.restoration import blurred, psnr, sharpness
 from export import checkpoint
@@ -133,9 +134,9 @@ def text(content: dict[str, Any]) -> str:
             rates = (f"{100 * hits / of:.1f}" for hits, of in (row[model][k] for k in ("CA", "ASR", "PA")))
             defences.append([row["profile"], model, *rates])
     tables = (
-        report.table(["one evaluation", *names], speeds),
-        report.table(["clean pictures", "profile", "gain in PSNR / sharpness, fp32", "int8", "PSNR between"], pictures),
-        report.table(["BadNets on CIFAR-10", "model", "CA, %", "ASR, %", "PA, %"], defences),
+        table(["one evaluation", *names], speeds),
+        table(["clean pictures", "profile", "gain in PSNR / sharpness, fp32", "int8", "PSNR between"], pictures),
+        table(["BadNets on CIFAR-10", "model", "CA, %", "ASR, %", "PA, %"], defences),
     )
     return "\n\n".join(tables)
 
@@ -164,7 +165,7 @@ def main() -> None:
     print(text(content))
     if args.name:
         print(record.write(args.name, content))
-        report.replace(CARD, text(content))
+        replace(CARD, text(content))
 
 
 if __name__ == "__main__":

@@ -8,19 +8,13 @@ Between ``<!-- measured -->`` and ``<!-- /measured -->`` everything is replaced.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
+from bench.markdown import ROOT, replace, table
 from bench.record import RESULTS, read
-
-ROOT = Path(__file__).parent.parent
-START, END = "<!-- measured -->", "<!-- /measured -->"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Markdown; a bar within a cell, as in the name of a random choice, is no border."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+from bench.results_groups import GUARD, groups
+from bench.results_page import TITLES, short_table
+from bench.tables import TABLES
 
 
 def restoration() -> str:
@@ -113,16 +107,7 @@ def losses(log: list[dict[str, Any]]) -> str:
     return table(["after {:,} samples, t =".format(last["samples"]), *map(str, picked)], rows)
 
 
-def replace(path: Path, text: str) -> None:
-    old = path.read_text()
-    head, rest = old.split(START, 1)
-    _, tail = rest.split(END, 1)
-    path.write_text(f"{head}{START}\n{text}\n{END}{tail}")
-
-
 def defence() -> str:
-    from bench.results_page import short_table  # which takes `table` from here
-
     return (
         "The defence: CA / ASR / PA in percent, of small classifiers poisoned with these triggers, behind each "
         "defence. Higher, lower and higher is better. [docs/results.md](docs/results.md) has the intervals, the other "
@@ -132,18 +117,24 @@ def defence() -> str:
 
 def speed() -> str:
     record = read("speed")
-    rounds = len(record["seconds_a_picture"]["whole"])
+    whole = record["seconds_a_picture"].get("whole")
+    rounds = f"rounds: {len(whole)}, " if whole else ""
     verdict = {None: "-", True: "yes", False: "**no**"}
     rows = [
         [c["claim"], c["wanted"], "not measured" if c["got"] is None else f"{c['got']:.3g}", verdict[c["met"]]]
         for c in record["claims"]
     ]
+    text = (
+        f"Goals for speed ({record['model']}, {record['machine']['cores']} threads of "
+        f"{record['machine']['processor']}, {rounds}`{record['command']}`; "
+        "[docs/speed.md](docs/speed.md) says what the loops and the guard's bound are):\n\n"
+        f"{table(['ratio or time', 'wanted', 'measured', 'met'], rows)}"
+    )
+    if not record["guard"] or not record["gates"]:  # its rows were left out
+        return text
     gains = "; ".join(f"{key} {g['measured']:.2f} (bound {g['bound']:.2f})" for key, g in record["gates"].items())
     return (
-        f"Goals for speed ({record['model']}, {record['machine']['cores']} threads of "
-        f"{record['machine']['processor']}, rounds: {rounds}, `{record['command']}`; "
-        "[docs/speed.md](docs/speed.md) says what the loops and the guard's bound are):\n\n"
-        f"{table(['ratio or time', 'wanted', 'measured', 'met'], rows)}\n\n"
+        f"{text}\n\n"
         "These guards have the paper's detector, SCALE-UP, in front of a ResNet-34; flags are "
         f"{record['guard']['flags']}. Their share of the bound says that nothing but classifier and purifier takes "
         "time, not that they pay. Beside purifying everything in the same way they are so many times as fast: "
@@ -153,8 +144,6 @@ def speed() -> str:
 
 def search() -> str:
     """docs/defaults.md's tables."""
-    from bench.results_page import TITLES
-
     parts = []
     for dataset, title in TITLES.items():
         if not (RESULTS / f"search-{dataset}.json").is_file():
@@ -204,10 +193,6 @@ def search() -> str:
 
 def given_up() -> str:
     """Rows of the tables by the guard's rule and by the one that was tried last and given up, side by side."""
-    from bench.results_groups import GUARD, groups
-    from bench.results_page import TITLES
-    from bench.tables import TABLES
-
     lines, commits = [], set()
     for dataset, title in TITLES.items():
         if not (RESULTS / "rule-6" / f"defense-{dataset}.json").is_file():

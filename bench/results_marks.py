@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from bench import tables
-from bench.report import table
-from bench.results_groups import GUARD, Group, groups
+from bench.markdown import table
+from bench.results_groups import GUARD, Group, groups, setup
 
 #: What a defence should beat in PA, and what else there is.
 RIVALS = ("shrinkpad", "blur", "diffpure", "blur+diffpure", "ddnm", "blur+ddnm")
@@ -18,12 +18,12 @@ ADAPTIVE = ("redundant",)
 
 
 def _beside(content: dict[str, Any], group: Group, lines: Iterable[str]) -> dict[str, Group]:
-    """Other defences against a group's trigger on as many pictures, by their lines."""
+    """Other defences in a group's setup, by their lines."""
+    same = {key: row for key, row in content["rows"].items() if setup(row) == setup(group.first)}
     return {
         other.first["defence"]: other
-        for other in groups(content, [group.first["attack"]], lines)
-        if other.trigger == group.trigger and other.first["CA"][1] == group.first["CA"][1]
-    }
+        for other in groups({**content, "rows": same}, [group.first["attack"]], lines)
+    }  # fmt: skip
 
 
 def _mean(group: Group, name: str) -> float:

@@ -14,15 +14,15 @@ import os
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench import paper, record, results_sheet, tables
 from bench.baselines.guarded import Guarded
-from bench.evaluation import Rate
-from bench.report import ROOT, START, table
-from bench.results_groups import SHORT, Group, groups
+from bench.markdown import ROOT, START, table
+from bench.results_groups import SHORT, Group, groups, of_table, parts
 from bench.results_marks import ahead_of, marks_of
 from bench.results_plot import curve, dots
+from bench.results_words import commands_of, cost_of, head_of, spread_of
 from zipsdk.files import write_atomically
 
 #: Above it, where a folder has no page yet.
@@ -30,7 +30,8 @@ HEAD = """# Results
 
 In percent, with Wilson's 95% intervals. CA: clean pictures that are recognised behind the defence. ASR: pictures with
 the trigger that are taken for the attacker's class, those that are of it left out. PA: pictures with the trigger that
-are recognised for what they are. docs/results.md of zipsdk says more of how to read these tables.
+are recognised for what they are. docs/results.md of zipsdk says more of how to read these tables. A section has one
+classifier that was brought, or those that were trained and attacked in one way.
 
 """
 DOCS = ROOT / "docs"
@@ -40,25 +41,34 @@ TITLES = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB", "imagenette": "Imagenette"}
 CURVES = {"lambda": "lam", "evaluations": "evaluations", "guarded": "evaluations"}
 
 
-def records(results: Path = record.RESULTS) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The data sets that have a record with rows, and these."""
+class Part(NamedTuple):
+    """What a section is drawn from: the rows of a data set, or a part of them, see `results_groups.parts`."""
+
+    dataset: str
+    title: str
+    #: of its plots
+    name: str
+    content: dict[str, Any]
+
+    @property
+    def first(self) -> bool:
+        """Whether what there is once for a data set is in its section."""
+        return self.name == self.dataset
+
+
+def records(results: Path = record.RESULTS) -> Iterator[Part]:
+    """All parts of the records that have rows."""
     there = [path.stem.removeprefix("defense-") for path in sorted(results.glob("defense-*.json"))]
     for dataset in sorted(there, key=lambda name: (*TITLES, name).index(name)):
-        content = record.read(f"defense-{dataset}", results)
-        if content["rows"]:
-            yield dataset, content
+        for i, (told, content) in enumerate(parts(record.read(f"defense-{dataset}", results))):
+            title = TITLES.get(dataset, dataset) + f": {told}" * bool(told)
+            yield Part(dataset, title, f"{dataset}-section{i + 1}" if i else dataset, content)
 
 
 def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
     """One of `tables.TABLES` as Markdown, or "" where the record has nothing of it."""
-    wanted = tables.TABLES[name]
     lines = []
-    own = groups(content, wanted.attacks, _own(name))
-    if not own:
-        return ""
-    # what stands beside them is of no more pictures than they
-    found = groups(content, wanted.attacks, wanted.defences, max(g.first["CA"][1] for g in own))
-    for g in found:
+    for g in of_table(content, name):
         theirs = paper.figures(dataset, g.first["attack"], g.first["defence"])
         printed = "" if theirs is None else " / ".join("-" if v is None else f"{v:.1f}" for v in theirs)
         clean = g.rate("CA", "clean classifier")
@@ -68,10 +78,12 @@ def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
             "" if clean is None else f"{clean.percent:.1f}", f"{g.first['evaluations']:g}", str(g.first["CA"][1]),
             str(len(g.rows)), _flagged(g),
         ])  # fmt: skip
+    if not lines:
+        return ""
     header = ["trigger", "defence", "CA", "ASR", "PA", "PA, other classes", "the paper's CA / ASR / PA",
               "CA of a clean classifier", "evaluations", "pictures", "seeds",
               "flagged: clean / with trigger"]  # fmt: skip
-    return f"### {wanted.about}\n\n{_without_blanks(header, lines)}"
+    return f"### {tables.TABLES[name].about}\n\n{_without_blanks(header, lines)}"
 
 
 def _without_blanks(header: list[str], lines: list[list[str]]) -> str:
@@ -90,12 +102,6 @@ def _remark(content: dict[str, Any], group: Group) -> str:
     return ""
 
 
-def _own(name: str) -> set[str]:
-    """The defences that a table is about: those that Table 1 does not have."""
-    first = set(tables.TABLES["table1"].defences)
-    return set(tables.TABLES[name].defences) - (first if name != "table1" else set())
-
-
 def _flagged(group: Group) -> str:
     """What a guard has purified, in percent of the clean pictures and of those with the trigger."""
     if "flagged" not in group.first:
@@ -106,21 +112,21 @@ def _flagged(group: Group) -> str:
 def short_table() -> str:
     """Table 1 in brief, for the README: CA / ASR / PA, a row for each trigger, a column for each defence."""
     lines = []
-    for dataset, content in records():
-        if dataset not in TITLES:
+    for part in records():
+        if part.dataset not in TITLES:
             continue  # a user's own, that the README does not speak of
-        found = groups(content, tables.TABLES["agnostic"].attacks, SHORT)
+        found = groups(part.content, tables.TABLES["agnostic"].attacks, SHORT)
         for trigger in dict.fromkeys(g.trigger for g in found):
             mine = [g for g in found if g.trigger == trigger]
             cells = {g.first["defence"]: g.brief(0) for g in mine}
             pictures = mine[0].first["CA"][1]
-            lines.append([f"{TITLES[dataset]} ({pictures:,})", trigger[1], *(cells.get(line, "") for line in SHORT)])
+            lines.append([f"{part.title} ({pictures:,})", trigger[1], *(cells.get(line, "") for line in SHORT)])
     return table(["pictures", "trigger", *SHORT.values()], lines)
 
 
 def comparison(results: Path) -> str:
     """PA of ZIP beside that of every rival, for the paper's attacks on all data sets, or ""."""
-    lines = [[TITLES.get(name, name), *line] for name, content in records(results) for line in ahead_of(content)]
+    lines = [[part.title, *line] for part in records(results) for line in ahead_of(part.content)]
     if not lines:
         return ""
     header = ["pictures", "trigger", "ZIP, the paper's setting", "its rivals", "ahead by", "ZIP, one setting",
@@ -133,34 +139,13 @@ def comparison(results: Path) -> str:
     )
 
 
-def spread_of(content: dict[str, Any]) -> str:
-    """How much the networks differ that are behind the rows: what no interval here has in it."""
-    said = []
-    for line in ("none", "shrinkpad", "blur"):
-        mine = [
-            row for row in content["rows"].values()
-            if row["defence"] == line and content["classifiers"][row["classifiers"]].get("augment") == "standard"
-        ]  # fmt: skip
-        most = max((row["CA"][1] for row in mine), default=0)
-        of = {row["classifiers"]: Rate(*row["CA"]).percent for row in mine if row["CA"][1] == most}
-        if len(of) > 2:
-            low, high, sd = min(of.values()), max(of.values()), statistics.stdev(of.values())
-            said.append(f"{SHORT[line]} {low:.1f} to {high:.1f} (standard deviation {sd:.1f}, {len(of)} networks)")
-    if not said:
-        return ""
-    return (
-        f"CA of the networks that the different attacks poisoned, on the same clean pictures: {'; '.join(said)}. A row "
-        "has one network, so its interval does not have this in it."
-    )
-
-
 def again(dataset: str, results: Path) -> str:
     """The rows for which pictures, triggers and networks were drawn anew, once everything else was fixed."""
     name, folder = f"defense-{dataset}", results / "again"
     if not (folder / f"{name}.json").is_file():
         return ""
     content = record.read(name, folder)
-    commands = "\n".join(_commands(content))
+    commands = "\n".join(commands_of(content))
     return (
         "### Once more, with other pictures, triggers and networks\n\n"
         "Another draw of the test pictures (some are the same by chance; on signs many, for lack of others), "
@@ -170,91 +155,32 @@ def again(dataset: str, results: Path) -> str:
     )
 
 
-def cost_of(content: dict[str, Any]) -> str:
-    if not content["cost"]:
-        return ""
-
-    def ms(c: dict[str, Any], what: str) -> str:
-        return f"{c[what]['median']:.1f} [{c[what]['low']:.1f}, {c[what]['high']:.1f}]" if what in c else ""
-
-    lines = [
-        [line, c["name"], f"{c['evaluations']:g}", f"{c['queries']:g}", ms(c, "ms"), ms(c, "ms triggered")]
-        for line, c in content["cost"].items()
-    ]
-    some = next(iter(content["cost"].values()))
-    machine = content["runs"][some["run"]]["machine"]
-    return (
-        f"### Cost\n\nMilliseconds a picture of {some['side']} x {some['side']}, {some['pictures']} at once, median "
-        f"[quartiles], on {machine['cores']} cores of {machine['processor']}. A guard's and BDMAE's have their queries "
-        "in it; a guard's evaluations, and as many queries again, are for what it flags: on clean pictures few, on "
-        "those with a BadNets trigger nearly all.\n\n"
-        + table(["row", "defence", "evaluations", "queries of the classifier", "ms a picture", "with a trigger"], lines)
-    )
-
-
-def section(dataset: str, content: dict[str, Any], results: Path, page: Path) -> str:
-    """Everything about a data set; the plots are written beside the page."""
-    some = next(iter(content["rows"].values()))
-    data = content["data"][some["data"]]
-    present = data.get("classes with pictures", data["classes"])
-    classes = f"{present} classes" if present == data["classes"] else f"{present} of the {data['classes']} classes"
-    films = (
-        f" They are frames of {data['tracks']} tracks. The intervals take those of one track for one picture; since "
-        "they are not quite alike, the intervals are rather too wide."
-    ) if "tracks" in data else ""  # fmt: skip
-    known = [c for c in content["classifiers"].values() if "recipe" in c]
-    given = [c["classifier"] for c in content["classifiers"].values() if "recipe" not in c]
-    parts = [
-        f"## {TITLES.get(dataset, dataset)}",
-        f"Test pictures from {data['source']} at {data['side']} x {data['side']}, balanced over {classes}.{films} "
-        f"Target class {some['target']}.",
-        "<details><summary>Commands and commits</summary>\n\n" + "\n".join(_commands(content)) + "\n\n</details>",
-    ]
-    if known:
-        parts.append(_trained(known))
-    if given:
-        parts.append(f"Classifiers that were brought: {', '.join(dict.fromkeys(given))}.")
-    if path := dots(content, dataset, page.parent):
-        parts.append(f"![CA and ASR of the defences, with 95% intervals]({path.name})")
-    parts += [spread_of(content), marks_of(content), again(dataset, results)]
-    parts += [table_of(content, dataset, name) for name in tables.TABLES if name not in (*CURVES, "quick")]
+def section(part: Part, results: Path, page: Path) -> str:
+    """Everything about a part of a record; the plots are written beside the page."""
+    dataset, content = part.dataset, part.content
+    said = [f"## {part.title}", *head_of(content)]
+    if path := dots(content, part.name, page.parent):
+        said.append(f"![CA and ASR of the defences, with 95% intervals]({path.name})")
+    said += [spread_of(content), marks_of(content), again(dataset, results) if part.first else ""]
+    said += [table_of(content, dataset, name) for name in tables.TABLES if name not in (*CURVES, "quick")]
     for name, x in CURVES.items():
-        if path := curve(content, dataset, name, x, page.parent):
-            parts.append(f"### {tables.TABLES[name].about}\n\n![{tables.TABLES[name].about}]({path.name})\n\n"
+        if path := curve(content, part.name, name, x, page.parent):
+            said.append(f"### {tables.TABLES[name].about}\n\n![{tables.TABLES[name].about}]({path.name})\n\n"
                          + table_of(content, dataset, name).split("\n\n", 1)[1])  # fmt: skip
-    if (sheet := results_sheet.place(results, dataset)).is_file():
-        parts.append(
+    if part.first and (sheet := results_sheet.place(results, dataset)).is_file():
+        said.append(
             "### Pictures\n\nTest pictures, with the trigger, what the transform leaves, what ZIP makes of it, "
             "and how that differs from the clean one:\n\n"
             f"![Test pictures before and after]({Path(os.path.relpath(sheet, page.parent)).as_posix()})"
         )
-    parts.append(cost_of(content))
-    return "\n\n".join(p for p in parts if p)
-
-
-def _trained(known: list[dict[str, Any]]) -> str:
-    """How the classifiers that were trained here were."""
-    recipe = known[0]["recipe"]
-    said = f"Classifier: {recipe['architecture']}, {recipe['epochs']} epochs."
-    attacked = [c["poison"] for c in known if c["poison"].get("attack")]
-    if attacked:
-        rates = sorted({p["rate"] for p in attacked})
-        said += f" Poisoned training pictures: {', '.join(f'{100 * r:g}%' for r in rates)}."
-    if implant := max((p.get("implant", 0) for p in attacked), default=0):
-        said += f" In the first {implant} epochs half of what a poisoned one saw had the trigger."
-    return said
-
-
-def _commands(content: dict[str, Any]) -> list[str]:
-    """The commands that the rows are from, with their commits, oldest first."""
-    used = {row["run"] for row in content["rows"].values()}
-    runs = sorted((run for name, run in content["runs"].items() if name in used), key=lambda run: run["date"])
-    return list(dict.fromkeys(f"- `{run['command']}` ({run['commit']})" for run in runs))
+    if part.first:
+        said.append(cost_of(content))
+    return "\n\n".join(p for p in said if p)
 
 
 def measured(results: Path, page: Path) -> str:
     """All that is drawn of the records in a folder, or ""; the plots are written beside the page."""
-    sections = [section(dataset, content, results, page) for dataset, content in records(results)]
+    sections = [section(part, results, page) for part in records(results)]
     return "\n\n".join(part for part in (comparison(results), *sections) if part)
 
 

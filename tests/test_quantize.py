@@ -13,7 +13,7 @@ pytest.importorskip("onnx_ir")
 
 import export.onnx as exporter  # noqa: E402
 import zipsdk  # noqa: E402
-from bench import int8, record, report  # noqa: E402
+from bench import int8, markdown, record  # noqa: E402
 from bench.restoration import psnr  # noqa: E402
 from export import quantize  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
@@ -198,7 +198,7 @@ def test_bundled_model(tmp_path):
 
 def test_the_card_shows_the_record():
     content = record.read("int8")
-    assert f"{report.START}\n{int8.text(content)}\n{report.END}" in int8.CARD.read_text()
+    assert f"{markdown.START}\n{int8.text(content)}\n{markdown.END}" in int8.CARD.read_text()
 
 
 def test_speed_asks_in_turn_and_leaves_the_first_round_out(monkeypatch):

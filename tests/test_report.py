@@ -7,14 +7,21 @@ import json
 
 import pytest
 
-from bench import report
-from bench.record import RESULTS
+pytest.importorskip("torch")
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
+
+from matplotlib.figure import Figure
+
+from bench import markdown, report, results_page
+from bench.markdown import END, ROOT, START
+from bench.record import RESULTS, read
 
 
 def measured(*path):
     """What stands between the two marks of a page, which every page has once."""
-    _, rest = report.ROOT.joinpath(*path).read_text().split(report.START)
-    block, _ = rest.split(report.END)
+    _, rest = ROOT.joinpath(*path).read_text().split(START)
+    block, _ = rest.split(END)
     return block.strip("\n")
 
 
@@ -25,14 +32,26 @@ def test_the_readme_has_each_part_as_it_is_drawn_from_its_record(name):
     assert f"\n\n{part}\n" in f"{measured('README.md')}\n"
 
 
+@pytest.mark.parametrize(
+    ("lacking", "kept"),
+    [({}, (True, True)), ({"guard": None, "gates": {}}, (False, True)), ({"gates": {}}, (False, True)),
+     ({"guard": None, "gates": {}, "seconds_a_picture": {"classify": [1.0]}}, (False, False))],
+)  # fmt: skip
+def test_of_speed_only_what_was_measured_is_told(monkeypatch, lacking, kept):
+    content = {**read("speed"), **lacking}
+    monkeypatch.setattr(report, "read", lambda name: content)
+    text = report.speed()
+    assert ("These guards" in text, "rounds: " in text) == kept
+    assert text.startswith("Goals for speed") and content["command"] in text
+    assert all(f"| {c['claim']} | {c['wanted']} |" in text for c in content["claims"])
+
+
 def test_the_card_of_the_bundled_model_has_the_losses_of_its_log():
     log = [json.loads(line) for line in (RESULTS / "zip-tiny-training.jsonl").read_text().splitlines()]
     assert measured("zipsdk", "models", "zip-tiny.md") == report.losses(log)
 
 
 def test_the_readme_and_the_pages_of_the_defence_are_drawn_from_their_records():
-    for package in ("torch", "scipy", "matplotlib"):
-        pytest.importorskip(package)
     block = measured("README.md")
     parts = ("defence", "speed", "restoration", "cost", "neighbours", "seams", "kernels")
     assert block == "\n\n".join(getattr(report, name)() for name in parts)
@@ -41,11 +60,11 @@ def test_the_readme_and_the_pages_of_the_defence_are_drawn_from_their_records():
 
 def test_only_what_is_between_the_marks_is_replaced(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
-    report.replace(page, "new\n\nlines")
-    assert page.read_text() == f"before\n{report.START}\nnew\n\nlines\n{report.END}\nafter\n"
-    report.replace(page, "x")
-    assert page.read_text() == f"before\n{report.START}\nx\n{report.END}\nafter\n"
+    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    markdown.replace(page, "new\n\nlines")
+    assert page.read_text() == f"before\n{START}\nnew\n\nlines\n{END}\nafter\n"
+    markdown.replace(page, "x")
+    assert page.read_text() == f"before\n{START}\nx\n{END}\nafter\n"
 
 
 def test_losses_are_those_of_the_last_line():
@@ -57,19 +76,12 @@ def test_losses_are_those_of_the_last_line():
 
 
 def test_the_page_of_results_is_drawn_from_its_records(monkeypatch, tmp_path):
-    for package in ("torch", "scipy"):
-        pytest.importorskip(package)
-    pytest.importorskip("matplotlib")
-    from matplotlib.figure import Figure
-
-    from bench import results_page
-
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: path.touch())
     docs = tmp_path / "docs"
     docs.mkdir()
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "results").symlink_to(RESULTS)
     drawn = results_page.measured(tmp_path / "bench" / "results", docs / "results.md")
-    page = (report.ROOT / "docs" / "results.md").read_text()
-    assert page.split(report.START)[1].strip("\n") == drawn
-    assert {path.name for path in docs.iterdir()} <= {path.name for path in (report.ROOT / "docs").iterdir()}
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert page.split(START)[1].strip("\n") == drawn
+    assert {path.name for path in docs.iterdir()} <= {path.name for path in (ROOT / "docs").iterdir()}

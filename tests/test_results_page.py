@@ -9,8 +9,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from bench import results_groups, results_marks, results_page, results_plot
+from bench import results_groups, results_marks, results_page, results_plot, results_sheet, results_words
 from bench.baselines.guarded import Guarded
+from bench.markdown import START, table
 
 
 def test_rows_with_other_triggers_or_targets_are_no_seeds_of_one():
@@ -34,6 +35,80 @@ def counted(attack, line, ca, asr, pa, seen=500):
 
 def content_of(*rows):
     return {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}}
+
+
+def dated(*rows):
+    """A record of these rows, each taken a day after the last."""
+    content = content_of(*({**row, "run": str(day)} for day, row in enumerate(rows)))
+    return {**content, "runs": {str(day): {"date": f"2026-01-{day + 1:02}"} for day in range(len(rows))}}
+
+
+def test_rows_beside_each_other_are_of_one_setup():
+    """Whatever else differs, and whichever defences each was measured with: the newest, and the same in every table."""
+    for other in ("classifiers", "data", "triggers", "target"):
+        old = [{**counted("badnets", line, 100, 0, 100), other: "old"} for line in ("none", "blur", "zip", "diffpure")]
+        new = [counted("badnets", line, 900, 900, 100) for line in ("none", "zip")]
+        blended = {**counted("blended", "none", 100, 0, 100), other: "old"}
+        for content in (dated(*old, *new, blended), dated(old[0], new[0], *old[1:], new[1], blended)):
+            found = results_groups.groups(content, ["badnets", "blended"], ["none", "blur", "zip"])
+            assert [(g.first["attack"], g.first["defence"], g.first[other] == "old") for g in found] == [
+                ("badnets", "none", False), ("badnets", "zip", False), ("blended", "none", True)
+            ]  # fmt: skip
+            assert not results_groups.groups(content, ["badnets"], ["diffpure"])
+        (group,) = results_groups.groups(dated(*new, *old), ["badnets"], ["blur"])
+        assert group.first[other] == "old"
+
+
+def fewer(row):
+    """The same, of 100 pictures."""
+    rates = {name: [row[name][0] // 10, row[name][1] // 10] for name in ("CA", "ASR", "PA", "PA others")}
+    return {**row, "data": "fewer", **rates}
+
+
+def test_rows_beside_each_other_are_of_the_same_pictures():
+    """Of those that a table is about, then of as many defences as there are, then of as many pictures."""
+    many = [counted("badnets", line, 900, 900, 100) for line in ("none", "blur", "zip-paper")]
+    few = [fewer(counted("badnets", line, 900, 900, 100)) for line in ("none", "blur", "diffpure", "zip-paper")]
+
+    def sizes(*rows, table):
+        return {g.first["defence"]: g.first["CA"][1] for g in results_groups.of_table(dated(*rows), table)}
+
+    assert sizes(*many, *few, table="table1") == {"none": 1000, "blur": 1000, "zip-paper": 1000}
+    assert sizes(*few, *many, table="table1") == {"none": 1000, "blur": 1000, "zip-paper": 1000}
+    assert sizes(*many[:2], *few, table="table1") == {"none": 100, "blur": 100, "zip-paper": 100}
+    # Table 6 is about DiffPure and its like, and has no more pictures for other triggers either
+    blended = counted("blended", "none", 900, 900, 100)
+    assert sizes(*many, *few, blended, table="table6") == {"none": 100, "diffpure": 100, "zip-paper": 100}
+    other = {**counted("badnets", "diffpure", 800, 9, 700), "data": "other"}
+    assert sizes(*many, other, table="table6") == {"diffpure": 1000}
+    ddnm = counted("blended", "ddnm", 900, 900, 100)
+    assert sizes(*many, few[2], ddnm, table="table6") == {"diffpure": 100, "ddnm": 1000}
+    assert sizes(*many, table="table6") == {}
+
+
+def test_zip_is_not_set_beside_rows_of_another_setup():
+    guard = [counted("badnets", "none", 900, 900, 100), counted("badnets", "guard profile=fast", 860, 45, 810)]
+    zip_ = counted("badnets", "zip-paper", 800, 10, 760)
+    others = [counted("badnets", line, 700, 90, 600) for line in ("blur", "bdmae")]
+    for other in ("classifiers", "data", "triggers", "target"):
+        content = dated(*({**row, other: "old"} for row in others), *guard, zip_)
+        assert results_marks.ahead_of(content) == [["badnets", "76.0", "", "", "", "81.0", "", ""]]
+        assert "BLUR" not in (page := results_marks.marks_of(content)) and "BDMAE" not in page and "81.0" in page
+
+
+def test_zip_is_set_beside_rows_of_as_many_pictures_where_more_are_of_fewer():
+    rows = [counted("badnets", line, 800, 10, pa) for line, pa in (("zip-paper", 760), ("blur", 700))]
+    rows += [fewer(counted("badnets", line, 800, 10, 900)) for line in ("blur", "diffpure", "ddnm")]
+    assert results_marks.ahead_of(dated(*rows)) == [["badnets", "76.0", "BLUR 70.0", "+6.0", "", "", "", ""]]
+
+
+def test_what_is_not_shown_is_counted():
+    rows = [counted("badnets", line, 900, 900, 100) for line in ("none", "blur", "zip-paper", "zip steps=7")]
+    assert results_words.left_out(dated(*rows)) == ""
+    old = [{**row, "classifiers": "old"} for row in rows]
+    assert "not shown: 3 rows." in results_words.left_out(dated(*old, *rows))
+    assert "not shown: 1 row." in results_words.left_out(dated({**rows[0], "defences": "old"}, *rows))
+    assert "not shown: 2 rows." in results_words.left_out(dated(*map(fewer, rows[:2]), *rows))
 
 
 def test_marks_say_what_is_met_and_what_is_not():
@@ -92,11 +167,116 @@ def test_a_row_of_an_earlier_rule_of_the_guard_says_so():
 def test_how_the_classifiers_were_trained_is_said():
     recipe = {"architecture": "small", "epochs": 40}
     clean = {"recipe": recipe, "poison": {"attack": None}}
-    assert results_page._trained([clean]) == "Classifier: small, 40 epochs."
+    assert results_words.trained([clean]) == "Classifier: small, 40 epochs."
     poisoned = {"recipe": recipe, "poison": {"attack": {"name": "BadNets 2x2"}, "rate": 0.05}}
-    assert results_page._trained([clean, poisoned]).endswith("40 epochs. Poisoned training pictures: 5%.")
+    assert results_words.trained([clean, poisoned]).endswith("40 epochs. Poisoned training pictures: 5%.")
     implanted = {**poisoned, "poison": {**poisoned["poison"], "implant": 10}}
-    assert "5%. In the first 10 epochs half" in results_page._trained([poisoned, implanted])
+    assert "5%. In the first 10 epochs half" in results_words.trained([poisoned, implanted])
+
+
+def test_networks_are_compared_on_the_same_pictures():
+    rows = [{**counted(attack, "none", ca, 900, 100), "classifiers": attack}
+            for attack, ca in (("badnets", 900), ("blended", 880), ("white", 860), ("wanet", 870))]  # fmt: skip
+    content = {**dated(*rows), "classifiers": {row["attack"]: {"augment": "standard"} for row in rows}}
+    assert "no defence 86.0 to 90.0 (standard deviation 1.7, 4 networks)" in results_words.spread_of(content)
+    content["rows"][0]["data"] = "other"
+    assert "no defence 86.0 to 88.0 (standard deviation 1.0, 3 networks)" in results_words.spread_of(content)
+
+
+def test_costs_are_together_that_were_measured_alike():
+    def cost(run, side=32, pictures=64):
+        return {"name": "Named", "evaluations": 4, "queries": 1, "pictures": pictures, "side": side, "run": run,
+                "ms": {"median": 2.0, "low": 1.0, "high": 3.0}}  # fmt: skip
+
+    machines = {"a": {"cores": 2, "processor": "A"}, "b": {"cores": 8, "processor": "B"}}
+    content = {"runs": {name: {"machine": machine} for name, machine in machines.items()}}
+    assert results_words.cost_of({**content, "cost": {}}) == ""
+    one = results_words.cost_of({**content, "cost": {"blur": cost("a"), "zip": cost("a")}})
+    assert one.count("Milliseconds") == one.count("| row |") == 1 and "32 x 32, 64 at once" in one
+    several = {"blur": cost("a"), "zip": cost("b"), "none": cost("a"), "ddnm": cost("a", 64), "bdmae": cost("a", 32, 8)}
+    page = results_words.cost_of({**content, "cost": several})
+    told = [part.splitlines() for part in page.split("Milliseconds a picture of ")[1:]]
+    assert [(lines[0].split(", median")[0], lines[0].split(" cores of ")[1].split(".")[0]) for lines in told] == [
+        ("32 x 32, 64 at once", "A"), ("32 x 32, 64 at once", "B"), ("64 x 64, 64 at once", "A"),
+        ("32 x 32, 8 at once", "A"),
+    ]  # fmt: skip
+    assert [[line.split()[1] for line in lines if "Named" in line] for lines in told] == [
+        ["blur", "none"], ["zip"], ["ddnm"], ["bdmae"]
+    ]  # fmt: skip
+    assert page.count("### Cost") == page.count("A guard's and BDMAE's") == 1
+
+
+def described(rows, **network):
+    """A record of these rows with what they refer to; `network` has the classifiers that are not `trained`."""
+    trained = {"classifier": "small", "recipe": {"architecture": "small", "epochs": 10, "seed": 0},
+               "poison": {"attack": {"name": "BadNets"}, "rate": 0.05}}  # fmt: skip
+    return {
+        **dated(*rows), "cost": {},
+        "classifiers": {row["classifiers"]: network.get(row["classifiers"], trained) for row in rows},
+        "defences": {row["defences"]: {"defence": "x"} for row in rows},
+        "triggers": {"t": {"seed": 1}, "u": {"seed": 2}},
+        "data": {"d": {"source": "mine.zip", "side": 64, "classes": 2},
+                 "e": {"source": "mine.zip", "side": 32, "classes": 2}},
+    }  # fmt: skip
+
+
+def test_what_was_chosen_for_a_whole_run_parts_the_rows():
+    row = counted("badnets", "none", 900, 900, 100)
+    blended = {**counted("blended", "none", 900, 900, 100), "classifiers": "its own"}
+    assert [told for told, _ in results_groups.parts(described([row, blended, fewer(row) | {"data": "d"}]))] == [""]
+    assert results_groups.parts({"rows": {}}) == []
+    recipe, poison = {"architecture": "small", "epochs": 10, "seed": 0}, {"rate": 0.05}
+    small = {"classifier": "small", "recipe": recipe, "poison": poison}
+    resnet = {"classifier": "resnet34", "recipe": {**recipe, "epochs": 30}}
+    others = [
+        ({"target": 0}, {}, ["target 1", "target 0"]), ({"triggers": "u"}, {}, ["attack seed 1", "attack seed 2"]),
+        ({"data": "e"}, {}, ["side 64", "side 32"]),
+        ({}, {"recipe": {**recipe, "epochs": 20}}, ["epochs 10", "epochs 20"]),
+        ({}, {"recipe": {**recipe, "seed": 3}}, ["classifier seed 0", "classifier seed 3"]),
+        ({}, {"poison": {"rate": 0.1}}, ["rate 0.05", "rate 0.1"]),
+        ({}, {"poison": {"rate": 0.05, "implant": 9}}, ["implant 0", "implant 9"]),
+        ({}, resnet, ["classifier small", "classifier resnet34"]),
+    ]  # fmt: skip
+    for change, network, told in others:
+        other = {**row, **change, "classifiers": "o" if network else row["classifiers"]}
+        found = results_groups.parts(described([row, other, blended], o={**small, **network}))
+        assert [label for label, _ in found] == told
+        assert [len(part["rows"]) for _, part in found] == [2, 1]
+
+
+def test_a_page_has_a_section_for_each_classifier_that_was_brought(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [
+        {**counted("badnets", line, ca, asr, 0), "evaluations": 0, "classifiers": of}
+        for of, line, ca, asr in (
+            ("clean0", "none", 900, 0), ("clean0", "blur", 890, 0), ("clean0", "zip-paper", 880, 0),
+            ("bad000", "none", 870, 900), ("bad111", "none", 860, 891),
+        )
+    ]  # fmt: skip
+    content = described(rows, clean0={"classifier": "mine:f"}, bad000={"classifier": "mine:g"},
+                        bad111={"classifier": "mine:g"})  # fmt: skip
+    for name, run in content["runs"].items():
+        run |= {"command": f"defense {name}", "commit": "abc1234", "machine": {"cores": 2, "processor": "p"}}
+    took = {"median": 2.0, "low": 1.0, "high": 3.0}
+    content["cost"]["none"] = {"name": "x", "evaluations": 0, "queries": 1, "pictures": 8, "side": 64, "run": "0",
+                               "ms": took}  # fmt: skip
+    (tmp_path / "defense-mine.json").write_text(json.dumps(content))
+    results_sheet.place(tmp_path, "mine").touch()
+    results_page.draw(tmp_path)
+    _, rivals, *sections = (tmp_path / "results.md").read_text().split("\n## ")
+    assert "| mine: classifier mine:f, hash clean0 | badnets |" in rivals
+    # of each its own rows, words and plot; what is of the pictures stands once
+    names = ("mine", "mine-section2", "mine-section3")
+    titles = ("mine:f, hash clean0", "mine:g, hash bad000", "mine:g, hash bad111")
+    shown = ([("900", "0"), ("890", "0"), ("880", "0")], [("870", "900")], [("860", "891")])
+    for text, name, title, cells in zip(sections, names, titles, shown, strict=True):
+        assert text.startswith(f"mine: classifier {title}\n")
+        assert f"brought: {title.split(',')[0]}." in text and f"](defense-{name}.png)" in text
+        table1 = text.split("### Table 1")[1].splitlines()
+        found = [line.split(" | ") for line in table1 if line.startswith("| badnets")]
+        assert [(f"{10 * float(c[2].split()[0]):.0f}", f"{9 * float(c[3].split()[0]):.0f}") for c in found] == cells
+        assert ("### Cost" in text) == ("### Pictures" in text) == (name == "mine")
+    assert {p.name for p in tmp_path.glob("*section*")} == {"defense-mine-section2.png", "defense-mine-section3.png"}
 
 
 def test_a_curve_is_of_triggers_with_three_settings(tmp_path, monkeypatch):
@@ -121,8 +301,6 @@ def test_a_curve_is_of_triggers_with_three_settings(tmp_path, monkeypatch):
 
 
 def test_a_bar_in_a_cell_is_no_border():
-    from bench.report import table
-
     assert table(["a", "b"], [["x|y", "z"]]).splitlines()[2] == "| x\\|y | z |"
 
 
@@ -145,12 +323,12 @@ def test_a_page_is_drawn_beside_its_records(tmp_path, capsys, monkeypatch):
     content = {
         **content_of(*rows), "defences": {line: {"defence": line} for line in ("none", "blur", "zip-paper")},
         "data": {"d": {"source": "mine.zip", "side": 64, "classes": 2}}, "cost": {},
-        "classifiers": {"c": {"classifier": "mine.onnx"}},
+        "classifiers": {"c": {"classifier": "mine.onnx"}}, "triggers": {"t": {"seed": 1}},
     }  # fmt: skip
     content["runs"]["r"] |= {"command": "python -m bench.defense table1", "commit": "abc1234"}
     for name in ("mine", "gtsrb"):
         (tmp_path / f"defense-{name}.json").write_text(json.dumps(content))
-    (tmp_path / "results.md").write_text(f"What I think of it.\n{results_page.START}\nold")
+    (tmp_path / "results.md").write_text(f"What I think of it.\n{START}\nold")
     results_page.main()
     page = (tmp_path / "results.md").read_text()
     assert page.startswith("What I think of it.\n<!-- measured -->\n## ZIP and its rivals") and "old" not in page
