@@ -34,10 +34,12 @@ from bench import attacks, blackbox, classifiers, datasets, layouts, record, res
 from bench.baselines import Defence
 from bench.baselines.guarded import Guarded
 from bench.blackbox import Classifier
-from bench.evaluation import Rate, Scene, Store, evaluate, hash_of, interval
+from bench.evaluation import Scene, evaluate
 from bench.networks import ARCHITECTURES
 from bench.poisoning import RATE, SEED, TARGET, poison
+from bench.rates import Rate, interval
 from bench.rows import Rows
+from bench.store import Store, hash_of
 from zipsdk.errors import InputError, ZipError
 from zipsdk.parts import FEWEST
 

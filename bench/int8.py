@@ -20,11 +20,13 @@ import torch
 from tqdm import tqdm
 
 import zipsdk
-from bench import attacks, classifiers, datasets, evaluation, layouts, record
+from bench import attacks, classifiers, datasets, layouts, record
 from bench.baselines.purifier import Zip
+from bench.evaluation import Scene, evaluate
 from bench.markdown import replace, table
 from bench.poisoning import poison
 from bench.restoration import blurred, psnr, sharpness
+from bench.store import Store
 from export import checkpoint
 from zipsdk.transforms import Blur
 
@@ -103,13 +105,13 @@ def defence(engines: list[Any], folder: Path | None, count: int, epochs: int | N
     attack, target = attacks.make("badnets", test.side, 1), 1
     poisoned = poison(train, attack, 0.05, target, 1)
     classifier = classifiers.train(poisoned, classifiers.recipe(train, "small", 0, epochs))
-    scene = evaluation.Scene(test, "badnets", attack, target, classifier)
+    scene = Scene(test, "badnets", attack, target, classifier)
     rows = []
     for profile in PROFILES:
         counts = []
         for engine in engines:
             with tqdm(total=2 * count, unit="picture", desc=f"BadNets, {profile}", leave=False) as bar:
-                counts.append(evaluation.evaluate(scene, Zip(engine, profile=profile), 0, evaluation.Store(None),
+                counts.append(evaluate(scene, Zip(engine, profile=profile), 0, Store(None),
                                                   bar.update))  # fmt: skip
         rows.append({**scene.describe(), "profile": profile, "fp32": counts[0], "int8": counts[1]})
     return rows

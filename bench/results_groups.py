@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable
 from typing import Any
 
 from bench import tables
-from bench.evaluation import Rate, interval
+from bench.rates import Rate, interval
 
 GUARD = "guard profile=fast"
 #: The defences of Table 1, and what plots and the README call them.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import tables
-from bench.evaluation import interval
+from bench.rates import interval
 from bench.results_groups import SHORT, Group, groups
 
 

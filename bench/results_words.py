@@ -6,8 +6,8 @@ import statistics
 from typing import Any
 
 from bench import tables
-from bench.evaluation import Rate
 from bench.markdown import table
+from bench.rates import Rate
 from bench.results_groups import SHORT, groups, of_table
 
 

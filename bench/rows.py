@@ -16,7 +16,8 @@ except ImportError:  # not on Windows
 from bench import record
 from bench.baselines import Defence
 from bench.baselines.guarded import Guarded
-from bench.evaluation import Scene, hash_of
+from bench.evaluation import Scene
+from bench.store import hash_of
 
 
 class Rows:

@@ -27,9 +27,10 @@ from bench.baselines.guarded import Guarded, decide
 from bench.baselines.purifier import Zip
 from bench.blackbox import Classifier
 from bench.datasets import Dataset
-from bench.evaluation import Store, rates
 from bench.poisoning import Poisoned
+from bench.rates import rates
 from bench.search_triggers import SIDE, Triggers
+from bench.store import Store
 from zipsdk import parts
 from zipsdk.parts import TWO, DecisivePart
 from zipsdk.scaleup import ScaleUp
@@ -77,7 +78,7 @@ def poisoned(train: Dataset, triggers: Triggers, purify: Callable[[U8], U8]) -> 
 def percents(
     labels: npt.NDArray[Any], clean: npt.NDArray[Any], triggered: npt.NDArray[Any], target: int
 ) -> list[float]:
-    """CA, ASR and PA in percent; see `bench.evaluation.rates`."""
+    """CA, ASR and PA in percent; see `bench.rates.rates`."""
     found = rates(labels, clean, triggered, target)
     return [round(found[name].percent, 1) for name in ("CA", "ASR", "PA")]
 

@@ -18,7 +18,7 @@ from conftest import FakeEngine, make_spec
 
 from bench import attacks, defense, paper, tables
 from bench.baselines.simple import Nothing
-from bench.evaluation import Store
+from bench.store import Store
 from zipsdk.errors import InputError
 
 

@@ -16,8 +16,10 @@ from bench.attacks import BadNets
 from bench.baselines.simple import Nothing
 from bench.blackbox import Classifier
 from bench.datasets import Dataset
-from bench.evaluation import Rate, Scene, Store, design_effect, evaluate, interval, rates
+from bench.evaluation import Scene, evaluate
+from bench.rates import Rate, design_effect, interval, rates
 from bench.rows import Rows
+from bench.store import Store
 from zipsdk.errors import InputError
 
 
