@@ -33,7 +33,7 @@ U8 = npt.NDArray[np.uint8]
 class Attack(ABC):
     """A trigger for pictures of one side; `seed` fixes what is random in it.
 
-    `describe` gives all fields by name and the hash of what was drawn from the seed; `build` makes the attack again.
+    `describe` gives all fields by name and the hash of what was drawn from the seed.
     """
 
     side: int
@@ -99,7 +99,7 @@ class Attack(ABC):
         return [self]
 
     def describe(self) -> dict[str, Any]:
-        """All that it takes to `build` this attack again; JSON."""
+        """What makes the trigger what it is; JSON."""
         drawn = self.drawn()
         text = {} if drawn is None else {"sha256": hashlib.sha256(np.ascontiguousarray(drawn)).hexdigest()}
         return {"attack": type(self).__name__, "name": self.name, **asdict(self), **text}
@@ -251,8 +251,9 @@ class WaNet(Attack):
     """A small smooth warp of the whole picture (Nguyen and Tran 2021, arXiv:2102.10369).
 
     A k x k grid of offsets, uniform in [-1, 1] and divided by their mean size, goes bicubic to every pixel, scaled by
-    s / side in coordinates of [-1, 1]: pixels move by s / 4 to either side and as much up or down, on average. The
-    ZIP paper's released code has k = 256, which is jitter that any blur takes away; k = 4 is the published attack.
+    s / side in coordinates of [-1, 1]: on average a pixel moves by 0.38 s pixels to either side and as much up or down.
+    The ZIP paper's released code has k = 256, which is jitter that any blur takes away; k = 4 is the published
+    attack.
 
     Noise mode, as published: for each poisoned picture `cross_ratio` others are warped with an offset of their own in
     every pixel, uniform in [-1, 1] / side, on top, and keep their labels, so that the classifier must learn this very
@@ -279,14 +280,8 @@ class WaNet(Attack):
                              align_corners=True)  # fmt: skip
         return fine[0].permute(1, 2, 0) * (self.s / self.side)
 
-    def _warp(self, x: Tensor, noise: Tensor | float) -> Tensor:
-        line = torch.linspace(-1, 1, self.side)
-        here = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)
-        grid = (here + self.flow() + noise).clamp(-1, 1).expand(len(x), -1, -1, -1)
-        return F.grid_sample(x, grid, mode="bilinear", align_corners=True)
-
     def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
-        return _in_parts(lambda x, _: self._warp(x, 0.0), pictures, torch.empty(len(pictures)))
+        return _in_parts(lambda x, _: warped(x, self.flow()), pictures, torch.empty(len(pictures)))
 
     def covers(self, poisoned: int) -> int:
         return self.cross_ratio * poisoned
@@ -297,9 +292,18 @@ class WaNet(Attack):
         def one(x: Tensor, numbers: Tensor) -> Tensor:
             shape = (self.side, self.side, 2)
             noise = [np.random.default_rng([self.seed, int(i)]).uniform(-1, 1, shape) for i in numbers]
-            return self._warp(x, torch.from_numpy(np.stack(noise)).float() / self.side)
+            return warped(x, self.flow(), torch.from_numpy(np.stack(noise)).float() / self.side)
 
         return _in_parts(one, pictures, torch.from_numpy(numbers)) if len(pictures) else pictures.copy()
+
+
+def warped(x: Tensor, flow: Tensor, noise: Tensor | float = 0.0) -> Tensor:
+    """Float pictures (N, 3, S, S) by WaNet's `flow` (S, S, 2) and its `noise` (N, S, S, 2), which are as `WaNet.flow`
+    has them; bilinear."""
+    line = torch.linspace(-1, 1, x.shape[-1])
+    here = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)
+    grid = (here + flow + noise).clamp(-1, 1).expand(len(x), -1, -1, -1)
+    return F.grid_sample(x, grid, mode="bilinear", align_corners=True)
 
 
 @dataclass(frozen=True)
@@ -394,7 +398,6 @@ ATTACKS: dict[str, Callable[[int, int], Attack]] = {
     "wanet": lambda side, seed: WaNet(side, seed),
     "sig": lambda side, seed: SIG(side, seed),
 }
-_CLASSES = {c.__name__: c for c in (BadNets, PhysicalBA, Redundant, Blended, WaNet, SIG)}
 
 
 def make(name: str, side: int, seed: int = 0, patch: int | None = None) -> Attack:
@@ -407,30 +410,6 @@ def make(name: str, side: int, seed: int = 0, patch: int | None = None) -> Attac
         raise InputError(f"attack: got {name!r}, wanted one of {', '.join(ATTACKS)}")
     attack = ATTACKS[name](side, seed)
     return replace(attack, size=patch) if patch is not None and isinstance(attack, BadNets) else attack
-
-
-def build(description: dict[str, Any], purify: Callable[[U8], Any] | None = None) -> Attack:
-    """The attack that `Attack.describe` described; `purify` for an enhanced one.
-
-    Raises:
-        InputError: no such attack, or its random pattern does not come out as it was (another version of NumPy).
-    """
-    d = dict(description)
-    kind, digest = d.pop("attack", None), d.pop("sha256", None)
-    d.pop("name", None)
-    if kind == "Enhanced":
-        if purify is None:
-            raise InputError("purify: got none, wanted the purifier that the enhanced attack was made with")
-        return Enhanced(**{**d, "base": build(d["base"])}, purify=purify)
-    if kind not in _CLASSES:
-        raise InputError(f"attack: got {kind!r}, wanted one of {', '.join([*_CLASSES, 'Enhanced'])}")
-    try:
-        attack: Attack = _CLASSES[kind](**d)
-    except TypeError as e:
-        raise InputError(f"{kind}: got {e}, wanted what describe() gave") from e
-    if digest != attack.describe().get("sha256"):
-        raise InputError(f"{kind}: got another pattern from seed {attack.seed} than the record's; use its versions")
-    return attack
 
 
 def _in_parts(function: Callable[[Tensor, Tensor], Tensor], pictures: U8, extra: Tensor, size: int = 512) -> U8:

@@ -27,10 +27,14 @@ class Classifier:
         function: the same, for one batch; any real dtype.
         info: what it is, for records.
         batch: pictures a call at most.
+        runs: for records of its time: the engine that runs it, and what is known of providers and threads. It is no
+            part of `info`, by whose hash the rows of a record are named.
     """
 
-    def __init__(self, function: Callable[[U8], Any], info: dict[str, Any], batch: int = 256):
-        self.function, self.info, self.batch = function, info, batch
+    def __init__(
+        self, function: Callable[[U8], Any], info: dict[str, Any], batch: int = 256, runs: dict[str, Any] | None = None
+    ):
+        self.function, self.info, self.batch, self.runs = function, info, batch, runs or {}
 
     def __call__(self, pictures: U8) -> F32:
         """Scores, the highest for the class it takes each picture for.
@@ -108,7 +112,7 @@ def load(name: str, preparation: Preparation = Preparation()) -> Classifier:
         raise InputError(f"classifier: got {name!r} ({e}), wanted a module on Python's path and a name in it") from e
     if not callable(found):
         raise InputError(f"classifier: got {name!r}, a {type(found).__name__}, wanted something to call with pictures")
-    return Classifier(found, {"classifier": name})
+    return Classifier(found, {"classifier": name}, runs={"engine": "a Python function"})
 
 
 def _load_onnx(path: Path, preparation: Preparation) -> Classifier:
@@ -147,7 +151,8 @@ def _load_onnx(path: Path, preparation: Preparation) -> Classifier:
             ) from e
 
     info = {"classifier": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **asdict(preparation)}
-    return Classifier(scores, info, fixed or 256)
+    runs = {"engine": f"onnxruntime {ort.__version__}", "providers": session.get_providers()}
+    return Classifier(scores, info, fixed or 256, runs)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

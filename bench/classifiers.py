@@ -30,7 +30,7 @@ from bench.datasets import Dataset
 from bench.networks import ARCHITECTURES
 from bench.physical import PHYSICAL, physical
 from bench.poisoning import Poisoned
-from zipsdk.errors import InputError, ModelError
+from zipsdk.errors import EngineError, InputError, ModelError
 from zipsdk.files import write_atomically
 
 U8 = npt.NDArray[np.uint8]
@@ -118,6 +118,16 @@ def ingredients(training: Poisoned, how: Recipe) -> dict[str, Any]:
     }
 
 
+def check_device(device: str) -> None:
+    """See that torch has such a device.
+
+    Raises:
+        EngineError: a GPU, where it finds none.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise EngineError(f"device: got {device!r}, and this torch finds no GPU; wanted cpu")
+
+
 def key_of(made_of: dict[str, Any]) -> str:
     """The name of a checkpoint: the hash of its ingredients, 64 hex digits."""
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
@@ -146,7 +156,9 @@ def train(
     Raises:
         ModelError: the checkpoint in the cache cannot be used.
         InputError: an optimizer of another name.
+        EngineError: no such device.
     """
+    check_device(device)
     made_of = ingredients(training, how)
     key = key_of(made_of)
     path = cache_folder(cache) / f"{key}.pt"
@@ -168,6 +180,11 @@ def train(
             keep(path, key, model, optimizer, epoch + 1, finished=epoch + 1 == how.epochs)
             if progress is not None:
                 progress(epoch + 1, loss)
+    return black_box(model, device, {"classifier": how.architecture, "key": key, **made_of})
+
+
+def black_box(model: nn.Module, device: str, info: dict[str, Any]) -> Classifier:
+    """One of our networks, which is on the device, as a classifier whose scores are probabilities."""
     model.eval()
 
     def scores(pictures: U8) -> F32:
@@ -175,7 +192,9 @@ def train(
         with torch.inference_mode():
             return model(x).softmax(1).cpu().numpy()
 
-    return Classifier(scores, {"classifier": how.architecture, "key": key, **made_of})
+    runs = {"engine": f"torch {torch.__version__.split('+')[0]}, eager", "providers": [device],
+            "threads": torch.get_num_threads()}  # fmt: skip
+    return Classifier(scores, info, runs=runs)
 
 
 def _optimizer(model: nn.Module, how: Recipe) -> torch.optim.Optimizer:

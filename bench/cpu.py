@@ -15,32 +15,19 @@ import numpy as np
 
 import zipsdk
 from bench import record
+from bench.overhead import Stopwatch, Watched
 
 
-class Timed:
-    """An engine that adds up the time spent in it."""
-
-    def __init__(self, engine: zipsdk.canvas.Engine):
-        self.engine, self.spec, self.seconds = engine, engine.spec, 0.0
-        self.info = engine.info
-
-    def __call__(self, x: np.ndarray, t: np.ndarray) -> np.ndarray:
-        started = time.perf_counter()
-        eps = self.engine(x, t)
-        self.seconds += time.perf_counter() - started
-        return eps
-
-
-def measure(purifier: zipsdk.Purifier, engine: Timed, batch: np.ndarray, repeats: int) -> dict[str, object]:
+def measure(purifier: zipsdk.Purifier, watch: Stopwatch, batch: np.ndarray, repeats: int) -> dict[str, object]:
+    """Of a purifier whose engine is `Watched` by the stopwatch."""
     totals, rests = [], []
     purifier.run(batch)
     for _ in range(repeats):
-        engine.seconds = 0.0
-        started = time.perf_counter()
+        before, started = watch.seconds["UNet"], time.perf_counter()
         purifier.run(batch)
         total = time.perf_counter() - started
         totals.append(total)
-        rests.append((total - engine.seconds) / total)
+        rests.append((total - (watch.seconds["UNet"] - before)) / total)
     n = len(batch)
     ms = np.array(totals) / n * 1e3
     return {
@@ -61,7 +48,8 @@ def main() -> None:
     p.add_argument("--name", default="cpu", help="of the record; empty for none")
     args = p.parse_args()
 
-    engine = Timed(zipsdk.load_engine(args.model, device="cpu", threads=args.threads))
+    watch = Stopwatch()
+    engine = Watched(zipsdk.load_engine(args.model, device="cpu", threads=args.threads), watch)
     rng = np.random.default_rng(0)
     rows = []
     print(f"{'pictures':<18}{'profile':<9}{'transforms':<12}{'evaluations':>12}{'ms/picture':>12}{'not UNet':>10}")
@@ -69,7 +57,7 @@ def main() -> None:
         batch = rng.integers(0, 256, shape, np.uint8)
         for profile in ("paper", "fast"):
             purifier = zipsdk.Purifier(engine, "blur2+gray", profile=profile, seed=0)
-            row = measure(purifier, engine, batch, args.repeats)
+            row = measure(purifier, watch, batch, args.repeats)
             rows.append({**row, "info": purifier.info})
             name = "{} of {}x{}".format(shape[0], *shape[1:3])
             print(f"{name:<18}{profile:<9}{'blur2+gray':<12}{len(purifier.table):>12}{row['ms_per_picture']:>12.1f}"

@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import record
+from bench.speed_torch import LAMBDA, grey, paper_step, pool, rectified, repeat
 from kernels.launch import Device, Host
 from zipsdk import gpu, reverse
 from zipsdk.canvas import Layout
@@ -41,32 +41,14 @@ from zipsdk.schedule import Step, StepTable, step_table
 from zipsdk.spec import ModelSpec
 from zipsdk.transforms import Blur, Grayscale, Guide, Linear
 
-SIDE, LAMBDA = 256, 10.0
+SIDE = 256
 Work = Callable[[], Any]
-
-
-def pool(x: torch.Tensor) -> torch.Tensor:
-    return functional.avg_pool2d(x, 2)
-
-
-def repeat(y: torch.Tensor) -> torch.Tensor:
-    return y.repeat_interleave(2, -1).repeat_interleave(2, -2)
-
-
-def grey(x: torch.Tensor) -> torch.Tensor:
-    return x.mean(1, keepdim=True)
 
 
 def paper_body(x: torch.Tensor, e: torch.Tensor, x_p: torch.Tensor, k: Step, z: torch.Tensor | None) -> torch.Tensor:
     """Algorithm 2, lines 5 to 11, for A_1 = blur 2 and A_2 = grey."""
-    hats = []
-    for a, pinv in ((pool, repeat), (grey, lambda y: y.repeat(1, 3, 1, 1))):
-        hats.append(k.ab**0.5 * pinv(a(x_p)) + (x - pinv(a(x))) + pinv(a((1 - k.ab) ** 0.5 * e)))
-    x_hat = (hats[0] + hats[1]) / 2
-    x_tilde = (1 - k.ab**LAMBDA) * x_hat + k.ab**LAMBDA * x
-    x_0 = (x_tilde - (1 - k.ab) ** 0.5 * e) / k.ab**0.5
-    x_next = k.ab_next**0.5 * x_0 + max(0.0, 1 - k.ab_next - k.s**2) ** 0.5 * e
-    return x_next + k.s * (torch.randn_like(x) if z is None else z) if k.s else x_next
+    z = (torch.randn_like(x) if z is None else z) if k.s else None
+    return paper_step(x, e, rectified(x_p, repeat), z, k.ab, k.ab_next, k.s, k.d, repeat)
 
 
 def x0_body(x: torch.Tensor, e: torch.Tensor, x_p: torch.Tensor, k: Step, z: torch.Tensor | None) -> torch.Tensor:

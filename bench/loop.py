@@ -25,6 +25,7 @@ import numpy as np
 
 import zipsdk
 from bench import record
+from bench.restoration import psnr
 from zipsdk.canvas import plan, round_up
 from zipsdk.errors import ZipError
 from zipsdk.spec import ModelSpec
@@ -55,12 +56,11 @@ def take_turns(works: dict[str, Callable[[], Any]], rounds: int, warm: int = 4) 
     return times
 
 
-def differences(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    """Of uint8 pictures, in grey levels."""
+def differences(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """Of uint8 pictures, in grey levels; PSNR None where they are identical."""
     off = np.abs(a.astype(int) - b.astype(int))
-    mse = float((off.astype(float) ** 2).mean())
-    psnr = round(10 * np.log10(255.0**2 / mse), 2) if mse else None
-    return {"largest": int(off.max()), "share": float((off > 0).mean()), "psnr_db": psnr}
+    return {"largest": int(off.max()), "share": float((off > 0).mean()),
+            "psnr_db": round(psnr(a, b), 2) if off.any() else None}  # fmt: skip
 
 
 def measure(engine: Any, batch: int, side: int, rounds: int, peers: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 import zipsdk
 from bench import record
 from bench.restoration import load, psnr
+from zipsdk.errors import InputError, ZipError
 
 
 def drift(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
@@ -39,9 +40,29 @@ def main() -> None:
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--name", default="neighbours")
     args = p.parse_args()
+    try:
+        run(args)
+    except ZipError as e:
+        p.exit(1, f"error: {e}\n")
 
-    subjects = np.stack(load(args.data, 2 * args.limit, None))[: 2 * args.limit]
-    subjects, others = subjects[::2], subjects[1::2]
+
+def pairs(source: Path, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `limit` subjects and as many neighbours, uint8 (N, 32, 32, 3) both.
+
+    Raises:
+        InputError: fewer than two of each, or pictures of another size.
+    """
+    pictures = load(source, 2 * limit, None)
+    sizes = {p.shape[:2] for p in pictures}
+    if len(pictures) < 4 or sizes != {(32, 32)}:
+        got = ", ".join(f"{h} x {w}" for h, w in sorted(sizes)[:3])
+        raise InputError(f"{source}: got {len(pictures)} of {got} pixels, wanted at least 4 pictures of 32 x 32")
+    even = np.stack(pictures[: len(pictures) // 2 * 2])  # one that is left over has no neighbour
+    return even[::2], even[1::2]
+
+
+def run(args: argparse.Namespace) -> None:
+    subjects, others = pairs(args.data, args.limit)
     squares = others.copy()
     squares[:, 12:20, 12:20] = 255
     engine = zipsdk.load_engine(args.model, threads=args.threads)

@@ -69,11 +69,12 @@ class Stopwatch:
         self._since = now
 
 
-class _Watched:
+class Watched:
     """An engine whose calls go to the part "UNet"."""
 
     def __init__(self, engine: Engine, watch: Stopwatch):
         self.spec, self._call = engine.spec, watch.around("UNet", engine)
+        self.info = getattr(engine, "info", None)
 
     def __call__(self, x: npt.NDArray[np.float32], t: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         eps: npt.NDArray[np.float32] = self._call(x, t)
@@ -92,7 +93,7 @@ def parts(engine: Engine, pictures: U8, side: int | None, steps: int | None, fol
     files = [folder / f"{i}.png" for i in range(len(pictures))]
     for file, picture in zip(files, pictures, strict=True):
         Image.fromarray(picture).save(file)
-    purifier = zipsdk.Purifier(_Watched(engine, watch), TRANSFORMS, lam=LAMBDA, canvas=side, steps=steps,
+    purifier = zipsdk.Purifier(Watched(engine, watch), TRANSFORMS, lam=LAMBDA, canvas=side, steps=steps,
                                start=WARM if steps == 1 else None)  # fmt: skip
     inside = [
         (reverse, "purify", "step"), (noise.Noise, "normal", "noise"), (canvas.Predictor, "__call__", "tile"),

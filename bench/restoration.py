@@ -10,7 +10,6 @@ relative to the original's: 0 for A^+A x, 1 for as much detail as the original h
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +18,39 @@ from tqdm import tqdm
 
 import zipsdk
 from bench import record
-from bench.layouts import read_files
+from bench.datasets import decode
+from bench.layouts import SUFFIXES, read_files
+from zipsdk.errors import InputError, ZipError
 from zipsdk.transforms import Blur
 
 
 def load(source: Path, limit: int, side: int | None) -> list[np.ndarray]:
-    """Pictures spread evenly over the source, uint8 (H, W, 3); larger ones are cut to the middle `side` x `side`."""
+    """Pictures spread evenly over the source, uint8 (H, W, 3); larger ones are cut to the middle `side` x `side`.
+
+    Raises:
+        InputError: there are none, or one that cannot be read.
+    """
     files = list(read_files(source))
+    if not files:
+        raise InputError(f"{source}: got no picture in it, wanted at least one ({', '.join(sorted(SUFFIXES))})")
     out = []
     for data in files[:: max(1, len(files) // limit)][:limit]:
-        with Image.open(io.BytesIO(data)) as opened:
-            image = opened.convert("RGB")
-        if side and min(image.size) > side:
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        out.append(np.asarray(image))
+        x = decode(data)
+        height, width = x.shape[:2]
+        if side and min(height, width) > side:
+            top, left = (height - side) // 2, (width - side) // 2
+            x = x[top : top + side, left : left + side].copy()
+        out.append(x)
     return out
 
 
+def divided(pictures: list[np.ndarray], blur: Blur) -> list[np.ndarray]:
+    """Those that the blur's cells fit: one that has to be padded is not what is measured here."""
+    return [p for p in pictures if p.shape[0] % blur.n == 0 and p.shape[1] % blur.n == 0]
+
+
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Of uint8 pictures or batches of them, in dB; infinite where they are identical."""
     mse = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return float(10 * np.log10(255.0**2 / mse)) if mse else float("inf")
 
@@ -62,7 +75,7 @@ def blurred(x: np.ndarray, n: int) -> np.ndarray:
 
 def measure(purifier: zipsdk.Purifier, pictures: list[np.ndarray], n: int) -> dict[str, dict[str, float]]:
     blur = Blur(n)
-    usable = [p for p in pictures if p.shape[0] % n == 0 and p.shape[1] % n == 0]
+    usable = divided(pictures, blur)
     with tqdm(total=len(usable), unit="picture", desc=f"blur{n}", leave=False) as bar:
         clean = purifier.run(usable, progress=bar.update)
     rows: dict[str, list[list[float]]] = {}
@@ -97,13 +110,30 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--name", default="restoration", help="of the record; empty for none")
     args = p.parse_args()
+    try:
+        run(args)
+    except ZipError as e:
+        p.exit(1, f"error: {e}\n")
 
-    rows = []
-    print(f"{'data':<18}{'blur':<6}{'method':<10}{'PSNR dB':>9}{'gain':>8}{'sharpness':>11}")
+
+def run(args: argparse.Namespace) -> None:
+    sources: list[tuple[Path, list[np.ndarray]]] = []
     for source in args.data:
         pictures = load(source, args.limit, args.side)
         if min(pictures[0].shape[:2]) > 32:
             pictures = pictures[:: max(1, len(pictures) // args.photo_limit)][: args.photo_limit]
+        for blur in map(Blur, args.blurs):  # of all sources before the first is measured
+            if not divided(pictures, blur):
+                height, width = pictures[0].shape[:2]
+                raise InputError(
+                    f"{source}: got pictures of {height} x {width}, wanted at least one whose sides {blur.n} divides; "
+                    f"cut them by --side {min(height, width) // blur.n * blur.n}, or give other --blurs"
+                )
+        sources.append((source, pictures))
+
+    rows = []
+    print(f"{'data':<18}{'blur':<6}{'method':<10}{'PSNR dB':>9}{'gain':>8}{'sharpness':>11}")
+    for source, pictures in sources:
         for n in args.blurs:
             purifier = zipsdk.Purifier(
                 args.model, [Blur(n)], lam=args.lam, profile=args.profile, eta=args.eta, seed=args.seed

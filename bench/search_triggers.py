@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from bench.attacks import warped
+
 U8 = npt.NDArray[np.uint8]
 SIDE = 32
 
@@ -74,11 +76,7 @@ class Triggers:
         return x
 
     def warp(self, pictures: U8, noise: torch.Tensor | float = 0.0) -> U8:
-        line = torch.linspace(-1, 1, SIDE)
-        here = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
-        grid = (here + self._flow + noise).clamp(-1, 1).expand(len(pictures), -1, -1, -1)
-        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
-        y = F.grid_sample(x, grid, mode="bilinear", align_corners=True)
+        y = warped(torch.from_numpy(pictures).permute(0, 3, 1, 2).float(), self._flow, noise)
         return y.round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
 
     def warp_otherwise(self, pictures: U8) -> U8:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,12 +60,15 @@ class Stopwatch:
 
 
 def open_classifier(bench: Bench, args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any, str]:
-    """(pictures -> scores, what it is, the attack it was trained with or None, why flags are simulated or "")."""
+    """(a black box, what it is, the attack it was trained with or None, why flags are simulated or "")."""
     from bench import attacks, blackbox, classifiers, datasets, poisoning
 
     given = blackbox.from_options(args)
     if given is not None:
+        with suppress(LeftOut):  # a function of torch takes as many threads as all else; others do without it
+            _ = bench.torch
         return given, given.info, None, "the classifier is the user's, and its trigger not known here"
+    _ = bench.torch  # before the classifier, whose record says how many threads it has
     why = "there is no data set"
     if bench.dataset is not None:
         data = datasets.load(args.dataset, "train", args.data, side=bench.side)
@@ -76,8 +81,8 @@ def open_classifier(bench: Bench, args: argparse.Namespace) -> tuple[Any, dict[s
             info = {"classifier": args.architecture, "key": key, "attack": attack.name}
             return trained, info, attack.tests()[0], ""
         why = f"no {args.architecture} trained on {args.dataset} with {args.attack} is in the cache, see --train"
-    info = {"classifier": args.architecture, "weights": "random"}
-    return random_classifier(bench, args.architecture), info, None, why
+    made = random_classifier(bench, args.architecture)
+    return made, made.info, None, why
 
 
 def _finished(path: Any) -> bool:
@@ -89,20 +94,14 @@ def _finished(path: Any) -> bool:
 
 def random_classifier(bench: Bench, architecture: str) -> Any:
     """An architecture with random weights, for its time."""
-    from bench import blackbox, networks
+    from bench import classifiers, networks
 
     torch = bench.torch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = networks.ARCHITECTURES[architecture](10, bench.side)
-    model = model.eval().to(bench.where, memory_format=torch.channels_last)
-
-    def scores(pictures: U8) -> Any:
-        x = torch.from_numpy(np.ascontiguousarray(pictures)).to(bench.where).permute(0, 3, 1, 2).float() / 255
-        with torch.inference_mode():
-            return model(x).softmax(1).cpu().numpy()
-
-    return blackbox.Classifier(scores, {})
+    model = model.to(bench.where, memory_format=torch.channels_last)
+    return classifiers.black_box(model, bench.where, {"classifier": architecture, "weights": "random"})
 
 
 class GuardRows:
@@ -134,8 +133,9 @@ class GuardRows:
         chunk = max(1, round(1 / args.poisoned))
         rounds = max(1, round(args.decisions / chunk))
         n = min(8, chunk)
+        name = Path(args.classifier or args.architecture).name  # of the user's where there is one
         rows = [
-            Row("classify", "a", f"classifier alone, {args.architecture}, 1 at once", 1, 0, self._alone, args.rounds),
+            Row("classify", "a", f"classifier alone, {name}, 1 at once", 1, 0, self._alone, args.rounds),
             Row("detect", "d", "SCALE-UP alone, a picture and 5 copies", n, 0, self._detector(n), rounds),
             *self._stream("whole", 1, chunk, rounds, bench.canvas),
         ]  # fmt: skip
@@ -150,13 +150,7 @@ class GuardRows:
 
     def _alone(self) -> Work:
         picture = self.bench.some(1)
-        return Work(lambda: self.classify(picture), self._classifier_runs(), lambda: self.classify(picture))
-
-    def _classifier_runs(self) -> dict[str, Any]:
-        torch = self.bench.torch
-        self.classify(self.bench.some(1))
-        return {"engine": f"torch {torch.__version__.split('+')[0]}, eager", "providers": [self.bench.where],
-                "threads": torch.get_num_threads()}  # fmt: skip
+        return Work(lambda: self.classify(picture), self.opened[0].runs, lambda: self.classify(picture))
 
     def _detector(self, n: int) -> Callable[[], Work]:
         def make() -> Work:
@@ -166,7 +160,7 @@ class GuardRows:
                 for rgb in pictures:
                     detector.score(self.classify(np.stack([rgb, *detector.copies(rgb)])))
 
-            return Work(call, self._classifier_runs())
+            return Work(call, self.opened[0].runs, lambda: self.classify(pictures[:1]))
 
         return make
 

@@ -91,17 +91,19 @@ def rectified(x_p: Tensor, up: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tens
 
 
 def paper_step(
-    x: Tensor, e: Tensor, guides: tuple[Tensor, Tensor], z: Tensor, ab: Any, ab_next: Any, s: Any, d: Any,
+    x: Tensor, e: Tensor, guides: tuple[Tensor, Tensor], z: Tensor | None, ab: Any, ab_next: Any, s: Any, d: Any,
     up: Callable[[Tensor], Tensor],
 ) -> Tensor:  # fmt: skip
-    """Algorithm 2, lines 5 to 11. The coefficients may be numbers or tensors; `up` is the blur's pseudo-inverse."""
+    """Algorithm 2, lines 5 to 11. The coefficients may be numbers or tensors; `up` is the blur's pseudo-inverse; no
+    noise is added where `z` is None."""
     hats = []
     for guide, a, pinv in ((guides[0], pool, up), (guides[1], grey, spread)):
         hats.append(ab**0.5 * guide + (x - pinv(a(x))) + pinv(a((1 - ab) ** 0.5 * e)))
     x_hat = (hats[0] + hats[1]) / 2
     x_tilde = (1 - ab**LAMBDA) * x_hat + ab**LAMBDA * x
     x_0 = (x_tilde - (1 - ab) ** 0.5 * e) / ab**0.5
-    return ab_next**0.5 * x_0 + d * e + s * z
+    x_next = ab_next**0.5 * x_0 + d * e
+    return x_next if z is None else x_next + s * z
 
 
 class Scheduler:

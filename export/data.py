@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bench.datasets import decode
 from bench.layouts import read_files
 
 
@@ -25,12 +25,11 @@ class Pictures:
         for source in sources:
             files = list(read_files(source))
             for data in files[:: max(1, len(files) // limit)][:limit] if limit else files:
-                with Image.open(io.BytesIO(data)) as opened:
-                    image = opened.convert("RGB")
-                if image.size == (32, 32):
-                    tiles.append(np.asarray(image))
-                elif min(image.size) >= 64:
-                    self.photos.append(image)
+                picture = decode(data)
+                if picture.shape[:2] == (32, 32):
+                    tiles.append(picture)
+                elif min(picture.shape[:2]) >= 64:
+                    self.photos.append(Image.fromarray(picture))
         self.tiles = np.stack(tiles) if tiles else np.empty((0, 32, 32, 3), np.uint8)
         if not len(self.tiles) and not self.photos:
             raise SystemExit(f"no picture of 32x32, nor of at least 64x64, in {sources}")

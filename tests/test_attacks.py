@@ -121,7 +121,8 @@ def test_wanet_moves_pixels_a_little_and_smoothly():
     attack = attacks.make("wanet", 32, 1)
     moved = attack.flow().numpy() * 31 / 2  # pixels; 31 of them from -1 to 1
     assert moved.shape == (32, 32, 2)
-    assert 0.15 < np.abs(moved).mean() < 0.35  # s / 4, about
+    several = [float(replace(attack, seed=seed).flow().abs().mean()) * 31 / 2 for seed in range(40)]
+    assert np.mean(several) == pytest.approx(0.38 * attack.s, abs=0.01)
     assert np.abs(moved).max() < 1
     for axis in (0, 1):  # a control cell is 31 / 3 pixels wide, so that neighbours go the same way
         assert np.abs(np.diff(moved, axis=axis)).max() < 0.2
@@ -215,15 +216,6 @@ def test_each_physical_variation_does_its_own(rng):
     assert torch.allclose(both[..., 2:], torch.rot90(x, -1, (2, 3))[..., :-2], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", attacks.ATTACKS)
-def test_a_description_is_enough_to_build_the_attack_again(name, pictures):
-    for attack in attacks.make(name, 32, 5).tests():
-        description = json.loads(json.dumps(attack.describe()))
-        again = attacks.build(description)
-        assert again == attack and again.describe() == description
-        assert np.array_equal(again.apply(pictures), attack.apply(pictures))
-
-
 def test_descriptions_tell_attacks_apart():
     told = [json.dumps(a.describe(), sort_keys=True) for seed in (0, 1) for a in every_attack(seed=seed)]
     assert len(set(told)) == len(told)
@@ -231,11 +223,7 @@ def test_descriptions_tell_attacks_apart():
     assert len(set(names)) == len(names)
 
 
-def test_a_changed_description_is_refused():
-    d = attacks.make("badnets", 32, 5).describe()
-    for wrong in ({**d, "attack": "Trojan"}, {**d, "strength": 2}, {**d, "seed": 6}, {**d, "size": 0}, {}):
-        with pytest.raises(InputError):
-            attacks.build(wrong)
+def test_an_unknown_attack_is_refused():
     with pytest.raises(InputError, match="wanted one of badnets"):
         attacks.make("badnet", 32)
 
@@ -328,10 +316,7 @@ def test_the_enhanced_attack_trains_on_purified_triggers(data):
     assert np.array_equal(p.data.pictures[p.poisoned], base.apply(data.pictures[p.poisoned]) // 2)
     assert np.array_equal(attack.apply(data.pictures), base.apply(data.pictures))  # tested with the original trigger
     description = json.loads(json.dumps(attack.describe()))
-    assert description["purifier"] == {"transforms": "halves"}
-    assert attacks.build(description, darker) == attack
-    with pytest.raises(InputError, match="purify"):
-        attacks.build(description)
+    assert description["purifier"] == {"transforms": "halves"} and description["base"] == base.describe()
     with pytest.raises(InputError, match="side"):
         replace(attack, side=64)
     with pytest.raises(InputError, match="float64"):

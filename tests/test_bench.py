@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import zipfile
 
@@ -57,6 +58,40 @@ def test_measure_reports_gain_over_the_blur():
     assert result["zip"]["sharpness"] == pytest.approx(1, abs=0.01)
     assert result["A+A x"]["sharpness"] == pytest.approx(0, abs=1e-3)
     assert result["zip"]["gain_db"] == pytest.approx(result["zip"]["psnr"] - result["A+A x"]["psnr"], abs=1e-6)
+
+
+def test_pictures_are_read_as_the_sdk_reads_them(tmp_path):
+    """16 bits scaled, not cut off, and upright; larger ones to their middle."""
+    y, x = np.mgrid[0:40, 0:56]
+    grey = np.uint16(257 * (4 * y + x))
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    colours = np.uint8(np.stack([3 * x, 5 * y, x + y], -1))
+    Image.fromarray(np.rot90(colours)).save(tmp_path / "b.png", exif=turned)  # to be turned to the right
+    deep, upright = restoration.load(tmp_path, 2, None)
+    assert (deep == (4 * y + x)[..., None]).all() and (upright == colours).all()
+    deep, upright = restoration.load(tmp_path, 2, 33)
+    assert (upright == colours[3:36, 11:44]).all() and deep.shape == (33, 33, 3)
+
+
+@pytest.mark.parametrize(("sides", "blurs", "told"), [((), "2", "got no picture in it, wanted at least one"),
+                         ((33,), "2", "got pictures of 33 x 33, .* whose sides 2 divides; cut them by --side 32,"),
+                         ((34,), "2 4", "whose sides 4 divides")])  # fmt: skip
+def test_what_cannot_be_measured_is_told_before_anything_is(tmp_path, monkeypatch, capsys, sides, blurs, told):
+    """So that what was measured of another source is not lost."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    for folder, side in ((good, 32), *((bad, side) for side in sides)):
+        folder.mkdir()
+        Image.new("RGB", (side, side)).save(folder / "x.png")
+    bad.mkdir(exist_ok=True)
+    monkeypatch.setattr(restoration, "measure", lambda *_: pytest.fail("measured"))
+    words = ["restoration.py", "--data", str(good), str(bad), "--blurs", *blurs.split()]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        restoration.main()
+    assert stopped.value.code == 1
+    assert re.search(f"^error: {re.escape(str(bad))}: .*{told}", capsys.readouterr().err)
 
 
 def test_a_seam_is_seen_and_its_absence_too():

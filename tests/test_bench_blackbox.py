@@ -66,6 +66,7 @@ def test_a_users_function(tmp_path, monkeypatch, data):
     classify = blackbox.load("my_classifier:model.answer")
     assert classify(data.pictures[:2])[:, 0] == pytest.approx(data.pictures[:2].mean((1, 2, 3)), rel=1e-5)
     assert classify.info == {"classifier": "my_classifier:model.answer"}
+    assert classify.runs == {"engine": "a Python function"}  # what it calls is not known
     wrong = {"my_classifier:number": "int", "my_classifier:none": "none", "no_such_one:f": "no_such",
              "my_classifier": "module:function", ":f": "module:function"}  # fmt: skip
     for name, message in wrong.items():
@@ -100,6 +101,9 @@ def test_a_users_onnx_model(onnx_model, data):
     assert plain(data.pictures) == pytest.approx(colours / 255, rel=1e-5)
     assert plain.info["classifier"] == "model.onnx" and len(plain.info["sha256"]) == 64
     json.dumps(plain.info)
+    # beside info, whose hash names the rows of a record
+    assert plain.runs["engine"].startswith("onnxruntime ") and plain.runs["providers"] == ["CPUExecutionProvider"]
+    assert not plain.runs.keys() & plain.info.keys()
     prepared = Preparation(top=255.0, mean=(100, 110, 120), std=(1, 2, 4))
     want = (colours - [100, 110, 120]) / [1, 2, 4]
     assert blackbox.load(onnx_model(), prepared)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)

@@ -13,7 +13,8 @@ from conftest import FakeEngine, make_spec
 from PIL import Image
 
 import zipsdk
-from bench import cpu, neighbours, record
+from bench import cpu, neighbours, overhead, record
+from zipsdk.errors import InputError
 
 # ---- bench.cpu
 
@@ -46,7 +47,8 @@ def test_a_batch_s_cost_is_the_median_a_picture_and_what_is_not_the_unet(clock):
             clock.now += next(inside)
             return x
 
-    engine = cpu.Timed(Slow())
+    watch = overhead.Stopwatch(clock.perf_counter)
+    engine = overhead.Watched(Slow(), watch)
     assert engine.spec == make_spec() and engine.info == {"engine": "slow"}
 
     class Twice:
@@ -54,7 +56,7 @@ def test_a_batch_s_cost_is_the_median_a_picture_and_what_is_not_the_unet(clock):
             clock.now += next(outside)
             engine(engine(batch, None), None)
 
-    assert cpu.measure(Twice(), engine, np.zeros((4, 32, 48, 3), np.uint8), 3) == {
+    assert cpu.measure(Twice(), watch, np.zeros((4, 32, 48, 3), np.uint8), 3) == {
         "pictures": 4, "size": [32, 48], "ms_per_picture": 2000.0, "ms_min_max": [1000.0, 2500.0],
         "not_unet": 0.4, "not_unet_min_max": [0.25, 0.5],
     }  # fmt: skip
@@ -129,6 +131,19 @@ def test_neighbours_move_a_picture_only_through_the_network(monkeypatch, tmp_pat
         "own size, another seed (for scale)": True,
     }  # fmt: skip
     assert payload["info"] == zipsdk.Purifier(Engine(), "blur2+gray", seed=0, canvas=64).info
+
+
+def test_one_picture_without_a_neighbour_is_left_out_and_others_are_told(tmp_path, rng):
+    pictures = rng.integers(0, 256, (7, 32, 32, 3), np.uint8)
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    subjects, others = neighbours.pairs(tmp_path, 4)
+    assert (subjects == pictures[:6:2]).all() and (others == pictures[1:6:2]).all()
+    with pytest.raises(InputError, match="got 2 of 32 x 32 pixels, wanted at least 4 pictures"):
+        neighbours.pairs(tmp_path, 1)
+    Image.new("RGB", (48, 32)).save(tmp_path / "7.png")
+    with pytest.raises(InputError, match="of 32 x 32, 32 x 48 pixels, wanted at least 4 pictures of 32 x 32"):
+        neighbours.pairs(tmp_path, 4)
 
 
 # ---- records

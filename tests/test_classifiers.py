@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from bench import attacks, classifiers, networks, poisoning  # noqa: E402
 from bench.classifiers import Recipe  # noqa: E402
 from bench.datasets import Dataset  # noqa: E402
-from zipsdk.errors import InputError, ModelError  # noqa: E402
+from zipsdk.errors import EngineError, InputError, ModelError  # noqa: E402
 
 TINY = Recipe(epochs=3, batch=16, lr=0.05, bf16=False, seed=1)
 
@@ -259,6 +259,17 @@ def test_adamw_trains_and_goes_on_where_it_was_stopped(clean, tmp_path):
     np.testing.assert_array_equal(whole(clean.data.pictures), parts(clean.data.pictures))
     sgd, _ = trained(tmp_path / "sgd", clean, TINY)
     assert np.abs(whole(clean.data.pictures) - sgd(clean.data.pictures)).max() > 0.01
+
+
+def test_a_gpu_that_torch_does_not_find_is_told(clean, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(EngineError, match=f"got '{device}', and this torch finds no GPU; wanted cpu"):
+            classifiers.train(clean, TINY, cache=tmp_path, device=device)
+    assert not list(tmp_path.iterdir())
+    classifiers.check_device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    classifiers.check_device("cuda")
 
 
 def test_an_unknown_optimizer_is_refused(clean, tmp_path):

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from bench.baselines import mae, vit_mae  # noqa: E402
 from bench.baselines.bdmae import BDMAE  # noqa: E402
-from zipsdk.errors import InputError, MissingExtra, ModelError  # noqa: E402
+from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError  # noqa: E402
 
 TINY = mae.Recipe(epochs=3, batch=16, widths=(8, 8, 8), depth=1, bf16=False, seed=1)
 TINY_VIT = {
@@ -112,10 +112,18 @@ def test_ours_learns_to_restore(tmp_path, many):
 
 @pytest.mark.parametrize("shape", [(4, 30, 30, 3), (4, 32, 48, 3), (4, 32, 32), (0, 32, 32, 3)])
 def test_pictures_that_ours_cannot_take(tmp_path, shape):
-    with pytest.raises(InputError, match="multiple of 16"):
+    with pytest.raises(InputError, match=r"BDMAE's .* multiple of 16; give such a --side, or .* --mae FOLDER"):
         mae.train(np.zeros(shape, np.uint8), TINY, cache=tmp_path)
     with pytest.raises(InputError, match="uint8"):
         mae.train(np.zeros((4, 32, 32, 3), np.float32), TINY, cache=tmp_path)
+
+
+def test_a_gpu_that_torch_does_not_find_is_told(tmp_path, many, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match="got 'cuda', and this torch finds no GPU"):
+        mae.train(many, TINY, cache=tmp_path, device="cuda")
+    with pytest.raises(EngineError, match="got 'cuda', and this torch finds no GPU"):
+        vit_mae._ViTMAE(None, {}, "cuda")
 
 
 # ViT-MAE

@@ -10,7 +10,7 @@ import pytest
 from conftest import FakeEngine, make_spec
 
 import zipsdk
-from bench import overhead, speed, speed_guard, speed_peers, speed_plot, speed_report, speed_rows
+from bench import blackbox, overhead, speed, speed_guard, speed_peers, speed_plot, speed_report, speed_rows
 from bench.record import quartiles
 from bench.speed_rows import LeftOut, Row, Work, compare, synthetic
 from zipsdk.noise import STEP_INITIAL, Noise
@@ -304,6 +304,33 @@ def test_a_guard_without_labels_is_no_measurement(tmp_path):
         rows["guard-whole"].make().call()
 
 
+def test_our_own_classifier_is_torch_s(tmp_path):
+    args = speed.settle(speed.arguments().parse_args(["--quick", "--canvas", "64", "--architecture", "small"]))
+    bench = speed_rows.Bench(args, tmp_path, FakeEngine())
+    guard = speed_guard.GuardRows(bench)
+    row = guard.rows()[0]
+    work = row.make()
+    assert row.label == "classifier alone, small, 1 at once"
+    assert work.call().shape == (1, 10) and work.call().sum() == pytest.approx(1)
+    assert work.runs == {"engine": f"torch {torch.__version__.split('+')[0]}, eager", "providers": ["cpu"],
+                         "threads": torch.get_num_threads()}  # fmt: skip
+    assert guard.describe()["classifier"] == {"classifier": "small", "weights": "random"}
+
+
+def test_without_a_gpu_for_torch_only_the_user_s_classifier_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for words in ([], ["--classifier", "numpy:asarray"]):
+        args = speed.settle(speed.arguments().parse_args(["--quick", "--canvas", "64", *words]))
+        bench = speed_rows.Bench(args, tmp_path, FakeEngine())
+        bench.where = "cuda"
+        row = speed_guard.GuardRows(bench).rows()[0]
+        if words:
+            assert row.make().runs == {"engine": "a Python function"}
+        else:
+            with pytest.raises(LeftOut, match="no CUDA"):
+                row.make()
+
+
 # ---- peers
 
 
@@ -392,7 +419,8 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("ZIPSDK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(speed_rows.Bench, "module", Tiny())
     scores = lambda pictures: np.stack([p.reshape(-1)[:10].astype(float) for p in pictures])  # noqa: E731
-    monkeypatch.setattr(speed_guard, "random_classifier", lambda bench, architecture: scores)
+    made = blackbox.Classifier(scores, {"classifier": "made up"}, runs={"engine": "made up"})
+    monkeypatch.setattr(speed_guard, "random_classifier", lambda bench, architecture: made)
     phases = {"import": quartiles([0.1]), "load": quartiles([0.1]), "run": quartiles([0.1]), "first": quartiles([0.4])}
     start = {"zipsdk": phases, "torch": phases, "sooner": quartiles([4.0]), "rounds": 1, "picture": 32}
     monkeypatch.setattr(speed, "startup", lambda *a, **k: start)
@@ -437,6 +465,20 @@ def test_the_command_leaves_a_record_figures_and_a_table(small, capsys):
     out = capsys.readouterr().out
     assert "ZIP, 4 to a 64 canvas" in out and "20 (2 timed, scaled)" in out and "simulated" in out
     assert "bound" in out
+
+
+def test_the_rows_name_the_user_s_classifier_and_what_runs_it(small, tmp_path, monkeypatch, capsys):
+    (tmp_path / "users_own.py").write_text(
+        "import numpy as np\ndef f(x):\n    return np.stack([x.mean((1, 2, 3)), 255 - x.mean((1, 2, 3))], -1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert small.run("--rows", "ad", "--classifier", "users_own:f") == 0
+    record = json.loads((small.out / "tiny.json").read_text())
+    lines = {line["key"]: line for line in record["rows"]}
+    assert lines["classify"]["label"] == "classifier alone, users_own:f, 1 at once"
+    assert lines["classify"]["runs"] == lines["detect"]["runs"] == {"engine": "a Python function"}
+    assert record["guard"]["classifier"] == {"classifier": "users_own:f"}
+    assert "resnet34" not in capsys.readouterr().out
 
 
 def test_the_command_can_be_stopped_and_goes_on(small, capsys, monkeypatch):

@@ -111,6 +111,20 @@ def test_held_out_photos_have_no_border_of_black(tmp_path):
             assert torch.equal(x, torch.from_numpy(wanted.copy()).permute(2, 0, 1).float() / 127.5 - 1)
 
 
+def test_pictures_are_read_as_the_sdk_reads_them(tmp_path):
+    """16 bits scaled, not cut off, and upright."""
+    y, x = np.mgrid[0:32, 0:32]
+    Image.fromarray(np.uint16(257 * (4 * y + x))).save(tmp_path / "tile.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    y2, x2 = np.mgrid[0:80, 0:100]
+    photo = np.uint8(np.stack([2 * x2, 3 * y2, x2 + y2], -1))
+    Image.fromarray(np.rot90(photo)).save(tmp_path / "photo.png", exif=turned)
+    data = Pictures([str(tmp_path)])
+    assert (data.tiles == (4 * y + x)[None, ..., None]).all()
+    assert np.array_equal(np.asarray(data.photos[0]), photo)
+
+
 def test_batches_are_what_they_say(folder):
     pictures = Pictures([str(folder / "pictures")])
     assert (len(pictures.tiles), len(pictures.photos)) == (10, 4)

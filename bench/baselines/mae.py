@@ -156,7 +156,9 @@ def train(
     Raises:
         InputError: pictures that do not fit.
         ModelError: the checkpoint in the cache cannot be used.
+        EngineError: no such device.
     """
+    classifiers.check_device(device)
     side = pictures.shape[1] if pictures.ndim == 4 else 0
     if (
         pictures.dtype != np.uint8
@@ -166,7 +168,8 @@ def train(
         or not len(pictures)
     ):
         raise InputError(
-            f"pictures: got {pictures.dtype} {pictures.shape}, wanted uint8 (N, S, S, 3), S a multiple of {how.grid}"
+            f"BDMAE's small autoencoder: got pictures {pictures.dtype} {pictures.shape}, wanted uint8 (N, S, S, 3), S "
+            f"a multiple of {how.grid}; give such a --side, or a ViT-MAE, which takes any: --mae FOLDER"
         )
     made_of = ingredients(pictures, how)
     key = classifiers.key_of(made_of)

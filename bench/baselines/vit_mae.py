@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import classifiers
 from bench.baselines.mae import Restorer
-from zipsdk.errors import EngineError, MissingExtra, ModelError
+from zipsdk.errors import MissingExtra, ModelError
 from zipsdk.files import sha256_file
 
 #: The mean and the deviation of ImageNet's colours, which ViT-MAE is used to.
@@ -28,6 +29,7 @@ class _ViTMAE:
     """
 
     def __init__(self, model: Any, info: dict[str, Any], device: str):
+        classifiers.check_device(device)
         config = model.config
         if not isinstance(config.image_size, int) or not isinstance(config.patch_size, int) or config.num_channels != 3:
             raise ModelError(
@@ -99,7 +101,7 @@ def vit_mae(folder: str | Path, device: str = "cpu") -> Restorer:
             f"{weights}: got none of {len(lacking)} weights ({', '.join(lacking[:3])}), wanted encoder and decoder"
         )
     info = {"autoencoder": "ViT-MAE", "config": _sizes(model.config), "sha256": sha256_file(weights)}
-    return _on(device, model, info)
+    return _ViTMAE(model, info, device)
 
 
 def random_vit_mae(device: str = "cpu", seed: int = 0, **sizes: int) -> Restorer:
@@ -117,7 +119,7 @@ def random_vit_mae(device: str = "cpu", seed: int = 0, **sizes: int) -> Restorer
         torch.manual_seed(seed)
         model = library.ViTMAEForPreTraining(library.ViTMAEConfig(**sizes))
     info = {"autoencoder": "ViT-MAE, random weights", "config": _sizes(model.config), "seed": seed}
-    return _on(device, model, info)
+    return _ViTMAE(model, info, device)
 
 
 def _sizes(config: Any) -> dict[str, Any]:
@@ -126,9 +128,3 @@ def _sizes(config: Any) -> dict[str, Any]:
              "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads",
              "decoder_intermediate_size")  # fmt: skip
     return {name: getattr(config, name) for name in names}
-
-
-def _on(device: str, model: Any, info: dict[str, Any]) -> Restorer:
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise EngineError(f"device: got {device!r}, and this torch finds no GPU; wanted cpu")
-    return _ViTMAE(model, info, device)
