@@ -13,7 +13,7 @@ from test_gpu_loop import SETTINGS, assert_same, pictures
 
 import zipsdk
 from zipsdk.errors import EngineError, MissingExtra, OutOfMemory
-from zipsdk.gpu import loop as gpu_loop
+from zipsdk.gpu import buffers as gpu_buffers
 from zipsdk.gpu.device import Device, open_device
 
 pytestmark = pytest.mark.gpu
@@ -111,7 +111,7 @@ def test_the_loops_own_graph(device, rng, settings):
         np.testing.assert_array_equal(got, off.run(batch))
         assert_same(got, cpu.run(batch))
     assert "one captured graph" in on.info["loop"]
-    (buffers,) = on._device_loop._sizes.values()
+    (buffers,) = on._device_loop.pool.sizes.values()
     assert set(buffers.graphs) == {3, 4}
 
 
@@ -159,7 +159,7 @@ def test_graph_off_gives_the_same_bits(device, rng):
 
 
 def test_stream_and_batches(device, rng, monkeypatch):
-    monkeypatch.setattr(gpu_loop, "MAX_PIXELS_A_BATCH", 2 * 32 * 32)
+    monkeypatch.setattr(gpu_buffers, "MAX_PIXELS_A_BATCH", 2 * 32 * 32)
     on_gpu, plain = engines(device)
     gpu, cpu = (zipsdk.Purifier(e, seed=5, profile="fast") for e in (on_gpu, plain))
     batches = [pictures(rng, n, 32, 32) for n in (1, 5, 2, 3)]

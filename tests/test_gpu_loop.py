@@ -15,6 +15,7 @@ import zipsdk
 from kernels.launch import SOURCES
 from zipsdk import gpu as gpu_package
 from zipsdk.errors import EngineError, InputError
+from zipsdk.gpu import buffers as gpu_buffers
 from zipsdk.gpu import loop as gpu_loop
 from zipsdk.gpu.device import SIGNATURES
 
@@ -101,7 +102,7 @@ def test_what_is_captured(device, rng):
 
 
 def test_batches_are_cut_and_overlap(device, rng, monkeypatch):
-    monkeypatch.setattr(gpu_loop, "MAX_PIXELS_A_BATCH", 2 * 32 * 32)
+    monkeypatch.setattr(gpu_buffers, "MAX_PIXELS_A_BATCH", 2 * 32 * 32)
     gpu, cpu = make(device)
     batch, done = pictures(rng, 7, 32, 32), []
     got = gpu.run(batch, progress=done.append)
@@ -156,7 +157,7 @@ def test_stream_does_not_hold_a_result_back_for_a_batch_that_is_not_there(device
 
 
 def waiting(purifier):
-    return sum(len(b.waiting) for b in purifier._device_loop._sizes.values())
+    return sum(len(b.waiting) for b in purifier._device_loop.pool.sizes.values())
 
 
 def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
@@ -284,7 +285,7 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
             assert "it fell over" in str(e)
             failures += 1
     assert failures == 1
-    (buffers,) = gpu._device_loop._sizes.values()
+    (buffers,) = gpu._device_loop.pool.sizes.values()
     assert not buffers.waiting and len(buffers.slots) == 2
 
 
@@ -365,7 +366,7 @@ def test_graphs_of_old_counts_are_dropped(device, rng, monkeypatch):
         wanted = cpu.run(batch[:n])
         for _ in range(3):
             assert_same(gpu.run(batch[:n]), wanted)
-    (buffers,) = gpu._device_loop._sizes.values()
+    (buffers,) = gpu._device_loop.pool.sizes.values()
     assert list(buffers.graphs) == [5, 7]
 
 

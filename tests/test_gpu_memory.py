@@ -12,7 +12,7 @@ from gpu_pairs import assert_same, make, pictures
 
 from zipsdk import canvas
 from zipsdk.errors import EngineError, OutOfMemory
-from zipsdk.gpu import loop as gpu_loop
+from zipsdk.gpu import buffers as gpu_buffers
 
 
 def test_buffers_of_old_sizes_are_freed(device, rng):
@@ -22,7 +22,7 @@ def test_buffers_of_old_sizes_are_freed(device, rng):
     used = device.used
     for side in (32, 36, 40, 44, 48, 52, 56):
         gpu.run(pictures(rng, 1, side, side))
-    assert device.used == used and len(gpu._device_loop._sizes) == gpu_loop.MAX_SIZES
+    assert device.used == used and len(gpu._device_loop.pool.sizes) == gpu_buffers.MAX_SIZES
 
 
 def test_buffers_grow_with_the_batch_up_to_the_engines_limit(device, rng):
@@ -31,12 +31,12 @@ def test_buffers_grow_with_the_batch_up_to_the_engines_limit(device, rng):
     gpu, _ = make(device, engine=engine)
     for n in (1, 3, 4, 5, 6, 7, 2):
         gpu.run(pictures(rng, n, 33, 32))
-    assert sorted(b.canvases for b in gpu._device_loop._sizes.values()) == [1, 2, 4, 6]
+    assert sorted(b.canvases for b in gpu._device_loop.pool.sizes.values()) == [1, 2, 4, 6]
     assert (2, 36, 32) in engine.prepared and (8, 36, 32) not in engine.prepared
 
 
 def test_out_of_memory_halves_the_batch_and_says_so_once(host, rng, monkeypatch):
-    monkeypatch.setattr(gpu_loop, "MAX_PIXELS_A_BATCH", 16 * 32 * 32)
+    monkeypatch.setattr(gpu_buffers, "MAX_PIXELS_A_BATCH", 16 * 32 * 32)
     device = FakeDevice(host, room=250_000)  # 16 canvases want about 530 kB
     gpu, cpu = make(device)
     batch = pictures(rng, 16, 32, 32)
@@ -78,7 +78,7 @@ def test_idle_buffers_of_other_sizes_make_room(device, rng):
     device.room = max(used)
     for batch in (large, small, large):
         assert_same(gpu.run(batch), cpu.run(batch))
-    assert gpu._device_loop._limit is None
+    assert gpu._device_loop.pool.limit is None
 
 
 def one_at_a_time(device, gpu, batches):
@@ -104,7 +104,7 @@ def test_sizes_that_fit_one_at_a_time_only(device, rng, sides, n):
         warnings.simplefilter("error")
         for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
             assert_same(got, wanted)
-    assert gpu._device_loop._limit is None
+    assert gpu._device_loop.pool.limit is None
 
 
 def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
@@ -115,7 +115,7 @@ def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
     waits = [gpu._begin(list(batch), None, None) for batch in batches]
     for wait, batch in reversed(list(zip(waits, batches, strict=True))):
         assert_same(wait()[0], cpu.run(batch)[0])
-    assert gpu._device_loop._limit is None
+    assert gpu._device_loop.pool.limit is None
     gpu.close()
     assert not device.used
 
@@ -130,7 +130,7 @@ def test_idle_buffers_are_given_up_before_those_of_a_batch_on_its_way(device, rn
     device.room = used[1] + used[2]
     gpu.run(batches[0])
     waits = [gpu._begin(list(batch), None, None) for batch in batches[1:]]
-    assert [len(b.waiting) for b in gpu._device_loop._sizes.values()] == [1, 1]
+    assert [len(b.waiting) for b in gpu._device_loop.pool.sizes.values()] == [1, 1]
     for wait, batch in zip(waits, batches[1:], strict=True):
         assert_same(wait()[0], cpu.run(batch)[0])
 
@@ -187,7 +187,7 @@ def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
         gpu.run(batch)
     gpu.close()
     assert not device.used and not device.pinned_now
-    loop._limit, device.pin_room = None, 1 << 30
+    loop.pool.limit, device.pin_room = None, 1 << 30
     ids = np.arange(2, dtype=np.uint64)
     tickets = [loop.submit(batch, layout, ids, 0, 5) for _ in range(2)]
     device.pin_room = 10
@@ -202,10 +202,10 @@ def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
 def test_many_sizes_in_one_call_are_not_all_in_flight(device, rng):
     gpu, cpu = make(device, profile="fast")
     batch, together = [pictures(rng, 1, 32 + 4 * i, 32)[0] for i in range(9)], []
-    gpu.engine.fail = lambda: together.append(len(gpu._device_loop._sizes))
+    gpu.engine.fail = lambda: together.append(len(gpu._device_loop.pool.sizes))
     for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
         assert_same(got, wanted)
-    assert max(together) == gpu_loop.MAX_SIZES
+    assert max(together) == gpu_buffers.MAX_SIZES
     gpu.close()
     assert not device.used
 

@@ -25,7 +25,7 @@ def test_threads_share_a_purifier(device, rng):
 def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device, rng):
     gpu, cpu = make(device, profile="fast")
     loop, threads, batch = gpu._device_loop, [], pictures(rng, 4, 32, 32)
-    loop._limit, canvases = 8 * 32 * 32, loop.canvases
+    loop.pool.limit, canvases = 8 * 32 * 32, loop.canvases
 
     def interrupted(layout):
         most = canvases(layout)
@@ -38,9 +38,9 @@ def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device,
     loop.canvases = interrupted
     assert_same(gpu.run(batch), cpu.run(batch))
     threads[0].join(30)
-    assert loop._limit == 2 * 32 * 32
+    assert loop.pool.limit == 2 * 32 * 32
     loop._shrink(canvas.plan(gpu.engine.spec, 32, 32, 2), 16, OutOfMemory("no room"))
-    assert loop._limit == 2 * 32 * 32  # a larger batch of an older limit raises none
+    assert loop.pool.limit == 2 * 32 * 32  # a larger batch of an older limit raises none
 
 
 def test_two_purifiers_of_one_device_keep_out_of_each_others_graphs(device, rng):

@@ -14,126 +14,24 @@ canvases.
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from zipsdk import gpu
-from zipsdk.canvas import Engine, Layout, round_up
+from zipsdk.canvas import Layout
 from zipsdk.errors import EngineError, OutOfMemory
-from zipsdk.gpu.device import Device, Graph
+from zipsdk.gpu.buffers import Buffers, DeviceEngine, Pool, Slot, Ticket
 from zipsdk.schedule import StepTable
 from zipsdk.transforms import Guide
 
 U8 = npt.NDArray[np.uint8]
 
-#: Canvas pixels in one batch, at most, and where memory allows: 8 canvases of 256x256, 512 of 32x32. Larger ones are
-#: hardly faster a picture, and a big UNet's activations grow with them.
-MAX_PIXELS_A_BATCH = 1 << 19
-#: Sizes of pictures, and of batches by powers of two, whose buffers are kept.
-MAX_SIZES = 4
 #: Graphs that are kept for each of these, one for each count of canvases.
 MAX_GRAPHS = 8
-
-_ALIGN = 256  # what cudaMalloc aligns to, and what TensorRT wants of each address
-
-
-class DeviceEngine(Engine, Protocol):
-    """An engine whose UNet reads and writes device memory on a given stream.
-
-    `prepare` and `enqueue` are called with the device's lock held; `__call__` takes it where it uses the streams.
-    """
-
-    @property
-    def device(self) -> Device | None:
-        """Where it runs; None where the loop on the device cannot be had, and then `host_loop` says why."""
-
-    @property
-    def capturable(self) -> bool:
-        """Whether `enqueue` may be captured into a CUDA graph."""
-
-    @property
-    def max_batch(self) -> int | None:
-        """The largest batch of one `enqueue`; None for no limit."""
-
-    def prepare(self, batch: int, height: int, width: int) -> object:
-        """Allocate what an `enqueue` of this shape needs; what it returns must outlive a graph captured of it.
-
-        It returns the same object again until it had to make a new one, which must run before it is captured.
-
-        Raises:
-            OutOfMemory: there is no room.
-        """
-
-    def enqueue(
-        self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
-    ) -> None:
-        """eps for x_t, asynchronously: float32 device memory x and eps (batch, 3, H, W), t (batch,), each 256-aligned.
-
-        `stream` is a CUstream as a number; `size` is (H, W), by default the model's canvas.
-        """
-
-
-@dataclass
-class Slot:
-    """A batch's pictures on their way: pinned host memory and as much device memory."""
-
-    host: U8
-    device: int
-    up: Any
-    done: Any
-    down: Any
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A batch that was submitted: on its way while `result` is None, then its pictures, or what went wrong."""
-
-    buffers: Buffers
-    slot: Slot
-    pictures: int
-    result: U8 | BaseException | None = None
-
-
-@dataclass
-class Buffers:
-    """What pictures of one size need on the device; see `DeviceLoop._make`."""
-
-    layout: Layout
-    height: int
-    width: int
-    canvases: int
-    x: int
-    x_p: int
-    eps: int
-    t: int
-    t_stride: int
-    steps: int
-    warm: int
-    head: int
-    head_size: int
-    slots: list[Slot]
-    memory: list[int]
-    waiting: list[Ticket] = field(default_factory=list)  # on their way, oldest first
-    ran: dict[int, object] = field(default_factory=dict)  # by canvases: what `prepare` gave, and has run uncaptured
-    graphs: dict[int, tuple[Graph, object]] = field(default_factory=dict)
-
-    @property
-    def capacity(self) -> int:
-        """Pictures in one batch, at most."""
-        return self.canvases * self.layout.pictures_per_canvas
-
-    @property
-    def slot_size(self) -> int:
-        # what goes up: the batch, its rows, the flag of egress (zeroed so), the pictures; what comes down: the last two
-        return self.head_size + 16 + self.capacity * self.height * self.width * 3
 
 
 def rows_for(guides: Sequence[Guide], *, joint: bool = False) -> npt.NDArray[np.void] | None:
@@ -159,16 +57,11 @@ class DeviceLoop:
     ):  # fmt: skip
         if engine.device is None:
             raise EngineError("engine: it runs on no GPU; open it with device='cuda'")
-        self._engine, self._device, self._table, self._clip = engine, engine.device, table, clip_x0
-        self._graph = graph
+        self._engine, self._device, self._table, self._graph = engine, engine.device, table, graph
         rows, joint = rows_for(guides), rows_for(guides, joint=True)
         if rows is None or joint is None:
             raise EngineError(f"transforms: {guides}: the kernels know blurs by 2, 4, 8 and 16 and grey alone")
-        self._rows = (rows, joint)
-        self._tables: list[int] = []  # the addresses of both, from the first batch on
-        self._sizes: dict[tuple[int, int, int], Buffers] = {}
-        self._limit: int | None = None  # canvas pixels, where memory has shown one
-        weakref.finalize(self, self._device.free_later, partial(_free_all, self._device, self._sizes, self._tables))
+        self.pool = Pool(engine, engine.device, table, (rows, joint), clip_x0=clip_x0)
 
     @property
     def graph(self) -> bool:
@@ -179,9 +72,7 @@ class DeviceLoop:
 
     def canvases(self, layout: Layout) -> int:
         """How many canvases one batch has at most; less after memory has run out."""
-        pixels = MAX_PIXELS_A_BATCH if self._limit is None else min(MAX_PIXELS_A_BATCH, self._limit)
-        most = max(1, pixels // (layout.canvas_height * layout.canvas_width))
-        return most if self._engine.max_batch is None else min(most, self._engine.max_batch)
+        return self.pool.canvases(layout)
 
     def run(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> U8:
         """Purify any number of pictures of one size.
@@ -260,7 +151,7 @@ class DeviceLoop:
         """
         with self._device.lock, self._device.active():
             # our own buffers may hold what is missing: the idle ones, then those of batches that others come for later
-            for make_room in (self.close, self._land):
+            for make_room in (self.pool.close, self._land):
                 try:
                     return self._submit(rgb, layout, ids, which, seed)
                 except OutOfMemory:
@@ -268,11 +159,9 @@ class DeviceLoop:
             return self._submit(rgb, layout, ids, which, seed)
 
     def _submit(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> Ticket:
-        for rows in self._rows[len(self._tables) :]:
-            self._tables.append(self._constant(rows))
         _, height, width, _ = rgb.shape
-        buffers = self._buffers(layout, height, width, -(-len(rgb) // layout.pictures_per_canvas))
-        slot = buffers.slots.pop() if buffers.slots else self._slot(buffers.slot_size, buffers.memory)
+        buffers = self.pool.get(layout, height, width, -(-len(rgb) // layout.pictures_per_canvas))
+        slot = buffers.slots.pop() if buffers.slots else self.pool.slot(buffers.slot_size, buffers.memory)
         try:
             self._start(buffers, slot, rgb, ids, which, seed)
         except BaseException:
@@ -325,22 +214,18 @@ class DeviceLoop:
 
     def _land(self) -> None:
         """Bring everything down that is on its way, and free all memory."""
-        for buffers in self._sizes.values():
+        for buffers in self.pool.sizes.values():
             while buffers.waiting:
                 self._bring_down(buffers.waiting[0])
-        self.close()
+        self.pool.close()
 
     def _shrink(self, layout: Layout, canvases: int, error: OutOfMemory) -> None:
         """After `error` with a batch of `canvases`: from now on at most half as many pixels, said once."""
         if canvases <= 1:
             raise OutOfMemory(f"{error}; not even one canvas of {layout.canvas_height}x{layout.canvas_width} fits: "
                               "use a smaller model or a GPU with more memory") from error  # fmt: skip
-        with self._device.lock:
-            first = self._limit is None
-            # in pixels: a few large canvases say little of how many small ones fit
-            half = canvases // 2 * layout.canvas_height * layout.canvas_width
-            self._limit = min(half, self._limit or half)  # another thread may have been here
-            self.close()
+        with self._device.lock, self._device.active():
+            first = self.pool.halve(layout, canvases)
         if first:
             warnings.warn(
                 f"{self._device.name}: {canvases} canvases do not fit into its memory; going on with "
@@ -351,73 +236,7 @@ class DeviceLoop:
     def close(self) -> None:
         """Free all memory but what submitted batches use; the next batch takes it again."""
         with self._device.lock, self._device.active():
-            for key, buffers in list(self._sizes.items()):
-                if not buffers.waiting:
-                    _free(self._device, self._sizes.pop(key))
-            while self._tables and not self._sizes:
-                self._device.free(self._tables.pop())
-
-    # ---- buffers
-
-    def _constant(self, rows: npt.NDArray[Any]) -> int:
-        address = self._device.alloc(rows.nbytes)
-        self._device.upload(address, rows.view(np.uint8), self._device.compute)  # not pinned: it is waited for
-        self._device.compute.synchronize()
-        return address
-
-    def _slot(self, size: int, memory: list[int]) -> Slot:
-        device = self._device
-        # what a failure leaves is freed with it, but for `device`, which is taken last
-        slot = Slot(host=device.pinned(size), up=device.event(), done=device.event(), down=device.event(),
-                    device=device.alloc(size))  # fmt: skip
-        memory.append(slot.device)
-        return slot
-
-    def _buffers(self, layout: Layout, height: int, width: int, canvases: int) -> Buffers:
-        # by powers of two, so that neither one picture pays for the largest batch nor each count has its own
-        room = min(self.canvases(layout), 1 << (canvases - 1).bit_length())
-        key = (height, width, room)
-        if key in self._sizes:
-            self._sizes[key] = self._sizes.pop(key)  # the last one used is the last one dropped
-            return self._sizes[key]
-        idle = [k for k, b in self._sizes.items() if not b.waiting]
-        for old in idle[: max(0, len(self._sizes) - MAX_SIZES + 1)]:
-            _free(self._device, self._sizes.pop(old))
-        memory: list[int] = []
-        try:
-            self._sizes[key] = self._make(layout, height, width, room, memory)
-        except BaseException:
-            for address in memory:
-                self._device.free(address)
-            raise
-        return self._sizes[key]
-
-    def _make(self, layout: Layout, height: int, width: int, canvases: int, memory: list[int]) -> Buffers:
-        self._engine.prepare(canvases, layout.canvas_height, layout.canvas_width)
-        elements = canvases * 3 * layout.canvas_height * layout.canvas_width
-
-        def alloc(size: int) -> int:
-            memory.append(self._device.alloc(size))
-            return memory[-1]
-
-        def constant(rows: npt.NDArray[Any]) -> int:
-            memory.append(self._constant(rows))
-            return memory[-1]
-
-        steps = self._table.steps
-        # step k begins at row k * canvases of `steps`: one for each canvas; its t at k * t_stride
-        rows = np.repeat(np.array([gpu.step_row(s, clip_x0=self._clip) for s in steps], gpu.STEP), canvases)
-        t_stride = round_up(4 * canvases, _ALIGN)
-        t = np.repeat(np.array([s.t for s in steps], np.float32), t_stride // 4)
-        warm = np.repeat(np.array([gpu.warm_row(self._table)], gpu.STEP), canvases)
-        head = round_up(gpu.BATCH.itemsize + canvases * layout.pictures_per_canvas * gpu.PICTURE.itemsize, _ALIGN)
-        buffers = Buffers(
-            layout, height, width, canvases, x=alloc(4 * elements), x_p=alloc(elements), eps=alloc(4 * elements),
-            t=constant(t), t_stride=t_stride, steps=constant(rows), warm=constant(warm), head=alloc(head),
-            head_size=head, slots=[], memory=memory,
-        )  # fmt: skip
-        buffers.slots = [self._slot(buffers.slot_size, memory) for _ in range(2)]
-        return buffers
+            self.pool.close()
 
     # ---- one batch
 
@@ -489,7 +308,7 @@ class DeviceLoop:
             device.launch("zip_step_f32", 32 * warps, b.x, e, b.x_p, b.x, who, guides, rows, row, b.head,
                           stream=stream)  # fmt: skip
 
-        guides, joint = self._tables
+        guides, joint = self.pool.tables
         if self._table.warm:
             step(b.x, joint, b.warm)
         for k, _ in enumerate(self._table.steps):
@@ -498,23 +317,3 @@ class DeviceLoop:
             self._engine.enqueue(b.x, b.t + k * b.t_stride, b.eps, canvases, stream.handle,
                                  size=(layout.canvas_height, layout.canvas_width))  # fmt: skip
             step(b.eps, guides, b.steps + gpu.STEP.itemsize * k * b.canvases)
-
-
-def _free(device: Device, buffers: Buffers) -> None:
-    device.compute.synchronize()
-    device.copies.synchronize()
-    for graph, _ in buffers.graphs.values():
-        graph.close()
-    for address in buffers.memory:
-        device.free(address)
-    for slot in buffers.slots:
-        # pinned memory can be freed in here alone; outside, a traceback or a ticket may still hold the slot
-        vars(slot).clear()
-
-
-def _free_all(device: Device, sizes: dict[tuple[int, int, int], Buffers], tables: list[int]) -> None:
-    """What a loop that is gone had."""
-    for buffers in sizes.values():
-        _free(device, buffers)
-    for address in tables:
-        device.free(address)
