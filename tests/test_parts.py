@@ -246,7 +246,7 @@ def test_logits_are_probabilities():
             assert detector.score(rounded) == pytest.approx(detector.score(p), abs=1e-6)
     huge = np.where(p > 0, p, 0) * 1e308
     huge[:, 0] = -1e308
-    assert math.isfinite(detector.score(huge)) and math.isfinite(detector.score(np.full((28, 9), 1e308)))
+    assert math.isfinite(detector.score(huge)) and math.isnan(detector.score(np.full((28, 9), 1e308)))
 
 
 @pytest.mark.parametrize("classes", [10, 100])
@@ -267,6 +267,19 @@ def test_probabilities_that_do_not_add_up_to_1_are_no_logits(classes, given):
     detector = DecisivePart()
     for scores in (p, given(p)):
         assert detector.flags(detector.score(scores)) and "right" in detector.why(scores, 0)
+
+
+@pytest.mark.parametrize("row", [1, 13, 14, 26, 27])
+def test_a_copy_for_which_all_classes_are_0_says_nothing(row):
+    """As a service answers that leaves small ones out."""
+    scores, alike = probabilities(0), probabilities(0)
+    scores[row], alike[row] = 0, 0.2
+    detector = DecisivePart()
+    assert detector.score(scores) == pytest.approx(detector.score(alike), abs=0.01)
+    assert np.isfinite(detector.settle(scores, scores)).all() and np.isfinite(parts.log_odds(scores)).all()
+    scores[row] = probabilities(0)[row]
+    scores[0] = 0  # the picture itself
+    assert math.isnan(detector.score(scores)) and np.isfinite(detector.settle(scores, probabilities(1))).all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -100,6 +100,7 @@ def test_a_spec_that_this_version_does_not_know_is_refused(changes, said):
 def test_numbers_of_numpy_and_a_list_are_taken():
     spec = make_spec(canvas=np.int64(64), lam=np.float32(10), transforms=["blur2", "gray"])
     assert spec == make_spec() and hash(spec) == hash(make_spec())
+    assert ModelSpec.from_json(spec.to_json(), "x.onnx") == spec
 
 
 @pytest.mark.parametrize(

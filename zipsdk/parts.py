@@ -127,7 +127,7 @@ class DecisivePart:
                 logits where any is outside [0, 1] by more than 0.01.
 
         Returns:
-            NaN where a row has no finite largest score, or is all zeros.
+            NaN where a row has no finite largest score, and where the picture itself has all classes alike.
 
         Raises:
             InputError: another shape; so do `why` and `settle`.
@@ -178,7 +178,7 @@ class DecisivePart:
         need, enough, geometry = np.split((_log_odds(log) - self._median) / self._deviation, (SHOWN, 2 * SHOWN))
         decides = np.concatenate([need - np.median(need) + enough, TWO * geometry])
         # a picture without a label of its own must not be trusted, whatever its copies say
-        score = float(decides.max()) if np.isfinite(log).all() else math.nan
+        score = float(decides.max()) if np.isfinite(log).all() and np.ptp(log[0]) else math.nan
         return score, int(decides.argmax()), log
 
     @property
@@ -233,8 +233,8 @@ def _pairs(norms: Any) -> tuple[tuple[float, float], ...]:
 
 
 def _log_probabilities(scores: F64) -> F64:
-    """Of probabilities or logits (versions, classes); no less than log(FLOOR). NaN for a row without a finite largest,
-    or of zeros alone.
+    """Of probabilities or logits (versions, classes); no less than log(FLOOR). NaN for a row without a finite largest;
+    of zeros alone, which favour nothing, all alike.
 
     An infinite logit below means probability 0. What lies within [0, 1], give or take `ROUNDED`, are probabilities
     whatever their sum: a service may round them, leave out small ones, or have a sigmoid for each class. Taken for
@@ -244,7 +244,7 @@ def _log_probabilities(scores: F64) -> F64:
         if scores.min() < -ROUNDED or scores.max() > 1 + ROUNDED:
             scores = np.exp(scores - scores.max(axis=1, keepdims=True))
         scores = np.maximum(scores, 0)
-        scores /= scores.sum(axis=1, keepdims=True)
+        scores /= np.maximum(scores.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     return np.log(scores + FLOOR)
 
 

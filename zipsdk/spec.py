@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError, ModelError
 from zipsdk.transforms import parse
@@ -85,6 +87,8 @@ class ModelSpec:
         for f in dataclasses.fields(self):
             if not _KINDS[str(f.type)](value := getattr(self, f.name)):
                 raise ModelError(f"model spec: {f.name}: got {value!r}, wanted {f.type}; export the model again")
+            if isinstance(value, np.generic):  # JSON knows none
+                object.__setattr__(self, f.name, value.item())
         object.__setattr__(self, "transforms", tuple(self.transforms))
         want(self.channels == 3, "channels = 3 (RGB)", self.channels)
         want(self.beta_schedule == "linear", "beta_schedule = 'linear'", self.beta_schedule)
