@@ -155,6 +155,29 @@ def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
     assert not device.used
 
 
+def test_an_error_on_the_way_down_is_told_to_whom_the_batch_belongs(device, rng, monkeypatch):
+    gpu, cpu = make(device, profile="fast")
+    batches = [pictures(rng, 1, side, side) for side in (40, 44)]
+    one_at_a_time(device, gpu, batches)
+    download, failed = device.download, []
+
+    def fails_once(*words):
+        if not failed:
+            failed.append(1)
+            raise MemoryError("no room for the result")
+        download(*words)
+
+    first = gpu._begin(list(batches[0]), None, None)
+    monkeypatch.setattr(device, "download", fails_once)
+    second = gpu._begin(list(batches[1]), None, None)
+    assert failed
+    assert_same(second()[0], cpu.run(batches[1])[0])
+    with pytest.raises(MemoryError, match="no room for the result"):
+        first()
+    gpu.close()
+    assert not device.used
+
+
 def test_a_few_large_pictures_leave_small_ones_their_batches(device, rng):
     """What has shown that it does not fit is so many pixels, whatever the size of the pictures."""
     plain = FakeEngine()

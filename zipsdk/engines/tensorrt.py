@@ -169,13 +169,13 @@ class TensorRTEngine:
     # ---- what `zipsdk.gpu.loop.DeviceLoop` uses
 
     def prepare(self, batch: int, height: int, width: int) -> object:
-        """The context of a shape, which must outlive a graph captured of it; see `zipsdk.gpu.buffers.DeviceEngine`."""
+        """The context of a shape, which must outlive a graph captured of it; see `zipsdk.gpu.engine.DeviceEngine`."""
         return self._context(batch, height, width)
 
     def enqueue(
         self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
     ) -> None:
-        """One evaluation on the device's memory; see `zipsdk.gpu.buffers.DeviceEngine`."""
+        """One evaluation on the device's memory; see `zipsdk.gpu.engine.DeviceEngine`."""
         context = self._context(batch, *(size or (self.spec.canvas, self.spec.canvas)))
         spec = self.spec
         for name, address in ((spec.input_x, x), (spec.input_t, t), (spec.output, eps)):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zipsdk import gpu
-from zipsdk.canvas import Engine, Layout, round_up
+from zipsdk.canvas import Layout, round_up
 from zipsdk.gpu.device import Device, Graph
+from zipsdk.gpu.engine import DeviceEngine
 from zipsdk.schedule import StepTable
 
 U8 = npt.NDArray[np.uint8]
@@ -24,42 +25,6 @@ MAX_PIXELS_A_BATCH = 1 << 19
 MAX_SIZES = 4
 
 _ALIGN = 256  # what cudaMalloc aligns to, and what TensorRT wants of each address
-
-
-class DeviceEngine(Engine, Protocol):
-    """An engine whose UNet reads and writes device memory on a given stream.
-
-    `prepare` and `enqueue` are called with the device's lock held; `__call__` takes it where it uses the streams.
-    """
-
-    @property
-    def device(self) -> Device | None:
-        """Where it runs; None where the loop on the device cannot be had, and then `host_loop` says why."""
-
-    @property
-    def capturable(self) -> bool:
-        """Whether `enqueue` may be captured into a CUDA graph."""
-
-    @property
-    def max_batch(self) -> int | None:
-        """The largest batch of one `enqueue`; None for no limit."""
-
-    def prepare(self, batch: int, height: int, width: int) -> object:
-        """Allocate what an `enqueue` of this shape needs; what it returns must outlive a graph captured of it.
-
-        It returns the same object again until it had to make a new one, which must run before it is captured.
-
-        Raises:
-            OutOfMemory: there is no room.
-        """
-
-    def enqueue(
-        self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
-    ) -> None:
-        """eps for x_t, asynchronously: float32 device memory x and eps (batch, 3, H, W), t (batch,), each 256-aligned.
-
-        `stream` is a CUstream as a number; `size` is (H, W), by default the model's canvas.
-        """
 
 
 @dataclass

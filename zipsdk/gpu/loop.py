@@ -24,7 +24,8 @@ import numpy.typing as npt
 from zipsdk import gpu
 from zipsdk.canvas import Layout
 from zipsdk.errors import EngineError, OutOfMemory
-from zipsdk.gpu.buffers import Buffers, DeviceEngine, Pool, Slot, Ticket
+from zipsdk.gpu.buffers import Buffers, Pool, Slot, Ticket
+from zipsdk.gpu.engine import DeviceEngine
 from zipsdk.schedule import StepTable
 from zipsdk.transforms import Guide
 
@@ -204,7 +205,7 @@ class DeviceLoop:
                     "engine: the result is not finite; the model overflows: use its fp32 or bf16 export"
                 )
         except BaseException as e:
-            result = e
+            result = e if isinstance(e, Exception) else EngineError("engine: the wait for a batch was interrupted")
             raise
         finally:
             ticket.result = result
@@ -216,7 +217,8 @@ class DeviceLoop:
         """Bring everything down that is on its way, and free all memory."""
         for buffers in self.pool.sizes.values():
             while buffers.waiting:
-                self._bring_down(buffers.waiting[0])
+                with suppress(Exception):  # whoever collects it is told
+                    self._bring_down(buffers.waiting[0])
         self.pool.close()
 
     def _shrink(self, layout: Layout, canvases: int, error: OutOfMemory) -> None:
