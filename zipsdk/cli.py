@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from zipsdk.jobs import U8, Run, find_jobs, same_file
 from zipsdk.manifest import Job, Manifest
 from zipsdk.models import bundled, find
 from zipsdk.purifier import PRESETS, PROFILES, Purifier
+from zipsdk.sheet import MAX_ROWS, before_after, contact_sheet, is_sheet
 from zipsdk.spec import ModelSpec
 
 _EXIT = """\
@@ -185,8 +186,6 @@ def _settings(purifier: Purifier, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_sheet(path: Path, out: Path, jobs: Sequence[Job], overwrite: bool) -> None:
-    from zipsdk.sheet import is_sheet
-
     outputs = {os.path.realpath(out / job.name) for job in jobs}
     if os.path.realpath(path) in outputs or any(same_file(path, job.source) for job in jobs):
         raise InputError(f"{path}: the sheet would be written over a picture; give it another name")
@@ -204,24 +203,19 @@ def _check_sheet(path: Path, out: Path, jobs: Sequence[Job], overwrite: bool) ->
 
 
 def _write_sheet(path: Path, purifier: Purifier, out: Path, jobs: Sequence[Job]) -> None:
-    from zipsdk.sheet import MAX_ROWS, before_after, contact_sheet
+    # spread over all pictures, in case neighbours look alike; of what failed there is no output, and that has been said
+    shown = [job for job in jobs[:: -(-len(jobs) // MAX_ROWS)] if (out / job.name).exists()]
 
-    def pairs() -> Iterator[tuple[U8, U8]]:
-        # spread over all pictures, in case neighbours look alike
-        for job in jobs[:: -(-len(jobs) // MAX_ROWS)]:
-            try:
-                pair = images.read_one(job.source).rgb, images.read_one(out / job.name).rgb
-            except PictureError:
-                continue  # it failed, and that has been said
-            yield pair
+    def pairs() -> Iterator[tuple[U8, U8]]:  # one at a time, because they may be large
+        for job in shown:
+            with suppress(PictureError):
+                yield images.read_one(job.source).rgb, images.read_one(out / job.name).rgb
 
-    shown = pairs()  # one at a time, because they may be large
-    if (first := next(shown, None)) is not None:
+    if shown:
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = chain([first], shown)
         # where each picture drew its own transforms, no one guide shows what they left of all
         one = len(purifier.guides) == 1
-        page = before_after(purifier.guides[0], rows) if one else contact_sheet(rows, ("before", "purified"))
+        page = before_after(purifier.guides[0], pairs()) if one else contact_sheet(pairs(), ("before", "purified"))
         images.save(page, path)
 
 

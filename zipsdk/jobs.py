@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ def find_jobs(inputs: Sequence[str], out: Path, form: str, problem: Callable[[st
               note: Callable[[str], None], sheet: Path | None = None) -> list[Job]:  # fmt: skip
     """The pictures of files, folders and globs, with their outputs.
 
-    Folders are walked without following links to folders, and without hidden files, OUT itself and an earlier run's
-    sheet.
+    Folders are walked without following links to folders, and without hidden files, OUT itself and the sheet that an
+    earlier run left where this one's will be.
 
     Args:
         form: "keep", or the suffix of all outputs without its dot.
@@ -81,10 +82,11 @@ def same_file(a: Path, b: Path) -> bool:
 
 def _caseless(folder: Path) -> bool:
     """Whether a.png and A.png are one file there, as on most disks of Windows and macOS: asked of the nearest folder
-    that is there, by its own name."""
-    here = next(f for f in (folder.absolute(), *folder.absolute().parents) if f.exists())
-    other = here.with_name(here.name.swapcase()) if here.name else here
-    return other.name != here.name and same_file(here, other)
+    that is there and has letters in its name."""
+    for here in (folder.absolute(), *folder.absolute().parents):
+        if here.name.swapcase() != here.name and here.exists():
+            return same_file(here, here.with_name(here.name.swapcase()))
+    return sys.platform == "win32"
 
 
 def _entry(path: Path) -> tuple[int, ...] | None:
