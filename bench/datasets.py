@@ -20,7 +20,7 @@ from PIL import Image
 
 from bench.layouts import Listing, list_pictures
 from zipsdk import images
-from zipsdk.errors import InputError
+from zipsdk.errors import InputError, PictureError
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
@@ -152,12 +152,19 @@ def _decoded(listing: Listing, indices: I64, side: int | None) -> list[U8]:
 
 def decode(picture: bytes | U8, side: int | None = None) -> U8:
     """A file's content or an array -> uint8 (H, W, 3), upright and of 16 bits scaled as `zipsdk.images` has it; resized
-    to side x side where one is given."""
+    to side x side where one is given.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
     if isinstance(picture, np.ndarray):
         rgb = images.read_one(picture).rgb
     else:
-        with Image.open(io.BytesIO(picture)) as image:
-            rgb = images.read_one(image).rgb
+        try:
+            with Image.open(io.BytesIO(picture)) as image:
+                rgb = images.read_one(image).rgb
+        except (OSError, ValueError, SyntaxError) as e:
+            raise PictureError(f"got a file that cannot be read ({e}), wanted a picture; copy it again") from e
     if side and rgb.shape[:2] != (side, side):
         rgb = np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BICUBIC))
     return rgb

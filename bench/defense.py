@@ -90,7 +90,8 @@ class Bench:
         a = self.args
         clean = datasets.load(a.dataset, "test", a.data, side=a.side, limit=64).pictures
         noise = np.random.default_rng(0).integers(0, 256, clean.shape, np.uint8)
-        return np.concatenate([clean, noise, *(self.attack(name).apply(clean[::4]) for name in attacks.ATTACKS)])
+        return np.concatenate([clean, noise, *(attacks.make(name, self.test.side).apply(clean[::4])
+                                                for name in attacks.ATTACKS)])  # fmt: skip
 
     def attack(self, name: str) -> attacks.Attack:
         if not name.startswith(tables.ENHANCED):

@@ -1,8 +1,10 @@
 """One row of a table: an attack on a classifier, behind a defence, counted.
 
-store = Store(folder / "treated.sqlite")
-scene = Scene(test, "badnets", trigger, target, classifier, clean_classifier)
-row = evaluate(scene, defence, seed, store)
+    store = Store(folder / "treated.sqlite")
+    scene = Scene(test, "badnets", trigger, target, classifier, clean_classifier)
+    row = evaluate(scene, defence, seed, store)
+
+Pictures are treated through the store, and counted by bench/rates.py.
 """
 
 from __future__ import annotations

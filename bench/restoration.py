@@ -28,7 +28,8 @@ def load(source: Path, limit: int, side: int | None) -> list[np.ndarray]:
     """Pictures spread evenly over the source, uint8 (H, W, 3); larger ones are cut to the middle `side` x `side`.
 
     Raises:
-        InputError: there are none, or one that cannot be read.
+        InputError: there are none.
+        PictureError: one cannot be read.
     """
     files = list(read_files(source))
     if not files:

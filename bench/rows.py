@@ -66,8 +66,8 @@ class Rows:
         self.write()
 
     def finish(self, seconds: float) -> None:
-        """Say how long this run took; a run that had nothing to add leaves no trace."""
-        if self._mine["rows"]:
+        """Say how long this run took; of one that had nothing to add nothing is written."""
+        if self._mine["rows"] or self._mine["cost"]:
             self.put("runs", self.run, {**self.content["runs"][self.run], "seconds": round(seconds, 1)})
             self.write()
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from bench import cifar_pickle, datasets, layouts
-from zipsdk.errors import InputError
+from zipsdk.errors import InputError, PictureError
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
@@ -125,6 +125,8 @@ def test_pictures_are_what_the_sdk_makes_of_them(tmp_path):
     grey, turned = datasets.load("pets", "train", tmp_path).pictures
     assert abs(grey[..., 0].ravel() - np.arange(64) * 1000 / 257).max() <= 0.5
     assert np.array_equal(turned, colours[::-1, ::-1])
+    with pytest.raises(PictureError, match="got a file that cannot be read"):
+        datasets.decode(b"no picture")
 
 
 def test_classes_keep_their_numbers_where_a_split_lacks_some(tmp_path):

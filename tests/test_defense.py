@@ -183,7 +183,9 @@ def test_costs_and_a_sheet(folder, tmp_path, capsys):
                     "--defence", "guard profile=fast", "--cost-pictures", "4")  # fmt: skip
     words[words.index("--pictures") + 1] = "44"
     defense.main(words)
-    cost = json.loads((tmp_path / "defense-two.json").read_text())["cost"]
+    content = json.loads((tmp_path / "defense-two.json").read_text())
+    cost = content["cost"]
+    assert all(content["runs"][c["run"]]["seconds"] > 0 for c in cost.values())
     assert cost["zip profile=fast"]["ms"]["median"] > cost["blur"]["ms"]["median"] > 0
     assert cost["guard profile=fast"]["ms triggered"]["median"] > 0 and "ms triggered" not in cost["blur"]
     assert cost["zip profile=fast"]["evaluations"] == 4

@@ -86,7 +86,8 @@ def test_two_files_of_one_checkpoint_are_two_models(tmp_path):
         e.path = tmp_path / content.decode()
         e.path.write_bytes(content)
     assert len({hash_of(said) for said in (same, engine_of(engine), engine_of(other))}) == 3
-    engine.path = find("zip-tiny")
+    engine.path = tmp_path / "link"
+    engine.path.symlink_to(find("zip-tiny"))
     engine.spec = replace(engine.spec, name="zip-tiny")
     assert "files" not in engine_of(engine)["model"]
 

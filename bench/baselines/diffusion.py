@@ -55,7 +55,9 @@ def engine_of(engine: Engine) -> dict[str, Any]:
     runs = {key: value for key, value in info.items() if key != "threads"}
     path = getattr(engine, "path", None)
     # the spec names the checkpoint, of which there may be many files: quantized on other pictures, in other precisions
-    file = {} if path is None or path == find(spec.name) else {"files": _hashes(path)}
+    bundled = find(spec.name)
+    known = path is None or (bundled is not None and path.resolve() == bundled.resolve())
+    file = {} if known else {"files": _hashes(path)}
     return {"model": {**{field: getattr(spec, field) for field in fields}, **file}, "runs": runs}
 
 

@@ -1,7 +1,9 @@
 """ViT-MAE, the masked autoencoder that BDMAE was published with: 224 x 224 pixels as 14 x 14 tokens.
 
-vit_mae("folder")    with a user's weights, as `transformers` keeps them
-random_vit_mae()     the ViT-MAE-base architecture with random weights: its cost, not its quality
+    vit_mae("folder")    with a user's weights, as `transformers` keeps them
+    random_vit_mae()     the ViT-MAE-base architecture with random weights: its cost, not its quality
+
+Both are what mae.py calls a `Restorer`.
 """
 
 from __future__ import annotations
