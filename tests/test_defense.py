@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 
 from conftest import FakeEngine, make_spec
 
-from bench import attacks, defense, paper, tables
+from bench import attacks, defense, defense_setup, paper, tables
 from bench.baselines.simple import Nothing
 from bench.store import Store
 from zipsdk.errors import InputError
@@ -152,7 +152,7 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
 
     args = defense.parser().parse_args(words)
     args.pictures = 44
-    bench = defense.Bench(args, Store(tmp_path / "cache" / "treated.sqlite"))
+    bench = defense_setup.Bench(args, Store(tmp_path / "cache" / "treated.sqlite"))
     unseen = bench._unseen()
     assert len(unseen) == 20 and not {p.tobytes() for p in unseen} & {p.tobytes() for p in bench.test.pictures}
     (scene,) = bench.scenes("white")
@@ -246,7 +246,7 @@ def test_equal_pictures_teach_a_guard_once(folder, tmp_path):
         shutil.copy(test / "0.png", test / f"{i}.png")
     words = command(tmp_path / "data", tmp_path, "table1")
     words[words.index("--pictures") + 1] = "8"
-    bench = defense.Bench(defense.parser().parse_args(words), None)
+    bench = defense_setup.Bench(defense.parser().parse_args(words), None)
     unseen = bench.workshop.unseen()
     assert len(unseen) == len({p.tobytes() for p in unseen}) > 30
 
@@ -281,9 +281,9 @@ def test_an_attacker_with_a_larger_patch_who_implants_it(folder, tmp_path, capsy
         asked.append((attack and attack.name, implant))
         raise InputError("enough")
 
-    monkeypatch.setattr(defense, "poison", poison)
+    monkeypatch.setattr(defense_setup, "poison", poison)
     words = ("table1", "--attacks", "white", "--implant", "2", "--patch", "5")
-    bench = defense.Bench(defense.parser().parse_args(command(folder, tmp_path, *words)), None)
+    bench = defense_setup.Bench(defense.parser().parse_args(command(folder, tmp_path, *words)), None)
     for name in ("white", "blended"):
         with pytest.raises(InputError):
             bench.classifier(name)
@@ -295,9 +295,13 @@ def test_an_attacker_with_a_larger_patch_who_implants_it(folder, tmp_path, capsy
 
 def test_a_clean_classifier_is_trained_as_the_attacks_own(folder, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(defense, "poison", lambda data, attack, *_, implant, augment: (attack and attack.name, augment))
-    monkeypatch.setattr(defense.classifiers, "train", lambda training, *_, **__: asked.append(training) or training)
-    bench = defense.Bench(defense.parser().parse_args(command(folder, tmp_path, "table1")), None)
+    monkeypatch.setattr(
+        defense_setup, "poison", lambda data, attack, *_, implant, augment: (attack and attack.name, augment)
+    )
+    monkeypatch.setattr(
+        defense_setup.classifiers, "train", lambda training, *_, **__: asked.append(training) or training
+    )
+    bench = defense_setup.Bench(defense.parser().parse_args(command(folder, tmp_path, "table1")), None)
     for name in ("badnets", "physicalba", "enhanced-physicalba", "blended"):
         bench.clean_classifier(name)
     assert asked == [(None, "standard"), (None, "physical")]
