@@ -215,23 +215,25 @@ def _short(value: object) -> str:
 
 def _lock(file: BinaryIO, out: Path) -> None:
     """One run at a time in a folder; the system lets go of the lock when the process dies, however it dies."""
-    held: type[OSError]
-    how: tuple[int, ...]
+    try:
+        _take_lock(file)
+    except (BlockingIOError, PermissionError) as e:
+        file.close()
+        raise InputError(f"{out}: another zipsdk run writes there; wait for it, or use another output folder") from e
+    except OSError:
+        pass  # a file system without locks
+
+
+def _take_lock(file: BinaryIO) -> None:
+    """Raises BlockingIOError, and on Windows PermissionError, where another process has it."""
     try:
         import fcntl
     except ImportError:  # Windows
         msvcrt: Any = import_module("msvcrt")  # elsewhere mypy does not know what is in it
         file.seek(_LOCKED)
-        held, lock, how = PermissionError, msvcrt.locking, (msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     else:
-        held, lock, how = BlockingIOError, fcntl.flock, (fcntl.LOCK_EX | fcntl.LOCK_NB,)
-    try:
-        lock(file.fileno(), *how)
-    except held as e:
-        file.close()
-        raise InputError(f"{out}: another zipsdk run writes there; wait for it, or use another output folder") from e
-    except OSError:
-        pass  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _remove_leftovers(folders: set[Path]) -> None:

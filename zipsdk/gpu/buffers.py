@@ -45,7 +45,7 @@ class Ticket:
     buffers: Buffers
     slot: Slot
     pictures: int
-    result: U8 | BaseException | None = None
+    result: U8 | Exception | None = None
 
 
 @dataclass

@@ -183,15 +183,15 @@ class DeviceLoop:
         """
         with self._device.lock, self._device.active():
             result = self._bring_down(ticket) if ticket.result is None else ticket.result
-        if isinstance(result, BaseException):
+        if isinstance(result, Exception):
             raise result
         return result
 
-    def _bring_down(self, ticket: Ticket) -> U8 | BaseException:
+    def _bring_down(self, ticket: Ticket) -> U8 | Exception:
         """Wait for a batch that is on its way, keep what came of it for whoever collects it, and give its slot back."""
         b, slot, device = ticket.buffers, ticket.slot, self._device
         size = 16 + ticket.pictures * b.height * b.width * 3
-        result: U8 | BaseException
+        result: U8 | Exception
         try:
             # asked for now and not when the batch was submitted: the copy stream would have held up the next one
             device.copies.wait_for_event(slot.done)
