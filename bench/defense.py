@@ -36,6 +36,7 @@ from bench.poisoning import RATE, SEED, TARGET
 from bench.rates import Rate, interval
 from bench.rows import Rows
 from bench.store import Store
+from zipsdk.checks import positive
 from zipsdk.errors import ZipError
 
 #: Seeds of a run that says nothing of them.
@@ -145,13 +146,6 @@ def sheet(bench: Bench, path: Path) -> None:
     results_sheet.draw(path, bench.test.pictures, triggers, transforms, treat)
 
 
-def count(text: str) -> int:
-    """A number of the command line that counts something."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
-    return int(text)
-
-
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="bench/defense.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -159,11 +153,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("table", choices=[*tables.TABLES, "cost", "sheet"], help="what to measure")
     p.add_argument("--dataset", default="cifar10", help="cifar10, gtsrb, imagenette, or a folder's name")
     p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${layouts.VARIABLE}")
-    p.add_argument("--side", type=count, help="resize pictures to this; needed where they differ in size")
-    p.add_argument("--pictures", type=count, help="test pictures, balanced over the classes; default 1000 (table "
+    p.add_argument("--side", type=positive, help="resize pictures to this; needed where they differ in size")
+    p.add_argument("--pictures", type=positive, help="test pictures, balanced over the classes; default 1000 (table "
                    "published: 100), of fewer that there are four fifths: a guard learns from the others")  # fmt: skip
     p.add_argument("--picture-seed", type=int, default=0, help="of which test pictures these are")
-    p.add_argument("--seeds", type=count, help=f"of the purifications in ZIP's rows; default {SEEDS}")
+    p.add_argument("--seeds", type=positive, help=f"of the purifications in ZIP's rows; default {SEEDS}")
     p.add_argument("--quick", action="store_true", help=f"{QUICK} pictures, one seed, one attack")
     p.add_argument("--attacks", nargs="+", metavar="NAME", help=", ".join(attacks.ATTACKS) + "; enhanced-NAME")
     p.add_argument("--defence", action="append", metavar="LINE", help="in place of the table's; see bench/tables.py")
@@ -175,17 +169,17 @@ def parser() -> argparse.ArgumentParser:
                    "has the trigger; of few large pictures it learns no trigger otherwise")  # fmt: skip
     p.add_argument(
         "--patch",
-        type=count,
+        type=positive,
         help="pixels of a patch each way; default: in proportion to the paper's 2 of 32, 9 of 256",
     )
     p.add_argument("--attack-seed", type=int, default=SEED, help="of the trigger and of who is poisoned")
     p.add_argument("--architecture", default="small", choices=list(ARCHITECTURES))
     p.add_argument("--classifier-seed", type=int, default=0)
-    p.add_argument("--epochs", type=count, help="of the classifiers' training")
+    p.add_argument("--epochs", type=positive, help="of the classifiers' training")
     p.add_argument("--device", default="cpu", help="where classifiers are trained: cpu or cuda")
     p.add_argument("--mae", default="small", help='for BDMAE: folder of ViT-MAE weights, or "small": trained here')
     p.add_argument("--cache", type=Path, help=f"for checkpoints and treated pictures; else ${classifiers.VARIABLE}")
-    p.add_argument("--cost-pictures", type=count, default=64, help="pictures a run where cost is measured")
+    p.add_argument("--cost-pictures", type=positive, default=64, help="pictures a run where cost is measured")
     p.add_argument("--results", type=Path, default=record.RESULTS, help="folder for the record")
     blackbox.add_options(p)
     return p

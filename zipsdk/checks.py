@@ -1,7 +1,8 @@
-"""What options are asked before they are used: numbers of Python and of NumPy alike."""
+"""What options are asked before they are used: numbers of Python and of NumPy alike, and words of a command line."""
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from numbers import Integral, Real
 from typing import TypeGuard
 
@@ -20,3 +21,14 @@ def is_number(value: object) -> TypeGuard[float]:
     except OverflowError:  # 10**400
         return False
     return True
+
+
+def positive(text: str) -> int:
+    """A count of a command line, for `argparse`.
+
+    Raises:
+        ArgumentTypeError: it is no whole number of at least 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
+    return int(text)

@@ -16,6 +16,7 @@ from typing import Any
 
 import zipsdk
 from zipsdk import images
+from zipsdk.checks import positive
 from zipsdk.engines import load_engine
 from zipsdk.engines.plan import FLAVOURS, spec_of
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
@@ -343,13 +344,7 @@ def _png(text: str) -> str:
 
 
 def _numbers(text: str) -> list[int]:
-    return [_positive(part) for part in text.split(",")]
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
-    return int(text)
+    return [positive(part) for part in text.split(",")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -431,7 +426,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(g, positional=False)
     g.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU; 0 takes all cores (default: 0)")
     g.add_argument(
-        "--batch", type=_positive, default=16, metavar="N", help="pictures to take together, at most; more keeps a GPU "
+        "--batch", type=positive, default=16, metavar="N", help="pictures to take together, at most; more keeps a GPU "
         "busy, and fills canvases that small pictures share (default: 16)",
     )  # fmt: skip
 

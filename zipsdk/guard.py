@@ -154,8 +154,8 @@ class Guard:
         classify: takes uint8 (N, H, W, 3), RGB, 0..255, pictures of one size, its own to change; gives scores
             (N, classes), at least two classes: anything that `numpy.asarray` makes numbers of. The largest is the
             label. Logits do, and probabilities, be they rounded, without the small ones, or of a sigmoid for each
-            class. Resizing and normalisation are its own business. It may fail: an
-            exception, a late answer, another shape, or a row without a finite largest score is no answer.
+            class. Resizing and normalisation are its own business. It may fail: an exception, a late answer, another
+            shape, or a row without a finite largest score is no answer.
         purifier: a `zipsdk.Purifier`, or any object with such a `run`.
         detector: a `Detector`. None purifies every picture and believes what comes out, at full cost.
         timeout: seconds for one call of `classify`, or None. Each call then has a thread of its own. Python cannot stop

@@ -36,6 +36,7 @@ from zipsdk import reverse
 from zipsdk.canvas import Engine, Predictor, plan, to_pictures, to_state
 from zipsdk.errors import InputError
 from zipsdk.files import model_hashes
+from zipsdk.jobs import same_file
 from zipsdk.models import find
 from zipsdk.noise import Noise
 from zipsdk.schedule import PAPER_STEPS, StepTable, step_table
@@ -56,7 +57,7 @@ def engine_of(engine: Engine) -> dict[str, Any]:
     path = getattr(engine, "path", None)
     # the spec names the checkpoint, of which there may be many files: quantized on other pictures, in other precisions
     bundled = find(spec.name)
-    known = path is None or (bundled is not None and path.resolve() == bundled.resolve())
+    known = path is None or (bundled is not None and same_file(path, bundled))
     file = {} if known else {"files": _hashes(path)}
     return {"model": {**{field: getattr(spec, field) for field in fields}, **file}, "runs": runs}
 
