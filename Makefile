@@ -1,12 +1,13 @@
 # make demo   purify real photographs with the bundled model and leave sheets of before / blurred / purified in demo/
 # make test   everything CI checks: ruff, mypy, the tests
+# make test-slow   the tests that take longer than a few seconds each
 # make lint   ruff and mypy alone
 # make gpu-check   on a machine with a GPU: kernels, gpu tests, compute-sanitizer, benchmarks, records (QUICK=1 for less)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint clean gpu-check
+.PHONY: demo test test-slow lint clean gpu-check
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zipsdk needs Python 3.11 or later; set PYTHON=")'
@@ -31,7 +32,10 @@ lint: $(VENV)/test.stamp
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m slow
 
 # with the Python that is there, because the GPU's machine has its own torch and may reach no package index
 gpu-check:
