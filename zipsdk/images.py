@@ -48,6 +48,18 @@ _MOST_EXIF = {"JPEG": 65_533}
 #: Suffixes of the files that are read, for whoever lists a folder. The content decides how a file is decoded.
 SUFFIXES = frozenset([".gif", ".apng", *(s for suffixes, _, _ in _WRITERS.values() for s in suffixes.split())])
 
+#: Lower-case suffixes of image files that are not read, for whoever counts what was skipped in a folder.
+UNREAD_SUFFIXES = frozenset(
+    """
+    .heic .heif .hif .avci .avcs .avifs .jxl .jp2 .j2k .j2c .jpc .jpf .jpx .jph .jls .jxr .wdp .hdp
+    .psd .psb .xcf .kra .ora .ai .eps .ps .svg .svgz .pdf .wmf .emf .cdr
+    .dng .cr2 .cr3 .crw .nef .nrw .arw .sr2 .srf .raf .orf .rw2 .rwl .pef .ptx .srw .3fr .fff .iiq .mos .mrw .erf
+    .kdc .dcr .k25 .x3f .gpr .mef .raw
+    .exr .hdr .rgbe .pic .dds .ktx .ktx2 .tga .icb .vda .vst .ico .cur .icns .pcx .dcx .sgi .rgb .rgba .bw .ras .sun
+    .pam .pfm .xbm .xpm .qoi .flif .bpg .fits .fit .fts .dcm .dicom .nii .djvu .mng .jng .dib .wbmp .jbig .jbig2 .jb2
+    """.split()
+)
+
 
 def read(
     batch: Any, *, layout: str = "NHWC", max_pixels: int = DEFAULT_MAX_PIXELS
