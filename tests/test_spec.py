@@ -17,6 +17,10 @@ def raw(**changes):
     return {"format": FORMAT, **dataclasses.asdict(make_spec()), **changes}
 
 
+COSINE = {"beta_schedule": "cosine"}
+GIVEN = {"beta_schedule": "betas", "timesteps": 3, "betas": (0.1, 0.2, 0.3)}
+
+
 def refused(text, said):
     with pytest.raises(ModelError) as caught:
         ModelSpec.from_json(text, "some/x.onnx")
@@ -30,6 +34,27 @@ def test_what_is_written_is_read_again():
         source_sha256="ab", licence="MIT", training_data="pictures", transforms=("blur4",), lam=float("inf"),
     )  # fmt: skip
     assert ModelSpec.from_json(spec.to_json(), "x") == spec
+
+
+@pytest.mark.parametrize("changes", [COSINE, GIVEN, {"beta_schedule": "scaled_linear", "timesteps": 4000}])
+def test_other_noise_schedules_travel_in_format_2(changes):
+    spec = make_spec(**changes)
+    text = spec.to_json()
+    assert json.loads(text)["format"] == 2 and ("betas" in json.loads(text)) == (changes is GIVEN)
+    assert ModelSpec.from_json(text, "x") == spec
+    refused(text.replace('"format": 2', '"format": 1'), "in model spec format 1, expected 'linear'")
+
+
+def test_a_linear_schedule_is_written_as_older_versions_read_it():
+    """Format 1 has exactly these fields; a reader of that format refuses any other."""
+    written = json.loads(make_spec().to_json())
+    assert set(written) == {
+        "format", "name", "canvas", "multiple", "min_side", "max_side", "channels", "beta_schedule", "beta_start",
+        "beta_end", "timesteps", "prediction", "precision", "input_x", "input_t", "output", "source_sha256", "licence",
+        "training_data", "transforms", "lam",
+    }  # fmt: skip
+    assert written["format"] == 1
+    assert ModelSpec.from_json(json.dumps(written), "x") == make_spec()
 
 
 def test_only_a_name_and_the_sides_are_required():
@@ -47,7 +72,17 @@ def test_only_a_name_and_the_sides_are_required():
         ({"prediction": "v"}, "got 'v', wanted prediction = 'epsilon'"),
         ({"channels": 1}, "got 1, wanted channels = 3"),
         ({"channels": 4}, "got 4, wanted channels = 3"),
-        ({"beta_schedule": "cosine"}, "got 'cosine', wanted beta_schedule"),
+        ({"beta_schedule": "sigmoid"}, "got 'sigmoid', wanted beta_schedule in ('linear', 'scaled_linear', 'cosine', "),
+        ({"beta_schedule": "betas"}, "got 0, wanted 1000 betas"),
+        ({"betas": [0.1] * 1000}, "got 1000, wanted 0 betas"),
+        ({"beta_schedule": "betas", "timesteps": 2, "betas": [0.1, 0.1, 0.1]}, "got 3, wanted 2 betas"),
+        (
+            {"beta_schedule": "betas", "timesteps": 3, "betas": [0.0, 0.1, 1.0]},
+            "got [0.0, 1.0], wanted betas in (0, 1)",
+        ),
+        ({"beta_schedule": "betas", "timesteps": 2, "betas": [0.1, float("nan")]}, "got [nan], wanted betas in (0, 1)"),
+        ({"beta_schedule": "betas", "timesteps": 2, "betas": [0.1, "0.1"]}, "betas: got [0.1, '0.1'], wanted tuple"),
+        ({"timesteps": 20_000}, "whose alpha-bar stays above 1e-30"),  # the betas of 1000 steps, taken 20,000 times
         ({"beta_start": 0.5}, "0 < beta_start < beta_end < 1"),
         ({"beta_start": 0.02}, "0 < beta_start < beta_end < 1"),
         ({"beta_start": 0}, "0 < beta_start < beta_end < 1"),
@@ -84,8 +119,10 @@ def test_only_a_name_and_the_sides_are_required():
         ({"lam": 10**400}, ", wanted float"),
         # another format, or fields of one
         ({"new": 1}, "unknown fields ['new']"),
-        ({"format": 2}, "format 2, wanted 1"),
-        ({"format": "1"}, "format '1', wanted 1"),
+        ({"format": 3}, "format 3, wanted 1 to 2"),
+        ({"format": 0}, "format 0, wanted 1 to 2"),
+        ({"format": "1"}, "format '1', wanted 1 to 2"),
+        ({"format": True}, "format True, wanted 1 to 2"),
     ],
 )
 def test_a_spec_that_this_version_does_not_know_is_refused(changes, said):
@@ -117,7 +154,8 @@ def test_every_precision_that_a_tool_here_writes_is_known():
 
 @pytest.mark.parametrize(
     ("changes", "fits"),
-    [({"min_side": 4, "canvas": 4, "max_side": 4}, True), ({"timesteps": 2}, True), ({"timesteps": 100_000}, True),
+    [({"min_side": 4, "canvas": 4, "max_side": 4}, True), ({"timesteps": 2}, True),
+     ({"timesteps": 100_000, "beta_start": 1e-6, "beta_end": 2e-4}, True),
      ({"lam": float("inf")}, True), ({"lam": 0}, False), ({"canvas": 132}, False)],
 )  # fmt: skip
 def test_the_limits_themselves(changes, fits):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zipsdk.betas import betas, cumulative
 from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError
 from zipsdk.spec import ModelSpec
@@ -75,9 +76,27 @@ class StepTable:
 
 
 def alphas_cumprod(spec: ModelSpec) -> np.ndarray:
-    """alpha-bar for t = 0..T-1, float64 (T,), of the model's linear schedule (Ho et al. 2020, section 4)."""
-    betas = np.linspace(spec.beta_start, spec.beta_end, spec.timesteps, dtype=np.float64)
-    return np.cumprod(1.0 - betas)
+    """Return alpha-bar for t = 0..T-1, float64 (T,), of the model's noise schedule (`zipsdk.betas`)."""
+    return cumulative(betas(spec.beta_schedule, spec.timesteps, spec.beta_start, spec.beta_end, spec.betas))
+
+
+def equivalent_step(spec: ModelSpec, step: int) -> int:
+    """Translate a step of Ho et al.'s schedule (linear, 1e-4 to 0.02, 1000 steps) into the model's.
+
+    A start of 400 means alpha-bar 0.194; the cosine schedule has 0.646 at its own step 400 and reaches 0.194 at 707.
+
+    Args:
+        step: in 0..999.
+
+    Returns:
+        ``T * step // 1000`` where the log signal-to-noise ratio there is within 0.1 of the wanted one, as with Ho et
+        al.'s betas scaled to another T; else the step in 1..T-1 where it is nearest.
+    """
+    wanted = cumulative(betas("linear", 1000))[step]
+    found = alphas_cumprod(spec)
+    apart = np.abs(np.log(found / (1.0 - found)) - math.log(wanted / (1.0 - wanted)))
+    same_share = spec.timesteps * step // 1000
+    return max(1, same_share if apart[same_share] <= 0.1 else int(np.argmin(apart)))
 
 
 def visited_steps(timesteps: int, steps: int | None, start: int | None) -> list[int]:

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from zipsdk.betas import LEAST_ALPHA_BAR, SCHEDULES, betas, cumulative
 from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError, ModelError
 from zipsdk.transforms import parse
 
-FORMAT = 1
+#: Format 2 adds noise schedules to format 1, which knows "linear" alone and is still written for it, so that older
+#: versions read what they can run.
+FORMAT = 2
 METADATA_KEY = "zipsdk"
 #: What the exporter writes.
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -31,6 +34,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "int": is_whole,
     "float": is_number,
     "tuple[str, ...]": lambda value: isinstance(value, list | tuple) and all(isinstance(v, str) for v in value),
+    "tuple[float, ...]": lambda value: isinstance(value, list | tuple) and all(is_number(v) for v in value),
 }
 
 
@@ -44,7 +48,11 @@ class ModelSpec:
         multiple: sides must be multiples of this.
         min_side, max_side: the sides it can take. Both equal to `canvas` means that only the canvas size works.
         channels: picture channels, 3 (RGB).
-        beta_schedule, beta_start, beta_end, timesteps: the noise schedule; only "linear" is known.
+        beta_schedule: the noise schedule, "linear", "scaled_linear", "cosine" or "betas" (`zipsdk.betas`);
+            `zipsdk.schedule.alphas_cumprod` computes it.
+        beta_start, beta_end: first and last beta of "linear" and "scaled_linear"; the others ignore them.
+        timesteps: number of noise levels T, 2 to 100,000.
+        betas: the list of "betas", T numbers in (0, 1); empty for the others.
         prediction: what the graph gives; only "epsilon" is known (an exporter turns other kinds into it).
         precision: of the weights and the convolutions: "fp32", "fp16", "bf16" or "int8". Input and output are float32
             always.
@@ -68,6 +76,7 @@ class ModelSpec:
     beta_start: float = 1e-4
     beta_end: float = 0.02
     timesteps: int = 1000
+    betas: tuple[float, ...] = ()
     prediction: str = "epsilon"
     precision: str = "fp32"
     input_x: str = "x"
@@ -90,10 +99,16 @@ class ModelSpec:
             if isinstance(value, np.generic):  # JSON knows none
                 object.__setattr__(self, f.name, value.item())
         object.__setattr__(self, "transforms", tuple(self.transforms))
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
         want(self.channels == 3, "channels = 3 (RGB)", self.channels)
-        want(self.beta_schedule == "linear", "beta_schedule = 'linear'", self.beta_schedule)
+        want(self.beta_schedule in SCHEDULES, f"beta_schedule in {SCHEDULES}", self.beta_schedule)
         want(0 < self.beta_start < self.beta_end < 1, "0 < beta_start < beta_end < 1", (self.beta_start, self.beta_end))
         want(2 <= self.timesteps <= 100_000, "timesteps in 2..100000", self.timesteps)
+        wanted = self.timesteps if self.beta_schedule == "betas" else 0
+        want(len(self.betas) == wanted, f"{wanted} betas, as beta_schedule and timesteps say", len(self.betas))
+        want(all(0 < beta < 1 for beta in self.betas), "betas in (0, 1)", [b for b in self.betas if not 0 < b < 1][:3])
+        last = float(cumulative(self._betas())[-1])
+        want(last >= LEAST_ALPHA_BAR, f"a schedule whose alpha-bar stays above {LEAST_ALPHA_BAR:g}", last)
         want(self.prediction == "epsilon", "prediction = 'epsilon'", self.prediction)
         known = (*PRECISIONS, INT8)
         want(self.precision in known, f"precision in {known}", self.precision)
@@ -115,8 +130,14 @@ class ModelSpec:
         """Whether sizes other than the canvas work."""
         return self.min_side < self.max_side
 
+    def _betas(self) -> np.ndarray:
+        return betas(self.beta_schedule, self.timesteps, self.beta_start, self.beta_end, self.betas)
+
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
+        fields = dataclasses.asdict(self)
+        if self.beta_schedule != "betas":
+            del fields["betas"]
+        return json.dumps({"format": 1 if self.beta_schedule == "linear" else FORMAT, **fields}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> ModelSpec:
@@ -129,12 +150,16 @@ class ModelSpec:
             raw: Any = json.loads(text)
         except json.JSONDecodeError as e:
             raise ModelError(f"{where}: its model spec is not JSON ({e}); export the model again") from e
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-            got = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        version = raw.pop("format", None) if isinstance(raw, dict) else type(raw).__name__
+        if not (is_whole(version) and 1 <= version <= FORMAT):
             raise ModelError(
-                f"{where}: got model spec format {got!r}, wanted {FORMAT}; export it again or update zipsdk"
+                f"{where}: got model spec format {version!r}, wanted 1 to {FORMAT}; export it again or update zipsdk"
             )
-        del raw["format"]
+        if version == 1 and raw.get("beta_schedule", "linear") != "linear":
+            got = raw["beta_schedule"]
+            raise ModelError(
+                f"{where}: got beta_schedule {got!r} in model spec format 1, expected 'linear'; export it again"
+            )
         fields = {f.name: f for f in dataclasses.fields(cls)}
         required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
         if (unknown := raw.keys() - fields.keys()) or (missing := required - raw.keys()):
