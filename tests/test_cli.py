@@ -10,7 +10,7 @@ import pytest
 from folders import contents, folder, names, picture, refused, state
 from PIL import Image
 
-from zipsdk import images, jobs
+from zipsdk import discovery, images
 from zipsdk.cli import main
 from zipsdk.errors import EngineError, InputError, PictureError
 
@@ -60,10 +60,10 @@ def test_format(purify, tmp_path, form):
 
 def test_every_kept_name_can_be_written(tmp_path):
     for suffix in images.SUFFIXES:
-        name = jobs._output_name(Path(f"a{suffix}"), "keep")
+        name = discovery._output_name(Path(f"a{suffix}"), "keep")
         images.save(Image.new("RGB", (8, 8)), tmp_path / name)
-    assert jobs._output_name(Path("b/a.gif"), "keep") == "b/a.png"
-    assert jobs._output_name(Path("a.JPG"), "keep") == "a.JPG"
+    assert discovery._output_name(Path("b/a.gif"), "keep") == "b/a.png"
+    assert discovery._output_name(Path("a.JPG"), "keep") == "a.JPG"
 
 
 # ---- refusals

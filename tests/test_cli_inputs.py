@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from folders import contents, folder, names, picture, refused, state
 
-from zipsdk import images, jobs
+from zipsdk import discovery, images
 from zipsdk.manifest import MANIFEST
 
 
@@ -152,7 +152,7 @@ def test_names_that_differ_in_case_are_one_where_the_disk_says_so(purify, tmp_pa
 @pytest.mark.parametrize(("platform", "caseless"), [("win32", True), ("linux", False)])
 def test_a_drive_without_letters_or_that_is_not_there(monkeypatch, platform, caseless):
     monkeypatch.setattr(sys, "platform", platform)
-    assert jobs._caseless(Path("/2024/11")) is caseless
+    assert discovery._caseless(Path("/2024/11")) is caseless
 
 
 def test_foreign_files_are_not_overwritten(purify, tmp_path, capsys):

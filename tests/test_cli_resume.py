@@ -313,7 +313,7 @@ def test_two_runs_in_one_folder_of_windows(tmp_path, monkeypatch, overwrite):
     first = Manifest(out, [], {"steps": 2}, 5, False)
     with pytest.raises(InputError, match="another zipsdk run writes there; wait for it"):
         Manifest(out, [], {"steps": 2}, None, overwrite)
-    first.finished(Job(tmp_path / "a.png", "a.png"), 1, 2)
+    first.finished((Job(tmp_path / "a.png", "a.png"), 1, 2))
     assert [at > 1e9 for _, at in held] == [True]
     assert (out / MANIFEST).stat().st_size < 1000
 

@@ -32,3 +32,18 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
     return int(text)
+
+
+def path_text(text: str) -> str:
+    """Return a path of a command line, for `argparse`.
+
+    Raises:
+        ArgumentTypeError: it is empty, as an unset variable of a shell is, or has a zero byte in it.
+    """
+    if not text:
+        raise ArgumentTypeError(
+            "got an empty path, expected a name; check the variable it comes from, . is this folder"
+        )
+    if "\0" in text:
+        raise ArgumentTypeError(f"got {text!r}, expected a path without zero bytes; check where it comes from")
+    return text

@@ -7,6 +7,7 @@ takes the standard library alone.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,9 @@ from zipsdk.errors import ModelError
 
 FORMAT = 1
 
+# of folders that cannot be opened or synced by themselves: some network file systems, and folders without read access
+_NO_SYNC = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EBADF}
+
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as 64 lower-case hex digits. Raises OSError as `open` does."""
@@ -27,7 +31,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write `data` so that `path` holds either what it held before or all of it, whenever the process dies."""
+    """Write `data` so that `path` holds either what it held before or all of it, whenever process or machine dies."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -36,8 +40,43 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> 
             f.flush()
             os.fsync(f.fileno())
         part.replace(path)
+        sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Put the names in a folder on disk, so that what was renamed into it survives a power failure.
+
+    Nothing happens on Windows and where the file system cannot do it. Raises OSError as `os.fsync` does.
+    """
+    if os.name == "nt":
+        return
+    try:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        if e.errno not in _NO_SYNC:
+            raise
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder and those above it where they are missing, and put their names on disk.
+
+    Raises OSError as `Path.mkdir` does.
+    """
+    path = Path(path)
+    missing = []
+    for folder in (path, *path.parents):
+        if folder.is_dir():
+            break
+        missing.append(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        sync_folder(folder.parent)
 
 
 def sidecar_path(path: str | os.PathLike[str]) -> Path:

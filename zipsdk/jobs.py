@@ -1,15 +1,11 @@
-"""Folders of pictures: finding them, and purifying what has not been done yet."""
+"""Purify the images of a run that are not done yet, batch by batch."""
 
 from __future__ import annotations
 
 import errno
-import os
-import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,148 +13,16 @@ import numpy.typing as npt
 from zipsdk import images
 from zipsdk.arrays import Picture
 from zipsdk.errors import InputError, OutOfMemory, PictureError, ZipError
+from zipsdk.files import make_folder
 from zipsdk.manifest import Job, Manifest, fingerprint
 from zipsdk.purifier import Purifier
-from zipsdk.sheet import is_sheet
 
 U8 = npt.NDArray[np.uint8]
 
 #: A batch ends early at this many pixels: it bounds memory, and what a kill throws away.
 MAX_BATCH_PIXELS = 1 << 22
 
-# what is read but not written in its own format
-_KEPT_AS = {".gif": ".png", ".apng": ".png"}
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
-
-
-def find_jobs(inputs: Sequence[str], out: Path, form: str, problem: Callable[[str], None],
-              note: Callable[[str], None], sheet: Path | None = None) -> list[Job]:  # fmt: skip
-    """The pictures of files, folders and globs, with their outputs.
-
-    Folders are walked without following links to folders, and without hidden files, OUT itself and the sheet that an
-    earlier run left where this one's will be.
-
-    Args:
-        form: "keep", or the suffix of all outputs without its dot.
-        sheet: where this run's sheet will be.
-        problem: told of each folder that cannot be read; note: told of each linked folder that is left out.
-
-    Raises:
-        InputError: an input that is not there or holds no picture, OUT among the inputs, two pictures with one output,
-            or an output that is an input.
-    """
-    by_name: dict[str, Job] = {}
-    caseless = _caseless(out)
-    for text in inputs:
-        found = 0
-        for base, source in _sources(text, out, problem, note):
-            if sheet and source != Path(text) and same_file(source, sheet) and is_sheet(source):
-                continue
-            found += 1
-            name = _output_name(source.relative_to(base), form)
-            job = by_name.setdefault(name.casefold() if caseless else name, Job(source, name))
-            if os.path.realpath(job.source) != os.path.realpath(source) and not same_file(job.source, source):
-                raise InputError(
-                    f"{job.source} and {source} would both be written to {out / name}; "
-                    "rename one of them, or use an output folder for each"
-                )
-        if not found:
-            raise InputError(f"{text}: no picture there; wanted some of {' '.join(sorted(images.SUFFIXES))}")
-    jobs = list(by_name.values())
-    entries = {_entry(path) for job in jobs for path in (job.source, Path(os.path.realpath(job.source)))} - {None}
-    for job in jobs:
-        if _entry(out / job.name) in entries:
-            raise InputError(f"{out / job.name} is an input and would be overwritten; use another output folder")
-    return jobs
-
-
-def same_file(a: Path, b: Path) -> bool:
-    """Whether two paths lead to one file or folder, however they are spelled; what is not there is none."""
-    try:
-        return a.samefile(b)
-    except OSError:
-        return False
-
-
-def _caseless(folder: Path) -> bool:
-    """Whether a.png and A.png are one file there, as on most disks of Windows and macOS: asked of the nearest folder
-    that is there and has letters in its name."""
-    for here in (folder.absolute(), *folder.absolute().parents):
-        if here.name.swapcase() != here.name and here.exists():
-            return same_file(here, here.with_name(here.name.swapcase()))
-    return sys.platform == "win32"
-
-
-def _entry(path: Path) -> tuple[int, ...] | None:
-    """A file, itself and not what it links to, in its folder, however both are spelled; None where nothing is."""
-    try:
-        folder, file = path.parent.stat(), path.lstat()
-    except OSError:
-        return None
-    return folder.st_dev, folder.st_ino, file.st_dev, file.st_ino
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    """Whether a path is a folder or leads into it, by the links of its folders but not by its own."""
-    path = Path(os.path.realpath(path.parent), path.name)
-    return any(same_file(p, folder) for p in (path, *path.parents))
-
-
-def _output_name(relative: Path, form: str) -> str:
-    suffix = relative.suffix
-    if form != "keep":
-        suffix = f".{form}"
-    elif suffix.lower() not in images.SUFFIXES:
-        suffix = ".png"
-    return relative.with_suffix(_KEPT_AS.get(suffix.lower(), suffix)).as_posix()
-
-
-def _sources(text: str, out: Path, problem: Callable[[str], None],
-             note: Callable[[str], None]) -> Iterator[tuple[Path, Path]]:  # fmt: skip
-    """(the folder that names are relative to, a picture) for each picture of one input."""
-    path = Path(text)
-    if path.is_dir():
-        if same_file(path, out):
-            raise InputError(f"{text}: the output folder is an input; use another output folder")
-        for file in _walk(path, out, problem, note):
-            yield path, file
-        return
-    if os.path.lexists(path):
-        yield path.parent, path
-        return
-    first = next((i for i, part in enumerate(path.parts) if re.search(r"[*?[]", part)), None)
-    if first is None:
-        raise InputError(f"{text}: no such file or folder; check the path")
-    base = Path(*path.parts[:first])
-    try:
-        matches = sorted(base.glob(str(Path(*path.parts[first:]))))
-    except ValueError as e:
-        raise InputError(f"{text}: cannot be used as a glob ({e}); check it") from e
-    around = _inside(Path(os.path.realpath(base)), out)
-    for match in matches:
-        hidden = any(part.startswith(".") for part in match.relative_to(base).parts)
-        if hidden or (_inside(match, out) and not around):
-            continue
-        if match.is_dir():
-            for file in _walk(match, out, problem, note):
-                yield base, file
-        elif match.suffix.lower() in images.SUFFIXES:
-            yield base, match
-
-
-def _walk(folder: Path, out: Path, problem: Callable[[str], None], note: Callable[[str], None]) -> Iterator[Path]:
-    def unreadable(e: OSError) -> None:
-        problem(f"{e.filename}: cannot be read ({e.strerror}); check its permissions")
-
-    for root, folders, files in os.walk(folder, onerror=unreadable):
-        here = Path(root)
-        visible = sorted(f for f in folders if not f.startswith(".") and not same_file(here / f, out))
-        for linked in (f for f in visible if (here / f).is_symlink()):
-            note(f"{here / linked}: a link to a folder is not followed; name it as an input of its own")
-        folders[:] = [f for f in visible if not (here / f).is_symlink()]
-        yield from (
-            here / f for f in sorted(files) if not f.startswith(".") and Path(f).suffix.lower() in images.SUFFIXES
-        )
 
 
 @dataclass(frozen=True)
@@ -242,7 +106,10 @@ class Run:
 
     def _fail(self, job: Job, e: Exception) -> None:
         if job.name in self._todo:
-            reason = getattr(e, "strerror", None) or str(e) or type(e).__name__
+            reason = str(e) or type(e).__name__
+            if isinstance(e, OSError):
+                hint = "remove or repair the link" if job.source.is_symlink() else "check that it is there"
+                reason = f"{job.source}: cannot be used ({e.strerror or reason}); {hint}"
             self._failure(reason if str(job.source) in reason else f"{job.source}: {reason}")
             self.failed.append(job.name)  # a list, because two threads may do this at once
 
@@ -275,18 +142,29 @@ class Run:
         return [self._compute([r])[0] for r in pictures]
 
     def _write(self, pictures: list[_Read], clean: list[U8 | None]) -> None:
-        for r, rgb in zip(pictures, clean, strict=True):
-            if rgb is None or r.job.name not in self._todo:
-                continue
-            target = self._manifest.out / r.job.name
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                images.save(r.picture.restore(rgb), target)
-            except (OSError, ZipError) as e:
-                cause = e if isinstance(e, OSError) else e.__cause__
-                if isinstance(cause, OSError) and cause.errno in _DISK:
-                    raise PictureError(f"{target}: cannot be written ({cause.strerror})") from e
-                self._fail(r.job, e)
-            else:
-                self._manifest.finished(r.job, r.size, r.mtime_ns)
-                self.done += 1
+        written: list[tuple[Job, int, int]] = []
+        try:
+            for r, rgb in zip(pictures, clean, strict=True):
+                if rgb is not None and r.job.name in self._todo and self._save(r, rgb):
+                    written.append((r.job, r.size, r.mtime_ns))
+        finally:  # together, because each note waits for the disk; also where the disk is full by now
+            if written:
+                self._manifest.finished(*written)
+                self.done += len(written)
+
+    def _save(self, r: _Read, rgb: U8) -> bool:
+        target = self._manifest.out / r.job.name
+        try:
+            make_folder(target.parent)
+            images.save(r.picture.restore(rgb), target)
+        except (OSError, ZipError) as e:
+            cause = e if isinstance(e, OSError) else e.__cause__
+            if isinstance(cause, OSError) and cause.errno in _DISK:
+                way = "make room on the disk, or use another output folder"
+                raise PictureError(f"{target}: cannot be written ({cause.strerror}); {way}") from e
+            if isinstance(e, OSError):
+                way = "remove what is in its way, or use another output folder"
+                e = PictureError(f"{target.parent}: the folder cannot be made ({e.strerror}); {way}")
+            self._fail(r.job, e)
+            return False
+        return True

@@ -4,7 +4,7 @@
 
     {"zipsdk_manifest": 1, "seed": ..., "settings": {...}, "replaces": [names]}  first
     {"batch": [names]}                                                           before its first output is written
-    {"done": name, "source": ..., "size": ..., "mtime_ns": ...}                  after an output has taken its name
+    {"done": name, "source": ..., "size": ..., "mtime_ns": ...}                  after an output's name is on disk
 
 Names are outputs relative to OUT; sources are absolute, with links resolved. A batch is finished with the members that
 it was begun with, because pictures that share a canvas see each other a little: so a run that was killed gives the bits
@@ -18,14 +18,18 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from zipsdk.checks import is_whole
 from zipsdk.errors import InputError
+from zipsdk.files import make_folder, sync_folder
 
 MANIFEST = ".zipsdk-manifest.jsonl"
 #: The byte that is locked on Windows, where others cannot read what is locked: far beyond the end.
@@ -63,10 +67,14 @@ class Manifest:
         self._done: dict[str, tuple[str, int, int]] = {}  # of each output its picture: source, size, mtime_ns
         self._batch_of: dict[str, list[str]] = {}
         self._replaces: set[str] = set()
-        new = not self._path.exists()
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = self._path.open("a+b")
+            new = not os.path.lexists(self._path)
+            if not (new or stat.S_ISREG(self._path.lstat().st_mode)):
+                raise InputError(
+                    f"{self._path}: got a folder, link or device, expected a file; use another output folder"
+                )
+            make_folder(out)
+            self._file = FileIO(self._path, "a+")  # unbuffered: closing it after an error has nothing left to write
         except OSError as e:
             raise InputError(f"{out}: cannot be used as the output folder ({e.strerror}); choose another") from e
         _lock(self._file, out)
@@ -85,6 +93,7 @@ class Manifest:
                 self._append(
                     {"zipsdk_manifest": 1, "seed": self.seed, "settings": dict(settings), "replaces": replaces}
                 )
+                sync_folder(out)
         except BaseException:
             self._file.close()
             if new:  # a refusal leaves nothing behind
@@ -101,13 +110,15 @@ class Manifest:
         self._file.truncate(len(whole))
         records = []
         for line in whole.splitlines():
-            with suppress(ValueError):  # a damaged line: its picture is done again
+            with suppress(ValueError, RecursionError):  # a damaged line: its picture is done again
                 records.append(json.loads(line))
         if not records:
             return None
         header: dict[str, Any] = records[0]
         try:
             if header["zipsdk_manifest"] != 1 or not isinstance(header["settings"], dict):
+                raise ValueError
+            if not is_whole(header["seed"]) or header["seed"] < 0:
                 raise ValueError
             self._replaces = set(header.get("replaces", []))  # older runs did not note it
             for record in records[1:]:
@@ -118,7 +129,7 @@ class Manifest:
                 else:
                     source = os.path.realpath(record["source"])  # older runs noted it as it was given
                     self._done[record["done"]] = (source, int(record["size"]), int(record["mtime_ns"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(
                 f"{self._path}: is damaged, or of another version of zipsdk; use another output folder, or --overwrite"
             ) from None
@@ -187,16 +198,25 @@ class Manifest:
             self._append({"batch": names})
             self._batch_of |= dict.fromkeys(names, names)
 
-    def finished(self, job: Job, size: int, mtime_ns: int) -> None:
-        """Note an output after it has taken its name."""
-        source = os.path.realpath(job.source)
-        self._append({"done": job.name, "source": source, "size": size, "mtime_ns": mtime_ns})
-        self._done[job.name] = (source, size, mtime_ns)
+    def finished(self, *done: tuple[Job, int, int]) -> None:
+        """Note outputs that have taken their names: (job, size, mtime_ns), the latter as `fingerprint` returned them.
 
-    def _append(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        The names are put on disk first: after a power failure nothing is noted that is not there.
+        """
+        for folder in {(self.out / job.name).parent for job, _, _ in done}:
+            sync_folder(folder)
+        noted = {job.name: (os.path.realpath(job.source), size, mtime_ns) for job, size, mtime_ns in done}
+        self._append(*({"done": n, "source": s, "size": z, "mtime_ns": m} for n, (s, z, m) in noted.items()))
+        self._done |= noted
+
+    def _append(self, *records: dict[str, Any]) -> None:
+        data = memoryview(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(self._path)) from e
 
     def close(self) -> None:
         self._file.close()
@@ -213,7 +233,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _lock(file: BinaryIO, out: Path) -> None:
+def _lock(file: FileIO, out: Path) -> None:
     """One run at a time in a folder; the system lets go of the lock when the process dies, however it dies."""
     try:
         _take_lock(file)
@@ -224,7 +244,7 @@ def _lock(file: BinaryIO, out: Path) -> None:
         pass  # a file system without locks
 
 
-def _take_lock(file: BinaryIO) -> None:
+def _take_lock(file: FileIO) -> None:
     """Raises BlockingIOError, and on Windows PermissionError, where another process has it."""
     try:
         import fcntl

@@ -1,0 +1,74 @@
+"""Patterns of file names, where what exists under the pattern's own name comes first."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from fnmatch import translate
+from pathlib import Path
+
+_MAGIC = re.compile(r"[*?[]")
+
+
+def split_pattern(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """Split a path in front of its first part that is a pattern and not the name of a file or a folder there.
+
+    ``photos [2024]/*.jpg`` -> (``photos [2024]``, (``*.jpg``,)) where that folder exists, else (``.``, all parts).
+    The second value is empty where no part is a pattern.
+    """
+    base = Path()
+    for i, part in enumerate(path.parts):
+        if _MAGIC.search(part) and not os.path.lexists(base / part):
+            return base, path.parts[i:]
+        base /= part
+    return base, ()
+
+
+def expand(base: Path, parts: tuple[str, ...], unreadable: Callable[[OSError], None],
+           caseless: bool = False) -> Iterator[Path]:  # fmt: skip
+    """Yield the paths below `base` that match the parts of a pattern, sorted within each folder.
+
+    A part is the name of an entry (taken literally where there is one), a pattern of ``*``, ``?`` and ``[...]``, or
+    ``**``: any number of folders. Links to folders are followed by a pattern and not by ``**``. A name that begins with
+    a dot is matched only by a part that does. Letter case counts, except on Windows.
+
+    Args:
+        unreadable: called with the error of each folder that cannot be listed.
+        caseless: ignore letter case, also in the parts that are no pattern.
+    """
+    if not parts:
+        yield base
+        return
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        while rest and rest[0] == "**":  # once more would yield the same paths again
+            rest = rest[1:]
+        for root, folders, files in os.walk(base, onerror=unreadable):
+            here = Path(root)
+            visible = sorted(f for f in folders if not f.startswith("."))
+            folders[:] = [f for f in visible if not (here / f).is_symlink()]
+            if rest:
+                yield from expand(here, rest, unreadable, caseless)
+            else:
+                yield from (here / f for f in sorted(files) if not f.startswith("."))
+    elif os.path.lexists(base / part):
+        yield from expand(base / part, rest, unreadable, caseless)
+    elif caseless or _MAGIC.search(part):
+        for name in _names(base, part, unreadable, caseless):
+            yield from expand(base / name, rest, unreadable, caseless)
+
+
+def _names(folder: Path, pattern: str, unreadable: Callable[[OSError], None], caseless: bool) -> list[str]:
+    fold: Callable[[str], str] = str.casefold if caseless else os.path.normcase
+    matches = re.compile(translate(fold(pattern))).match
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries)
+    except OSError as e:
+        if e.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # else it is no folder, so nothing is in it
+            unreadable(e)
+        return []
+    hidden = pattern.startswith(".")
+    return [name for name in names if matches(fold(name)) and (hidden or not name.startswith("."))]
