@@ -1,0 +1,168 @@
+"""Classifiers that give anything, detectors and purifiers that fail: what a guard decides then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import FakeEngine
+from hypothesis import strategies as st
+
+import zipsdk
+from fuzz.arrays import array_of, odd_array
+from fuzz.edits import Draw
+from fuzz.recipes import Recipe, demand
+from zipsdk.errors import InputError
+
+SCORES = ("good", "good", "good", "nan", "inf", "-inf", "row", "none", "text", "short", "long", "flat", "deep",
+          "one", "complex", "int",
+          "bool", "object", "ragged", "raise", "exit", "list", "readonly", "same buffer", "huge", "zero",
+          "negative", "more")  # fmt: skip
+BATCHES = ("array", "array", "list", "empty", "odd", "file", "mixed")
+
+
+def odd_guard(draw: Draw) -> Recipe:
+    """Draw the recipe of a guard and of two batches."""
+    return {
+        "scores": [draw(st.sampled_from(SCORES)) for _ in range(draw(st.integers(1, 5)))],
+        "detector": draw(st.sampled_from(("part", "scale", "none", "raise", "odd"))),
+        "purifier": draw(st.sampled_from(("good", "good", "raise", "shape", "short", "nan", "none"))),
+        "learn": draw(st.sampled_from((0, 16, 200))),
+        "max_batch": draw(st.sampled_from((None, 1, 7, 256))),
+        "batches": [draw(st.sampled_from(BATCHES)) for _ in range(draw(st.sampled_from((1, 1, 2))))],
+        "array": odd_array(draw),
+        "seed": draw(st.integers(0, 99)),
+    }
+
+
+def _answer(what: str, x: np.ndarray, old: list[Any]) -> Any:
+    n = len(x)
+    scores = np.eye(5)[(x.reshape(n, -1).sum(axis=1, dtype=np.int64) // 7) % 5] * 0.9 + 0.02
+    number = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.get(what)
+    if number is not None:
+        scores[:, 1:] = number
+    made: dict[str, Callable[[], Any]] = {
+        "row": lambda: np.where(np.arange(n)[:, None] % 2 == 0, np.nan, scores), "none": lambda: None,
+        "text": lambda: "cat",
+        "short": lambda: scores[:-1], "long": lambda: np.concatenate([scores, scores]), "flat": lambda: scores[:, 0],
+        "deep": lambda: scores[None], "one": lambda: scores[:, :1], "complex": lambda: scores.astype(complex),
+        "int": lambda: (scores * 100).astype(int), "bool": lambda: scores > 0.5,
+                        "object": lambda: scores.astype(object),
+        "ragged": lambda: [[1.0], [1.0, 2.0]], "list": lambda: scores.tolist(), "huge": lambda: scores * 1e308,
+        "zero": lambda: scores * 0, "negative": lambda: -scores, "more": lambda: np.tile(scores, (1, 3)),
+    }  # fmt: skip
+    if what == "raise":
+        raise RuntimeError("the service is down")
+    if what == "exit":
+        raise OSError(104, "connection reset")
+    if what == "readonly":
+        scores.flags.writeable = False
+    if what == "same buffer":
+        old.append(scores) if not old or old[0].shape != scores.shape else np.copyto(old[0], scores)
+        return old[0] if old[0].shape == scores.shape else scores
+    return made[what]() if what in made else scores
+
+
+class _Purifier:
+    def __init__(self, what: str):
+        engine = FakeEngine()
+        if what == "nan":
+            engine.__class__ = _Broken
+        self.what, self.inner = what, zipsdk.Purifier(engine, steps=2, seed=1)
+
+    def run(self, batch: Any) -> Any:
+        if self.what == "raise":
+            raise zipsdk.EngineError("lost the device")
+        if self.what == "none":
+            return None
+        out = self.inner.run(batch)
+        if self.what == "short":
+            return out[:-1]
+        return [c[:-1] for c in out] if self.what == "shape" else out
+
+
+class _Broken(FakeEngine):
+    def __call__(self, x: np.ndarray, t: np.ndarray) -> np.ndarray:
+        return np.full_like(super().__call__(x, t), np.nan)
+
+
+class _OddDetector(zipsdk.ScaleUp):
+    """Raises, or scores with NaN."""
+
+    def versions(self, rgb: np.ndarray) -> list[np.ndarray]:
+        if self.threshold == 1:
+            raise ValueError("a detector of one's own")
+        return super().versions(rgb)
+
+    def score(self, scores: Any) -> float:
+        return super().score(scores) if self.threshold == 1 else math.nan
+
+
+def _detector(name: str) -> Any:
+    if name == "part":
+        return zipsdk.DecisivePart()
+    if name == "scale":
+        return zipsdk.ScaleUp()
+    return {"none": None, "raise": _OddDetector(threshold=1.0), "odd": _OddDetector()}[name]
+
+
+def _batch(name: str, recipe: Recipe, folder: Path) -> Any:
+    rng = np.random.default_rng(recipe["seed"])
+    images = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    if name == "odd":
+        return array_of(recipe["array"])
+    made = {
+        "list": [images[0], images[1, :9]],
+        "empty": [],
+        "file": folder / "none.png",
+        "mixed": [images[0], folder / "none.png"],
+    }
+    return made.get(name, images)
+
+
+def check_guard(recipe: Recipe, folder: Path) -> str:
+    """Run a guard over two batches: one decision each, and no label without scores that allow it."""
+    answers, old, calls = recipe["scores"], [], 0
+
+    def classify(x: np.ndarray) -> Any:
+        nonlocal calls
+        demand(x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] == 3 and len(x), f"asked about {x.dtype} {x.shape}")
+        demand(recipe["max_batch"] is None or len(x) <= recipe["max_batch"], "asked about too many at once")
+        calls += 1
+        return _answer(answers[calls % len(answers)], x, old)
+
+    guard = zipsdk.Guard(
+        classify,
+        _Purifier(recipe["purifier"]),
+        _detector(recipe["detector"]),
+        learn=recipe["learn"],
+        max_batch=recipe["max_batch"],
+    )
+    result = "accepted"
+    for name in recipe["batches"]:
+        batch = _batch(name, recipe, folder)
+        try:
+            decisions = guard.run(batch)
+        except InputError:
+            demand(name == "odd", "a batch that can be used is refused")
+            result = "InputError"
+            continue
+        count = len(batch) if isinstance(batch, list) or getattr(batch, "ndim", 0) == 4 else 1
+        demand(len(decisions) == count, f"{len(decisions)} decisions for {count} images")
+        for d in decisions:
+            demand((d.label is None) == (d.error is not None), "a label beside an error, or neither")
+            demand(
+                d.label is None or (d.scores is not None and int(np.argmax(d.scores)) == d.label),
+                "a label without scores",
+            )
+            demand(d.label is None or math.isfinite(float(np.max(d.scores))), "a label from a score that is not finite")
+            demand(
+                not (recipe["detector"] == "none" and not d.flagged), "an image passes unpurified without a detector"
+            )
+            demand(
+                not (d.flagged and d.label is not None and d.purified is None), "a flagged image has a label unpurified"
+            )
+    return result

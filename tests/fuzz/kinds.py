@@ -1,0 +1,98 @@
+"""All kinds of inputs: how they are drawn, what must hold, and their limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from fuzz import arrays, checks_images, checks_models, commands, graphs, guards, headers, planted, texts
+from fuzz.boxes import odd_avif, odd_webp
+from fuzz.edits import Draw
+from fuzz.jpeg import odd_jpeg
+from fuzz.png import odd_png
+from fuzz.recipes import Recipe, pack
+from fuzz.seeds import THUMBNAIL, base_files
+from fuzz.tiff import odd_tiff
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of input.
+
+    Attributes:
+        draw: gives a recipe.
+        check: runs a recipe in an empty folder; gives "accepted" or the name of the refusal, raises on a violation.
+        count: inputs in a full run.
+        seconds: CPU time for one input at most.
+        megabytes: memory that one input may add to the process at most.
+    """
+
+    draw: Callable[[Draw], Recipe]
+    check: Callable[[Recipe, Path], str]
+    count: int
+    seconds: float = 10.0
+    megabytes: int = 64
+
+
+def image_names() -> tuple[str, ...]:
+    """Name the image formats that this build of Pillow reads and writes."""
+    return tuple(n for n in ("jpeg", "png", "webp", "tiff", "gif", "bmp", "avif", "ppm") if base_files(n))
+
+
+def _file(make: Callable[[Draw], bytes], *suffixes: str) -> Callable[[Draw], Recipe]:
+    def draw_file(draw: Draw) -> Recipe:
+        return {
+            "suffix": draw(st.sampled_from((*suffixes * 4, ".png", ".jpg"))),
+            "via": draw(st.sampled_from(("path", "path", "path", "object"))),
+            "data": pack(make(draw)),
+        }
+
+    return draw_file
+
+
+def _kinds() -> dict[str, Kind]:
+    names = image_names()
+    makers: dict[str, tuple[Callable[[Draw], bytes], tuple[str, ...]]] = {
+        "jpeg": (odd_jpeg, (".jpg",)),
+        "png": (odd_png, (".png",)),
+        "webp": (odd_webp, (".webp",)),
+        "tiff": (lambda draw: odd_tiff(draw, THUMBNAIL), (".tif",)),
+        "gif": (headers.odd_gif, (".gif",)),
+        "bmp": (headers.odd_bmp, (".bmp",)),
+        "avif": (odd_avif, (".avif",)),
+        "ppm": (headers.odd_ppm, (".ppm", ".pgm")),
+    }
+    kinds = {n: Kind(_file(makers[n][0], *makers[n][1]), checks_images.check_file, 800) for n in names}
+    kinds["splice"] = Kind(
+        _file(lambda draw: headers.splice(draw, names), ".png", ".tif"), checks_images.check_file, 500
+    )
+    kinds["bytes"] = Kind(
+        _file(lambda draw: headers.any_bytes(draw, names), ".png", ".jpg"), checks_images.check_file, 300
+    )
+    kinds["array"] = Kind(arrays.odd_arrays, checks_images.check_array, 800)
+    kinds["pil"] = Kind(arrays.odd_pil, checks_images.check_pil, 500)
+    kinds["guard"] = Kind(guards.odd_guard, guards.check_guard, 500)
+    kinds["onnx"] = Kind(graphs.odd_graph, checks_models.check_graph, 800)
+    kinds["spec"] = Kind(texts.odd_spec, checks_models.check_spec, 800)
+    kinds["sidecar"] = Kind(texts.odd_sidecar, checks_models.check_sidecars, 300)
+    kinds["plan"] = Kind(texts.odd_plan, checks_models.check_sidecars, 300)
+    kinds["manifest"] = Kind(texts.odd_manifest, commands.check_manifest, 300)
+    kinds["command"] = Kind(commands.odd_command, commands.check_command, 500)
+    return kinds
+
+
+KINDS = _kinds()
+#: Not part of a run; see `fuzz.planted`.
+PLANTED = {
+    "planted raise": Kind(planted.draw_number, planted.check_raise, 0),
+    "planted crash": Kind(planted.draw_number, planted.check_crash, 0),
+    "planted memory": Kind(planted.draw_number, planted.check_memory, 0),
+}
+
+
+def kind_of(name: str) -> Kind:
+    """Return a kind by its name."""
+    return (KINDS | PLANTED)[name]

@@ -1,0 +1,46 @@
+"""Kinds that break the rules on purpose, so that a test can see that the fuzzer notices."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from fuzz.edits import Draw
+from fuzz.recipes import Recipe
+
+#: Numbers from here on break a rule.
+LIMIT = 600
+
+
+def draw_number(draw: Draw) -> Recipe:
+    """Draw a number in 0..1000 and a word."""
+    return {"number": draw(st.integers(0, 1000)), "word": draw(st.text("ab", max_size=30))}
+
+
+def check_raise(recipe: Recipe, folder: Path) -> str:
+    """Raise an exception that is not ours for a large number, and refuse small ones."""
+    (folder / "file").write_text(recipe["word"])
+    if recipe["number"] >= LIMIT:
+        raise KeyError(recipe["number"])
+    if recipe["number"] < 100:
+        return "InputError"
+    return "accepted"
+
+
+def check_crash(recipe: Recipe, folder: Path) -> str:
+    """End the interpreter for a large number."""
+    del folder
+    if recipe["number"] >= LIMIT:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return "accepted"
+
+
+def check_memory(recipe: Recipe, folder: Path) -> str:
+    """Use 100 MB for a large number."""
+    del folder
+    if recipe["number"] >= LIMIT:
+        assert len(b"\1" * (100 << 20))
+    return "accepted"
