@@ -253,7 +253,7 @@ def test_empty_batches(channels: int, dtype: str, layout: str) -> None:
 def test_torch_is_told_about_numpy() -> None:
     tensor = type("Tensor", (), {"__module__": "torch"})()
     for batch in (tensor, [tensor]):
-        with pytest.raises(InputError, match=r"torch\.Tensor.*tensor\.numpy\(\)"):
+        with pytest.raises(InputError, match=r"torch\.Tensor.*tensor\.detach\(\)\.cpu\(\)\.numpy\(\)"):
             images.read(batch)
 
 
@@ -370,7 +370,8 @@ def test_32_bit_is_refused_by_name(mode: str, stored: bool, tmp_path: Path) -> N
     if stored:
         im.save(tmp_path / "deep.tif")
         im = tmp_path / "deep.tif"
-    with pytest.raises(PictureError, match=f"mode {mode} " + r"\(32 bit\)") as e:
+    what = ("signed samples" if mode == "I" else "floating-point samples") if stored else f"mode {mode}"
+    with pytest.raises(PictureError, match=what + r" \(32 bit\)") as e:
         images.read(im)
     assert ("deep.tif" in str(e.value)) == stored
 
@@ -487,10 +488,12 @@ def test_a_sound_picture_with_malformed_exif_is_read_without_it(suffix: str, exi
 def exif_of(size: int) -> bytes:
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "zip"
-    return exif.tobytes().ljust(size, b"\0")
+    exif[ExifTags.Base.ImageDescription] = "d" * 100
+    exif[ExifTags.Base.ImageDescription] = "d" * (100 + size - len(exif.tobytes()))
+    return exif.tobytes()
 
 
-@pytest.mark.parametrize("size", [65_533, 65_534, 1 << 20])
+@pytest.mark.parametrize("size", [65_532, 65_534, 1 << 20])
 @pytest.mark.parametrize(("suffix", "kind"), WRITTEN)
 def test_exif_that_a_format_has_no_room_for_is_left_out(suffix: str, kind: str, size: int, tmp_path: Path) -> None:
     """And not the picture with it: no one could have said before it was purified."""
@@ -499,7 +502,7 @@ def test_exif_that_a_format_has_no_room_for_is_left_out(suffix: str, kind: str, 
     Image.fromarray(noise(16, 24, 3)).save(tmp_path / "a.png", exif=exif_of(size), icc_profile=SRGB)
     out = identity(tmp_path / "a.png")
     path = tmp_path / f"b{suffix}"
-    if fits := kind != "JPEG" or size == 65_533:
+    if fits := kind != "JPEG" or size == 65_532:
         images.save(out, path)  # no warning: they are errors
     else:
         said = rf"b\.jpg: its EXIF has {size} bytes, and JPEG holds at most 65533: it is left out; write a \.png"
@@ -683,7 +686,7 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     for name, why in (
         ("empty.png", "none of these"),
         ("text.jpg", "none of these"),
-        ("code.png", "none of these"),
+        ("code.png", "the format PostScript"),
         ("missing.png", "check the path"),
         ("pipe.png", "special file"),
         (".", "folder"),

@@ -1,0 +1,349 @@
+"""Files, file contents and PIL images -> `Picture`.
+
+A file's metadata is taken off before Pillow opens the rest (see image_png.py and its siblings), for four reasons: an
+image counts as damaged for its pixels only; metadata of any size takes bounded memory; no copy of the image from before
+its purification gets into the output; and Pillow has nothing to warn about, so that no filter of the process's warnings
+is touched.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from zipsdk.arrays import U8, Picture, check_clean, from_8bit, grey, to_8bit
+from zipsdk.errors import PictureError
+from zipsdk.image_avif import unpack_avif
+from zipsdk.image_jpeg import unpack_jpeg
+from zipsdk.image_kinds import FORMATS, HEAD, advice, format_in, name_of
+from zipsdk.image_metadata import ORIENTATION, Unpacked, clean_exif, xmp_orientation
+from zipsdk.image_png import unpack_png
+from zipsdk.image_stream import size_of
+from zipsdk.image_tiff import unpack_tiff
+from zipsdk.image_webp import unpack_webp
+
+#: Bytes at most of a file whose decoder takes it whole into memory.
+_MOST_IN_MEMORY = 1 << 30
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_pil(item: Any, max_pixels: int, where: str) -> Picture:
+    """Read a PIL image, a path, a file's content (bytes, bytearray, memoryview) or an open binary file.
+
+    Raises:
+        PictureError: it cannot be read; the message says why and what to do.
+    """
+    name = where + _name(item)
+    cautions: list[str] = []
+    try:
+        if isinstance(item, Image.Image):
+            picture = _of_pil(item, name, max_pixels, cautions)
+        elif isinstance(item, (str, os.PathLike)):
+            with _file(Path(item), name).open("rb") as f:
+                picture = _of_file(f, name, max_pixels, cautions)
+        else:
+            picture = _of_file(_content(item, name), name, max_pixels, cautions)
+    except Exception as exc:
+        raise _refusal(name, exc, item) from exc
+    if cautions:
+        warnings.warn(f"{name}: {'; '.join(cautions)}", UserWarning, stacklevel=5)
+    return picture
+
+
+def _name(item: Any) -> str:
+    if isinstance(item, Image.Image):
+        return str(getattr(item, "filename", "") or "PIL image")
+    if isinstance(item, (str, os.PathLike)):
+        return str(item)
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return f"{type(item).__name__} of {memoryview(item).nbytes}"
+    name = getattr(item, "name", "")
+    return name if isinstance(name, str) and name else type(item).__name__
+
+
+def _file(path: Path, name: str) -> Path:
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise PictureError(f"{name}: got a folder, wanted a picture file: pass the files in it")
+    if not stat.S_ISREG(mode):  # a pipe would block, and a device may never end
+        raise PictureError(f"{name}: got a special file, wanted a picture file: copy it to a file first")
+    return path
+
+
+def _content(item: Any, name: str) -> BinaryIO:
+    """The bytes of an open file from its start, where it can go there; the file stays open."""
+    if not isinstance(item, (bytes, bytearray, memoryview)):
+        if getattr(item, "seekable", lambda: False)():
+            item.seek(0)
+        item = item.read(_MOST_IN_MEMORY + 1)
+        if not isinstance(item, (bytes, bytearray, memoryview)):
+            raise PictureError(
+                f'{name}: got a file that gives {type(item).__name__}, expected bytes; open it with mode "rb"'
+            )
+        if len(item) > _MOST_IN_MEMORY:
+            raise PictureError(
+                f"{name}: got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; pass its path instead"
+            )
+    return io.BytesIO(item)
+
+
+def _refusal(name: str, exc: Exception, item: Any) -> PictureError:
+    """Whatever went wrong with a file, in words. Decoders raise nearly anything on a damaged file."""
+    if isinstance(exc, PictureError):
+        return exc
+    got, hint = f"{type(exc).__name__}: {exc}", "the file is damaged or incomplete; fetch or save it again"
+    if isinstance(exc, FileNotFoundError):
+        got, hint = "no such file", "check the path"
+    elif isinstance(exc, PermissionError):
+        got, hint = "a file that may not be read", "check its permissions"
+    elif isinstance(exc, MemoryError):
+        hint = "not enough memory; make it smaller, or cut it into parts"
+    elif isinstance(exc, ValueError) and "closed" in str(exc):
+        what = "an image" if isinstance(item, Image.Image) else "a file"
+        got, hint = f"{what} that is closed", "open it again" + ("; load() keeps an image" if what[1] == "n" else "")
+    elif isinstance(exc, UnidentifiedImageError):
+        got, hint = "a file that is none of these, or a damaged one", "convert it to PNG or JPEG"
+        if isinstance(item, (bytes, bytearray, memoryview)):
+            hint += "; bytes are taken as a file's content: for a path use os.fsdecode(path)"
+    return PictureError(f"{name}: got {got}, wanted a picture ({', '.join(_formats())}): {hint}")
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(f for f in FORMATS if f in Image.OPEN)  # AVIF is not in every build of Pillow
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise PictureError(f"{name}: got {width} x {height} pixels, wanted at least 1 x 1: leave it out")
+    if width * height > max_pixels:
+        raise PictureError(
+            f"{name}: got {width} x {height} pixels, wanted at most {max_pixels} pixels: "
+            f"make it smaller, or cut it into parts"
+        )
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and width * height > 2 * most:
+        raise PictureError(
+            f"{name}: got {width} x {height} pixels, expected at most {2 * most}, which is twice "
+            f"PIL.Image.MAX_IMAGE_PIXELS; make it smaller, or cut it into parts"
+        )
+
+
+def _check_frames(frames: int, name: str) -> None:
+    if frames > 1:
+        raise PictureError(f"{name}: got {frames} frames, wanted one: choose a frame and save it by itself")
+
+
+# ---- files
+
+
+def _of_file(source: BinaryIO, name: str, max_pixels: int, cautions: list[str]) -> Picture:
+    head = source.read(HEAD)
+    kind = format_in(head)
+    if kind is None and (what := name_of(head)):
+        raise PictureError(
+            f"{name}: got a file of the format {what}, expected a picture ({', '.join(_formats())}); {advice(what)}"
+        )
+    if kind is None or kind not in _formats():
+        raise UnidentifiedImageError
+    size, frames = (1, 1), 1
+    if kind == "PNG":
+        parts, frames = unpack_png(source)
+    elif kind == "JPEG":
+        parts = unpack_jpeg(source, name)
+    elif kind == "WEBP":
+        parts, size = unpack_webp(source)
+    elif kind == "TIFF":
+        parts, frames = unpack_tiff(source, name)
+    else:
+        parts = unpack_avif(source) if kind == "AVIF" else Unpacked(kind, source)
+        source.seek(0)
+    if kind in ("WEBP", "AVIF") and size_of(parts.stream) > _MOST_IN_MEMORY:
+        raise PictureError(f"{name}: got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; save it as PNG")
+    _check_size((size[0] or 1, size[1] or 1), name, max_pixels)  # WebP's decoder takes its memory at once
+    _check_frames(frames, name)
+    cautions += parts.cautions
+    opener: Callable[..., Any] = Image.OPEN[kind][0]
+    if kind == "JPEG":  # the registered one looks for further images
+        from PIL.JpegImagePlugin import JpegImageFile as opener
+    with opener(parts.stream) as im:
+        _check_size(im.size, name, max_pixels)
+        _check_frames(getattr(im, "n_frames", 1), name)
+        most = Image.MAX_IMAGE_PIXELS
+        if kind == "TIFF" and most is not None and im.size[0] * im.size[1] > most:
+            im.im = Image.new(im.mode, im.size).im  # else Pillow warns of a size that was checked above
+        im.load()
+        if kind == "AVIF":
+            # Pillow makes an EXIF of what turns the image; an orientation of the file's own does not count
+            parts.orientation = clean_exif(im.info.get("exif", b"")).orientation or 1
+            parts.icc = im.info.get("icc_profile", b"")
+        info, orientation = _metadata(parts, cautions)
+        return _decode(im, parts, orientation, info, name, cautions)
+
+
+def _metadata(parts: Unpacked, cautions: list[str]) -> tuple[dict[str, bytes], int]:
+    """What the answer carries of a file's metadata, and the orientation of its pixels."""
+    info = {"icc_profile": parts.icc} if parts.icc else {}
+    orientation = parts.orientation
+    try:
+        exif = clean_exif(parts.exif)
+    except ValueError as e:
+        cautions.append(f"its EXIF is malformed ({e}): it is left out, and an orientation in it is not applied")
+        return info, orientation or 1
+    if exif.damaged:
+        cautions.append(f"its EXIF is malformed in {exif.damaged} entries: these are left out")
+    if exif.data:
+        info["exif"] = exif.data
+    if parts.kind not in ("AVIF", "TIFF") and exif.orientation is not None:
+        orientation = exif.orientation
+    return info, orientation or 1
+
+
+# ---- PIL images
+
+
+def _of_pil(im: Image.Image, name: str, max_pixels: int, cautions: list[str]) -> Picture:
+    _check_size(im.size, name, max_pixels)
+    _check_frames(1 if im.format == "MPO" else getattr(im, "n_frames", 1), name)
+    im.load()
+    info, orientation = metadata_of(im, cautions)
+    parts = Unpacked(im.format or "", io.BytesIO())
+    parts.deepest, parts.inverted = samples_of(im)
+    return _decode(im, parts, orientation, info, name, cautions)
+
+
+def samples_of(im: Image.Image) -> tuple[int, bool]:
+    """The largest value of a 16-bit sample, and whether 0 is white: Pillow tells neither of a TIFF that it opened."""
+    tags = getattr(im, "tag_v2", None)
+    if im.format != "TIFF" or tags is None or not im.mode.startswith("I;16"):
+        return 65535, False
+    return (4095 if tags.get(258) == (12,) else 65535), tags.get(262, 0) == 0
+
+
+def metadata_of(im: Image.Image, cautions: list[str]) -> tuple[dict[str, bytes], int]:
+    """The ICC profile and the cleaned EXIF of a loaded PIL image, and its orientation; what is odd goes to
+    `cautions`."""
+    exif = im.info.get("exif") or b""
+    parts = Unpacked(im.format or "", io.BytesIO(), exif=exif if isinstance(exif, bytes) else b"")
+    parts.icc = im.info.get("icc_profile") or b""
+    before = len(cautions)
+    info, orientation = _metadata(parts, cautions)
+    if len(cautions) == before:
+        # sound, so that Pillow has nothing to warn of; it knows of XMP, of a TIFF's tags, and of what the caller set
+        found = im.getexif().get(ORIENTATION, 1)
+        orientation = found if isinstance(found, int) else 1
+    else:
+        xmp = im.info.get("xmp") or b""
+        orientation = orientation if orientation != 1 else xmp_orientation(xmp if isinstance(xmp, bytes) else b"") or 1
+    return info, orientation
+
+
+def upright(im: Image.Image, orientation: int) -> Image.Image:
+    """The image turned as its orientation says; the image itself where that is 1, or no orientation."""
+    turn = _TURNS.get(orientation)
+    return im if turn is None else im.transpose(turn)
+
+
+# ---- pixels
+
+
+def _decode(
+    im: Image.Image, parts: Unpacked, orientation: int, info: dict[str, bytes], name: str, cautions: list[str]
+) -> Picture:
+    """A loaded image -> Picture."""
+    transparency = im.info.get("transparency")
+    im = upright(im, orientation)
+    mode = im.mode
+    if mode.startswith("I;16") or (mode == "I" and parts.kind in ("PNG", "PPM")):  # their mode I has 16 bit
+        deep = np.asarray(im)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise PictureError(f"{name}: got mode {mode} with values beyond 0..65535, wanted 16 bit: scale it")
+        if transparency is not None:
+            cautions.append("its transparent color is left out: 16-bit samples have no alpha here")
+        levels = _levels(deep.astype(np.uint16), parts)
+        return _picture(np.repeat(levels[:, :, None], 3, axis=2), "I;16", None, info)
+    if mode in ("I", "F"):
+        raise PictureError(
+            f"{name}: got mode {mode} (32 bit), whose range nothing tells, wanted 8 or 16 bit: "
+            f"scale it to 0..255 and convert it to L, or pass a float array in [0, 1]"
+        )
+    if mode in ("CMYK", "LAB"):
+        im = _to_srgb(im, info.pop("icc_profile", None), cautions)  # the profile describes the colors that are gone
+    elif im.has_transparency_data:
+        im = im.convert("LA" if mode in ("1", "L", "LA", "La") else "RGBA")
+    elif mode in ("1", "L"):
+        im = im.convert("L")
+    else:
+        im = im.convert("RGB")
+    alpha = im.getchannel("A") if im.mode in ("LA", "RGBA") else None
+    # Pillow repeats gray exactly and drops alpha as it is
+    return _picture(np.array(im.convert("RGB"), np.uint8, order="C"), im.mode, alpha, info)
+
+
+def _levels(deep: np.ndarray[Any, np.dtype[np.uint16]], parts: Unpacked) -> U8:
+    """Samples of 16 bit, or of fewer in 16, as 8 bit."""
+    if parts.deepest != 65535:
+        deep = np.minimum(deep, parts.deepest)
+    if parts.inverted:
+        deep = np.uint16(parts.deepest) - deep
+    if parts.deepest == 65535:
+        return to_8bit(deep)
+    return np.array(np.rint(deep * (255 / parts.deepest)), np.uint8)
+
+
+def _picture(rgb: U8, mode: str, alpha: Image.Image | None, info: dict[str, bytes]) -> Picture:
+    def restore(clean: U8) -> Image.Image:
+        check_clean(clean, rgb)
+        if mode in ("RGB", "RGBA"):
+            out = Image.fromarray(clean)
+        elif mode == "I;16":
+            out = Image.fromarray(from_8bit(grey(clean), np.dtype(np.uint16)))
+        else:
+            out = Image.fromarray(grey(clean))
+        if alpha is not None:
+            out.putalpha(alpha)
+        out.info.update(info)
+        return out
+
+    return Picture(rgb, restore)
+
+
+def _to_srgb(im: Image.Image, profile: bytes | None, cautions: list[str]) -> Image.Image:
+    """CMYK or LAB -> RGB."""
+    srgb = ImageCms.createProfile("sRGB")
+    if im.mode == "LAB":
+        return _converted(im, ImageCms.createProfile("LAB"), srgb)
+    why = "it has no ICC profile"
+    if profile:
+        try:
+            return _converted(im, ImageCms.ImageCmsProfile(io.BytesIO(profile)), srgb)
+        except (ImageCms.PyCMSError, OSError) as exc:
+            why = f"its ICC profile cannot be used ({exc})"
+    cautions.append(f"CMYK is converted to RGB by a plain formula, because {why}: colours may be off")
+    return im.convert("RGB")
+
+
+def _converted(im: Image.Image, source: Any, srgb: Any) -> Image.Image:
+    out = ImageCms.profileToProfile(im, source, srgb, outputMode="RGB")
+    if out is None:
+        raise OSError("no conversion")
+    return out

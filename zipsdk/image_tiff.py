@@ -1,0 +1,220 @@
+"""TIFF: only the tags that say how its pixels are stored, and a refusal by name of what Pillow would read wrong.
+
+The first directory is written anew behind the file's own bytes, so that pixels stay where they are and Pillow meets no
+other tag. 16-bit WhiteIsZero is handed on as BlackIsZero and inverted afterwards: Pillow takes 0 for black.
+
+Source: TIFF 6.0; TIFF Technical Note 2 (JPEG); libtiff's BigTIFF layout; DNG 1.7 for DNGVersion.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO, NamedTuple
+
+from zipsdk.errors import PictureError
+from zipsdk.image_metadata import MAX_METADATA, ORIENTATION, Unpacked
+from zipsdk.image_stream import Ranges, size_of
+
+_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
+_ICC, _SUBFILE, _SUBIFDS, _DNG = 34675, 254, 330, 50706
+#: The tags that say how pixels are stored; 347 and 512 to 521 are JPEG's, 292 and 293 fax's.
+_PIXELS = {
+    *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339),
+    *(347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 532),
+}
+#: Tags of one value; more than one in a damaged file.
+_SINGLE = {*(256, 257, 259, 262, 266, 277, 278, 284, 292, 293, 317, 322, 323, 332, 512, 513, 514, 515, 531)}
+_MAX_ENTRIES, _MAX_PAGES = 4096, 10_000
+_COMPRESSIONS = {
+    1: "none", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 6: "old JPEG", 7: "JPEG",
+    8: "Deflate", 32771: "CCITT RLE-W", 32773: "PackBits", 32809: "ThunderScan", 32946: "Deflate", 34925: "LZMA",
+    50000: "Zstandard", 50001: "WebP",
+}  # fmt: skip
+_PHOTOMETRICS = {
+    0: "WhiteIsZero", 1: "BlackIsZero", 2: "RGB", 3: "palette", 4: "transparency mask", 5: "separated (CMYK)",
+    6: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "color filter array", 32844: "LogL", 32845: "LogLuv",
+    34892: "linear raw",
+}  # fmt: skip
+_SAMPLES = {1: "unsigned", 2: "signed", 3: "floating-point", 4: "undefined", 5: "complex", 6: "complex floating-point"}
+_CODECS = {34925, 50000, 50001}  # not in every build of libtiff
+
+
+class _Directory(NamedTuple):
+    #: tag -> type, count, bytes
+    entries: dict[int, tuple[int, int, bytes]]
+    next: int
+    order: str
+    big: bool
+
+    def numbers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """The whole numbers of a tag; `default` where it is absent or no whole number."""
+        kind, count, data = self.entries.get(tag, (0, 0, b""))
+        return struct.unpack(f"{self.order}{count}{_NUMBERS[kind]}", data) if kind in _NUMBERS and count else default
+
+    def number(self, tag: int, default: int) -> int:
+        return self.numbers(tag, (default,))[0]
+
+
+def unpack_tiff(source: BinaryIO, name: str) -> tuple[Unpacked, int]:
+    """Split a TIFF into pixels and metadata.
+
+    Returns:
+        The parts, and the number of its pages.
+
+    Raises:
+        PictureError: what it stores is not read here, or its directory is damaged.
+    """
+    size = size_of(source)
+    head = source.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    big = 43 in (head[2], head[3])
+    first = int(struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0])
+    directory = _read(source, first, size, order, big, name)
+    pages, at, met = 1, directory.next, {first}
+    while at and at not in met and pages < _MAX_PAGES:
+        met.add(at)
+        pages += 1
+        at = _next(source, at, size, order, big)
+    out = Unpacked("TIFF", source)
+    if pages > 1:
+        return out, pages
+    _check(directory, name)
+    kind, _, icc = directory.entries.get(_ICC, (0, 0, b""))
+    if kind in (1, 7) and len(icc) <= MAX_METADATA:
+        out.icc = icc
+    elif icc:
+        out.cautions.append(f"its ICC profile of {len(icc)} bytes is too large or malformed: it is left out")
+    out.orientation = directory.number(ORIENTATION, 1)
+    _rewrite(directory, source, size, out)
+    return out, pages
+
+
+def _read(source: BinaryIO, at: int, size: int, order: str, big: bool, name: str) -> _Directory:
+    count_at, entry_at, inline = ("Q", "HHQ8s", 8) if big else ("H", "HHI4s", 4)
+    width, head = struct.calcsize(order + entry_at), struct.calcsize(order + count_at)
+    wrong = PictureError(
+        f"{name}: got a TIFF whose directory is damaged, expected one that is in the file; fetch or save it again"
+    )
+    if at + head > size:
+        raise wrong
+    source.seek(at)
+    count = struct.unpack(order + count_at, source.read(head))[0]
+    if count > _MAX_ENTRIES or at + head + count * width > size:
+        raise wrong
+    table = source.read(count * width)
+    tail = source.read(inline)
+    entries: dict[int, tuple[int, int, bytes]] = {}
+    left = size
+    for tag, kind, n, value in struct.iter_unpack(order + entry_at, table):
+        stored = _UNITS.get(kind, 0) * n
+        n = min(n, 1) if tag in _SINGLE else n
+        length = _UNITS.get(kind, 0) * n
+        if tag in entries or not length or tag not in _PIXELS | {_ICC, _SUBFILE, _SUBIFDS, _DNG, ORIENTATION}:
+            continue
+        if stored <= inline:
+            data = value[:length]
+        else:
+            start = struct.unpack(order + ("Q" if big else "I"), value)[0]
+            left -= length
+            if start + length > size or left < 0:
+                if tag in _PIXELS:
+                    raise wrong
+                continue
+            source.seek(start)
+            data = source.read(length)
+        entries[tag] = (kind, n, data)
+    following = struct.unpack(order + ("Q" if big else "I"), tail)[0] if len(tail) == inline else 0
+    return _Directory(entries, following, order, big)
+
+
+def _next(source: BinaryIO, at: int, size: int, order: str, big: bool) -> int:
+    """Where the directory after the one at `at` is; 0 for nowhere."""
+    head, width, inline = (8, 20, 8) if big else (2, 12, 4)
+    if at + head > size:
+        return 0
+    source.seek(at)
+    count = struct.unpack(order + ("Q" if big else "H"), source.read(head))[0]
+    if at + head + count * width + inline > size:
+        return 0
+    source.seek(at + head + count * width)
+    return int(struct.unpack(order + ("Q" if big else "I"), source.read(inline))[0])
+
+
+def _check(d: _Directory, name: str) -> None:
+    """Refuse by name what Pillow reads wrong, or not at all."""
+    compression, photometric = d.number(259, 1), d.number(262, -1)
+    bits, formats = d.numbers(258, (1,)), d.numbers(339, (1,))
+    samples = d.number(277, 3 if compression == 6 else 1)
+    separate = d.number(284, 1) == 2 and samples > 1
+
+    def refuse(got: str, do: str) -> PictureError:
+        return PictureError(f"{name}: got a TIFF {got}, expected one of 8 or 16 bit gray, RGB, palette, CMYK; {do}")
+
+    if _DNG in d.entries or (_SUBIFDS in d.entries and d.number(_SUBFILE, 0) & 1) or photometric in (32803, 34892):
+        raise refuse("of a camera's raw data or its preview", "develop it to PNG or JPEG, or save its main image alone")
+    if compression not in _COMPRESSIONS:
+        raise refuse(f"with compression {compression}", "save it again without compression")
+    if photometric == -1 and compression != 6:
+        raise refuse("that does not say what its samples are (no PhotometricInterpretation)", "convert it to PNG")
+    if photometric not in (-1, 0, 1, 2, 3, 5, 6, 8):
+        what = _PHOTOMETRICS.get(photometric, "unknown")
+        raise refuse(f"with photometric interpretation {photometric} ({what})", "convert it to PNG")
+    strange = [f for f in formats if f != 1]
+    if strange:
+        what = _SAMPLES.get(strange[0], "unknown")
+        raise refuse(
+            f"of {what} samples ({'x'.join(map(str, bits[:4]))} bit), whose range nothing tells",
+            "scale it to 0..255 and convert it to 8 bit, or pass a float array in [0, 1]",
+        )
+    if len(set(bits)) > 1 or bits[0] not in (1, 2, 4, 8, 12, 16):
+        raise refuse(
+            f"of {'x'.join(map(str, bits[:8]))} bit (a sample), whose range nothing tells",
+            "scale it to 0..255 and convert it to 8 bit, or pass a float array in [0, 1]",
+        )
+    if separate and bits[0] != 8:
+        raise refuse(f"of {bits[0]} bit with a plane for each color", "save it with the colors of a pixel together")
+    if photometric == 5 and d.number(332, 1) != 1:
+        raise refuse("of inks that are not CMYK", "convert it to RGB")
+    if photometric == 6 and compression == 1:
+        subsampled = d.numbers(530, (2, 2)) != (1, 1)
+        if samples != 1 and (subsampled or separate or 529 in d.entries or 532 in d.entries):
+            raise refuse("of YCbCr that is subsampled, in planes or of its own coefficients", "convert it to RGB")
+
+
+def _rewrite(d: _Directory, source: BinaryIO, size: int, out: Unpacked) -> None:
+    """Put a directory of the pixel tags alone behind the file's bytes."""
+    entries = {tag: entry for tag, entry in d.entries.items() if tag in _PIXELS}
+    bits, photometric = d.number(258, 1), d.number(262, 0)
+    if photometric in (0, 1) and bits in (12, 16) and d.number(277, 1) == 1:
+        out.inverted, out.deepest = photometric == 0, (1 << bits) - 1
+        entries[262] = (3, 1, struct.pack(d.order + "H", 1))
+    colors = d.numbers(320)
+    if colors and max(colors) < 256:  # some writers give 8 bits where TIFF has 16
+        entries[320] = (3, len(colors), struct.pack(f"{d.order}{len(colors)}H", *(c * 257 for c in colors)))
+    start = size + size % 2
+    kept = Ranges()
+    kept.keep(0, 0)
+    magic = b"II" if d.order == "<" else b"MM"
+    if d.big:
+        kept.insert(magic + struct.pack(d.order + "HHHQ", 43, 8, 0, start))
+    else:
+        kept.insert(magic + struct.pack(d.order + "HI", 42, start))
+    head = len(kept.parts[-1]) if isinstance(kept.parts[-1], bytes) else 0
+    kept.keep(head, size - head)
+    kept.insert(b"\0" * (start - size) + _written(entries, start, d))
+    out.stream = kept.open(source)
+
+
+def _written(entries: dict[int, tuple[int, int, bytes]], start: int, d: _Directory) -> bytes:
+    count_as, entry_as, offset_as, inline = ("Q", "HHQ", "Q", 8) if d.big else ("H", "HHI", "I", 4)
+    width = struct.calcsize(d.order + entry_as) + inline
+    end = start + struct.calcsize(d.order + count_as) + width * len(entries) + inline
+    table, values = bytearray(), bytearray()
+    for tag, (kind, n, data) in sorted(entries.items()):
+        value = data
+        if len(data) > inline:
+            value = struct.pack(d.order + offset_as, end + len(values))
+            values += data + b"\0" * (len(data) % 2)
+        table += struct.pack(d.order + entry_as, tag, kind, n) + value.ljust(inline, b"\0")
+    return struct.pack(d.order + count_as, len(entries)) + bytes(table) + bytes(inline) + bytes(values)

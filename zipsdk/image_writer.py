@@ -1,0 +1,112 @@
+"""Write an image whole or not at all, with no copy of it from before its purification."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from zipsdk.errors import InputError, PictureError
+from zipsdk.image_reader import metadata_of, samples_of, upright
+
+# format -> the suffixes it is written for, the modes it holds without loss of a channel or of depth, options
+WRITERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "JPEG": (".jpg .jpeg .jpe .jfif", "L RGB", {"quality": 95, "subsampling": "4:4:4"}),
+    "PNG": (".png", "1 L LA P RGB RGBA I;16", {}),
+    "WEBP": (".webp", "L LA RGB RGBA", {"lossless": True, "exact": True}),  # exact: the colors below alpha 0 too
+    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;16", {}),
+    "BMP": (".bmp", "1 L RGB", {}),
+    "PPM": (".ppm .pgm .pbm .pnm", "1 L RGB I;16", {}),
+    "AVIF": (".avif", "L RGB RGBA", {"quality": 95, "subsampling": "4:4:4"}),
+}
+
+#: Pixels a side at most: what libwebp and libjpeg write.
+_MOST = {"WEBP": 16_383, "JPEG": 65_500}
+
+#: Bytes of EXIF at most: a segment of a JPEG. The others that are written hold any.
+_MOST_EXIF = {"JPEG": 65_533}
+
+
+def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture whole or not at all: to a temporary file in the same folder, which then takes the name.
+
+    The suffix decides the format: JPEG with quality 95 and no chroma subsampling (AVIF alike), PNG, WebP, TIFF, BMP and
+    PPM without loss. `info["icc_profile"]` and `info["exif"]` are written where the format has a place for them; a
+    picture whose EXIF has an orientation is turned upright and written without it. Of EXIF, what may hold a copy of the
+    image is not written: thumbnails, maker notes, XMP, Photoshop and IPTC blocks. Malformed EXIF, and for JPEG what is
+    longer than 65,533 bytes, is left out, with a UserWarning. No other metadata is written.
+
+    Raises:
+        InputError: the suffix is not one that is written, or the format cannot hold the mode or size of the picture.
+        PictureError: the file cannot be written; what was there before is untouched.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(f"image to save: got {type(image).__name__}, wanted a PIL image: use Image.fromarray(array)")
+    target = Path(path)
+    kind = format_of(target, image.mode, image.size)
+    options = WRITERS[kind][2]
+    cautions: list[str] = []
+    # in the same folder, because a rename is atomic within one file system only
+    temporary = target.with_name(f".zipsdk-{secrets.token_hex(8)}.tmp")
+    try:
+        image.load()  # so that damaged pixels are not taken for malformed EXIF
+        metadata, orientation = metadata_of(image, cautions)
+        exif, most = len(metadata.get("exif", b"")), _MOST_EXIF.get(kind)
+        if most is not None and exif > most:
+            del metadata["exif"]
+            cautions.append(
+                f"its EXIF has {exif} bytes, and {kind} holds at most {most}: it is left out; write a .png to keep it"
+            )
+        bare = upright(image, orientation).copy()
+        if samples_of(image)[1]:
+            bare = Image.fromarray(np.uint16(65535) - np.asarray(bare))
+        # Pillow's writers take more from info than they are told: comments, XMP, a TIFF's lossy compression
+        bare.info = {k: v for k, v in bare.info.items() if k == "transparency"}
+        with temporary.open("xb") as f:
+            bare.save(f, kind, **options, **metadata)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(target)
+    except Exception as exc:
+        raise PictureError(
+            f"{target}: cannot be written ({type(exc).__name__}: {exc}): "
+            f"check that the folder is there, that you may write to it, and that the disk has room"
+        ) from exc
+    finally:
+        # gone already when all went well; `finally`, so that Ctrl-C leaves nothing behind either
+        with suppress(OSError, ValueError):
+            temporary.unlink(missing_ok=True)
+    if cautions:
+        warnings.warn(f"{target}: {'; '.join(cautions)}", UserWarning, stacklevel=2)
+
+
+def format_of(path: str | os.PathLike[str], mode: str, size: tuple[int, int]) -> str:
+    """The format that `save` writes a picture of this PIL mode and size in, by the suffix; nothing is written.
+
+    Raises:
+        InputError: the suffix is not one that is written, or the format cannot hold the mode or the size.
+    """
+    suffix = Path(path).suffix
+    kind = next((k for k, (suffixes, _, _) in WRITERS.items() if suffix.lower() in suffixes.split()), None)
+    if kind is None:
+        known = " ".join(suffixes for suffixes, _, _ in WRITERS.values())
+        raise InputError(f"{path}: got the suffix {suffix!r}, wanted one of {known}: write a .png, for example")
+    modes = WRITERS[kind][1]
+    if mode not in modes.split():
+        raise InputError(
+            f"{path}: got a picture of mode {mode}, wanted one of {modes}, which is what {kind} holds: "
+            f"write a .png, or convert the picture"
+        )
+    most = _MOST.get(kind, max(size))
+    if max(size) > most:
+        raise InputError(
+            f"{path}: got a picture of {size[0]} x {size[1]} pixels, wanted at most {most} a side, which is what "
+            f"{kind} holds: write a .png, or make it smaller"
+        )
+    return kind
