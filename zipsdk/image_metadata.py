@@ -50,6 +50,7 @@ class Unpacked:
         cautions: what the caller should be warned of.
         deepest: the largest value of a 16-bit sample, where it is not 65535.
         inverted: whether 0 is white in 16-bit samples.
+        samples: of a TIFF, what it stores, in words.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Unpacked:
     cautions: list[str] = field(default_factory=list)
     deepest: int = 65535
     inverted: bool = False
+    samples: str = ""
 
 
 class Exif(NamedTuple):

@@ -185,19 +185,35 @@ def _of_file(source: BinaryIO, name: str, max_pixels: int, cautions: list[str]) 
     opener: Callable[..., Any] = Image.OPEN[kind][0]
     if kind == "JPEG":  # the registered one looks for further images
         from PIL.JpegImagePlugin import JpegImageFile as opener
-    with opener(parts.stream) as im:
+    with opener(parts.stream) if kind != "TIFF" else _tiff(opener, parts, name) as im:
         _check_size(im.size, name, max_pixels)
         _check_frames(getattr(im, "n_frames", 1), name)
         most = Image.MAX_IMAGE_PIXELS
         if kind == "TIFF" and most is not None and im.size[0] * im.size[1] > most:
             im.im = Image.new(im.mode, im.size).im  # else Pillow warns of a size that was checked above
-        im.load()
+        try:
+            im.load()
+        except ValueError as e:
+            if kind == "TIFF" and "raw mode" in str(e):
+                raise _unread(parts, name) from e
+            raise
         if kind == "AVIF":
             # Pillow makes an EXIF of what turns the image; an orientation of the file's own does not count
             parts.orientation = clean_exif(im.info.get("exif", b"")).orientation or 1
             parts.icc = im.info.get("icc_profile", b"")
         info, orientation = _metadata(parts, cautions)
         return _decode(im, parts, orientation, info, name, cautions)
+
+
+def _tiff(opener: Callable[..., Any], parts: Unpacked, name: str) -> Any:
+    try:
+        return opener(parts.stream)
+    except SyntaxError as e:
+        raise _unread(parts, name) from e
+
+
+def _unread(parts: Unpacked, name: str) -> PictureError:
+    return PictureError(f"{name}: got a {parts.samples}, expected one that Pillow reads; convert it to PNG")
 
 
 def _metadata(parts: Unpacked, cautions: list[str]) -> tuple[dict[str, bytes], int]:

@@ -37,7 +37,9 @@ _PHOTOMETRICS = {
     34892: "linear raw",
 }  # fmt: skip
 _SAMPLES = {1: "unsigned", 2: "signed", 3: "floating-point", 4: "undefined", 5: "complex", 6: "complex floating-point"}
-_CODECS = {34925, 50000, 50001}  # not in every build of libtiff
+#: YCbCr as Pillow takes it: the coefficients of BT.601, and no foot- and headroom.
+_BT601 = (0.299, 0.587, 0.114)
+_FULL = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
 
 
 class _Directory(NamedTuple):
@@ -51,6 +53,14 @@ class _Directory(NamedTuple):
         """The whole numbers of a tag; `default` where it is absent or no whole number."""
         kind, count, data = self.entries.get(tag, (0, 0, b""))
         return struct.unpack(f"{self.order}{count}{_NUMBERS[kind]}", data) if kind in _NUMBERS and count else default
+
+    def ratios(self, tag: int, default: tuple[float, ...]) -> tuple[float, ...]:
+        """The fractions of a tag, unsigned; `default` where it is absent or has none."""
+        kind, count, data = self.entries.get(tag, (0, 0, b""))
+        if kind != 5 or not count:
+            return default
+        parts = struct.unpack(f"{self.order}{2 * count}I", data)
+        return tuple(a / b if b else 0.0 for a, b in zip(parts[::2], parts[1::2], strict=True))
 
     def number(self, tag: int, default: int) -> int:
         return self.numbers(tag, (default,))[0]
@@ -86,7 +96,8 @@ def unpack_tiff(source: BinaryIO, name: str) -> tuple[Unpacked, int]:
     elif icc:
         out.cautions.append(f"its ICC profile of {len(icc)} bytes is too large or malformed: it is left out")
     out.orientation = directory.number(ORIENTATION, 1)
-    _rewrite(directory, source, size, out)
+    out.samples = _described(directory)
+    _rewrite(directory, source, size, out, name)
     return out, pages
 
 
@@ -178,11 +189,21 @@ def _check(d: _Directory, name: str) -> None:
         raise refuse("of inks that are not CMYK", "convert it to RGB")
     if photometric == 6 and compression == 1:
         subsampled = d.numbers(530, (2, 2)) != (1, 1)
-        if samples != 1 and (subsampled or separate or 529 in d.entries or 532 in d.entries):
+        own = d.ratios(529, _BT601) != _BT601 or d.ratios(532, _FULL) != _FULL
+        if samples != 1 and (subsampled or separate or own):
             raise refuse("of YCbCr that is subsampled, in planes or of its own coefficients", "convert it to RGB")
 
 
-def _rewrite(d: _Directory, source: BinaryIO, size: int, out: Unpacked) -> None:
+def _described(d: _Directory) -> str:
+    bits = "x".join(map(str, d.numbers(258, (1,))))
+    compression = _COMPRESSIONS[d.number(259, 1)]
+    extra = f", {len(d.numbers(338))} extra" if 338 in d.entries else ""
+    planes = ", in planes" if d.number(284, 1) == 2 else ""
+    photometric = _PHOTOMETRICS.get(d.number(262, 6), "unknown")
+    return f"TIFF of {bits} bit {photometric}{extra}{planes}, compression {compression}"
+
+
+def _rewrite(d: _Directory, source: BinaryIO, size: int, out: Unpacked, name: str) -> None:
     """Put a directory of the pixel tags alone behind the file's bytes."""
     entries = {tag: entry for tag, entry in d.entries.items() if tag in _PIXELS}
     bits, photometric = d.number(258, 1), d.number(262, 0)
@@ -193,28 +214,25 @@ def _rewrite(d: _Directory, source: BinaryIO, size: int, out: Unpacked) -> None:
     if colors and max(colors) < 256:  # some writers give 8 bits where TIFF has 16
         entries[320] = (3, len(colors), struct.pack(f"{d.order}{len(colors)}H", *(c * 257 for c in colors)))
     start = size + size % 2
+    if start + sum(len(data) + 14 for _, _, data in entries.values()) >= 1 << 32:
+        raise PictureError(f"{name}: got a TIFF of {size} bytes, expected less than 4 GiB; cut it into parts")
     kept = Ranges()
-    kept.keep(0, 0)
-    magic = b"II" if d.order == "<" else b"MM"
-    if d.big:
-        kept.insert(magic + struct.pack(d.order + "HHHQ", 43, 8, 0, start))
-    else:
-        kept.insert(magic + struct.pack(d.order + "HI", 42, start))
-    head = len(kept.parts[-1]) if isinstance(kept.parts[-1], bytes) else 0
-    kept.keep(head, size - head)
-    kept.insert(b"\0" * (start - size) + _written(entries, start, d))
+    kept.insert((b"II" if d.order == "<" else b"MM") + struct.pack(d.order + "HI", 42, start))
+    kept.keep(8, size - 8)
+    kept.insert(b"\0" * (start - size) + _written(entries, start, d.order))
     out.stream = kept.open(source)
 
 
-def _written(entries: dict[int, tuple[int, int, bytes]], start: int, d: _Directory) -> bytes:
-    count_as, entry_as, offset_as, inline = ("Q", "HHQ", "Q", 8) if d.big else ("H", "HHI", "I", 4)
-    width = struct.calcsize(d.order + entry_as) + inline
-    end = start + struct.calcsize(d.order + count_as) + width * len(entries) + inline
+def _written(entries: dict[int, tuple[int, int, bytes]], start: int, order: str) -> bytes:
+    """A directory of classic TIFF at `start`, its values after it. Pillow reads BigTIFF in one byte order only."""
+    end = start + 2 + 12 * len(entries) + 4
     table, values = bytearray(), bytearray()
     for tag, (kind, n, data) in sorted(entries.items()):
+        if kind == 16:
+            kind, data = 4, struct.pack(f"{order}{n}I", *struct.unpack(f"{order}{n}Q", data))
         value = data
-        if len(data) > inline:
-            value = struct.pack(d.order + offset_as, end + len(values))
+        if len(data) > 4:
+            value = struct.pack(order + "I", end + len(values))
             values += data + b"\0" * (len(data) % 2)
-        table += struct.pack(d.order + entry_as, tag, kind, n) + value.ljust(inline, b"\0")
-    return struct.pack(d.order + count_as, len(entries)) + bytes(table) + bytes(inline) + bytes(values)
+        table += struct.pack(order + "HHI", tag, kind, n) + value.ljust(4, b"\0")
+    return struct.pack(order + "H", len(entries)) + bytes(table) + bytes(4) + bytes(values)
