@@ -12,6 +12,7 @@ layout is no more than a wrapper around the engine, from (x_t, t) in picture spa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import lcm
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +24,9 @@ from zipsdk.checks import is_whole
 from zipsdk.errors import EngineError, InputError
 from zipsdk.noise import MAX_SIDE
 from zipsdk.spec import ModelSpec
+from zipsdk.state import pad, to_pictures, to_state
+
+__all__ = ["MAX_PIXELS_A_CALL", "Engine", "Layout", "Predictor", "pad", "plan", "round_up", "to_pictures", "to_state"]
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -45,31 +49,6 @@ class Engine(Protocol):
 
 def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
-
-
-def pad(pictures: Array, height: int, width: int) -> Array:
-    """Mirror (N, H, W, 3) pictures at the bottom and the right up to height x width; 1-pixel sides repeat."""
-    _, h, w, _ = pictures.shape
-    if (h, w) == (height, width):
-        return pictures
-    return np.pad(pictures, ((0, 0), (0, height - h), (0, width - w), (0, 0)), mode="reflect")
-
-
-def to_state(pictures: Array, height: int, width: int) -> F32:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, height, width) in [-1, 1], padded; see `pad`."""
-    x = pad(pictures, height, width).transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    x *= 1.0 / 127.5
-    x -= 1.0
-    return x
-
-
-def to_pictures(x: F32, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """The way back: (N, 3, H, W) -> uint8 (N, height, width, 3), cut, rounded and clipped."""
-    y = x[:, :, :height, :width] + 1.0
-    y *= 127.5
-    np.rint(y, out=y)
-    np.clip(y, 0.0, 255.0, out=y)
-    return np.ascontiguousarray(y.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 @dataclass(frozen=True)
@@ -210,10 +189,28 @@ class Predictor:
     def __call__(self, x: F32, t: int) -> F32:
         layout = self._layout
         if layout.windows > 1:
-            return self._windows(x, t)
+            out = np.empty_like(x)
+            for top, bottom, eps in self.strips(x, t, 1):
+                out[:, :, top:bottom] = eps
+            return out
         if (layout.height, layout.width) == (layout.canvas_height, layout.canvas_width):
             return self._engine_call(x, t)
         return self._tiled(x, t)
+
+    def strips(self, x: F32, t: int, unit: int) -> Iterator[tuple[int, int, F32]]:
+        """Predict eps from top to bottom, in strips as high as the windows allow.
+
+        Args:
+            unit: strips begin and end at multiples of this many rows.
+
+        Yields:
+            First row, row after the last, and their eps: float32 (N, 3, rows, width), valid until the next strip. The
+            caller may change these rows of x in the meantime: later windows read only the rows below.
+        """
+        if self._layout.windows > 1:
+            yield from self._windows(x, t, unit)
+        else:
+            yield 0, x.shape[2], self(x, t)
 
     def _engine_call(self, x: F32, t: int) -> F32:
         x = np.ascontiguousarray(x)
@@ -249,19 +246,29 @@ class Predictor:
         eps = eps.reshape(canvases, 3, a.rows, a.height, a.columns, a.width).transpose(0, 2, 4, 1, 3, 5)
         return eps.reshape(canvases * per, 3, a.height, a.width)[:k]
 
-    def _windows(self, x: F32, t: int) -> F32:
+    def _windows(self, x: F32, t: int, unit: int) -> Iterator[tuple[int, int, F32]]:
         a = self._layout
-        n = len(x)
+        n, _, height, width = x.shape
         places = [(y, x_, wy, wx) for y, wy in zip(a.ys, self._wy, strict=True)
                   for x_, wx in zip(a.xs, self._wx, strict=True)]  # fmt: skip
-        out = np.zeros_like(x)
         calls = max(1, MAX_PIXELS_A_CALL // (n * a.canvas_height * a.canvas_width))
-        for i in range(0, len(places), calls):
-            group = places[i : i + calls]
+        groups = [places[i : i + calls] for i in range(0, len(places), calls)]
+        # eps is complete above the first row of the next group's windows
+        ends = [*(group[0][0] // unit * unit for group in groups[1:]), height]
+        bottoms = [group[-1][0] + a.canvas_height for group in groups]
+        # rows top..top+len of the sum over windows: those that are not complete yet
+        top, held = 0, max(b - e for b, e in zip(bottoms, [0, *ends[:-1]], strict=True))
+        total = np.zeros((n, 3, held, width), x.dtype)
+        for group, end in zip(groups, ends, strict=True):
             cut = np.concatenate([x[:, :, y : y + a.canvas_height, x_ : x_ + a.canvas_width]
                                   for y, x_, _, _ in group])  # fmt: skip
             eps = self._engine_call(cut, t)
             for j, (y, x_, wy, wx) in enumerate(group):
-                window = out[:, :, y : y + a.canvas_height, x_ : x_ + a.canvas_width]
+                window = total[:, :, y - top : y - top + a.canvas_height, x_ : x_ + a.canvas_width]
                 window += eps[j * n : (j + 1) * n] * (wy[:, None] * wx[None, :])
-        return out
+            if end > top:
+                yield top, end, total[:, :, : end - top]
+                left = held - (end - top)
+                total[:, :, :left] = total[:, :, end - top :].copy()
+                total[:, :, left:] = 0
+                top = end

@@ -95,22 +95,30 @@ class Noise:
         self.ids = np.asarray(ids, dtype=np.uint64)
         self._key = (seed & 0xFFFFFFFF, seed >> 32)
 
-    def normal(self, step: int, height: int, width: int) -> F32:
-        """Standard normals for one step: float32 (N, 3, height, width); height and width at most `MAX_SIDE`."""
+    def normal(self, step: int, height: int, width: int, top: int = 0) -> F32:
+        """Draw standard normals for one step.
+
+        Args:
+            step: time step, or `STEP_INITIAL`.
+            height, width: of what is returned; width, and top + height, at most `MAX_SIDE`.
+            top: first row in the image. The values of a row do not depend on the other rows that are drawn with it.
+
+        Returns:
+            float32 (N, 3, height, width). Scratch memory is bounded whatever the size.
+        """
         out = np.empty((len(self.ids), 3, height, width), np.float32)
         # blocks of whole pictures while they are small, of whole rows when they are large
         pictures, rows = max(1, _BLOCK // (height * width)), max(1, min(height, _BLOCK // width))
         for i in range(0, len(self.ids), pictures):
             for y in range(0, height, rows):
-                self._fill(out, step, slice(i, i + pictures), slice(y, y + rows))
+                self._fill(out[i : i + pictures, :, y : y + rows], step, slice(i, i + pictures), top + y)
         return out
 
-    def _fill(self, out: F32, step: int, pictures: slice, rows: slice) -> None:
-        """The noise of some pictures' rows into `out` (N, 3, height, width)."""
-        block = out[pictures, :, rows]
+    def _fill(self, block: F32, step: int, pictures: slice, top: int) -> None:
+        """Write the noise of some images' rows, from row `top` on, into `block` (n, 3, rows, width)."""
         n, _, height, width = block.shape
         counter = np.empty((4, n, height, width), np.uint64)
-        y = np.arange(rows.start, rows.start + height, dtype=np.uint64)[:, None] << np.uint64(16)
+        y = np.arange(top, top + height, dtype=np.uint64)[:, None] << np.uint64(16)
         counter[0] = y | np.arange(width, dtype=np.uint64)
         counter[1] = step
         counter[2] = (self.ids[pictures] & _MASK)[:, None, None]

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import canvas as canvases
 from zipsdk import images, reverse
-from zipsdk.canvas import Engine
+from zipsdk.canvas import Engine, Layout, Predictor, plan
 from zipsdk.checks import is_whole
 from zipsdk.engines import load_engine
 from zipsdk.errors import InputError, ZipError
 from zipsdk.noise import Noise
 from zipsdk.schedule import step_table
+from zipsdk.state import STRIP_PIXELS, StateRows, to_pictures, to_state
 from zipsdk.streams import Ahead
 from zipsdk.transforms import Guide, GuidePerPicture, OneOf, Transform, parse, several
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from zipsdk.gpu.loop import DeviceLoop
 
 U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
 
 #: Settings by name: the paper's 20 steps from pure noise, and a warm start that does the same work in 4 evaluations.
 #: `start` is of 1000 time steps; a model with more or fewer begins at the same share of its own.
@@ -139,7 +140,7 @@ class Purifier:
         self.combine = combine
         self._divisor = lcm(*(g.divisor for g in self.guides))
         # a canvas that the engine refuses is told now, not at the first picture
-        canvases.plan(spec, spec.canvas, spec.canvas, self._divisor, canvas)
+        plan(spec, spec.canvas, spec.canvas, self._divisor, canvas)
         self.canvas = None if canvas is None else int(canvas)
         self._device_loop, self._host_loop = self._open_device_loop(graph)
 
@@ -301,7 +302,7 @@ class Purifier:
             groups.setdefault(p.shape, []).append(i)
         done = progress or (lambda n: None)
         # what cannot be done is said before anything is begun
-        plans = {size: canvases.plan(self.engine.spec, size[0], size[1], self._divisor, self.canvas) for size in groups}
+        plans = {size: plan(self.engine.spec, size[0], size[1], self._divisor, self.canvas) for size in groups}
         sizes = deque(groups)
         waits: deque[tuple[list[int], Callable[[], U8]]] = deque()
 
@@ -344,7 +345,7 @@ class Purifier:
     def _begin_size(
         self,
         rgb: U8,
-        layout: canvases.Layout,
+        layout: Layout,
         ids: npt.NDArray[np.uint64],
         seed: int,
         progress: Callable[[int], None],
@@ -355,25 +356,27 @@ class Purifier:
             return self._device_loop.start(rgb, layout, ids, which, seed, progress)
 
         def compute() -> U8:
-            predict = canvases.Predictor(self.engine, layout)
+            predict = Predictor(self.engine, layout)
             out = np.empty_like(rgb)
             for i in range(0, len(rgb), layout.pictures_per_call):
                 part = slice(i, i + layout.pictures_per_call)
-                out[part] = self._loop(rgb[part], layout, predict, Noise(seed, ids[part]))
+                self._loop(rgb[part], layout, predict, Noise(seed, ids[part]), out[part])
                 progress(len(out[part]))
             return out
 
         return compute
 
-    def _loop(self, rgb: U8, layout: canvases.Layout, predict: canvases.Predictor, noise: Noise) -> U8:
-        """uint8 (N, H, W, 3) of one size -> the same, purified."""
-        _, height, width, _ = rgb.shape
-        x_p = canvases.to_state(rgb, layout.height, layout.width)
+    def _loop(self, rgb: U8, layout: Layout, predict: Predictor, noise: Noise, out: U8) -> None:
+        """Purify uint8 (N, H, W, 3) of one size into `out`."""
+        n, height, width, _ = rgb.shape
+        x_p: F32 | StateRows = StateRows(rgb, layout.height, layout.width)
+        if n * layout.height * layout.width <= STRIP_PIXELS:  # one strip, read at every step: convert it once
+            x_p = to_state(rgb, layout.height, layout.width)
         guide: reverse.GuideLike = self.guides[0]
         if len(self.guides) > 1:
             guide = GuidePerPicture(self.guides, noise.choice(len(self.guides)))
         x = reverse.purify(predict, x_p, self.table, guide, noise, clip_x0=self.clip_x0)
-        return canvases.to_pictures(x, height, width)
+        to_pictures(x, height, width, out)
 
 
 def picture_ids(pictures: list[U8], ids: npt.ArrayLike | None, seed: int) -> npt.NDArray[np.uint64]:

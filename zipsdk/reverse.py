@@ -11,11 +11,14 @@ x_t = sqrt(ab) x0 + sqrt(1-ab) e is put in):
 One subtraction in picture space in place of N rectified estimates, no transform of e, and nothing grows: the paper's
 form multiplies and divides by sqrt(ab), about 0.01 at the start. The tests hold this function to the paper's literal
 form, in float64, for both algorithms.
+
+A step is elementwise but for eps, and for P within cells of a few rows. So images go through it in strips of rows, in
+place: one float32 state is all that grows with an image. The result is the same bit for bit, whatever the strips.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,16 +26,22 @@ import numpy.typing as npt
 
 from zipsdk.noise import STEP_INITIAL
 from zipsdk.schedule import Step, StepTable
+from zipsdk.state import STRIP_PIXELS, StateRows
 
 Array = npt.NDArray[Any]
 
 
 class NoiseSource(Protocol):
-    def normal(self, step: int, height: int, width: int) -> Array:
-        """Standard normals (N, 3, height, width) for a time step."""
+    def normal(self, step: int, height: int, width: int, top: int = 0) -> Array:
+        """Standard normals (N, 3, height, width) for a time step, of the rows from `top` on.
+
+        `top` is passed for images in strips alone, so a source for small images can do without.
+        """
 
 
 class GuideLike(Protocol):
+    """An optional attribute `strip_unit` permits strips; see `zipsdk.transforms.Guide`."""
+
     def __call__(self, r: Array) -> Array:
         """The combined projection of `r`."""
 
@@ -40,25 +49,53 @@ class GuideLike(Protocol):
         """The joint projection of `x`."""
 
 
-def first_state(x_p: Array, table: StepTable, guide: GuideLike, noise: NoiseSource) -> Array:
-    """x_T: pure noise, or for a warm start the noised guide sqrt(ab) P(x_P) + sqrt(1-ab) z.
+def _strips(top: int, bottom: int, row: int, unit: int | None) -> Iterator[tuple[int, int]]:
+    """Cut rows top..bottom into strips of `unit` rows or multiples; `row`: pixels in a row of all images together."""
+    step = bottom - top if unit is None else max(1, STRIP_PIXELS // (row * unit)) * unit
+    for a in range(top, bottom, step):
+        yield a, min(a + step, bottom)
+
+
+def _rows(x_p: Array | StateRows, top: int, bottom: int) -> Array:
+    return x_p.rows(top, bottom) if isinstance(x_p, StateRows) else x_p[:, :, top:bottom]
+
+
+def _normal(noise: NoiseSource, step: int, x: Array, top: int) -> Array:
+    """Noise for a strip `x` that begins at row `top`, in its dtype."""
+    size = x.shape[-2:]
+    z = noise.normal(step, *size, top) if top else noise.normal(step, *size)
+    return z.astype(x.dtype, copy=False)
+
+
+def first_state(
+    x_p: Array | StateRows, table: StepTable, guide: GuideLike, noise: NoiseSource, *, unit: int | None = None
+) -> Array:
+    """Make x_T: pure noise, or for a warm start the noised guide sqrt(ab) P(x_P) + sqrt(1-ab) z.
 
     The guide is what the transforms let through, never x_P itself: that would carry the trigger in.
+
+    Args:
+        unit: rows that strips are multiples of; None for whole images.
     """
-    z = noise.normal(STEP_INITIAL, *x_p.shape[-2:]).astype(x_p.dtype, copy=False)
-    if not table.warm:
-        return z
+    n, _, height, width = x_p.shape
+    x = np.empty(x_p.shape, x_p.dtype)
     ab = table.steps[0].ab
-    start = guide.joint(x_p)
-    start *= ab**0.5
-    z *= (1.0 - ab) ** 0.5
-    start += z
-    return start
+    for top, bottom in _strips(0, height, n * width, unit):
+        part = x[:, :, top:bottom]
+        z = _normal(noise, STEP_INITIAL, part, top)
+        if not table.warm:
+            part[...] = z
+            continue
+        start = guide.joint(_rows(x_p, top, bottom))
+        start *= ab**0.5
+        z *= (1.0 - ab) ** 0.5
+        np.add(start, z, out=part)
+    return x
 
 
 def purify(
     eps: Callable[[Array, int], Array],
-    x_p: Array,
+    x_p: Array | StateRows,
     table: StepTable,
     guide: GuideLike,
     noise: NoiseSource,
@@ -69,38 +106,49 @@ def purify(
     """Run the loop.
 
     Args:
-        eps: (x_t (N, 3, H, W), t) -> the predicted noise, same shape. It must not keep or change x_t.
-        x_p: the pictures to purify, (N, 3, H, W) in [-1, 1]; its dtype (float32; float64 as reference) is the state's.
+        eps: (x_t (N, 3, H, W), t) -> the predicted noise, same shape. It must not keep or change x_t. A
+            `zipsdk.canvas.Predictor` is asked for its strips.
+        x_p: the images to purify, (N, 3, H, W) in [-1, 1]; its dtype (float32; float64 as reference) is the state's.
+            `zipsdk.state.StateRows` converts them on the way.
         table: `zipsdk.schedule.step_table`. With all T steps and eta = 1 this is Algorithm 1.
-        guide: `zipsdk.transforms.Guide`.
+        guide: `zipsdk.transforms.Guide`. Without a `strip_unit` each step takes the images whole.
         noise: `zipsdk.noise.Noise`, or anything with its `normal`.
         clip_x0: clamp x0~ to [-1, 1] at each step (e is kept as predicted). The paper does not.
-        callback: called after each step with the step and x0~ (valid during the call).
+        callback: called after each step with the step and x0~ (valid during the call); takes the images whole.
 
     Returns:
-        The restored pictures, a new array like `x_p`; values may leave [-1, 1] a little.
+        The restored images, a new array like `x_p`; values may leave [-1, 1] a little.
     """
-    x = first_state(x_p, table, guide, noise)
-    x0 = np.empty_like(x)
+    n, _, height, width = x_p.shape
+    unit = getattr(guide, "strip_unit", None) if callback is None else None
+    predict = getattr(eps, "strips", None) if unit is not None else None
+    x = first_state(x_p, table, guide, noise, unit=unit)
     for step in table.steps:
-        e = eps(x, step.t)
-        np.multiply(e, step.b, out=x0)
-        x *= step.a
-        np.subtract(x, x0, out=x0)  # x0 = a x_t - b e
-
-        correction = guide(x_p - x0)
-        correction *= step.w
-        x0 += correction
-        if clip_x0:
-            np.clip(x0, -1.0, 1.0, out=x0)
-        if callback is not None:
-            callback(step, x0)
-
-        np.multiply(x0, step.c, out=x)
-        if step.d:
-            x += np.multiply(e, step.d, out=correction)
-        if step.s:
-            z = noise.normal(step.t, *x.shape[-2:]).astype(x.dtype, copy=False)
-            z *= step.s
-            x += z
+        parts = predict(x, step.t, unit) if predict else [(0, height, eps(x, step.t))]
+        for first, last, e in parts:
+            for top, bottom in _strips(first, last, n * width, unit):
+                part, e_part = x[:, :, top:bottom], e[:, :, top - first : bottom - first]
+                x0, scratch = _estimate(part, e_part, _rows(x_p, top, bottom), step, guide)
+                if clip_x0:
+                    np.clip(x0, -1.0, 1.0, out=x0)
+                if callback is not None:
+                    callback(step, x0)
+                np.multiply(x0, step.c, out=part)
+                if step.d:
+                    part += np.multiply(e_part, step.d, out=scratch)
+                if step.s:
+                    z = _normal(noise, step.t, part, top)
+                    z *= step.s
+                    part += z
     return x
+
+
+def _estimate(x: Array, e: Array, x_p: Array, step: Step, guide: GuideLike) -> tuple[Array, Array]:
+    """x0~ of a strip, and an array of its shape that is free; `x` is overwritten."""
+    x0 = np.multiply(e, step.b)
+    x *= step.a
+    np.subtract(x, x0, out=x0)  # x0 = a x_t - b e
+    correction = guide(x_p - x0)
+    correction *= step.w
+    x0 += correction
+    return x0, correction

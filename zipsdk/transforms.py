@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import lcm
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,11 @@ MAX_DIVISOR = 2048
 
 @runtime_checkable
 class Transform(Protocol):
-    """A linear map on pictures. Any object with these members can be passed to `zipsdk.Purifier`."""
+    """A linear map on pictures. Any object with these members can be passed to `zipsdk.Purifier`.
+
+    An optional attribute ``local = True`` declares that each cell of `divisor` x `divisor` pixels is transformed alone.
+    Large images then pass through in strips of rows, which saves memory; other transforms see whole images.
+    """
 
     @property
     def divisor(self) -> int:
@@ -54,6 +58,7 @@ class Blur:
     """
 
     n: int
+    local: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not is_whole(self.n) or self.n < 2:
@@ -92,6 +97,7 @@ class Grayscale:
     """The mean of the three colours; A^+ repeats it (paper, appendix C: A = [1/3, 1/3, 1/3], not Rec. 601)."""
 
     divisor: int = 1
+    local: ClassVar[bool] = True
 
     def forward(self, x: Array) -> Array:
         y = x[:, 0] + x[:, 1]
@@ -128,6 +134,8 @@ class Linear:
     Raises:
         InputError: not a matrix, not finite, shapes that do not fit, or a matrix that keeps everything (P = I).
     """
+
+    local = True
 
     def __init__(self, matrix: npt.ArrayLike, block: tuple[int, int] = (1, 1)):
         sides = tuple(block) if isinstance(block, Iterable) else ()
@@ -184,6 +192,8 @@ class Linear:
 
 class SeparableLinear:
     """What `Linear.separable` makes."""
+
+    local = True
 
     def __init__(self, rows: npt.ArrayLike, columns: npt.ArrayLike):
         (self._r, self._r_pinv), (self._c, self._c_pinv) = _pinv(rows, "rows"), _pinv(columns, "columns")
@@ -282,6 +292,10 @@ class Guide:
             P1 + P2 - P1 P2, which honours every transform at once. It is an orthogonal projection where the transforms
             commute, as blurs (one n a multiple of the other) and grey do.
 
+    Attributes:
+        strip_unit: a strip of a multiple of this many rows is projected the same alone as within its image; None where
+            a transform is not `local`, so that only whole images are.
+
     Raises:
         InputError: no transform, an unknown `combine`, a divisor above `MAX_DIVISOR`, or transforms that together keep
             everything.
@@ -298,6 +312,7 @@ class Guide:
             raise InputError(f"combine: got {combine!r}, wanted 'mean' (the paper) or 'joint'")
         self.combine = combine
         self.divisor = lcm(*(t.divisor for t in self.transforms))
+        self.strip_unit = self.divisor if all(getattr(t, "local", False) for t in self.transforms) else None
         side, names = self.divisor, "+".join(map(str, self.transforms))
         if side > MAX_DIVISOR:
             raise InputError(
@@ -333,6 +348,9 @@ class GuidePerPicture:
 
     def __init__(self, guides: Sequence[Guide], which: npt.NDArray[np.intp]):
         self._parts = [(g, np.flatnonzero(which == i)) for i, g in enumerate(guides)]
+        units = [g.strip_unit for g in guides]
+        #: see `Guide`
+        self.strip_unit = lcm(*(u for u in units if u is not None)) if None not in units else None
 
     def _each(self, x: Array, joint: bool) -> Array:
         out = np.empty_like(x)

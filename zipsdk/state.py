@@ -1,0 +1,73 @@
+"""uint8 images -> the loop's float32 state and back, in strips of rows where an image is large."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+
+#: Pixels that are converted, or go through the elementwise part of a step, at once: their arrays stay in the cache.
+STRIP_PIXELS = 1 << 15
+
+
+def pad(pictures: Array, height: int, width: int) -> Array:
+    """Mirror (N, H, W, 3) pictures at the bottom and the right up to height x width; 1-pixel sides repeat."""
+    _, h, w, _ = pictures.shape
+    if (h, w) == (height, width):
+        return pictures
+    return np.pad(pictures, ((0, 0), (0, height - h), (0, width - w), (0, 0)), mode="reflect")
+
+
+def to_state(pictures: Array, height: int, width: int) -> F32:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, height, width) in [-1, 1], padded; see `pad`."""
+    return _to_float(pad(pictures, height, width))
+
+
+def _to_float(images: Array) -> F32:
+    x = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    x *= 1.0 / 127.5
+    x -= 1.0
+    return x
+
+
+class StateRows:
+    """`to_state` of large images, converted a strip at a time: what `zipsdk.reverse.purify` takes in place of an array.
+
+    Args:
+        images: uint8 (N, H, W, 3); they are not copied.
+        height, width: of the state, as for `to_state`.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, images: Array, height: int, width: int):
+        n, h, w, _ = images.shape
+        self.shape = (n, 3, height, width)
+        self._images = images
+        self._rows, self._columns = (
+            np.pad(np.arange(old), (0, new - old), mode="reflect") for old, new in ((h, height), (w, width))
+        )
+
+    def rows(self, top: int, bottom: int) -> F32:
+        """Return rows top..bottom of the state: float32 (N, 3, bottom - top, width), a new array."""
+        part = self._images[:, self._rows[top:bottom]]
+        return _to_float(part if part.shape[2] == len(self._columns) else part[:, :, self._columns])
+
+
+def to_pictures(x: F32, height: int, width: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+    """Convert a state back: (N, 3, H, W) -> uint8 (N, height, width, 3), cut, rounded and clipped; into `out` if given."""
+    n = len(x)
+    if out is None:
+        out = np.empty((n, height, width, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // max(1, n * width))  # strips, because the float32 copy is four times the result
+    for top in range(0, height, rows):
+        y = x[:, :, top : min(top + rows, height), :width] + 1.0
+        y *= 127.5
+        np.rint(y, out=y)
+        np.clip(y, 0.0, 255.0, out=y)
+        out[:, top : top + rows] = y.astype(np.uint8).transpose(0, 2, 3, 1)
+    return out
