@@ -169,8 +169,12 @@ def test_foreign_files_are_not_overwritten(purify, tmp_path, capsys):
     ("inputs", "out", "text"),
     [
         (["nowhere"], "out", "no such file or folder"),
-        (["nowhere/*.png"], "out", "no picture there"),
-        (["empty"], "out", "no picture there"),
+        (["nowhere/*.png"], "out", "no picture there, because nowhere is no folder; check the path"),
+        (["empty"], "out", "no picture there; wanted some of .apng"),
+        (["in/*.jpg"], "out", "no picture there: nothing in the folder in matches *.jpg; check the pattern"),
+        (["in/*.PNG"], "out", "in/000.png does if letter case is ignored: write the pattern as the names are"),
+        (["f*"], "out", "no picture there, but 1 matches of f* in ., such as file; wanted some of .apng"),
+        (["*/../in/*.png"], "out", "got '..' behind a pattern, expected names only; give the folder itself"),
         (["in"], "clean.png", "the output is a folder"),
         (["in"], "file", "cannot be used as the output folder"),
     ],
@@ -181,3 +185,17 @@ def test_wrong_inputs(purify, tmp_path, monkeypatch, capsys, inputs, out, text):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     refused(capsys, purify(*inputs, "-o", out), 2, text)
+
+
+@pytest.mark.parametrize("where", ["IN", "OUT", "--model", "--sheet"])
+@pytest.mark.parametrize("text", ["", "a\0b.png"])
+def test_paths_that_are_none_are_refused(purify, tmp_path, capsys, where, text):
+    """ "$UNSET" must not purify the folder that the shell is in."""
+    src = folder(tmp_path / "in", 1)
+    args = {"IN": [text, "-o", tmp_path / "out"], "OUT": [src, "-o", text]}
+    with pytest.raises(SystemExit) as e:
+        purify(*args.get(where, [src, "-o", tmp_path / "out", where, text]))
+    assert e.value.code == 2 and not (tmp_path / "out").exists()
+    assert ("got an empty path, expected a name" if text == "" else "expected a path without zero bytes") in (
+        capsys.readouterr().err
+    )

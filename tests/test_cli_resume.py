@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from folders import contents, finished, folder, names, picture, records, refused, state
 
 from zipsdk.cli import main
-from zipsdk.errors import InputError
-from zipsdk.manifest import MANIFEST, Job, Manifest
+from zipsdk.manifest import MANIFEST
 
 ROOT = Path(__file__).parents[1]
 
@@ -213,17 +210,6 @@ def test_an_output_whose_line_was_not_written_is_done_again(purify, tmp_path):
     assert contents(out) == full
 
 
-def test_a_damaged_manifest_is_refused_and_a_torn_header_is_none(purify, tmp_path, capsys):
-    src = folder(tmp_path / "in", 2)
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / MANIFEST).write_text('{"zipsdk_manifest": 9}\n')
-    refused(capsys, purify(src, "-o", out), 2, "another version")
-    (out / MANIFEST).write_text('{"zipsdk_mani')
-    assert purify(src, "-o", out) == 0
-    assert len(finished(out)) == 2
-
-
 def command(src: Path, out: Path, model: str, *options: str) -> list[str]:
     """A run of its own that takes seconds, and that can be interrupted also where the tests run in the background."""
     code = (
@@ -246,6 +232,7 @@ def start_and_stop(args: list[str], out: Path, lines: int, sig: signal.Signals) 
         return process.returncode, err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_kill_9_in_the_middle_of_200_pictures(model, tmp_path):
     src = folder(tmp_path / "in", 200)
@@ -294,30 +281,3 @@ def test_two_runs_in_one_folder(model, tmp_path, capsys):
             time.sleep(0.002)
         refused(capsys, main(args[3:]), 2, "another zipsdk run writes there")
         process.kill()
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_two_runs_in_one_folder_of_windows(tmp_path, monkeypatch, overwrite):
-    """There no one else can read or write a byte that is locked, so it must lie where no one does."""
-    out, held = tmp_path / "out", set()
-
-    def locking(fd, mode, size):
-        assert (mode, size) == ("at once", 1)
-        byte = os.fstat(fd).st_ino, os.lseek(fd, 0, os.SEEK_CUR)
-        if byte in held:
-            raise PermissionError(13, "Permission denied")
-        held.add(byte)
-
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK="at once", locking=locking))
-    first = Manifest(out, [], {"steps": 2}, 5, False)
-    with pytest.raises(InputError, match="another zipsdk run writes there; wait for it"):
-        Manifest(out, [], {"steps": 2}, None, overwrite)
-    first.finished((Job(tmp_path / "a.png", "a.png"), 1, 2))
-    assert [at > 1e9 for _, at in held] == [True]
-    assert (out / MANIFEST).stat().st_size < 1000
-
-    first.close()
-    held.clear()  # as the system does
-    Manifest(out, [], {"steps": 2}, 5, overwrite).close()
-    assert [next(iter(r)) for r in records(out)] == ["zipsdk_manifest", *([] if overwrite else ["done"])]
