@@ -10,12 +10,18 @@ ZIPSDK_DATA names, for CIFAR-10, GTSRB, Imagenette, or any data set in the Image
     <name>/<split>/                         class/picture in folders
 
 where split is "train" or "test" ("val" is taken for "test" where that is what the data set calls it).
+
+Images are what the SDK reads (`zipsdk.images.SUFFIXES`). Links to files and folders are followed. A folder is a class,
+whether it has images or not: one without keeps its number, with a UserWarning that names it. Hidden files and folders
+do not count.
 """
 
 from __future__ import annotations
 
 import csv
 import os
+import stat
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -27,11 +33,11 @@ import numpy.typing as npt
 
 from bench.cifar_pickle import read_cifar_pickle
 from zipsdk.errors import InputError
+from zipsdk.images import SUFFIXES
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 #: The folder of data where none is given.
 VARIABLE = "ZIPSDK_DATA"
 SPLITS = {"train": ("train",), "test": ("test", "val")}
@@ -70,14 +76,64 @@ def read_files(source: str | Path) -> Iterator[bytes]:
     """The picture files of a zip archive or of a folder and the folders in it, in the order of their names."""
     source = Path(source)
     if source.is_dir():
-        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
-            yield path.read_bytes()
+        for name in sorted(n for n in _walk(source) if _is_image(n)):
+            yield (source / name).read_bytes()
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
-            for name in sorted(n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES):
+            for name in sorted(n for n in _entries(archive, source) if _is_image(n)):
                 yield archive.read(name)
     else:
         raise SystemExit(f"{source}: got neither a folder nor a zip archive of pictures; name one of these")
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith("__MACOSX/") or "/." in f"/{name}"
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """What is below a folder, by names relative to it: folders with "/" at their end. Links are followed, except to a
+    folder that they are in.
+
+    Raises:
+        InputError: a link to nothing that is named like an image: it was one, and would be missed.
+    """
+    pending: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(root, "", frozenset())]
+    while pending:
+        folder, prefix, above = pending.pop()
+        status = folder.stat()
+        here = status.st_dev, status.st_ino
+        if here in above:
+            warnings.warn(f"{folder}: a link to a folder that it is in: it is not followed", UserWarning, stacklevel=2)
+            continue
+        for path in folder.iterdir():
+            name = prefix + path.name
+            if path.is_dir():
+                if not _is_hidden(f"{name}/"):
+                    yield f"{name}/"
+                    pending.append((path, f"{name}/", above | {here}))
+            elif path.is_file():
+                yield name
+            elif path.is_symlink() and _is_image(name):
+                raise InputError(f"{path}: got a link to nothing, expected an image; copy the file there or remove it")
+
+
+def _entries(archive: zipfile.ZipFile, source: Path) -> Iterator[str]:
+    """The names in an archive.
+
+    Raises:
+        InputError: an entry is a link, which would be read as its target's name.
+    """
+    for entry in archive.infolist():
+        if stat.S_ISLNK(entry.external_attr >> 16) and not _is_hidden(entry.filename):
+            raise InputError(
+                f"{source}: got the link {entry.filename}, expected files and folders; "
+                "make the archive again with what its links lead to"
+            )
+        yield entry.filename
 
 
 def list_pictures(name: str, split: str, folder: str | Path | None = None) -> Listing:
@@ -127,18 +183,30 @@ def _by_class(
     source: Path, names: Iterable[str], known: dict[str, str] | None
 ) -> tuple[list[str], tuple[str, ...], I64]:
     """Sorted names of the pictures among `names`, each class/picture; the classes; each picture's."""
-    kept = sorted(
-        n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith("__MACOSX/") and "/." not in f"/{n}"
-    )
+    names = [n for n in names if not _is_hidden(n)]
+    kept = sorted(n for n in names if _is_image(n))
     if not kept:
         raise InputError(f"{source}: got no pictures, wanted a folder for each class with its pictures")
     if odd := [n for n in kept if n.count("/") != 1]:
         raise InputError(f"{source}: got {odd[0]}, wanted class/picture, one folder deep")
     folders = [n.split("/")[0] for n in kept]
-    classes = known or {f: f for f in sorted(set(folders))}
+    empty = sorted({n.split("/")[0] for n in names if "/" in n} - set(folders))
+    classes = known or {f: f for f in sorted({*folders, *empty})}
     if strange := sorted(set(folders) - set(classes)):
         raise InputError(
             f"{source}: got a folder {strange[0]}, wanted only {', '.join(classes)}, which are the classes"
+        )
+    if empty:
+        warnings.warn(
+            f"{source}: no images in {', '.join(empty[:10])}{' and more' * (len(empty) > 10)}, of the suffixes "
+            f"{' '.join(sorted(SUFFIXES))}: "
+            + (
+                "they stay classes; remove the folders if they are none"
+                if known is None
+                else "classes keep their numbers"
+            ),
+            UserWarning,
+            stacklevel=2,
         )
     number = {f: i for i, f in enumerate(classes)}
     return kept, tuple(classes.values()), np.array([number[f] for f in folders], np.int64)
@@ -147,7 +215,7 @@ def _by_class(
 def _archive(path: Path, known: dict[str, str] | None) -> Listing:
     try:
         with zipfile.ZipFile(path) as archive:
-            names, classes, labels = _by_class(path, archive.namelist(), known)
+            names, classes, labels = _by_class(path, _entries(archive, path), known)
     except zipfile.BadZipFile as e:
         raise InputError(f"{path}: got a damaged archive ({e}), wanted a zip; copy it again") from e
 
@@ -160,8 +228,7 @@ def _archive(path: Path, known: dict[str, str] | None) -> Listing:
 
 
 def _folders(path: Path, known: dict[str, str] | None) -> Listing:
-    files = (p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-    names, classes, labels = _by_class(path, files, known)
+    names, classes, labels = _by_class(path, _walk(path), known)
     return Listing(
         f"{path.parent.name}/{path.name}",
         names,
