@@ -32,6 +32,7 @@ class Record:
 
     kind: str
     inputs: int = 0
+    distinct: int = 0
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     findings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class Record:
     def add(self, other: dict[str, Any]) -> None:
         """Add the numbers of a serialized record."""
         self.inputs += other["inputs"]
+        self.distinct += other["distinct"]
         self.accepted += other["accepted"]
         self.refused.update(other["refused"])
         self.slowest = max(self.slowest, other["slowest"])
@@ -146,7 +148,7 @@ def run_chunk(name: str, number: int, count: int, folder: Path, *, poison: Colle
         announce: told each input before it runs.
     """
     kind, record, memory = kind_of(name), Record(name), Memory()
-    files = 0
+    files, seen = 0, set[str]()
     base = settings(
         max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck),
         phases=[Phase.generate], print_blob=False,
@@ -157,9 +159,10 @@ def run_chunk(name: str, number: int, count: int, folder: Path, *, poison: Colle
         if record.inputs >= count:  # Hypothesis may draw some more
             return
         record.inputs += 1
+        seen.add(name_of := digest(recipe))
         if record.inputs == WARM_UP:  # before that, libraries open files of their own
             files = open_files()
-        if digest(recipe) in poison:
+        if name_of in poison:
             return
         announce(recipe)
         result, seconds, grown, wrong = failure_of(kind, recipe, folder, memory)
@@ -172,6 +175,7 @@ def run_chunk(name: str, number: int, count: int, folder: Path, *, poison: Colle
             record.refused[result] += 1
 
     seed(f"{name} {number}")(base(_property(kind.draw, use)))()
+    record.distinct = len(seen)
     if files and (more := open_files() - files) > max(3, (count - WARM_UP) // 20):
         note(record, {}, Violation(f"{more} files are left open by {count - WARM_UP} inputs"))
     if shrink:

@@ -73,15 +73,17 @@ def main(argv: list[str]) -> None:
     from hypothesis import strategies as st
 
     from fuzz import engine
-    from fuzz.recipes import Recipe
+    from fuzz.recipes import Recipe, digest
     from fuzz.worker import write
 
-    record, memory = engine.Record(kind), engine.Memory()
+    record, memory, seen = engine.Record(kind), engine.Memory(), set[str]()
     scratch = Path(tempfile.mkdtemp(prefix="fuzz-"))
     file = state / "chunks" / f"guided-{kind}.json"
 
     def use(recipe: Recipe) -> None:
         record.inputs += 1
+        seen.add(digest(recipe))
+        record.distinct = len(seen)
         result, seconds, grown, wrong = engine.failure_of(KINDS[kind], recipe, scratch / "input", memory)
         record.slowest, record.megabytes = max(record.slowest, seconds), max(record.megabytes, grown)
         if wrong is not None:

@@ -46,7 +46,7 @@ def _file(make: Callable[[Draw], bytes], *suffixes: str) -> Callable[[Draw], Rec
     def draw_file(draw: Draw) -> Recipe:
         return {
             "suffix": draw(st.sampled_from((*suffixes * 4, ".png", ".jpg"))),
-            "via": draw(st.sampled_from(("path", "path", "path", "object"))),
+            "via": draw(st.sampled_from(("path",) * 7 + ("object",))),
             "data": pack(make(draw)),
         }
 
