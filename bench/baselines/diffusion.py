@@ -34,9 +34,9 @@ from bench.baselines.simple import (
 )
 from zipsdk import reverse
 from zipsdk.canvas import Engine, Predictor, plan, to_pictures, to_state
+from zipsdk.discovery import same_file
 from zipsdk.errors import InputError
 from zipsdk.files import model_hashes
-from zipsdk.jobs import same_file
 from zipsdk.models import find
 from zipsdk.noise import Noise
 from zipsdk.schedule import PAPER_STEPS, StepTable, step_table
