@@ -36,9 +36,7 @@ class Picture:
 def check_array(a: npt.NDArray[Any], layout: str, max_pixels: int, where: str) -> None:
     """Refuse an array by its dtype and shape; the values are for `read_array`."""
     if (a.dtype.kind, a.dtype.itemsize) not in {("u", 1), ("u", 2), ("f", 2), ("f", 4), ("f", 8)}:
-        raise InputError(
-            f"{where}got an array of dtype {a.dtype}, wanted {_ARRAYS}: convert it to the one whose range it has"
-        )
+        raise InputError(f"{where}got an array of dtype {a.dtype}, wanted {_ARRAYS}: {_conversion(a.dtype)}")
     first, last = (-3, -1) if layout == "NCHW" else (-1, -3)
     if a.ndim not in (2, 3, 4) or (a.ndim > 2 and a.shape[first] not in (1, 3, 4)):
         hint = "pass one picture or a batch of pictures"
@@ -58,6 +56,19 @@ def check_array(a: npt.NDArray[Any], layout: str, max_pixels: int, where: str) -
         )
 
 
+def _conversion(dtype: np.dtype[Any]) -> str:
+    """What to do with an array of a dtype whose range nothing tells."""
+    if dtype.kind == "b":
+        return "pass x * np.uint8(255)"
+    if dtype.kind in "iu":
+        return "pass x.astype(np.uint8) where it is 0..255, x.astype(np.uint16) where it is 0..65535"
+    if dtype.kind == "f" or dtype.name.startswith(("bfloat", "float8")):
+        return "pass x.astype(np.float32) where it is 0..1"
+    if dtype.kind == "O":
+        return "pass a list of arrays, or np.stack(x) where they have one size"
+    return "convert it to the one whose range it has"
+
+
 def read_array(a: npt.NDArray[Any], layout: str, at: tuple[int, ...], where: str = "") -> Picture:
     """A checked array of two or three axes -> Picture. `at`: where it stands in its batch, for messages."""
     if a.dtype.kind == "f":
@@ -67,7 +78,12 @@ def read_array(a: npt.NDArray[Any], layout: str, at: tuple[int, ...], where: str
             i = tuple(int(k) for k in np.unravel_index(int(np.argmin(good)), good.shape))
             raise InputError(
                 f"{where}got {float(a[i])} at index {at + i} of a {a.dtype} array, wanted values in [0, 1]: "
-                f"divide by the array's range, or pass uint8 (0..255)"
+                + (
+                    "divide by the array's range (of -1..1 pass (x + 1) / 2), or pass uint8: x.astype(np.uint8) where "
+                    "it is 0..255"
+                    if np.isfinite(a[i])
+                    else "no image has it; mend what made the array"
+                )
             )
     dtype, grey_2d = a.dtype, a.ndim == 2
     if grey_2d:

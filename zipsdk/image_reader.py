@@ -115,9 +115,10 @@ def _refusal(name: str, exc: Exception, item: Any) -> PictureError:
         got, hint = "a file that may not be read", "check its permissions"
     elif isinstance(exc, MemoryError):
         hint = "not enough memory; make it smaller, or cut it into parts"
+    elif isinstance(item, Image.Image) and getattr(item, "fp", item) is None:  # Pillow's sign for it
+        got, hint = "an image that is closed", "open it again; load() keeps an image beyond its file"
     elif isinstance(exc, ValueError) and "closed" in str(exc):
-        what = "an image" if isinstance(item, Image.Image) else "a file"
-        got, hint = f"{what} that is closed", "open it again" + ("; load() keeps an image" if what[1] == "n" else "")
+        got, hint = "a file that is closed", "open it again"
     elif isinstance(exc, UnidentifiedImageError):
         got, hint = "a file that is none of these, or a damaged one", "convert it to PNG or JPEG"
         if isinstance(item, (bytes, bytearray, memoryview)):
