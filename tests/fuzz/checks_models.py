@@ -25,7 +25,7 @@ def check_spec(recipe: Recipe, folder: Path) -> str:
     """Read a spec from text; a valid one gives a table of steps and a layout, or is refused by `InputError`."""
     del folder
     try:
-        spec = ModelSpec.from_json(recipe["text"], "model.onnx")
+        spec = ModelSpec.from_json(unpack(recipe["data"]).decode(), "model.onnx")
     except ModelError as e:
         demand(str(e).startswith("model.onnx"), f"a refusal that does not name the file: {str(e)[:80]}")
         str(e).encode()

@@ -90,7 +90,7 @@ PLAN: dict[str, Any] = {
 
 def odd_spec(draw: Draw) -> Recipe:
     """Draw the recipe of a model's spec."""
-    return {"text": odd_object(draw, SPEC), "side": draw(st.sampled_from((1, 8, 33, 200)))}
+    return {"data": pack(odd_object(draw, SPEC).encode()), "side": draw(st.sampled_from((1, 8, 33, 200)))}
 
 
 def odd_sidecar(draw: Draw) -> Recipe:
