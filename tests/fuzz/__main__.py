@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from importlib import metadata
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
     state = args.state.absolute()
     if args.new and state.exists():
         shutil.rmtree(state)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended, too
     start = time.perf_counter()
     todo = pool.tasks(kinds, args.scale)
     pool.run(state, todo, args.jobs)

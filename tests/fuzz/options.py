@@ -17,7 +17,8 @@ from zipsdk.purifier import Purifier
 #: Values by name, because JSON has neither NaN nor NumPy's numbers.
 VALUES: dict[str, Any] = {
     "none": None, "zero": 0, "one": 1, "two": 2, "three": 3, "many": 10**30, "minus": -1, "half": 0.5,
-    "nan": float("nan"), "inf": float("inf"), "-inf": float("-inf"), "tiny": 1e-320, "large": 1e308, "true": True, "text": "x", "empty": "",
+    "nan": float("nan"),
+    "inf": float("inf"), "-inf": float("-inf"), "tiny": 1e-320, "large": 1e308, "true": True, "text": "x", "empty": "",
     "list": [1], "bytes": b"x", "np int": np.int64(2), "np float": np.float32(0.5), "np array": np.array([2]),
     "object": object, "complex": 1j, "64": 64, "32": 32, "999": 999, "1000": 1000, "2**64": 2**64, "2**64-1": 2**64 - 1,
     "blur2": "blur2", "gray": "gray", "blur2+gray": "blur2+gray", "blur2|gray": "blur2|gray", "blur64": "blur64",

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 #: Address space above what the process has at its start: a safety net below the machine's memory.
 ADDRESS_SPACE = 8 << 30
@@ -44,12 +45,17 @@ def main(argv: list[str]) -> None:
     poison_file = state / "poison.json"
     poison = set(json.loads(poison_file.read_text())) if poison_file.exists() else set()
     running = state / "running" / f"{kind}-{number}.json"
+    parent = os.getppid()
+
+    def announce(recipe: dict[str, Any]) -> None:
+        if os.getppid() != parent:  # nobody waits for the record, and a new run may have begun the same chunk
+            raise SystemExit("the run has ended")
+        write(running, json.dumps(recipe))
+
     # in memory where there is a file system for it: an input is a file or a folder of files
     scratch = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     try:
-        record = run_chunk(
-            kind, number, count, scratch / "input", poison=poison, announce=lambda r: write(running, json.dumps(r))
-        )
+        record = run_chunk(kind, number, count, scratch / "input", poison=poison, announce=announce)
         from fuzz import commands
 
         commands.forget_template()
