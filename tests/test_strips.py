@@ -163,3 +163,9 @@ def test_a_state_becomes_images_in_the_array_that_is_given():
 def test_noise_of_a_strip_is_that_of_the_whole(top, width):
     noise = Noise(2**64 - 2, [0, 2**64 - 1])
     np.testing.assert_array_equal(noise.normal(4, 40 - top, width, top), noise.normal(4, 40, width)[:, :, top:])
+
+
+def test_no_images_give_no_images():
+    table, guide = step_table(FLEXIBLE, lam=2.0, start=300), Guide([Blur(2)])
+    got = reverse.purify(lambda x, t: x, np.zeros((0, 3, 32, 32)), table, guide, Noise(1, []))
+    assert got.shape == (0, 3, 32, 32)

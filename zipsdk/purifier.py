@@ -304,15 +304,15 @@ class Purifier:
         # what cannot be done is said before anything is begun
         plans = {size: plan(self.engine.spec, size[0], size[1], self._divisor, self.canvas) for size in groups}
         sizes = deque(groups)
-        waits: deque[tuple[list[int], Callable[[], U8]]] = deque()
+        waits: deque[tuple[list[int], Callable[[], Iterable[U8]]]] = deque()
 
         def begin() -> None:
             # two at a time: while one computes, the next goes up; each has buffers of its own, and sizes may be many
             while sizes and len(waits) < 2:
                 size = sizes.popleft()
                 members = groups[size]
-                rgb = np.stack([pictures[i] for i in members])
-                waits.append((members, self._begin_size(rgb, plans[size], numbers[members], seed, done)))
+                same = [pictures[i] for i in members]
+                waits.append((members, self._begin_size(same, plans[size], numbers[members], seed, done)))
 
         def give_up() -> None:
             """After an error: what is on its way on a GPU must not stay in flight."""
@@ -344,30 +344,32 @@ class Purifier:
 
     def _begin_size(
         self,
-        rgb: U8,
+        same: list[U8],
         layout: Layout,
         ids: npt.NDArray[np.uint64],
         seed: int,
         progress: Callable[[int], None],
-    ) -> Callable[[], U8]:
-        """Pictures of one size: uint8 (N, H, W, 3)."""
+    ) -> Callable[[], Iterable[U8]]:
+        """Start on images of one size, each uint8 (H, W, 3), at least one."""
         if self._device_loop is not None and layout.windows == 1:
             which = Noise(seed, ids).choice(len(self.guides)) if len(self.guides) > 1 else 0
-            return self._device_loop.start(rgb, layout, ids, which, seed, progress)
+            return self._device_loop.start(np.stack(same), layout, ids, which, seed, progress)
 
-        def compute() -> U8:
+        def compute() -> list[U8]:
             predict = Predictor(self.engine, layout)
-            out = np.empty_like(rgb)
-            for i in range(0, len(rgb), layout.pictures_per_call):
+            out: list[U8] = []
+            for i in range(0, len(same), layout.pictures_per_call):
                 part = slice(i, i + layout.pictures_per_call)
-                self._loop(rgb[part], layout, predict, Noise(seed, ids[part]), out[part])
-                progress(len(out[part]))
+                # a view of a single image: a copy of a large one costs memory
+                rgb = np.stack(same[part]) if len(same[part]) > 1 else same[i][None]
+                out += list(self._loop(rgb, layout, predict, Noise(seed, ids[part])))
+                progress(len(rgb))
             return out
 
         return compute
 
-    def _loop(self, rgb: U8, layout: Layout, predict: Predictor, noise: Noise, out: U8) -> None:
-        """Purify uint8 (N, H, W, 3) of one size into `out`."""
+    def _loop(self, rgb: U8, layout: Layout, predict: Predictor, noise: Noise) -> U8:
+        """uint8 (N, H, W, 3) of one size -> the same, purified."""
         n, height, width, _ = rgb.shape
         x_p: F32 | StateRows = StateRows(rgb, layout.height, layout.width)
         if n * layout.height * layout.width <= STRIP_PIXELS:  # one strip, read at every step: convert it once
@@ -376,7 +378,7 @@ class Purifier:
         if len(self.guides) > 1:
             guide = GuidePerPicture(self.guides, noise.choice(len(self.guides)))
         x = reverse.purify(predict, x_p, self.table, guide, noise, clip_x0=self.clip_x0)
-        to_pictures(x, height, width, out)
+        return to_pictures(x, height, width)
 
 
 def picture_ids(pictures: list[U8], ids: npt.ArrayLike | None, seed: int) -> npt.NDArray[np.uint64]:
@@ -384,10 +386,11 @@ def picture_ids(pictures: list[U8], ids: npt.ArrayLike | None, seed: int) -> npt
     if ids is None:
         # keyed, so that whoever does not know the seed cannot choose a picture by its noise
         key = seed.to_bytes(8, "little")
-        numbers = [
-            int.from_bytes(hashlib.blake2b(p.tobytes() + str(p.shape).encode(), digest_size=8, key=key).digest())
-            for p in pictures
-        ]
+        numbers = []
+        for p in pictures:
+            hashed = hashlib.blake2b(np.ascontiguousarray(p).data, digest_size=8, key=key)
+            hashed.update(str(p.shape).encode())
+            numbers.append(int.from_bytes(hashed.digest()))
         return np.array(numbers, np.uint64)
     # as objects, because NumPy makes floats of lists with numbers on both sides of 2^63, and of empty ones
     given = np.asarray(ids) if hasattr(ids, "dtype") else np.array(ids, object)

@@ -51,7 +51,7 @@ class GuideLike(Protocol):
 
 def _strips(top: int, bottom: int, row: int, unit: int | None) -> Iterator[tuple[int, int]]:
     """Cut rows top..bottom into strips of `unit` rows or multiples; `row`: pixels in a row of all images together."""
-    step = bottom - top if unit is None else max(1, STRIP_PIXELS // (row * unit)) * unit
+    step = bottom - top if unit is None else max(1, STRIP_PIXELS // max(1, row * unit)) * unit
     for a in range(top, bottom, step):
         yield a, min(a + step, bottom)
 
@@ -62,8 +62,8 @@ def _rows(x_p: Array | StateRows, top: int, bottom: int) -> Array:
 
 def _normal(noise: NoiseSource, step: int, x: Array, top: int) -> Array:
     """Noise for a strip `x` that begins at row `top`, in its dtype."""
-    size = x.shape[-2:]
-    z = noise.normal(step, *size, top) if top else noise.normal(step, *size)
+    height, width = x.shape[-2:]
+    z = noise.normal(step, height, width, top) if top else noise.normal(step, height, width)
     return z.astype(x.dtype, copy=False)
 
 

@@ -59,7 +59,11 @@ class StateRows:
 
 
 def to_pictures(x: F32, height: int, width: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
-    """Convert a state back: (N, 3, H, W) -> uint8 (N, height, width, 3), cut, rounded and clipped; into `out` if given."""
+    """Convert a state back: (N, 3, H, W) -> uint8 (N, height, width, 3), cut, rounded and clipped.
+
+    Args:
+        out: takes the result, if given.
+    """
     n = len(x)
     if out is None:
         out = np.empty((n, height, width, 3), np.uint8)
