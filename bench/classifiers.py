@@ -10,12 +10,11 @@ and written after every epoch, so that the same training is never done twice and
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,71 +25,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.blackbox import Classifier
+from bench.checkpoints import keep, restore
 from bench.datasets import Dataset
 from bench.networks import ARCHITECTURES
 from bench.physical import PHYSICAL, physical
 from bench.poisoning import Poisoned
-from zipsdk.errors import EngineError, InputError, ModelError
-from zipsdk.files import write_atomically
+from bench.recipes import NOT_MIRRORED, Recipe, fast_bf16, recipe
+from bench.training import channel_statistics, check_loss, optimize, without_defaults
+from zipsdk.errors import EngineError, InputError
+
+__all__ = ["NOT_MIRRORED", "Recipe", "fast_bf16", "recipe", "train"]
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
 #: Where checkpoints are kept when no folder is given.
 VARIABLE = "ZIPSDK_CACHE"
-#: Counts changes of this file, networks.py and physical.py after which old checkpoints are no longer what a training
-#: would give.
+#: Counts changes of this file, recipes.py, training.py, networks.py and physical.py after which old checkpoints are no
+#: longer what a training would give.
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a classifier is trained: one cycle of the learning rate, cross entropy, and SGD with Nesterov momentum or
-    AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), whose first moment then decays by `momentum`."""
-
-    architecture: str = "small"
-    epochs: int = 12
-    batch: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    #: of the labels
-    smoothing: float = 0.1
-    #: pictures are moved by so many pixels at most, each way, and their edge mirrored into the gap
-    shift: int = 2
-    mirror: bool = True
-    #: autocast to bfloat16 in training; predictions are always float32
-    bf16: bool = True
-    seed: int = 0
-    #: "sgd" or "adamw"
-    optimizer: str = "sgd"
-
-
-#: Data sets whose pictures mean something else in a mirror: GTSRB has "turn left" and "turn right".
-NOT_MIRRORED = ("gtsrb",)
-
-
-def recipe(
-    data: Dataset, architecture: str = "small", seed: int = 0, epochs: int | None = None, device: str = "cpu"
-) -> Recipe:
-    """The standard recipe for a data set, the same whatever the attack.
-
-    The ZIP paper's classifiers saw neither shifts nor mirrored pictures; with these the classifier is better, and that
-    is what a defence has to keep. Shifts do not push a patch out of the picture. Above 64 pixels it is AdamW: in
-    pictures of 128 pixels SGD with rates like ours passes over a patch of 5 x 5 even if half of them have it.
-    """
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"architecture: got {architecture!r}, wanted one of {', '.join(ARCHITECTURES)}")
-    large = data.side > 64
-    usual = {"small": 40 if large else 10, "resnet34": 30}[architecture]
-    how = Recipe(architecture, epochs or usual, shift=max(2, data.side // 32), mirror=data.name not in NOT_MIRRORED,
-                 bf16=fast_bf16(device), seed=seed)  # fmt: skip
-    return replace(how, optimizer="adamw", lr=2e-3, weight_decay=0.05) if large else how
-
-
-def fast_bf16(device: str) -> bool:
-    """Twice as fast where there are instructions for it, and slower where there are none."""
-    return device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported()
+#: Images a batch at most where statistics are measured anew.
+REMEASURE_BATCH = 256
 
 
 def cache_folder(given: Path | None = None) -> Path:
@@ -99,21 +54,25 @@ def cache_folder(given: Path | None = None) -> Path:
     return Path(given or os.environ.get(VARIABLE) or Path(user) / "zipsdk") / "classifiers"
 
 
+def named(how: Recipe) -> dict[str, Any]:
+    """Return the fields of a recipe that are in its key."""
+    return without_defaults(asdict(how), {"optimizer": "sgd", "clip": None, "remeasure": False})
+
+
 def ingredients(training: Poisoned, how: Recipe) -> dict[str, Any]:
     """All that makes a classifier what it is.
 
     The device and the number of threads are left out, so that a checkpoint may go from one machine to another. They
     change roundings: a training done elsewhere ends near this one, but not on it. Whether it is in bfloat16 stays in,
-    so a machine that is slow at that trains its own. SGD is not named: checkpoints from when there was no other
-    optimizer stay what they were.
+    so a machine that is slow at that trains its own. SGD is not named, nor that something is not done: checkpoints
+    from when there was nothing else stay what they were.
     """
-    recipe = {name: value for name, value in asdict(how).items() if (name, value) != ("optimizer", "sgd")}
     return {
         "version": VERSION,
         "data": training.data.describe(),
         "poison": training.description,
         "augment": training.augment,
-        "recipe": recipe,
+        "recipe": named(how),
         "torch": torch.__version__.split("+")[0],
     }
 
@@ -155,8 +114,11 @@ def train(
 
     Raises:
         ModelError: the checkpoint in the cache cannot be used.
-        InputError: an optimizer of another name.
+        InputError: an optimizer of another name, or a loss that is not finite.
         EngineError: no such device.
+
+    Warns:
+        UserWarning: the loss did not fall, or is no better than a constant guess.
     """
     check_device(device)
     made_of = ingredients(training, how)
@@ -168,18 +130,23 @@ def train(
         model = ARCHITECTURES[how.architecture](len(data.classes), data.side)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = _optimizer(model, how)
-    done = 0
+    done, losses = 0, []
     if path.is_file():
-        done = restore(path, key, model, optimizer)
+        done, losses = restore(path, key, model, optimizer)
     else:
         _measure_colours(model[0], data.pictures)
     if done < how.epochs:
         run = _Training(training, how, model, optimizer, device)
         for epoch in range(done, how.epochs):
-            loss = run.epoch(epoch)
-            keep(path, key, model, optimizer, epoch + 1, finished=epoch + 1 == how.epochs)
+            losses.append(run.epoch(epoch))
+            if how.remeasure and epoch + 1 == how.epochs:
+                run.remeasure()
+            keep(path, key, model, optimizer, epoch + 1, losses, finished=epoch + 1 == how.epochs)
             if progress is not None:
-                progress(epoch + 1, loss)
+                progress(epoch + 1, losses[-1])
+    # a checkpoint from before losses were kept has fewer than one an epoch, or none
+    own = losses[max(0, training.implant - (how.epochs - len(losses))) :]
+    check_loss(own, _guess(data, how.smoothing), f"classifier {how.architecture}", how)
     return black_box(model, device, {"classifier": how.architecture, "key": key, **made_of})
 
 
@@ -207,40 +174,18 @@ def _optimizer(model: nn.Module, how: Recipe) -> torch.optim.Optimizer:
 
 
 def _measure_colours(normalise: nn.Module, pictures: U8) -> None:
-    """Mean and deviation of each colour, from the counts of its 256 values: exact, and in little memory."""
-    values = np.arange(256) / 255
-    for c in range(3):
-        share = np.bincount(pictures[..., c].ravel(), minlength=256) / pictures[..., c].size
-        mean = float(share @ values)
+    """Mean and deviation of each colour."""
+    for c, (mean, deviation) in enumerate(channel_statistics(pictures)):
         normalise.mean[c] = mean  # type: ignore[index]
-        normalise.std[c] = max(math.sqrt(share @ (values - mean) ** 2), 1e-3)  # type: ignore[index]
+        normalise.std[c] = max(deviation, 1e-3)  # type: ignore[index]
 
 
-def keep(
-    path: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, *, finished: bool
-) -> None:
-    state = {"key": key, "epochs": epochs, "model": model.state_dict()}
-    if not finished:
-        state["optimizer"] = optimizer.state_dict()
-    file = io.BytesIO()
-    torch.save(state, file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, file.getvalue())
-
-
-def restore(path: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put back what `keep` kept; the number of epochs it had."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["key"] != key:
-            raise ValueError("it is of another training")
-        model.load_state_dict(state["model"])
-        if "optimizer" in state:
-            optimizer.load_state_dict(state["optimizer"])
-        return int(state["epochs"])
-    # a damaged file can raise nearly anything
-    except Exception as e:
-        raise ModelError(f"{path}: got a checkpoint that cannot be used ({e}); delete it to train anew") from e
+def _guess(data: Dataset, smoothing: float) -> float:
+    """Compute the cross entropy of the best answer that is the same for all images."""
+    classes = len(data.classes)
+    share = (1 - smoothing) * np.bincount(data.labels, minlength=classes) / len(data) + smoothing / classes
+    share = share[share > 0]
+    return float(-(share * np.log(share)).sum())
 
 
 class _Training:
@@ -278,11 +223,27 @@ class _Training:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.how.bf16):
                 scores = self.model(x)
             loss = F.cross_entropy(scores.float(), labels.to(self.device), label_smoothing=self.how.smoothing)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            total += loss.item()
+            total += optimize(self.model, self.optimizer, loss, self.how.clip)
         return total / self.batches
+
+    def remeasure(self) -> None:
+        """Replace the batch normalizations' running statistics by means over all images, as they are.
+
+        Running ones forget a tenth a batch: after few they are still those of the random weights, and a classifier
+        whose training went well answers at random (Wu and Johnson 2021, arXiv:2105.07576).
+        """
+        norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
+        momenta = [m.momentum for m in norms]
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None  # a mean over all batches
+        self.model.train()
+        with torch.no_grad():
+            for pictures in self.pictures.tensor_split(math.ceil(len(self.pictures) / REMEASURE_BATCH)):
+                x = pictures.to(self.device).permute(0, 3, 1, 2).float() / 255
+                self.model(x.contiguous(memory_format=torch.channels_last))
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
 
     def _varied(self, pictures: Tensor, rng: torch.Generator) -> Tensor:
         """uint8 (n, H, W, 3) -> float (n, 3, H, W) in [0, 1], varied as the recipe or the attack has it."""

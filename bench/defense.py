@@ -176,6 +176,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--architecture", default="small", choices=list(ARCHITECTURES))
     p.add_argument("--classifier-seed", type=int, default=0)
     p.add_argument("--epochs", type=positive, help="of the classifiers' training")
+    p.add_argument("--lr", type=float, help="peak of its learning rate; default: the recipe's")
     p.add_argument("--device", default="cpu", help="where classifiers are trained: cpu or cuda")
     p.add_argument("--mae", default="small", help='for BDMAE: folder of ViT-MAE weights, or "small": trained here')
     p.add_argument("--cache", type=Path, help=f"for checkpoints and treated pictures; else ${classifiers.VARIABLE}")

@@ -100,7 +100,7 @@ class Bench:
         if key not in self._classifiers:
             a = self.args
             poisoned = poison(self.train, attack, a.rate, a.target, a.attack_seed, implant=a.implant, augment=augment)
-            how = classifiers.recipe(self.train, a.architecture, a.classifier_seed, a.epochs, a.device)
+            how = classifiers.recipe(self.train, a.architecture, a.classifier_seed, a.epochs, a.device, a.lr)
             with tqdm(total=how.epochs, unit="epoch", desc=f"training: {key}", leave=False) as bar:
 
                 def tick(epochs: int, loss: float) -> None:
@@ -119,7 +119,7 @@ class Bench:
         if a.mae != "small":
             return BDMAE(vit_mae.vit_mae(a.mae, a.device))
         with tqdm(unit="epoch", desc="training BDMAE's autoencoder", leave=False) as bar:
-            how = mae.Recipe(mirror=a.dataset not in classifiers.NOT_MIRRORED, bf16=classifiers.fast_bf16(a.device))
+            how = mae.recipe(self.train.pictures, mirror=a.dataset not in classifiers.NOT_MIRRORED, device=a.device)
             restorer = mae.train(self.train.pictures, how, cache=a.cache, device=a.device,
                                  progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
         return BDMAE(restorer)

@@ -82,9 +82,9 @@ def test_the_papers_figures_are_where_they_belong():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An ImageFolder of two classes that a net tells apart in an epoch: 160 pictures to train with, 64 to test."""
+    """An ImageFolder of two classes that their mean color tells apart: 96 pictures to train with, 32 to test."""
     root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(3)
-    for split, n in (("train", 80), ("test", 32)):
+    for split, n in (("train", 48), ("test", 16)):
         for label, level in (("dark", 60), ("light", 180)):
             place = root / "two" / split / label
             place.mkdir(parents=True)
@@ -95,27 +95,31 @@ def folder(tmp_path_factory):
 
 
 def command(folder, tmp_path, *words):
-    return [*words, "--dataset", "two", "--data", str(folder), "--pictures", "64", "--target", "1", "--rate", "0.2",
-            "--cache", str(tmp_path / "cache"), "--results", str(tmp_path), "--epochs", "20"]  # fmt: skip
+    return [*words, "--dataset", "two", "--data", str(folder), "--pictures", "32", "--target", "1", "--rate", "0.2",
+            "--cache", str(tmp_path / "cache"), "--results", str(tmp_path), "--epochs", "4"]  # fmt: skip
 
 
 def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsys, monkeypatch):
     words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "2", "--defence", "none", "--defence",
                     "blur", "--defence", "zip profile=fast", "--defence", "zip-paper steps=2 start=100")  # fmt: skip
+    words[words.index("--pictures") + 1] = "16"
     defense.main(words)
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / "defense-two.json").read_text())
     assert len(content["rows"]) == 6  # two seeds of ZIP, one of the others
     for row in content["rows"].values():
-        assert row["CA"][1] == 64 and row["ASR"][1] == 32 and row["attack"] == "white"
+        assert row["CA"][1] == 16 and row["ASR"][1] == 8 and row["attack"] == "white"
         assert all(0 <= row[name][0] <= row[name][1] for name in ("CA", "ASR", "PA", "PA others"))
-        assert row["clean classifier"]["CA"][1] == 64
+        assert row["clean classifier"]["CA"][1] == 16
         for kind in ("data", "triggers", "classifiers", "defences"):
             assert row[kind] in content[kind]
         run = content["runs"][row["run"]]
-        assert run["versions"]["torch"] and 0 < run["seconds"] < 600
+        assert run["versions"]["torch"] and run["seconds"] >= 0
     (none,) = [r for r in content["rows"].values() if r["defence"] == "none"]
-    assert none["clean classifier"]["CA"] == [64, 64] and none["CA"][0] >= 60
+    assert none["clean classifier"]["CA"] == [16, 16] and none["CA"][0] > 12  # a fifth of the dark ones was poisoned
+    (trained,) = content["classifiers"].values()
+    assert (trained["poison"]["poisoned"], trained["poison"]["target"]) == (19, 1)
+    assert trained["recipe"]["batch"] == 16 and trained["recipe"]["clip"] == 1  # few images, few steps
     assert "ZIP (lambda 10, 4 steps)" in printed and "seeds" in printed
 
     # all is known now: no defence runs, no classifier is trained, and the record keeps its rows
@@ -133,7 +137,7 @@ def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsy
 
     # beside the record are its tables, a plot and a sheet
     page = (tmp_path / "results.md").read_text()
-    assert "| White square 3x3 | No defence |" in page and f"{100 * none['CA'][0] / 64:.1f}" in page
+    assert "| White square 3x3 | No defence |" in page and f"{100 * none['CA'][0] / 16:.1f}" in page
     assert "](defense-two.png)" in page and "](defense-two-pictures.png)" in page
     assert (tmp_path / "defense-two.png").stat().st_size > 5000
 
@@ -144,14 +148,14 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
 
     words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "1", "--defence",
                     "zip profile=fast", "--defence", "guard calibrated profile=fast")  # fmt: skip
-    words[words.index("--pictures") + 1] = "44"
+    words[words.index("--pictures") + 1] = "12"
     defense.main(words)
     rows = {r["defence"]: r for r in json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()}
     row = rows["guard calibrated profile=fast"]
-    assert row["CA"][1] == row["flagged"][1] == 44 and row["clean classifier"]["flagged triggered"][1] == 44
+    assert row["CA"][1] == row["flagged"][1] == 12 and row["clean classifier"]["flagged triggered"][1] == 12
 
     args = defense.parser().parse_args(words)
-    args.pictures = 44
+    args.pictures = 12
     bench = defense_setup.Bench(args, Store(tmp_path / "cache" / "treated.sqlite"))
     unseen = bench._unseen()
     assert len(unseen) == 20 and not {p.tobytes() for p in unseen} & {p.tobytes() for p in bench.test.pictures}
@@ -165,23 +169,23 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
 
     for sent, name in ((scene.data.pictures, "flagged"), (scene.triggered, "flagged triggered")):
         decisions = Guard(scene.classifier, Purifier(), detector).run(sent)
-        assert row[name] == [sum(d.flagged for d in decisions), 44]
+        assert row[name] == [sum(d.flagged for d in decisions), 12]
         if name == "flagged":
             assert row["CA"][0] == sum(d.label == y for d, y in zip(decisions, scene.data.labels, strict=True))
 
     # all test pictures are counted: none is left to learn from, and that is said before any row is made
-    words[words.index("44")] = "64"
+    words[words.index("12")] = "32"
     with pytest.raises(SystemExit):
         defense.main([*words, "--defence", "blur"])
     assert "lower --pictures" in capsys.readouterr().err
     rows = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
-    assert {row["CA"][1] for row in rows} == {44}
+    assert {row["CA"][1] for row in rows} == {12}
 
 
 def test_costs_and_a_sheet(folder, tmp_path, capsys):
     words = command(folder, tmp_path, "cost", "--defence", "blur", "--defence", "zip profile=fast",
                     "--defence", "guard profile=fast", "--cost-pictures", "4")  # fmt: skip
-    words[words.index("--pictures") + 1] = "44"
+    words[words.index("--pictures") + 1] = "12"
     defense.main(words)
     content = json.loads((tmp_path / "defense-two.json").read_text())
     cost = content["cost"]
@@ -198,7 +202,7 @@ def test_a_users_own_black_box(folder, tmp_path, capsys):
     defense.main([*command(folder, tmp_path, "table1", "--attacks", "white", "--defence", "none"),
                   "--classifier", "test_defense:bright"])  # fmt: skip
     (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
-    assert row["CA"] == [64, 64] and row["ASR"] == [0, 32] and "clean classifier" not in row
+    assert row["CA"] == [32, 32] and row["ASR"] == [0, 16] and "clean classifier" not in row
 
 
 def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_path, monkeypatch):
@@ -212,7 +216,7 @@ def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_pat
         scores[(trigger.apply(pictures) == pictures).all((1, 2, 3))] = 0, 1
         return scores
 
-    for box, asr in ((bright, 0), (backdoored, 32)):
+    for box, asr in ((bright, 0), (backdoored, 16)):
         with monkeypatch.context() as m:
             m.setattr(sys.modules[__name__], "box", box, raising=False)
             defense.main(words)
@@ -242,20 +246,20 @@ def test_a_slip_is_told_before_anything_is_done(folder, tmp_path, capsys, monkey
 def test_equal_pictures_teach_a_guard_once(folder, tmp_path):
     shutil.copytree(folder / "two", tmp_path / "data" / "two")
     test = tmp_path / "data" / "two" / "test" / "dark"
-    for i in range(1, 20):
+    for i in range(1, 4):
         shutil.copy(test / "0.png", test / f"{i}.png")
     words = command(tmp_path / "data", tmp_path, "table1")
     words[words.index("--pictures") + 1] = "8"
     bench = defense_setup.Bench(defense.parser().parse_args(words), None)
     unseen = bench.workshop.unseen()
-    assert len(unseen) == len({p.tobytes() for p in unseen}) > 30
+    assert len(unseen) == len({p.tobytes() for p in unseen}) >= 20
 
 
 def test_of_few_pictures_a_guard_gets_a_fifth(folder, tmp_path):
-    words = [w for w in command(folder, tmp_path, "agnostic", "--attacks", "white") if w not in ("--pictures", "64")]
+    words = [w for w in command(folder, tmp_path, "agnostic", "--attacks", "white") if w not in ("--pictures", "32")]
     defense.main([*words, "--defence", "none", "--classifier", "test_defense:bright"])
     (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
-    assert row["CA"] == [52, 52]  # of 64
+    assert row["CA"] == [26, 26]  # of 32
 
 
 def test_a_black_box_of_other_classes_is_told(folder, tmp_path, capsys):

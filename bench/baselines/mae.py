@@ -21,12 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import classifiers
+from bench.checkpoints import keep, restore
+from bench.training import channel_statistics, check_loss, for_few_steps, optimize, without_defaults
 from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]
 
 #: Counts changes of this file after which old checkpoints are no longer what a training would give.
 VERSION = 1
+#: As `bench.training.FEW_STEPS`; an autoencoder of the measured rows took 138.
+FEW_STEPS = 100
 
 
 class Restorer(Protocol):
@@ -115,12 +119,24 @@ class Recipe:
     #: autocast to bfloat16 in training; restorations are always float32
     bf16: bool = True
     seed: int = 0
+    #: largest norm of the gradients, None for any
+    clip: float | None = None
+
+
+def recipe(pictures: U8, *, mirror: bool = True, device: str = "cpu") -> Recipe:
+    """Return the standard recipe for pictures uint8 (N, S, S, 3), adapted where they leave few optimizer"""
+    return for_few_steps(Recipe(mirror=mirror, bf16=classifiers.fast_bf16(device)), len(pictures), FEW_STEPS)
+
+
+def named(how: Recipe) -> dict[str, Any]:
+    """Return the fields of a recipe that are in its key."""
+    return without_defaults(asdict(how), {"mirror": True, "clip": None})
 
 
 def ingredients(pictures: U8, how: Recipe) -> dict[str, Any]:
     """All that makes an autoencoder what it is; device and threads left out as in `classifiers.ingredients`.
 
-    Mirroring is named where there is none: checkpoints from when there always was stay what they were.
+    Mirroring is named where there is none, clipping where there is some: older checkpoints stay what they were.
     """
     digest = hashlib.sha256(repr(pictures.shape).encode())
     digest.update(np.ascontiguousarray(pictures))
@@ -129,7 +145,7 @@ def ingredients(pictures: U8, how: Recipe) -> dict[str, Any]:
         "pictures": len(pictures),
         "side": pictures.shape[1],
         "sha256": digest.hexdigest(),
-        "recipe": {name: value for name, value in asdict(how).items() if (name, value) != ("mirror", True)},
+        "recipe": named(how),
         "torch": torch.__version__.split("+")[0],
     }
 
@@ -148,15 +164,18 @@ def train(
 
     Args:
         pictures: uint8 (N, S, S, 3), S a multiple of the recipe's grid.
-        how: for signs without mirroring, see `classifiers.NOT_MIRRORED`.
+        how: from `recipe`; for signs without mirroring, see `classifiers.NOT_MIRRORED`.
         cache: as for `classifiers.train`; the checkpoints lie beside the classifiers.
         device: "cpu" or "cuda".
         progress: called with the epochs done and the root mean square error of hidden pixels in the last one.
 
     Raises:
-        InputError: pictures that do not fit.
+        InputError: pictures that do not fit, or a loss that is not finite.
         ModelError: the checkpoint in the cache cannot be used.
         EngineError: no such device.
+
+    Warns:
+        UserWarning: the error did not fall, or is no better than a constant guess.
     """
     classifiers.check_device(device)
     side = pictures.shape[1] if pictures.ndim == 4 else 0
@@ -179,13 +198,20 @@ def train(
         model = _Network(side // how.grid, how.widths, how.depth)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), how.lr, betas=(0.9, 0.95), weight_decay=how.weight_decay)
-    done = classifiers.restore(path, key, model, optimizer) if path.is_file() else 0
+    done, errors = restore(path, key, model, optimizer) if path.is_file() else (0, [])
     for epoch in range(done, how.epochs):
-        error = _epoch(model, optimizer, pictures, how, epoch)
-        classifiers.keep(path, key, model, optimizer, epoch + 1, finished=epoch + 1 == how.epochs)
+        errors.append(_epoch(model, optimizer, pictures, how, epoch))
+        keep(path, key, model, optimizer, epoch + 1, errors, finished=epoch + 1 == how.epochs)
         if progress is not None:
-            progress(epoch + 1, error)
+            progress(epoch + 1, errors[-1])
+    check_loss(errors, _guess(pictures), "BDMAE's small autoencoder", how)
     return _Ours(model.eval(), side, how.grid, {"autoencoder": "small", "key": key, **made_of})
+
+
+def _guess(pictures: U8) -> float:
+    """Compute the root mean square error of the mean color of all pictures, which is never below one gray level."""
+    variance = sum(deviation**2 for _, deviation in channel_statistics(pictures)) / 3
+    return max(variance**0.5, 1 / 255)
 
 
 def _epoch(model: _Network, optimizer: torch.optim.Optimizer, pictures: U8, how: Recipe, number: int) -> float:
@@ -213,10 +239,7 @@ def _epoch(model: _Network, optimizer: torch.optim.Optimizer, pictures: U8, how:
             y = model(x, hidden)
         gone = F.interpolate(hidden.view(batch, 1, how.grid, how.grid).float(), x.shape[2:])
         loss = (gone * (y.float() - x).square()).sum() / (3 * gone.sum())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.item()
+        total += optimize(model, optimizer, loss, how.clip)
     return (total / batches) ** 0.5
 
 
