@@ -12,6 +12,7 @@ from PIL import Image
 from fuzz.arrays import array_of, pil_of
 from fuzz.recipes import Recipe, Violation, demand, unpack
 from fuzz.seeds import THUMBNAIL
+from fuzz.sources import ALIKE, opened, pillow_pixels
 from zipsdk import images
 from zipsdk.errors import InputError, PictureError
 
@@ -56,43 +57,49 @@ def _written(image: Image.Image, expected: np.ndarray, folder: Path, suffix: str
 
 
 def check_file(recipe: Recipe, folder: Path) -> str:
-    """Read, restore and save {"suffix", "data", "via"}; `via` is "path" or "object" (an open PIL image)."""
-    path = folder / f"input{recipe['suffix']}"
+    """Read, restore and save {"suffix", "data", "via"}; `via` is one of `fuzz.sources.WAYS`."""
+    path, way = folder / f"input{recipe['suffix']}", recipe["via"]
     path.write_bytes(unpack(recipe["data"]))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            if recipe["via"] == "object":
-                try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        item: Any = Image.open(path)
-                except Exception:
+            with opened(path, way) as item:
+                if item is None:
                     return "not opened by Pillow"
-                try:
-                    picture = images.read_one(item, max_pixels=MAX_PIXELS)
-                finally:
-                    item.close()
-            else:
-                picture = images.read_one(path, max_pixels=MAX_PIXELS)
+                picture = images.read_one(item, max_pixels=MAX_PIXELS)
         except PictureError as e:
-            demand(
-                (" got " in str(e) and " wanted " in str(e)) or "expected" in str(e), f"a refusal without reason: {e}"
-            )
-            demand("input" in str(e), f"a refusal that does not name the file: {e}")
+            demand(" got " in str(e) and ("wanted" in str(e) or "expected" in str(e)), f"a refusal without reason: {e}")
+            demand("input" in str(e) or way != "path", f"a refusal that does not name the file: {e}")
+            if way in ALIKE:
+                demand(_pixels(path) is None, f"refused as {way} and read by its path: {e}")
             return type(e).__name__
         except InputError as e:
-            raise Violation(f"a file is refused by {type(e).__name__}, expected PictureError: {e}") from e
+            demand(way == "text", f"a file is refused by {type(e).__name__}, expected PictureError: {e}")
+            return type(e).__name__
         _valid(picture.rgb, MAX_PIXELS)
+        demand(way not in ("broken", "text"), f"{way} is read")
+        expected = _pixels(path) if way in ALIKE else pillow_pixels(path) if way == "path" else None
+        if expected is not None:
+            demand(expected.shape == picture.rgb.shape, f"{way}: shape {picture.rgb.shape}, expected {expected.shape}")
+            demand((expected == picture.rgb).all(), f"{way}: other pixels than the path gives, or Pillow")
+        elif way in ALIKE:
+            raise Violation(f"read as {way} and refused by its path")
         purified = 255 - picture.rgb
         image = picture.restore(purified)
         demand(isinstance(image, Image.Image), f"restore gave {type(image).__name__}, expected a PIL image")
         height, width = picture.rgb.shape[:2]
         demand(image.size == (width, height), f"restore gave {image.size}, expected {(width, height)}")
         _written(image, purified, folder, recipe["suffix"])
-    if leaks := _leaks(caught):
+    if leaks := [w for w in _leaks(caught) if way == "path" or not w.startswith("UserWarning")]:
         raise Violation(f"a warning that is not documented: {leaks[0]}")
     return "accepted"
+
+
+def _pixels(path: Path) -> np.ndarray | None:
+    try:
+        return images.read_one(path, max_pixels=MAX_PIXELS).rgb
+    except InputError:
+        return None
 
 
 def check_array(recipe: Recipe, folder: Path) -> str:

@@ -15,6 +15,7 @@ from fuzz.jpeg import odd_jpeg
 from fuzz.png import odd_png
 from fuzz.recipes import Recipe, pack
 from fuzz.seeds import THUMBNAIL, base_files
+from fuzz.sources import WAYS
 from fuzz.tiff import odd_tiff
 
 
@@ -46,7 +47,7 @@ def _file(make: Callable[[Draw], bytes], *suffixes: str) -> Callable[[Draw], Rec
     def draw_file(draw: Draw) -> Recipe:
         return {
             "suffix": draw(st.sampled_from((*suffixes * 4, ".png", ".jpg"))),
-            "via": draw(st.sampled_from(("path",) * 7 + ("object",))),
+            "via": draw(st.sampled_from(WAYS)),
             "data": pack(make(draw)),
         }
 
