@@ -13,6 +13,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -208,9 +209,12 @@ def _of_file(source: BinaryIO, name: str, max_pixels: int, cautions: list[str]) 
 
 def _tiff(opener: Callable[..., Any], parts: Unpacked, name: str) -> Any:
     try:
-        return opener(parts.stream)
+        im = opener(parts.stream)
     except SyntaxError as e:
         raise _unread(parts, name) from e
+    if "YCbCr, compression none" in parts.samples and im.mode == "RGB":  # Pillow before 12 takes it for RGB
+        raise _unread(parts, name)
+    return im
 
 
 def _unread(parts: Unpacked, name: str) -> PictureError:
@@ -266,11 +270,12 @@ def metadata_of(im: Image.Image, cautions: list[str]) -> tuple[dict[str, bytes],
     info, orientation = _metadata(parts, cautions)
     if len(cautions) == before:
         # sound, so that Pillow has nothing to warn of; it knows of XMP, of a TIFF's tags, and of what the caller set
-        found = im.getexif().get(ORIENTATION, 1)
-        orientation = found if isinstance(found, int) else 1
-    else:
-        xmp = im.info.get("xmp") or b""
-        orientation = orientation if orientation != 1 else xmp_orientation(xmp if isinstance(xmp, bytes) else b"") or 1
+        with suppress(UnicodeDecodeError):  # older Pillow takes all XMP for text
+            found = im.getexif().get(ORIENTATION, 1)
+            return info, found if isinstance(found, int) else 1
+    xmp = im.info.get("xmp") or b""
+    if orientation == 1 and isinstance(xmp, bytes):
+        orientation = xmp_orientation(xmp) or 1
     return info, orientation
 
 
@@ -305,6 +310,8 @@ def _decode(
         )
     if mode in ("CMYK", "LAB"):
         im = _to_srgb(im, info.pop("icc_profile", None), cautions)  # the profile describes the colors that are gone
+    elif mode in ("1", "L") and isinstance(transparency, int):
+        im = _keyed(im, transparency)
     elif im.has_transparency_data:
         im = im.convert("LA" if mode in ("1", "L", "LA", "La") else "RGBA")
     elif mode in ("1", "L"):
@@ -314,6 +321,16 @@ def _decode(
     alpha = im.getchannel("A") if im.mode in ("LA", "RGBA") else None
     # Pillow repeats gray exactly and drops alpha as it is
     return _picture(np.array(im.convert("RGB"), np.uint8, order="C"), im.mode, alpha, info)
+
+
+def _keyed(im: Image.Image, transparent: int) -> Image.Image:
+    """1 or L -> LA with one level transparent, in any version of Pillow."""
+    if im.mode == "1":
+        transparent = 255 if transparent else 0  # 1 in older Pillow
+    levels = np.asarray(im.convert("L"))
+    out = Image.fromarray(levels)
+    out.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
+    return out
 
 
 def _levels(deep: np.ndarray[Any, np.dtype[np.uint16]], parts: Unpacked) -> U8:
