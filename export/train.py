@@ -14,9 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import time
+import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,6 +31,10 @@ from export.unet import ZIP_TINY, UNet, UNetConfig
 
 #: The steps that the 20-step loop visits: where the held-out loss is read.
 VISITED = list(range(0, 1000, 50))
+#: Optimizer steps over which the rate rises, where 2% of the run are fewer; and the largest share of a run for it.
+WARM_UP_STEPS, LONGEST_WARM_UP = 10, 0.2
+#: A run of fewer optimizer steps is not judged by its losses: they differ by the noise levels drawn.
+FEWEST_JUDGED = 20
 
 
 def add_noise(x0: Tensor, t: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,11 +61,47 @@ def loss_fn(model: UNet, x0: Tensor, gamma: float) -> Tensor:
     x_t, eps, ab = add_noise(x0, t, model.alphas_cumprod)
     with torch.autocast(x0.device.type, torch.bfloat16):
         out = model.network(x_t, t)
-    snr = ab / (1 - ab)
     v = model.config.prediction == "v"
     target = ab.sqrt() * eps - (1 - ab).sqrt() * x0 if v else eps
-    weight = snr.clamp(max=gamma) / (snr + 1 if v else snr)
-    return (weight * (out.float() - target).square()).mean()
+    return (min_snr_weight(ab, gamma, v) * (out.float() - target).square()).mean()
+
+
+def min_snr_weight(ab: Tensor, gamma: float, v: bool) -> Tensor:
+    """Compute the weight of each alpha-bar in the loss of a model that predicts v, or epsilon."""
+    snr = ab / (1 - ab)
+    return snr.clamp(max=gamma) / (snr + 1 if v else snr)
+
+
+def guess_loss(model: UNet, gamma: float, power: float) -> float:
+    """Compute the expected `loss_fn` of a network that always answers zero, for images of this mean square."""
+    ab = model.alphas_cumprod.double().cpu()
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    drawn = ab[(torch.cat([u, u * u]) * len(ab)).long()]  # the density of `draw_steps`
+    v = model.config.prediction == "v"
+    target = drawn + (1 - drawn) * power if v else torch.ones_like(drawn)
+    return float((min_snr_weight(drawn, gamma, v) * target).mean())
+
+
+def mean_square(pictures: Pictures) -> float:
+    """Compute the mean square of some images' values, which are in [-1, 1]."""
+    batches = pictures.held_out(64)
+    return sum(float(x.square().sum()) for x in batches) / sum(x.numel() for x in batches)
+
+
+def check_losses(values: list[float], guess: float, fresh: bool, lr: float) -> None:
+    """Warn where a run ended no better than `guess`, or, if it began from random weights, than it began."""
+    if len(values) < FEWEST_JUDGED:
+        return
+    part = max(FEWEST_JUDGED // 4, len(values) // 10)
+    first, last = (sum(v) / len(v) for v in (values[:part], values[-part:]))
+    if last < guess and (last < first or not fresh):
+        return
+    warnings.warn(
+        f"training did not converge: loss {first:.3g} -> {last:.3g}, expected it to fall, and below {guess:.3g}, which "
+        f"an answer of zero has; lower the learning rate (--lr {lr:.3g}) or train longer (--samples)",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 @torch.no_grad()
@@ -85,11 +128,27 @@ def held_out_loss(model: UNet, pictures: list[Tensor]) -> list[float]:
     return losses
 
 
-def learning_rate(done: float, peak: float) -> float:
-    """`done` in [0, 1]: 2% of warm-up, constant, then a cosine to zero over the last 40%."""
-    if done < 0.02:
-        return peak * (done + 1e-3) / 0.021
+def learning_rate(done: float, peak: float, warm_up: float = 0.02) -> float:
+    """`done` in [0, 1]: a share of it for warm-up, constant, then a cosine to zero over the last 40%."""
+    if done < warm_up:
+        return peak * (done + 1e-3) / (warm_up + 1e-3)
     return peak * (0.5 + 0.5 * math.cos(math.pi * max(0.0, (done - 0.6) / 0.4)))
+
+
+def warm_up_share(samples: int, batch: int) -> float:
+    """Return the share of a run in which the rate rises: 2%, or more of a run of few steps."""
+    return max(0.02, min(LONGEST_WARM_UP, WARM_UP_STEPS * batch / max(1, samples)))
+
+
+def seed_everything(seed: int | None, samples: int) -> None:
+    """Seed torch, NumPy and `random`: by the clock, or by a seed and the samples that were done before.
+
+    A resumed run must not draw the images of the interrupted one again.
+    """
+    value = time.time_ns() if seed is None else 1_000_003 * seed + samples
+    torch.manual_seed(value % 2**31)
+    np.random.seed(value % 2**32)
+    random.seed(value)
 
 
 def save_atomically(path: Path, save: object) -> None:
@@ -102,7 +161,7 @@ def train(config: UNetConfig, args: argparse.Namespace) -> None:
     out: Path = args.output
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device)
-    torch.manual_seed(time.time_ns() % 2**31)  # a resumed run must not see the old run's pictures again
+    seed_everything(args.seed, 0)
     pictures = Pictures(args.train)
     print(f"{pictures.describe()} to train on", flush=True)
     held_out = [Pictures([f], limit=64).held_out(64) for f in args.held_out]
@@ -121,6 +180,7 @@ def train(config: UNetConfig, args: argparse.Namespace) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         ema, step, samples = state["ema"], state["step"], state["samples"]
+        seed_everything(args.seed, samples)
         print(f"go on from {samples} samples", flush=True)
     elif args.init:
         given, _ = checkpoint.load(args.init, checkpoint.Flags())
@@ -150,20 +210,26 @@ def train(config: UNetConfig, args: argparse.Namespace) -> None:
         with (out / "log.jsonl").open("a") as log:
             log.write(json.dumps(record) + "\n")
 
+    warm_up, fresh = warm_up_share(args.samples, args.batch), not samples and not args.init
+    values: list[float] = []
     running, next_save = math.nan, samples + args.save_every
     bar = tqdm(total=args.samples, initial=samples, unit="sample", unit_scale=True, mininterval=5)
     while samples < args.samples:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(samples / args.samples, args.lr)
+            group["lr"] = learning_rate(samples / args.samples, args.lr, warm_up)
         x0 = pictures.batch(args.batch).to(device, memory_format=torch.channels_last)
         loss = loss_fn(model, x0, args.min_snr)
         value = loss.item()
-        if not math.isfinite(value):
-            raise SystemExit(f"the loss is {value} at step {step}: lower --lr and start again from {latest}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        if not math.isfinite(value) or not math.isfinite(norm):
+            raise SystemExit(
+                f"training: got a loss of {value} with a gradient of {norm} at step {step}, expected finite ones; "
+                f"lower --lr {args.lr:.3g} and start again from {latest}"
+            )
         optimizer.step()
+        values.append(value)
         step += 1
         decay = min(args.ema, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -181,6 +247,7 @@ def train(config: UNetConfig, args: argparse.Namespace) -> None:
     bar.close()
     save()
     evaluate(running)
+    check_losses(values, guess_loss(model, args.min_snr, mean_square(pictures)), fresh, args.lr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -196,6 +263,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--min-snr", type=float, default=20.0, help="gamma of the min-SNR weights")
     p.add_argument("--save-every", type=int, default=50_000, help="samples between checkpoints")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--seed", type=int, help="of weights, images and noise; default: another one each time")
     p.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
     p.add_argument("--channels", type=int, default=ZIP_TINY.model_channels)
     p.add_argument("--mult", type=int, nargs="+", default=list(ZIP_TINY.channel_mult))
