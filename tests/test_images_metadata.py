@@ -344,6 +344,19 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
         assert images.read_one(data + scan * n).rgb.shape == (16, 24, 3)
 
 
+@pytest.mark.parametrize("size", [255 * 65_519, 255 * 65_519 + 1])
+def test_the_largest_icc_profile_of_a_jpeg(size: int, tmp_path: Path) -> None:
+    im = Image.fromarray(RGB)
+    im.info["icc_profile"] = bytes(size)
+    if size > 255 * 65_519:
+        with pytest.warns(UserWarning, match=rf"its ICC profile has {size} bytes, and JPEG holds at most 16707345"):
+            images.save(im, tmp_path / "a.jpg")
+    else:
+        images.save(im, tmp_path / "a.jpg")
+    p = images.read_one(tmp_path / "a.jpg")
+    assert p.restore(p.rgb).info == ({} if size > 255 * 65_519 else im.info)
+
+
 # ---- warnings and threads
 
 

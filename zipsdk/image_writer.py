@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from zipsdk.errors import InputError, PictureError
-from zipsdk.image_reader import metadata_of, samples_of, upright
+from zipsdk.image_pixels import upright
+from zipsdk.image_reader import metadata_of, samples_of
 
 # format -> the suffixes it is written for, the modes it holds without loss of a channel or of depth, options
 WRITERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -29,8 +30,9 @@ WRITERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 #: Pixels a side at most: what libwebp and libjpeg write.
 _MOST = {"WEBP": 16_383, "JPEG": 65_500}
 
-#: Bytes of EXIF at most: a segment of a JPEG. The others that are written hold any.
-_MOST_EXIF = {"JPEG": 65_533}
+#: Bytes at most of EXIF, one segment of a JPEG, and of an ICC profile, 255 of them. The other formats hold any.
+_MOST_METADATA = {"JPEG": {"exif": 65_533, "icc_profile": 255 * 65_519}}
+_NAMES = {"exif": "EXIF", "icc_profile": "ICC profile"}
 
 
 def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
@@ -57,12 +59,13 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
     try:
         image.load()  # so that damaged pixels are not taken for malformed EXIF
         metadata, orientation = metadata_of(image, cautions)
-        exif, most = len(metadata.get("exif", b"")), _MOST_EXIF.get(kind)
-        if most is not None and exif > most:
-            del metadata["exif"]
-            cautions.append(
-                f"its EXIF has {exif} bytes, and {kind} holds at most {most}: it is left out; write a .png to keep it"
-            )
+        for key, most in _MOST_METADATA.get(kind, {}).items():
+            if (size := len(metadata.get(key, b""))) > most:
+                del metadata[key]
+                cautions.append(
+                    f"its {_NAMES[key]} has {size} bytes, and {kind} holds at most {most}: it is left out; "
+                    "write a .png to keep it"
+                )
         bare = upright(image, orientation).copy()
         if samples_of(image)[1]:
             bare = Image.fromarray(np.uint16(65535) - np.asarray(bare))
