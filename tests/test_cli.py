@@ -75,7 +75,13 @@ def test_wrong_options(purify, tmp_path, capsys):
     for options in (["--lam", "0"], ["--eta", "2"], ["--seed", "-1"], ["--transforms", "x"], ["--canvas", "33"]):
         refused(capsys, purify(src, "-o", out, *options), 2, options[0][2:])
     refused(capsys, purify(src, "-o", out, steps=0), 2, "steps: got 0")
-    for options in (["--sheet", str(src)], ["--batch", "0"], ["--what"]):
+    for options in (
+        ["--sheet", str(src)],
+        ["--batch", "0"],
+        ["--what"],
+        ["--threads", "-1"],
+        ["--threads", "99999999"],
+    ):
         with pytest.raises(SystemExit) as e:
             purify("-o", out, *options, src)
         assert e.value.code == 2

@@ -199,3 +199,34 @@ def test_paths_that_are_none_are_refused(purify, tmp_path, capsys, where, text):
     assert ("got an empty path, expected a name" if text == "" else "expected a path without zero bytes") in (
         capsys.readouterr().err
     )
+
+
+def test_a_folder_in_the_way_of_an_image_is_told(purify, tmp_path, capsys):
+    src, out = folder(tmp_path / "in", 1), tmp_path / "out"
+    (out / "000.png").mkdir(parents=True)
+    for options in ([], ["--overwrite"]):
+        text = f"{out / '000.png'}: got a folder where an image will be written; remove or rename it"
+        refused(capsys, purify(src, "-o", out, *options), 2, text)
+    (out / "000.png").rmdir()
+    assert purify(src, "-o", out) == 0
+
+
+def test_a_picture_that_changes_while_it_is_read_is_done_again(purify, tmp_path, monkeypatch, capsys):
+    src, out = folder(tmp_path / "in", 3), tmp_path / "out"
+    read = images.read_one
+
+    def reading(path, **options):
+        found = read(path, **options)
+        if path.name == "001.png":
+            picture(path, 50, (20, 20))
+        if path.name == "000.png":
+            (src / "002.png").unlink()
+        return found
+
+    monkeypatch.setattr(images, "read_one", reading)
+    assert purify(src, "-o", out) == 1
+    assert "002.png: cannot be used (No such file or directory); check that it is there" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert purify(src, "-o", out) == 0
+    assert "1 done" in capsys.readouterr().out
+    assert images.read_one(out / "001.png").rgb.shape == (20, 20, 3)

@@ -244,3 +244,34 @@ cli.main()
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=50, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (130, b"", b"")
+
+
+@linux
+@pytest.mark.parametrize(("numbers", "code"), [(["SIGTERM"], 143), (["SIGHUP"], 129), (["SIGINT"] * 2, 130)])
+def test_signals_end_a_process_that_is_deep_in_native_code(numbers, code):
+    """There the interpreter cannot raise an exception, and SIGTERM would be lost where nobody sends SIGKILL."""
+    program = f"""
+import os, signal, sys, threading, time
+from zipsdk import cli, console
+console.GRACE = 0.05
+def stuck(args):
+    numbers = {numbers}
+    def send():
+        for name in numbers:
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.Signals[name])
+    threading.Thread(target=send).start()
+    lock = threading.Lock()
+    lock.acquire()
+    while True:  # the exception is raised, and native code drops it
+        try:
+            lock.acquire()
+        except BaseException:
+            pass
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli._doctor = stuck
+sys.argv = ["zipsdk", "doctor"]
+cli.main()
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=50, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (code, b"", b"")

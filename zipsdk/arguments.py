@@ -13,6 +13,9 @@ from zipsdk.purifier import PRESETS, PROFILES
 
 Command = Callable[[argparse.Namespace], int]
 
+#: More threads than any machine has cores: a slip of the keyboard, and each takes its stack.
+MAX_THREADS = 1024
+
 _EXIT = """\
 exit codes:
   0 all done    1 some pictures failed    2 wrong usage, input or output path
@@ -81,6 +84,12 @@ def _png(text: str) -> str:
             f"got {text!r}, wanted a .png file; without FILE put --sheet behind the inputs"
         )
     return text
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or len(text) > 4 or int(text) > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 for all cores, or 1 to {MAX_THREADS}")
+    return int(text)
 
 
 def _numbers(text: str) -> list[int]:
@@ -171,7 +180,9 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
 
     g = p.add_argument_group("machine")
     _add_model_options(g, positional=False)
-    g.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU; 0 takes all cores (default: 0)")
+    g.add_argument(
+        "--threads", type=_threads, default=0, metavar="N", help="of the CPU; 0 takes all cores (default: 0)"
+    )
     g.add_argument(
         "--batch", type=positive, default=16, metavar="N", help="pictures to take together, at most; more keeps a GPU "
         "busy, and fills canvases that small pictures share (default: 16)",

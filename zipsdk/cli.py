@@ -177,7 +177,8 @@ def _check_sheet(path: Path, out: Path, jobs: Sequence[Job], overwrite: bool) ->
     # perhaps a picture: --sheet before the inputs takes the first of them for its FILE
     if path.exists() and not overwrite and not is_sheet(path):
         raise InputError(
-            f"{path}: is there already, and is no sheet that zipsdk wrote; give the sheet another name, or --overwrite"
+            f"{path}: is there already, and is no sheet that zipsdk wrote; give the sheet another name, "
+            "or --overwrite, which starts the whole run over"
         )
 
 

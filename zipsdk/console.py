@@ -12,6 +12,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+#: Seconds that a signal leaves for the current batch: less than what Docker and systemd wait before they kill.
+GRACE = 8.0
+
 
 class StdoutError(Exception):
     """Standard output cannot be written; the cause is the OSError."""
@@ -188,8 +191,9 @@ def stop_signals(leave: bool) -> Iterator[Signals]:
     Handlers that somebody has set, ``nohup`` included, are kept. At the end the handlers are what they were.
 
     Args:
-        leave: end the process at once on a second Ctrl-C, and when one arrives after the end of the work. A run that
-            is killed loses nothing, so nobody has to wait for the current batch.
+        leave: end the process at once on a second Ctrl-C, GRACE seconds after a first signal that has not ended it
+            (a call of native code delays the exception), and when a signal arrives after the end of the work. A run
+            that is killed loses nothing, so nobody has to wait for the current batch.
     """
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():  # only there handlers may be set
@@ -213,11 +217,33 @@ def stop_signals(leave: bool) -> Iterator[Signals]:
         for number, expected, handler in [*ends, (signal.SIGINT, signal.default_int_handler, interrupt)]:
             if number is not None and signal.getsignal(number) is expected:
                 before[number] = signal.signal(number, handler)
+        if leave:
+            _watch_signals(set(before))
         yield signals
     finally:
         for number, handler in before.items():
             # what arrives while the interpreter ends would print a traceback
             signal.signal(number, signal.SIG_DFL if leave else handler)
+
+
+def _watch_signals(numbers: set[int]) -> None:
+    """End the process where the main thread does not: see `stop_signals`."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        seen: list[int] = []
+        while True:
+            seen += (n for n in os.read(read, 16) if n in numbers)
+            if seen.count(signal.SIGINT) > 1:
+                os._exit(130)
+            if len(seen) == 1:
+                timer = threading.Timer(GRACE, os._exit, [128 + seen[0]])
+                timer.daemon = True
+                timer.start()
+
+    threading.Thread(target=watch, name="zipsdk-signals", daemon=True).start()
 
 
 def hold_standard_files() -> None:

@@ -83,6 +83,11 @@ class Manifest:
             if header is not None:
                 self.seed = self._continue(header, settings, seed)
             there = [j for j in jobs if os.path.lexists(out / j.name)]
+            if folders := [j for j in there if (out / j.name).is_dir() and not (out / j.name).is_symlink()]:
+                raise InputError(
+                    f"{out / folders[0].name}: got a folder where an image will be written; "
+                    "remove or rename it, or use another output folder"
+                )
             if not overwrite:
                 self._check_outputs(there)
             self._forget_changed(jobs)
