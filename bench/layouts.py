@@ -40,6 +40,8 @@ I64 = npt.NDArray[np.int64]
 
 #: The folder of data where none is given.
 VARIABLE = "ZIPSDK_DATA"
+#: Folders at most below one: links upon links lead to ever more.
+MAX_FOLDERS = 1_000_000
 SPLITS = {"train": ("train",), "test": ("test", "val")}
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -99,10 +101,14 @@ def _walk(root: Path) -> Iterator[str]:
     folder that they are in.
 
     Raises:
-        InputError: a link to nothing that is named like an image: it was one, and would be missed.
+        InputError: a link to nothing that is named like an image: it was one, and would be missed; or too many folders.
     """
     pending: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(root, "", frozenset())]
+    left = MAX_FOLDERS
     while pending:
+        left -= 1
+        if left < 0:
+            raise InputError(f"{root}: got more than {MAX_FOLDERS} folders, expected fewer; remove links to folders")
         folder, prefix, above = pending.pop()
         status = folder.stat()
         here = status.st_dev, status.st_ino

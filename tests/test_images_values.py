@@ -99,6 +99,14 @@ def test_pnm_of_any_maximum(kind: int, top: int) -> None:
     assert p.restore(p.rgb).mode == ("RGB" if count == 3 else "I;16" if top > 255 else "L")
 
 
+def test_an_incomplete_pnm_is_refused_and_values_beyond_the_maximum_are_white() -> None:
+    with pytest.raises(PictureError, match="damaged or incomplete"):
+        images.read_one(b"P5 9 5 99\n" + bytes(44))
+    assert (images.read_one(b"P5 # 3 3\n1 1#\n99\n\xff").rgb == 255).all()
+    with pytest.raises(PictureError, match="99999 x 99999 pixels"):
+        images.read_one(b"P5 99999 99999 99\n" + bytes(45))
+
+
 @pytest.mark.parametrize("plain", [True, False])
 def test_bitmaps_of_pnm_have_1_for_black(plain: bool) -> None:
     v = samples(1)

@@ -111,3 +111,16 @@ def test_links_that_hide_images_are_refused(tmp_path: Path, place: Path) -> None
         archive.writestr(link, "../elsewhere/cat")
     with pytest.raises(InputError, match=r"got the link cat, expected files and folders"):
         datasets.load("pets", "train", tmp_path)
+
+
+def test_links_that_multiply_folders_end(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight folders, each with two links to the next: 256 ways to the image."""
+    for i in range(8):
+        (place / "ant" if i == 0 else tmp_path / f"{i}").mkdir(parents=True)
+        for name in ("a", "b"):
+            (place / "ant" if i == 0 else tmp_path / f"{i}").joinpath(name).symlink_to(tmp_path / f"{i + 1}")
+    write_folder(tmp_path / "8", {"1.png": png((1, 0, 0))})
+    assert len([*layouts.read_files(place)]) == 256
+    monkeypatch.setattr(layouts, "MAX_FOLDERS", 200)
+    with pytest.raises(InputError, match="got more than 200 folders"):
+        [*layouts.read_files(place)]

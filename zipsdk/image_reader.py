@@ -28,6 +28,7 @@ from zipsdk.image_kinds import FORMATS, HEAD, advice, format_in, name_of
 from zipsdk.image_metadata import ORIENTATION, Unpacked, clean_exif, xmp_orientation
 from zipsdk.image_pixels import decode
 from zipsdk.image_png import unpack_png
+from zipsdk.image_pnm import rescaled
 from zipsdk.image_stream import size_of
 from zipsdk.image_tiff import unpack_tiff
 from zipsdk.image_webp import unpack_webp
@@ -169,7 +170,9 @@ def _of_file(source: BinaryIO, name: str, max_pixels: int, cautions: list[str]) 
         parts, frames = unpack_tiff(source, name)
     else:
         parts = unpack_avif(source) if kind == "AVIF" else Unpacked(kind, source)
-        source.seek(0)
+        if kind == "PPM":
+            parts.stream = rescaled(source, head, max_pixels)
+        parts.stream.seek(0)
     if kind in ("WEBP", "AVIF") and size_of(parts.stream) > _MOST_IN_MEMORY:
         raise PictureError(f"{name}: got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; save it as PNG")
     _check_size((size[0] or 1, size[1] or 1), name, max_pixels)  # WebP's decoder takes its memory at once
