@@ -152,7 +152,9 @@ def test_a_machine_with_a_gpu_from_first_line_to_last(machine, monkeypatch, caps
     """All lines of the command, with an ONNX Runtime that has CUDA and a model that answers."""
     machine(Driver(("NVIDIA A40", (8, 6))))
     device = SimpleNamespace(capability=(8, 6), name="NVIDIA A40", total_memory=45 * 2**30)
-    ort = SimpleNamespace(__version__="1.22", get_available_providers=lambda: ["CUDAExecutionProvider", "CPU"])
+    names = dict.fromkeys(("InferenceSession", "RunOptions", "SessionOptions"))
+    providers = ["CUDAExecutionProvider", "CPU"]
+    ort = SimpleNamespace(__version__="1.22", get_available_providers=lambda: providers, **names)
     trt = SimpleNamespace(__version__="10.9")
     monkeypatch.setitem(sys.modules, "onnxruntime", ort)
     monkeypatch.setattr(doctor, "open_device", lambda number: device)
@@ -164,7 +166,7 @@ def test_a_machine_with_a_gpu_from_first_line_to_last(machine, monkeypatch, caps
     assert cli.main(["doctor", "--json"]) == 0
     lines = {line["name"]: line for line in json.loads(capsys.readouterr().out)["checks"]}
     assert all(line["ok"] for line in lines.values()), lines
-    assert lines["onnxruntime"]["detail"] == "1.22 with CUDAExecutionProvider, CPU"
+    assert lines["onnxruntime"]["detail"] == "1.22 with CUDAExecutionProvider, CPU; telemetry off"
     assert lines["onnxruntime CUDA"]["detail"].startswith("built in")
     assert lines["loop on the GPU"]["detail"] == "NVIDIA A40 (sm86), 45.0 GiB"
     assert lines["model toy"]["detail"].startswith("one evaluation of 64x64 in ")

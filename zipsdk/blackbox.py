@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zipsdk import forks
 from zipsdk.arrays import U8
 from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError
@@ -46,6 +47,11 @@ class BlackBox:
         self.max_batch = None if max_batch is None else int(max_batch)
         self._lock = threading.Lock()
         self._late: list[Future[F64]] = []
+        forks.track(self)
+
+    def after_fork(self) -> None:
+        """Forget calls that hang: their threads do not exist in a forked child, so none would ever end."""
+        self._lock, self._late = threading.Lock(), []
 
     @property
     def hanging(self) -> int:

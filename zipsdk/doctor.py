@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -12,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zipsdk import cpus
 from zipsdk.engines import load_engine
 from zipsdk.engines.plan import FLAVOURS, capabilities, runtime
-from zipsdk.errors import EngineError
 from zipsdk.gpu import build_info
 from zipsdk.gpu.device import DRIVER, open_device
 from zipsdk.models import bundled
+from zipsdk.runtimes import TELEMETRY, BrokenPackageError, load, reinstall, required, telemetry_is_off
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,15 @@ class Check:
 
 
 def checks() -> tuple[list[Check], bool]:
-    """All lines, and whether at least one engine runs here. Nothing raises."""
+    """Return all lines, and whether at least one engine runs here. Nothing raises."""
     import zipsdk
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lines = [
         Check("Python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Check("zipsdk", True, zipsdk.__version__),
-        Check("CPU", True, f"{cores} cores"),
-        _package("numpy", "pip install numpy"),
-        _package("PIL", "pip install pillow", "Pillow"),
+        Check("CPU", True, cpus.describe()),
+        _package("numpy"),
+        _package("PIL", "Pillow"),
     ]
     runtime, *rest = _onnxruntime()
     driver = _cuda()
@@ -57,24 +55,36 @@ def _why(e: BaseException) -> str:
     return (str(e).strip().split("\n")[0] or type(e).__name__)[:200]
 
 
-def _package(module: str, fix: str, name: str = "") -> Check:
+def _unusable(name: str, e: Exception, fix: str) -> Check:
+    """Return the line of a package that does not import; a broken one brings its own repair."""
+    if isinstance(e, BrokenPackageError):
+        return Check(name, False, e.why.split("\n")[0], e.fix)
+    return Check(name, False, _why(e).removesuffix(f": {fix}"), fix)
+
+
+def _package(module: str, name: str = "") -> Check:
     try:
-        found = importlib.import_module(module)
-    except Exception as e:  # a package that is broken raises anything
-        return Check(name or module, False, _why(e), fix)
+        found = load(module)
+    except Exception as e:
+        return _unusable(name or module, e, required(module))
     version = getattr(found, "__version__", None) or getattr(found, "VERSION_TEXT", "version unknown")
     return Check(name or module, True, str(version))
 
 
 def _onnxruntime() -> Iterator[Check]:
-    package = _package("onnxruntime", "pip install 'zipsdk[cpu]'")
+    package = _package("onnxruntime")
     if not package.ok:
         yield package
         return
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
-    yield Check("onnxruntime", True, f"{package.detail} with {', '.join(available)}")
+    try:
+        available = load("onnxruntime").get_available_providers()
+    except Exception as e:
+        yield Check(
+            "onnxruntime", False, f"{package.detail} does not name its providers ({_why(e)})", reinstall("onnxruntime")
+        )
+        return
+    quiet = "off" if telemetry_is_off() else f"on if this version has it, because {TELEMETRY} is set to keep it"
+    yield Check("onnxruntime", True, f"{package.detail} with {', '.join(available)}; telemetry {quiet}")
     if "CUDAExecutionProvider" in available:
         yield Check("onnxruntime CUDA", True, "built in; it loads when a model is opened with --device cuda")
     else:
@@ -122,10 +132,10 @@ def _tensorrt(driver: bool) -> Iterator[Check]:
         fix = f"pip install 'zipsdk[{extra}]'"
         try:
             trt = runtime(flavour)
+            known = capabilities(trt) if flavour == "rtx" else []
         except Exception as e:
-            yield Check(name, False, _why(e).removesuffix(f": {fix}"), fix)
+            yield _unusable(name, e, fix)
             continue
-        known = capabilities(trt) if flavour == "rtx" else []
         builds = f"{trt.__version__} builds plans for {', '.join(f'sm{n}' for n in known) or 'the GPU that is present'}"
         if driver:
             number = _capability()
@@ -145,22 +155,23 @@ def _tensorrt(driver: bool) -> Iterator[Check]:
 def _kernels() -> Check:
     try:
         built = build_info()
-    except EngineError as e:
+        sass = ", ".join(f"sm{n}" for n in built["sass"])
+        detail = f"for {sass} and newer, by nvcc {built['nvcc']}"
+    except Exception as e:  # EngineError without kernels, anything of a damaged description
         return Check("CUDA kernels", False, _why(e).split(";")[0], "install zipsdk where nvcc is on the PATH")
-    sass = ", ".join(f"sm{n}" for n in built["sass"])
-    return Check("CUDA kernels", True, f"for {sass} and newer, by nvcc {built['nvcc']}")
+    return Check("CUDA kernels", True, detail)
 
 
 def _device(driver: bool) -> Check:
     """Whether the loop itself can run on the GPU."""
     if not driver:
-        package = _package("pycuda", "pip install 'zipsdk[gpu]'")
+        package = _package("pycuda")
         detail = f"pycuda {package.detail}, but there is no GPU" if package.ok else package.detail
         return Check("loop on the GPU", False, detail, package.fix or "see CUDA driver above")
     try:
         device = open_device(0)
     except Exception as e:
-        return Check("loop on the GPU", False, _why(e), "pip install 'zipsdk[gpu]'")
+        return _unusable("loop on the GPU", e, "pip install 'zipsdk[gpu]'")
     number = 10 * device.capability[0] + device.capability[1]
     return Check("loop on the GPU", True, f"{device.name} (sm{number}), {device.total_memory / 2**30:.1f} GiB")
 

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+from zipsdk.errors import EngineError
+
 T = TypeVar("T")
+
+
+class Pending(Future[T]):
+    """A result of a thread of this process; a forked child has no such thread, and is told so in place of waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the result. Raises EngineError in a forked child, and what the call raised."""
+        if self._pid != os.getpid():
+            raise EngineError(
+                "stream: got a process forked after the stream was begun, expected the process that began it; "
+                "begin a stream in this one"
+            )
+        return super().result(timeout)
+
+    def cancel(self) -> bool:
+        """Cancel the call. In a forked child nothing runs, and the lock may be held by a thread that is not there."""
+        return self._pid != os.getpid() or super().cancel()
+
+    def done(self) -> bool:
+        """Whether `result` returns or raises at once."""
+        return self._pid != os.getpid() or super().done()
 
 
 class Ahead(Generic[T]):
@@ -26,7 +54,7 @@ class Ahead(Generic[T]):
 
     def submit(self) -> Future[T]:
         """One more call; what it returns or raises is the future's."""
-        future: Future[T] = Future()
+        future: Future[T] = Pending()
         self._wanted.put(future)
         return future
 

@@ -17,7 +17,7 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
             ``zipsdk build`` made.
         device: "auto", "cpu", or "cuda" / "cuda:N". One that is asked for by name and cannot be had is an error; "auto"
             takes the best that works.
-        threads: CPU threads, 0 for the runtime's own choice (all cores).
+        threads: CPU threads; 0 for as many as the process's affinity and CPU quota allow.
 
     Returns:
         An engine with `spec`, ``__call__(x_t float32 (N, 3, H, W), t (N,)) -> eps`` of x_t's shape and dtype, and
@@ -28,7 +28,10 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
         InputError: no such device, or threads that are no whole number from 0 on.
         ModelError: there is no such model, or it is damaged.
         EngineError: it cannot run here.
-        MissingExtra: its runtime is not installed.
+        MissingExtra: its runtime is not installed, or is broken.
+
+    A forked child may use the engine: on the CPU it opens the file again at the first evaluation; on a GPU it gets an
+    EngineError, because CUDA does not survive a fork. Engines pickle as path and options.
     """
     name = str(model)
     path = find(name) or Path(model)

@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zipsdk import forks
 from zipsdk.checks import is_whole
-from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory
-from zipsdk.files import check_sidecar
+from zipsdk.cpus import usable_cpus
+from zipsdk.engines.sessions import Session, short
+from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory, ZipError
 from zipsdk.gpu.device import Device, open_device
+from zipsdk.models import find
+from zipsdk.runtimes import load
 from zipsdk.spec import METADATA_KEY, ModelSpec
 
 F32 = npt.NDArray[np.float32]
@@ -34,8 +38,9 @@ class OnnxEngine:
     Args:
         path: the ``.onnx`` file; external data beside it is found.
         device: "cpu" (which "auto" means here; `open_onnx` looks for a GPU first), "cuda" or "cuda:N".
-        threads: CPU threads, 0 for all cores. One picture is shared out among them layer by layer; of many small ones
-            each thread takes some for itself, and none waits for another.
+        threads: CPU threads, 0 for all that this process may use: see `zipsdk.cpus.usable_cpus`. One picture is shared
+            out among them layer by layer; of many small ones each thread takes some for itself, and none waits for
+            another.
 
     Raises:
         ModelError: the file is damaged, has no spec, or disagrees with it.
@@ -44,10 +49,7 @@ class OnnxEngine:
     """
 
     def __init__(self, path: str | Path, *, device: str = "auto", threads: int = 0):
-        try:
-            import onnxruntime as ort
-        except (ImportError, OSError) as e:
-            raise MissingExtra("onnxruntime", "cpu", str(e)) from e
+        ort = load("onnxruntime")
         self.path = Path(path)
         self._ort = ort
         #: the GPU that the loop can run on, too; None where it cannot, and then `host_loop` says why
@@ -66,7 +68,6 @@ class OnnxEngine:
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()  # CUDA's libraries may lie in Python packages, where no loader looks
             wanted = [("CUDAExecutionProvider", options_cuda), "CPUExecutionProvider"]
-        check_sidecar(self.path)
 
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors come as exceptions; warnings about our own graphs help nobody
@@ -74,24 +75,16 @@ class OnnxEngine:
             raise InputError(f"threads: got {threads!r}, wanted a whole number: 0 for all cores, or more")
         # An explicit number: left to itself, ONNX Runtime binds each thread to a core, counts cores that this process
         # may not use, and a core that something else keeps busy then holds up all the others.
-        self.threads = int(threads) or _cores()
+        self.threads = int(threads) or usable_cpus()
         options.intra_op_num_threads = self.threads
         self._options = options
         self._lock = threading.Lock()
-        self._shared: tuple[int, ThreadPoolExecutor, Any] | None = None
-        try:
-            with self._streams():
-                # no automatic retry on another provider: what runs must be what was asked for
-                self._session = ort.InferenceSession(str(self.path), options, providers=wanted, enable_fallback=0)
-        except Exception as e:  # onnxruntime's own classes all derive from Exception alone
-            kind = type(e).__name__
-            damaged = kind == "InvalidArgument" and "Load model" in str(e)
-            if damaged or kind in ("InvalidProtobuf", "NoSuchFile", "InvalidGraph"):
-                raise ModelError(
-                    f"{self.path}: not a readable ONNX model ({_short(e)}); copy or export it again"
-                ) from e
-            raise EngineError(f"{self.path}: ONNX Runtime cannot run it on {device} ({_short(e)})") from e
-        self.providers: list[str] = self._session.get_providers()
+        self._shared: tuple[ThreadPoolExecutor, Session] | None = None
+        name = "cpu" if ordinal is None else f"cuda:{ordinal}"
+        with self._streams():
+            self._session = Session(ort, self.path, options, wanted, name)
+        session = self._session.get()
+        self.providers: list[str] = session.get_providers()
         first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
         if self.providers[0] != first:
             raise EngineError(
@@ -103,7 +96,7 @@ class OnnxEngine:
                 f"the UNet runs on the GPU and the loop around it on the host, which is slower: {self.host_loop}",
                 stacklevel=3,
             )
-        metadata = self._session.get_modelmeta().custom_metadata_map
+        metadata = session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata:
             raise ModelError(
                 f"{self.path}: got an ONNX model without a zipsdk spec; export the checkpoint with python -m export"
@@ -116,6 +109,19 @@ class OnnxEngine:
         self._run_options = ort.RunOptions()
         # it must not wait for the stream at the end of each evaluation: the loop goes on there
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._arguments = (str(self.path.absolute()), name, int(threads))
+        self._pid = os.getpid()
+        forks.track(self)
+
+    def after_fork(self) -> None:
+        """Drop what a forked child cannot use: locks, bindings, and threads that only the parent has."""
+        forks.keep_forever(self._bindings, self._shared, self._run_options)
+        self._bindings, self._shared = {}, None
+        self._lock, self._pid = threading.Lock(), os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the file's path and the options: the receiving process opens the file itself."""
+        return _opened_again, (*self._arguments, self.spec)
 
     def _streams(self) -> AbstractContextManager[Any]:
         """Held while it works on the streams of its GPU, if it has one."""
@@ -123,8 +129,9 @@ class OnnxEngine:
 
     def _check_graph(self) -> None:
         spec = self.spec
-        inputs = {i.name: i for i in self._session.get_inputs()}
-        outputs = {o.name: o for o in self._session.get_outputs()}
+        session = self._session.get()
+        inputs = {i.name: i for i in session.get_inputs()}
+        outputs = {o.name: o for o in session.get_outputs()}
         got = {**inputs, **outputs}
         for name, rank in ((spec.input_x, 4), (spec.input_t, 1), (spec.output, 4)):
             if name not in got:
@@ -171,18 +178,19 @@ class OnnxEngine:
                 f"stream: got {stream:#x}, wanted the one that the session was opened with, "
                 f"{self.device.compute.handle:#x} (engine.device.compute)"
             )
+        session = self._session.get()
         height, width = size or (self.spec.canvas, self.spec.canvas)
         key = (x, t, eps, batch, height, width)
         if key not in self._bindings:
             if len(self._bindings) >= 256:  # about ten sizes of pictures, 20 steps each
                 self._bindings.clear()
-            binding, shape = self._session.io_binding(), (batch, 3, height, width)
+            binding, shape = session.io_binding(), (batch, 3, height, width)
             binding.bind_input(self.spec.input_x, *self._memory, np.float32, shape, x)
             binding.bind_input(self.spec.input_t, *self._memory, np.float32, (batch,), t)
             binding.bind_output(self.spec.output, *self._memory, np.float32, shape, eps)
             self._bindings[key] = binding
         try:
-            self._session.run_with_iobinding(self._bindings[key], self._run_options)
+            session.run_with_iobinding(self._bindings[key], self._run_options)
         except Exception as e:
             raise _failed(self.path, (batch, 3, height, width), e) from e
 
@@ -191,11 +199,14 @@ class OnnxEngine:
             parts = _parts(len(x), x.shape[2] * x.shape[3], self.threads) if self._memory[0] == "cpu" else []
             if len(parts) < 2:
                 with self._streams():
-                    return self._run(self._session, x, t)
+                    return self._run(self._session.get(), x, t)
             if self.threads == 1:
-                return np.concatenate([self._run(self._session, x[part], t[part]) for part in parts])
+                session = self._session.get()
+                return np.concatenate([self._run(session, x[part], t[part]) for part in parts])
             pool, session = self._each_thread_its_own()
             return np.concatenate(list(pool.map(lambda part: self._run(session, x[part], t[part]), parts)))
+        except ZipError:
+            raise
         except Exception as e:
             raise _failed(self.path, x.shape, e) from e
 
@@ -205,15 +216,15 @@ class OnnxEngine:
 
     def _each_thread_its_own(self) -> tuple[ThreadPoolExecutor, Any]:
         """Threads, and a session in which each evaluation stays on the thread that asks: the weights a second time."""
+        if self._pid != os.getpid():  # forked by C code that calls no hooks
+            self.after_fork()
         with self._lock:
-            # a forked child has none of the threads that its parent started
-            if self._shared is None or self._shared[0] != os.getpid():
+            if self._shared is None:
                 self._options.intra_op_num_threads = 1
-                session = self._ort.InferenceSession(
-                    str(self.path), self._options, providers=["CPUExecutionProvider"], enable_fallback=0
-                )
-                self._shared = os.getpid(), ThreadPoolExecutor(self.threads, "zipsdk-onnx"), session
-            return self._shared[1:]
+                session = Session(self._ort, self.path, self._options, ["CPUExecutionProvider"])
+                self._shared = ThreadPoolExecutor(self.threads, "zipsdk-onnx"), session
+            pool, session = self._shared
+            return pool, session.get()
 
 
 def _parts(n: int, pixels: int, threads: int) -> list[slice]:
@@ -231,20 +242,10 @@ def _parts(n: int, pixels: int, threads: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _short(e: Exception) -> str:
-    """The first line of a runtime's message: the rest is its call stack."""
-    return str(e).strip().split("\n")[0][:300]
-
-
 def _failed(path: Path, shape: tuple[int, ...], e: Exception) -> EngineError:
     text = str(e).lower()
     kind = OutOfMemory if "failed to allocate memory" in text or "out of memory" in text else EngineError
-    return kind(f"{path}: the evaluation of {shape} failed ({_short(e)})")
+    return kind(f"{path}: the evaluation of {shape} failed ({short(e)})")
 
 
 def _ordinal(device: str, available: list[str]) -> int | None:
@@ -260,13 +261,20 @@ def _ordinal(device: str, available: list[str]) -> int | None:
     return int(cuda[1] or 0) if cuda else None
 
 
+def _opened_again(path: str, device: str, threads: int, spec: ModelSpec) -> OnnxEngine:
+    """Open a pickled engine's file in this process. Raises as `OnnxEngine`, and ModelError where the file changed."""
+    file = Path(path)
+    # zipsdk may lie elsewhere in the other process
+    engine = OnnxEngine((not file.exists() and find(file.stem)) or file, device=device, threads=threads)
+    if engine.spec != spec:
+        raise ModelError(f"{path}: got another model than the pickled engine had, expected {spec.name}; copy that file")
+    return engine
+
+
 def open_onnx(path: Path, *, device: str = "auto", threads: int = 0) -> OnnxEngine:
     """`OnnxEngine`; "auto" takes the GPU if ONNX Runtime has CUDA and it works, else the CPU, with a warning."""
     if device == "auto":
-        try:
-            import onnxruntime as ort
-        except (ImportError, OSError) as e:
-            raise MissingExtra("onnxruntime", "cpu", str(e)) from e
+        ort = load("onnxruntime")
         if "CUDAExecutionProvider" in ort.get_available_providers():
             try:
                 return OnnxEngine(path, device="cuda", threads=threads)

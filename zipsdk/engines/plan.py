@@ -10,7 +10,6 @@ Source: NVIDIA's TensorRT and TensorRT-RTX Python API references and their migra
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import platform
 import re
@@ -24,6 +23,7 @@ from typing import Any
 from zipsdk.checks import is_whole
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError
 from zipsdk.files import check_sidecar, sha256_file, write_atomically, write_sidecar
+from zipsdk.runtimes import load
 from zipsdk.spec import METADATA_KEY, ModelSpec
 
 #: flavour -> (module, the extra of zipsdk that brings it, its name)
@@ -37,15 +37,13 @@ def runtime(flavour: str) -> Any:
 
     Raises:
         InputError: no such flavour.
-        MissingExtra: it is not installed, or does not load.
+        MissingExtra: it is not installed, or is broken.
+        EngineError: it is the other flavour's module.
     """
     if flavour not in FLAVOURS:
         raise InputError(f"flavour: got {flavour!r}, wanted one of {', '.join(FLAVOURS)}")
-    module, extra, _ = FLAVOURS[flavour]
-    try:
-        trt = importlib.import_module(module)
-    except Exception as e:  # a package whose libraries do not fit raises anything
-        raise MissingExtra(module, extra, str(e).split("\n")[0]) from e
+    module = FLAVOURS[flavour][0]
+    trt = load(module)
     if hasattr(trt, "ComputeCapability") != (flavour == "rtx"):
         raise EngineError(f"{module}: got a module of the other flavour; install one of zipsdk[gpu] and zipsdk[rtx]")
     return trt
@@ -96,10 +94,7 @@ def spec_of(path: Path) -> ModelSpec:
         ModelError: it is not a readable ONNX file or has no spec.
         MissingExtra: onnx is not installed.
     """
-    try:
-        import onnx
-    except (ImportError, OSError) as e:
-        raise MissingExtra("onnx", "gpu", str(e)) from e
+    onnx = load("onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as e:  # protobuf's and onnx's own classes

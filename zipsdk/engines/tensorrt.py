@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zipsdk import forks
 from zipsdk.engines.plan import FLAVOURS, RTX_LOWEST, capabilities, collecting_logger, runtime
 from zipsdk.errors import EngineError, InputError, ModelError, OutOfMemory
 from zipsdk.files import check_sidecar, sidecar_path
@@ -68,7 +69,7 @@ class TensorRTEngine:
     Raises:
         ModelError: plan or sidecar are missing, were changed, or are not what they say.
         EngineError: the plan is for another runtime, version or GPU, or there is no GPU.
-        MissingExtra: its runtime or PyCUDA is not installed.
+        MissingExtra: its runtime or PyCUDA is not installed, or is broken.
     """
 
     def __init__(self, path: str | Path, *, device: str = "auto"):
@@ -105,6 +106,15 @@ class TensorRTEngine:
         self._contexts: dict[tuple[int, int, int], Any] = {}
         self._memory = Memory()
         weakref.finalize(self, self.device.free_later, partial(self._memory.free, self.device))
+        forks.track(self)
+
+    def after_fork(self) -> None:
+        """Keep what a destructor in a forked child would free by CUDA; the device refuses all work there."""
+        forks.keep_forever(self._runtime, self._engine, self._contexts, self._memory, self._log)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the plan's path and the GPU's number: the receiving process opens the plan itself."""
+        return partial(TensorRTEngine, device=f"cuda:{self.device.ordinal}"), (str(self.path.absolute()),)
 
     def _check_gpu(self, plan: dict[str, Any], name: str) -> None:
         number = 10 * self.device.capability[0] + self.device.capability[1]

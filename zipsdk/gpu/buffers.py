@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import gpu
+from zipsdk import forks, gpu
 from zipsdk.canvas import Layout, round_up
 from zipsdk.gpu.device import Device, Graph
 from zipsdk.gpu.engine import DeviceEngine
@@ -101,7 +101,14 @@ class Pool:
         self.tables: list[int] = []  # the addresses of the guides, from the first batch on
         self.sizes: dict[tuple[int, int, int], Buffers] = {}
         self.limit: int | None = None  # canvas pixels, where memory has shown one
+        self.forked = False  # a child has no use of a pool that it inherits
+        forks.track(self)
         weakref.finalize(self, device.free_later, partial(_free_all, device, self.sizes, self.tables))
+
+    def after_fork(self) -> None:
+        """Keep pinned memory and events, whose destructors would call into CUDA."""
+        forks.keep_forever(self.sizes)
+        self.forked = True
 
     def canvases(self, layout: Layout) -> int:
         """How many canvases one batch has at most; less after memory has run out."""

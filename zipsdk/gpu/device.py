@@ -20,8 +20,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import gpu
-from zipsdk.errors import EngineError, MissingExtra, OutOfMemory
+from zipsdk import forks, gpu
+from zipsdk.errors import EngineError, OutOfMemory
+from zipsdk.runtimes import load
 
 #: The CUDA driver's library, as `ctypes.CDLL` finds it.
 DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
@@ -74,6 +75,7 @@ class Device:
         name, capability, total_memory: what it is, e.g. "NVIDIA GeForce RTX 3070", (8, 6), bytes.
         compute, copies: the two streams of the loop.
         lock: re-entrant, one for all who use the streams.
+        forked: True in a child forked after the GPU was opened, where nothing of it can be used.
     """
 
     def __init__(self, cuda: Any, ordinal: int):
@@ -86,8 +88,9 @@ class Device:
         self.total_memory: int = device.total_memory()
         self._processors: int = device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
         self._context = device.retain_primary_context()
+        self.forked = False
         # left to the interpreter's end, PyCUDA would detach it like a context of its own, which CUDA refuses
-        atexit.register(self._context.detach)
+        atexit.register(self._detach)
         self._memory: dict[int, Any] = {}
         self._to_free: list[Callable[[], None]] = []
         self._driver = ctypes.CDLL(DRIVER)
@@ -96,10 +99,33 @@ class Device:
         with self.active():
             self.compute: Stream = cuda.Stream(NON_BLOCKING)
             self.copies: Stream = cuda.Stream(NON_BLOCKING)
+        forks.track(self)
+
+    def after_fork(self) -> None:
+        """Refuse all work from now on, and keep every handle: a destructor would call into CUDA."""
+        forks.keep_forever(self, self._context, self._memory, self._to_free, self._functions, self._module)
+        self.forked, self.lock = True, threading.RLock()
+
+    def refuse_fork(self) -> None:
+        """Raise EngineError in a child forked after the GPU was opened."""
+        if self.forked:
+            raise EngineError(
+                f"{self.name}: got a process forked after this GPU was opened, expected one process for CUDA's whole "
+                "life; start it by spawn or forkserver and open the model there, or use device='cpu'"
+            )
+
+    def _detach(self) -> None:
+        if not self.forked:
+            self._context.detach()
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """The primary context is the thread's current one inside."""
+        """The primary context is the thread's current one inside.
+
+        Raises:
+            EngineError: this process was forked after the GPU was opened.
+        """
+        self.refuse_fork()
         self._context.push()
         try:
             yield
@@ -212,18 +238,18 @@ class Device:
             raise EngineError(f"{self.name}: {function} gives error {code}, {(text.value or b'unknown').decode()}")
 
 
-_opening = threading.Lock()
-
-
 def open_device(ordinal: int = 0) -> Device:
     """The GPU with this number; the same object each time.
 
     Raises:
-        MissingExtra: PyCUDA is not installed.
-        EngineError: there is no driver, no such GPU, or no compiled kernels in this installation.
+        MissingExtra: PyCUDA is not installed, or is broken.
+        EngineError: there is no driver, no such GPU, no compiled kernels in this installation, or this process was
+            forked after the GPU was opened.
     """
-    with _opening:
-        return _open(ordinal)
+    with forks.opening():
+        device = _open(ordinal)
+    device.refuse_fork()
+    return device
 
 
 @cache
@@ -232,15 +258,15 @@ def _open(ordinal: int) -> Device:
         ctypes.CDLL(DRIVER)
     except OSError as e:
         raise EngineError(f"device 'cuda:{ordinal}': there is no NVIDIA driver here ({e}); see zipsdk doctor") from e
-    try:
-        import pycuda.driver as cuda
-    except Exception as e:  # an extension module that does not fit the driver raises anything
-        raise MissingExtra("pycuda", "gpu", str(e).split("\n")[0]) from e
+    cuda = load("pycuda.driver")
     try:
         cuda.init()
         count = cuda.Device.count()
     except cuda.Error as e:
-        raise EngineError(f"device 'cuda:{ordinal}': the NVIDIA driver shows no GPU ({e}); see zipsdk doctor") from e
+        hint = "see zipsdk doctor"
+        if "initialization error" in str(e) or "not initialized" in str(e):  # what CUDA says after a fork
+            hint += ", or start this process by spawn or forkserver if its parent used CUDA"
+        raise EngineError(f"device 'cuda:{ordinal}': the NVIDIA driver shows no GPU ({e}); {hint}") from e
     if not 0 <= ordinal < count:
         raise EngineError(f"device: got 'cuda:{ordinal}', wanted one of the {count} visible GPUs, cuda:0 first")
     gpu.fatbin()  # without kernels there is no loop; told before anything is allocated

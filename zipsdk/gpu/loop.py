@@ -236,7 +236,9 @@ class DeviceLoop:
             )
 
     def close(self) -> None:
-        """Free all memory but what submitted batches use; the next batch takes it again."""
+        """Free all memory but what submitted batches use; the next batch takes it again. Nothing in a forked child."""
+        if self.pool.forked:
+            return
         with self._device.lock, self._device.active():
             self.pool.close()
 
