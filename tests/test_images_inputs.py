@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,49 @@ def test_open_files_are_left_open_and_need_not_seek(tmp_path: Path) -> None:
     with tempfile.SpooledTemporaryFile() as f:
         f.write(encoded())
         np.testing.assert_array_equal(images.read_one(f).rgb, RGB)
-    reader, writer = os.pipe()
-    os.write(writer, encoded())
-    os.close(writer)
-    with os.fdopen(reader, "rb") as f:
-        np.testing.assert_array_equal(images.read_one(f).rgb, RGB)
+    for buffering in (0, -1):
+        reader, writer = os.pipe()
+        with os.fdopen(reader, "rb", buffering) as f:
+            os.write(writer, encoded())
+            os.close(writer)
+            np.testing.assert_array_equal(images.read_one(f).rgb, RGB)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+        with archive.open("a.png") as f:
+            np.testing.assert_array_equal(images.read_one(f).rgb, RGB)
+
+
+class Trickle(io.RawIOBase):
+    """Gives three bytes at a time, as a slow socket may."""
+
+    def __init__(self, data: bytes):
+        self.rest = data
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block, self.rest = self.rest[:3], self.rest[3:]
+        buffer[: len(block)] = block
+        return len(block)
+
+
+def test_a_file_that_gives_little_at_a_time_and_one_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.testing.assert_array_equal(images.read_one(Trickle(encoded())).rgb, RGB)
+    monkeypatch.setattr("zipsdk.image_reader._MOST_IN_MEMORY", 1 << 22)
+    with (
+        pytest.raises(PictureError, match=r"got more than 4194304 bytes.*pass its path"),
+        Path("/dev/zero").open("rb") as f,
+    ):
+        images.read_one(f)
+
+
+def test_a_warning_names_the_callers_line() -> None:
+    im = Image.new("CMYK", (3, 3))
+    for call in (lambda: images.read_one(im), lambda: images.read(im)):
+        with pytest.warns(UserWarning, match="CMYK") as caught:
+            call()
+        assert caught[0].filename == __file__
 
 
 def test_a_bytearray_may_be_refilled_while_the_answer_is_computed() -> None:

@@ -56,7 +56,7 @@ def read_pil(item: Any, max_pixels: int, where: str) -> Picture:
     except Exception as exc:
         raise _refusal(name, exc, item) from exc
     if cautions:
-        warnings.warn(f"{name}: {'; '.join(cautions)}", UserWarning, stacklevel=5)
+        warnings.warn(f"{name}: {'; '.join(cautions)}", UserWarning, stacklevel=4)
     return picture
 
 
@@ -82,19 +82,23 @@ def _file(path: Path, name: str) -> Path:
 
 def _content(item: Any, name: str) -> BinaryIO:
     """The bytes of an open file from its start, where it can go there; the file stays open."""
-    if not isinstance(item, (bytes, bytearray, memoryview)):
-        if getattr(item, "seekable", lambda: False)():
-            item.seek(0)
-        item = item.read(_MOST_IN_MEMORY + 1)
-        if not isinstance(item, (bytes, bytearray, memoryview)):
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return io.BytesIO(item)
+    if getattr(item, "seekable", lambda: False)():
+        item.seek(0)
+    out = io.BytesIO()
+    while block := item.read(1 << 20):  # unbuffered files give what is there
+        if not isinstance(block, (bytes, bytearray, memoryview)):
             raise PictureError(
-                f'{name}: got a file that gives {type(item).__name__}, expected bytes; open it with mode "rb"'
+                f'{name}: got a file that gives {type(block).__name__}, expected bytes; open it with mode "rb"'
             )
-        if len(item) > _MOST_IN_MEMORY:
+        if out.tell() + len(block) > _MOST_IN_MEMORY:
             raise PictureError(
                 f"{name}: got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; pass its path instead"
             )
-    return io.BytesIO(item)
+        out.write(block)
+    out.seek(0)
+    return out
 
 
 def _refusal(name: str, exc: Exception, item: Any) -> PictureError:
