@@ -123,7 +123,7 @@ def _versions() -> dict[str, str]:
 
 def _print(table: dict[str, Record], findings: dict[str, dict[str, Any]], lines: dict[str, float], missing: list[str],
            seconds: float) -> None:  # fmt: skip
-    head = f"{'kind':<18}{'inputs':>8}{'distinct':>9}{'accepted':>10}"
+    head = f"{'kind':<18}{'inputs':>8}{'accepted':>10}"
     print(f"{head}  {'refused':<52}{'findings':>9}{'slowest':>9}{'memory':>9}")
     total = 0
     for name, r in table.items():
@@ -131,7 +131,7 @@ def _print(table: dict[str, Record], findings: dict[str, dict[str, Any]], lines:
         refused = ", ".join(f"{k} {n}" for k, n in sorted(r.refused.items(), key=lambda x: -x[1]))
         shown = refused if len(refused) <= 50 else refused[:47] + "..."
         used = f"{r.slowest:>7.2f} s{r.megabytes:>6.0f} MB"
-        print(f"{name:<18}{r.inputs:>8,}{r.distinct:>9,}{r.accepted:>10,}  {shown:<52}{len(r.findings):>9}{used}")
+        print(f"{name:<18}{r.inputs:>8,}{r.accepted:>10,}  {shown:<52}{len(r.findings):>9}{used}")
     print(f"{'all':<18}{total:>8,} inputs in {seconds:.0f} s; {len(findings)} findings")
     print("versions: " + ", ".join(f"{k} {v}" for k, v in _versions().items()))
     if lines:

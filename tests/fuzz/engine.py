@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from zipsdk.errors import ZipError
 _FILES = Path("/proc/self/fd")
 #: Inputs after which the number of open files must stay.
 WARM_UP = 20
+#: Draws for each input at most: Hypothesis repeats itself, and what it repeats is not run.
+DRAWS = 4
 #: Executions that shrinking one failure may take.
 SHRINKS = 300
 
@@ -32,7 +35,6 @@ class Record:
 
     kind: str
     inputs: int = 0
-    distinct: int = 0
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     findings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -46,7 +48,6 @@ class Record:
     def add(self, other: dict[str, Any]) -> None:
         """Add the numbers of a serialized record."""
         self.inputs += other["inputs"]
-        self.distinct += other["distinct"]
         self.accepted += other["accepted"]
         self.refused.update(other["refused"])
         self.slowest = max(self.slowest, other["slowest"])
@@ -139,7 +140,9 @@ def _property(draw_recipe: Callable[[Any], Recipe], use: Callable[[Recipe], None
 
 def run_chunk(name: str, number: int, count: int, folder: Path, *, poison: Collection[str] = (), shrink: bool = True,
               announce: Callable[[Recipe], None] = lambda recipe: None) -> Record:  # fmt: skip
-    """Draw and check `count` inputs; chunk `number` always draws the same ones from the same code.
+    """Draw and check `count` different inputs, or fewer where there are no more.
+
+    The same code draws the same inputs for a `number` each time.
 
     Args:
         folder: a scratch folder, emptied for each input.
@@ -150,16 +153,19 @@ def run_chunk(name: str, number: int, count: int, folder: Path, *, poison: Colle
     kind, record, memory = kind_of(name), Record(name), Memory()
     files, seen = 0, set[str]()
     base = settings(
-        max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck),
+        max_examples=DRAWS * count, database=None, deadline=None, suppress_health_check=list(HealthCheck),
         phases=[Phase.generate], print_blob=False,
     )  # fmt: skip
 
     def use(recipe: Recipe) -> None:
         nonlocal files
-        if record.inputs >= count:  # Hypothesis may draw some more
+        name_of = digest(recipe)
+        if name_of in seen:
             return
+        if record.inputs >= count:
+            raise _Enough
+        seen.add(name_of)
         record.inputs += 1
-        seen.add(name_of := digest(recipe))
         if record.inputs == WARM_UP:  # before that, libraries open files of their own
             files = open_files()
         if name_of in poison:
@@ -174,8 +180,8 @@ def run_chunk(name: str, number: int, count: int, folder: Path, *, poison: Colle
         else:
             record.refused[result] += 1
 
-    seed(f"{name} {number}")(base(_property(kind.draw, use)))()
-    record.distinct = len(seen)
+    with suppress(_Enough):
+        seed(f"{name} {number}")(base(_property(kind.draw, use)))()
     if files and (more := open_files() - files) > max(3, (count - WARM_UP) // 20):
         note(record, {}, Violation(f"{more} files are left open by {count - WARM_UP} inputs"))
     if shrink:
