@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_files import THUMBNAIL, exif_with_copies, png_chunk, segment, with_chunks, with_segments
+from image_files import THUMBNAIL, directory, exif_with_copies, header, png_chunk, segment, with_chunks, with_segments
 from PIL import ExifTags, Image, ImageCms, features
 
 from zipsdk import images
@@ -221,6 +221,25 @@ def test_an_avif_is_turned_by_its_properties(orientation: int) -> None:
     assert p.rgb.shape[:2] == ((24, 16) if orientation == 6 else (16, 24))
     out = p.restore(p.rgb)
     assert out.getexif()[ExifTags.Base.Make] == "zip" and ExifTags.Base.Orientation not in out.getexif()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_exif_with_a_type_that_pillow_cannot_write_does_not_cost_the_image(suffix: str, tmp_path: Path) -> None:
+    """Known only after the image was purified. GPSLongitudeRef is text; here it has numbers."""
+    gps = {3: (5, [48, 1, 8, 1])}
+    at = 8 + len(directory("<", 8, {0x010F: (2, b"zip\0"), 0x8825: (4, [0])}))
+    data = header("<") + directory("<", 8, {0x010F: (2, b"zip\0"), 0x8825: (4, [at])}) + directory("<", at, gps)
+    im = Image.fromarray(RGB)
+    im.info["exif"] = b"Exif\0\0" + data
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".tif":
+        with pytest.warns(UserWarning, match=r"a\.tif: its EXIF cannot be written to TIFF .*: it is left out"):
+            images.save(im, path)
+    else:
+        images.save(im, path)
+    with Image.open(path) as again:
+        assert again.getexif().get(ExifTags.Base.Make) == (None if suffix == ".tif" else "zip")
+    assert images.read_one(path).rgb.shape == RGB.shape
 
 
 # ---- sizes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import struct
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -72,7 +73,17 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
         # Pillow's writers take more from info than they are told: comments, XMP, a TIFF's lossy compression
         bare.info = {k: v for k, v in bare.info.items() if k == "transparency"}
         with temporary.open("xb") as f:
-            bare.save(f, kind, **options, **metadata)
+            try:
+                bare.save(f, kind, **options, **metadata)
+            except (TypeError, ValueError, AttributeError, struct.error) as exc:
+                # Pillow writes a TIFF's and an AVIF's EXIF anew, and fails where a tag has another type than it expects
+                if "exif" not in metadata:
+                    raise
+                cautions.append(f"its EXIF cannot be written to {kind} ({exc}): it is left out")
+                del metadata["exif"]
+                f.seek(0)
+                f.truncate()
+                bare.save(f, kind, **options, **metadata)
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(target)
