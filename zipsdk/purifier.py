@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import images, reverse
+from zipsdk import images, memory, reverse
 from zipsdk.canvas import Engine, Layout, Predictor, plan
 from zipsdk.checks import is_whole
 from zipsdk.engines import load_engine
@@ -25,7 +25,7 @@ from zipsdk.noise import Noise
 from zipsdk.schedule import step_table
 from zipsdk.state import STRIP_PIXELS, StateRows, to_pictures, to_state
 from zipsdk.streams import Ahead
-from zipsdk.transforms import Guide, GuidePerPicture, OneOf, Transform, parse, several
+from zipsdk.transforms import Guide, GuidePerPicture, OneOf, Transform, parse, several, strip_unit
 
 if TYPE_CHECKING:
     from zipsdk.gpu.loop import DeviceLoop
@@ -142,6 +142,8 @@ class Purifier:
         # a canvas that the engine refuses is told now, not at the first picture
         plan(spec, spec.canvas, spec.canvas, self._divisor, canvas)
         self.canvas = None if canvas is None else int(canvas)
+        #: pixels of the largest canvas so far
+        self._evaluated = 0
         self._device_loop, self._host_loop = self._open_device_loop(graph)
 
     def _open_device_loop(self, graph: bool) -> tuple[DeviceLoop | None, str]:
@@ -223,7 +225,8 @@ class Purifier:
 
         Raises:
             InputError: a picture that cannot be used; nothing has been purified then.
-            EngineError: the model fails on it, or its answer is not finite; OutOfMemory where there is no room.
+            EngineError: the model fails on it, or its answer is not finite; OutOfMemory where there is no room, before
+                anything is purified where `zipsdk.memory` can tell.
         """
         pictures, back = images.read(batch, layout=layout)
         return back(self._begin([p.rgb for p in pictures], ids, progress)())
@@ -303,6 +306,10 @@ class Purifier:
         done = progress or (lambda n: None)
         # what cannot be done is said before anything is begun
         plans = {size: plan(self.engine.spec, size[0], size[1], self._divisor, self.canvas) for size in groups}
+        host = [s for s in groups if not self._on_device(plans[s])]
+        on_cpu = getattr(self.engine, "device", None) is None  # else its memory is not the host's
+        memory.check_run([(plans[s], len(groups[s]), s[0], s[1]) for s in host], strip_unit(self.guides),
+                         self.engine.spec.name if on_cpu else "", self._evaluated)  # fmt: skip
         sizes = deque(groups)
         waits: deque[tuple[list[int], Callable[[], Iterable[U8]]]] = deque()
 
@@ -342,6 +349,10 @@ class Purifier:
 
         return wait
 
+    def _on_device(self, layout: Layout) -> bool:
+        """Whether the loop runs on the GPU, whose memory it checks itself."""
+        return self._device_loop is not None and layout.windows == 1
+
     def _begin_size(
         self,
         same: list[U8],
@@ -351,7 +362,7 @@ class Purifier:
         progress: Callable[[int], None],
     ) -> Callable[[], Iterable[U8]]:
         """Start on images of one size, each uint8 (H, W, 3), at least one."""
-        if self._device_loop is not None and layout.windows == 1:
+        if self._device_loop is not None and self._on_device(layout):
             which = Noise(seed, ids).choice(len(self.guides)) if len(self.guides) > 1 else 0
             return self._device_loop.start(np.stack(same), layout, ids, which, seed, progress)
 
@@ -363,6 +374,7 @@ class Purifier:
                 # a view of a single image: a copy of a large one costs memory
                 rgb = np.stack(same[part]) if len(same[part]) > 1 else same[i][None]
                 out += list(self._loop(rgb, layout, predict, Noise(seed, ids[part])))
+                self._evaluated = max(self._evaluated, layout.canvas_height * layout.canvas_width)
                 progress(len(rgb))
             return out
 

@@ -124,7 +124,7 @@ def purify(
     predict = getattr(eps, "strips", None) if unit is not None else None
     x = first_state(x_p, table, guide, noise, unit=unit)
     for step in table.steps:
-        parts = predict(x, step.t, unit) if predict else [(0, height, eps(x, step.t))]
+        parts = predict(x, step.t, unit) if predict else iter([(0, height, eps(x, step.t))])
         for first, last, e in parts:
             for top, bottom in _strips(first, last, n * width, unit):
                 part, e_part = x[:, :, top:bottom], e[:, :, top - first : bottom - first]
@@ -140,6 +140,7 @@ def purify(
                     z = _normal(noise, step.t, part, top)
                     z *= step.s
                     part += z
+            del e, e_part  # else it would stay while the engine makes the next
     return x
 
 

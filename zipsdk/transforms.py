@@ -343,14 +343,18 @@ class Guide:
         return total
 
 
+def strip_unit(guides: Iterable[Guide]) -> int | None:
+    """Return the rows that strips are multiples of for several guides; see `Guide`."""
+    units = [g.strip_unit for g in guides]
+    return None if None in units else lcm(*(u for u in units if u is not None))
+
+
 class GuidePerPicture:
     """Guides chosen picture by picture: `which` (N,) numbers into `guides`."""
 
     def __init__(self, guides: Sequence[Guide], which: npt.NDArray[np.intp]):
         self._parts = [(g, np.flatnonzero(which == i)) for i, g in enumerate(guides)]
-        units = [g.strip_unit for g in guides]
-        #: see `Guide`
-        self.strip_unit = lcm(*(u for u in units if u is not None)) if None not in units else None
+        self.strip_unit = strip_unit(guides)
 
     def _each(self, x: Array, joint: bool) -> Array:
         out = np.empty_like(x)
