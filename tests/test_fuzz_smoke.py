@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-for package in ("onnx", "hypothesis", "psutil", "coverage"):
-    pytest.importorskip(package)
+pytest.importorskip("onnx")
+pytest.importorskip("hypothesis")
+pytest.importorskip("psutil")
+pytest.importorskip("coverage")
 
 from fuzz import engine, pool
 from fuzz.kinds import KINDS, kind_of

@@ -148,7 +148,7 @@ class ModelSpec:
         """
         try:
             raw: Any = json.loads(text)
-        except json.JSONDecodeError as e:
+        except (ValueError, RecursionError) as e:  # numbers of thousands of digits, and deep nesting
             raise ModelError(f"{where}: its model spec is not JSON ({e}); export the model again") from e
         version = raw.pop("format", None) if isinstance(raw, dict) else type(raw).__name__
         if not (is_whole(version) and 1 <= version <= FORMAT):
