@@ -165,6 +165,11 @@ def test_cmyk_and_lab() -> None:
     ink = v.astype(int)
     plain = (255 - ink[..., :3]) * (255 - ink[..., 3:]) / 255
     assert np.abs(p.rgb - plain).max() <= 2
+    for order in "<>":  # 16 bit by the upper byte
+        deep = v * 256 + 200
+        with pytest.warns(UserWarning, match="no ICC profile"):
+            q = images.read_one(tiff(order, tags(16, 5, 4), packed(deep, 16, order)))
+        np.testing.assert_array_equal(q.rgb, p.rgb)
     lab = np.full((H, W, 3), (128, 30, 226))  # L* 50, a* 30, b* -30, in two's complement
     rgb = images.read_one(tiff("<", tags(8, 8, 3), packed(lab, 8))).rgb
     # CIELab to XYZ of D50, and from there to sRGB by the matrix of its ICC profile
