@@ -226,7 +226,7 @@ def test_wrong_shapes_say_what_to_do(shape: tuple[int, ...], layout: str, hint: 
     assert str(shape) in str(e.value)
 
 
-@pytest.mark.parametrize("options", [{"layout": "HWC"}, {"max_pixels": 0}, {"max_pixels": 1.5}])
+@pytest.mark.parametrize("options", [{"layout": "HWC"}, {"layout": ["NHWC"]}, {"max_pixels": 0}, {"max_pixels": 1.5}])
 def test_wrong_options(options: Any) -> None:
     for f in (images.read, images.read_one):
         with pytest.raises(InputError, match=next(iter(options))):

@@ -183,6 +183,8 @@ def _check(d: _Directory, name: str) -> None:
             f"of {'x'.join(map(str, bits[:8]))} bit (a sample), whose range nothing tells",
             "scale it to 0..255 and convert it to 8 bit, or pass a float array in [0, 1]",
         )
+    if not 1 <= samples <= 6:
+        raise refuse(f"of {samples} samples a pixel", "save its colors alone")
     if separate and bits[0] != 8:
         raise refuse(f"of {bits[0]} bit with a plane for each color", "save it with the colors of a pixel together")
     if photometric == 5 and d.number(332, 1) != 1:

@@ -113,7 +113,7 @@ def read_one(item: Any, *, layout: str = "NHWC", max_pixels: int = DEFAULT_MAX_P
 
 
 def _check_options(layout: str, max_pixels: int) -> None:
-    if layout not in SHAPES:
+    if not isinstance(layout, str) or layout not in SHAPES:
         raise InputError(f'layout: got {layout!r}, wanted "NHWC" (channels last) or "NCHW" (channels first)')
     if not isinstance(max_pixels, int) or max_pixels < 1:
         raise InputError(f"max_pixels: got {max_pixels!r}, wanted a whole number of at least 1")
