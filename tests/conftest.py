@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
 
 import fake_cuda
 import numpy as np
@@ -35,6 +37,15 @@ class FakeEngine:
         scale = np.asarray(t, x.dtype)[:, None, None, None] / 1000
         mixed = 0.8 * x + 0.2 * np.roll(x, 1, axis=-1) * 0.5 + 0.1 * x[:, ::-1]
         return (np.tanh(mixed) * (0.3 + 0.6 * scale)).astype(x.dtype)
+
+
+@pytest.fixture(autouse=True)
+def global_seeds() -> None:
+    """Seed the global generators, so that a test draws the same numbers alone, in any order and in the whole suite."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ pytest.importorskip("matplotlib")
 from conftest import FakeEngine, make_spec
 
 from bench import attacks, defense, defense_setup, paper, tables
+from bench.baselines.purifier import Zip
 from bench.baselines.simple import Nothing
 from bench.store import Store
 from zipsdk.errors import InputError
@@ -182,16 +184,25 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
     assert {row["CA"][1] for row in rows} == {12}
 
 
-def test_costs_and_a_sheet(folder, tmp_path, capsys):
+def test_costs_and_a_sheet(folder, tmp_path, monkeypatch):
+    """By a clock that advances only where pictures are purified."""
+    now, run = [0.0], Zip.run
+
+    def slow(self, pictures, seed, **options):
+        now[0] += len(pictures)
+        return run(self, pictures, seed, **options)
+
+    monkeypatch.setattr(Zip, "run", slow)
+    monkeypatch.setattr(defense, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     words = command(folder, tmp_path, "cost", "--defence", "blur", "--defence", "zip profile=fast",
                     "--defence", "guard profile=fast", "--cost-pictures", "4")  # fmt: skip
     words[words.index("--pictures") + 1] = "12"
     defense.main(words)
     content = json.loads((tmp_path / "defense-two.json").read_text())
     cost = content["cost"]
-    assert all(content["runs"][c["run"]]["seconds"] > 0 for c in cost.values())
-    assert cost["zip profile=fast"]["ms"]["median"] > cost["blur"]["ms"]["median"] > 0
-    assert cost["guard profile=fast"]["ms triggered"]["median"] > 0 and "ms triggered" not in cost["blur"]
+    assert all(content["runs"][c["run"]]["seconds"] == now[0] for c in cost.values())
+    assert cost["zip profile=fast"]["ms"]["median"] == 1000 and cost["blur"]["ms"]["median"] == 0
+    assert cost["guard profile=fast"]["ms triggered"]["median"] >= 0 and "ms triggered" not in cost["blur"]
     assert cost["zip profile=fast"]["evaluations"] == 4
     defense.main(command(folder, tmp_path, "sheet", "--attacks", "white"))
     with Image.open(tmp_path / "defense-two-pictures.png") as page:

@@ -405,7 +405,7 @@ def test_parts_add_up_and_leave_everything_as_it_was(tmp_path):
 
 def test_start_times_a_fresh_process_and_says_why_it_failed():
     got = overhead.start("import json, time; print(json.dumps({'run': 0.5, 'done': time.time()}))")
-    assert got["run"] == 0.5 and 0 < got["first"] < 60
+    assert got["run"] == 0.5 and got["first"] > 0
     with pytest.raises(RuntimeError, match="no such model here"):
         overhead.start("raise SystemExit('no such model here')")
 
