@@ -18,7 +18,7 @@ import numpy.typing as npt
 from zipsdk import images
 from zipsdk.arrays import U8, Picture, check_clean
 from zipsdk.blackbox import MAX_BATCH, BlackBox, said
-from zipsdk.checks import is_whole
+from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError, PictureError
 from zipsdk.parts import FEWEST, DecisivePart, log_odds
 
@@ -36,7 +36,8 @@ def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:
     Raises:
         InputError: a share outside [0, 1], or a time that is not above 0.
     """
-    if not 0 <= flagged <= 1 or not 0 < t_detect < math.inf or not 0 < t_purify < math.inf:
+    numbers = all(is_number(v) for v in (flagged, t_detect, t_purify))
+    if not numbers or not 0 <= flagged <= 1 or not 0 < t_detect < math.inf or not 0 < t_purify < math.inf:
         raise InputError(
             f"got flagged {flagged}, t_detect {t_detect}, t_purify {t_purify}; "
             "wanted a share in [0, 1] and two times above 0"

@@ -4,7 +4,7 @@
 failure is shrunk; Atheris (libFuzzer) can steer the same generators by coverage. Modules:
 
 - `seeds`, `edits`, `tiff`, `png`, `jpeg`, `boxes`, `headers`: image files that are wrong in a part;
-- `arrays`, `options`, `guards`, `graphs`, `texts`, `commands`: everything else;
+- `arrays`, `options`, `arguments`, `guards`, `graphs`, `texts`, `commands`: everything else;
 - `checks_*`: what must hold for an input, whatever it is;
 - `kinds`: the table of all kinds with their limits;
 - `worker`, `__main__`: processes that run them, and the table at the end.
