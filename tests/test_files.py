@@ -1,7 +1,10 @@
 """Sidecars: a model file is what it was when it was written, or it is refused with a reason."""
 
+import errno
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +72,15 @@ def test_renamed_model(model):
         files.check_sidecar(other)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes among its files")
+def test_a_model_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    for name in ("pipe.onnx", "folder.onnx"):
+        with pytest.raises(ModelError, match=f"{name}: got a folder, a pipe or a device, expected a model file"):
+            files.check_sidecar(tmp_path / name)
+
+
 def test_another_folder_is_not_read(model):
     sidecar = files.sidecar_path(model)
     record = json.loads(sidecar.read_text())
@@ -111,3 +123,39 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_made_folders_and_written_files_are_synced(tmp_path, monkeypatch):
+    """A power failure must not lose a name that something else already counts on."""
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("watches file descriptors in /proc, as Linux has it")
+    synced, fsync = [], os.fsync
+
+    def watching(fd):
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", watching)
+    files.make_folder(tmp_path / "a" / "b")
+    assert synced == [str(tmp_path), str(tmp_path / "a")]
+    files.make_folder(tmp_path / "a" / "b")
+    assert len(synced) == 2
+    files.write_atomically(tmp_path / "a" / "f", b"x")
+    assert ".f." in synced[2] and synced[3:] == [str(tmp_path / "a")]
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.EINVAL, False), (errno.EACCES, False), (errno.EIO, True)])
+def test_a_folder_that_cannot_be_synced(tmp_path, monkeypatch, number, raised):
+    """Some network file systems cannot; a broken disk is another matter."""
+    if os.name == "nt":
+        pytest.skip("Windows syncs no folders")
+
+    def failing(fd):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    if raised:
+        with pytest.raises(OSError, match="error"):
+            files.sync_folder(tmp_path)
+    else:
+        files.sync_folder(tmp_path)

@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +131,14 @@ def check_sidecar(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
     Raises:
         ModelError: the model or a file it needs is missing or is not the one that the sidecar was written for, or the
-            sidecar cannot be read.
+            sidecar cannot be read; or the model is no file, which would be waited for forever if it is a pipe.
     """
     path = Path(path)
+    with suppress(OSError):  # a missing model is the loader's to tell
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ModelError(
+                f"{path}: got a folder, a pipe or a device, expected a model file; copy it to a file first"
+            )
     sidecar = sidecar_path(path)
     try:
         text = sidecar.read_bytes()
