@@ -31,7 +31,7 @@ def allowed_cores() -> int:
     if hasattr(os, "process_cpu_count"):  # Python 3.13, which reads the variable itself
         return min(cores, os.process_cpu_count() or cores)
     limit = os.environ.get("PYTHON_CPU_COUNT", "").strip()
-    return min(cores, int(limit)) if re.fullmatch(r"0*[1-9]\d{0,8}", limit) else cores
+    return min(cores, int(limit)) if re.fullmatch(r"0*[1-9][0-9]{0,8}", limit) else cores
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
@@ -110,7 +110,7 @@ def _unescape(text: str) -> str:
 
 
 def _number(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"\d{1,18}", text) else None
+    return float(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _v2(folder: Path) -> float | None:
