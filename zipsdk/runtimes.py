@@ -191,7 +191,7 @@ def _place(module: str) -> Path | None:
 def _check_place(module: Any, top: str, name: str) -> None:
     file = getattr(module, "__file__", None)
     if file is None and hasattr(module, "__path__"):
-        folders = " and ".join(map(str, module.__path__))
+        folders = " and ".join(dict.fromkeys(map(str, module.__path__)))
         raise BrokenPackageError(
             name,
             f"got the folder {folders} without __init__.py, expected an installed package",
