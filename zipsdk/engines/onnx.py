@@ -221,7 +221,7 @@ class OnnxEngine:
         with self._lock:
             if self._shared is None:
                 self._options.intra_op_num_threads = 1
-                session = Session(self._ort, self.path, self._options, ["CPUExecutionProvider"])
+                session = Session(self._ort, self._session.file, self._options, ["CPUExecutionProvider"])
                 self._shared = ThreadPoolExecutor(self.threads, "zipsdk-onnx"), session
             pool, session = self._shared
             return pool, session.get()

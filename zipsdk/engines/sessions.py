@@ -21,7 +21,7 @@ class Session:
 
     Args:
         ort: the module onnxruntime.
-        path: the ``.onnx`` file; named so in messages. A change of the working directory does not matter afterwards.
+        path: the ``.onnx`` file; named so in messages. `file` is its absolute path, good after a change of directory.
         options: `onnxruntime.SessionOptions`; may be changed after this.
         providers: as `onnxruntime.InferenceSession` takes them; one of CUDA cannot be used after a fork.
         device: as the user named it, for messages.
@@ -34,7 +34,7 @@ class Session:
     def __init__(self, ort: Any, path: Path, options: Any, providers: Sequence[Any], device: str = "cpu"):
         self._ort, self.path, self._options, self._device = ort, path, options, device
         self._providers, self._threads = list(providers), int(options.intra_op_num_threads)
-        self._file = path.absolute()
+        self.file = path.absolute()
         self._lock = threading.Lock()
         self._identity: tuple[dict[str, str], object] | None = None
         self._session: Any = None
@@ -68,7 +68,7 @@ class Session:
                 f"{self.path}: got a process forked after the model was opened on {self._device}, expected one process "
                 "for CUDA's whole life; start it by spawn or forkserver and open the model there, or use device='cpu'"
             )
-        if not self._file.is_file():
+        if not self.file.is_file():
             raise ModelError(
                 f"{self.path}: got no such file in a forked process, which opens the model again; keep the file, or "
                 "open the model after the fork"
@@ -76,14 +76,14 @@ class Session:
         return self._open()
 
     def _open(self) -> Any:
-        record = check_sidecar(self._file)
+        record = check_sidecar(self.file)
         options = self._options
         try:
             with forks.opening():
                 options.intra_op_num_threads = self._threads  # another session may share the options
                 # no automatic retry on another provider: what runs must be what was asked for
                 session = self._ort.InferenceSession(
-                    str(self._file), options, providers=self._providers, enable_fallback=0
+                    str(self.file), options, providers=self._providers, enable_fallback=0
                 )
         except Exception as e:  # onnxruntime's own classes all derive from Exception alone
             kind = type(e).__name__

@@ -1,0 +1,176 @@
+"""Fork children from a process that holds engines; print how each child ended, as JSON. Argument: the scenario.
+
+A program of its own: a child must end by the interpreter's normal exit, which no test process may do. Each child is
+killed after a minute, which then reads "hang".
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+import zipsdk
+from zipsdk.blackbox import MAX_HANGING, BlackBox
+from zipsdk.models import find
+
+x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
+t = np.zeros(len(x), np.float32)
+pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+
+
+def in_child(work) -> str:
+    """Fork; run `work` in the child, which ends normally, 7 where `work` returns False; say how it ended."""
+    pid = os.fork()
+    if not pid:
+        sys.exit(0 if work() is not False else 7)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return str(os.waitstatus_to_exitcode(status))
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "hang"
+
+
+def combinations() -> dict[str, str]:
+    """Threads, run before the fork or not, run in the child or not, dropped in the child or not."""
+    ended = {}
+    for threads in (1, 2):
+        holder = [zipsdk.load_engine("zip-tiny", device="cpu", threads=threads)]
+        wanted = zipsdk.load_engine("zip-tiny", device="cpu", threads=threads)(x, t)
+        for warm in (False, True):
+            if warm:
+                holder[0](x, t)
+            for run in (False, True):
+                for drop in (False, True):
+
+                    def work(run=run, drop=drop, holder=holder, wanted=wanted) -> bool:
+                        same = not run or np.array_equal(holder[0](x, t), wanted)
+                        # of one picture, too: another session than the one for batches
+                        same = same and (not run or np.allclose(holder[0](x[:1], t[:1]), wanted[:1], atol=1e-5))
+                        if drop:
+                            holder.clear()
+                            gc.collect()
+                        return same
+
+                    ended[f"threads {threads} warm {warm} run {run} drop {drop}"] = in_child(work)
+        ended[f"threads {threads} parent"] = str(int(not np.array_equal(holder[0](x, t), wanted)))
+    return ended
+
+
+def ways_out() -> dict[str, str]:
+    """A purifier, with other ends of the child, children of children, and another thread at work during the fork."""
+    purifier = zipsdk.Purifier(zipsdk.load_engine("zip-tiny", device="cpu", threads=2), steps=1, start=400, seed=1)
+    wanted = purifier.run(pictures)
+
+    def same() -> bool:
+        return np.array_equal(purifier.run(pictures), wanted)
+
+    def leave() -> None:
+        os._exit(0 if same() else 7)
+
+    ended = {"_exit": in_child(leave), "grandchild": in_child(lambda: same() and in_child(same) == "0")}
+    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(0 if same() else 7))
+    process.start()
+    process.join(60)
+    ended["multiprocessing"] = "hang" if process.exitcode is None else str(process.exitcode)
+    process.kill()
+
+    stop, ready = threading.Event(), threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            purifier.run(pictures)
+            ready.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ready.wait()
+    try:
+        for i in range(5):
+            ended[f"busy thread {i}"] = in_child(same)
+    finally:
+        stop.set()
+        thread.join()
+    ended["parent"] = str(int(not same()))
+    return ended
+
+
+def files() -> dict[str, str]:
+    """Children whose model file is another one, or missing, by now; and one that changed its working directory."""
+    copies = [Path(f"{name}.onnx") for name in ("moved", "missing", "other")]
+    for copy in copies:
+        shutil.copy(find("zip-tiny"), copy)
+    moved, missing, other = (zipsdk.load_engine(copy, device="cpu", threads=2) for copy in copies)
+
+    def change_folder() -> None:
+        os.chdir("/")
+        moved(x, t)
+        moved(x[:1], t[:1])
+
+    def refused(engine, text: str) -> bool:
+        try:
+            engine(x[:1], t[:1])
+        except zipsdk.ModelError as e:
+            return text in str(e)
+        return False
+
+    copies[1].unlink()
+    shutil.copy(find("zip-tiny-int8"), copies[2])
+    return {
+        "chdir": in_child(change_folder),
+        "missing": in_child(lambda: refused(missing, "got no such file in a forked process")),
+        "other": in_child(lambda: refused(other, "got another model than the one opened before the fork")),
+    }
+
+
+def streams() -> dict[str, str]:
+    """A stream that was begun before the fork, and a classifier of which calls hang."""
+    batches = iter([pictures] * 4)
+    purifier = zipsdk.Purifier("zip-tiny", steps=1, start=400, seed=1)
+    stream = purifier.stream(batches)
+    next(stream)
+
+    def refused() -> bool:
+        try:
+            next(stream)
+        except zipsdk.EngineError as e:
+            return "forked after the stream was begun" in str(e)
+        return False
+
+    def begin_another() -> bool:
+        return len(list(purifier.stream([pictures] * 2))) == 2
+
+    release, calls = threading.Event(), []
+
+    def classify(batch: np.ndarray) -> np.ndarray:
+        if os.getpid() == parent:
+            calls.append(release.wait())
+        return np.eye(2)[np.zeros(len(batch), int)]
+
+    parent, box = os.getpid(), BlackBox(classify, timeout=0.01)
+    for _ in range(MAX_HANGING):
+        assert "no answer within" in box.ask([pictures[0]], lambda p: [p])[0]
+    ended = {"stream": in_child(refused), "another stream": in_child(begin_another)}
+    box.timeout = 60.0
+    ended["hanging classifier"] = in_child(lambda: not isinstance(box.ask([pictures[0]], lambda p: [p])[0], str))
+    ended["parent still counts them"] = str(box.hanging - MAX_HANGING)
+    release.set()
+    return ended | {"parent's stream": str(len(list(stream)) - 3)}
+
+
+if __name__ == "__main__":
+    result = {"combinations": combinations, "ways_out": ways_out, "files": files, "streams": streams}[sys.argv[1]]()
+    print(json.dumps(result))
