@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from export.flags import ARCHITECTURE, Flags, Say, refuse, silent
+from export.scheduler import find_scheduler, read_json, read_scheduler, resolve
 from export.unet import AttentionBlock, Downsample, ResBlock, UNet, UNetConfig, Upsample
+from zipsdk.checks import is_whole
 from zipsdk.errors import ModelError
 
 #: What else a UNet2DModel can be told, and the one value of each that this UNet computes; diffusers' defaults all.
@@ -16,7 +19,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "time_embedding_dim": (None,), "mid_block_type": ("UNetMidBlock2D",), "mid_block_scale_factor": (1,),
     "downsample_type": ("conv",), "upsample_type": ("conv",), "act_fn": ("silu", "swish"),
     "resnet_time_scale_shift": ("default",),
-    "attn_norm_num_groups": (None,), "add_attention": (True,), "class_embed_type": (None,), "num_class_embeds": (None,),
+    "attn_norm_num_groups": (None,), "class_embed_type": (None,), "num_class_embeds": (None,),
 }  # fmt: skip
 _RESNET = {
     "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
@@ -24,20 +27,30 @@ _RESNET = {
 }  # fmt: skip
 
 
-def read_config(path: Path) -> UNetConfig:
-    """``config.json``, and ``scheduler_config.json`` beside it when there is one -> the same network's UNetConfig.
+def read_config(path: Path, flags: Flags | None = None, say: Say = silent) -> UNetConfig:
+    """Read ``config.json``, and the pipeline's ``scheduler_config.json`` (`export.scheduler.find_scheduler`).
+
+    Args:
+        path: the configuration, beside the weights.
+        flags: those of the noise process win over the scheduler's file.
+        say: takes a line on what was read, assumed or replaced.
+
+    Returns:
+        The same network's configuration here.
 
     Raises:
         ModelError: not a UNet2DModel's configuration, or one that this UNet does not compute; the value is named.
     """
+    flags = flags or Flags()
+    refuse(flags, ARCHITECTURE, path, "it")
     try:
-        return _config(path)
+        return _config(path, flags, say)
     except (KeyError, TypeError, AttributeError) as e:
         raise ModelError(f"{path}: not a UNet2DModel's configuration ({e!r}); copy it again") from e
 
 
-def _config(path: Path) -> UNetConfig:
-    c = _json(path)
+def _config(path: Path, flags: Flags, say: Say) -> UNetConfig:
+    c = read_json(path)
 
     def want(ok: bool, key: str, value: object, wanted: str) -> None:
         if not ok:
@@ -46,8 +59,9 @@ def _config(path: Path) -> UNetConfig:
     known = {
         "sample_size", "out_channels", "freq_shift", "flip_sin_to_cos", "down_block_types", "up_block_types",
         "block_out_channels", "layers_per_block", "downsample_padding", "dropout", "attention_head_dim",
-        "norm_num_groups", "norm_eps", "num_train_timesteps",
+        "norm_num_groups", "norm_eps", "num_train_timesteps", "add_attention",
     }  # fmt: skip
+    want(c.get("in_channels", 3) != 4, "in_channels", 4, "3 (RGB), and 4 is a latent-diffusion UNet's")
     want(c.get("_class_name", "UNet2DModel") == "UNet2DModel", "_class_name", c.get("_class_name"), "'UNet2DModel'")
     for key, value in c.items():
         if not key.startswith("_") and key not in known:
@@ -60,21 +74,29 @@ def _config(path: Path) -> UNetConfig:
     attention = [kind.startswith("Attn") for kind in down]
     mirrored = attention == [kind.startswith("Attn") for kind in reversed(up)] and len(widths) == len(down)
     want(mirrored, "up_block_types", up, f"the mirror image of {down}")
-    want(any(attention), "down_block_types", down, "attention in one of them, as in the middle")
+    middle = c.get("add_attention", True)
+    want(any(attention) == middle, "down_block_types", down, "attention in one of them" if middle else "no attention")
     want(all(w % widths[0] == 0 for w in widths), "block_out_channels", widths, "multiples of the first")
     padding = c.get("downsample_padding", 1)
     want(padding in (0, 1), "downsample_padding", padding, "0 or 1")
-    want(isinstance(c.get("sample_size"), int), "sample_size", c.get("sample_size"), "a whole number")
+    size = c.get("sample_size")
+    size = size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size
+    want(is_whole(size) and size > 0, "sample_size", size, "a whole number")
     want(c.get("out_channels", 3) in (3, 6), "out_channels", c.get("out_channels"), "3 or 6")
+    wholes = {"layers_per_block": 2, "norm_num_groups": 32, "attention_head_dim": 8, "freq_shift": 0}
+    for key, default in wholes.items():
+        value = c.get(key, default)
+        nullable = key == "attention_head_dim" and value is None
+        want(nullable or (is_whole(value) and value >= (key != "freq_shift")), key, value, "a whole number")
+    head = c.get("attention_head_dim", 8)
+    attended = [w for w, a in zip((*widths, widths[-1]), (*attention, middle), strict=True) if a]
+    want(head is None or all(w % head == 0 for w in attended), "attention_head_dim", head, f"a divisor of {attended}")
 
-    scheduler = path.with_name("scheduler_config.json")
-    s = _json(scheduler) if scheduler.is_file() else {}
-    schedule, prediction = s.get("beta_schedule", "linear"), s.get("prediction_type", "epsilon")
-    if schedule != "linear" or prediction not in ("epsilon", "v_prediction"):
-        got = f"beta_schedule {schedule!r} and prediction_type {prediction!r}"
-        raise ModelError(f"{scheduler}: got {got}, wanted 'linear' and 'epsilon' or 'v_prediction'")
+    scheduler = find_scheduler(path)
+    missing = f"{path.parent}: no scheduler_config.json in it or in ../scheduler"
+    noise = resolve(read_scheduler(scheduler) if scheduler else None, flags, str(scheduler or missing), say)
     return UNetConfig(
-        image_size=c["sample_size"],
+        image_size=size,
         model_channels=widths[0],
         channel_mult=tuple(w // widths[0] for w in widths),
         num_res_blocks=c.get("layers_per_block", 2),
@@ -87,21 +109,8 @@ def _config(path: Path) -> UNetConfig:
         norm_groups=c.get("norm_num_groups", 32),
         norm_eps=c.get("norm_eps", 1e-5),
         asymmetric_downsampling=padding == 0,
-        prediction="v" if prediction == "v_prediction" else "epsilon",
-        timesteps=s.get("num_train_timesteps", 1000),
-        beta_start=s.get("beta_start", 1e-4),
-        beta_end=s.get("beta_end", 0.02),
+        **asdict(noise),
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, OSError) as e:
-        raise ModelError(f"{path}: cannot be read as JSON ({e}); copy it again") from e
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: got a {type(found).__name__}, wanted a JSON object")
-    return found
 
 
 def _modules(model: UNet) -> dict[str, str]:
@@ -111,7 +120,8 @@ def _modules(model: UNet) -> dict[str, str]:
         "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out",
     }  # fmt: skip
     per_level = model.config.num_res_blocks + 1
-    layers = [(f"middle_block.{i}", layer, "mid_block", i // 2) for i, layer in enumerate(model.middle_block)]
+    apart = len(model.middle_block) - 1  # 2 with attention between the residual blocks, 1 without
+    layers = [(f"middle_block.{i}", layer, "mid_block", i // apart) for i, layer in enumerate(model.middle_block)]
     for ours, theirs, skipped in (("input_blocks", "down_blocks", 1), ("output_blocks", "up_blocks", 0)):
         for n, stage in enumerate(model.get_submodule(ours).children()):
             if n >= skipped:  # input_blocks.0 is conv_in

@@ -15,7 +15,7 @@ import math
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from export.norm import as_instances
 from export.unet import GroupNorm, UNet
 from zipsdk.errors import ModelError
 from zipsdk.files import sidecar_path, write_sidecar
+from zipsdk.schedule import alphas_cumprod
 from zipsdk.spec import METADATA_KEY, PRECISIONS, ModelSpec
 
 #: Largest ||got - wanted|| / ||wanted|| of the prediction, by (precision, store). Sound models stay below a fifth of it
@@ -51,7 +52,7 @@ Run = Callable[[Array, Array], Array]
 
 def export_onnx(
     model: UNet, spec: ModelSpec, path: str | Path, precision: str = "fp32", *, opset: int = 21, store: str = "same",
-    norm: str = "group",
+    norm: str = "group", denoises: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `model` to `path`, its external data (above `SINGLE_FILE_BYTES`) and its sidecar beside it.
 
@@ -68,6 +69,7 @@ def export_onnx(
         store: "same", or "fp16" to keep the weights of an "fp32" graph as float16 with a Cast each, which a runtime
             folds when it loads: half the file, float32 arithmetic.
         norm: "group" for GroupNormalization, or "instance", which ONNX Runtime is faster with on a CPU.
+        denoises: the record of `export.denoises.check`, for the sidecar; None says there that it was not run.
 
     Returns:
         The sidecar's "export" entry: precision, sizes, versions and the comparison.
@@ -106,6 +108,7 @@ def export_onnx(
             "parameters": sum(p.numel() for p in model.parameters()),
             "tensors": len(model.state_dict()),
             "parity": {"got": what, "wanted": "torch float32", **parity},
+            "denoises": dict(denoises or {"skipped": "not run"}),
             "versions": {"torch": torch.__version__, "onnx": onnx.__version__, "onnx_ir": ir.__version__},
         }
         write_sidecar(file, {"export": report}, external)
@@ -136,9 +139,9 @@ def _check_request(model: UNet, spec: ModelSpec, precision: str, opset: int, sto
         raise ModelError(f"got a model of {config.out_channels} output channels, wanted 3: see checkpoint.epsilon_only")
     if spec.multiple % config.downsampling:
         raise ModelError(f"spec.multiple: got {spec.multiple}, wanted a multiple of {config.downsampling}")
-    schedules = [(s.timesteps, s.beta_start, s.beta_end) for s in (spec, config)]
-    if schedules[0] != schedules[1]:
-        raise ModelError(f"spec's (timesteps, beta_start, beta_end): got {schedules[0]}, the model has {schedules[1]}")
+    if not np.array_equal(alphas_cumprod(spec), config.alphas_cumprod()):
+        got, wanted = ((s.beta_schedule, s.timesteps, s.beta_start, s.beta_end) for s in (spec, config))
+        raise ModelError(f"spec's noise schedule: got {got}, the model has {wanted}; build the spec from the model")
     narrow = precision == "fp16" or store == "fp16"
     for name, tensor in model.state_dict().items():
         largest = float(tensor.abs().max())
@@ -290,10 +293,11 @@ def _onnx_run(file: Path, spec: ModelSpec) -> Run:
 def _compare(run: Run, cases: list[tuple[Array, Array, Array]], model: UNet, tolerance: float) -> dict[str, Any]:
     """Relative error at each t, of what the network predicts.
 
-    Of a v model that is v, solved for from epsilon: at t = 950 epsilon is the input but for one part in a hundred, and
-    a network that answers nonsense would pass.
+    Of a v or x0 model that is v or x0, solved for from epsilon: at t = 950 epsilon is the input but for one part in a
+    hundred, and a network that answers nonsense would pass.
     """
     errors: dict[str, float] = {}
+    alpha_bar = model.config.alphas_cumprod()
     for x, t, wanted in cases:
         got = run(x, t)
         for i, step in enumerate(t):
@@ -303,9 +307,11 @@ def _compare(run: Run, cases: list[tuple[Array, Array, Array]], model: UNet, tol
                     "With fp16, its range is too small for this model: use bf16 or fp32"
                 )
             a, b = got[i].astype(np.float64), wanted[i].astype(np.float64)
+            ab = float(alpha_bar[int(step)])
             if model.config.prediction == "v":
-                ab = float(model.alphas_cumprod[int(step)])
                 a, b = ((e - math.sqrt(1 - ab) * x[i]) / math.sqrt(ab) for e in (a, b))
+            elif model.config.prediction == "sample":
+                a, b = ((x[i] - math.sqrt(1 - ab) * e) / math.sqrt(ab) for e in (a, b))
             errors[f"{step:g}"] = float(np.linalg.norm(a - b) / np.linalg.norm(b))
     if not max(errors.values()) <= tolerance:
         raise ModelError(

@@ -7,71 +7,31 @@ loads with ``strict=True`` and no table of names. One class covers three cousins
 - OpenAI's 256x256 model: attention at three scales, resampling inside residual blocks, scale-shift (FiLM) time input;
 - diffusers' ``UNet2DModel`` of the DDPM kind: additive time input, strided convolutions, one attention head;
 - zip-tiny: fully convolutional, v-prediction inside, epsilon outside.
+
+Ho et al.'s own checkpoints (`export.ho`) are of the second kind.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from export.unet_config import ADM256, ZIP_TINY, UNetConfig
 
-@dataclass(frozen=True, kw_only=True)
-class UNetConfig:
-    """Everything that shapes cannot tell about a UNet, and what they can.
-
-    `attention_downsampling` lists the downsampling factors (not the resolutions) that carry attention.
-    `embedding_order` is "cos_sin" (OpenAI) or "sin_cos" (diffusers with ``flip_sin_to_cos=False``).
-    `prediction` is what the last convolution gives: "epsilon", or "v" (Salimans & Ho 2022), which `UNet.forward`
-    turns into epsilon with `alphas_cumprod`, so that the outside of every model is the same.
-    """
-
-    image_size: int
-    model_channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int = 2
-    in_channels: int = 3
-    out_channels: int = 3
-    attention_downsampling: tuple[int, ...] = ()
-    num_head_channels: int = 64
-    resblock_updown: bool = False
-    use_scale_shift_norm: bool = True
-    embedding_order: str = "cos_sin"
-    embedding_shift: int = 0
-    norm_groups: int = 32
-    norm_eps: float = 1e-5
-    asymmetric_downsampling: bool = False
-    prediction: str = "epsilon"
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    timesteps: int = 1000
-
-    @property
-    def downsampling(self) -> int:
-        """The factor between the canvas and the coarsest feature map: canvas sides are multiples of it."""
-        return 1 << (len(self.channel_mult) - 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> UNetConfig:
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
-        return cls(**fields)
-
-
-#: OpenAI's ``256x256_diffusion_uncond``: 552,814,086 parameters with its six output channels.
-ADM256 = UNetConfig(
-    image_size=256, model_channels=256, channel_mult=(1, 1, 2, 2, 4, 4), out_channels=6,
-    attention_downsampling=(8, 16, 32), resblock_updown=True,
-)  # fmt: skip
-
-#: The bundled model.
-ZIP_TINY = UNetConfig(image_size=64, model_channels=32, channel_mult=(1, 2, 3), norm_groups=8, prediction="v")
+__all__ = [
+    "ADM256",
+    "ZIP_TINY",
+    "AttentionBlock",
+    "Downsample",
+    "GroupNorm",
+    "ResBlock",
+    "UNet",
+    "UNetConfig",
+    "Upsample",
+]
 
 
 class GroupNorm(nn.GroupNorm):
@@ -156,7 +116,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, cfg: UNetConfig, channels: int):
         super().__init__()
-        self.heads = channels // cfg.num_head_channels if cfg.num_head_channels > 0 else 1
+        self.heads = cfg.heads(channels)
         self.norm = GroupNorm(cfg.norm_groups, channels, cfg.norm_eps)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv1d(channels, channels, 1)
@@ -189,6 +149,7 @@ class UNet(nn.Module):
     """
 
     alphas_cumprod: Tensor
+    noise_share: Tensor
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -241,8 +202,10 @@ class UNet(nn.Module):
             nn.Conv2d(channels, cfg.out_channels, 3, padding=1),
         )
         # on the CPU by name: a checkpoint is loaded into a model built on the meta device, and this table is in none
-        betas = torch.linspace(cfg.beta_start, cfg.beta_end, cfg.timesteps, dtype=torch.float64, device="cpu")
-        self.register_buffer("alphas_cumprod", torch.cumprod(1 - betas, 0).float(), persistent=False)
+        ab = torch.from_numpy(cfg.alphas_cumprod())
+        self.register_buffer("alphas_cumprod", ab.float(), persistent=False)
+        if cfg.prediction == "sample":  # divided by, so not left to float32: it starts at 4e-5
+            self.register_buffer("noise_share", (1 - ab).sqrt().float(), persistent=False)
 
     @property
     def torso_dtype(self) -> torch.dtype:
@@ -259,6 +222,7 @@ class UNet(nn.Module):
     def network(self, x: Tensor, t: Tensor) -> Tensor:
         """What the last convolution gives, in `config.prediction`'s meaning, float32."""
         cfg = self.config
+        t = t if cfg.time_scale == 1 else t * cfg.time_scale
         emb = self.time_embed(timestep_embedding(t, cfg.model_channels, cfg.embedding_order, cfg.embedding_shift))
         h = x.to(self.torso_dtype)
         skips = []
@@ -274,6 +238,10 @@ class UNet(nn.Module):
         out = self.network(x, t)
         if self.config.prediction == "epsilon":
             return out
+        if self.config.prediction == "sample":  # x_t = sqrt(ab) x0 + sqrt(1-ab) eps
+            noise = torch.index_select(self.noise_share, 0, t.long())[:, None, None, None]
+            ab = torch.index_select(self.alphas_cumprod, 0, t.long())[:, None, None, None]
+            return (x - ab.sqrt() * out.float()) / noise
         # v = sqrt(ab) eps - sqrt(1-ab) x0  =>  eps = sqrt(ab) v + sqrt(1-ab) x_t  (Salimans & Ho 2022, appendix D)
         ab = torch.index_select(self.alphas_cumprod, 0, t.long())[:, None, None, None]  # indexing would be a GatherND
         return ab.sqrt() * out.float() + (1 - ab).sqrt() * x

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
 from export import checkpoint  # noqa: E402
-from export.checkpoint import Flags  # noqa: E402
+from export.flags import Flags  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 
@@ -153,9 +153,16 @@ def test_flags_that_do_not_fit(openai, flags, message):
 
 def test_wrapped_names_are_not_guessed(openai):
     path, model = openai
-    torch.save({f"module.{k}": v for k, v in model.state_dict().items()}, path)
-    with pytest.raises(ModelError, match=r"removeprefix\('module\.'\)"):
+    torch.save({f"ema_model.{k}": v for k, v in model.state_dict().items()}, path)
+    with pytest.raises(ModelError, match=r"removeprefix\('ema_model\.'\)"):
         checkpoint.load(path, FLAGS)
+
+
+def test_names_of_data_parallel_are_taken(openai):
+    path, model = openai
+    torch.save({f"module.{k}": v for k, v in model.state_dict().items()}, path)
+    loaded, _ = checkpoint.load(path, FLAGS)
+    torch.testing.assert_close(loaded(X, T), model(X, T)[:, :3], rtol=0, atol=1e-6)
 
 
 def test_training_states_are_not_guessed(openai):

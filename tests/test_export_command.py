@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'zipsdk[export]'")
 
 from export import __main__ as command
-from export import checkpoint
+from export.flags import Flags
 from export.unet import UNet, UNetConfig
 
 CONFIG = UNetConfig(image_size=64, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
@@ -23,17 +23,19 @@ def handed(monkeypatch, tmp_path):
     got = {}
     config = [CONFIG]
 
-    def load(path, flags):
+    def load(path, flags, say):
         got.update(checkpoint=path, flags=flags)
         return UNet(config[0]), "ab" * 32
 
     def export_onnx(model, spec, path, precision="fp32", **options):
+        options.pop("denoises")
         got.update(spec=spec, path=path, precision=precision, options=options)
         parity = {"relative_error": {"0": 0.0}, "tolerance": 1.0, "got": ""}
         return {"parameters": 0, "tensors": 0, "parity": parity}
 
     monkeypatch.setattr(command.checkpoint, "load", load)
     monkeypatch.setattr(command, "export_onnx", export_onnx)
+    monkeypatch.setattr(command, "denoise_check", lambda *_: None)  # these weights are random
 
     def run(*words, config_=CONFIG):
         config[0] = config_
@@ -46,7 +48,7 @@ def handed(monkeypatch, tmp_path):
 def test_the_defaults_of_the_command_are_those_of_the_parts(handed, tmp_path):
     got = handed()
     assert got["checkpoint"] == tmp_path / "runs" / "best.pt" and got["path"] == tmp_path / "out" / "best.onnx"
-    assert got["flags"] == checkpoint.Flags()
+    assert got["flags"] == Flags()
     assert (got["precision"], got["options"]) == ("fp32", {"opset": 21, "store": "same", "norm": "group"})
     spec = got["spec"]
     assert (spec.name, spec.canvas, spec.multiple, spec.min_side, spec.max_side) == ("best", 64, 2, 32, 512)
@@ -83,10 +85,18 @@ def test_what_shapes_cannot_tell_is_handed_on(handed):
     for flag, field, value in (
         ("--image-size", "image_size", 128), ("--head-channels", "head_channels", 32),
         ("--norm-groups", "norm_groups", 8), ("--attention-order", "attention_order", "new"),
+        ("--heads", "heads", 4), ("--noise-schedule", "noise_schedule", "cosine"), ("--prediction", "prediction", "v"),
         ("--timesteps", "timesteps", 4000), ("--beta-start", "beta_start", 3e-4), ("--beta-end", "beta_end", 0.01),
     ):  # fmt: skip
         got = handed(flag, str(value))["flags"]
-        assert got == checkpoint.Flags(**{field: value}) != checkpoint.Flags(), flag
+        assert got == Flags(**{field: value}) != Flags(), flag
+    assert handed("--rescale-timesteps")["flags"] == Flags(rescale_timesteps=True)
+
+
+def test_heads_are_given_once(handed, capsys):
+    with pytest.raises(SystemExit):
+        handed("--heads", "4", "--head-channels", "64")
+    assert "not allowed with" in capsys.readouterr().err
 
 
 def test_what_the_file_says_of_the_model_is_handed_on(handed):

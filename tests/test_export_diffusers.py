@@ -10,6 +10,7 @@ safetensors = pytest.importorskip("safetensors.torch")
 load_file, save_file = safetensors.load_file, safetensors.save_file
 
 from export import checkpoint  # noqa: E402
+from export.flags import Flags  # noqa: E402
 from export.from_diffusers import read_config  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
@@ -134,6 +135,34 @@ def test_what_a_configuration_leaves_out_is_what_diffusers_would_take(tmp_path):
     )  # fmt: skip
 
 
+def test_without_attention_anywhere(tmp_path):
+    config = replace(DDPM, attention_downsampling=())
+    plain = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "add_attention": False}
+    torch.manual_seed(0)
+    model = UNet(config).eval().requires_grad_(False)
+    names = RESNETS | {"middle_block.1": "mid_block.resnets.1"}
+    names.pop("middle_block.2")
+    state = {}
+    for key, tensor in model.state_dict().items():
+        module, _, leaf = key.rpartition(".")
+        block = next((b for b in names if module.startswith(f"{b}.")), None)
+        theirs = f"{names[block]}.{LAYERS[module.removeprefix(f'{block}.')]}" if block else None
+        if theirs is None:
+            theirs = OTHERS.get(module) or OTHERS["output_blocks.1.2.conv"]  # one place earlier without attention
+        state[f"{theirs}.{leaf}"] = tensor
+    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(DDPM_JSON | plain | {"sample_size": [16, 16], "dropout": 0.3}))
+    loaded, _ = checkpoint.load(tmp_path)
+    assert loaded.config == config and torch.equal(loaded(X, T), model(X, T))
+
+
+@pytest.mark.parametrize("flag", [{"heads": 4}, {"head_channels": 8}, {"norm_groups": 8}, {"image_size": 32},
+                                  {"attention_order": "new"}, {"rescale_timesteps": True}])  # fmt: skip
+def test_flags_that_the_configuration_tells_are_refused(ddpm, flag):
+    with pytest.raises(ModelError, match=f"got --{next(iter(flag)).replace('_', '-')}, which it already tells"):
+        checkpoint.load(ddpm[0], Flags(**flag))
+
+
 def test_diffusers_strictness(ddpm):
     folder, model = ddpm
     state = diffusers_state(model, ("to_q", "to_k", "to_v", "to_out.0"))
@@ -157,6 +186,24 @@ def test_diffusers_strictness(ddpm):
         ({"block_out_channels": [8, 20]}, "block_out_channels"),
         ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
         ({"sample_size": None}, "sample_size"),
+        ({"sample_size": [16, 32]}, "sample_size"),
+        ({"in_channels": 4}, "in_channels: got 4, wanted 3 .RGB., and 4 is a latent-diffusion UNet's"),
+        ({"in_channels": 1}, "in_channels: got 1"),
+        ({"attention_head_dim": 5}, r"attention_head_dim: got 5, wanted a divisor of \[16, 16\]"),
+        ({"attention_head_dim": 0}, "attention_head_dim: got 0"),
+        ({"norm_num_groups": None}, "norm_num_groups: got None"),
+        ({"freq_shift": 0.5}, "freq_shift: got 0.5"),
+        ({"layers_per_block": [1, 1]}, r"layers_per_block: got \[1, 1\]"),
+        ({"downsample_padding": 2}, "downsample_padding: got 2, wanted 0 or 1"),
+        ({"downsample_type": "resnet"}, "downsample_type: got 'resnet'"),
+        ({"upsample_type": "resnet"}, "upsample_type: got 'resnet'"),
+        ({"time_embedding_dim": 64}, "time_embedding_dim: got 64"),
+        ({"mid_block_scale_factor": 2}, "mid_block_scale_factor: got 2"),
+        ({"mid_block_type": None}, "mid_block_type: got None"),
+        ({"attn_norm_num_groups": 4}, "attn_norm_num_groups: got 4"),
+        ({"num_class_embeds": 10}, "num_class_embeds: got 10"),
+        ({"add_attention": False}, "down_block_types: got .* wanted no attention"),
+        ({"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}, "attention in one of them"),
         ({"brand_new_option": 1}, "brand_new_option: got 1, wanted no such key"),
         ({"block_out_channels": 8}, "not a UNet2DModel's configuration"),
     ],
@@ -174,8 +221,8 @@ def test_diffusers_scheduler_is_read(ddpm):
     scheduler.write_text(json.dumps({"beta_end": 0.03, "beta_schedule": "linear", "prediction_type": "v_prediction"}))
     config = checkpoint.load(folder)[0].config
     assert (config.beta_end, config.prediction) == (0.03, "v")
-    scheduler.write_text(json.dumps({"beta_schedule": "squaredcos_cap_v2"}))
-    with pytest.raises(ModelError, match="squaredcos_cap_v2"):
+    scheduler.write_text("[]")
+    with pytest.raises(ModelError, match=r"scheduler_config\.json: got a list, wanted a JSON object"):
         checkpoint.load(folder)
 
 
@@ -186,7 +233,7 @@ def test_diffusers_needs_its_config(ddpm):
         checkpoint.load(folder / "diffusion_pytorch_model.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["ddpm", "heads"])
+@pytest.mark.parametrize("kind", ["ddpm", "heads", "no attention"])
 def test_parity_with_diffusers(tmp_path, kind):
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(3)
@@ -194,10 +241,16 @@ def test_parity_with_diffusers(tmp_path, kind):
     if kind == "ddpm":
         options = {"attention_head_dim": None, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
         options["downsample_padding"] = 0
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+              "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")}  # fmt: skip
+    if kind == "no attention":
+        blocks = {
+            "down_block_types": ("DownBlock2D",) * 3,
+            "up_block_types": ("UpBlock2D",) * 3,
+            "add_attention": False,
+        }
     theirs = diffusers.UNet2DModel(
-        sample_size=32, block_out_channels=(32, 64, 64), layers_per_block=2, norm_num_groups=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), **options,
+        sample_size=32, block_out_channels=(32, 64, 64), layers_per_block=2, norm_num_groups=8, **blocks, **options,
     ).eval()  # fmt: skip
     theirs.save_pretrained(tmp_path)
     ours, _ = checkpoint.load(tmp_path)

@@ -297,7 +297,7 @@ def test_missing_group_normalization_is_seen(free, built, tmp_path):
         ({"norm": "layer"}, "norm: got 'layer'"),
         ({"opset": 18}, "opset: got 18"),
         ({"spec": replace(FREE_SPEC, multiple=1)}, r"spec\.multiple: got 1"),
-        ({"spec": replace(FREE_SPEC, beta_end=0.03)}, r"got \(1000, 0\.0001, 0\.03\)"),
+        ({"spec": replace(FREE_SPEC, beta_end=0.03)}, r"got \('linear', 1000, 0\.0001, 0\.03\)"),
         ({"model": seeded(replace(FREE, out_channels=6))}, "6 output channels"),
     ],
 )
@@ -338,12 +338,14 @@ def test_command(tmp_path, capsys):
     save_file(seeded(FREE).state_dict(), tmp_path / "ema.safetensors", {"config": json.dumps(FREE.to_dict())})
     out = tmp_path / "out"
     options = ["--licence", "Apache-2.0", "--training-data", "noise", "--min-side", "16", "--lam", "2"]
+    options.append("--no-denoise-check")  # random weights
     assert command.main([str(tmp_path / "ema.safetensors"), "-o", str(out), "--name", "small", *options]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "small: 44,211 parameters in 104 tensors; sides 16 to 512 by 2" in printed.out
     assert "relative error" in printed.out
     assert tree(out) == ["small.onnx", "small.onnx.json"]
+    assert check_sidecar(out / "small.onnx")["export"]["denoises"] == {"skipped": "--no-denoise-check"}
     session = onnxruntime.InferenceSession(str(out / "small.onnx"), providers=["CPUExecutionProvider"])
     spec = ModelSpec.from_json(session.get_modelmeta().custom_metadata_map["zipsdk"], "small")
     sha256 = checkpoint.sha256_file(tmp_path / "ema.safetensors")

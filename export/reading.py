@@ -1,0 +1,139 @@
+"""Find and read checkpoint files; nothing is ever unpickled but tensors and plain numbers.
+
+A pickle is a program, and a checkpoint comes from a stranger.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from export.flags import Say
+from export.scheduler import read_json
+from zipsdk.errors import ModelError
+
+State = dict[str, Tensor]
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
+
+def find(path: Path) -> tuple[Path, Path | None]:
+    """Return the file with the weights, and the config.json beside it when there is one.
+
+    Args:
+        path: a file, a folder with diffusers' weights, or a diffusers pipeline (a folder with ``unet/``).
+
+    Raises:
+        ModelError: there is no such file, or the pipeline is no pixel-space one of diffusers.
+    """
+    if path.is_dir():
+        _check_pipeline(path)
+        folders = (path, path / "unet") if (path / "unet").is_dir() else (path,)
+        file = next((f / n for f in folders for n in _WEIGHTS if (f / n).is_file()), None)
+        if file is None:
+            raise ModelError(f"{path}: a folder with neither {_WEIGHTS[0]} nor {_WEIGHTS[1]}{_hint(folders[-1])}")
+    elif path.is_file():
+        file = path
+    else:
+        raise ModelError(f"{path}: no such file or folder")
+    config = file.with_name("config.json")
+    return file, config if config.is_file() else None
+
+
+def _check_pipeline(folder: Path) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return
+    parts = read_json(index)
+    kind = parts.get("_class_name", "a pipeline")
+    if latent := {"vae", "vqvae", "movq"} & parts.keys():
+        raise ModelError(
+            f"{index}: {kind} has a {latent.pop()}, so its UNet denoises latents and not pixels; "
+            "give a pixel-space model, such as a DDPMPipeline"
+        )
+    unet = parts.get("unet")
+    if unet is not None and "UNet2DModel" not in unet:
+        raise ModelError(f"{index}: {kind} has a {unet[-1]}, expected a UNet2DModel; this model is not supported")
+    if unet is None and "_class_name" in parts:
+        raise ModelError(f"{index}: {kind} has no unet; this model is not supported")
+
+
+def _hint(folder: Path) -> str:
+    others = sorted(f.name for f in folder.glob("diffusion_pytorch_model*"))
+    return f"; {', '.join(others[:3])} is another variant or a part: save the model again in one file" if others else ""
+
+
+def read(file: Path, say: Say) -> tuple[State, dict[str, str]]:
+    """Read all tensors as float32, and the metadata of a safetensors file.
+
+    Raises:
+        ModelError: damaged, or it needs unpickling of more than tensors.
+    """
+    if file.suffix == ".safetensors":
+        state, metadata = _read_safetensors(file)
+    else:
+        state, metadata = _read_pt(file, say), {}
+    if state and all(k.startswith("module.") for k in state):  # torch's DataParallel puts it there, and nobody else
+        state = {k.removeprefix("module."): v for k, v in state.items()}
+    return state, metadata
+
+
+def _read_safetensors(file: Path) -> tuple[State, dict[str, str]]:
+    try:
+        with safe_open(file, "pt") as f:
+            return {k: f.get_tensor(k).float() for k in f.keys()}, f.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as e:
+        raise ModelError(f"{file}: not a safetensors file, or cut short ({e}); copy or download it again") from e
+
+
+def _read_pt(file: Path, say: Say) -> State:
+    try:
+        with warnings.catch_warnings():
+            # torch asks for a report of a pickle that is not its own, just before it refuses it
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            # files from before torch 1.6 are no zip archives and cannot be mapped
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as e:
+        raise ModelError(
+            f"{file}: it holds Python objects besides tensors, and unpickling these can run any code, so it is refused."
+            " Where you trust the file, save its tensors alone: torch.save(model.state_dict(), 'weights.pt')"
+        ) from e
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as e:
+        raise ModelError(f"{file}: not a torch checkpoint, or cut short ({e}); copy or download it again") from e
+    if isinstance(loaded, list):
+        loaded = _training_list(loaded, file, say)
+    if not _is_state(loaded):
+        got = f"a dict of {some(map(str, loaded))}" if isinstance(loaded, dict) else type(loaded).__name__
+        raise ModelError(
+            f"{file}: got {got}, wanted a plain dict of tensors. A training state holds one of these; save the averaged"
+            " weights alone: torch.save(state['ema'], 'weights.pt'). Of python -m export.train, give ema.safetensors"
+        )
+    return {str(k): v.float() for k, v in loaded.items()}
+
+
+def _is_state(loaded: object) -> bool:
+    return isinstance(loaded, dict) and bool(loaded) and all(isinstance(v, Tensor) for v in loaded.values())
+
+
+def _training_list(loaded: list[Any], file: Path, say: Say) -> Any:
+    """Return the weights of ermongroup/ddim's training state: [model, optimizer, epoch, step, averaged weights]."""
+    if not loaded or not _is_state(loaded[0]):
+        return loaded
+    if len(loaded) == 5 and _is_state(loaded[4]):
+        say(f"{file}: a training state; its averaged weights are taken")
+        return loaded[4]
+    say(f"{file}: a training state without averaged weights; its last weights are taken")
+    return loaded[0]
+
+
+def some(names: Iterable[Any]) -> str:
+    """Return the first three names and the number of the others."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
