@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from zipsdk import memory
 from zipsdk.arrays import U8
+from zipsdk.state import STRIP_PIXELS
 
 F32 = npt.NDArray[np.float32]
 
@@ -17,6 +19,8 @@ F32 = npt.NDArray[np.float32]
 PARTS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
          "coarse", "middle", "fine", "colour", "geometry")  # fmt: skip
 SHOWN = len(PARTS) - 1
+#: The first of `PARTS`, three by three.
+REGIONS = 9
 #: Of a picture: it, without each of the shown parts, each alone, and without geometry.
 VERSIONS = 1 + 2 * SHOWN + 1
 
@@ -33,6 +37,8 @@ GREY = 128
 LEAST_WEIGHT = 1e-4
 #: Pixels of a line that are blurred by one matrix; those of lines up to this long are kept.
 BLOCK = 512
+#: Bytes a pixel that `copies` takes: 81 of results, float32 of the image, of one blur and of half of the next.
+COPIES_BYTES = 115
 
 
 def copies(rgb: U8) -> U8:
@@ -44,42 +50,67 @@ def copies(rgb: U8) -> U8:
     Gaussians; "fine" is taken away by a little blur; "colour" is the difference to grey. Alone, bands and colours
     are on mid-grey, the weak ones twice as strong. Without geometry each place of 1/32 of the shorter side is moved by
     up to half of that along each axis.
+
+    Raises:
+        OutOfMemory: the copies would not fit into memory; see `zipsdk.memory.check`.
     """
     height, width, _ = rgb.shape
+    memory.check(height, width, COPIES_BYTES * height * width)
     unit = min(height, width) / UNIT
     x = rgb.astype(np.float32).transpose(2, 0, 1)
-    # 27 of a large picture in float32 would fill the memory: each is made whole before the next, in its place; the one
-    # that takes most to make comes first, while the blurs that the others share are not there yet
+    # of a large image each blur is made, used for all its copies and dropped before the next, in no more float32 than
+    # it takes: 27 copies in it, or all blurs, would fill the memory
     out = np.empty((VERSIONS - 1, height, width, 3), np.uint8)
-    out[-1] = _whole(_moved(x))
+    without, alone = out[:SHOWN], out[SHOWN : 2 * SHOWN]
+    _write_moved(out[-1], x)
 
-    def blur(planes: F32, deviation: float) -> F32:
-        return _blur(planes, deviation * unit, (height, width))
+    def blur(deviation: float) -> F32:
+        return _blur(x, deviation * unit, (height, width))
 
-    around, coarse, fine = blur(x, FILL), blur(x, COARSE), x - blur(x, FINE)
-    middle = blur(x, MIDDLE[0]) - blur(x, MIDDLE[1])
-    grey = np.broadcast_to(x.mean(axis=0), x.shape)
-
-    def versions() -> Iterator[F32]:
-        for region in _regions(height, width):
-            yield _without(x, around, region, FILL * unit)
-        # on a whole number, so that float32's errors do not speckle flat places
-        yield x - coarse + GREY
-        yield x - middle
-        yield x - fine
-        yield grey
-        for rows, columns in _regions(height, width):
-            alone = around.copy()
-            alone[:, rows, columns] = x[:, rows, columns]
-            yield alone
-        yield coarse
-        yield 2 * middle + GREY
-        yield 2 * fine + GREY
-        yield x - grey + GREY
-
-    for copy, planes in zip(out[:-1], versions(), strict=True):
-        copy[:] = _whole(planes)
+    _write_regions(without, alone, rgb, x, blur(FILL), FILL * unit)
+    coarse, middle, fine, colour = range(REGIONS, SHOWN)
+    # on a whole number, so that float32's errors do not speckle flat places
+    _write_coarse(without[coarse], alone[coarse], x, blur(COARSE))
+    _write_band(without[middle], alone[middle], x, _difference(blur(MIDDLE[0]), blur(MIDDLE[1])))
+    _write_band(without[fine], alone[fine], x, _difference(x, blur(FINE)))
+    grey = x.mean(axis=0)
+    _write(without[colour], lambda at: np.broadcast_to(grey[at[1:]], x[at].shape))
+    _write(alone[colour], lambda at: x[at] - grey[at[1:]] + GREY)
     return out
+
+
+def _write_regions(without: U8, alone: U8, rgb: U8, x: F32, around: F32, deviation: float) -> None:
+    """Fill the copies of regions: each filled from `around`, and each standing on it."""
+    _write(alone[0], lambda at: around[at])
+    alone[1:REGIONS] = alone[0]
+    for i, (rows, columns) in enumerate(_regions(*rgb.shape[:2])):
+        without[i] = rgb
+        without[i, rows, columns] = _whole(_filled(x, around, (rows, columns), deviation))
+        alone[i, rows, columns] = rgb[rows, columns]
+
+
+def _write_coarse(without: U8, alone: U8, x: F32, coarse: F32) -> None:
+    _write(without, lambda at: x[at] - coarse[at] + GREY)
+    _write(alone, lambda at: coarse[at])
+
+
+def _write_band(without: U8, alone: U8, x: F32, band: F32) -> None:
+    _write(without, lambda at: x[at] - band[at])
+    _write(alone, lambda at: 2 * band[at] + GREY)
+
+
+def _difference(a: F32, b: F32) -> F32:
+    """a - b, in b's memory."""
+    return np.subtract(a, b, out=b)
+
+
+def _write(copy: U8, planes: Callable[[tuple[slice, slice]], F32]) -> None:
+    """Fill a copy (H, W, 3) from float32 planes: `planes` takes (all colors, some rows) and gives (3, rows, W)."""
+    height, width, _ = copy.shape
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        at = slice(top, min(top + rows, height))
+        copy[at] = _whole(planes((slice(None), at)))
 
 
 def _whole(planes: F32) -> F32:
@@ -99,8 +130,8 @@ def _regions(height: int, width: int) -> list[tuple[slice, slice]]:
     return [(rows, columns) for rows in along(height) for columns in along(width)]
 
 
-def _without(x: F32, around: F32, region: tuple[slice, slice], deviation: float) -> F32:
-    """The picture with the region filled by the blur of what is around it, weighted by how near that is.
+def _filled(x: F32, around: F32, region: tuple[slice, slice], deviation: float) -> F32:
+    """The region, filled by the blur of what is around it, weighted by how near that is.
 
     `around` is the blur of all of x; what the region itself gives to that is taken out again. Where nothing is near
     enough, which only sides of one pixel bring about, the picture stays.
@@ -112,21 +143,24 @@ def _without(x: F32, around: F32, region: tuple[slice, slice], deviation: float)
         for s, n in zip(region, x.shape[1:], strict=True)
     )
     weight = 1 - np.outer(rows, columns)
-    out = x.copy()
     filled = (around[:, r, c] - own) / np.maximum(weight, LEAST_WEIGHT)
-    out[:, r, c] = np.where(weight > LEAST_WEIGHT, filled, x[:, r, c])
-    return out
+    return np.where(weight > LEAST_WEIGHT, filled, x[:, r, c])
 
 
-def _moved(x: F32) -> F32:
-    """(3, H, W) with places of 1/32 of the shorter side moved, each by itself, between pixels bilinearly."""
+def _write_moved(copy: U8, x: F32) -> None:
+    """Fill a copy with places of 1/32 of the shorter side moved, each by itself, between pixels bilinearly."""
     height, width = x.shape[1:]
-    (y, down), (z, right) = _kept_if_small(_places, max(height, width))(height, width)
-    below, beside = np.minimum(y + 1, x.shape[1] - 1), np.minimum(z + 1, x.shape[2] - 1)
-    upper = (1 - right) * x[:, y, z] + right * x[:, y, beside]
-    lower = (1 - right) * x[:, below, z] + right * x[:, below, beside]
-    moved: F32 = (1 - down) * upper + down * lower
-    return moved
+    (rows, down_all), (columns, right_all) = _kept_if_small(_places, max(height, width))(height, width)
+
+    def moved(at: tuple[slice, slice]) -> F32:
+        y, z, down, right = rows[at[1:]], columns[at[1:]], down_all[at[1:]], right_all[at[1:]]
+        below, beside = np.minimum(y + 1, height - 1), np.minimum(z + 1, width - 1)
+        upper = (1 - right) * x[:, y, z] + right * x[:, y, beside]
+        lower = (1 - right) * x[:, below, z] + right * x[:, below, beside]
+        between: F32 = (1 - down) * upper + down * lower
+        return between
+
+    _write(copy, moved)
 
 
 @lru_cache(4)
@@ -157,13 +191,16 @@ def _blur(x: F32, deviation: float, of: tuple[int, ...], start: tuple[int, int] 
 def _along(x: F32, deviation: float, side: int, start: int, axis: int) -> F32:
     """`_blur` along one axis, in blocks: a matrix for all of a long line would fill the memory."""
     length, reach = x.shape[axis], _reach(deviation)
-    parts = []
+    out = np.empty(x.shape, np.float32)
     for a in range(0, length, BLOCK):
         low, high = max(0, a - reach), min(length, a + BLOCK + reach)
         at = (start + a, start + min(length, a + BLOCK), start + low, start + high)
         matrix = _kept_if_small(_matrix, side)(side, deviation, *at)
-        parts.append(matrix @ x[..., low:high, :] if axis == -2 else x[..., low:high] @ matrix.T)
-    return np.concatenate(parts, axis=axis)
+        if axis == -2:
+            out[..., a : a + BLOCK, :] = matrix @ x[..., low:high, :]
+        else:
+            out[..., a : a + BLOCK] = x[..., low:high] @ matrix.T
+    return out
 
 
 def _kept_if_small(function: Any, side: int) -> Any:

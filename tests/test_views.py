@@ -1,0 +1,67 @@
+"""The copies of `zipsdk.views`, against all of them made at once from whole arrays in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from zipsdk import Guard, memory, views
+from zipsdk.views import COARSE, FILL, FINE, GREY, LEAST_WEIGHT, MIDDLE, SHOWN, VERSIONS
+
+
+def whole_copies(rgb: np.ndarray) -> np.ndarray:
+    """The definition, with every array as large as the image."""
+    size = rgb.shape[:2]
+    unit = min(size) / views.UNIT
+    x = rgb.astype(np.float32).transpose(2, 0, 1)
+    around, coarse, soft, *two = (views._blur(x, d * unit, size) for d in (FILL, COARSE, FINE, *MIDDLE))
+    fine, middle = x - soft, two[0] - two[1]
+    grey = np.broadcast_to(x.mean(axis=0), x.shape)
+    regions = views._regions(*size)
+    without, alone = [], []
+    for r, c in regions:
+        inside = np.zeros(size, np.float32)
+        inside[r, c] = 1
+        cut = np.where(inside, x, 0)[:, r, c]
+        own = views._blur(cut, FILL * unit, size, (r.start, c.start))
+        rows = views._along(np.ones((1, r.stop - r.start), np.float32), FILL * unit, size[0], r.start, -1)[0]
+        columns = views._along(np.ones((1, c.stop - c.start), np.float32), FILL * unit, size[1], c.start, -1)[0]
+        weight = 1 - np.outer(rows, columns)
+        filled = (around[:, r, c] - own) / np.maximum(weight, LEAST_WEIGHT)
+        without.append(x.copy())
+        without[-1][:, r, c] = np.where(weight > LEAST_WEIGHT, filled, x[:, r, c])
+        alone.append(np.where(inside, x, around))
+    without += [x - coarse + GREY, x - middle, x - fine, grey]
+    alone += [coarse, 2 * middle + GREY, 2 * fine + GREY, x - grey + GREY]
+    (y, down), (z, right) = views._places(*size)
+    below, beside = np.minimum(y + 1, size[0] - 1), np.minimum(z + 1, size[1] - 1)
+    upper = (1 - right) * x[:, y, z] + right * x[:, y, beside]
+    lower = (1 - right) * x[:, below, z] + right * x[:, below, beside]
+    planes = np.stack([*without, *alone, (1 - down) * upper + down * lower])
+    return np.clip(np.rint(planes), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("strip", [1, 500, 1 << 20])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (5, 4), (32, 32), (33, 70), (130, 41)], ids=str)
+def test_copies_made_in_turn_and_in_strips_are_those_of_whole_arrays(size, strip, monkeypatch):
+    monkeypatch.setattr(views, "STRIP_PIXELS", strip)
+    rgb = np.random.default_rng(size[0]).integers(0, 256, (*size, 3), np.uint8)
+    got, want = views.copies(rgb), whole_copies(rgb)
+    assert got.shape == (VERSIONS - 1, *rgb.shape) and len(want) == 2 * SHOWN + 1
+    np.testing.assert_array_equal(got, want)
+
+
+def test_a_guard_gives_no_label_where_the_copies_do_not_fit(monkeypatch):
+    """And none of its images is trusted, nor does the classifier see any of its copies."""
+
+    class Same:
+        def run(self, batch):
+            return batch
+
+    calls = []
+    guard = Guard(lambda batch: calls.append(len(batch)), Same())
+    monkeypatch.setattr(memory, "CHECKED_FROM", 0)
+    monkeypatch.setattr(memory, "available", lambda: 1_000_000)
+    (decision,) = guard.run(np.zeros((100, 100, 3), np.uint8))
+    assert decision.label is None and decision.flagged and calls == []
+    assert "got 100 x 100 pixels, which need about 0.00 GB of memory" in decision.error
