@@ -17,7 +17,7 @@ from conftest import FakeEngine
 from gpu_pairs import Meanwhile, assert_same, pictures
 
 import zipsdk
-from zipsdk import cli, doctor
+from zipsdk import cli, doctor, forks
 from zipsdk.engines import plan, tensorrt
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory
 from zipsdk.files import sidecar_path, write_sidecar
@@ -68,6 +68,7 @@ def test_the_bundled_model_is_built(tiny):
     assert (spec.min_side, spec.canvas, spec.max_side, spec.name) == (32, 32, 32, "zip-tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
     """The true graph at a reduced width, exported and built by one command."""
@@ -518,6 +519,31 @@ def test_memory_of_an_engine_that_is_gone_is_given_back(copy, device, monkeypatc
     with device.active():
         device.free(device.alloc(1))
     assert not device.used
+
+
+def test_a_plan_in_other_processes(copy, device, monkeypatch, rng):
+    """Pickled, it is opened again; inherited by a forked child, nothing of it is freed by CUDA there."""
+    engine, _, _ = opened(copy, device, monkeypatch)
+    make, arguments = engine.__reduce__()
+    again = make(*arguments)
+    assert (again.path, again.spec, again.info) == (copy.absolute(), engine.spec, engine.info)
+
+    purifier = zipsdk.Purifier(engine)
+    purifier.run(pictures(rng, 3, 32, 32))
+    pool, used = purifier._device_loop.pool, device.used
+    assert pool.sizes and {pool, engine} <= set(forks._tracked)
+    kept = []
+    with monkeypatch.context() as m:
+        m.setattr(forks, "keep_forever", lambda *things: kept.extend(things))
+        engine.after_fork()
+        pool.after_fork()
+    for held in (pool.sizes, engine._engine, engine._runtime, engine._contexts, engine._memory):
+        assert any(held is thing for thing in kept)
+    purifier.close()
+    assert pool.sizes and device.used == used
+    pool.forked = False
+    purifier.close()
+    assert device.used < used
 
 
 def test_arrays_of_other_types_and_no_pictures(copy, device, monkeypatch, rng):
