@@ -53,6 +53,26 @@ def evaluate(engine, x, t):
     return engine(x, t), engine.info
 
 
+def test_a_fork_by_code_that_calls_no_hooks_is_seen_by_the_process_number(evaluation, monkeypatch):
+    engine = zipsdk.load_engine("zip-tiny", device="cpu", threads=2)
+    x, t = evaluation
+    wanted, one = engine(x, t), engine(x[:1], t[:1])
+    inherited = engine._session._session, engine._shared
+    monkeypatch.setattr(os, "getpid", lambda number=os.getpid() + 1: number)
+    np.testing.assert_array_equal(engine(x, t), wanted)
+    np.testing.assert_array_equal(engine(x[:1], t[:1]), one)
+    assert engine._session._session is not inherited[0] and engine._shared is not inherited[1]
+
+
+def test_a_session_on_a_gpu_is_refused_in_a_forked_child(evaluation):
+    """The CPU's session under a GPU's name: only the refusal is looked at."""
+    engine = zipsdk.load_engine("zip-tiny", device="cpu", threads=1)
+    engine._session._device = "cuda:1"
+    engine._session.after_fork()
+    with pytest.raises(EngineError, match=r"zip-tiny.onnx: got a process forked .* on cuda:1, .* spawn or forkserver"):
+        engine(*evaluation)
+
+
 def test_an_engine_is_sent_to_a_spawned_process(evaluation):
     engine = zipsdk.load_engine("zip-tiny", device="cpu", threads=2)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
