@@ -128,11 +128,14 @@ def _bury(state: Path, task: Task, cause: str) -> bool:
     task.deaths += 1
     running = state / "running" / f"{task.name()}.json"
     log = (state / "logs" / f"{task.name()}.txt").read_text(errors="replace")[-3000:]
-    recipe: dict[str, Any] = json.loads(running.read_text()) if running.exists() else {}
+    if not running.exists():  # it did not come to its first input: that is the fuzzer's fault, or the machine's
+        print(f"{task.name()}: {cause}: {log.strip()[-300:]}", file=sys.stderr)
+        return False
+    recipe: dict[str, Any] = json.loads(running.read_text())
     name = f"{cause.split(' after')[0]}: {_fault(log)}"
     crash = {"kind": task.kind, "message": cause, "trace": log, "recipe": recipe, "count": 1}
     write(state / "crashes" / f"{task.name()}-{task.deaths}.json", json.dumps({name: crash}))
-    if not recipe or task.deaths >= DEATHS:
+    if task.deaths >= DEATHS:
         return False
     poison_file = state / "poison.json"
     poison = json.loads(poison_file.read_text()) if poison_file.exists() else []
