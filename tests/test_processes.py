@@ -58,7 +58,8 @@ def test_a_fork_by_code_that_calls_no_hooks_is_seen_by_the_process_number(evalua
     x, t = evaluation
     wanted, one = engine(x, t), engine(x[:1], t[:1])
     inherited = engine._session._session, engine._shared
-    monkeypatch.setattr(os, "getpid", lambda number=os.getpid() + 1: number)
+    number = os.getpid() + 1
+    monkeypatch.setattr(os, "getpid", lambda: number)
     np.testing.assert_array_equal(engine(x, t), wanted)
     np.testing.assert_array_equal(engine(x[:1], t[:1]), one)
     assert engine._session._session is not inherited[0] and engine._shared is not inherited[1]

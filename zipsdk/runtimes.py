@@ -147,7 +147,7 @@ def _warn_of_telemetry(ort: Any) -> None:
         warnings.warn(
             f"onnxruntime was imported before zipsdk with its telemetry on, which cannot be turned off afterwards; "
             f"import zipsdk first, or set {TELEMETRY}=1 (0 keeps telemetry on and hides this warning)",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
