@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError
+from zipsdk.errors import EngineError, InputError, ModelError
+from zipsdk.runtimes import load as load_package
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -116,10 +117,7 @@ def load(name: str, preparation: Preparation = Preparation()) -> Classifier:
 
 
 def _load_onnx(path: Path, preparation: Preparation) -> Classifier:
-    try:
-        import onnxruntime as ort
-    except ImportError as e:
-        raise MissingExtra("onnxruntime", "cpu", str(e)) from e
+    ort = load_package("onnxruntime")
     if not path.is_file():
         raise InputError(f"{path}: got no such file, wanted an ONNX model")
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from zipsdk.cpus import allowed_cores, cpu_quota
 from zipsdk.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,7 +68,12 @@ def environment() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": {p: v for p in packages if (v := _version(p))},
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {
+            "processor": _processor(),
+            "cores": allowed_cores(),
+            "cpu_quota": cpu_quota(),
+            "system": platform.system(),
+        },
     }
 
 
