@@ -12,7 +12,7 @@ import torch
 
 from export import checkpoint, denoises
 from export.flags import Flags, refuse
-from export.onnx import NORMS, export_onnx
+from export.onnx import NORMS, check_temporary_folder, export_onnx
 from export.unet import UNet
 from export.unet_config import PREDICTIONS
 from zipsdk.betas import SCHEDULES
@@ -182,6 +182,7 @@ def run(args: argparse.Namespace) -> Path:
     started = time.monotonic()
     batches = [int(b) if b.isdecimal() else 0 for b in args.batch.split(",")]
     targets = args.target.split(",") if args.target else None
+    check_temporary_folder()
     if args.engine:  # before minutes of work, and not after them
         check_options(args.flavour, batches, targets)
     flags = flags_of(args)

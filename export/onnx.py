@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from export.norm import as_instances
 from export.unet import GroupNorm, UNet
-from zipsdk.errors import ModelError
+from zipsdk.errors import InputError, ModelError
 from zipsdk.files import sidecar_path, write_sidecar
 from zipsdk.schedule import alphas_cumprod
 from zipsdk.spec import METADATA_KEY, PRECISIONS, ModelSpec
@@ -119,6 +119,18 @@ def export_onnx(
         for source, target in [*((f, data) for f in external), (file, path), (sidecar_path(file), sidecar_path(path))]:
             source.replace(target)
     return report
+
+
+def check_temporary_folder() -> None:
+    """Check that there is a folder for temporary files, without which torch's exporter fails with a stack trace.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        tempfile.gettempdir()
+    except OSError as e:
+        raise InputError(f"temporary files: {e.strerror or e}; set TMPDIR to a folder that can be written to") from e
 
 
 def _data_file(path: Path) -> Path:

@@ -38,6 +38,7 @@ from onnxruntime.quantization import (
 )
 
 from bench.restoration import load as load_pictures
+from export.onnx import check_temporary_folder
 from zipsdk.canvas import Engine
 from zipsdk.engines.onnx import OnnxEngine
 from zipsdk.errors import InputError, ModelError, ZipError
@@ -248,6 +249,7 @@ def main(argv: list[str] | None = None) -> int:
     args = p.parse_args(argv)
     target = args.output / f"{args.name or args.model.stem + '-int8'}.onnx"
     try:
+        check_temporary_folder()
         side = OnnxEngine(args.model, device="cpu").spec.canvas
         report = quantize(args.model, target, [x for d in args.data for x in load_pictures(d, args.limit, side)])
     except (ZipError, OSError) as e:

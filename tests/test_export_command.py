@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,23 @@ def test_what_shapes_cannot_tell_is_handed_on(handed):
         got = handed(flag, str(value))["flags"]
         assert got == Flags(**{field: value}) != Flags(), flag
     assert handed("--rescale-timesteps")["flags"] == Flags(rescale_timesteps=True)
+
+
+@pytest.mark.parametrize("kind", ["export", "quantize"])
+def test_without_a_temporary_folder_one_line_says_so(monkeypatch, tmp_path, capsys, kind):
+    from export import quantize
+
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", none)
+    words = [str(tmp_path / "m.onnx"), "-o", str(tmp_path)]
+    main = {"export": command.main, "quantize": lambda w: quantize.main([*w, "--data", "x.zip"])}[kind]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.endswith("temporary directory found in ['/tmp']; set TMPDIR to a folder that can be written to\n")
 
 
 def test_heads_are_given_once(handed, capsys):
