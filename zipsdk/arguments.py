@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import zipsdk
-from zipsdk.checks import path_text, positive
+from zipsdk.checks import MAX_THREADS, path_text, positive
 from zipsdk.engines.plan import FLAVOURS
 from zipsdk.purifier import PRESETS, PROFILES
 
 Command = Callable[[argparse.Namespace], int]
-
-#: More threads than any machine has cores: a slip of the keyboard, and each takes its stack.
-MAX_THREADS = 1024
 
 _EXIT = """\
 exit codes:
@@ -94,6 +91,16 @@ def _threads(text: str) -> int:
 
 def _numbers(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
+
+
+def parse(commands: Mapping[str, Command], argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; a wrong one ends the program with code 2."""
+    parser = build_parser(commands)
+    args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if value == []:  # what argparse of Python 3.11 makes of --option=--
+            parser.error(f"argument --{name}: got '--', expected a value; write ./-- for a path of that name")
+    return args
 
 
 def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:

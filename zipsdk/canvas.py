@@ -224,7 +224,9 @@ class Predictor:
                 raise EngineError(f"engine: got {got} at t = {t}, wanted eps as a float32 array {part.shape}")
             parts.append(eps)
         eps = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if not np.isfinite(eps.sum(dtype=np.float64)):
+        with np.errstate(invalid="ignore"):  # infinities of both signs
+            finite = np.isfinite(eps.sum(dtype=np.float64))
+        if not finite:
             raise EngineError(f"engine: eps is not finite at t = {t}; the model overflows: use its fp32 or bf16 export")
         # the loop changes x in place, so an engine that hands its input back must not be changed with it
         return eps.copy() if np.may_share_memory(eps, x) else eps

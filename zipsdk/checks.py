@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentTypeError
 from numbers import Integral, Real
 from typing import TypeGuard
+
+#: More threads than any machine has cores: a slip of the keyboard, and each takes its stack.
+MAX_THREADS = 1024
 
 
 def is_whole(value: object) -> TypeGuard[int]:
@@ -21,6 +25,11 @@ def is_number(value: object) -> TypeGuard[float]:
     except OverflowError:  # 10**400
         return False
     return True
+
+
+def is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether it is a path as text, or an object that stands for one; bytes are none."""
+    return isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str))
 
 
 def positive(text: str) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zipsdk import images
-from zipsdk.arguments import build_parser
+from zipsdk.arguments import parse
 from zipsdk.console import (
     Signals,
     StdoutError,
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None, signals: Signals) -> int:
     commands = {"purify": _purify, "build": _build, "info": _info, "models": _models, "doctor": _doctor}
     try:
-        args = build_parser(commands).parse_args(argv)
+        args = parse(commands, argv)
         code: int = args.command(args)
         return code
     except (KeyboardInterrupt, Stopped):

@@ -151,7 +151,7 @@ def check_sidecar(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         if record["format"] != FORMAT:
             raise ModelError(f"{sidecar}: got format {record['format']!r}, wanted {FORMAT}; export the model again")
         wanted = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in record["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         if isinstance(e, ModelError):
             raise
         raise ModelError(f"{sidecar}: is not a sidecar of a model ({e!r}); copy it again or export again") from e

@@ -263,7 +263,8 @@ def metadata_of(im: Image.Image, cautions: list[str]) -> tuple[dict[str, bytes],
     `cautions`."""
     exif = im.info.get("exif") or b""
     parts = Unpacked(im.format or "", io.BytesIO(), exif=exif if isinstance(exif, bytes) else b"")
-    parts.icc = im.info.get("icc_profile") or b""
+    icc = im.info.get("icc_profile")
+    parts.icc = icc if isinstance(icc, bytes) else b""  # a program may leave anything there
     before = len(cautions)
     info, orientation = _metadata(parts, cautions)
     if len(cautions) == before:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from zipsdk.checks import is_path
 from zipsdk.errors import InputError, PictureError
 from zipsdk.image_pixels import upright
 from zipsdk.image_reader import metadata_of, samples_of
@@ -51,8 +52,8 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(image, Image.Image):
         raise InputError(f"image to save: got {type(image).__name__}, wanted a PIL image: use Image.fromarray(array)")
+    kind = format_of(path, image.mode, image.size)
     target = Path(path)
-    kind = format_of(target, image.mode, image.size)
     options = WRITERS[kind][2]
     cautions: list[str] = []
     # in the same folder, because a rename is atomic within one file system only
@@ -106,6 +107,8 @@ def format_of(path: str | os.PathLike[str], mode: str, size: tuple[int, int]) ->
     Raises:
         InputError: the suffix is not one that is written, or the format cannot hold the mode or the size.
     """
+    if not is_path(path):
+        raise InputError(f"path: got {type(path).__name__}, expected a path as str or os.PathLike")
     suffix = Path(path).suffix
     kind = next((k for k, (suffixes, _, _) in WRITERS.items() if suffix.lower() in suffixes.split()), None)
     if kind is None:

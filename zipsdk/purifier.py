@@ -20,7 +20,7 @@ from zipsdk import images, memory, reverse
 from zipsdk.canvas import Engine, Layout, Predictor, plan
 from zipsdk.checks import is_whole
 from zipsdk.engines import load_engine
-from zipsdk.errors import InputError, ZipError
+from zipsdk.errors import EngineError, InputError, ZipError
 from zipsdk.noise import Noise
 from zipsdk.schedule import step_table
 from zipsdk.state import STRIP_PIXELS, StateRows, to_pictures, to_state
@@ -111,9 +111,9 @@ class Purifier:
             raise InputError(f"engine: got {got}, wanted a model's name or path, or an object with spec and __call__")
         self.engine = engine
         spec = engine.spec
-        if profile not in PROFILES:
+        if not isinstance(profile, str) or profile not in PROFILES:
             raise InputError(f"profile: got {profile!r}, wanted one of {', '.join(map(repr, PROFILES))}")
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise InputError(f"preset: got {preset!r}, wanted one of {', '.join(map(repr, PRESETS))}")
         transforms = PRESETS[preset].get("transforms") if transforms is None else transforms
         lam = PRESETS[preset].get("lam") if lam is None else lam
@@ -126,6 +126,8 @@ class Purifier:
                 f"seed: got {seed!r}, wanted a whole number in 0..2^64-1, or None for a fresh one each run"
             )
         lam = spec.lam if lam is None else lam
+        if not isinstance(clip_x0, bool | np.bool_ | int):
+            raise InputError(f"clip_x0: got {clip_x0!r}, expected True or False")
         self.table = step_table(spec, lam=lam, eta=eta, steps=steps, start=start)
         self.lam, self.eta, self.profile, self.clip_x0 = float(lam), float(eta), profile, bool(clip_x0)
         self.seed = None if seed is None else int(seed)
@@ -245,6 +247,10 @@ class Purifier:
         Raises:
             InputError, EngineError: as `run`, for the batch at which it happens.
         """
+        if not isinstance(batches, Iterable):
+            raise InputError(
+                f"batches: got {type(batches).__name__}, expected an iterable of batches; for one batch use run"
+            )
         source = iter(batches)
         nothing = object()
 
@@ -389,7 +395,15 @@ class Purifier:
         guide: reverse.GuideLike = self.guides[0]
         if len(self.guides) > 1:
             guide = GuidePerPicture(self.guides, noise.choice(len(self.guides)))
-        x = reverse.purify(predict, x_p, self.table, guide, noise, clip_x0=self.clip_x0)
+        # a finite eps may still be too large for the steps after it
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = reverse.purify(predict, x_p, self.table, guide, noise, clip_x0=self.clip_x0)
+            finite = np.isfinite(x.sum(dtype=np.float64))
+        if not finite:
+            raise EngineError(
+                "engine: got eps so large that the image is not finite, expected a noise prediction; "
+                "the model overflows: use its fp32 or bf16 export"
+            )
         return to_pictures(x, height, width)
 
 

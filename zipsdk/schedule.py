@@ -158,7 +158,9 @@ def step_table(
         InputError: a value out of range.
     """
     if not (is_number(lam) and lam > 0):
-        reason = "0 ignores the picture and gives a random one" if lam == 0 else "it must be positive"
+        reason = (
+            "0 ignores the picture and gives a random one" if is_number(lam) and lam == 0 else "it must be positive"
+        )
         raise InputError(f"lam: got {lam!r}, wanted a number in (0, inf]: {reason}; the paper uses 2 and 10")
     if not (is_number(eta) and 0 <= eta <= 1):
         raise InputError(f"eta: got {eta!r}, wanted a number from 0 (deterministic) to 1 (the paper)")

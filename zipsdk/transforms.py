@@ -308,7 +308,7 @@ class Guide:
         for t in self.transforms:
             if not isinstance(t, Transform) or isinstance(t, type):  # a class has the members, too
                 raise InputError(f"transforms: got {t!r}, wanted objects such as Blur(2) or Grayscale()")
-        if combine not in ("mean", "joint"):
+        if not isinstance(combine, str) or combine not in ("mean", "joint"):
             raise InputError(f"combine: got {combine!r}, wanted 'mean' (the paper) or 'joint'")
         self.combine = combine
         self.divisor = lcm(*(t.divisor for t in self.transforms))

@@ -89,7 +89,8 @@ def _kinds() -> dict[str, Kind]:
     kinds["pil"] = Kind(arrays.odd_pil, checks_images.check_pil, 500)
     kinds["guard"] = Kind(guards.odd_guard, guards.check_guard, 500)
     kinds["options"] = Kind(options.odd_options, options.check_options, 500)
-    kinds["argument"] = Kind(arguments.odd_argument, arguments.check_argument, 1000)
+    # the first one may import TensorRT
+    kinds["argument"] = Kind(arguments.odd_argument, arguments.check_argument, 1000, megabytes=512)
     kinds["onnx"] = Kind(graphs.odd_graph, checks_models.check_graph, 800)
     kinds["spec"] = Kind(texts.odd_spec, checks_models.check_spec, 800)
     kinds["sidecar"] = Kind(texts.odd_sidecar, checks_models.check_sidecars, 300)

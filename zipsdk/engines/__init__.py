@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from zipsdk.canvas import Engine
-from zipsdk.errors import ModelError
+from zipsdk.checks import is_path
+from zipsdk.errors import InputError, ModelError
 from zipsdk.models import bundled, find
 
 
@@ -33,6 +34,10 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
     A forked child may use the engine: on the CPU it opens the file again at the first evaluation; on a GPU it gets an
     EngineError, because CUDA does not survive a fork. Engines pickle as path and options.
     """
+    if not is_path(model):
+        raise InputError(f"model: got {type(model).__name__}, expected a bundled model's name or a path")
+    if not isinstance(device, str):
+        raise InputError(f"device: got {device!r}, wanted 'auto', 'cpu', 'cuda' or 'cuda:N'")
     name = str(model)
     path = find(name) or Path(model)
     if not path.exists():

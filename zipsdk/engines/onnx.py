@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk import forks
-from zipsdk.checks import is_whole
+from zipsdk.checks import MAX_THREADS, is_whole
 from zipsdk.cpus import usable_cpus
 from zipsdk.engines.sessions import Session, short
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory, ZipError
@@ -71,8 +71,10 @@ class OnnxEngine:
 
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors come as exceptions; warnings about our own graphs help nobody
-        if not is_whole(threads) or threads < 0:
-            raise InputError(f"threads: got {threads!r}, wanted a whole number: 0 for all cores, or more")
+        if not is_whole(threads) or not 0 <= threads <= MAX_THREADS:
+            raise InputError(
+                f"threads: got {threads!r}, wanted a whole number: 0 for all cores, or up to {MAX_THREADS}"
+            )
         # An explicit number: left to itself, ONNX Runtime binds each thread to a core, counts cores that this process
         # may not use, and a core that something else keeps busy then holds up all the others.
         self.threads = int(threads) or usable_cpus()
@@ -251,7 +253,7 @@ def _failed(path: Path, shape: tuple[int, ...], e: Exception) -> EngineError:
 def _ordinal(device: str, available: list[str]) -> int | None:
     """The GPU that is asked for, None for the CPU."""
     cuda = re.fullmatch(r"cuda(?::(\d+))?", str(device))  # 0 and None get the message below, too
-    if device not in ("auto", "cpu") and not cuda:
+    if not cuda and str(device) not in ("auto", "cpu"):
         raise InputError(f"device: got {device!r}, wanted 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if cuda and "CUDAExecutionProvider" not in available:
         raise EngineError(

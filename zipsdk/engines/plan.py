@@ -15,7 +15,7 @@ import platform
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def runtime(flavour: str) -> Any:
         MissingExtra: it is not installed, or is broken.
         EngineError: it is the other flavour's module.
     """
-    if flavour not in FLAVOURS:
+    if not isinstance(flavour, str) or flavour not in FLAVOURS:
         raise InputError(f"flavour: got {flavour!r}, wanted one of {', '.join(FLAVOURS)}")
     module = FLAVOURS[flavour][0]
     trt = load(module)
@@ -307,6 +307,8 @@ def _needs_gpu(trt: Any) -> str:
 
 
 def _batches(batches: Sequence[int]) -> list[int]:
+    if not isinstance(batches, Iterable):
+        raise InputError(f"batches: got {batches!r}, expected several whole numbers, such as [1, 8, 64]")
     given = list(batches)
     if not given or any(not is_whole(b) or b < 1 for b in given):
         raise InputError(f"batches: got {given}, wanted whole numbers of at least 1, such as 1, 8, 64")
@@ -335,6 +337,9 @@ def _sizes(spec: ModelSpec, sizes: Sequence[int] | None) -> tuple[ModelSpec, tup
 
 def _targets(trt: Any, flavour: str, targets: Sequence[str] | None) -> list[int]:
     """Compute capabilities times ten that the plan is for."""
+    if targets is not None:
+        if not isinstance(targets, Iterable) or not all(isinstance(t, str) for t in targets):
+            raise InputError(f"targets: got {targets!r}, expected names of GPUs, such as ['sm86']")
     if flavour == "trt":
         if targets:
             raise InputError(

@@ -91,7 +91,11 @@ class Session:
             if damaged or kind in ("InvalidProtobuf", "NoSuchFile", "InvalidGraph"):
                 raise ModelError(f"{self.path}: not a readable ONNX model ({short(e)}); copy or export it again") from e
             raise EngineError(f"{self.path}: ONNX Runtime cannot run it on {self._device} ({short(e)})") from e
-        identity = dict(session.get_modelmeta().custom_metadata_map), record and record["files"]
+        try:
+            metadata = dict(session.get_modelmeta().custom_metadata_map)
+        except UnicodeDecodeError as e:
+            raise ModelError(f"{self.path}: got metadata that is no UTF-8; copy or export the model again") from e
+        identity = metadata, record and record["files"]
         if self._identity not in (None, identity):
             raise ModelError(
                 f"{self.path}: got another model than the one opened before the fork, expected the same file; "
