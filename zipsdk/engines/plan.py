@@ -337,9 +337,8 @@ def _sizes(spec: ModelSpec, sizes: Sequence[int] | None) -> tuple[ModelSpec, tup
 
 def _targets(trt: Any, flavour: str, targets: Sequence[str] | None) -> list[int]:
     """Compute capabilities times ten that the plan is for."""
-    if targets is not None:
-        if not isinstance(targets, Iterable) or not all(isinstance(t, str) for t in targets):
-            raise InputError(f"targets: got {targets!r}, expected names of GPUs, such as ['sm86']")
+    if targets is not None and (not isinstance(targets, Iterable) or not all(isinstance(t, str) for t in targets)):
+        raise InputError(f"targets: got {targets!r}, expected names of GPUs, such as ['sm86']")
     if flavour == "trt":
         if targets:
             raise InputError(
