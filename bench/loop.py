@@ -226,7 +226,8 @@ def open_engine(args: argparse.Namespace) -> tuple[Any, Any, ModelSpec, str]:
     if args.precision != "fp32":
         module.to_torso({"fp16": torch.float16, "bf16": torch.bfloat16}[args.precision])
     spec = ModelSpec(name=name, canvas=config.image_size, multiple=config.downsampling, precision=args.precision,
-                     beta_start=config.beta_start, beta_end=config.beta_end, timesteps=config.timesteps,
+                     beta_schedule=config.beta_schedule, beta_start=config.beta_start, beta_end=config.beta_end,
+                     timesteps=config.timesteps, betas=config.betas,
                      **sides)  # fmt: skip
     if where != "cpu":
         # float32 means float32: torch's default for convolutions has 10 bits of mantissa

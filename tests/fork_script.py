@@ -166,6 +166,9 @@ def streams() -> dict[str, str]:
     ended = {"stream": in_child(refused), "another stream": in_child(begin_another)}
     box.timeout = 60.0
     ended["hanging classifier"] = in_child(lambda: not isinstance(box.ask([pictures[0]], lambda p: [p])[0], str))
+    guard = zipsdk.Guard(classify, purifier)
+    with guard._lock:
+        ended["guard in use"] = in_child(lambda: guard.counters.pictures == 0)
     ended["parent still counts them"] = str(box.hanging - MAX_HANGING)
     release.set()
     return ended | {"parent's stream": str(len(list(stream)) - 3)}

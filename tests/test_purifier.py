@@ -154,6 +154,14 @@ def test_a_profile_starts_at_the_same_noise_whatever_the_number_of_time_steps(ti
     assert said[0].t == 200  # what is said is taken as it is
 
 
+def test_fast_starts_in_as_much_noise_on_a_cosine_schedule():
+    """alpha-bar is 0.194 at step 400 of the linear schedule, and 0.646 at step 400 of the cosine one."""
+    linear, cosine = (Purifier(FakeEngine(spec), profile="fast").table.steps for spec in
+                      (make_spec(), make_spec(beta_schedule="cosine")))  # fmt: skip
+    assert (linear[0].t, cosine[0].t) == (400, 707)
+    assert cosine[0].ab == pytest.approx(linear[0].ab, abs=2e-3)
+
+
 def test_info_says_what_ran():
     info = Purifier(FakeEngine(), OneOf(Blur(2), [Blur(4), Grayscale()]), lam=3, profile="fast").info
     assert info["transforms"] == "blur2|blur4+gray"

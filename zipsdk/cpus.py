@@ -1,15 +1,15 @@
 """Count the CPUs that this process may use: affinity, Python's own limit, and the CPU quota of a container.
 
-Sources: the Linux kernel's documentation of cgroup v1 (cpu.cfs_quota_us over cpu.cfs_period_us) and v2 (cpu.max), and
-proc(5) for /proc/self/cgroup and /proc/self/mountinfo.
+Sources: the Linux kernel's documentation of cgroup v1 (cpu.cfs_quota_us over cpu.cfs_period_us) and v2 (cpu.max).
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from zipsdk.cgroups import group_folders, read_text
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
@@ -44,7 +44,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
         root: stands for ``/`` where the kernel's files are read.
     """
     limits: list[float] = []
-    for folder in _groups(root):
+    for folder in group_folders("cpu", root):
         for limit in (_v2(folder), _v1(folder)):
             if limit is not None:
                 limits.append(limit)
@@ -61,67 +61,19 @@ def describe(root: Path = Path("/")) -> str:
     return f"{text}, quota {round(quota, 2)}, {threads} thread{'s' * (threads != 1)} by default"
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="surrogateescape")
-    except OSError:
-        return ""
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    """Yield the folders of the process's CPU control groups, each followed by those above it up to the mount."""
-    own: dict[str, str] = {}  # "" for v2, else a controller of v1 -> the group's path
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, separator, path = rest.partition(":")
-        if separator and number.isdigit():
-            own.update(dict.fromkeys(controllers.split(","), path))
-    for line in _text(root / "proc/self/mountinfo").splitlines():
-        left, _, right = line.partition(" - ")
-        fields, kind = left.split(), right.split()
-        if len(fields) < 5 or len(kind) < 3:
-            continue
-        if kind[0] == "cgroup2":
-            group = own.get("")
-        elif kind[0] == "cgroup" and "cpu" in kind[2].split(","):
-            group = own.get("cpu")
-        else:
-            continue
-        if group is None:
-            continue
-        top = root / _unescape(fields[4]).lstrip("/")
-        try:
-            inside = PurePosixPath(group).relative_to(_unescape(fields[3]))
-        except ValueError:  # a container sees its own group as the mount, and its path is the host's
-            inside = PurePosixPath()
-        if ".." in inside.parts:  # a group outside this namespace's root
-            inside = PurePosixPath()
-        folder = top / inside
-        yield folder
-        for above in folder.parents:
-            if not above.is_relative_to(top):
-                break
-            yield above
-
-
-def _unescape(text: str) -> str:
-    """Undo the octal escapes of mountinfo: ``\\040`` is a space."""
-    return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text)
-
-
 def _number(text: str) -> float | None:
     return float(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _v2(folder: Path) -> float | None:
     """Read cpu.max: ``max 100000`` or ``150000 100000``; the period may be missing."""
-    words = _text(folder / "cpu.max").split()
+    words = read_text(folder / "cpu.max").split()
     return _ratio(*words) if 0 < len(words) < 3 else None
 
 
 def _v1(folder: Path) -> float | None:
     """Read cpu.cfs_quota_us, -1 for no limit, over cpu.cfs_period_us."""
-    return _ratio(_text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip())
+    return _ratio(read_text(folder / "cpu.cfs_quota_us").strip(), read_text(folder / "cpu.cfs_period_us").strip())
 
 
 def _ratio(quota: str, period: str = "100000") -> float | None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import images
+from zipsdk import forks, images
 from zipsdk.arrays import U8, Picture, check_clean
 from zipsdk.blackbox import MAX_BATCH, BlackBox, said
 from zipsdk.checks import is_number, is_whole
@@ -201,6 +201,11 @@ class Guard:
         self._lock = threading.Lock()
         self._counted = Counters()
         self._classifier = BlackBox(classify, timeout, max_batch, self._count)
+        forks.track(self)
+
+    def after_fork(self) -> None:
+        """See `zipsdk.forks.Forkable`."""
+        self._lock = threading.Lock()
 
     @property
     def counters(self) -> Counters:

@@ -22,7 +22,7 @@ from zipsdk.checks import is_whole
 from zipsdk.engines import load_engine
 from zipsdk.errors import EngineError, InputError, ZipError
 from zipsdk.noise import Noise
-from zipsdk.schedule import step_table
+from zipsdk.schedule import equivalent_step, step_table
 from zipsdk.state import STRIP_PIXELS, StateRows, to_pictures, to_state
 from zipsdk.streams import Ahead
 from zipsdk.transforms import Guide, GuidePerPicture, OneOf, Transform, parse, several, strip_unit
@@ -120,7 +120,7 @@ class Purifier:
         if start is None:
             steps = PROFILES[profile]["steps"] if steps is None else steps
             warm = PROFILES[profile]["start"]
-            start = None if warm is None else warm * spec.timesteps // 1000
+            start = None if warm is None else equivalent_step(spec, warm)
         if seed is not None and not (is_whole(seed) and 0 <= int(seed) < 2**64):
             raise InputError(
                 f"seed: got {seed!r}, wanted a whole number in 0..2^64-1, or None for a fresh one each run"
