@@ -92,6 +92,8 @@ def clean_exif(exif: bytes) -> Exif:
     entry = ifd.pop(ORIENTATION, None)
     if isinstance(entry, tuple) and entry[0] == 3 and len(entry[1]) >= 2:
         found = struct.unpack(reader.order + "H", entry[1][:2])[0]
+    if isinstance(entry, tuple) and len(entry[1]) != _UNITS[entry[0]]:
+        reader.damaged += 1  # several orientations: Pillow warns of them
     body = _directory(ifd, 8, reader.order) if ifd else b""
     head = (b"II*\0" if reader.order == "<" else b"MM\0*") + struct.pack(reader.order + "I", 8)
     return Exif(b"Exif\0\0" + head + body if body else b"", found, reader.damaged)
