@@ -16,7 +16,7 @@ pytest.importorskip("scipy")
 from soak import activities
 from soak.__main__ import LIMIT, SPARE, judge
 from soak.sampler import Sampler
-from soak.trend import slope
+from soak.trend import slope, typical
 
 SECONDS = np.arange(600.0)
 
@@ -51,6 +51,7 @@ def record(rss: np.ndarray, threads: float = 5, files: float = 9, faults: tuple[
     return {
         "faults": list(faults),
         "slopes_per_hour": {"rss": {name: vars(s) for name, s in parts.items()}},
+        "typical_per_hour": {"rss": typical(SECONDS, rss)},
         "most_in_warm_up": {"threads": 5, "files": 9},
         "at_rest": {"threads": threads, "files": files},
     }
@@ -65,6 +66,11 @@ def test_a_leak_is_told_from_a_plateau() -> None:
     plateau = 30 * (1 - np.exp(-SECONDS / 60))
     assert slope(SECONDS, flat + plateau).low > LIMIT
     assert judge(record(flat + plateau)) == []
+    # a new arena in the second half is one step; a leak in small steps is a leak
+    step = 8.0 * (SECONDS > 400)
+    assert slope(SECONDS, flat + step).low > LIMIT and slope(SECONDS[300:], (flat + step)[300:]).low > LIMIT
+    assert judge(record(flat + step)) == []
+    assert judge(record(flat + np.floor(SECONDS / 20)))
 
 
 def test_threads_files_and_faults_are_told() -> None:

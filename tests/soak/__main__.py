@@ -22,7 +22,7 @@ from typing import Any
 
 from soak import activities
 from soak.sampler import Sampler, Samples
-from soak.trend import Slope, slope
+from soak.trend import Slope, slope, typical
 
 #: Megabytes an hour. A lost image of 10 kB in each operation would be hundreds.
 LIMIT = 20.0
@@ -96,15 +96,17 @@ def _trends(samples: Samples, warm_up: float) -> dict[str, Any]:
     # the last sample is taken at rest
     at, end = samples.seconds[first:-1], {"threads": samples.threads[-1], "files": samples.files[-1]}
     half = len(at) // 2
-    slopes = {}
+    slopes, quarters = {}, {}
     for name in ("rss", "heap", "blocks", "threads", "files"):
         values = getattr(samples, name)[first:-1]
         if all(v == v for v in values):
             slopes[name] = {"whole": vars(slope(at, values)), "second half": vars(slope(at[half:], values[half:]))}
+            quarters[name] = typical(at, values)
     begin = {n: max(getattr(samples, n)[:first] or [0]) for n in ("threads", "files")}
     rows = list(zip(*(getattr(samples, n) for n in vars(samples)), strict=True))
     return {
         "slopes_per_hour": slopes,
+        "typical_per_hour": quarters,
         "most_in_warm_up": begin,
         "at_rest": end,
         "rss_after_warm_up": samples.rss[first],
@@ -116,12 +118,13 @@ def _trends(samples: Samples, warm_up: float) -> dict[str, Any]:
 def judge(record: dict[str, Any]) -> list[str]:
     """List what is wrong; an empty list for a flat run.
 
-    Memory grows if the lower bounds of both slopes, of all samples and of their second half, are above the limit: an
-    allocator that still fills its free lists grows in the first half alone.
+    Memory grows if the lower bounds of both slopes, of all samples and of their second half, are above the limit, and
+    so is the slope of the typical quarter: an allocator that still fills its free lists grows in the first half alone,
+    and one that takes a new arena grows in one step. A leak grows all the time.
     """
     wrong = [f"fault: {f}" for f in record["faults"]]
     rss = record["slopes_per_hour"]["rss"]
-    if all(part["low"] > LIMIT for part in rss.values()):
+    if all(part["low"] > LIMIT for part in rss.values()) and record["typical_per_hour"]["rss"] > LIMIT:
         wrong.append(f"memory grows by {rss['whole']['value']:.1f} MB an hour, limit {LIMIT:g}")
     for name, count in record["at_rest"].items():
         if count > record["most_in_warm_up"][name] + SPARE:
@@ -141,6 +144,7 @@ def print_record(record: dict[str, Any], verdict: list[str]) -> None:
     for name, parts in record["slopes_per_hour"].items():
         for part, values in parts.items():
             print(f"  {name} an hour, {part}: {Slope(**values)} {units[name]}")
+        print(f"  {name} an hour, typical quarter: {record['typical_per_hour'][name]:+.2f} {units[name]}")
     for name, count in record["at_rest"].items():
         print(f"{name}: {count:.0f} at the end, at most {record['most_in_warm_up'][name]:.0f} in the warm-up")
     print("verdict: " + ("; ".join(verdict) if verdict else f"flat (limit {LIMIT:g} MB an hour)"))

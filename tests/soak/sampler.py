@@ -28,6 +28,17 @@ def heap_in_use() -> float:
     return float(info.uordblks + info.hblkhd) / (1 << 20)
 
 
+def trim() -> None:
+    """Have malloc give its free pages back; nothing where it cannot.
+
+    Free pages that an arena holds come and go in steps of megabytes, which hide a small slope or look like one.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        return
+
+
 @dataclass
 class Samples:
     """One list for each quantity, in step with `seconds`."""
@@ -61,6 +72,7 @@ class Sampler:
     def take(self) -> None:
         """Measure once: megabytes, blocks of Python's allocator in thousands, and counts."""
         s = self.samples
+        trim()
         s.seconds.append(time.perf_counter() - self._begin)
         s.rss.append(self._process.memory_info().rss / (1 << 20))
         s.heap.append(heap_in_use())

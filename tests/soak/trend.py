@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,3 +66,10 @@ def slope(seconds: Sequence[float], values: Sequence[float], seed: int = 0) -> S
     step = -(-n // 200)  # all pairs of more points take long and say the same
     median = float(stats.theilslopes(y[::step], x[::step]).slope)
     return Slope(fitted, fitted - half, fitted + half, median)
+
+
+def typical(seconds: Sequence[float], values: Sequence[float], parts: int = 4) -> float:
+    """Return the median of the Theil-Sen slopes per hour of equal parts: a single step does not move it."""
+    x, y = np.asarray(seconds, float) / 3600, np.asarray(values, float)
+    edges = np.linspace(0, len(x), parts + 1).astype(int)
+    return float(np.median([stats.theilslopes(y[a:b], x[a:b]).slope for a, b in itertools.pairwise(edges)]))
