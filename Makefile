@@ -1,13 +1,16 @@
 # make demo   purify real photographs with the bundled model and leave sheets of before / blurred / purified in demo/
 # make test   everything CI checks: ruff, mypy, the tests
 # make test-slow   the tests that take longer than a few seconds each
+# make fuzz   10,000 mutated files, arrays, models and commands; interrupted runs resume (state in build/fuzz)
+# make soak   20 minutes of mixed and faulty work with flat memory (MINUTES=3 for less)
+# make kills  kill a run of zipsdk purify 200 times and compare every file (state in build/kills)
 # make lint   ruff and mypy alone
 # make gpu-check   on a machine with a GPU: kernels, gpu tests, compute-sanitizer, benchmarks, records (QUICK=1 for less)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean gpu-check
+.PHONY: demo test test-slow fuzz soak kills lint clean gpu-check
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zipsdk needs Python 3.11 or later; set PYTHON=")'
@@ -36,6 +39,15 @@ test: lint
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/test.stamp
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz --guided 1000 $(FUZZ)
+
+soak: $(VENV)/test.stamp
+	PYTHONPATH=.:tests $(BIN)/python -m soak --minutes $(or $(MINUTES),20) $(SOAK)
+
+kills: $(VENV)/test.stamp
+	$(BIN)/python -m tests.kill build/kills $(KILLS)
 
 # with the Python that is there, because the GPU's machine has its own torch and may reach no package index
 gpu-check:

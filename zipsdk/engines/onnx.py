@@ -70,7 +70,7 @@ class OnnxEngine:
             wanted = [("CUDAExecutionProvider", options_cuda), "CPUExecutionProvider"]
 
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors come as exceptions; warnings about our own graphs help nobody
+        options.log_severity_level = 4  # fatal: errors come as exceptions as well, and standard error is the user's
         if not is_whole(threads) or not 0 <= threads <= MAX_THREADS:
             raise InputError(
                 f"threads: got {threads!r}, wanted a whole number: 0 for all cores, or up to {MAX_THREADS}"
