@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from zipsdk._util.runtimes import load as load_package
 from zipsdk.errors import EngineError, InputError, ModelError
-from zipsdk.runtimes import load as load_package
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]

@@ -36,7 +36,7 @@ from bench.poisoning import RATE, SEED, TARGET
 from bench.rates import Rate, interval
 from bench.rows import Rows
 from bench.store import Store
-from zipsdk.checks import positive
+from zipsdk._util.validation import positive
 from zipsdk.errors import ZipError
 
 #: Seeds of a run that says nothing of them.

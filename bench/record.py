@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from zipsdk.cpus import allowed_cores, cpu_quota
+from zipsdk._util.cpus import allowed_cores, cpu_quota
 from zipsdk.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"

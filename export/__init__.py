@@ -1,3 +1,3 @@
 """From a checkpoint to an ONNX model and a TensorRT plan."""
 
-import zipsdk.runtimes  # noqa: F401  # turns ONNX Runtime's telemetry off before a module here imports it
+import zipsdk._util.runtimes  # noqa: F401  # turns ONNX Runtime's telemetry off before a module here imports it

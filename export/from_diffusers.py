@@ -10,7 +10,7 @@ from typing import Any
 from export.flags import ARCHITECTURE, Flags, Say, refuse, silent
 from export.scheduler import find_scheduler, read_json, read_scheduler, resolve
 from export.unet import AttentionBlock, Downsample, ResBlock, UNet, UNetConfig, Upsample
-from zipsdk.checks import is_whole
+from zipsdk._util.validation import is_whole
 from zipsdk.errors import ModelError
 
 #: What else a UNet2DModel can be told, and the one value of each that this UNet computes; diffusers' defaults all.

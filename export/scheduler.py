@@ -13,8 +13,8 @@ from typing import Any
 
 from export.flags import NOISE, Flags, Say
 from export.unet_config import PREDICTIONS
+from zipsdk._util.validation import is_number, is_whole
 from zipsdk.betas import SCHEDULES
-from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import ModelError
 
 

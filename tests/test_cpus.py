@@ -7,7 +7,7 @@ import os
 import pytest
 
 import zipsdk
-from zipsdk import cpus
+from zipsdk._util import cpus
 
 V2 = "30 20 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"

@@ -12,8 +12,8 @@ import pytest
 from conftest import FakeEngine, make_spec
 
 from zipsdk import Blur, Purifier, memory
+from zipsdk._util.cgroups import group_folders
 from zipsdk.canvas import plan
-from zipsdk.cgroups import group_folders
 from zipsdk.errors import OutOfMemory
 
 resource = pytest.importorskip("resource")  # not on Windows

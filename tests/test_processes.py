@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import zipsdk
-from zipsdk import EngineError, ModelError, forks
+from zipsdk import EngineError, ModelError
+from zipsdk._util import forks
 from zipsdk.gpu.device import Device
 from zipsdk.models import find
 

@@ -14,9 +14,9 @@ from types import ModuleType
 
 import pytest
 
-from zipsdk import runtimes
+from zipsdk._util import runtimes
+from zipsdk._util.runtimes import BrokenPackageError
 from zipsdk.errors import MissingExtra
-from zipsdk.runtimes import BrokenPackageError
 
 ROOT = Path(__file__).parent.parent
 OPTIONAL = ("onnxruntime", "onnx", "tensorrt", "tensorrt_rtx", "pycuda")
@@ -148,7 +148,7 @@ def test_the_error_pickles():
 DOCTOR = """
 import json, sys
 from zipsdk import doctor
-import zipsdk.runtimes
+import zipsdk._util.runtimes
 lines, runs = doctor.checks()
 print(json.dumps([[c.name, c.ok, c.detail, c.fix] for c in lines]))
 """

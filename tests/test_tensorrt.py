@@ -17,7 +17,8 @@ from conftest import FakeEngine
 from gpu_pairs import Meanwhile, assert_same, pictures
 
 import zipsdk
-from zipsdk import cli, doctor, forks
+from zipsdk import cli, doctor
+from zipsdk._util import forks
 from zipsdk.engines import plan, tensorrt
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory
 from zipsdk.files import sidecar_path, write_sidecar

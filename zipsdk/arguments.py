@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import zipsdk
-from zipsdk.checks import MAX_THREADS, path_text, positive
+from zipsdk._util.validation import MAX_THREADS, path_text, positive
 from zipsdk.engines.plan import FLAVOURS
 from zipsdk.purifier import PRESETS, PROFILES
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import forks
+from zipsdk._util import forks
+from zipsdk._util.validation import is_number, is_whole
 from zipsdk.arrays import U8
-from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError
 
 F64 = npt.NDArray[np.float64]

@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk.checks import is_whole
+from zipsdk._util.validation import is_whole
 from zipsdk.errors import EngineError, InputError
 from zipsdk.noise import MAX_SIDE
 from zipsdk.spec import ModelSpec

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zipsdk import cpus
+from zipsdk._util import cpus
+from zipsdk._util.runtimes import TELEMETRY, BrokenPackageError, load, reinstall, required, telemetry_is_off
 from zipsdk.engines import load_engine
 from zipsdk.engines.plan import FLAVOURS, capabilities, runtime
 from zipsdk.gpu import build_info
 from zipsdk.gpu.device import DRIVER, open_device
 from zipsdk.models import bundled
-from zipsdk.runtimes import TELEMETRY, BrokenPackageError, load, reinstall, required, telemetry_is_off
 
 
 @dataclass(frozen=True)

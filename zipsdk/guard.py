@@ -15,10 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import forks, images
+from zipsdk import images
+from zipsdk._util import forks
+from zipsdk._util.validation import is_number, is_whole
 from zipsdk.arrays import U8, Picture, check_clean
 from zipsdk.blackbox import MAX_BATCH, BlackBox, said
-from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError, PictureError
 from zipsdk.parts import FEWEST, DecisivePart, log_odds
 
@@ -204,7 +205,7 @@ class Guard:
         forks.track(self)
 
     def after_fork(self) -> None:
-        """See `zipsdk.forks.Forkable`."""
+        """See `zipsdk._util.forks.Forkable`."""
         self._lock = threading.Lock()
 
     @property

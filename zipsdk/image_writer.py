@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zipsdk.checks import is_path
+from zipsdk._util.validation import is_path
 from zipsdk.errors import InputError, PictureError
 from zipsdk.image_pixels import upright
 from zipsdk.image_reader import metadata_of, samples_of

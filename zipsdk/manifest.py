@@ -27,7 +27,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from zipsdk.checks import is_whole
+from zipsdk._util.validation import is_whole
 from zipsdk.errors import InputError
 from zipsdk.files import make_folder, sync_folder
 

@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from zipsdk._util.cgroups import group_folders, read_text
 from zipsdk.canvas import MAX_PIXELS_A_CALL, Layout
-from zipsdk.cgroups import group_folders, read_text
 from zipsdk.errors import OutOfMemory
 from zipsdk.state import STRIP_PIXELS
 

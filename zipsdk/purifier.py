@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk import images, memory, reverse
+from zipsdk._util.prefetch import Ahead
+from zipsdk._util.validation import is_whole
 from zipsdk.canvas import Engine, Layout, Predictor, plan
-from zipsdk.checks import is_whole
 from zipsdk.engines import load_engine
 from zipsdk.errors import EngineError, InputError, ZipError
 from zipsdk.noise import Noise
 from zipsdk.schedule import equivalent_step, step_table
 from zipsdk.state import STRIP_PIXELS, StateRows, to_pictures, to_state
-from zipsdk.streams import Ahead
 from zipsdk.transforms import Guide, GuidePerPicture, OneOf, Transform, parse, several, strip_unit
 
 if TYPE_CHECKING:

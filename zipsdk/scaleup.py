@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk import images
+from zipsdk._util.validation import is_number, is_whole
 from zipsdk.arrays import U8
 from zipsdk.blackbox import MAX_BATCH, ask_all
-from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError
 
 F64 = npt.NDArray[np.float64]

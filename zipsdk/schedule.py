@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zipsdk._util.validation import is_number, is_whole
 from zipsdk.betas import betas, cumulative
-from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError
 from zipsdk.spec import ModelSpec
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from zipsdk._util.validation import is_number, is_whole
 from zipsdk.betas import LEAST_ALPHA_BAR, SCHEDULES, betas, cumulative
-from zipsdk.checks import is_number, is_whole
 from zipsdk.errors import InputError, ModelError
 from zipsdk.transforms import parse
 

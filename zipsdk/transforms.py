@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk.checks import is_whole
+from zipsdk._util.validation import is_whole
 from zipsdk.errors import InputError
 
 Array = npt.NDArray[Any]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zipsdk._util.validation import is_path
 from zipsdk.canvas import Engine
-from zipsdk.checks import is_path
 from zipsdk.errors import InputError, ModelError
 from zipsdk.models import bundled, find
 

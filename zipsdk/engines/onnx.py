@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import forks
-from zipsdk.checks import MAX_THREADS, is_whole
-from zipsdk.cpus import usable_cpus
+from zipsdk._util import forks
+from zipsdk._util.cpus import usable_cpus
+from zipsdk._util.runtimes import load
+from zipsdk._util.validation import MAX_THREADS, is_whole
 from zipsdk.engines.sessions import Session, short
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory, ZipError
 from zipsdk.gpu.device import Device, open_device
 from zipsdk.models import find
-from zipsdk.runtimes import load
 from zipsdk.spec import METADATA_KEY, ModelSpec
 
 F32 = npt.NDArray[np.float32]
@@ -38,9 +38,8 @@ class OnnxEngine:
     Args:
         path: the ``.onnx`` file; external data beside it is found.
         device: "cpu" (which "auto" means here; `open_onnx` looks for a GPU first), "cuda" or "cuda:N".
-        threads: CPU threads, 0 for all that this process may use: see `zipsdk.cpus.usable_cpus`. One picture is shared
-            out among them layer by layer; of many small ones each thread takes some for itself, and none waits for
-            another.
+        threads: CPU threads, 0 for as many as affinity and CPU quota allow. One image is shared out among them layer by
+            layer; of many small ones each thread takes some for itself, and none waits for another.
 
     Raises:
         ModelError: the file is damaged, has no spec, or disagrees with it.

@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zipsdk.checks import is_whole
+from zipsdk._util.runtimes import load
+from zipsdk._util.validation import is_whole
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError
 from zipsdk.files import check_sidecar, sha256_file, write_atomically, write_sidecar
-from zipsdk.runtimes import load
 from zipsdk.spec import METADATA_KEY, ModelSpec
 
 #: flavour -> (module, the extra of zipsdk that brings it, its name)

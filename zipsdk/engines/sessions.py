@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zipsdk import forks
+from zipsdk._util import forks
 from zipsdk.errors import EngineError, ModelError
 from zipsdk.files import check_sidecar
 
@@ -58,7 +58,7 @@ class Session:
         return self._session
 
     def after_fork(self) -> None:
-        """See `zipsdk.forks.Forkable`."""
+        """See `zipsdk._util.forks.Forkable`."""
         forks.keep_forever(self._session, self._options)
         self._session, self._pid, self._lock = None, os.getpid(), threading.Lock()
 

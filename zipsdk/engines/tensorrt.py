@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import forks
+from zipsdk._util import forks
 from zipsdk.engines.plan import FLAVOURS, RTX_LOWEST, capabilities, collecting_logger, runtime
 from zipsdk.errors import EngineError, InputError, ModelError, OutOfMemory
 from zipsdk.files import check_sidecar, sidecar_path

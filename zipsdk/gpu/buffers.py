@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import forks, gpu
+from zipsdk import gpu
+from zipsdk._util import forks
 from zipsdk.canvas import Layout, round_up
 from zipsdk.gpu.device import Device, Graph
 from zipsdk.gpu.engine import DeviceEngine

@@ -20,9 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import forks, gpu
+from zipsdk import gpu
+from zipsdk._util import forks
+from zipsdk._util.runtimes import load
 from zipsdk.errors import EngineError, OutOfMemory
-from zipsdk.runtimes import load
 
 #: The CUDA driver's library, as `ctypes.CDLL` finds it.
 DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"

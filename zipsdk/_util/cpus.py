@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from zipsdk.cgroups import group_folders, read_text
+from zipsdk._util.cgroups import group_folders, read_text
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
