@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from bench.training import check_weights
+from zipsdk._util.atomic import write_atomically
 from zipsdk.errors import ModelError
-from zipsdk.files import write_atomically
 
 
 def keep(

@@ -36,9 +36,9 @@ from bench.speed_torch import LAMBDA, grey, paper_step, pool, rectified, repeat
 from kernels.launch import Device, Host
 from zipsdk import gpu, reverse
 from zipsdk.canvas import Layout
+from zipsdk.models.spec import ModelSpec
 from zipsdk.noise import STEP_INITIAL, Noise
 from zipsdk.schedule import Step, StepTable, step_table
-from zipsdk.spec import ModelSpec
 from zipsdk.transforms import Blur, Grayscale, Guide, Linear
 
 SIDE = 256

@@ -28,7 +28,7 @@ from bench import record
 from bench.restoration import psnr
 from zipsdk.canvas import plan, round_up
 from zipsdk.errors import ZipError
-from zipsdk.spec import ModelSpec
+from zipsdk.models.spec import ModelSpec
 
 
 def _median(values: list[float]) -> float:

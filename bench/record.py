@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from zipsdk._util.atomic import write_atomically
 from zipsdk._util.cpus import allowed_cores, cpu_quota
-from zipsdk.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 

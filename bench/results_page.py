@@ -23,7 +23,7 @@ from bench.results_groups import SHORT, Group, groups, of_table, parts
 from bench.results_marks import ahead_of, marks_of
 from bench.results_plot import curve, dots
 from bench.results_words import commands_of, cost_of, head_of, spread_of
-from zipsdk.files import write_atomically
+from zipsdk._util.atomic import write_atomically
 
 #: Above it, where a folder has no page yet.
 HEAD = """# Results

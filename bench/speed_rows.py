@@ -23,7 +23,7 @@ from bench import datasets, layouts
 from bench.restoration import psnr
 from zipsdk.canvas import Engine
 from zipsdk.errors import InputError
-from zipsdk.files import sha256_file
+from zipsdk.models.sidecar import sha256_file
 from zipsdk.noise import STEP_INITIAL, Noise
 from zipsdk.purifier import PROFILES
 from zipsdk.schedule import PAPER_STEPS

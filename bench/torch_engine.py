@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zipsdk.errors import OutOfMemory
-from zipsdk.spec import ModelSpec
+from zipsdk.models.spec import ModelSpec
 
 #: CUDA graphs that are kept; each holds memory of its own
 MAX_GRAPHS = 8

@@ -15,11 +15,11 @@ from export.flags import Flags, refuse
 from export.onnx import NORMS, check_temporary_folder, export_onnx
 from export.unet import UNet
 from export.unet_config import PREDICTIONS
-from zipsdk.betas import SCHEDULES
 from zipsdk.engines.plan import FLAVOURS, build, check_options
 from zipsdk.errors import InputError, ZipError
-from zipsdk.files import sidecar_path
-from zipsdk.spec import PRECISIONS, ModelSpec
+from zipsdk.models.betas import SCHEDULES
+from zipsdk.models.sidecar import sidecar_path
+from zipsdk.models.spec import PRECISIONS, ModelSpec
 
 EXAMPLES = """\
 what goes in

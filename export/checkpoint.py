@@ -25,7 +25,7 @@ from export.guided_diffusion import head_by_head
 from export.reading import State, some
 from export.unet import ADM256, UNet, UNetConfig
 from zipsdk.errors import ModelError
-from zipsdk.files import sha256_file
+from zipsdk.models.sidecar import sha256_file
 
 Names = Callable[[UNet], tuple[dict[str, list[str]], dict[str, tuple[int, ...]]]]
 

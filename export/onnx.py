@@ -3,7 +3,7 @@
 The graph is eps = f(x, t), float32 outside whatever the precision inside, with a dynamic batch; it has
 GroupNormalization nodes (opset 21) rather than their decomposition, or what is faster on a CPU (`export.norm`), and a
 `ModelSpec` in its metadata. The file is compared with the torch model and only then moved into place, with a sidecar
-(`zipsdk.files`) that holds its hash and the comparison's numbers.
+(`zipsdk.models.sidecar`) that holds its hash and the comparison's numbers.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from export.norm import as_instances
 from export.unet import GroupNorm, UNet
 from zipsdk.errors import InputError, ModelError
-from zipsdk.files import sidecar_path, write_sidecar
+from zipsdk.models.sidecar import sidecar_path, write_sidecar
+from zipsdk.models.spec import METADATA_KEY, PRECISIONS, ModelSpec
 from zipsdk.schedule import alphas_cumprod
-from zipsdk.spec import METADATA_KEY, PRECISIONS, ModelSpec
 
 #: Largest ||got - wanted|| / ||wanted|| of the prediction, by (precision, store). Sound models stay below a fifth of it
 #: (a trained 2.5 M-parameter v model: 3e-5, 5e-4, 7e-4, 2e-2; 553 M random weights: 2e-5 in fp32, 9e-4 in fp16), and

@@ -42,10 +42,10 @@ from export.onnx import check_temporary_folder
 from zipsdk.canvas import Engine
 from zipsdk.engines.onnx import OnnxEngine
 from zipsdk.errors import InputError, ModelError, ZipError
-from zipsdk.files import check_sidecar, sidecar_path, write_sidecar
+from zipsdk.models.sidecar import check_sidecar, sidecar_path, write_sidecar
+from zipsdk.models.spec import INT8, METADATA_KEY, ModelSpec
 from zipsdk.purifier import PROFILES, Purifier
 from zipsdk.schedule import alphas_cumprod
-from zipsdk.spec import INT8, METADATA_KEY, ModelSpec
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]

@@ -14,8 +14,8 @@ from typing import Any
 from export.flags import NOISE, Flags, Say
 from export.unet_config import PREDICTIONS
 from zipsdk._util.validation import is_number, is_whole
-from zipsdk.betas import SCHEDULES
 from zipsdk.errors import ModelError
+from zipsdk.models.betas import SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)

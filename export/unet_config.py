@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zipsdk.betas import SCHEDULES, betas, cumulative
+from zipsdk.models.betas import SCHEDULES, betas, cumulative
 
 #: What a network's last convolution may give.
 PREDICTIONS = ("epsilon", "v", "sample")
@@ -24,7 +24,7 @@ class UNetConfig:
     `time_scale` multiplies t before the embedding: 1000 / T for guided-diffusion's ``rescale_timesteps``.
     `prediction` is what the last convolution gives: "epsilon", "v" (Salimans & Ho 2022) or "sample" (x0). `UNet` turns
     the latter two into epsilon with `alphas_cumprod`, so that the outside of every model is the same.
-    `beta_schedule`, `beta_start`, `beta_end`, `timesteps` and `betas` are those of `zipsdk.spec.ModelSpec`.
+    `beta_schedule`, `beta_start`, `beta_end`, `timesteps` and `betas` are those of `zipsdk.models.spec.ModelSpec`.
 
     Raises:
         ValueError: an unknown prediction, embedding order or schedule.

@@ -13,7 +13,7 @@ from device_fake import FakeDevice
 
 from kernels.launch import Host
 from zipsdk.cli import main
-from zipsdk.spec import ModelSpec
+from zipsdk.models.spec import ModelSpec
 
 # read when torch is imported: threads that spin at a barrier make a training 10 times slower where cores are shared
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

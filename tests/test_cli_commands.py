@@ -25,7 +25,7 @@ def test_info(model, tmp_path, capsys):
     assert main(["info", model]) == 0
     assert "CPUExecutionProvider" in capsys.readouterr().out
 
-    from zipsdk.files import write_sidecar
+    from zipsdk.models.sidecar import write_sidecar
 
     copy = Path(shutil.copy(model, tmp_path / "copy.onnx"))
     write_sidecar(copy, {})
@@ -39,7 +39,7 @@ def test_info(model, tmp_path, capsys):
 def bundled(model, tmp_path, monkeypatch) -> None:
     """A model folder with the toy alone in it."""
     from zipsdk import models
-    from zipsdk.files import write_sidecar
+    from zipsdk.models.sidecar import write_sidecar
 
     write_sidecar(shutil.copy(model, tmp_path / "toy.onnx"), {"export": {"parameters": 1234}})
     monkeypatch.setattr(models, "_HERE", tmp_path)

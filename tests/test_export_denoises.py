@@ -18,9 +18,9 @@ from export import checkpoint, denoises  # noqa: E402
 from export.flags import Flags  # noqa: E402
 from export.leaves import leaves  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
-from zipsdk.betas import betas, cumulative  # noqa: E402
 from zipsdk.errors import InputError, ModelError  # noqa: E402
-from zipsdk.spec import ModelSpec  # noqa: E402
+from zipsdk.models.betas import betas, cumulative  # noqa: E402
+from zipsdk.models.spec import ModelSpec  # noqa: E402
 
 WEIGHTS = Path(__file__).parent.parent / "export" / "zip-tiny.safetensors"
 LINEAR = {}

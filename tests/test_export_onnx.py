@@ -19,8 +19,8 @@ import export.onnx as exporter  # noqa: E402
 from export import checkpoint  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
-from zipsdk.files import check_sidecar  # noqa: E402
-from zipsdk.spec import ModelSpec  # noqa: E402
+from zipsdk.models.sidecar import check_sidecar  # noqa: E402
+from zipsdk.models.spec import ModelSpec  # noqa: E402
 
 #: Like zip-tiny, free in size; and like OpenAI's, of one size.
 FREE = UNetConfig(image_size=32, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4, prediction="v")

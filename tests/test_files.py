@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from zipsdk import files
+from zipsdk._util import atomic
 from zipsdk.errors import ModelError
+from zipsdk.models import sidecar
 
 
 @pytest.fixture
@@ -19,17 +20,17 @@ def model(tmp_path):
     path.write_bytes(b"graph" * 100)
     data = tmp_path / "m.onnx.data"
     data.write_bytes(b"weights" * 1000)
-    files.write_sidecar(path, {"export": {"precision": "fp16"}}, [data])
+    sidecar.write_sidecar(path, {"export": {"precision": "fp16"}}, [data])
     return path
 
 
 def test_hash_is_sha256(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
-    assert files.sha256_file(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sidecar.sha256_file(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_sidecar_holds_hashes_and_extras(model):
-    record = files.check_sidecar(model)
+    record = sidecar.check_sidecar(model)
     assert record is not None
     assert record["export"] == {"precision": "fp16"}
     assert record["files"]["m.onnx"] == {"bytes": 500, "sha256": hashlib.sha256(b"graph" * 100).hexdigest()}
@@ -38,7 +39,7 @@ def test_sidecar_holds_hashes_and_extras(model):
 
 
 def test_no_sidecar_is_no_error(tmp_path):
-    assert files.check_sidecar(tmp_path / "m.onnx") is None
+    assert sidecar.check_sidecar(tmp_path / "m.onnx") is None
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.onnx.data"])
@@ -49,27 +50,27 @@ def test_one_flipped_bit(model, name, where):
     raw[where] ^= 1
     file.write_bytes(raw)
     with pytest.raises(ModelError, match=rf"{name}: got SHA-256 \w+, wanted \w+"):
-        files.check_sidecar(model)
+        sidecar.check_sidecar(model)
 
 
 def test_cut_short(model):
     model.write_bytes(model.read_bytes()[:-1])
     with pytest.raises(ModelError, match="got 499 bytes, wanted 500"):
-        files.check_sidecar(model)
+        sidecar.check_sidecar(model)
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.onnx.data"])
 def test_missing_file(model, name):
     model.with_name(name).unlink()
     with pytest.raises(ModelError, match=f"{name}: m.onnx needs it"):
-        files.check_sidecar(model)
+        sidecar.check_sidecar(model)
 
 
 def test_renamed_model(model):
     other = model.rename(model.with_name("n.onnx"))
-    files.sidecar_path(model).rename(files.sidecar_path(other))
+    sidecar.sidecar_path(model).rename(sidecar.sidecar_path(other))
     with pytest.raises(ModelError, match=r"wanted 'n\.onnx'"):
-        files.check_sidecar(other)
+        sidecar.check_sidecar(other)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes among its files")
@@ -78,16 +79,16 @@ def test_a_model_that_is_no_file(tmp_path):
     (tmp_path / "folder.onnx").mkdir()
     for name in ("pipe.onnx", "folder.onnx"):
         with pytest.raises(ModelError, match=f"{name}: got a folder, a pipe or a device, expected a model file"):
-            files.check_sidecar(tmp_path / name)
+            sidecar.check_sidecar(tmp_path / name)
 
 
 def test_another_folder_is_not_read(model):
-    sidecar = files.sidecar_path(model)
-    record = json.loads(sidecar.read_text())
+    path = sidecar.sidecar_path(model)
+    record = json.loads(path.read_text())
     record["files"]["../secret"] = record["files"]["m.onnx.data"]
-    sidecar.write_text(json.dumps(record))
+    path.write_text(json.dumps(record))
     with pytest.raises(ModelError, match="without folders"):
-        files.check_sidecar(model)
+        sidecar.check_sidecar(model)
 
 
 @pytest.mark.parametrize(
@@ -95,32 +96,32 @@ def test_another_folder_is_not_read(model):
     ["", "\xff", "[]", "{}", '{"format": 1}', '{"format": 1, "files": []}', '{"format": 1, "files": {"m.onnx": 3}}'],
 )
 def test_unreadable_sidecar(model, text):
-    files.sidecar_path(model).write_bytes(text.encode("latin-1"))
+    sidecar.sidecar_path(model).write_bytes(text.encode("latin-1"))
     with pytest.raises(ModelError, match="sidecar"):
-        files.check_sidecar(model)
+        sidecar.check_sidecar(model)
 
 
 def test_later_format(model):
-    files.sidecar_path(model).write_text('{"format": 2, "files": {}}')
+    sidecar.sidecar_path(model).write_text('{"format": 2, "files": {}}')
     with pytest.raises(ModelError, match="got format 2, wanted 1"):
-        files.check_sidecar(model)
+        sidecar.check_sidecar(model)
 
 
 def test_companions_lie_beside(model, tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "d").write_bytes(b"")
     with pytest.raises(ValueError, match="not in the folder"):
-        files.write_sidecar(model, {}, [tmp_path / "sub" / "d"])
+        sidecar.write_sidecar(model, {}, [tmp_path / "sub" / "d"])
     with pytest.raises(ValueError, match="files"):
-        files.write_sidecar(model, {"files": {}})
+        sidecar.write_sidecar(model, {"files": {}})
 
 
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "f"
-    files.write_atomically(path, b"old")
-    monkeypatch.setattr(files.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    atomic.write_atomically(path, b"old")
+    monkeypatch.setattr(atomic.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        files.write_atomically(path, b"new")
+        atomic.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -136,11 +137,11 @@ def test_made_folders_and_written_files_are_synced(tmp_path, monkeypatch):
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", watching)
-    files.make_folder(tmp_path / "a" / "b")
+    atomic.make_folder(tmp_path / "a" / "b")
     assert synced == [str(tmp_path), str(tmp_path / "a")]
-    files.make_folder(tmp_path / "a" / "b")
+    atomic.make_folder(tmp_path / "a" / "b")
     assert len(synced) == 2
-    files.write_atomically(tmp_path / "a" / "f", b"x")
+    atomic.write_atomically(tmp_path / "a" / "f", b"x")
     assert ".f." in synced[2] and synced[3:] == [str(tmp_path / "a")]
 
 
@@ -156,6 +157,6 @@ def test_a_folder_that_cannot_be_synced(tmp_path, monkeypatch, number, raised):
     monkeypatch.setattr(os, "fsync", failing)
     if raised:
         with pytest.raises(OSError, match="error"):
-            files.sync_folder(tmp_path)
+            atomic.sync_folder(tmp_path)
     else:
-        files.sync_folder(tmp_path)
+        atomic.sync_folder(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from conftest import FakeEngine, make_spec
 
 from zipsdk import Purifier
-from zipsdk.betas import betas
+from zipsdk.models.betas import betas
 from zipsdk.schedule import alphas_cumprod, equivalent_step, step_table
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_spec
 
 from zipsdk.errors import ModelError
-from zipsdk.spec import FORMAT, INT8, PRECISIONS, ModelSpec
+from zipsdk.models.spec import FORMAT, INT8, PRECISIONS, ModelSpec
 
 
 def raw(**changes):

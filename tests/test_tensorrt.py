@@ -21,9 +21,9 @@ from zipsdk import cli, doctor
 from zipsdk._util import forks
 from zipsdk.engines import plan, tensorrt
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory
-from zipsdk.files import sidecar_path, write_sidecar
 from zipsdk.models import find
-from zipsdk.spec import ModelSpec
+from zipsdk.models.sidecar import sidecar_path, write_sidecar
+from zipsdk.models.spec import ModelSpec
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'zipsdk[rtx]'")
 BATCHES = (1, 4)

@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from zipsdk._util.validation import is_whole
 from zipsdk.errors import EngineError, InputError
+from zipsdk.models.spec import ModelSpec
 from zipsdk.noise import MAX_SIDE
-from zipsdk.spec import ModelSpec
 from zipsdk.state import pad, to_pictures, to_state
 
 __all__ = ["MAX_PIXELS_A_CALL", "Engine", "Layout", "Predictor", "pad", "plan", "round_up", "to_pictures", "to_state"]

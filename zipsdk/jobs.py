@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk import images
+from zipsdk._util.atomic import make_folder
 from zipsdk.arrays import Picture
 from zipsdk.errors import InputError, OutOfMemory, PictureError, ZipError
-from zipsdk.files import make_folder
 from zipsdk.manifest import Job, Manifest, fingerprint
 from zipsdk.purifier import Purifier
 

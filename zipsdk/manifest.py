@@ -27,9 +27,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from zipsdk._util.atomic import make_folder, sync_folder
 from zipsdk._util.validation import is_whole
 from zipsdk.errors import InputError
-from zipsdk.files import make_folder, sync_folder
 
 MANIFEST = ".zipsdk-manifest.jsonl"
 #: The byte that is locked on Windows, where others cannot read what is locked: far beyond the end.

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from zipsdk._util.validation import is_number, is_whole
-from zipsdk.betas import betas, cumulative
 from zipsdk.errors import InputError
-from zipsdk.spec import ModelSpec
+from zipsdk.models.betas import betas, cumulative
+from zipsdk.models.spec import ModelSpec
 
 #: The paper's setting: 20 evaluations (appendix E.3).
 PAPER_STEPS = 20
@@ -76,7 +76,7 @@ class StepTable:
 
 
 def alphas_cumprod(spec: ModelSpec) -> np.ndarray:
-    """Return alpha-bar for t = 0..T-1, float64 (T,), of the model's noise schedule (`zipsdk.betas`)."""
+    """Return alpha-bar for t = 0..T-1, float64 (T,), of the model's noise schedule (`zipsdk.models.betas`)."""
     return cumulative(betas(spec.beta_schedule, spec.timesteps, spec.beta_start, spec.beta_end, spec.betas))
 
 

@@ -36,11 +36,11 @@ from zipsdk import reverse
 from zipsdk.canvas import Engine, Predictor, plan, to_pictures, to_state
 from zipsdk.discovery import same_file
 from zipsdk.errors import InputError
-from zipsdk.files import model_hashes
 from zipsdk.models import find
+from zipsdk.models.sidecar import model_hashes
+from zipsdk.models.spec import ModelSpec
 from zipsdk.noise import Noise
 from zipsdk.schedule import PAPER_STEPS, StepTable, step_table
-from zipsdk.spec import ModelSpec
 from zipsdk.transforms import Guide, Transform
 
 Array = npt.NDArray[Any]

@@ -17,7 +17,7 @@ from torch import Tensor
 from bench import classifiers
 from bench.baselines.mae import Restorer
 from zipsdk.errors import MissingExtra, ModelError
-from zipsdk.files import sha256_file
+from zipsdk.models.sidecar import sha256_file
 
 #: The mean and the deviation of ImageNet's colours, which ViT-MAE is used to.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -15,10 +15,10 @@ from zipsdk import canvas
 from zipsdk.engines import load_engine
 from zipsdk.engines.tensorrt import read_plan
 from zipsdk.errors import EngineError, InputError, ModelError
-from zipsdk.files import check_sidecar, model_hashes
+from zipsdk.models.sidecar import check_sidecar, model_hashes
+from zipsdk.models.spec import ModelSpec
 from zipsdk.purifier import Purifier
 from zipsdk.schedule import step_table
-from zipsdk.spec import ModelSpec
 
 
 def check_spec(recipe: Recipe, folder: Path) -> str:

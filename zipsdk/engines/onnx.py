@@ -23,7 +23,7 @@ from zipsdk.engines.sessions import Session, short
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory, ZipError
 from zipsdk.gpu.device import Device, open_device
 from zipsdk.models import find
-from zipsdk.spec import METADATA_KEY, ModelSpec
+from zipsdk.models.spec import METADATA_KEY, ModelSpec
 
 F32 = npt.NDArray[np.float32]
 

@@ -20,11 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from zipsdk._util.atomic import write_atomically
 from zipsdk._util.runtimes import load
 from zipsdk._util.validation import is_whole
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError
-from zipsdk.files import check_sidecar, sha256_file, write_atomically, write_sidecar
-from zipsdk.spec import METADATA_KEY, ModelSpec
+from zipsdk.models.sidecar import check_sidecar, sha256_file, write_sidecar
+from zipsdk.models.spec import METADATA_KEY, ModelSpec
 
 #: flavour -> (module, the extra of zipsdk that brings it, its name)
 FLAVOURS = {"trt": ("tensorrt", "gpu", "TensorRT"), "rtx": ("tensorrt_rtx", "rtx", "TensorRT-RTX")}

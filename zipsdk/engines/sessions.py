@@ -10,7 +10,7 @@ from typing import Any
 
 from zipsdk._util import forks
 from zipsdk.errors import EngineError, ModelError
-from zipsdk.files import check_sidecar
+from zipsdk.models.sidecar import check_sidecar
 
 
 class Session:

@@ -21,9 +21,9 @@ import numpy.typing as npt
 from zipsdk._util import forks
 from zipsdk.engines.plan import FLAVOURS, RTX_LOWEST, capabilities, collecting_logger, runtime
 from zipsdk.errors import EngineError, InputError, ModelError, OutOfMemory
-from zipsdk.files import check_sidecar, sidecar_path
 from zipsdk.gpu.device import Device, open_device
-from zipsdk.spec import ModelSpec
+from zipsdk.models.sidecar import check_sidecar, sidecar_path
+from zipsdk.models.spec import ModelSpec
 
 F32 = npt.NDArray[np.float32]
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from zipsdk._util.validation import is_number, is_whole
-from zipsdk.betas import LEAST_ALPHA_BAR, SCHEDULES, betas, cumulative
 from zipsdk.errors import InputError, ModelError
+from zipsdk.models.betas import LEAST_ALPHA_BAR, SCHEDULES, betas, cumulative
 from zipsdk.transforms import parse
 
 #: Format 2 adds noise schedules to format 1, which knows "linear" alone and is still written for it, so that older
@@ -48,7 +48,7 @@ class ModelSpec:
         multiple: sides must be multiples of this.
         min_side, max_side: the sides it can take. Both equal to `canvas` means that only the canvas size works.
         channels: picture channels, 3 (RGB).
-        beta_schedule: the noise schedule, "linear", "scaled_linear", "cosine" or "betas" (`zipsdk.betas`);
+        beta_schedule: the noise schedule, "linear", "scaled_linear", "cosine" or "betas" (`zipsdk.models.betas`);
             `zipsdk.schedule.alphas_cumprod` computes it.
         beta_start, beta_end: first and last beta of "linear" and "scaled_linear"; the others ignore them.
         timesteps: number of noise levels T, 2 to 100,000.

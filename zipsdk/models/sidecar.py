@@ -1,4 +1,4 @@
-"""Model files: their hashes, the JSON file beside them, and writing without leaving halves behind.
+"""Model files: their hashes, and the JSON file beside them.
 
 Beside ``model.onnx`` lies ``model.onnx.json`` (beside ``model.plan``, ``model.plan.json``), the sidecar: the size and
 the SHA-256 of each file that the model consists of, and whatever the exporter or the builder has to say. Checking it
@@ -7,78 +7,25 @@ takes the standard library alone.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from zipsdk._util.atomic import write_atomically
 from zipsdk.errors import ModelError
 
 FORMAT = 1
-
-# of folders that cannot be opened or synced by themselves: some network file systems, and folders without read access
-_NO_SYNC = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EBADF}
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as 64 lower-case hex digits. Raises OSError as `open` does."""
     with Path(path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write `data` so that `path` holds either what it held before or all of it, whenever process or machine dies."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def sync_folder(path: str | os.PathLike[str]) -> None:
-    """Put the names in a folder on disk, so that what was renamed into it survives a power failure.
-
-    Nothing happens on Windows and where the file system cannot do it. Raises OSError as `os.fsync` does.
-    """
-    if os.name == "nt":
-        return
-    try:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as e:
-        if e.errno not in _NO_SYNC:
-            raise
-
-
-def make_folder(path: str | os.PathLike[str]) -> None:
-    """Make a folder and those above it where they are missing, and put their names on disk.
-
-    Raises OSError as `Path.mkdir` does.
-    """
-    path = Path(path)
-    missing = []
-    for folder in (path, *path.parents):
-        if folder.is_dir():
-            break
-        missing.append(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in reversed(missing):
-        sync_folder(folder.parent)
 
 
 def sidecar_path(path: str | os.PathLike[str]) -> Path:
