@@ -5,14 +5,14 @@
     python -m bench.kernels --quick          one canvas, few rounds, no torch.compile, no record
 
 Canvases are 256x256, the transforms blur2+gray, the step is the one at t = 500; the last, which draws no noise, shows
-what noise costs. Every contender is checked against zipsdk.reverse before it is timed. They take turns; ratios are of
-medians, their spread the quartiles of the rounds' ratios. Time is CPU time of the one core, or on a GPU what
+what noise costs. Every contender is checked against zipsdk.sampling.sampler before it is timed. They take turns;
+ratios are of medians, their spread the quartiles of the rounds' ratios. Time is CPU time of one core, or on a GPU what
 passes between two events. Bytes are those that must be moved at least (13 an element for the step in float32, 11 with
 half precision e), for every contender alike, and the share is of the bandwidth of a plain copy.
 
 The shim is built for tests: it runs the CUDA threads one after the other. Contender "torch, paper" is the body of the
 loop as the paper prints it (Algorithm 2, lines 5 to 11), every operation one torch call; "torch, x0 form" is the same
-step with a third of the work, as zipsdk.reverse has it.
+step with a third of the work, as zipsdk.sampling.sampler has it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench import record
 from bench.speed_torch import LAMBDA, grey, paper_step, pool, rectified, repeat
 from kernels.launch import Device, Host
-from zipsdk import gpu, reverse
-from zipsdk.canvas import Layout
+from zipsdk import gpu
 from zipsdk.models.spec import ModelSpec
-from zipsdk.noise import STEP_INITIAL, Noise
-from zipsdk.schedule import Step, StepTable, step_table
+from zipsdk.sampling import sampler
+from zipsdk.sampling.noise import STEP_INITIAL, Noise
+from zipsdk.sampling.schedule import Step, StepTable, step_table
+from zipsdk.sampling.tiling import Layout
 from zipsdk.transforms import Blur, Grayscale, Guide, Linear
 
 SIDE = 256
@@ -52,7 +53,7 @@ def paper_body(x: torch.Tensor, e: torch.Tensor, x_p: torch.Tensor, k: Step, z: 
 
 
 def x0_body(x: torch.Tensor, e: torch.Tensor, x_p: torch.Tensor, k: Step, z: torch.Tensor | None) -> torch.Tensor:
-    """The same step as zipsdk.reverse does it."""
+    """The same step as zipsdk.sampling.sampler does it."""
     x_0 = k.a * x - k.b * e
     r = x_p - x_0
     x_0 = x_0 + (0.5 * k.w) * (repeat(pool(r)) + grey(r))
@@ -184,14 +185,14 @@ class Bench:
                             *(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments))  # fmt: skip
 
     def reference(self, x: np.ndarray, e: np.ndarray, guide: Guide) -> np.ndarray:
-        """One step of zipsdk.reverse; `x` is changed."""
+        """One step of zipsdk.sampling.sampler; `x` is changed."""
         noise = self.noise
 
         class Begun:
             def normal(self, step: int, height: int, width: int) -> np.ndarray:
                 return x if step == STEP_INITIAL else noise.normal(step, height, width)
 
-        return reverse.purify(lambda *_: e, self.x_p, StepTable((self.step,), warm=False), guide, Begun())
+        return sampler.purify(lambda *_: e, self.x_p, StepTable((self.step,), warm=False), guide, Begun())
 
     def torch_bodies(self, e: torch.Tensor) -> dict[str, Work]:
         x, x_p, k = self.machine.array(self.x), self.machine.array(self.x_p), self.step

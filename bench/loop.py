@@ -26,9 +26,9 @@ import numpy as np
 import zipsdk
 from bench import record
 from bench.restoration import psnr
-from zipsdk.canvas import plan, round_up
 from zipsdk.errors import ZipError
 from zipsdk.models.spec import ModelSpec
+from zipsdk.sampling.tiling import plan, round_up
 
 
 def _median(values: list[float]) -> float:
@@ -137,7 +137,7 @@ def torch_peers(module: Any, where: str, spec: ModelSpec, compiled: bool) -> dic
     import torch
 
     from bench.kernels import paper_body
-    from zipsdk.schedule import step_table
+    from zipsdk.sampling.schedule import step_table
 
     table = step_table(spec, lam=10.0)
     module = module.to(where).eval().requires_grad_(False)

@@ -32,8 +32,9 @@ from PIL import Image
 import zipsdk
 from bench.record import quartiles
 from bench.speed_rows import LAMBDA, ROOT, TRANSFORMS, WARM, WEIGHTS, synthetic
-from zipsdk import canvas, images, noise, reverse
-from zipsdk.canvas import Engine
+from zipsdk import images
+from zipsdk.sampling import denoiser, noise, sampler
+from zipsdk.types import Engine
 
 U8 = npt.NDArray[np.uint8]
 PARTS = ("decode", "copy", "tile", "UNet", "step", "noise", "encode")
@@ -96,7 +97,7 @@ def parts(engine: Engine, pictures: U8, side: int | None, steps: int | None, fol
     purifier = zipsdk.Purifier(Watched(engine, watch), TRANSFORMS, lam=LAMBDA, canvas=side, steps=steps,
                                start=WARM if steps == 1 else None)  # fmt: skip
     inside = [
-        (reverse, "purify", "step"), (noise.Noise, "normal", "noise"), (canvas.Predictor, "__call__", "tile"),
+        (sampler, "purify", "step"), (noise.Noise, "normal", "noise"), (denoiser.Predictor, "__call__", "tile"),
     ]  # fmt: skip
     with ExitStack() as stack:
         for owner, name, part in inside:

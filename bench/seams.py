@@ -17,7 +17,7 @@ from PIL import Image
 
 import zipsdk
 from bench import record
-from zipsdk.canvas import plan
+from zipsdk.sampling.tiling import plan
 
 
 def photograph() -> np.ndarray:

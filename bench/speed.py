@@ -36,8 +36,8 @@ from bench.speed_plot import draw
 from bench.speed_report import PAPER, claims, gates, results, table
 from bench.speed_rows import Bench, LeftOut, Row, Work
 from zipsdk._util.atomic import write_atomically
-from zipsdk.canvas import Engine
 from zipsdk.errors import ZipError
+from zipsdk.types import Engine
 
 DOCS = Path(__file__).parent.parent / "docs"
 #: A call that is shorter is repeated until it is as long, in seconds.

@@ -27,7 +27,7 @@ from bench.record import quartiles
 from bench.speed_rows import U8, Bench, LeftOut, Row, Work
 from zipsdk.errors import EngineError, MissingExtra
 from zipsdk.guard import speedup_bound
-from zipsdk.schedule import PAPER_STEPS
+from zipsdk.sampling.schedule import PAPER_STEPS
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from PIL import Image
 import zipsdk
 from bench import datasets, layouts
 from bench.restoration import psnr
-from zipsdk.canvas import Engine
 from zipsdk.errors import InputError
 from zipsdk.models.sidecar import sha256_file
-from zipsdk.noise import STEP_INITIAL, Noise
 from zipsdk.purifier import PROFILES
-from zipsdk.schedule import PAPER_STEPS
+from zipsdk.sampling.noise import STEP_INITIAL, Noise
+from zipsdk.sampling.schedule import PAPER_STEPS
+from zipsdk.types import Engine
 
 U8 = npt.NDArray[np.uint8]
 ROOT = Path(__file__).parent.parent

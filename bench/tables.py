@@ -26,10 +26,10 @@ from bench.baselines.guarded import Guarded
 from bench.baselines.purifier import Zip
 from bench.baselines.sampdetox import SampDetox
 from bench.baselines.simple import BlurOnly, Nothing, ShrinkPad
-from zipsdk.canvas import Engine
 from zipsdk.errors import InputError
+from zipsdk.sampling.schedule import PAPER_STEPS
 from zipsdk.scaleup import ScaleUp
-from zipsdk.schedule import PAPER_STEPS
+from zipsdk.types import Engine
 
 #: The paper's three attacks, and the others that we add: the released code's patch size, grey patches, a blend of low
 #: frequency, a warp, and a clean-label sinusoid.

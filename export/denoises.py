@@ -25,7 +25,7 @@ from export.leaves import leaves
 from export.unet import UNet, UNetConfig
 from zipsdk.errors import InputError, ModelError
 from zipsdk.models.spec import ModelSpec
-from zipsdk.schedule import alphas_cumprod
+from zipsdk.sampling.schedule import alphas_cumprod
 
 Array = NDArray[np.float32]
 #: (x_t, t) -> eps, float32 (N, 3, S, S) and float32 (N,).

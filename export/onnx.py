@@ -33,7 +33,7 @@ from export.unet import GroupNorm, UNet
 from zipsdk.errors import InputError, ModelError
 from zipsdk.models.sidecar import sidecar_path, write_sidecar
 from zipsdk.models.spec import METADATA_KEY, PRECISIONS, ModelSpec
-from zipsdk.schedule import alphas_cumprod
+from zipsdk.sampling.schedule import alphas_cumprod
 
 #: Largest ||got - wanted|| / ||wanted|| of the prediction, by (precision, store). Sound models stay below a fifth of it
 #: (a trained 2.5 M-parameter v model: 3e-5, 5e-4, 7e-4, 2e-2; 553 M random weights: 2e-5 in fp32, 9e-4 in fp16), and

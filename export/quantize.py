@@ -39,13 +39,13 @@ from onnxruntime.quantization import (
 
 from bench.restoration import load as load_pictures
 from export.onnx import check_temporary_folder
-from zipsdk.canvas import Engine
 from zipsdk.engines.onnx import OnnxEngine
 from zipsdk.errors import InputError, ModelError, ZipError
 from zipsdk.models.sidecar import check_sidecar, sidecar_path, write_sidecar
 from zipsdk.models.spec import INT8, METADATA_KEY, ModelSpec
 from zipsdk.purifier import PROFILES, Purifier
-from zipsdk.schedule import alphas_cumprod
+from zipsdk.sampling.schedule import alphas_cumprod
+from zipsdk.types import Engine
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]

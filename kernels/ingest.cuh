@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // zip_fill: gives every pixel of x that belongs to no picture the value of one that does, so that the UNet sees nothing
 // foreign: places left over on the last canvas repeat its pictures, and the rest of the canvas mirrors the tiles, as
-// zipsdk.canvas.Predictor does it. To be launched after ingest and after each step, where there are such pixels.
+// zipsdk.sampling.denoiser.Predictor does it. To be launched after ingest and after each step, where there are such pixels.
 // A thread owns a pixel with its colours. Pixels that are read are never written.
 extern "C" __global__ void __launch_bounds__(256) zip_fill(float* x, ZipLayout a, const ZipBatch* batch) {
   const size_t plane = plane_of(a);

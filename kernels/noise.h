@@ -1,4 +1,4 @@
-// Counter-based normals: z = f(seed, picture id, step, pixel). Twin of zipsdk/noise.py: the integers agree bit for bit,
+// Counter-based normals: z = f(seed, picture id, step, pixel). Twin of zipsdk/sampling/noise.py: the integers agree bit for bit,
 // the normals to about 2e-6.
 #pragma once
 

@@ -1,6 +1,6 @@
 // What all kernels share: the tables that the host uploads, where pictures lie on canvases, and 4-wide memory access.
 //
-// Letters as in zipsdk/schedule.py. Arrays, all on the device:
+// Letters as in zipsdk/sampling/schedule.py. Arrays, all on the device:
 //   pictures  uint8  (k, picture_height, picture_width, 3)   what came in, and what goes out
 //   x_p       uint8  (canvases, 3, height, width)            the same on canvases, the only form in which x_P is kept
 //   x         float  (canvases, 3, height, width)            the state x_t
@@ -34,7 +34,7 @@ ZIP_DEVICE float half_float(unsigned short bits) { return __half2float(__ushort_
 #include "host.h"
 #endif
 
-// Where pictures of one size lie (zipsdk.canvas.Layout). Passed by value: it is fixed for a captured graph.
+// Where pictures of one size lie (zipsdk.sampling.tiling.Layout). Passed by value: it is fixed for a captured graph.
 struct ZipLayout {
   unsigned height, width;                 // of a canvas
   unsigned rows, columns;                 // tiles on a canvas
@@ -72,7 +72,7 @@ struct ZipGuide {
   unsigned unused;
 };
 
-constexpr unsigned ZIP_INITIAL = 0xFFFFFFFFu; // zipsdk.noise.STEP_INITIAL
+constexpr unsigned ZIP_INITIAL = 0xFFFFFFFFu; // zipsdk.sampling.noise.STEP_INITIAL
 
 static_assert(sizeof(ZipLayout) == 32 && sizeof(ZipBatch) == 16 && sizeof(ZipStep) == 32 &&
                   sizeof(ZipPicture) == 16 && sizeof(ZipGuide) == 48,

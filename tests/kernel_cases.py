@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from zipsdk import gpu, noise, reverse, schedule
-from zipsdk.canvas import Layout
-from zipsdk.noise import Noise
-from zipsdk.schedule import Step, StepTable
+from zipsdk import gpu
+from zipsdk.sampling import noise, sampler, schedule
+from zipsdk.sampling.noise import Noise
+from zipsdk.sampling.schedule import Step, StepTable
+from zipsdk.sampling.tiling import Layout
 
 GUARD, PATTERN = 64, 0xA5
 #: (grid, block): one warp, odd counts, more threads than work. Every result must be the same for all of them.
@@ -123,7 +124,7 @@ BY_NAME = {c.name: c for c in CASES}
 
 
 def exact_normals(seed: int, ids: np.ndarray, step: int, height: int, width: int) -> np.ndarray:
-    """zipsdk.noise in float64, from the definition."""
+    """zipsdk.sampling.noise in float64, from the definition."""
     y, x = np.mgrid[:height, :width].astype(np.uint64)
     out = np.empty((len(ids), 3, height, width))
     for i, picture in enumerate(ids):
@@ -156,7 +157,7 @@ def counter_with(word: int, place: int, seed: int, side: int) -> tuple[int, int,
 
 
 class ExactNoise:
-    """`zipsdk.noise.Noise` in float64."""
+    """`zipsdk.sampling.noise.Noise` in float64."""
 
     def __init__(self, seed: int, ids: np.ndarray):
         self.seed, self.ids = seed, ids
@@ -179,14 +180,14 @@ def one_step(
     x: np.ndarray, e: np.ndarray, rgb: np.ndarray, step: Step, guide: Any, seed: int, ids: np.ndarray, *,
     dtype: Any, clip_x0: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """One step of zipsdk.reverse on pictures (k, 3, h, w), computed in `dtype`; `rgb` is x_P as uint8."""
+    """One step of zipsdk.sampling.sampler on pictures (k, 3, h, w), computed in `dtype`; `rgb` is x_P as uint8."""
     source = Noise(seed, ids) if dtype == np.float32 else ExactNoise(seed, ids)
     x_p = rgb.astype(dtype)
     x_p *= 1 / 127.5
     x_p -= 1
     table = StepTable((step,), warm=False)
     begun = _Begun(x.astype(dtype), source)
-    return reverse.purify(lambda *_: e.astype(dtype), x_p, table, guide, begun, clip_x0=clip_x0)
+    return sampler.purify(lambda *_: e.astype(dtype), x_p, table, guide, begun, clip_x0=clip_x0)
 
 
 def steps_of(spec: Any, lam: float = 10.0, **options: Any) -> tuple[Step, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from conftest import make_spec
 
-from zipsdk.schedule import alphas_cumprod
+from zipsdk.sampling.schedule import alphas_cumprod
 
 AB = alphas_cumprod(make_spec())
 #: Rounding alone parts the literal forms from the loops: 3.6e-13 at most was measured, for DDNM, whose steps begin at

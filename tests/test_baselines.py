@@ -18,10 +18,10 @@ from bench.baselines.purifier import Zip
 from bench.baselines.sampdetox import SampDetox
 from bench.baselines.simple import BlurOnly, Nothing, ShrinkPad, fingerprints, noise_of
 from zipsdk import Purifier
-from zipsdk.canvas import pad
 from zipsdk.errors import InputError
-from zipsdk.noise import STEP_INITIAL
-from zipsdk.schedule import step_table
+from zipsdk.sampling.noise import STEP_INITIAL
+from zipsdk.sampling.schedule import step_table
+from zipsdk.sampling.state import pad
 from zipsdk.transforms import Blur, Grayscale, Linear, OneOf
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from conftest import FakeEngine, make_spec
 
-from zipsdk import Purifier, canvas
-from zipsdk.canvas import Predictor, plan
+from zipsdk import Purifier
 from zipsdk.errors import EngineError, InputError
+from zipsdk.sampling import state, tiling
+from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.tiling import plan
 
 FIXED = make_spec(min_side=64, max_side=64)
 FLEXIBLE = make_spec()
@@ -40,7 +42,7 @@ def test_every_pixel_comes_back_to_its_place(spec, n, size, rng):
         assert t == 7
         assert shape[2:] == (layout.canvas_height, layout.canvas_width)
         assert spec.flexible or shape[2:] == (64, 64)
-        assert shape[0] * shape[2] * shape[3] <= canvas.MAX_PIXELS_A_CALL
+        assert shape[0] * shape[2] * shape[3] <= tiling.MAX_PIXELS_A_CALL
 
 
 def test_tiles_stand_row_by_row_in_arrival_order():
@@ -85,7 +87,7 @@ def test_windows_cover_everything_and_weights_sum_to_one(length):
     layout = plan(FIXED, length + length % 2, 64, divisor=2)
     side, total = 64, np.zeros(layout.height)
     assert layout.ys[0] == 0 and layout.ys[-1] + side == layout.height
-    for corner, weight in zip(layout.ys, canvas._ramp(layout.height, layout.ys, side, layout.overlap), strict=True):
+    for corner, weight in zip(layout.ys, tiling.ramp(layout.height, layout.ys, side, layout.overlap), strict=True):
         assert (weight > 0).all()
         total[corner : corner + side] += weight
     np.testing.assert_allclose(total, 1, atol=1e-6)
@@ -151,7 +153,7 @@ def test_windows_are_no_larger_than_as_many_must_be(length):
     """For 129 pixels two windows of 128 would be four times its area twice over."""
     layout = plan(FLEXIBLE, length, length, divisor=2)
     side, state = layout.canvas_width, layout.width
-    most = len(canvas._corners(state, 128, 32, 4))
+    most = len(tiling._corners(state, 128, 32, 4))
     assert layout.overlap == 32 and side % 4 == 0 and len(layout.xs) == len(layout.ys) == most
     assert most * side - (most - 1) * 32 >= state > most * (side - 4) - (most - 1) * 32
 
@@ -188,10 +190,10 @@ def test_noise_that_would_repeat_is_refused():
 
 def test_padding_mirrors_and_single_pixels_repeat():
     x = np.arange(2 * 3 * 2 * 3, dtype=np.uint8).reshape(2, 3, 2, 3)
-    padded = canvas.pad(x, 4, 4)
+    padded = state.pad(x, 4, 4)
     np.testing.assert_array_equal(padded[:, 3, :2], x[:, 1])
     np.testing.assert_array_equal(padded[:, :3, 2], x[:, :, 0])
-    one = canvas.pad(np.full((1, 1, 1, 3), 9, np.uint8), 8, 8)
+    one = state.pad(np.full((1, 1, 1, 3), 9, np.uint8), 8, 8)
     assert (one == 9).all()
 
 

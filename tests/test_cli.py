@@ -160,9 +160,9 @@ def test_a_broken_picture_is_told_about_and_the_run_goes_on(purify, tmp_path, ca
 
 
 def test_a_picture_of_a_size_that_cannot_be_used_does_not_spoil_its_batch(purify, tmp_path, capsys, monkeypatch):
-    from zipsdk import canvas
+    from zipsdk.sampling import tiling
 
-    plan = canvas.plan
+    plan = tiling.plan
 
     def refusing(spec, height, *rest):
         if height == 24:

@@ -15,7 +15,7 @@ from bench.baselines.diffusion import DDNM, DiffPure, clamped, engine_of
 from bench.store import hash_of
 from zipsdk import Purifier
 from zipsdk.models import find
-from zipsdk.noise import STEP_INITIAL
+from zipsdk.sampling.noise import STEP_INITIAL
 from zipsdk.transforms import Blur, Guide
 
 # ---- DiffPure

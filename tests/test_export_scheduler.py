@@ -19,7 +19,7 @@ from export.flags import Flags  # noqa: E402
 from export.scheduler import NoiseProcess, read_scheduler, resolve  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
-from zipsdk.schedule import alphas_cumprod  # noqa: E402
+from zipsdk.sampling.schedule import alphas_cumprod  # noqa: E402
 
 #: As DDPMScheduler.save_pretrained writes it.
 DDPM_SCHEDULER = {

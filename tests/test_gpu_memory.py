@@ -10,9 +10,9 @@ from conftest import FakeEngine
 from device_fake import FakeDevice, FakeDeviceEngine
 from gpu_pairs import assert_same, make, pictures
 
-from zipsdk import canvas
 from zipsdk.errors import EngineError, OutOfMemory
 from zipsdk.gpu import buffers as gpu_buffers
+from zipsdk.sampling import tiling
 
 
 def test_buffers_of_old_sizes_are_freed(device, rng):
@@ -203,7 +203,7 @@ def test_a_few_large_pictures_leave_small_ones_their_batches(device, rng):
 
 def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
     gpu, cpu = make(device, profile="fast")
-    loop, layout = gpu._device_loop, canvas.plan(gpu.engine.spec, 32, 32, 2)
+    loop, layout = gpu._device_loop, tiling.plan(gpu.engine.spec, 32, 32, 2)
     batch = pictures(rng, 2, 32, 32)
     device.pin_room = 10
     with pytest.raises(OutOfMemory, match="not even one canvas"), pytest.warns(UserWarning, match="do not fit"):

@@ -10,8 +10,8 @@ from conftest import FakeEngine
 from device_fake import FakeDeviceEngine
 from gpu_pairs import Meanwhile, assert_same, make, pictures
 
-from zipsdk import canvas
 from zipsdk.errors import OutOfMemory
+from zipsdk.sampling import tiling
 
 
 def test_threads_share_a_purifier(device, rng):
@@ -39,7 +39,7 @@ def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device,
     assert_same(gpu.run(batch), cpu.run(batch))
     threads[0].join(30)
     assert loop.pool.limit == 2 * 32 * 32
-    loop._shrink(canvas.plan(gpu.engine.spec, 32, 32, 2), 16, OutOfMemory("no room"))
+    loop._shrink(tiling.plan(gpu.engine.spec, 32, 32, 2), 16, OutOfMemory("no room"))
     assert loop.pool.limit == 2 * 32 * 32  # a larger batch of an older limit raises none
 
 

@@ -1,4 +1,4 @@
-"""The step, in one kernel and by the kernels for `Linear`, against zipsdk.reverse."""
+"""The step, in one kernel and by the kernels for `Linear`, against zipsdk.sampling.sampler."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from conftest import make_spec
 from kernel_cases import BY_NAME, Buffer, ExactNoise, assert_close, like, make_case, one_step, steps_of
 from kernel_runner import BACKENDS, SEED, batch_of, by_case, ids_of, rows, runner, state
 
-from zipsdk import gpu, reverse
-from zipsdk.noise import Noise
-from zipsdk.schedule import step_table
+from zipsdk import gpu
+from zipsdk.sampling import sampler
+from zipsdk.sampling.noise import Noise
+from zipsdk.sampling.schedule import step_table
 from zipsdk.transforms import Blur, Grayscale, Guide, Linear, parse
 
 PRECISIONS = ("f32", "f16", "bf16")
@@ -122,7 +123,7 @@ def test_step_makes_a_warm_start(run, rng, case):
     want = []
     for dtype, source in ((np.float32, Noise(SEED, ids)), (np.float64, ExactNoise(SEED, ids))):
         rgb = case.pictures_of(x_p).astype(dtype) * dtype(1 / 127.5) - dtype(1)
-        want.append(reverse.first_state(rgb, table, guide, source))
+        want.append(sampler.first_state(rgb, table, guide, source))
     assert_close("warm start", case.pictures_of(got), *want)
 
 

@@ -12,10 +12,13 @@ from kernel_cases import BY_NAME, Buffer, assert_close, counter_with, exact_norm
 from kernel_runner import BACKENDS, SEED, batch_of, by_case, ids_of, rows, runner
 from test_noise import VECTORS
 
-from zipsdk import gpu, reverse
-from zipsdk.canvas import Layout, Predictor, pad
-from zipsdk.noise import STEP_INITIAL, Noise, philox4x32
-from zipsdk.schedule import step_table
+from zipsdk import gpu
+from zipsdk.sampling import sampler
+from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.noise import STEP_INITIAL, Noise, philox4x32
+from zipsdk.sampling.schedule import step_table
+from zipsdk.sampling.state import pad
+from zipsdk.sampling.tiling import Layout
 from zipsdk.transforms import Guide, GuidePerPicture, parse
 
 
@@ -184,7 +187,7 @@ def test_the_whole_loop_gives_the_pictures_of_the_cpu_path(run, rng, name, start
         return
 
     rgb = pad(pictures, a.height, a.width).transpose(0, 3, 1, 2).astype(np.float32) * np.float32(1 / 127.5) - 1
-    want = reverse.purify(Predictor(engine, a), np.ascontiguousarray(rgb), table,
+    want = sampler.purify(Predictor(engine, a), np.ascontiguousarray(rgb), table,
                           GuidePerPicture(guides, which), noise)  # fmt: skip
     want = np.clip(np.rint((want + 1) * np.float32(127.5)), 0, 255)[:, :, : case.size[0], : case.size[1]]
     difference = np.abs(out.array.transpose(0, 3, 1, 2) - want)

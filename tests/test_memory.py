@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from conftest import FakeEngine, make_spec
 
-from zipsdk import Blur, Purifier, memory
+from zipsdk import Blur, Purifier
 from zipsdk._util.cgroups import group_folders
-from zipsdk.canvas import plan
 from zipsdk.errors import OutOfMemory
+from zipsdk.sampling import memory
+from zipsdk.sampling.tiling import plan
 
 resource = pytest.importorskip("resource")  # not on Windows
 ROOT = Path(__file__).parent.parent
@@ -185,7 +186,7 @@ sys.path.insert(0, "tests")
 from conftest import make_spec
 from test_memory import Global
 from zipsdk import Purifier, memory
-from zipsdk.canvas import plan
+from zipsdk.sampling.tiling import plan
 from zipsdk.transforms import strip_unit
 
 h, w, side, transforms = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zipsdk.noise import STEP_INITIAL, Noise, philox4x32
+from zipsdk.sampling.noise import STEP_INITIAL, Noise, philox4x32
 
 # kat_vectors of the Random123 distribution (Salmon et al. 2011), philox4x32, 10 rounds: counter, key, result
 VECTORS = [

@@ -10,7 +10,7 @@ from conftest import FakeEngine, make_spec
 
 from zipsdk import Purifier
 from zipsdk.models.betas import betas
-from zipsdk.schedule import alphas_cumprod, equivalent_step, step_table
+from zipsdk.sampling.schedule import alphas_cumprod, equivalent_step, step_table
 
 
 def linear(i, timesteps, start, end):  # Ho et al. 2020, section 4

@@ -19,12 +19,12 @@ from PIL import Image
 
 import zipsdk
 from zipsdk import Blur, Grayscale, InputError, OneOf, Purifier
-from zipsdk.canvas import pad
 from zipsdk.models.spec import ModelSpec
-from zipsdk.noise import Noise
 from zipsdk.purifier import picture_ids
-from zipsdk.reverse import purify
-from zipsdk.schedule import step_table
+from zipsdk.sampling.noise import Noise
+from zipsdk.sampling.sampler import purify
+from zipsdk.sampling.schedule import step_table
+from zipsdk.sampling.state import pad
 from zipsdk.transforms import Guide
 
 ROOT = Path(__file__).parent.parent

@@ -22,7 +22,7 @@ from zipsdk.errors import InputError, ModelError  # noqa: E402
 from zipsdk.models import find  # noqa: E402
 from zipsdk.models.sidecar import check_sidecar  # noqa: E402
 from zipsdk.models.spec import ModelSpec  # noqa: E402
-from zipsdk.schedule import alphas_cumprod  # noqa: E402
+from zipsdk.sampling.schedule import alphas_cumprod  # noqa: E402
 
 CONFIG = UNetConfig(
     image_size=32, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4, prediction="v"

@@ -12,7 +12,7 @@ pytest.importorskip("skimage")
 from bench.baselines.diffusion import Start, ancestral
 from bench.baselines.sampdetox import GREY, SampDetox, levels, second_stage, ssim_map
 from zipsdk.errors import InputError
-from zipsdk.noise import STEP_INITIAL
+from zipsdk.sampling.noise import STEP_INITIAL
 
 
 def literal_ssim(x, y, at, top):
@@ -147,7 +147,7 @@ def test_sampdetox_map_is_made_of_the_picture_alone():
 
 
 def zip_free(defence: SampDetox, x: np.ndarray) -> np.ndarray:
-    from zipsdk.reverse import purify
+    from zipsdk.sampling.sampler import purify
 
     return purify(eps_model, x, defence.tables[0], Start(), Fixed(len(x)))
 

@@ -13,8 +13,8 @@ import zipsdk
 from bench import blackbox, overhead, speed, speed_guard, speed_peers, speed_plot, speed_report, speed_rows
 from bench.record import quartiles
 from bench.speed_rows import LeftOut, Row, Work, compare, synthetic
-from zipsdk.noise import STEP_INITIAL, Noise
-from zipsdk.schedule import step_table
+from zipsdk.sampling.noise import STEP_INITIAL, Noise
+from zipsdk.sampling.schedule import step_table
 
 torch = pytest.importorskip("torch")
 speed_torch = pytest.importorskip("bench.speed_torch")

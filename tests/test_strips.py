@@ -7,11 +7,13 @@ import pytest
 from conftest import FakeEngine, make_spec
 from whole_loop import whole_purify, whole_run, whole_windows
 
-from zipsdk import Blur, Grayscale, Linear, OneOf, Purifier, purifier, reverse, state
-from zipsdk.canvas import Predictor, plan
-from zipsdk.noise import Noise
-from zipsdk.schedule import step_table
-from zipsdk.state import StateRows, to_pictures, to_state
+from zipsdk import Blur, Grayscale, Linear, OneOf, Purifier, purifier
+from zipsdk.sampling import sampler, state
+from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.noise import Noise
+from zipsdk.sampling.schedule import step_table
+from zipsdk.sampling.state import StateRows, to_pictures, to_state
+from zipsdk.sampling.tiling import plan
 from zipsdk.transforms import Guide
 
 FIXED = make_spec(min_side=64, max_side=64)
@@ -52,7 +54,7 @@ def images(n: int, h: int, w: int) -> np.ndarray:
 @pytest.fixture(params=[1, 3000], ids=["thin", "some"])
 def thin(request, monkeypatch):
     """Strips as thin as the transforms allow, and of some rows."""
-    for module in (reverse, purifier, state):
+    for module in (sampler, purifier, state):
         monkeypatch.setattr(module, "STRIP_PIXELS", request.param)
 
 
@@ -97,7 +99,7 @@ def test_an_array_in_floating_point_goes_in_strips_too(dtype):
     def eps(x, t):
         return engine(x, np.full(len(x), t))
 
-    got = reverse.purify(eps, x_p, table, guide, Noise(3, [4, 5]))
+    got = sampler.purify(eps, x_p, table, guide, Noise(3, [4, 5]))
     assert got.dtype == dtype
     np.testing.assert_array_equal(got, whole_purify(eps, x_p.copy(), table, guide, Noise(3, [4, 5]), False))
 
@@ -109,7 +111,7 @@ def test_an_array_in_floating_point_goes_in_strips_too(dtype):
 def test_strips_of_eps_may_be_overwritten_before_the_next(spec, size, unit, monkeypatch):
     """As the loop does: a window below must never see rows that are changed already."""
     layout = plan(spec, *size, divisor=2)
-    monkeypatch.setattr("zipsdk.canvas.MAX_PIXELS_A_CALL", 3 * layout.canvas_height * layout.canvas_width)
+    monkeypatch.setattr("zipsdk.sampling.tiling.MAX_PIXELS_A_CALL", 3 * layout.canvas_height * layout.canvas_width)
     monkeypatch.setattr("whole_loop.MAX_PIXELS_A_CALL", 3 * layout.canvas_height * layout.canvas_width)
     engine = FakeEngine(spec)
     x = np.random.default_rng(1).standard_normal((1, 3, layout.height, layout.width)).astype(np.float32)
@@ -128,7 +130,7 @@ def test_strips_of_eps_may_be_overwritten_before_the_next(spec, size, unit, monk
 
 def test_windows_hold_eps_of_a_few_rows_only(monkeypatch):
     """Never more than one row of windows, the rows of one call and those that overlap."""
-    monkeypatch.setattr("zipsdk.canvas.MAX_PIXELS_A_CALL", 64 * 64)
+    monkeypatch.setattr("zipsdk.sampling.tiling.MAX_PIXELS_A_CALL", 64 * 64)
     layout = plan(FIXED, 500, 130, divisor=2)
     x = np.zeros((1, 3, layout.height, layout.width), np.float32)
     strips = [
@@ -167,5 +169,5 @@ def test_noise_of_a_strip_is_that_of_the_whole(top, width):
 
 def test_no_images_give_no_images():
     table, guide = step_table(FLEXIBLE, lam=2.0, start=300), Guide([Blur(2)])
-    got = reverse.purify(lambda x, t: x, np.zeros((0, 3, 32, 32)), table, guide, Noise(1, []))
+    got = sampler.purify(lambda x, t: x, np.zeros((0, 3, 32, 32)), table, guide, Noise(1, []))
     assert got.shape == (0, 3, 32, 32)

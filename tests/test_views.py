@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zipsdk import Guard, memory, views
+from zipsdk import Guard, views
+from zipsdk.sampling import memory
 from zipsdk.views import COARSE, FILL, FINE, GREY, LEAST_WEIGHT, MIDDLE, SHOWN, VERSIONS
 
 

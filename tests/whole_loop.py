@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from zipsdk.canvas import MAX_PIXELS_A_CALL, Engine, Layout, Predictor, plan
-from zipsdk.noise import STEP_INITIAL, Noise
 from zipsdk.purifier import Purifier
-from zipsdk.schedule import StepTable
-from zipsdk.state import pad
+from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.noise import STEP_INITIAL, Noise
+from zipsdk.sampling.schedule import StepTable
+from zipsdk.sampling.state import pad
+from zipsdk.sampling.tiling import MAX_PIXELS_A_CALL, Layout, plan
 from zipsdk.transforms import GuidePerPicture
+from zipsdk.types import Engine
 
 
 def whole_windows(predictor: Predictor, engine: Engine, a: Layout, x: np.ndarray, t: int) -> np.ndarray:
@@ -34,7 +36,7 @@ def whole_windows(predictor: Predictor, engine: Engine, a: Layout, x: np.ndarray
 
 
 def whole_purify(eps: Any, x_p: np.ndarray, table: StepTable, guide: Any, noise: Any, clip_x0: bool) -> np.ndarray:
-    """`zipsdk.reverse.purify` with every array as large as the images."""
+    """`zipsdk.sampling.sampler.purify` with every array as large as the images."""
     size = x_p.shape[-2:]
     x = noise.normal(STEP_INITIAL, *size).astype(x_p.dtype, copy=False)
     if table.warm:

@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import images, memory, reverse
+from zipsdk import images
 from zipsdk._util.prefetch import Ahead
 from zipsdk._util.validation import is_whole
-from zipsdk.canvas import Engine, Layout, Predictor, plan
 from zipsdk.engines import load_engine
 from zipsdk.errors import EngineError, InputError, ZipError
-from zipsdk.noise import Noise
-from zipsdk.schedule import equivalent_step, step_table
-from zipsdk.state import STRIP_PIXELS, StateRows, to_pictures, to_state
+from zipsdk.sampling import memory, sampler
+from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.noise import Noise
+from zipsdk.sampling.schedule import equivalent_step, step_table
+from zipsdk.sampling.state import STRIP_PIXELS, StateRows, to_pictures, to_state
+from zipsdk.sampling.tiling import Layout, plan
 from zipsdk.transforms import Guide, GuidePerPicture, OneOf, Transform, parse, several, strip_unit
+from zipsdk.types import Engine
 
 if TYPE_CHECKING:
     from zipsdk.gpu.loop import DeviceLoop
@@ -56,7 +59,7 @@ class Purifier:
 
     Args:
         engine: an engine from `zipsdk.load_engine`, a path to a model, a bundled model's name, or any object with
-            `spec` and ``__call__(x, t) -> eps`` (see `zipsdk.canvas.Engine`).
+            `spec` and ``__call__(x, t) -> eps`` (see `zipsdk.types.Engine`).
         transforms: one or a list of them, `OneOf` for a random choice per picture, or a string such as "blur2+gray".
             None takes the preset's, or what the model's spec recommends.
         lam: lambda in (0, inf]: how long the restored picture is held to the input. The paper uses 10 for patches and 2
@@ -228,7 +231,7 @@ class Purifier:
         Raises:
             InputError: a picture that cannot be used; nothing has been purified then.
             EngineError: the model fails on it, or its answer is not finite; OutOfMemory where there is no room, before
-                anything is purified where `zipsdk.memory` can tell.
+                anything is purified where `zipsdk.sampling.memory` can tell.
         """
         pictures, back = images.read(batch, layout=layout)
         return back(self._begin([p.rgb for p in pictures], ids, progress)())
@@ -392,12 +395,12 @@ class Purifier:
         x_p: F32 | StateRows = StateRows(rgb, layout.height, layout.width)
         if n * layout.height * layout.width <= STRIP_PIXELS:  # one strip, read at every step: convert it once
             x_p = to_state(rgb, layout.height, layout.width)
-        guide: reverse.GuideLike = self.guides[0]
+        guide: sampler.GuideLike = self.guides[0]
         if len(self.guides) > 1:
             guide = GuidePerPicture(self.guides, noise.choice(len(self.guides)))
         # a finite eps may still be too large for the steps after it
         with np.errstate(over="ignore", invalid="ignore"):
-            x = reverse.purify(predict, x_p, self.table, guide, noise, clip_x0=self.clip_x0)
+            x = sampler.purify(predict, x_p, self.table, guide, noise, clip_x0=self.clip_x0)
             finite = np.isfinite(x.sum(dtype=np.float64))
         if not finite:
             raise EngineError(

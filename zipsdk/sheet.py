@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw
 
-from zipsdk.canvas import pad, round_up
+from zipsdk.sampling.state import pad
+from zipsdk.sampling.tiling import round_up
 from zipsdk.transforms import Guide
 
 U8 = npt.NDArray[np.uint8]

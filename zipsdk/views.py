@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import memory
 from zipsdk.arrays import U8
-from zipsdk.state import STRIP_PIXELS
+from zipsdk.sampling import memory
+from zipsdk.sampling.state import STRIP_PIXELS
 
 F32 = npt.NDArray[np.float32]
 
@@ -52,7 +52,7 @@ def copies(rgb: U8) -> U8:
     up to half of that along each axis.
 
     Raises:
-        OutOfMemory: the copies would not fit into memory; see `zipsdk.memory.check`.
+        OutOfMemory: the copies would not fit into memory; see `zipsdk.sampling.memory.check`.
     """
     height, width, _ = rgb.shape
     memory.check(height, width, COPIES_BYTES * height * width)

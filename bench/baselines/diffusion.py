@@ -1,6 +1,6 @@
 """DiffPure and DDNM on the UNet that ZIP uses, with and without a transform before them.
 
-Both are the loop of `zipsdk.reverse` with another table of steps (its letters are explained there):
+Both are the loop of `zipsdk.sampling.sampler` with another table of steps (its letters are explained there):
 
     ZIP        from noise or the noised guide   w = 1 - ab^lambda   s = eta sqrt((1-ab')/(1-ab)) sqrt(1 - ab/ab')
     DDNM       from noise                       w = 1               s = eta sqrt(1-ab')
@@ -32,16 +32,19 @@ from bench.baselines.simple import (
     noise_of,
     parts,
 )
-from zipsdk import reverse
-from zipsdk.canvas import Engine, Predictor, plan, to_pictures, to_state
 from zipsdk.discovery import same_file
 from zipsdk.errors import InputError
 from zipsdk.models import find
 from zipsdk.models.sidecar import model_hashes
 from zipsdk.models.spec import ModelSpec
-from zipsdk.noise import Noise
-from zipsdk.schedule import PAPER_STEPS, StepTable, step_table
+from zipsdk.sampling import sampler
+from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.noise import Noise
+from zipsdk.sampling.schedule import PAPER_STEPS, StepTable, step_table
+from zipsdk.sampling.state import to_pictures, to_state
+from zipsdk.sampling.tiling import plan
 from zipsdk.transforms import Guide, Transform
+from zipsdk.types import Engine
 
 Array = npt.NDArray[Any]
 Predict = Callable[[Array, int], Array]
@@ -203,9 +206,9 @@ class DiffPure:
                 "t_star": self.t_star, "steps": [step.t for step in self.table.steps], "eta": 1.0,
                 "transforms": fingerprints(guide.transforms) if guide else []}  # fmt: skip
 
-    def restore(self, predict: Predict, x_p: Array, noise: reverse.NoiseSource) -> Array:
+    def restore(self, predict: Predict, x_p: Array, noise: sampler.NoiseSource) -> Array:
         """The loop on a state (N, 3, H, W) in [-1, 1], in its dtype."""
-        return reverse.purify(clamped(predict, self.table), x_p, self.table, self._start, noise)
+        return sampler.purify(clamped(predict, self.table), x_p, self.table, self._start, noise)
 
     def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
         divisor = self._start.guide.divisor if self._start.guide else 1
@@ -266,9 +269,9 @@ class DDNM:
                 "steps": [step.t for step in self.table.steps], "eta": self.eta,
                 "transforms": fingerprints(self._guide.transforms)}  # fmt: skip
 
-    def restore(self, predict: Predict, x_p: Array, noise: reverse.NoiseSource) -> Array:
+    def restore(self, predict: Predict, x_p: Array, noise: sampler.NoiseSource) -> Array:
         """The loop on a state (N, 3, H, W) in [-1, 1], in its dtype."""
-        return reverse.purify(predict, x_p, self.table, self._guide, noise)
+        return sampler.purify(predict, x_p, self.table, self._guide, noise)
 
     def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
         return through(self.engine, pictures, self._guide.divisor, seed, self.restore, progress)

@@ -11,9 +11,9 @@ from typing import Any
 from bench.baselines import U8, Classify
 from bench.baselines.diffusion import engine_of
 from bench.baselines.simple import Progress, checked, fingerprints
-from zipsdk.canvas import Engine
 from zipsdk.purifier import Purifier
 from zipsdk.transforms import OneOf, Transform
+from zipsdk.types import Engine
 
 
 @dataclass(frozen=True)

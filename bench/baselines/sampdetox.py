@@ -31,10 +31,11 @@ from skimage.metrics import structural_similarity
 from bench.baselines import U8, Classify
 from bench.baselines.diffusion import Predict, Start, ancestral, engine_of, through
 from bench.baselines.simple import Progress, checked
-from zipsdk import reverse
-from zipsdk.canvas import Engine, pad
 from zipsdk.errors import InputError
-from zipsdk.schedule import StepTable
+from zipsdk.sampling import sampler
+from zipsdk.sampling.schedule import StepTable
+from zipsdk.sampling.state import pad
+from zipsdk.types import Engine
 
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]
@@ -65,7 +66,7 @@ def levels(x: Array, restored: Array, t2: int, data_range: float = 1.0) -> I64:
     return ((1.0 - (grey - low) / (high - low)) * t2).astype(np.int64)
 
 
-def second_stage(predict: Predict, restored: Array, level: I64, table: StepTable, noise: reverse.NoiseSource) -> Array:
+def second_stage(predict: Predict, restored: Array, level: I64, table: StepTable, noise: sampler.NoiseSource) -> Array:
     """Noise each pixel up to its level and sample down, moving a pixel only below its level.
 
     With a table that leaves steps out, a pixel is noised up to the highest visited step below its level: where it will
@@ -145,7 +146,7 @@ class SampDetox:
                 "t2": self.t2, "steps": steps, **more}  # fmt: skip
 
     def restore(
-        self, predict: Predict, x_p: Array, noise: reverse.NoiseSource, size: tuple[int, int] | None = None
+        self, predict: Predict, x_p: Array, noise: sampler.NoiseSource, size: tuple[int, int] | None = None
     ) -> Array:
         """Both stages on a state (N, 3, H, W) in [-1, 1], in its dtype.
 
@@ -153,7 +154,7 @@ class SampDetox:
         """
         first, second = self.tables
         height, width = size or x_p.shape[-2:]
-        restored = np.clip(reverse.purify(predict, x_p, first, Start(), noise), -1.0, 1.0)
+        restored = np.clip(sampler.purify(predict, x_p, first, Start(), noise), -1.0, 1.0)
         inside = zip(x_p[:, :, :height, :width], restored[:, :, :height, :width], strict=True)
         level = np.stack([levels(x, y, self.t2, self.data_range) for x, y in inside])
         level = pad(level[..., None], *x_p.shape[-2:])[..., 0]
@@ -165,7 +166,7 @@ class SampDetox:
             raise InputError(f"SampDetox: got pictures of {height} x {width}, wanted sides of at least {WINDOW}, the "
                              "window of its SSIM; enlarge them")  # fmt: skip
 
-        def loop(predict: Predict, x: Array, noise: reverse.NoiseSource) -> Array:
+        def loop(predict: Predict, x: Array, noise: sampler.NoiseSource) -> Array:
             return self.restore(predict, x, noise, (height, width))
 
         return through(self.engine, pictures, 1, seed, loop, progress)

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from bench.baselines import U8, Classify
-from zipsdk.canvas import MAX_PIXELS_A_CALL, round_up, to_pictures, to_state
 from zipsdk.errors import InputError
-from zipsdk.noise import Noise
 from zipsdk.purifier import picture_ids
+from zipsdk.sampling.noise import Noise
+from zipsdk.sampling.state import to_pictures, to_state
+from zipsdk.sampling.tiling import MAX_PIXELS_A_CALL, round_up
 from zipsdk.transforms import Guide, OneOf, Transform, parse
 
 F32 = npt.NDArray[np.float32]

@@ -11,14 +11,14 @@ import numpy as np
 from fuzz import graphs
 from fuzz.recipes import Recipe, demand, unpack
 from fuzz.texts import SHA256, SIZE
-from zipsdk import canvas
 from zipsdk.engines import load_engine
 from zipsdk.engines.tensorrt import read_plan
 from zipsdk.errors import EngineError, InputError, ModelError
 from zipsdk.models.sidecar import check_sidecar, model_hashes
 from zipsdk.models.spec import ModelSpec
 from zipsdk.purifier import Purifier
-from zipsdk.schedule import step_table
+from zipsdk.sampling import tiling
+from zipsdk.sampling.schedule import step_table
 
 
 def check_spec(recipe: Recipe, folder: Path) -> str:
@@ -36,7 +36,7 @@ def check_spec(recipe: Recipe, folder: Path) -> str:
     try:
         table = step_table(spec, lam=spec.lam, eta=1.0, steps=4, start=None)
         demand(all(np.isfinite([s.ab, s.ab_next, s.w, s.s]).all() for s in table.steps), "a step is not finite")
-        layout = canvas.plan(spec, recipe["side"], recipe["side"], 2, None)
+        layout = tiling.plan(spec, recipe["side"], recipe["side"], 2, None)
         demand(layout.height >= recipe["side"], "the layout is smaller than the image")
     except InputError:
         return "InputError"

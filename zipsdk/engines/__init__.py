@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from zipsdk._util.validation import is_path
-from zipsdk.canvas import Engine
 from zipsdk.errors import InputError, ModelError
 from zipsdk.models import bundled, find
+from zipsdk.types import Engine
 
 
 def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) -> Engine:

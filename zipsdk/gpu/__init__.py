@@ -9,10 +9,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk.canvas import Layout
 from zipsdk.errors import EngineError
-from zipsdk.noise import STEP_INITIAL
-from zipsdk.schedule import Step, StepTable
+from zipsdk.sampling.noise import STEP_INITIAL
+from zipsdk.sampling.schedule import Step, StepTable
+from zipsdk.sampling.tiling import Layout
 from zipsdk.transforms import Blur, Grayscale, Guide
 
 # the structs of kernels/zip.h, member by member

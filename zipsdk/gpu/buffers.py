@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from zipsdk import gpu
 from zipsdk._util import forks
-from zipsdk.canvas import Layout, round_up
 from zipsdk.gpu.device import Device, Graph
 from zipsdk.gpu.engine import DeviceEngine
-from zipsdk.schedule import StepTable
+from zipsdk.sampling.schedule import StepTable
+from zipsdk.sampling.tiling import Layout, round_up
 
 U8 = npt.NDArray[np.uint8]
 

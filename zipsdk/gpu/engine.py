@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from zipsdk.canvas import Engine
 from zipsdk.gpu.device import Device
+from zipsdk.types import Engine
 
 
 class DeviceEngine(Engine, Protocol):

@@ -1,8 +1,8 @@
 """The loop on a GPU: pictures up once, ingest, 20 x (engine, step) as one captured graph, egress, pictures down once.
 
-What `zipsdk.reverse.purify` does, on device memory that is allocated once for each size of pictures. Nothing in the
-loop allocates or waits. Two streams: one computes, the other copies, so that the next batch goes up and the last one
-comes down while this one computes.
+What `zipsdk.sampling.sampler.purify` does, on device memory that is allocated once for each size of pictures. Nothing
+in the loop allocates or waits. Two streams: one computes, the other copies, so that the next batch goes up and the last
+one comes down while this one computes.
 
     copies    up 0 | up 1 |                   | down 0 | up 2 | ...
     compute        | ingest graph egress of 0 | ingest graph egress of 1 | ...
@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk import gpu
-from zipsdk.canvas import Layout
 from zipsdk.errors import EngineError, OutOfMemory
 from zipsdk.gpu.buffers import Buffers, Pool, Slot, Ticket
 from zipsdk.gpu.engine import DeviceEngine
-from zipsdk.schedule import StepTable
+from zipsdk.sampling.schedule import StepTable
+from zipsdk.sampling.tiling import Layout
 from zipsdk.transforms import Guide
 
 U8 = npt.NDArray[np.uint8]
@@ -46,7 +46,7 @@ class DeviceLoop:
 
     Args:
         engine: with a `device`.
-        table: `zipsdk.schedule.step_table`.
+        table: `zipsdk.sampling.schedule.step_table`.
         guides: transforms; each picture says which one is its own.
         clip_x0: clamp the estimate of the picture at each step.
         graph: capture the loop into a CUDA graph where the engine can be captured.

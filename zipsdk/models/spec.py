@@ -49,7 +49,7 @@ class ModelSpec:
         min_side, max_side: the sides it can take. Both equal to `canvas` means that only the canvas size works.
         channels: picture channels, 3 (RGB).
         beta_schedule: the noise schedule, "linear", "scaled_linear", "cosine" or "betas" (`zipsdk.models.betas`);
-            `zipsdk.schedule.alphas_cumprod` computes it.
+            `zipsdk.sampling.schedule.alphas_cumprod` computes it.
         beta_start, beta_end: first and last beta of "linear" and "scaled_linear"; the others ignore them.
         timesteps: number of noise levels T, 2 to 100,000.
         betas: the list of "betas", T numbers in (0, 1); empty for the others.

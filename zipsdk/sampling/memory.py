@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from zipsdk._util.cgroups import group_folders, read_text
-from zipsdk.canvas import MAX_PIXELS_A_CALL, Layout
 from zipsdk.errors import OutOfMemory
-from zipsdk.state import STRIP_PIXELS
+from zipsdk.sampling.state import STRIP_PIXELS
+from zipsdk.sampling.tiling import MAX_PIXELS_A_CALL, Layout
 
 #: Runs that need less are not checked: reading the kernel's files takes longer than a small image is worth.
 CHECKED_FROM = 64_000_000

@@ -35,7 +35,7 @@ def _to_float(images: Array) -> F32:
 
 
 class StateRows:
-    """`to_state` of large images, converted a strip at a time: what `zipsdk.reverse.purify` takes in place of an array.
+    """`to_state` of large images, a strip at a time: what `zipsdk.sampling.sampler.purify` takes in place of an array.
 
     Args:
         images: uint8 (N, H, W, 3); they are not copied.

@@ -24,9 +24,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk.noise import STEP_INITIAL
-from zipsdk.schedule import Step, StepTable
-from zipsdk.state import STRIP_PIXELS, StateRows
+from zipsdk.sampling.noise import STEP_INITIAL
+from zipsdk.sampling.schedule import Step, StepTable
+from zipsdk.sampling.state import STRIP_PIXELS, StateRows
 
 Array = npt.NDArray[Any]
 
@@ -107,12 +107,12 @@ def purify(
 
     Args:
         eps: (x_t (N, 3, H, W), t) -> the predicted noise, same shape. It must not keep or change x_t. A
-            `zipsdk.canvas.Predictor` is asked for its strips.
+            `zipsdk.sampling.denoiser.Predictor` is asked for its strips.
         x_p: the images to purify, (N, 3, H, W) in [-1, 1]; its dtype (float32; float64 as reference) is the state's.
-            `zipsdk.state.StateRows` converts them on the way.
-        table: `zipsdk.schedule.step_table`. With all T steps and eta = 1 this is Algorithm 1.
+            `zipsdk.sampling.state.StateRows` converts them on the way.
+        table: `zipsdk.sampling.schedule.step_table`. With all T steps and eta = 1 this is Algorithm 1.
         guide: `zipsdk.transforms.Guide`. Without a `strip_unit` each step takes the images whole.
-        noise: `zipsdk.noise.Noise`, or anything with its `normal`.
+        noise: `zipsdk.sampling.noise.Noise`, or anything with its `normal`.
         clip_x0: clamp x0~ to [-1, 1] at each step (e is kept as predicted). The paper does not.
         callback: called after each step with the step and x0~ (valid during the call); takes the images whole.
 

@@ -1,0 +1,1 @@
+"""The method: schedule, sampler, noise and tiling, in NumPy."""
