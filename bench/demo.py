@@ -21,7 +21,7 @@ from bench import record
 from bench.restoration import bicubic, blurred
 from zipsdk import Blur, Purifier
 from zipsdk.cli import main as zipsdk_cli
-from zipsdk.sheet import contact_sheet, transformed
+from zipsdk.images.contact_sheet import contact_sheet, transformed
 from zipsdk.transforms import Guide
 
 SEED = 1

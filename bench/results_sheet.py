@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.attacks import Attack
-from zipsdk.sheet import contact_sheet, transformed
+from zipsdk.images.contact_sheet import contact_sheet, transformed
 from zipsdk.transforms import Guide, parse
 
 U8 = npt.NDArray[np.uint8]

@@ -86,7 +86,7 @@ class Trickle(io.RawIOBase):
 
 def test_a_file_that_gives_little_at_a_time_and_one_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(images.read_one(Trickle(encoded())).rgb, RGB)
-    monkeypatch.setattr("zipsdk.image_reader._MOST_IN_MEMORY", 1 << 22)
+    monkeypatch.setattr("zipsdk.images.reader._MOST_IN_MEMORY", 1 << 22)
     with (
         pytest.raises(PictureError, match=r"got more than 4194304 bytes.*pass its path"),
         Path("/dev/zero").open("rb") as f,

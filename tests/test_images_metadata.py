@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageCms, features
 
 from zipsdk import images
 from zipsdk.errors import PictureError
-from zipsdk.image_metadata import MAX_METADATA, clean_exif
+from zipsdk.images.metadata import MAX_METADATA, clean_exif
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 
-from zipsdk.sheet import before_after, contact_sheet
+from zipsdk.images.contact_sheet import before_after, contact_sheet
 from zipsdk.transforms import Blur, Guide
 
 

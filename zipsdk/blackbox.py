@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from zipsdk._util import forks
 from zipsdk._util.validation import is_number, is_whole
-from zipsdk.arrays import U8
 from zipsdk.errors import InputError
+from zipsdk.images.arrays import U8
 
 F64 = npt.NDArray[np.float64]
 

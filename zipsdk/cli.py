@@ -32,13 +32,13 @@ from zipsdk.discovery import describe_skipped, find_jobs, same_file
 from zipsdk.engines import load_engine
 from zipsdk.engines.plan import FLAVOURS, spec_of
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
+from zipsdk.images.contact_sheet import MAX_ROWS, before_after, contact_sheet, is_sheet
 from zipsdk.jobs import U8, Run
 from zipsdk.manifest import Job, Manifest
 from zipsdk.models import bundled, find
 from zipsdk.models.sidecar import check_sidecar, model_hashes, sha256_file
 from zipsdk.models.spec import ModelSpec
 from zipsdk.purifier import Purifier
-from zipsdk.sheet import MAX_ROWS, before_after, contact_sheet, is_sheet
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 from zipsdk import images
 from zipsdk.errors import InputError
 from zipsdk.globs import expand, split_pattern
+from zipsdk.images.contact_sheet import is_sheet
 from zipsdk.manifest import Job
-from zipsdk.sheet import is_sheet
 
 # what is read but not written in its own format
 _KEPT_AS = {".gif": ".png", ".apng": ".png"}

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from zipsdk import images
 from zipsdk._util import forks
 from zipsdk._util.validation import is_number, is_whole
-from zipsdk.arrays import U8, Picture, check_clean
 from zipsdk.blackbox import MAX_BATCH, BlackBox, said
 from zipsdk.errors import InputError, PictureError
+from zipsdk.images.arrays import U8, Picture, check_clean
 from zipsdk.parts import FEWEST, DecisivePart, log_odds
 
 F64 = npt.NDArray[np.float64]

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk._util.validation import is_number, is_whole
-from zipsdk.arrays import U8
 from zipsdk.blackbox import MAX_BATCH, ask_all
 from zipsdk.errors import InputError
+from zipsdk.images.arrays import U8
 
 F64 = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk.arrays import U8
+from zipsdk.images.arrays import U8
 from zipsdk.sampling import memory
 from zipsdk.sampling.state import STRIP_PIXELS
 

@@ -12,8 +12,8 @@ import struct
 from typing import BinaryIO, NamedTuple
 
 from zipsdk.errors import PictureError
-from zipsdk.image_metadata import MAX_METADATA, ORIENTATION, Unpacked
-from zipsdk.image_stream import Ranges, size_of
+from zipsdk.images.metadata import MAX_METADATA, ORIENTATION, Unpacked
+from zipsdk.images.stream import Ranges, size_of
 
 _UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}

@@ -10,8 +10,8 @@ import struct
 from typing import BinaryIO
 
 from zipsdk.errors import PictureError
-from zipsdk.image_metadata import MAX_METADATA, Unpacked, xmp_orientation
-from zipsdk.image_stream import Ranges, size_of
+from zipsdk.images.metadata import MAX_METADATA, Unpacked, xmp_orientation
+from zipsdk.images.stream import Ranges, size_of
 
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}

@@ -9,8 +9,8 @@ import struct
 import zlib
 from typing import BinaryIO
 
-from zipsdk.image_metadata import MAX_METADATA, Unpacked, inflate, xmp_orientation
-from zipsdk.image_stream import Ranges, size_of
+from zipsdk.images.metadata import MAX_METADATA, Unpacked, inflate, xmp_orientation
+from zipsdk.images.stream import Ranges, size_of
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 #: ImageMagick's place for EXIF before PNG had one: hexadecimal text after three lines.

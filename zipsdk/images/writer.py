@@ -15,8 +15,8 @@ from PIL import Image
 
 from zipsdk._util.validation import is_path
 from zipsdk.errors import InputError, PictureError
-from zipsdk.image_pixels import upright
-from zipsdk.image_reader import metadata_of, samples_of
+from zipsdk.images.pixels import upright
+from zipsdk.images.reader import metadata_of, samples_of
 
 # format -> the suffixes it is written for, the modes it holds without loss of a channel or of depth, options
 WRITERS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zipsdk.arrays import SHAPES, U8, Picture, check_array, read_array
 from zipsdk.errors import InputError
-from zipsdk.image_kinds import UNREAD_SUFFIXES
-from zipsdk.image_reader import read_pil
-from zipsdk.image_writer import WRITERS, format_of, save
+from zipsdk.images.arrays import SHAPES, U8, Picture, check_array, read_array
+from zipsdk.images.kinds import UNREAD_SUFFIXES
+from zipsdk.images.reader import read_pil
+from zipsdk.images.writer import WRITERS, format_of, save
 
 __all__ = ["DEFAULT_MAX_PIXELS", "SUFFIXES", "UNREAD_SUFFIXES", "Picture", "format_of", "read", "read_one", "save"]
 

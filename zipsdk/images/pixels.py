@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from zipsdk.arrays import U8, Picture, check_clean, from_8bit, grey, to_8bit
 from zipsdk.errors import PictureError
-from zipsdk.image_metadata import Unpacked
+from zipsdk.images.arrays import U8, Picture, check_clean, from_8bit, grey, to_8bit
+from zipsdk.images.metadata import Unpacked
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

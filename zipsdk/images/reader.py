@@ -20,18 +20,18 @@ from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from zipsdk.arrays import Picture
 from zipsdk.errors import PictureError
-from zipsdk.image_avif import unpack_avif
-from zipsdk.image_jpeg import unpack_jpeg
-from zipsdk.image_kinds import FORMATS, HEAD, advice, format_in, name_of
-from zipsdk.image_metadata import ORIENTATION, Unpacked, clean_exif, xmp_orientation
-from zipsdk.image_pixels import decode
-from zipsdk.image_png import unpack_png
-from zipsdk.image_pnm import rescaled
-from zipsdk.image_stream import size_of
-from zipsdk.image_tiff import unpack_tiff
-from zipsdk.image_webp import unpack_webp
+from zipsdk.images.arrays import Picture
+from zipsdk.images.avif import unpack_avif
+from zipsdk.images.jpeg import unpack_jpeg
+from zipsdk.images.kinds import FORMATS, HEAD, advice, format_in, name_of
+from zipsdk.images.metadata import ORIENTATION, Unpacked, clean_exif, xmp_orientation
+from zipsdk.images.pixels import decode
+from zipsdk.images.png import unpack_png
+from zipsdk.images.pnm import rescaled
+from zipsdk.images.stream import size_of
+from zipsdk.images.tiff import unpack_tiff
+from zipsdk.images.webp import unpack_webp
 
 #: Bytes at most of a file whose decoder takes it whole into memory.
 _MOST_IN_MEMORY = 1 << 30

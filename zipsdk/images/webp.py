@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
-from zipsdk.image_metadata import MAX_METADATA, Unpacked, xmp_orientation
-from zipsdk.image_stream import Ranges, size_of
+from zipsdk.images.metadata import MAX_METADATA, Unpacked, xmp_orientation
+from zipsdk.images.stream import Ranges, size_of
 
 #: Flags of VP8X for ICC, EXIF and XMP.
 _FLAGS = 0x20 | 0x08 | 0x04

@@ -12,8 +12,8 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from zipsdk.image_metadata import MAX_METADATA, Unpacked
-from zipsdk.image_stream import Ranges, size_of
+from zipsdk.images.metadata import MAX_METADATA, Unpacked
+from zipsdk.images.stream import Ranges, size_of
 
 
 def unpack_avif(source: BinaryIO) -> Unpacked:
