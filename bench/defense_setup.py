@@ -19,8 +19,8 @@ from bench.blackbox import Classifier
 from bench.evaluation import Scene
 from bench.poisoning import poison
 from bench.store import Store, hash_of
+from zipsdk.detectors.ablation import FEWEST
 from zipsdk.errors import InputError
-from zipsdk.parts import FEWEST
 
 #: Pictures of --quick.
 QUICK = 200

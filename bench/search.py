@@ -5,8 +5,8 @@
 
 One network with ten backdoors, each with a trigger and a target of its own, trained on a part of the training pictures;
 what it makes of the rest, with and without each trigger, is measured: without each part of the picture (see
-`zipsdk.parts`), purified, and behind `zipsdk.Guard`. The record is bench/results/search-DATASET.json; docs/defaults.md
-draws its tables from it (`python -m bench.report`).
+`zipsdk.detectors.ablation`), purified, and behind `zipsdk.Guard`. The record is bench/results/search-DATASET.json;
+docs/defaults.md draws its tables from it (`python -m bench.report`).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from bench.poisoning import Poisoned
 from bench.rates import rates
 from bench.search_triggers import SIDE, Triggers
 from bench.store import Store
-from zipsdk import parts
-from zipsdk.parts import TWO, DecisivePart
-from zipsdk.scaleup import ScaleUp
-from zipsdk.views import PARTS, SHOWN, VERSIONS
+from zipsdk.detectors import ablation
+from zipsdk.detectors.ablation import TWO, DecisivePart
+from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS
+from zipsdk.detectors.scaleup import ScaleUp
 
 U8 = npt.NDArray[np.uint8]
 #: Share of the training pictures that carries each trigger, and pictures that are not trained with.
@@ -140,8 +140,8 @@ def looks(sent: dict[str, U8], classifier: Classifier) -> Looks:
 
 
 def odds_of(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """`zipsdk.parts.log_odds` of pictures: scores (N, versions, classes) -> (N, 27)."""
-    return np.stack([parts.log_odds(s.astype(float)) for s in scores])
+    """`zipsdk.detectors.ablation.log_odds` of pictures: scores (N, versions, classes) -> (N, 27)."""
+    return np.stack([ablation.log_odds(s.astype(float)) for s in scores])
 
 
 def views(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str, dict[str, list[float]]]:
@@ -159,7 +159,7 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
     """Scores that were tried: the share of hits that each finds, in percent, at 2% false alarms among these very clean
     pictures."""
     odds = {k: odds_of(x) for k, x in seen.items()}
-    median, deviation = parts.median_and_deviation(odds["clean"])
+    median, deviation = ablation.median_and_deviation(odds["clean"])
     of_regions = 9
     Deviations = npt.NDArray[np.float64]
 
@@ -202,12 +202,12 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
 def norms(classifier: Classifier, pictures: U8) -> dict[str, Any]:
     """What `DecisivePart`'s usual norms are made of."""
     odds = odds_of(looks({"clean": pictures}, classifier)["clean"])
-    return {"parts": PARTS, "measured": np.transpose(parts.median_and_deviation(odds)).tolist()}
+    return {"parts": PARTS, "measured": np.transpose(ablation.median_and_deviation(odds)).tolist()}
 
 
 def detectors(learnt_from: npt.NDArray[np.float64]) -> dict[str, DecisivePart]:
     """By bounds on the norms: what has learnt from pictures of these log-odds (N, 27)."""
-    free = tuple(zip(*parts.median_and_deviation(learnt_from), strict=True))
+    free = tuple(zip(*ablation.median_and_deviation(learnt_from), strict=True))
     return {"bounded": DecisivePart().learnt(learnt_from), "as measured": DecisivePart(norms=free)}
 
 

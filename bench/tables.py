@@ -26,9 +26,9 @@ from bench.baselines.guarded import Guarded
 from bench.baselines.purifier import Zip
 from bench.baselines.sampdetox import SampDetox
 from bench.baselines.simple import BlurOnly, Nothing, ShrinkPad
+from zipsdk.detectors.scaleup import ScaleUp
 from zipsdk.errors import InputError
 from zipsdk.sampling.schedule import PAPER_STEPS
-from zipsdk.scaleup import ScaleUp
 from zipsdk.types import Engine
 
 #: The paper's three attacks, and the others that we add: the released code's patch size, grey patches, a blend of low

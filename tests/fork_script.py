@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import zipsdk
-from zipsdk.blackbox import MAX_HANGING, BlackBox
+from zipsdk.detectors.classifier_client import MAX_HANGING, BlackBox
 from zipsdk.models import find
 
 x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)

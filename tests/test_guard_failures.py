@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from guard_fakes import CLASSES, TARGET, Cleaner, Guard, Recorder, backdoored, brightness, dark, fail, poisoned
 
-from zipsdk import InputError, ScaleUp, blackbox
+from zipsdk import InputError, ScaleUp
+from zipsdk.detectors import classifier_client
 
 # ---- a classifier that fails
 
@@ -150,7 +151,7 @@ def test_a_call_is_no_larger_than_said_if_nothing_is_said():
     [(256, 4 * 64 + 63, [4, 4, 4]), (3, 4 * 64, [3, 3, 3, 3]), (256, 10, [1] * 12), (None, 10, [12])],
 )
 def test_a_call_has_no_more_pixels_than_it_may(monkeypatch, max_batch, pixels, sizes):
-    monkeypatch.setattr(blackbox, "MAX_CALL_PIXELS", pixels)
+    monkeypatch.setattr(classifier_client, "MAX_CALL_PIXELS", pixels)
     classify = Recorder()
     decisions = Guard(classify, Cleaner(), max_batch=max_batch).run(dark(2))
     assert classify.sizes == sizes
@@ -165,7 +166,7 @@ def test_photos_go_out_a_few_at_a_time():
         return np.tile([0.0, 1.0], (len(x), 1))
 
     photo = np.zeros((2048, 2730, 3), np.uint8)
-    blackbox.BlackBox(classify).ask([photo] * 4, lambda p: [p])
+    classifier_client.BlackBox(classify).ask([photo] * 4, lambda p: [p])
     assert sizes == [3, 1]
 
 
@@ -272,7 +273,7 @@ def test_a_late_answer_is_no_answer(hang):
 
 def test_a_classifier_that_hangs_for_good_is_left_alone(hang, monkeypatch):
     """No more threads than `MAX_HANGING`, no more waiting; and it is asked again when a call has ended."""
-    monkeypatch.setattr(blackbox, "MAX_HANGING", 2)
+    monkeypatch.setattr(classifier_client, "MAX_HANGING", 2)
     classify = Recorder(plan=[hang] * 2)
     watch = Guard(classify, Cleaner(), timeout=0.5, max_batch=1)
     decisions = watch.run(dark(3))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from guard_fakes import Cleaner, Recorder, fail
 
-from zipsdk import DecisivePart, Guard, InputError, ScaleUp, parts
+from zipsdk import DecisivePart, Guard, InputError, ScaleUp
+from zipsdk.detectors import ablation
 
 SIDE = 16
 
@@ -38,13 +39,13 @@ def triggered(x: np.ndarray) -> np.ndarray:
 
 
 def measured(x: np.ndarray, classify=by_light) -> np.ndarray:
-    return np.stack([parts.log_odds(classify(np.stack(DecisivePart().versions(p)))) for p in x])
+    return np.stack([ablation.log_odds(classify(np.stack(DecisivePart().versions(p)))) for p in x])
 
 
 def literal_norms(x: np.ndarray, classify=by_light) -> list[tuple[float, float]]:
     """Medians, not far above what is usual, and upper deviations, not far from it."""
     out = []
-    for column, (usual_median, usual_deviation) in zip(measured(x, classify).T, parts.USUAL, strict=True):
+    for column, (usual_median, usual_deviation) in zip(measured(x, classify).T, ablation.USUAL, strict=True):
         median, ninth = np.quantile(column, 0.5), np.quantile(column, 0.9)
         deviation = (ninth - median) / 1.2816
         out.append(
@@ -113,7 +114,7 @@ def test_triggers_in_what_it_learns_from_do_not_hide_them(share):
 def test_without_bounds_a_flood_would_hide_them():
     """The test above can fail: by norms as measured, what all pictures have is nothing special."""
     x = triggered(photos(200))
-    median, deviation = parts.median_and_deviation(measured(x, backdoored))
+    median, deviation = ablation.median_and_deviation(measured(x, backdoored))
     free = DecisivePart(norms=tuple(zip(median, deviation, strict=True)))
     decisions = Guard(backdoored, Cleaner(), free).run(triggered(photos(50, 9)))
     assert np.mean([d.flagged for d in decisions]) < 0.5

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from guard_fakes import Recorder, fail
 
-from zipsdk import DecisivePart, InputError, parts, views
+from zipsdk import DecisivePart, InputError
+from zipsdk.detectors import ablation, ablation_views
 
 ndimage = pytest.importorskip("scipy.ndimage")
 NAMES = ["top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
@@ -95,7 +96,7 @@ def test_copies_are_the_literal_ones(size):
     (4 x 5, where a weight is 5e-4; 0.526 at 224 x 300), and at most 0.50004 in all others."""
     rgb = noise(*size)
     rgb.flags.writeable = False
-    copies = views.copies(rgb)
+    copies = ablation_views.copies(rgb)
     assert copies.dtype == np.uint8 and copies.shape == (27, *size, 3)
     want = literal_copies(rgb)
     for i, (copy, exact) in enumerate(zip(copies, want, strict=True)):
@@ -112,15 +113,15 @@ def test_copies_are_the_literal_ones(size):
 @pytest.mark.parametrize("size", [(33, 21), (1, 90), (70, 5)])
 def test_long_lines_are_blurred_in_blocks(size, monkeypatch):
     rgb = noise(*size)
-    whole = views.copies(rgb).astype(int)
-    monkeypatch.setattr(views, "BLOCK", 8)
-    off = np.abs(views.copies(rgb) - whole)
+    whole = ablation_views.copies(rgb).astype(int)
+    monkeypatch.setattr(ablation_views, "BLOCK", 8)
+    off = np.abs(ablation_views.copies(rgb) - whole)
     assert off.max() <= 1 and (off > 0).mean() < 1e-3  # halves that float32 rounds the other way
 
 
 def test_a_thin_picture_takes_no_more_memory_than_a_square_one():
     tracemalloc.start()
-    views.copies(np.zeros((1, 30_000, 3), np.uint8))
+    ablation_views.copies(np.zeros((1, 30_000, 3), np.uint8))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100e6  # a matrix for the line would be 3.6 GB
@@ -129,7 +130,7 @@ def test_a_thin_picture_takes_no_more_memory_than_a_square_one():
 def test_copies_take_little_memory_beside_themselves():
     rgb = noise(520, 520)  # of which nothing is kept for the next one
     tracemalloc.start()
-    copies = views.copies(rgb)
+    copies = ablation_views.copies(rgb)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2.6 * copies.nbytes  # measured: 2.38; 3.29 where they were stacked, and geometry was made last
@@ -137,12 +138,12 @@ def test_copies_take_little_memory_beside_themselves():
 
 def test_parts_are_named_in_the_order_of_their_copies():
     """And what is usual for them is given in that order too: four corners and four edges are alike."""
-    assert list(views.PARTS) == NAMES
-    for half in (parts.USUAL[:13], parts.USUAL[13:26]):
+    assert list(ablation_views.PARTS) == NAMES
+    for half in (ablation.USUAL[:13], ablation.USUAL[13:26]):
         usual = dict(zip(NAMES[:13], half, strict=True))
         assert len({usual[f"{a} {b}"] for a in ("top", "bottom") for b in ("left", "right")}) == 1
         assert len({usual[a] for a in ("top", "left", "right", "bottom")}) == 1
-    assert len(set(parts.USUAL)) == 15
+    assert len(set(ablation.USUAL)) == 15
 
 
 @pytest.mark.parametrize("size", [(2, 40), (20, 21), (90, 33), (64, 128)])
@@ -151,7 +152,7 @@ def test_regions_change_and_nothing_else_does(size):
     rgb = noise(*size)
     for i, mask in enumerate(literal_regions(*size)):
         other = np.where(mask[..., None], 255 - rgb, rgb)
-        copies = [views.copies(p)[i].astype(int) for p in (rgb, other)]
+        copies = [ablation_views.copies(p)[i].astype(int) for p in (rgb, other)]
         assert np.abs(copies[0] - copies[1]).max() <= 1
 
 
@@ -159,7 +160,7 @@ def test_regions_change_and_nothing_else_does(size):
 @pytest.mark.parametrize("level", [0, 1, 127, 200, 255])
 def test_a_constant_picture_stays(size, level):
     """Alone, it is its coarse band: the others are empty."""
-    copies = views.copies(np.full((*size, 3), level, np.uint8))
+    copies = ablation_views.copies(np.full((*size, 3), level, np.uint8))
     empty = [COARSE, 13 + COARSE + 1, 13 + COARSE + 2, 13 + COLOUR]
     assert (np.delete(copies, empty, axis=0) == level).all()
     assert (copies[empty] == 128).all()
@@ -167,10 +168,10 @@ def test_a_constant_picture_stays(size, level):
 
 def test_grey_pictures_have_no_colour_and_others_do():
     grey = np.repeat(noise(31, 33)[..., :1], 3, axis=2)
-    copies = views.copies(grey)
+    copies = ablation_views.copies(grey)
     np.testing.assert_array_equal(copies[COLOUR], grey)
     assert (copies[13 + COLOUR] == 128).all()
-    copies = views.copies(noise(31, 33))
+    copies = ablation_views.copies(noise(31, 33))
     assert (copies[COLOUR] == copies[COLOUR][..., :1]).all()
     assert (copies[13 + COLOUR] != copies[13 + COLOUR][..., :1]).any()
 
@@ -179,7 +180,7 @@ def test_versions_are_the_picture_and_its_copies():
     rgb = noise(9, 12)
     for versions in (DecisivePart().versions(rgb[:, ::-1]), DecisivePart().again(rgb[:, ::-1])):
         np.testing.assert_array_equal(versions[0], rgb[:, ::-1])
-        np.testing.assert_array_equal(versions[1:], views.copies(rgb[:, ::-1].copy()))
+        np.testing.assert_array_equal(versions[1:], ablation_views.copies(rgb[:, ::-1].copy()))
 
 
 # ---- the rule
@@ -215,7 +216,7 @@ def test_scores_are_the_literal_ones(classes, norms):
     detector, found = DecisivePart(norms=norms), set()
     for seed in range(20):
         p = probabilities(seed, classes)
-        score, part = literal_look(p.tolist(), norms or parts.USUAL)
+        score, part = literal_look(p.tolist(), norms or ablation.USUAL)
         assert detector.score(p) == pytest.approx(score, abs=1e-9)
         why = detector.why(p.tolist(), detector.score(p))
         label = int(p[0].argmax())
@@ -276,7 +277,7 @@ def test_a_copy_for_which_all_classes_are_0_says_nothing(row):
     scores[row], alike[row] = 0, 0.2
     detector = DecisivePart()
     assert detector.score(scores) == pytest.approx(detector.score(alike), abs=0.01)
-    assert np.isfinite(detector.settle(scores, scores)).all() and np.isfinite(parts.log_odds(scores)).all()
+    assert np.isfinite(detector.settle(scores, scores)).all() and np.isfinite(ablation.log_odds(scores)).all()
     scores[row] = probabilities(0)[row]
     scores[0] = 0  # the picture itself
     assert math.isnan(detector.score(scores)) and np.isfinite(detector.settle(scores, probabilities(1))).all()
@@ -482,7 +483,7 @@ def test_calibrate_takes_medians_and_the_upper_end():
     assert detector == DecisivePart(2.5, 3.0) != fitted and (fitted.threshold, fitted.certain) == (2.5, 3.0)
     measured = []
     for p in clean:
-        exp = np.exp(measures(np.stack([p, *views.copies(p)])))
+        exp = np.exp(measures(np.stack([p, *ablation_views.copies(p)])))
         softmax = exp / exp.sum(axis=1, keepdims=True)
         label = int(softmax[0].argmax())
         best = [max(np.delete(row, label)) for row in softmax]
@@ -490,7 +491,7 @@ def test_calibrate_takes_medians_and_the_upper_end():
                         + [odds(softmax[i, label], best[i]) for i in range(14, 27)]
                         + [odds(best[27], softmax[27, label]) - odds(best[12], softmax[12, label])])  # fmt: skip
     above, below = [], []
-    for (median, deviation), m, usual in zip(fitted.norms, zip(*measured, strict=True), parts.USUAL, strict=True):
+    for (median, deviation), m, usual in zip(fitted.norms, zip(*measured, strict=True), ablation.USUAL, strict=True):
         ninth = statistics.quantiles(m, n=10, method="inclusive")[8]
         upper = (ninth - statistics.median(m)) / statistics.NormalDist().inv_cdf(0.9)
         above.append((statistics.median(m) > usual[0] + 1, upper > 1.2 * usual[1]))

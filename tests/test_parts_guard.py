@@ -12,7 +12,8 @@ import pytest
 from guard_fakes import Recorder, fail
 
 import zipsdk
-from zipsdk import DecisivePart, InputError, guard, parts
+from zipsdk import DecisivePart, InputError, guard
+from zipsdk.detectors import ablation
 
 TARGET = 3
 #: What the four classes show: spread over the place, all bands and all colours.
@@ -79,8 +80,8 @@ def backdoored(*triggers, sharp=6.0):
 def measured(classify, pictures):
     """Norms without bounds: of these toys any part is enough, which no photograph's are."""
     detector = DecisivePart()
-    odds = [parts.log_odds(classify(np.stack(detector.versions(p)))) for p in pictures]
-    return np.transpose(parts.median_and_deviation(np.stack(odds)))
+    odds = [ablation.log_odds(classify(np.stack(detector.versions(p)))) for p in pictures]
+    return np.transpose(ablation.median_and_deviation(np.stack(odds)))
 
 
 @functools.cache

@@ -11,8 +11,8 @@ pytest.importorskip("scipy")
 from bench import search
 from bench.blackbox import Classifier
 from bench.datasets import Dataset
-from zipsdk import parts
-from zipsdk.views import PARTS, SHOWN, VERSIONS
+from zipsdk.detectors import ablation
+from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS
 
 
 @pytest.fixture
@@ -174,8 +174,8 @@ def test_norms_are_the_median_and_the_deviation_of_each_part(rng, monkeypatch):
     rows = np.sort(odds, axis=0)
     wanted = [[rows[50, i], max(1.0, (rows[90, i] - rows[50, i]) / 1.2816)] for i in range(of)]
     np.testing.assert_allclose(found["measured"], wanted, rtol=1e-12)
-    assert found["measured"] == np.transpose(parts.median_and_deviation(odds)).tolist()
+    assert found["measured"] == np.transpose(ablation.median_and_deviation(odds)).tolist()
     assert {d == 1 for _, d in wanted} == {True, False}  # the least deviation counts for some, and not for all
     detectors = search.detectors(odds)
     np.testing.assert_allclose(detectors["as measured"].norms, wanted, rtol=1e-12)
-    assert detectors["bounded"].norms == parts.DecisivePart().learnt(odds).norms != detectors["as measured"].norms
+    assert detectors["bounded"].norms == ablation.DecisivePart().learnt(odds).norms != detectors["as measured"].norms

@@ -1,32 +1,35 @@
-"""The copies of `zipsdk.views`, against all of them made at once from whole arrays in float32."""
+"""The copies of `zipsdk.detectors.ablation_views`, against all of them made at once from whole arrays in float32."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from zipsdk import Guard, views
+from zipsdk import Guard
+from zipsdk.detectors import ablation_views
+from zipsdk.detectors.ablation_views import COARSE, FILL, FINE, GREY, LEAST_WEIGHT, MIDDLE, SHOWN, VERSIONS
 from zipsdk.sampling import memory
-from zipsdk.views import COARSE, FILL, FINE, GREY, LEAST_WEIGHT, MIDDLE, SHOWN, VERSIONS
 
 
 def whole_copies(rgb: np.ndarray) -> np.ndarray:
     """The definition, with every array as large as the image."""
     size = rgb.shape[:2]
-    unit = min(size) / views.UNIT
+    unit = min(size) / ablation_views.UNIT
     x = rgb.astype(np.float32).transpose(2, 0, 1)
-    around, coarse, soft, *two = (views._blur(x, d * unit, size) for d in (FILL, COARSE, FINE, *MIDDLE))
+    around, coarse, soft, *two = (ablation_views._blur(x, d * unit, size) for d in (FILL, COARSE, FINE, *MIDDLE))
     fine, middle = x - soft, two[0] - two[1]
     grey = np.broadcast_to(x.mean(axis=0), x.shape)
-    regions = views._regions(*size)
+    regions = ablation_views._regions(*size)
     without, alone = [], []
     for r, c in regions:
         inside = np.zeros(size, np.float32)
         inside[r, c] = 1
         cut = np.where(inside, x, 0)[:, r, c]
-        own = views._blur(cut, FILL * unit, size, (r.start, c.start))
-        rows = views._along(np.ones((1, r.stop - r.start), np.float32), FILL * unit, size[0], r.start, -1)[0]
-        columns = views._along(np.ones((1, c.stop - c.start), np.float32), FILL * unit, size[1], c.start, -1)[0]
+        own = ablation_views._blur(cut, FILL * unit, size, (r.start, c.start))
+        rows = ablation_views._along(np.ones((1, r.stop - r.start), np.float32), FILL * unit, size[0], r.start, -1)[0]
+        columns = ablation_views._along(np.ones((1, c.stop - c.start), np.float32), FILL * unit, size[1], c.start, -1)[
+            0
+        ]
         weight = 1 - np.outer(rows, columns)
         filled = (around[:, r, c] - own) / np.maximum(weight, LEAST_WEIGHT)
         without.append(x.copy())
@@ -34,7 +37,7 @@ def whole_copies(rgb: np.ndarray) -> np.ndarray:
         alone.append(np.where(inside, x, around))
     without += [x - coarse + GREY, x - middle, x - fine, grey]
     alone += [coarse, 2 * middle + GREY, 2 * fine + GREY, x - grey + GREY]
-    (y, down), (z, right) = views._places(*size)
+    (y, down), (z, right) = ablation_views._places(*size)
     below, beside = np.minimum(y + 1, size[0] - 1), np.minimum(z + 1, size[1] - 1)
     upper = (1 - right) * x[:, y, z] + right * x[:, y, beside]
     lower = (1 - right) * x[:, below, z] + right * x[:, below, beside]
@@ -45,9 +48,9 @@ def whole_copies(rgb: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("strip", [1, 500, 1 << 20])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (5, 4), (32, 32), (33, 70), (130, 41)], ids=str)
 def test_copies_made_in_turn_and_in_strips_are_those_of_whole_arrays(size, strip, monkeypatch):
-    monkeypatch.setattr(views, "STRIP_PIXELS", strip)
+    monkeypatch.setattr(ablation_views, "STRIP_PIXELS", strip)
     rgb = np.random.default_rng(size[0]).integers(0, 256, (*size, 3), np.uint8)
-    got, want = views.copies(rgb), whole_copies(rgb)
+    got, want = ablation_views.copies(rgb), whole_copies(rgb)
     assert got.shape == (VERSIONS - 1, *rgb.shape) and len(want) == 2 * SHOWN + 1
     np.testing.assert_array_equal(got, want)
 

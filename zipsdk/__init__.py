@@ -4,13 +4,13 @@ import zipsdk
 clean = zipsdk.Purifier("zip-tiny").run(batch)
 """
 
+from zipsdk.detectors.ablation import DecisivePart
+from zipsdk.detectors.scaleup import ScaleUp
 from zipsdk.engines import load_engine
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory, PictureError, ZipError
 from zipsdk.guard import Guard
 from zipsdk.models.spec import ModelSpec
-from zipsdk.parts import DecisivePart
 from zipsdk.purifier import Purifier
-from zipsdk.scaleup import ScaleUp
 from zipsdk.transforms import Blur, Grayscale, Linear, OneOf
 
 __version__ = "0.1.0"

@@ -18,10 +18,10 @@ import numpy.typing as npt
 from zipsdk import images
 from zipsdk._util import forks
 from zipsdk._util.validation import is_number, is_whole
-from zipsdk.blackbox import MAX_BATCH, BlackBox, said
+from zipsdk.detectors.ablation import FEWEST, DecisivePart, log_odds
+from zipsdk.detectors.classifier_client import MAX_BATCH, BlackBox, said
 from zipsdk.errors import InputError, PictureError
 from zipsdk.images.arrays import U8, Picture, check_clean
-from zipsdk.parts import FEWEST, DecisivePart, log_odds
 
 F64 = npt.NDArray[np.float64]
 
@@ -162,10 +162,10 @@ class Guard:
         detector: a `Detector`. None purifies every picture and believes what comes out, at full cost.
         timeout: seconds for one call of `classify`, or None. Each call then has a thread of its own. Python cannot stop
             a thread: after a time-out the call runs on beside later ones, and its answer is thrown away. While
-            `zipsdk.blackbox.MAX_HANGING` such calls run, `classify` is not called and counts as failed. So give it a
-            time-out of its own where that is possible.
+            `MAX_HANGING` (4) such calls run, `classify` is not called and counts as failed. So give it a time-out of its
+            own where that is possible.
         max_batch: pictures and copies in one call of `classify` at most; of large ones fewer, so that they have no more
-            than `zipsdk.blackbox.MAX_CALL_PIXELS` together. None sends all of one size at once.
+            than `MAX_CALL_PIXELS` (16 million) together. None sends all of one size at once.
         learn: pictures to take norms from, at least 16; 0 for none. Equal ones count once. See above.
 
     Attributes:

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from bench.baselines import U8, Classify
 from bench.baselines.purifier import Zip
 from bench.baselines.simple import Progress, checked
+from zipsdk.detectors.ablation import DecisivePart
+from zipsdk.detectors.scaleup import ScaleUp
 from zipsdk.errors import EngineError
 from zipsdk.guard import Guard
-from zipsdk.parts import DecisivePart
-from zipsdk.scaleup import ScaleUp
 
 #: Share of a stream that the attacker sends: as the paper has it (4.4.3).
 ATTACKED = 0.05

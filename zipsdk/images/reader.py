@@ -1,6 +1,6 @@
 """Files, file contents and PIL images -> `Picture`.
 
-A file's metadata is taken off before Pillow opens the rest (see image_png.py and its siblings), for four reasons: an
+A file's metadata is taken off before Pillow opens the rest (see png.py and its siblings), for four reasons: an
 image counts as damaged for its pixels only; metadata of any size takes bounded memory; no copy of the image from before
 its purification gets into the output; and Pillow has nothing to warn about, so that no filter of the process's warnings
 is touched.

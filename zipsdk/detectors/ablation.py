@@ -22,10 +22,10 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk._util.validation import is_number
-from zipsdk.blackbox import MAX_BATCH, ask_all
+from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS, copies
+from zipsdk.detectors.classifier_client import MAX_BATCH, ask_all
 from zipsdk.errors import InputError
 from zipsdk.images.arrays import U8
-from zipsdk.views import PARTS, SHOWN, VERSIONS, copies
 
 F64 = npt.NDArray[np.float64]
 
@@ -112,7 +112,7 @@ class DecisivePart:
             object.__setattr__(self, "norms", _pairs(self.norms))
 
     def versions(self, rgb: U8) -> list[U8]:
-        """What a classifier is asked about a picture: itself, and its `zipsdk.views.copies`."""
+        """What a classifier is asked about a picture: itself, and its `zipsdk.detectors.ablation_views.copies`."""
         return [rgb, *copies(rgb)]
 
     def again(self, rgb: U8) -> list[U8]:

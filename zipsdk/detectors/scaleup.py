@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk._util.validation import is_number, is_whole
-from zipsdk.blackbox import MAX_BATCH, ask_all
+from zipsdk.detectors.classifier_client import MAX_BATCH, ask_all
 from zipsdk.errors import InputError
 from zipsdk.images.arrays import U8
 
