@@ -21,7 +21,7 @@ MAX_GRAPHS = 8
 
 
 class TorchEngine:
-    """See `zipsdk.gpu.engine.DeviceEngine`.
+    """See `zipsdk.gpu.protocols.DeviceEngine`.
 
     Args:
         module: (x float32 (N, 3, H, W), t float32 (N,)) -> eps like x; it is moved to the device.

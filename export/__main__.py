@@ -15,7 +15,8 @@ from export.flags import Flags, refuse
 from export.onnx import NORMS, check_temporary_folder, export_onnx
 from export.unet import UNet
 from export.unet_config import PREDICTIONS
-from zipsdk.engines.plan import FLAVOURS, build, check_options
+from zipsdk.engines.tensorrt.build import build, check_options
+from zipsdk.engines.tensorrt.flavor import FLAVOURS
 from zipsdk.errors import InputError, ZipError
 from zipsdk.models.betas import SCHEDULES
 from zipsdk.models.sidecar import sidecar_path

@@ -39,7 +39,7 @@ from onnxruntime.quantization import (
 
 from bench.restoration import load as load_pictures
 from export.onnx import check_temporary_folder
-from zipsdk.engines.onnx import OnnxEngine
+from zipsdk.engines.onnxruntime import OnnxEngine
 from zipsdk.errors import InputError, ModelError, ZipError
 from zipsdk.models.sidecar import check_sidecar, sidecar_path, write_sidecar
 from zipsdk.models.spec import INT8, METADATA_KEY, ModelSpec

@@ -130,7 +130,7 @@ def test_errors_of_the_system_give_2_and_no_traceback(tmp_path, capsys, monkeypa
     def fails(*_, **__):
         raise e
 
-    monkeypatch.setattr("zipsdk.engines.plan.build", fails)
+    monkeypatch.setattr("zipsdk.engines.tensorrt.build.build", fails)
     code = main(["build", "zip-tiny", "-o", str(tmp_path / "a.plan")])
     refused(capsys, code, 2, f"{text}; check the path, its permissions and the disk's room\n")
 
@@ -226,7 +226,7 @@ def test_a_full_disk_stops_the_run(purify, tmp_path, capsys, monkeypatch):
 
 
 def test_an_engine_that_fails_midway_gives_3_and_can_be_continued(purify, tmp_path, capsys, monkeypatch):
-    from zipsdk.engines.onnx import OnnxEngine
+    from zipsdk.engines.onnxruntime import OnnxEngine
 
     src = folder(tmp_path / "in", 4)
     evaluate, calls = OnnxEngine.__call__, []

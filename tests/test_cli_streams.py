@@ -167,7 +167,7 @@ def test_warnings_are_notes_and_never_errors(purify, tmp_path, capsys, action):
 
 def raising(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send this process a signal in the midst of the second batch."""
-    from zipsdk.engines.onnx import OnnxEngine
+    from zipsdk.engines.onnxruntime import OnnxEngine
 
     evaluate, calls = OnnxEngine.__call__, []
 

@@ -121,8 +121,8 @@ def test_cores_are_those_of_the_affinity_and_of_pythons_limit(monkeypatch, limit
 
 def test_the_engine_takes_no_more_threads_than_the_quota(monkeypatch):
     pytest.importorskip("onnxruntime")
-    from zipsdk.engines import onnx
+    from zipsdk.engines import onnxruntime
 
-    monkeypatch.setattr(onnx, "usable_cpus", lambda: 3)
+    monkeypatch.setattr(onnxruntime, "usable_cpus", lambda: 3)
     assert zipsdk.load_engine("zip-tiny", device="cpu").info["threads"] == 3
     assert zipsdk.load_engine("zip-tiny", device="cpu", threads=1).info["threads"] == 1

@@ -16,7 +16,7 @@ from test_purifier import pictures
 
 import zipsdk
 from zipsdk import EngineError, InputError, ModelError, Purifier, load_engine
-from zipsdk.engines.onnx import _parts
+from zipsdk.engines.onnxruntime import _parts
 from zipsdk.models import bundled, find
 
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")

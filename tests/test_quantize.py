@@ -17,7 +17,7 @@ from bench import int8, markdown, record  # noqa: E402
 from bench.restoration import psnr  # noqa: E402
 from export import quantize  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
-from zipsdk.engines.onnx import OnnxEngine  # noqa: E402
+from zipsdk.engines.onnxruntime import OnnxEngine  # noqa: E402
 from zipsdk.errors import InputError, ModelError  # noqa: E402
 from zipsdk.models import find  # noqa: E402
 from zipsdk.models.sidecar import check_sidecar  # noqa: E402

@@ -19,7 +19,8 @@ from gpu_pairs import Meanwhile, assert_same, pictures
 import zipsdk
 from zipsdk import cli, doctor
 from zipsdk._util import forks
-from zipsdk.engines import plan, tensorrt
+from zipsdk.engines.tensorrt import build, flavor, plan_file
+from zipsdk.engines.tensorrt import engine as trt_engine
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory
 from zipsdk.models import find
 from zipsdk.models.sidecar import sidecar_path, write_sidecar
@@ -34,7 +35,7 @@ def tiny(tmp_path_factory):
     """The bundled model as a plan for one small size."""
     path = tmp_path_factory.mktemp("plan") / "tiny.plan"
     batches, sizes = np.array(BATCHES), np.array([32])  # numbers of NumPy do
-    record = plan.build(find("zip-tiny"), path, batches=batches, sizes=sizes, targets=["sm86", "sm89"])
+    record = build.build(find("zip-tiny"), path, batches=batches, sizes=sizes, targets=["sm86", "sm89"])
     return path, record
 
 
@@ -61,7 +62,7 @@ def test_the_bundled_model_is_built(tiny):
     path, record = tiny
     header = path.read_bytes()[: trt.Runtime(trt.Logger()).engine_header_size]
     assert len(header) == 64 and path.stat().st_size > 1e6
-    said = tensorrt.read_plan(path)
+    said = plan_file.read_plan(path)
     assert said["plan"] == record["plan"]
     assert said["plan"]["flavour"] == "rtx" and said["plan"]["runtime"] == trt.__version__
     assert said["plan"]["targets"] == ["sm86", "sm89"] and said["plan"]["batches"] == [1, 4]
@@ -79,7 +80,7 @@ def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
     arguments = ["--random-adm", "--channels", "32", "-o", str(tmp_path), "--precision", precision]
     assert main([*arguments, "--engine", "--batch", "1,2", "--target", "sm86"]) == 0
     (path,) = tmp_path.glob("*.plan")
-    record = tensorrt.read_plan(path)
+    record = plan_file.read_plan(path)
     assert record["spec"].precision == precision and record["spec"].canvas == 256
     assert record["plan"]["onnx"]["name"] == path.with_suffix(".onnx").name
 
@@ -105,7 +106,7 @@ def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
 )
 def test_options_that_cannot_be_met(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        plan.build(find("zip-tiny"), tmp_path / "x.plan", **{"flavour": "rtx", **options})
+        build.build(find("zip-tiny"), tmp_path / "x.plan", **{"flavour": "rtx", **options})
     assert not list(tmp_path.iterdir())
 
 
@@ -113,29 +114,29 @@ def test_models_that_cannot_be_built(tmp_path):
     onnx = pytest.importorskip("onnx")
     broken = tmp_path / "broken.onnx"
     with pytest.raises(ModelError, match="no such file"):
-        plan.build(broken, tmp_path / "x.plan", flavour="rtx")
+        build.build(broken, tmp_path / "x.plan", flavour="rtx")
     broken.write_bytes(b"\xff" * 100)
     with pytest.raises(ModelError, match="not a readable ONNX model"):
-        plan.build(broken, tmp_path / "x.plan", flavour="rtx")
+        build.build(broken, tmp_path / "x.plan", flavour="rtx")
     model = onnx.load(str(find("zip-tiny")))
     metadata = list(model.metadata_props)
     del model.metadata_props[:]
     onnx.save(model, str(broken))
     with pytest.raises(ModelError, match="without a zipsdk spec"):
-        plan.build(broken, tmp_path / "x.plan", flavour="rtx")
+        build.build(broken, tmp_path / "x.plan", flavour="rtx")
     model.metadata_props.extend(metadata)
     model.graph.node[3].op_type = "Unheard"
     onnx.save(model, str(broken))
     with pytest.raises(ModelError, match=r"TensorRT-RTX .* cannot read it .*Unheard"):
-        plan.build(broken, tmp_path / "x.plan", flavour="rtx")
+        build.build(broken, tmp_path / "x.plan", flavour="rtx")
     assert [p.name for p in tmp_path.iterdir()] == ["broken.onnx"]
 
 
 def test_what_tensorrt_says_reaches_the_user(tmp_path, monkeypatch):
     """It answers None; why stands in its log. A profile that contradicts the graph is such a case."""
-    monkeypatch.setattr(plan, "_sizes", lambda spec, sizes: (spec, (6, 6, 6)))  # not a multiple of 4
+    monkeypatch.setattr(build, "_sizes", lambda spec, sizes: (spec, (6, 6, 6)))  # not a multiple of 4
     with pytest.raises(EngineError, match=r"TensorRT-RTX .* cannot build it \(.{20}"):
-        plan.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,))
+        build.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,))
     assert not list(tmp_path.iterdir())
 
 
@@ -164,14 +165,14 @@ def test_a_stopped_build_leaves_nothing(tmp_path, how, kind, message):
         return len(calls) < 50 or how == "Ctrl-C"
 
     with pytest.raises(kind, match=message):
-        plan.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,), sizes=(32,), progress=progress)
+        build.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,), sizes=(32,), progress=progress)
     assert len(calls) == 50 and not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_while_the_logger_runs_stops_the_build(tmp_path, monkeypatch, capfd):
     """Python raises KeyboardInterrupt in whichever callback runs first, mostly the logger: it was lost there."""
-    make, pressed = plan.collecting_logger, []
+    make, pressed = build.collecting_logger, []
 
     def pressing(trt):
         class Logger(type(make(trt))):
@@ -186,19 +187,19 @@ def test_ctrl_c_while_the_logger_runs_stops_the_build(tmp_path, monkeypatch, cap
         logger.__class__ = Logger
         return logger
 
-    monkeypatch.setattr(plan, "collecting_logger", pressing)
+    monkeypatch.setattr(build, "collecting_logger", pressing)
     with pytest.raises(KeyboardInterrupt):
-        plan.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,), sizes=(32,))
+        build.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,), sizes=(32,))
     assert pressed and not list(tmp_path.iterdir())
     assert "Exception caught" not in capfd.readouterr().err
 
 
 def test_a_handler_of_the_callers_is_left_alone_and_threads_may_build(tmp_path, monkeypatch):
     seen, results = [], []
-    monkeypatch.setattr(plan, "_serialized", lambda *args: seen.append(signal.getsignal(signal.SIGINT)) or b"")
+    monkeypatch.setattr(build, "_serialized", lambda *args: seen.append(signal.getsignal(signal.SIGINT)) or b"")
 
     def compile_():
-        results.append(plan._compile(None, None, None, None, None, None, None, None))
+        results.append(build._compile(None, None, None, None, None, None, None, None))
 
     mine = lambda *_: None  # noqa: E731
     previous = signal.signal(signal.SIGINT, mine)
@@ -217,7 +218,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_build(tmp_path):
     (tmp_path / "file").write_text("")
     calls = []
     with pytest.raises(OSError):
-        plan.build(find("zip-tiny"), tmp_path / "file" / "x.plan", flavour="rtx", batches=(1,), sizes=(32,),
+        build.build(find("zip-tiny"), tmp_path / "file" / "x.plan", flavour="rtx", batches=(1,), sizes=(32,),
                    progress=lambda *step: calls.append(step) or True)  # fmt: skip
     assert not calls
 
@@ -225,29 +226,29 @@ def test_a_place_that_cannot_be_written_is_found_before_the_build(tmp_path):
 def test_all_targets_are_named_to_the_builder(tmp_path):
     """What the sidecar lists must be what the plan was built for: unset is not the same plan."""
     made = []
-    for name, targets in (("a", None), ("b", [f"sm{n}" for n in plan.capabilities(trt)])):
+    for name, targets in (("a", None), ("b", [f"sm{n}" for n in flavor.capabilities(trt)])):
         path = tmp_path / f"{name}.plan"
-        record = plan.build(find("zip-tiny"), path, flavour="rtx", batches=(1,), sizes=(32,), targets=targets)
+        record = build.build(find("zip-tiny"), path, flavour="rtx", batches=(1,), sizes=(32,), targets=targets)
         made.append((path.read_bytes(), record["plan"]["targets"]))
     assert made[0] == made[1]
 
 
 def test_flavours(monkeypatch):
-    assert "rtx" in plan.installed()
+    assert "rtx" in flavor.installed()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingExtra, match=r"tensorrt is not usable here.*zipsdk\[gpu\]"):
-        plan.runtime("trt")
-    monkeypatch.setattr(plan, "installed", list)
+        flavor.runtime("trt")
+    monkeypatch.setattr(build, "installed", list)
     with pytest.raises(MissingExtra, match="tensorrt"):
-        plan.build(find("zip-tiny"), "x.plan")
-    monkeypatch.setattr(plan, "installed", lambda: ["trt", "rtx"])
+        build.build(find("zip-tiny"), "x.plan")
+    monkeypatch.setattr(build, "installed", lambda: ["trt", "rtx"])
     with pytest.raises(InputError, match="say which one"):
-        plan.build(find("zip-tiny"), "x.plan")
+        build.build(find("zip-tiny"), "x.plan")
 
 
 def test_classic_tensorrt_takes_no_targets():
     with pytest.raises(InputError, match="builds for the GPU that is present"):
-        plan._targets(types.SimpleNamespace(), "trt", ["sm86"])
+        build._targets(types.SimpleNamespace(), "trt", ["sm86"])
 
 
 # ---- the command
@@ -277,7 +278,7 @@ def refuse(path, kind, message, **options):
 
 def test_a_model_quantised_for_cpus_has_no_plan(tmp_path):
     with pytest.raises(ModelError, match="quantised for ONNX Runtime on CPUs"):
-        plan.build(find("zip-tiny-int8"), tmp_path / "x.plan", flavour="rtx")
+        build.build(find("zip-tiny-int8"), tmp_path / "x.plan", flavour="rtx")
     assert not list(tmp_path.iterdir())
 
 
@@ -334,14 +335,14 @@ def test_another_version_and_another_flavour(copy, monkeypatch):
 @pytest.mark.parametrize("device", [0, None, "cpu"])
 def test_a_device_that_no_plan_runs_on(device):
     with pytest.raises(InputError, match=f"device: got {device!r} for a plan, wanted 'auto'"):
-        tensorrt.TensorRTEngine("x.plan", device=device)
+        trt_engine.TensorRTEngine("x.plan", device=device)
 
 
 def test_no_driver(copy, monkeypatch):
     def no_driver(ordinal):
         raise EngineError("there is no NVIDIA driver here")
 
-    monkeypatch.setattr(tensorrt, "open_device", no_driver)
+    monkeypatch.setattr(trt_engine, "open_device", no_driver)
     refuse(copy, EngineError, "no NVIDIA driver")
     refuse(copy, InputError, "got 'cpu' for a plan", device="cpu")
 
@@ -372,8 +373,8 @@ def opened(copy, device, monkeypatch, *, capability=(8, 6), plain=None, **option
     plain = plain or FakeEngine(ModelSpec.from_json(json.dumps(json.loads(sidecar_path(copy).read_text())["spec"]), ""))
     device.capability = capability
     fake = trt_fake.module(trt, device, plain, batches=BATCHES, **options)
-    monkeypatch.setattr(tensorrt, "open_device", lambda ordinal: device)
-    monkeypatch.setattr(tensorrt, "runtime", lambda flavour: fake)
+    monkeypatch.setattr(trt_engine, "open_device", lambda ordinal: device)
+    monkeypatch.setattr(trt_engine, "runtime", lambda flavour: fake)
     return zipsdk.load_engine(copy), plain, fake
 
 
@@ -564,7 +565,7 @@ def test_doctor_asks_whether_tensorrt_rtx_supports_the_gpu(monkeypatch, capabili
 
 
 def test_contexts_are_dropped_but_not_those_that_a_graph_holds(copy, device, monkeypatch, rng):
-    monkeypatch.setattr(tensorrt, "MAX_CONTEXTS", 2)
+    monkeypatch.setattr(trt_engine, "MAX_CONTEXTS", 2)
     engine, plain, _ = opened(copy, device, monkeypatch)
     gpu, cpu = zipsdk.Purifier(engine, seed=3), zipsdk.Purifier(plain, seed=3)
     batches = [pictures(rng, n, 32, 32) for n in (1, 2, 3, 4)]

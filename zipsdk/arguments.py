@@ -8,7 +8,7 @@ from typing import Any
 
 import zipsdk
 from zipsdk._util.validation import MAX_THREADS, path_text, positive
-from zipsdk.engines.plan import FLAVOURS
+from zipsdk.engines.tensorrt.flavor import FLAVOURS
 from zipsdk.purifier import PRESETS, PROFILES
 
 Command = Callable[[argparse.Namespace], int]

@@ -30,7 +30,8 @@ from zipsdk.console import (
 )  # fmt: skip
 from zipsdk.discovery import describe_skipped, find_jobs, same_file
 from zipsdk.engines import load_engine
-from zipsdk.engines.plan import FLAVOURS, spec_of
+from zipsdk.engines.tensorrt.build import spec_of
+from zipsdk.engines.tensorrt.flavor import FLAVOURS
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
 from zipsdk.images.contact_sheet import MAX_ROWS, before_after, contact_sheet, is_sheet
 from zipsdk.jobs import U8, Run
@@ -235,7 +236,7 @@ def _onnx_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
 
 def _plan_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
     """What a plan's sidecar says, also where the plan cannot run."""
-    from zipsdk.engines.tensorrt import read_plan
+    from zipsdk.engines.tensorrt.plan_file import read_plan
 
     record = read_plan(path)
     try:
@@ -246,7 +247,7 @@ def _plan_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from zipsdk.engines.plan import build
+    from zipsdk.engines.tensorrt.build import build
 
     model = find(args.model) or Path(args.model)
     out = Path(args.out)

@@ -162,8 +162,8 @@ class Guard:
         detector: a `Detector`. None purifies every picture and believes what comes out, at full cost.
         timeout: seconds for one call of `classify`, or None. Each call then has a thread of its own. Python cannot stop
             a thread: after a time-out the call runs on beside later ones, and its answer is thrown away. While
-            `MAX_HANGING` (4) such calls run, `classify` is not called and counts as failed. So give it a time-out of its
-            own where that is possible.
+            `MAX_HANGING` (4) such calls run, `classify` is not called and counts as failed. So give it a time-out of
+            its own where that is possible.
         max_batch: pictures and copies in one call of `classify` at most; of large ones fewer, so that they have no more
             than `MAX_CALL_PIXELS` (16 million) together. None sends all of one size at once.
         learn: pictures to take norms from, at least 16; 0 for none. Equal ones count once. See above.

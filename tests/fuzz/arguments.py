@@ -17,7 +17,7 @@ from fuzz.graphs import toy
 from fuzz.options import VALUES
 from fuzz.recipes import Recipe
 from zipsdk import images
-from zipsdk.engines.plan import build
+from zipsdk.engines.tensorrt.build import build
 from zipsdk.errors import ZipError
 from zipsdk.guard import speedup_bound
 

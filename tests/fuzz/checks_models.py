@@ -12,7 +12,7 @@ from fuzz import graphs
 from fuzz.recipes import Recipe, demand, unpack
 from fuzz.texts import SHA256, SIZE
 from zipsdk.engines import load_engine
-from zipsdk.engines.tensorrt import read_plan
+from zipsdk.engines.tensorrt.plan_file import read_plan
 from zipsdk.errors import EngineError, InputError, ModelError
 from zipsdk.models.sidecar import check_sidecar, model_hashes
 from zipsdk.models.spec import ModelSpec

@@ -45,11 +45,11 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
             f"model: got {name!r}, which is neither a file nor one of {', '.join(bundled())}; check the path"
         )
     if path.suffix == ".plan":
-        from zipsdk.engines.tensorrt import TensorRTEngine
+        from zipsdk.engines.tensorrt.engine import TensorRTEngine
 
         return TensorRTEngine(path, device=device)
     if path.suffix != ".onnx":
         raise ModelError(f"{path}: got a {path.suffix or 'suffix-less'} file, wanted .onnx or .plan")
-    from zipsdk.engines.onnx import open_onnx
+    from zipsdk.engines.onnxruntime import open_onnx
 
     return open_onnx(path, device=device, threads=threads)

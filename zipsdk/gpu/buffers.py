@@ -13,7 +13,7 @@ import numpy.typing as npt
 from zipsdk import gpu
 from zipsdk._util import forks
 from zipsdk.gpu.device import Device, Graph
-from zipsdk.gpu.engine import DeviceEngine
+from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.sampling.schedule import StepTable
 from zipsdk.sampling.tiling import Layout, round_up
 

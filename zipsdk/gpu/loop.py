@@ -24,7 +24,7 @@ import numpy.typing as npt
 from zipsdk import gpu
 from zipsdk.errors import EngineError, OutOfMemory
 from zipsdk.gpu.buffers import Buffers, Pool, Slot, Ticket
-from zipsdk.gpu.engine import DeviceEngine
+from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.sampling.schedule import StepTable
 from zipsdk.sampling.tiling import Layout
 from zipsdk.transforms import Guide

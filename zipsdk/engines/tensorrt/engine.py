@@ -7,7 +7,6 @@ silence.
 
 from __future__ import annotations
 
-import json
 import re
 import weakref
 from dataclasses import dataclass, field
@@ -19,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk._util import forks
-from zipsdk.engines.plan import FLAVOURS, RTX_LOWEST, capabilities, collecting_logger, runtime
+from zipsdk.engines.tensorrt.flavor import FLAVOURS, RTX_LOWEST, capabilities, collecting_logger, runtime
+from zipsdk.engines.tensorrt.plan_file import read_plan
 from zipsdk.errors import EngineError, InputError, ModelError, OutOfMemory
 from zipsdk.gpu.device import Device, open_device
-from zipsdk.models.sidecar import check_sidecar, sidecar_path
 from zipsdk.models.spec import ModelSpec
 
 F32 = npt.NDArray[np.float32]
@@ -179,13 +178,13 @@ class TensorRTEngine:
     # ---- what `zipsdk.gpu.loop.DeviceLoop` uses
 
     def prepare(self, batch: int, height: int, width: int) -> object:
-        """The context of a shape, which must outlive a graph captured of it; see `zipsdk.gpu.engine.DeviceEngine`."""
+        """The context of a shape, which must outlive a graph captured of it (`zipsdk.gpu.protocols.DeviceEngine`)."""
         return self._context(batch, height, width)
 
     def enqueue(
         self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
     ) -> None:
-        """One evaluation on the device's memory; see `zipsdk.gpu.engine.DeviceEngine`."""
+        """One evaluation on the device's memory; see `zipsdk.gpu.protocols.DeviceEngine`."""
         context = self._context(batch, *(size or (self.spec.canvas, self.spec.canvas)))
         spec = self.spec
         for name, address in ((spec.input_x, x), (spec.input_t, t), (spec.output, eps)):
@@ -286,36 +285,3 @@ class TensorRTEngine:
             stream.synchronize()
             eps: F32 = pinned[2].view(np.float32).reshape(x.shape).copy()
         return eps
-
-
-def read_plan(path: Path) -> dict[str, Any]:
-    """Check a plan against its sidecar; what that says, with "spec" as a `ModelSpec`.
-
-    Raises:
-        ModelError: the sidecar is missing, is not a plan's, or the plan is not the one that it was written for.
-    """
-    record = check_sidecar(path)
-    if record is None:
-        raise ModelError(
-            f"{path}: got a plan without {sidecar_path(path).name}; a plan is code, and is opened only if its hash is "
-            "known: copy both files, or build it again with zipsdk build"
-        )
-    plan, spec = record.get("plan"), record.get("spec")
-    kinds = {"flavour": str, "runtime": str, "targets": list, "batches": list, "sizes": list}
-    if not isinstance(plan, dict) or not isinstance(spec, dict):
-        raise ModelError(f"{sidecar_path(path)}: speaks of no plan; build it again with zipsdk build")
-    for key, kind in kinds.items():
-        if not isinstance(plan.get(key), kind):
-            raise ModelError(
-                f"{sidecar_path(path)}: {key}: got {plan.get(key)!r}, wanted a {kind.__name__}; build again"
-            )
-    batches, targets = plan["batches"], plan["targets"]
-    whole = bool(batches) and all(type(b) is int and b > 0 for b in batches)
-    if plan["flavour"] not in FLAVOURS or not whole or batches != sorted(set(batches)):
-        raise ModelError(
-            f"{sidecar_path(path)}: got flavour {plan['flavour']!r} and batches {batches}, wanted one of "
-            f"{', '.join(FLAVOURS)} and rising whole numbers; build it again"
-        )
-    if not targets or not all(isinstance(t, str) and re.fullmatch(r"sm\d+", t) for t in targets):
-        raise ModelError(f"{sidecar_path(path)}: targets: got {targets}, wanted such as ['sm86']; build it again")
-    return {**record, "spec": ModelSpec.from_json(json.dumps(spec), str(sidecar_path(path)))}

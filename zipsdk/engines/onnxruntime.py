@@ -173,7 +173,7 @@ class OnnxEngine:
     def enqueue(
         self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
     ) -> None:
-        """One evaluation on the device's memory; see `zipsdk.gpu.engine.DeviceEngine`."""
+        """One evaluation on the device's memory; see `zipsdk.gpu.protocols.DeviceEngine`."""
         if self.device is not None and stream != self.device.compute.handle:
             raise EngineError(
                 f"stream: got {stream:#x}, wanted the one that the session was opened with, "
