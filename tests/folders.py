@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from zipsdk import images
-from zipsdk.manifest import MANIFEST
+from zipsdk.batch.manifest import MANIFEST
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (16, 16)) -> Path:

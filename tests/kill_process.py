@@ -22,7 +22,7 @@ def die_at(number: int) -> None:
     before it, after half of it. With a negative number nothing dies, and ``ZIPSDK_TEST_KILL_AT`` + ``_COUNT`` names a
     file for the number of moments.
     """
-    from zipsdk import manifest
+    from zipsdk.batch import manifest
 
     seen = 0
     fsync, replace = os.fsync, os.replace

@@ -10,7 +10,8 @@ import pytest
 from folders import contents, folder, names, picture, refused, state
 from PIL import Image
 
-from zipsdk import discovery, images
+from zipsdk import images
+from zipsdk.batch import discovery
 from zipsdk.cli import main
 from zipsdk.errors import EngineError, InputError, PictureError
 

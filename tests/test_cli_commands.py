@@ -81,7 +81,7 @@ def test_doctor_without_onnxruntime(capsys, monkeypatch):
 @pytest.mark.usefixtures("bundled")
 def test_without_onnxruntime_but_with_tensorrt(model, capsys, monkeypatch):
     """As on a Jetson: `onnx` is there, which reads the spec, and plans run."""
-    from zipsdk import doctor
+    from zipsdk.cli import doctor
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["models"]) == 0

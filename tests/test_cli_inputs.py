@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from folders import contents, folder, names, picture, refused, state
 
-from zipsdk import discovery, images
-from zipsdk.manifest import MANIFEST
+from zipsdk import images
+from zipsdk.batch import discovery
+from zipsdk.batch.manifest import MANIFEST
 
 
 def test_output_folder_below_the_input_is_not_an_input(purify, tmp_path):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from folders import contents, finished, folder, names, picture, records, refused, state
 
+from zipsdk.batch.manifest import MANIFEST
 from zipsdk.cli import main
-from zipsdk.manifest import MANIFEST
 
 ROOT = Path(__file__).parents[1]
 

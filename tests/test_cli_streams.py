@@ -16,7 +16,7 @@ from folders import folder, names, picture, records, state
 from PIL import Image
 
 from zipsdk.cli import main
-from zipsdk.console import printable
+from zipsdk.cli.console import printable
 
 ROOT = Path(__file__).parents[1]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/dev/full and file names of any bytes, as Linux has them")

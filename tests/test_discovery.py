@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from folders import folder, picture, refused
 
-from zipsdk import discovery
+from zipsdk.batch import discovery
 
 # ---- patterns
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from conftest import FakeEngine
 
-from zipsdk import cli, doctor, gpu
+from zipsdk import cli, gpu
+from zipsdk.cli import doctor
 from zipsdk.errors import EngineError, MissingExtra
 
 FIX = "install the NVIDIA driver; pip has none"

@@ -12,7 +12,7 @@ import pytest
 from folders import contents, folder, picture, records, state
 
 from zipsdk import images
-from zipsdk.manifest import MANIFEST
+from zipsdk.batch.manifest import MANIFEST
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="watches file descriptors in /proc, as Linux has it")
 

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from folders import finished, folder, names, records, refused, state
 
-from zipsdk import manifest
+from zipsdk.batch import manifest
+from zipsdk.batch.manifest import MANIFEST, Job, Manifest
 from zipsdk.errors import InputError
-from zipsdk.manifest import MANIFEST, Job, Manifest
 
 
 def test_a_damaged_manifest_is_refused_and_a_torn_header_is_none(purify, tmp_path, capsys):

@@ -17,8 +17,9 @@ from conftest import FakeEngine
 from gpu_pairs import Meanwhile, assert_same, pictures
 
 import zipsdk
-from zipsdk import cli, doctor
+from zipsdk import cli
 from zipsdk._util import forks
+from zipsdk.cli import doctor
 from zipsdk.engines.tensorrt import build, flavor, plan_file
 from zipsdk.engines.tensorrt import engine as trt_engine
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory

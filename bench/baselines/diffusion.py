@@ -32,7 +32,7 @@ from bench.baselines.simple import (
     noise_of,
     parts,
 )
-from zipsdk.discovery import same_file
+from zipsdk.batch.discovery import same_file
 from zipsdk.errors import InputError
 from zipsdk.models import find
 from zipsdk.models.sidecar import model_hashes

@@ -20,8 +20,8 @@ from PIL import Image
 from fuzz.edits import Draw, index
 from fuzz.graphs import toy
 from fuzz.recipes import Recipe, Violation, demand
+from zipsdk.batch.manifest import MANIFEST
 from zipsdk.cli import main
-from zipsdk.manifest import MANIFEST
 
 #: What an argument may be. Numbers that make a valid run long are left out.
 PATHS = ("a.png", "photos", "photos/a.png", "photos/*.png", "ph*[", "[", "none.png", "photos/[x].png", "**",

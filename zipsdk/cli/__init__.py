@@ -14,8 +14,11 @@ from typing import Any
 
 from zipsdk import images
 from zipsdk._util.atomic import make_folder
-from zipsdk.arguments import parse
-from zipsdk.console import (
+from zipsdk.batch.discovery import describe_skipped, find_jobs, same_file
+from zipsdk.batch.manifest import Job, Manifest
+from zipsdk.batch.runner import U8, Run
+from zipsdk.cli.arguments import parse
+from zipsdk.cli.console import (  # fmt: skip
     Signals,
     StdoutError,
     Stopped,
@@ -27,15 +30,12 @@ from zipsdk.console import (
     settle_streams,
     stop_signals,
     tell,
-)  # fmt: skip
-from zipsdk.discovery import describe_skipped, find_jobs, same_file
+)
 from zipsdk.engines import load_engine
 from zipsdk.engines.tensorrt.build import spec_of
 from zipsdk.engines.tensorrt.flavor import FLAVOURS
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
 from zipsdk.images.contact_sheet import MAX_ROWS, before_after, contact_sheet, is_sheet
-from zipsdk.jobs import U8, Run
-from zipsdk.manifest import Job, Manifest
 from zipsdk.models import bundled, find
 from zipsdk.models.sidecar import check_sidecar, model_hashes, sha256_file
 from zipsdk.models.spec import ModelSpec
@@ -294,7 +294,7 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from zipsdk.doctor import checks
+    from zipsdk.cli.doctor import checks
 
     lines, runs = checks()
     if args.json:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from zipsdk import images
+from zipsdk.batch.globs import expand, split_pattern
+from zipsdk.batch.manifest import Job
 from zipsdk.errors import InputError
-from zipsdk.globs import expand, split_pattern
 from zipsdk.images.contact_sheet import is_sheet
-from zipsdk.manifest import Job
 
 # what is read but not written in its own format
 _KEPT_AS = {".gif": ".png", ".apng": ".png"}
@@ -25,7 +25,7 @@ def find_jobs(inputs: Sequence[str], out: Path, form: str, problem: Callable[[st
 
     Folders are walked without following links to folders, and without hidden files, OUT itself and the sheet that an
     earlier run left where this one's will be. An input that exists is taken as it is, also where its name looks like a
-    pattern; `zipsdk.globs` says what a pattern matches.
+    pattern; `zipsdk.batch.globs` says what a pattern matches.
 
     Args:
         form: "keep", or the suffix of all outputs without its dot.

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk._util.atomic import make_folder
+from zipsdk.batch.manifest import Job, Manifest, fingerprint
 from zipsdk.errors import InputError, OutOfMemory, PictureError, ZipError
 from zipsdk.images.arrays import Picture
-from zipsdk.manifest import Job, Manifest, fingerprint
 from zipsdk.purifier import Purifier
 
 U8 = npt.NDArray[np.uint8]
