@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from bench.layouts import Listing, list_pictures
-from zipsdk import images
 from zipsdk.errors import InputError
+from zipsdk.images.sources import decode
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
@@ -147,16 +146,3 @@ def _decoded(listing: Listing, indices: I64, side: int | None) -> list[U8]:
                 f"{listing.source}: got {listing.names[i]}, which cannot be read ({e}), wanted a picture; copy it again"
             ) from e
     return out
-
-
-def decode(picture: bytes | U8, side: int | None = None) -> U8:
-    """A file's content or an array -> uint8 (H, W, 3), upright and of 16 bits scaled as `zipsdk.images` has it; resized
-    to side x side where one is given.
-
-    Raises:
-        PictureError: it cannot be read.
-    """
-    rgb = images.read_one(picture).rgb
-    if side and rgb.shape[:2] != (side, side):
-        rgb = np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BICUBIC))
-    return rgb

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import csv
 import os
-import stat
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,14 +33,13 @@ import numpy.typing as npt
 from bench.cifar_pickle import read_cifar_pickle
 from zipsdk.errors import InputError
 from zipsdk.images import SUFFIXES
+from zipsdk.images.sources import entries, is_hidden, is_image, walk
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 
 #: The folder of data where none is given.
 VARIABLE = "ZIPSDK_DATA"
-#: Folders at most below one: links upon links lead to ever more.
-MAX_FOLDERS = 1_000_000
 SPLITS = {"train": ("train",), "test": ("test", "val")}
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -72,74 +70,6 @@ class Listing(NamedTuple):
     labels: I64
     #: the pictures of these indices, as files or as arrays
     read: Callable[[Iterable[int]], Iterator[bytes | U8]]
-
-
-def read_files(source: str | Path) -> Iterator[bytes]:
-    """The picture files of a zip archive or of a folder and the folders in it, in the order of their names."""
-    source = Path(source)
-    if source.is_dir():
-        for name in sorted(n for n in _walk(source) if _is_image(n)):
-            yield (source / name).read_bytes()
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            for name in sorted(n for n in _entries(archive, source) if _is_image(n)):
-                yield archive.read(name)
-    else:
-        raise SystemExit(f"{source}: got neither a folder nor a zip archive of pictures; name one of these")
-
-
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES and not _is_hidden(name)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith("__MACOSX/") or "/." in f"/{name}"
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """What is below a folder, by names relative to it: folders with "/" at their end. Links are followed, except to a
-    folder that they are in.
-
-    Raises:
-        InputError: a link to nothing that is named like an image: it was one, and would be missed; or too many folders.
-    """
-    pending: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(root, "", frozenset())]
-    left = MAX_FOLDERS
-    while pending:
-        left -= 1
-        if left < 0:
-            raise InputError(f"{root}: got more than {MAX_FOLDERS} folders, expected fewer; remove links to folders")
-        folder, prefix, above = pending.pop()
-        status = folder.stat()
-        here = status.st_dev, status.st_ino
-        if here in above:
-            warnings.warn(f"{folder}: a link to a folder that it is in: it is not followed", UserWarning, stacklevel=2)
-            continue
-        for path in folder.iterdir():
-            name = prefix + path.name
-            if path.is_dir():
-                if not _is_hidden(f"{name}/"):
-                    yield f"{name}/"
-                    pending.append((path, f"{name}/", above | {here}))
-            elif path.is_file():
-                yield name
-            elif path.is_symlink() and _is_image(name):
-                raise InputError(f"{path}: got a link to nothing, expected an image; copy the file there or remove it")
-
-
-def _entries(archive: zipfile.ZipFile, source: Path) -> Iterator[str]:
-    """The names in an archive.
-
-    Raises:
-        InputError: an entry is a link, which would be read as its target's name.
-    """
-    for entry in archive.infolist():
-        if stat.S_ISLNK(entry.external_attr >> 16) and not _is_hidden(entry.filename):
-            raise InputError(
-                f"{source}: got the link {entry.filename}, expected files and folders; "
-                "make the archive again with what its links lead to"
-            )
-        yield entry.filename
 
 
 def list_pictures(name: str, split: str, folder: str | Path | None = None) -> Listing:
@@ -189,8 +119,8 @@ def _by_class(
     source: Path, names: Iterable[str], known: dict[str, str] | None
 ) -> tuple[list[str], tuple[str, ...], I64]:
     """Sorted names of the pictures among `names`, each class/picture; the classes; each picture's."""
-    names = [n for n in names if not _is_hidden(n)]
-    kept = sorted(n for n in names if _is_image(n))
+    names = [n for n in names if not is_hidden(n)]
+    kept = sorted(n for n in names if is_image(n))
     if not kept:
         raise InputError(f"{source}: got no pictures, wanted a folder for each class with its pictures")
     if odd := [n for n in kept if n.count("/") != 1]:
@@ -221,7 +151,7 @@ def _by_class(
 def _archive(path: Path, known: dict[str, str] | None) -> Listing:
     try:
         with zipfile.ZipFile(path) as archive:
-            names, classes, labels = _by_class(path, _entries(archive, path), known)
+            names, classes, labels = _by_class(path, entries(archive, path), known)
     except zipfile.BadZipFile as e:
         raise InputError(f"{path}: got a damaged archive ({e}), wanted a zip; copy it again") from e
 
@@ -234,7 +164,7 @@ def _archive(path: Path, known: dict[str, str] | None) -> Listing:
 
 
 def _folders(path: Path, known: dict[str, str] | None) -> Listing:
-    names, classes, labels = _by_class(path, _walk(path), known)
+    names, classes, labels = _by_class(path, walk(path), known)
     return Listing(
         f"{path.parent.name}/{path.name}",
         names,

@@ -16,8 +16,9 @@ import numpy as np
 
 import zipsdk
 from bench import record
-from bench.restoration import load, psnr
+from bench.restoration import psnr
 from zipsdk.errors import InputError, ZipError
+from zipsdk.images.sources import read_sample
 
 
 def drift(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
@@ -52,7 +53,7 @@ def pairs(source: Path, limit: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: fewer than two of each, or pictures of another size.
     """
-    pictures = load(source, 2 * limit, None)
+    pictures = read_sample(source, 2 * limit, None)
     sizes = {p.shape[:2] for p in pictures}
     if len(pictures) < 4 or sizes != {(32, 32)}:
         got = ", ".join(f"{h} x {w}" for h, w in sorted(sizes)[:3])

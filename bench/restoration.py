@@ -18,31 +18,9 @@ from tqdm import tqdm
 
 import zipsdk
 from bench import record
-from bench.datasets import decode
-from bench.layouts import SUFFIXES, read_files
 from zipsdk.errors import InputError, ZipError
+from zipsdk.images.sources import read_sample
 from zipsdk.transforms import Blur
-
-
-def load(source: Path, limit: int, side: int | None) -> list[np.ndarray]:
-    """Pictures spread evenly over the source, uint8 (H, W, 3); larger ones are cut to the middle `side` x `side`.
-
-    Raises:
-        InputError: there are none.
-        PictureError: one cannot be read.
-    """
-    files = list(read_files(source))
-    if not files:
-        raise InputError(f"{source}: got no picture in it, wanted at least one ({', '.join(sorted(SUFFIXES))})")
-    out = []
-    for data in files[:: max(1, len(files) // limit)][:limit]:
-        x = decode(data)
-        height, width = x.shape[:2]
-        if side and min(height, width) > side:
-            top, left = (height - side) // 2, (width - side) // 2
-            x = x[top : top + side, left : left + side].copy()
-        out.append(x)
-    return out
 
 
 def divided(pictures: list[np.ndarray], blur: Blur) -> list[np.ndarray]:
@@ -120,7 +98,7 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     sources: list[tuple[Path, list[np.ndarray]]] = []
     for source in args.data:
-        pictures = load(source, args.limit, args.side)
+        pictures = read_sample(source, args.limit, args.side)
         if min(pictures[0].shape[:2]) > 32:
             pictures = pictures[:: max(1, len(pictures) // args.photo_limit)][: args.photo_limit]
         for blur in map(Blur, args.blurs):  # of all sources before the first is measured

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from PIL import Image
 
 import zipsdk
-from bench import datasets, layouts
+from bench import datasets
 from bench.restoration import psnr
 from zipsdk.errors import InputError
+from zipsdk.images import sources
 from zipsdk.models.sidecar import sha256_file
 from zipsdk.purifier import PROFILES
 from zipsdk.sampling.noise import STEP_INITIAL, Noise
@@ -179,10 +180,10 @@ class Bench:
             self.dataset = datasets.load(args.dataset, "test", args.data, side=self.side, limit=args.limit)
             self.pictures, self.source = self.dataset.pictures, self.dataset.name
         elif args.photos:
-            files = list(zip(range(args.limit), layouts.read_files(args.photos), strict=False))
+            files = list(zip(range(args.limit), sources.read_files(args.photos), strict=False))
             if not files:
                 raise InputError(f"--photos: got no picture in {args.photos.name}, wanted at least one")
-            self.pictures = np.stack([datasets.decode(f, self.side) for _, f in files])
+            self.pictures = np.stack([sources.decode(f, self.side) for _, f in files])
             self.source = args.photos.name
         else:
             self.pictures, self.source = synthetic(256, self.side), "synthetic"

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.datasets import decode
-from bench.layouts import read_files
+from zipsdk.errors import InputError
+from zipsdk.images.sources import decode, read_files
 
 
 class Pictures:
@@ -32,7 +32,7 @@ class Pictures:
                     self.photos.append(Image.fromarray(picture))
         self.tiles = np.stack(tiles) if tiles else np.empty((0, 32, 32, 3), np.uint8)
         if not len(self.tiles) and not self.photos:
-            raise SystemExit(f"no picture of 32x32, nor of at least 64x64, in {sources}")
+            raise InputError(f"{', '.join(sources)}: got no image of 32 x 32 or at least 64 x 64 pixels, expected one")
 
     def describe(self) -> str:
         return f"{len(self.tiles)} tiles and {len(self.photos)} photos"

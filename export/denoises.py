@@ -17,13 +17,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.datasets import decode
-from bench.layouts import read_files
 from export.checkpoint import load
 from export.flags import Flags
 from export.leaves import leaves
 from export.unet import UNet, UNetConfig
 from zipsdk.errors import InputError, ModelError
+from zipsdk.images.sources import decode, read_files
 from zipsdk.models.spec import ModelSpec
 from zipsdk.sampling.schedule import alphas_cumprod
 

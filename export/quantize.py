@@ -37,10 +37,10 @@ from onnxruntime.quantization import (
     create_calibrator,
 )
 
-from bench.restoration import load as load_pictures
 from export.onnx import check_temporary_folder
 from zipsdk.engines.onnxruntime import OnnxEngine
 from zipsdk.errors import InputError, ModelError, ZipError
+from zipsdk.images.sources import read_sample
 from zipsdk.models.sidecar import check_sidecar, sidecar_path, write_sidecar
 from zipsdk.models.spec import INT8, METADATA_KEY, ModelSpec
 from zipsdk.purifier import PROFILES, Purifier
@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_temporary_folder()
         side = OnnxEngine(args.model, device="cpu").spec.canvas
-        report = quantize(args.model, target, [x for d in args.data for x in load_pictures(d, args.limit, side)])
+        report = quantize(args.model, target, [x for d in args.data for x in read_sample(d, args.limit, side)])
     except (ZipError, OSError) as e:
         print(f"python -m export.quantize: {e}", file=sys.stderr)
         return 1

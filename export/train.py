@@ -28,6 +28,7 @@ from tqdm import tqdm
 from export import checkpoint
 from export.data import Pictures
 from export.unet import ZIP_TINY, UNet, UNetConfig
+from zipsdk.errors import ZipError
 
 #: The steps that the 20-step loop visits: where the held-out loss is read.
 VISITED = list(range(0, 1000, 50))
@@ -279,7 +280,10 @@ def main() -> None:
         image_size=ZIP_TINY.image_size, model_channels=args.channels, channel_mult=tuple(args.mult),
         num_res_blocks=args.res_blocks, norm_groups=ZIP_TINY.norm_groups, prediction=ZIP_TINY.prediction,
     )  # fmt: skip
-    train(config, args)
+    try:
+        train(config, args)
+    except ZipError as e:
+        raise SystemExit(f"error: {e}") from e
 
 
 if __name__ == "__main__":

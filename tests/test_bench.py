@@ -14,7 +14,8 @@ from PIL import Image
 
 import zipsdk
 from bench import record, restoration, seams
-from bench.layouts import read_files
+from zipsdk.images import sources
+from zipsdk.images.sources import read_files
 from zipsdk.transforms import Blur
 
 
@@ -69,13 +70,13 @@ def test_pictures_are_read_as_the_sdk_reads_them(tmp_path):
     turned[0x0112] = 6
     colours = np.uint8(np.stack([3 * x, 5 * y, x + y], -1))
     Image.fromarray(np.rot90(colours)).save(tmp_path / "b.png", exif=turned)  # to be turned to the right
-    deep, upright = restoration.load(tmp_path, 2, None)
+    deep, upright = sources.read_sample(tmp_path, 2, None)
     assert (deep == (4 * y + x)[..., None]).all() and (upright == colours).all()
-    deep, upright = restoration.load(tmp_path, 2, 33)
+    deep, upright = sources.read_sample(tmp_path, 2, 33)
     assert (upright == colours[3:36, 11:44]).all() and deep.shape == (33, 33, 3)
 
 
-@pytest.mark.parametrize(("sides", "blurs", "told"), [((), "2", "got no picture in it, wanted at least one"),
+@pytest.mark.parametrize(("sides", "blurs", "told"), [((), "2", "got no image in it, expected at least one"),
                          ((33,), "2", "got pictures of 33 x 33, .* whose sides 2 divides; cut them by --side 32,"),
                          ((34,), "2 4", "whose sides 4 divides")])  # fmt: skip
 def test_what_cannot_be_measured_is_told_before_anything_is(tmp_path, monkeypatch, capsys, sides, blurs, told):

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 
 from bench import datasets, layouts
 from zipsdk.errors import InputError, PictureError
+from zipsdk.images import sources
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
@@ -89,7 +90,7 @@ def test_pictures_are_what_the_sdk_makes_of_them(tmp_path):
     assert abs(grey[..., 0].ravel() - np.arange(64) * 1000 / 257).max() <= 0.5
     assert np.array_equal(turned, colours[::-1, ::-1])
     with pytest.raises(PictureError, match="got a file that is none of these"):
-        datasets.decode(b"no picture")
+        sources.decode(b"no picture")
 
 
 def test_classes_keep_their_numbers_where_a_split_lacks_some(tmp_path):

@@ -15,6 +15,7 @@ from test_datasets import png, write_archive, write_folder
 from bench import datasets, layouts
 from zipsdk import images
 from zipsdk.errors import InputError
+from zipsdk.images import sources
 
 KINDS = {".jpg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".gif": "GIF", ".ppm": "PPM",
          ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM", ".webp": "WEBP", ".bmp": "BMP", ".avif": "AVIF", ".apng": "PNG",
@@ -48,7 +49,7 @@ def test_all_that_the_sdk_reads_counts(packed: bool, tmp_path: Path, place: Path
     assert d.classes == tuple(sorted({n.split("/")[0] for n in files})) and d.labels.tolist() == [*range(len(files))]
     assert abs(d.pictures.astype(int) - 200).max() <= 2
     source = tmp_path / "pets-train.zip" if packed else place
-    assert [*layouts.read_files(source)] == [files[n] for n in sorted(files)]
+    assert [*sources.read_files(source)] == [files[n] for n in sorted(files)]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -80,7 +81,7 @@ def test_links_are_followed(tmp_path: Path, place: Path) -> None:
     d = datasets.load("pets", "train", tmp_path)
     assert d.classes == ("ant", "cat", "dog") and d.labels.tolist() == [0, 1, 2, 2]
     assert d.pictures[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
-    assert len([*layouts.read_files(place)]) == 4
+    assert len([*sources.read_files(place)]) == 4
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "pets").symlink_to(tmp_path / "pets")
     assert datasets.load("pets", "train", tmp_path / "linked").sha256 == d.sha256
@@ -93,7 +94,7 @@ def test_links_in_a_circle_end(tmp_path: Path, place: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert datasets.load("pets", "train", tmp_path).labels.tolist() == [0, 1]
-        assert len([*layouts.read_files(place)]) == 2
+        assert len([*sources.read_files(place)]) == 2
     assert len(caught) == 4 and all("a link to a folder that it is in" in str(w.message) for w in caught)
 
 
@@ -120,7 +121,7 @@ def test_links_that_multiply_folders_end(tmp_path: Path, place: Path, monkeypatc
         for name in ("a", "b"):
             (place / "ant" if i == 0 else tmp_path / f"{i}").joinpath(name).symlink_to(tmp_path / f"{i + 1}")
     write_folder(tmp_path / "8", {"1.png": png((1, 0, 0))})
-    assert len([*layouts.read_files(place)]) == 256
-    monkeypatch.setattr(layouts, "MAX_FOLDERS", 200)
+    assert len([*sources.read_files(place)]) == 256
+    monkeypatch.setattr(sources, "MAX_FOLDERS", 200)
     with pytest.raises(InputError, match="got more than 200 folders"):
-        [*layouts.read_files(place)]
+        [*sources.read_files(place)]

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[ex
 from export import checkpoint, train  # noqa: E402
 from export.data import Pictures  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
+from zipsdk.errors import InputError  # noqa: E402
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_batches_are_what_they_say(folder):
     assert shapes == {(16, 3, 32, 32), (4, 3, 64, 64)}
     fixed = pictures.held_out(4)
     assert all(torch.equal(a, b) for a, b in zip(fixed, pictures.held_out(4), strict=True))
-    with pytest.raises(SystemExit, match="neither a folder nor a zip"):
+    with pytest.raises(InputError, match="neither a folder nor a zip"):
         Pictures([str(folder / "pictures" / "class0" / "0.png")])
 
 

@@ -1,0 +1,125 @@
+"""Read images from folders and zip archives."""
+
+from __future__ import annotations
+
+import stat
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from zipsdk.errors import InputError
+from zipsdk.images import SUFFIXES, read_one
+from zipsdk.images.arrays import U8
+
+#: Folders at most below one: links upon links lead to ever more.
+MAX_FOLDERS = 1_000_000
+
+
+def read_files(source: str | Path) -> Iterator[bytes]:
+    """Yield the image files of a zip archive, or of a folder and the folders in it, in the order of their names.
+
+    Raises:
+        InputError: the source is neither, or as `walk` and `entries`.
+    """
+    source = Path(source)
+    if source.is_dir():
+        for name in sorted(n for n in walk(source) if is_image(n)):
+            yield (source / name).read_bytes()
+    elif zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            for name in sorted(n for n in entries(archive, source) if is_image(n)):
+                yield archive.read(name)
+    else:
+        raise InputError(f"{source}: got neither a folder nor a zip archive, expected one of images; check the path")
+
+
+def is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith("__MACOSX/") or "/." in f"/{name}"
+
+
+def walk(root: Path) -> Iterator[str]:
+    """Yield what is below a folder, by names relative to it: folders with "/" at their end. Links are followed, except
+    to a folder that they are in.
+
+    Raises:
+        InputError: a link to nothing that is named like an image: it was one, and would be missed; or too many folders.
+    """
+    pending: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(root, "", frozenset())]
+    left = MAX_FOLDERS
+    while pending:
+        left -= 1
+        if left < 0:
+            raise InputError(f"{root}: got more than {MAX_FOLDERS} folders, expected fewer; remove links to folders")
+        folder, prefix, above = pending.pop()
+        status = folder.stat()
+        here = status.st_dev, status.st_ino
+        if here in above:
+            warnings.warn(f"{folder}: a link to a folder that it is in: it is not followed", UserWarning, stacklevel=2)
+            continue
+        for path in folder.iterdir():
+            name = prefix + path.name
+            if path.is_dir():
+                if not is_hidden(f"{name}/"):
+                    yield f"{name}/"
+                    pending.append((path, f"{name}/", above | {here}))
+            elif path.is_file():
+                yield name
+            elif path.is_symlink() and is_image(name):
+                raise InputError(f"{path}: got a link to nothing, expected an image; copy the file there or remove it")
+
+
+def entries(archive: zipfile.ZipFile, source: Path) -> Iterator[str]:
+    """Yield the names in an archive.
+
+    Raises:
+        InputError: an entry is a link, which would be read as its target's name.
+    """
+    for entry in archive.infolist():
+        if stat.S_ISLNK(entry.external_attr >> 16) and not is_hidden(entry.filename):
+            raise InputError(
+                f"{source}: got the link {entry.filename}, expected files and folders; "
+                "make the archive again with what its links lead to"
+            )
+        yield entry.filename
+
+
+def decode(image: bytes | U8, side: int | None = None) -> U8:
+    """Decode a file's content or an array to uint8 (H, W, 3) as `read_one` does; resize to side x side where given.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
+    rgb = read_one(image).rgb
+    if side and rgb.shape[:2] != (side, side):
+        rgb = np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.BICUBIC))
+    return rgb
+
+
+def read_sample(source: Path, limit: int, side: int | None) -> list[U8]:
+    """Read up to `limit` images spread evenly over the source, uint8 (H, W, 3); cut larger ones to the middle `side` x
+    `side`.
+
+    Raises:
+        InputError: there are none.
+        PictureError: one cannot be read.
+    """
+    files = list(read_files(source))
+    if not files:
+        raise InputError(f"{source}: got no image in it, expected at least one ({', '.join(sorted(SUFFIXES))})")
+    out = []
+    for data in files[:: max(1, len(files) // limit)][:limit]:
+        x = decode(data)
+        height, width = x.shape[:2]
+        if side and min(height, width) > side:
+            top, left = (height - side) // 2, (width - side) // 2
+            x = x[top : top + side, left : left + side].copy()
+        out.append(x)
+    return out
