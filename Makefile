@@ -36,7 +36,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/lint-imports --no-cache
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n logical --dist worksteal
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
