@@ -79,7 +79,7 @@ def start(*args: str, shell: str = "", **options: object) -> subprocess.Complete
 def test_files_are_not_opened_under_the_numbers_of_closed_streams(model, tmp_path):
     """A library that writes to standard error must not write into the manifest."""
     code = (
-        "import os, sys; from zipsdk import manifest; from zipsdk.cli import main\n"
+        "import os, sys; from zipsdk.batch import manifest; from zipsdk.cli import main\n"
         "finished = manifest.Manifest.finished\n"
         "def noisy(self, *done): os.write(2, b'noise'); os.write(1, b'noise'); finished(self, *done)\n"
         "manifest.Manifest.finished = noisy; sys.exit(main())"
@@ -252,7 +252,8 @@ def test_signals_end_a_process_that_is_deep_in_native_code(numbers, code):
     """There the interpreter cannot raise an exception, and SIGTERM would be lost where nobody sends SIGKILL."""
     program = f"""
 import os, signal, sys, threading, time
-from zipsdk import cli, console
+from zipsdk import cli
+from zipsdk.cli import console
 console.GRACE = 0.05
 def stuck(args):
     numbers = {numbers}

@@ -129,7 +129,7 @@ def test_contents_that_are_no_image(tmp_path: Path) -> None:
 def test_a_path_as_bytes_is_told_how(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded())
     name = os.fsencode(tmp_path / "a.png")
-    with pytest.raises(PictureError, match=r"for a path use os\.fsdecode\(path\)"):
+    with pytest.raises(PictureError, match=r"pass a path as os\.fsdecode\(path\)"):
         images.read_one(name)
     np.testing.assert_array_equal(images.read_one(os.fsdecode(name)).rgb, RGB)
 

@@ -185,7 +185,8 @@ import numpy as np
 sys.path.insert(0, "tests")
 from conftest import make_spec
 from test_memory import Global
-from zipsdk import Purifier, memory
+from zipsdk import Purifier
+from zipsdk.sampling import memory
 from zipsdk.sampling.tiling import plan
 from zipsdk.transforms import strip_unit
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from test_purifier import pictures
 
-import zipsdk
 from zipsdk import EngineError, InputError, ModelError, Purifier, load_engine
 from zipsdk.engines.onnxruntime import _parts
 from zipsdk.models import bundled, find
+from zipsdk.sampling.tiling import plan
 
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
 ROOT = Path(__file__).parent.parent
@@ -115,7 +115,7 @@ def test_windows_leave_no_seam(engine):
     y, x = np.mgrid[0:150, 0:200]
     smooth = np.uint8(np.stack([60 + 0.5 * x + 0.3 * y, 200 - 0.6 * x, 90 + 0.7 * y], -1))
     clean = Purifier(engine, "blur2", profile="fast", seed=1, canvas=64).run(smooth).astype(float)
-    layout = zipsdk.canvas.plan(engine.spec, 150, 200, 2, 64)
+    layout = plan(engine.spec, 150, 200, 2, 64)
     steps = np.abs(np.diff(clean, axis=1)).mean((0, 2))
     lines = np.array([c - 1 for x0 in layout.xs for c in (x0, x0 + 64) if 0 < c < 200])
     around = np.setdiff1d(np.concatenate([lines - 2, lines + 2]), lines)

@@ -147,7 +147,7 @@ def test_the_error_pickles():
 
 DOCTOR = """
 import json, sys
-from zipsdk import doctor
+from zipsdk.cli import doctor
 import zipsdk._util.runtimes
 lines, runs = doctor.checks()
 print(json.dumps([[c.name, c.ok, c.detail, c.fix] for c in lines]))

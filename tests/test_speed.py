@@ -13,6 +13,7 @@ import zipsdk
 from bench import blackbox, overhead, speed, speed_guard, speed_peers, speed_plot, speed_report, speed_rows
 from bench.record import quartiles
 from bench.speed_rows import LeftOut, Row, Work, compare, synthetic
+from zipsdk.sampling import denoiser
 from zipsdk.sampling.noise import STEP_INITIAL, Noise
 from zipsdk.sampling.schedule import step_table
 
@@ -394,13 +395,13 @@ def test_stopwatch_counts_nothing_twice():
 
 
 def test_parts_add_up_and_leave_everything_as_it_was(tmp_path):
-    before = zipsdk.purifier.reverse.purify, Noise.normal, zipsdk.canvas.Predictor.__call__
+    before = zipsdk.purifier.sampler.purify, Noise.normal, denoiser.Predictor.__call__
     engine = FakeEngine()
     got = overhead.overhead(engine, synthetic(4, 32), 64, 1, steps=2)
     assert set(got["ms"]) == set(overhead.PARTS) and all(v > 0 for v in got["ms"].values())
     assert 0 < got["not_unet"] < 1
     assert [shape for shape, _ in engine.calls] == [(1, 3, 64, 64)] * 3  # one to warm up, two evaluations
-    assert before == (zipsdk.purifier.reverse.purify, Noise.normal, zipsdk.canvas.Predictor.__call__)
+    assert before == (zipsdk.purifier.sampler.purify, Noise.normal, denoiser.Predictor.__call__)
 
 
 def test_start_times_a_fresh_process_and_says_why_it_failed():

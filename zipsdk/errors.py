@@ -5,7 +5,7 @@ ZipError
 |   `-- PictureError                     a picture file cannot be read or written; the message names it
 |-- ModelError      (also ValueError)    a model file is missing, damaged, or is not what it says it is
 |-- EngineError     (also RuntimeError)  a runtime or a device cannot run the model here
-|   `-- OutOfMemory                      the device has no room; the loop halves its batch first
+|   `-- OutOfMemory                      no memory for it; on a GPU the loop halves its batch first
 `-- MissingExtra    (also ImportError)   an optional package is not installed; the message has the pip command
 """
 
@@ -33,7 +33,7 @@ class EngineError(ZipError, RuntimeError):
 
 
 class OutOfMemory(EngineError):
-    """The device has no room for what was asked."""
+    """The device, or on a CPU the machine, has no memory for what was asked."""
 
 
 class MissingExtra(ZipError, ImportError):

@@ -20,7 +20,7 @@ from zipsdk._util import forks
 from zipsdk._util.validation import is_number, is_whole
 from zipsdk.detectors.ablation import FEWEST, DecisivePart, log_odds
 from zipsdk.detectors.classifier_client import MAX_BATCH, BlackBox, said
-from zipsdk.errors import InputError, PictureError
+from zipsdk.errors import InputError, OutOfMemory, PictureError
 from zipsdk.images.arrays import U8, Picture, check_clean
 
 F64 = npt.NDArray[np.float64]
@@ -352,13 +352,13 @@ def _read(batch: Any, layout: str) -> list[Picture | str]:
     if not isinstance(batch, list | tuple):
         try:
             return [*images.read(batch, layout=layout)[0]]
-        except PictureError as e:
+        except (PictureError, OutOfMemory) as e:
             return [str(e)]
     out: list[Picture | str] = []
     for i, item in enumerate(batch):
         try:
             out.append(images.read_one(item, layout=layout))
-        except PictureError as e:
+        except (PictureError, OutOfMemory) as e:
             out.append(str(e))
         except InputError as e:
             raise InputError(f"item {i} of the list: {e}") from e

@@ -16,7 +16,7 @@ from PIL import Image
 from zipsdk.errors import InputError
 from zipsdk.images.arrays import SHAPES, U8, Picture, check_array, read_array
 from zipsdk.images.kinds import UNREAD_SUFFIXES
-from zipsdk.images.reader import read_pil
+from zipsdk.images.reader import out_of_memory, read_pil
 from zipsdk.images.writer import WRITERS, format_of, save
 
 __all__ = ["DEFAULT_MAX_PIXELS", "SUFFIXES", "UNREAD_SUFFIXES", "Picture", "format_of", "read", "read_one", "save"]
@@ -51,6 +51,7 @@ def read(
     Raises:
         InputError: an array or an object that cannot be used as given.
         PictureError: a file or a PIL image that cannot be read.
+        OutOfMemory: there is no memory to read it.
     """
     _check_options(layout, max_pixels)
     if isinstance(batch, (list, tuple)):
@@ -59,7 +60,10 @@ def read(
     if isinstance(batch, np.ndarray) and batch.ndim == 4:
         array = np.asarray(batch)
         check_array(array, layout, max_pixels, "")
-        pictures = [read_array(x, layout, (i,)) for i, x in enumerate(array)]
+        try:
+            pictures = [read_array(x, layout, (i,)) for i, x in enumerate(array)]
+        except MemoryError as e:
+            raise out_of_memory("array") from e
         shape, dtype = array.shape, array.dtype
 
         def back(clean: list[U8]) -> Any:
@@ -107,6 +111,7 @@ def read_one(item: Any, *, layout: str = "NHWC", max_pixels: int = DEFAULT_MAX_P
     Raises:
         InputError: an array or an object that cannot be used as given.
         PictureError: a file or a PIL image that cannot be read.
+        OutOfMemory: there is no memory to read it.
     """
     _check_options(layout, max_pixels)
     return _read_item(item, layout, max_pixels, "")
@@ -134,7 +139,10 @@ def _read_item(item: Any, layout: str, max_pixels: int, where: str) -> Picture:
                 f"pass the batch itself, or a list of its pictures, to run()"
             )
         check_array(array, layout, max_pixels, where)
-        return read_array(array, layout, (), where)
+        try:
+            return read_array(array, layout, (), where)
+        except MemoryError as e:
+            raise out_of_memory(f"{where}array") from e
     if isinstance(item, (Image.Image, str, os.PathLike, bytes, bytearray, memoryview)) or _is_file(item):
         return read_pil(item, max_pixels, where)
     kind = f"{type(item).__module__}.{type(item).__qualname__}"

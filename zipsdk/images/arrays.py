@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,18 +120,31 @@ def check_clean(clean: U8, rgb: U8) -> None:
 
 def to_8bit(a: npt.NDArray[Any]) -> U8:
     """Any checked array -> a new uint8 array of the same shape, rounded half to even."""
-    if a.dtype.kind == "f":
-        a = np.rint(np.multiply(a, 255, dtype=np.float64))
-    elif a.dtype.itemsize == 2:
-        a = (a.astype(np.uint32) + 128) // 257  # x / 257 rounded: 257 is odd, so there is no half way
-    return np.array(a, np.uint8, order="C")
+    out = np.empty(a.shape, np.uint8)
+    for rows in _row_blocks(a):
+        block = a[rows]
+        if a.dtype.kind == "f":
+            block = np.rint(np.multiply(block, 255, dtype=np.float64))
+        elif a.dtype.itemsize == 2:
+            block = (block.astype(np.uint32) + 128) // 257  # x / 257 rounded: 257 is odd, so there is no half way
+        out[rows] = block
+    return out
 
 
 def from_8bit(a: U8, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """The way back: 0..1 for floats, x * 257 for uint16."""
-    if dtype.kind == "f":
-        return np.divide(a, 255, dtype=np.float64).astype(dtype)
-    return (a.astype(dtype) * 257).astype(dtype) if dtype.itemsize == 2 else a
+    if dtype.kind != "f" and dtype.itemsize == 1:
+        return a
+    out = np.empty(a.shape, dtype)
+    for rows in _row_blocks(a):
+        out[rows] = np.divide(a[rows], 255, dtype=np.float64) if dtype.kind == "f" else a[rows].astype(np.uint32) * 257
+    return out
+
+
+def _row_blocks(a: npt.NDArray[Any]) -> Iterator[slice]:
+    """Slices of rows with about 64 K values each, so that wider temporaries stay small."""
+    rows = max(1, (1 << 16) // max(1, a[:1].size))
+    return (slice(top, top + rows) for top in range(0, len(a), rows))
 
 
 def grey(rgb: U8) -> U8:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from zipsdk.errors import PictureError
+from zipsdk.errors import OutOfMemory, PictureError, ZipError
 from zipsdk.images.arrays import Picture
 from zipsdk.images.avif import unpack_avif
 from zipsdk.images.jpeg import unpack_jpeg
@@ -101,17 +101,17 @@ def _content(item: Any, name: str) -> BinaryIO:
     return out
 
 
-def _refusal(name: str, exc: Exception, item: Any) -> PictureError:
+def _refusal(name: str, exc: Exception, item: Any) -> ZipError:
     """Whatever went wrong with a file, in words. Decoders raise nearly anything on a damaged file."""
     if isinstance(exc, PictureError):
         return exc
+    if isinstance(exc, MemoryError):
+        return out_of_memory(name)
     got, hint = f"{type(exc).__name__}: {exc}", "the file is damaged or incomplete; fetch or save it again"
     if isinstance(exc, FileNotFoundError):
         got, hint = "no such file", "check the path"
     elif isinstance(exc, PermissionError):
         got, hint = "a file that may not be read", "check its permissions"
-    elif isinstance(exc, MemoryError):
-        hint = "not enough memory; make it smaller, or cut it into parts"
     elif isinstance(item, Image.Image) and getattr(item, "fp", item) is None:  # Pillow's sign for it
         got, hint = "an image that is closed", "open it again; load() keeps an image beyond its file"
     elif isinstance(exc, ValueError) and "closed" in str(exc):
@@ -119,8 +119,16 @@ def _refusal(name: str, exc: Exception, item: Any) -> PictureError:
     elif isinstance(exc, UnidentifiedImageError):
         got, hint = "a file that is none of these, or a damaged one", "convert it to PNG or JPEG"
         if isinstance(item, (bytes, bytearray, memoryview)):
-            hint += "; bytes are taken as a file's content: for a path use os.fsdecode(path)"
+            hint += "; bytes are taken as a file's content: pass a path as os.fsdecode(path), pixels as np.asarray(x)"
     return PictureError(f"{name}: got {got}, wanted a picture ({', '.join(_formats())}): {hint}")
+
+
+def out_of_memory(name: str) -> OutOfMemory:
+    """Make the error for an image that cannot be read for want of memory."""
+    return OutOfMemory(
+        f"{name}: got an image that does not fit into memory while it is read, expected a smaller one; "
+        "make it smaller, cut it into parts, or free memory"
+    )
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import struct
@@ -73,18 +74,20 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
             bare = Image.fromarray(np.uint16(65535) - np.asarray(bare))
         # Pillow's writers take more from info than they are told: comments, XMP, a TIFF's lossy compression
         bare.info = {k: v for k, v in bare.info.items() if k == "transparency"}
+        # encoded in memory: given a file, Pillow writes raw formats past Python and takes no notice of a full disk
+        encoded = io.BytesIO()
+        try:
+            bare.save(encoded, kind, **options, **metadata)
+        except (TypeError, ValueError, AttributeError, struct.error) as exc:
+            # Pillow writes a TIFF's and an AVIF's EXIF anew, and fails where a tag has another type than it expects
+            if "exif" not in metadata:
+                raise
+            cautions.append(f"its EXIF cannot be written to {kind} ({exc}): it is left out")
+            del metadata["exif"]
+            encoded = io.BytesIO()
+            bare.save(encoded, kind, **options, **metadata)
         with temporary.open("xb") as f:
-            try:
-                bare.save(f, kind, **options, **metadata)
-            except (TypeError, ValueError, AttributeError, struct.error) as exc:
-                # Pillow writes a TIFF's and an AVIF's EXIF anew, and fails where a tag has another type than it expects
-                if "exif" not in metadata:
-                    raise
-                cautions.append(f"its EXIF cannot be written to {kind} ({exc}): it is left out")
-                del metadata["exif"]
-                f.seek(0)
-                f.truncate()
-                bare.save(f, kind, **options, **metadata)
+            f.write(encoded.getbuffer())
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(target)
