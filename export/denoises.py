@@ -101,14 +101,14 @@ def check(
     if better := [name for name, gain in record["others"].items() if gain > LARGEST_OTHER_GAIN]:
         best = max(better, key=lambda name: float(record["others"][name]))
         raise ModelError(
-            f"this denoises {record['others'][best]:.2f} times better with {best}: check the heads and the attention "
-            "order, or give --no-denoise-check where you know better; nothing was written"
+            f"this denoises {record['others'][best]:.2f} times better with {best}: check the heads, the attention "
+            "order and the norm groups, or give --no-denoise-check where you know better; nothing was written"
         )
     return record
 
 
 def other_readings(path: Path, flags: Flags, config: UNetConfig) -> Iterator[tuple[str, Predict]]:
-    """Read a guided-diffusion checkpoint with other heads and the other attention order, which no shape tells.
+    """Read a guided-diffusion checkpoint with what no shape tells changed: heads, attention order, norm groups.
 
     Args:
         path, flags: those that gave the model.
@@ -120,13 +120,14 @@ def other_readings(path: Path, flags: Flags, config: UNetConfig) -> Iterator[tup
     settings: list[tuple[str, dict[str, Any]]] = [(f"--attention-order {order}", {"attention_order": order})]
     settings += [(f"--heads {n}", {"heads": n, "head_channels": None}) for n in (1, 4, 8)]
     settings += [(f"--head-channels {n}", {"heads": None, "head_channels": n}) for n in (32, 64, 128)]
+    settings += [(f"--norm-groups {n}", {"norm_groups": n}) for n in (8, 16, 32) if n != config.norm_groups]
     for name, changes in settings:
         try:
             model, _ = load(path, replace(flags, **changes))
-        except ModelError:  # it tells its heads, or they do not divide its channels
+        except ModelError:  # it tells its heads, or they or the groups do not divide its channels
             continue
         heads = tuple(map(model.config.heads, widths))
-        if heads not in seen or "attention_order" in changes:
+        if heads not in seen or "heads" not in changes:
             seen.add(heads)
             yield name, of_torch(model)
 

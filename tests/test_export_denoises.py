@@ -131,7 +131,7 @@ def test_a_better_reading_is_named(trained):
 
 
 def test_other_readings_of_a_guided_diffusion_checkpoint(tmp_path):
-    """Each number of heads once, whatever flag gives it; none where the file tells its heads."""
+    """Each number of heads once, whatever flag gives it, and other norm groups; none where the file tells them."""
     config = UNetConfig(image_size=32, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
                         attention_downsampling=(2,), num_heads=4)  # fmt: skip
     torch.manual_seed(0)
@@ -139,11 +139,21 @@ def test_other_readings_of_a_guided_diffusion_checkpoint(tmp_path):
     flags = Flags(image_size=32, heads=4, norm_groups=4)
     model, _ = checkpoint.load(tmp_path / "m.pt", flags)
     others = dict(denoises.other_readings(tmp_path / "m.pt", flags, model.config))
-    assert list(others) == ["--attention-order new", "--heads 1", "--heads 8", "--head-channels 32"]
+    assert list(others) == ["--attention-order new", "--heads 1", "--heads 8", "--head-channels 32",
+                            "--norm-groups 8", "--norm-groups 16", "--norm-groups 32"]  # fmt: skip
     x, t = np.ones((1, 3, 32, 32), np.float32), np.float32([500])
     answers = [denoises.of_torch(model)(x, t), *(other(x, t) for other in others.values())]
     assert all(not np.allclose(a, b, atol=1e-6) for i, a in enumerate(answers) for b in answers[:i])
     assert list(denoises.other_readings(WEIGHTS, Flags(), checkpoint.load(WEIGHTS)[0].config)) == []
+
+
+def test_other_norm_groups_are_noticed(tmp_path, capsys):
+    """zip-tiny has 8 groups; with 4 it still denoises better than a linear estimate."""
+    torch.save(checkpoint.load(WEIGHTS)[0].state_dict(), tmp_path / "m.pt")
+    words = [str(tmp_path / "m.pt"), "-o", str(tmp_path / "out"), "--image-size", "64", "--prediction", "v"]
+    assert command.main([*words, "--norm-groups", "4"]) == 1
+    assert "times better with --norm-groups 8" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.onnx"))
 
 
 def test_drawn_images_are_like_photographs():
