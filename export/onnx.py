@@ -28,6 +28,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from export.denoises import of_torch
 from export.norm import as_instances
 from export.unet import GroupNorm, UNet
 from zipsdk.errors import InputError, ModelError
@@ -82,7 +83,7 @@ def export_onnx(
     _check_request(model, spec, precision, opset, store, norm)
     spec = replace(spec, precision=precision)
     model = model.eval()
-    cases = [(x, t, _torch_run(model)(x, t)) for x, t in _probes(model, spec)]
+    cases = [(x, t, of_torch(model)(x, t)) for x, t in _probes(model, spec)]
     if not all(np.isfinite(wanted).all() for _, _, wanted in cases):
         raise ModelError("the model itself gives NaN or infinity in float32: the checkpoint or a flag is wrong")
     converted = model if precision == "fp32" else copy.deepcopy(model).to_torso(_DTYPES[precision])
@@ -94,7 +95,7 @@ def export_onnx(
         del graph
         _check_graph(file, sum(isinstance(m, GroupNorm) for m in model.modules()), norm)
         if precision == "bf16":
-            run = _torch_run(converted)
+            run = of_torch(converted)
             what = "torch bf16; onnx graph not run: ONNX Runtime has no bf16 Conv on the CPU"
         else:
             run = _onnx_run(file, spec)
@@ -279,15 +280,6 @@ def _probes(model: UNet, spec: ModelSpec) -> Iterator[tuple[Array, Array]]:
         ab = model.alphas_cumprod.numpy()[t][:, None, None, None].astype(np.float64)
         x = np.sqrt(ab) * coarse[:, :, rows][..., columns] + np.sqrt(1 - ab) * rng.standard_normal(shape)
         yield x.astype(np.float32), t.astype(np.float32)
-
-
-def _torch_run(model: UNet) -> Run:
-    def run(x: Array, t: Array) -> Array:
-        with torch.inference_mode():
-            out: Array = model(torch.from_numpy(x), torch.from_numpy(t)).numpy()
-        return out
-
-    return run
 
 
 def _onnx_run(file: Path, spec: ModelSpec) -> Run:
