@@ -27,7 +27,7 @@ from bench.markdown import replace, table
 from bench.poisoning import poison
 from bench.restoration import blurred, psnr, sharpness
 from bench.store import Store
-from export import checkpoint
+from export import checkpoints
 from zipsdk.transforms import Blur
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ Run = Callable[[np.ndarray, np.ndarray], Any]
 
 def torch_run(dtype: torch.dtype) -> Run:
     """zip-tiny in torch, channels last, which its convolutions are faster in."""
-    model, _ = checkpoint.load(ROOT / "export/zip-tiny.safetensors")
+    model, _ = checkpoints.load(ROOT / "export/zip-tiny.safetensors")
     model = model.eval().to_torso(dtype).to(memory_format=torch.channels_last)
 
     def run(x: np.ndarray, t: np.ndarray) -> torch.Tensor:

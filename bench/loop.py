@@ -211,13 +211,13 @@ def open_engine(args: argparse.Namespace) -> tuple[Any, Any, ModelSpec, str]:
     import torch
 
     from bench.torch_engine import TorchEngine
-    from export import checkpoint
+    from export import checkpoints
 
     if args.random_adm:
-        module = checkpoint.random_adm(args.channels)
+        module = checkpoints.random_adm(args.channels)
         name = f"adm256-{args.channels}ch-random-weights"
     else:
-        module, _ = checkpoint.load(Path(__file__).parent.parent / "export" / "zip-tiny.safetensors")
+        module, _ = checkpoints.load(Path(__file__).parent.parent / "export" / "zip-tiny.safetensors")
         name = "zip-tiny"
     config = module.config
     sides = {"min_side": config.image_size, "max_side": config.image_size}

@@ -211,7 +211,7 @@ class Bench:
         """
         _ = self.torch
         if self.args.random_adm:
-            from export.checkpoint import random_adm
+            from export.checkpoints import random_adm
 
             return random_adm(self.args.channels)
         if self.spec.source_sha256 and sha256_file(WEIGHTS) == self.spec.source_sha256:

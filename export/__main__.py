@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from export import checkpoint, denoises
+from export import checkpoints, denoises
 from export.flags import Flags, refuse
-from export.onnx import NORMS, check_temporary_folder, export_onnx
+from export.to_onnx import NORMS, check_temporary_folder, export_onnx
 from export.unet import UNet
 from export.unet_config import PREDICTIONS
 from zipsdk.engines.tensorrt.build import build, check_options
@@ -189,13 +189,13 @@ def run(args: argparse.Namespace) -> Path:
     flags = flags_of(args)
     if args.random_adm:
         refuse(flags, Flags.__dataclass_fields__, Path("--random-adm"), "the published model")
-        model, sha256 = checkpoint.random_adm(args.channels), ""
+        model, sha256 = checkpoints.random_adm(args.channels), ""
         width = "" if args.channels == 256 else f"-{args.channels}ch"
         name, training_data = args.name or f"adm256{width}-random-weights", "none: random weights"
         if "random" not in name:
             name += "-random-weights"  # whatever it is called, nobody should mistake it for the model
     else:
-        model, sha256 = checkpoint.load(args.checkpoint, flags, print)
+        model, sha256 = checkpoints.load(args.checkpoint, flags, print)
         name, training_data = args.name or default_name(args.checkpoint), args.training_data
     read = time.monotonic()
     output: Path = args.output

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.checkpoint import load
+from export.checkpoints import load
 from export.flags import Flags
 from export.leaves import leaves
 from export.unet import UNet, UNetConfig

@@ -37,7 +37,7 @@ from onnxruntime.quantization import (
     create_calibrator,
 )
 
-from export.onnx import check_temporary_folder
+from export.to_onnx import check_temporary_folder
 from zipsdk.engines.onnxruntime import OnnxEngine
 from zipsdk.errors import InputError, ModelError, ZipError
 from zipsdk.images.sources import read_sample
@@ -68,7 +68,7 @@ def quantize(source: str | Path, target: str | Path, pictures: list[U8]) -> dict
     """Write the 8-bit model and its sidecar. The same model and pictures give the same file.
 
     Args:
-        source: a model of precision "fp32" that `export.onnx` wrote.
+        source: a model of precision "fp32" that `export.to_onnx` wrote.
         target: an ``.onnx`` file; its stem becomes the model's name.
         pictures: uint8 (H, W, 3), to measure scales on: a few dozen, from training data.
 
@@ -124,15 +124,14 @@ def quantize(source: str | Path, target: str | Path, pictures: list[U8]) -> dict
         onnx.checker.check_model(quantized)
         file.write_bytes(quantized.SerializeToString(deterministic=True))
         write_sidecar(file, {"export": report})
-        # the sidecar last, as in `export.onnx`
+        # the sidecar last, as in `export.to_onnx`
         file.replace(target)
         sidecar_path(file).replace(sidecar_path(target))
     return report
 
 
 def plain(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the float16 weights that `export.onnx` may store as float32 again, in place: the tools do not look
-    behind a Cast."""
+    """Turn float16 weights, which `export.to_onnx` may store, back into float32 in place; the tools ignore a Cast."""
     graph = model.graph
     stored = {i.name: i for i in graph.initializer if i.data_type == onnx.TensorProto.FLOAT16}
     for node in [n for n in graph.node if n.op_type == "Cast" and n.input[0] in stored]:

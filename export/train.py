@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from export import checkpoint
-from export.data import Pictures
+from export import checkpoints
+from export.training_data import Pictures
 from export.unet import ZIP_TINY, UNet, UNetConfig
 from zipsdk.errors import ZipError
 
@@ -184,7 +184,7 @@ def train(config: UNetConfig, args: argparse.Namespace) -> None:
         seed_everything(args.seed, samples)
         print(f"go on from {samples} samples", flush=True)
     elif args.init:
-        given, _ = checkpoint.load(args.init, checkpoint.Flags())
+        given, _ = checkpoints.load(args.init, checkpoints.Flags())
         if given.config != config:
             raise SystemExit(
                 f"{args.init} holds a model of another shape: {given.config.to_dict()}; change the flags to it"

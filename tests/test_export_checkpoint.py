@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
-from export import checkpoint  # noqa: E402
+from export import checkpoints  # noqa: E402
 from export.flags import Flags  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
@@ -48,7 +48,7 @@ def resaved(path, change):
 
 def test_openai_checkpoint(openai):
     path, model = openai
-    loaded, sha256 = checkpoint.load(path, FLAGS)
+    loaded, sha256 = checkpoints.load(path, FLAGS)
     assert loaded.config == replace(OPENAI, out_channels=3)
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     # the cut of the last convolution is the slice of its output
@@ -74,7 +74,7 @@ def test_shapes_reveal_the_architecture(tmp_path, changes):
     if len(config.channel_mult) == 1:
         config = replace(config, resblock_updown=False)  # nothing to resample
     torch.save(seeded(config).state_dict(), tmp_path / "m.pt")
-    got = checkpoint.load(tmp_path / "m.pt", FLAGS)[0].config
+    got = checkpoints.load(tmp_path / "m.pt", FLAGS)[0].config
     assert got == replace(config, out_channels=3, attention_downsampling=tuple(sorted(config.attention_downsampling)))
 
 
@@ -84,7 +84,7 @@ def test_old_zipless_pt_half_precision_and_safetensors(openai):
     torch.save(halves, path.with_name("old.pt"), _use_new_zipfile_serialization=False)
     save_file(halves, path.with_name("new.safetensors"))
     for name in ("old.pt", "new.safetensors"):
-        loaded, _ = checkpoint.load(path.with_name(name), FLAGS)
+        loaded, _ = checkpoints.load(path.with_name(name), FLAGS)
         assert {p.dtype for p in loaded.parameters()} == {torch.float32}
         torch.testing.assert_close(loaded(X, T), model(X, T)[:, :3], rtol=0, atol=1e-2)
 
@@ -98,10 +98,10 @@ def test_new_attention_order_is_translated(openai):
             state[key] = torch.cat([rows[i] for part in range(3) for i in range(part, len(rows), 3)])
 
     resaved(path, reorder)
-    loaded, _ = checkpoint.load(path, replace(FLAGS, attention_order="new"))
+    loaded, _ = checkpoints.load(path, replace(FLAGS, attention_order="new"))
     torch.testing.assert_close(loaded(X, T), model(X, T)[:, :3], rtol=0, atol=1e-6)
     with pytest.raises(ModelError, match="attention order: got 'newest'"):
-        checkpoint.load(path, replace(FLAGS, attention_order="newest"))
+        checkpoints.load(path, replace(FLAGS, attention_order="newest"))
 
 
 def test_missing_keys_are_named(openai):
@@ -109,7 +109,7 @@ def test_missing_keys_are_named(openai):
     gone = ["middle_block.1.norm.bias", "out.0.weight", "out.0.bias", "time_embed.2.bias"]
     resaved(path, lambda s: [s.pop(k) for k in gone])
     with pytest.raises(ModelError, match=r"4 missing: time_embed\.2\.bias, .* and 1 more"):
-        checkpoint.load(path, FLAGS)
+        checkpoints.load(path, FLAGS)
 
 
 def test_extra_and_misshapen_keys_are_named(openai):
@@ -117,7 +117,7 @@ def test_extra_and_misshapen_keys_are_named(openai):
     resaved(path, lambda s: s.update({"out.3.bias": torch.zeros(1), "out.0.bias": torch.zeros(9)}))
     message = r"1 extra: out\.3\.bias; 1 misshapen: out\.0\.bias \(got \(9,\), wanted \(8,\)\)"
     with pytest.raises(ModelError, match=message):
-        checkpoint.load(path, FLAGS)
+        checkpoints.load(path, FLAGS)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_other_networks_are_refused_with_the_reason(openai, change, message):
     path, _ = openai
     resaved(path, change)
     with pytest.raises(ModelError, match=message):
-        checkpoint.load(path, FLAGS)
+        checkpoints.load(path, FLAGS)
 
 
 @pytest.mark.parametrize(
@@ -148,20 +148,20 @@ def test_other_networks_are_refused_with_the_reason(openai, change, message):
 )
 def test_flags_that_do_not_fit(openai, flags, message):
     with pytest.raises(ModelError, match=message):
-        checkpoint.load(openai[0], flags)
+        checkpoints.load(openai[0], flags)
 
 
 def test_wrapped_names_are_not_guessed(openai):
     path, model = openai
     torch.save({f"ema_model.{k}": v for k, v in model.state_dict().items()}, path)
     with pytest.raises(ModelError, match=r"removeprefix\('ema_model\.'\)"):
-        checkpoint.load(path, FLAGS)
+        checkpoints.load(path, FLAGS)
 
 
 def test_names_of_data_parallel_are_taken(openai):
     path, model = openai
     torch.save({f"module.{k}": v for k, v in model.state_dict().items()}, path)
-    loaded, _ = checkpoint.load(path, FLAGS)
+    loaded, _ = checkpoints.load(path, FLAGS)
     torch.testing.assert_close(loaded(X, T), model(X, T)[:, :3], rtol=0, atol=1e-6)
 
 
@@ -169,7 +169,7 @@ def test_training_states_are_not_guessed(openai):
     path, model = openai
     torch.save({"model": model.state_dict(), "ema": model.state_dict(), "step": 3}, path)
     with pytest.raises(ModelError, match=r"got a dict of model, ema, step, wanted a plain dict.*state\['ema'\]"):
-        checkpoint.load(path, FLAGS)
+        checkpoints.load(path, FLAGS)
 
 
 class Evil:
@@ -189,7 +189,7 @@ def test_a_pickle_is_not_run(tmp_path, save):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=save == "torch")
     with pytest.raises(ModelError, match="Python objects besides tensors"):
-        checkpoint.load(path, FLAGS)
+        checkpoints.load(path, FLAGS)
     assert not victim.exists()
     pickle.loads(pickle.dumps(Evil(victim)))  # the trap does work
     assert victim.exists()
@@ -200,26 +200,26 @@ def test_a_pickle_is_not_run(tmp_path, save):
 def test_damaged_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=name):
-        checkpoint.load(tmp_path / name)
+        checkpoints.load(tmp_path / name)
 
 
 def test_cut_short(openai):
     path, _ = openai
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ModelError, match="cut short"):
-        checkpoint.load(path, FLAGS)
+        checkpoints.load(path, FLAGS)
 
 
 def test_no_such_file(tmp_path):
     with pytest.raises(ModelError, match="no such file"):
-        checkpoint.load(tmp_path / "nothing.pt")
+        checkpoints.load(tmp_path / "nothing.pt")
     with pytest.raises(ModelError, match=r"neither diffusion_pytorch_model\.safetensors"):
-        checkpoint.load(tmp_path)
+        checkpoints.load(tmp_path)
 
 
 def test_random_adm_is_the_same_every_time():
     state = torch.get_rng_state()
-    a, b = (checkpoint.random_adm(channels=32).state_dict() for _ in range(2))
+    a, b = (checkpoints.random_adm(channels=32).state_dict() for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert len(a) == 566
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -234,9 +234,9 @@ def test_own_checkpoint(tmp_path):
     model = seeded(config)
     file = tmp_path / "ema.safetensors"
     save_file(model.state_dict(), file, {"config": json.dumps(config.to_dict()), "samples": "10"})
-    loaded, _ = checkpoint.load(file)
+    loaded, _ = checkpoints.load(file)
     assert loaded.config == config
     assert torch.equal(loaded(X, T), model(X, T))
     save_file(model.state_dict(), file, {"config": '{"image_size": 3}'})
     with pytest.raises(ModelError, match="its UNetConfig cannot be read"):
-        checkpoint.load(file)
+        checkpoints.load(file)

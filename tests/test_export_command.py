@@ -34,7 +34,7 @@ def handed(monkeypatch, tmp_path):
         parity = {"relative_error": {"0": 0.0}, "tolerance": 1.0, "got": ""}
         return {"parameters": 0, "tensors": 0, "parity": parity}
 
-    monkeypatch.setattr(command.checkpoint, "load", load)
+    monkeypatch.setattr(command.checkpoints, "load", load)
     monkeypatch.setattr(command, "export_onnx", export_onnx)
     monkeypatch.setattr(command, "denoise_check", lambda *_: None)  # these weights are random
 

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[ex
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'zipsdk[export]'")
 
 from export import __main__ as command  # noqa: E402
-from export import checkpoint, denoises  # noqa: E402
+from export import checkpoints, denoises  # noqa: E402
 from export.flags import Flags  # noqa: E402
 from export.leaves import leaves  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
@@ -31,7 +31,7 @@ T4000 = {"timesteps": 4000, "beta_start": 2.5e-5, "beta_end": 0.005}
 
 @pytest.fixture(scope="module")
 def trained():
-    return checkpoint.load(WEIGHTS)[0]
+    return checkpoints.load(WEIGHTS)[0]
 
 
 @pytest.fixture(autouse=True)
@@ -137,19 +137,19 @@ def test_other_readings_of_a_guided_diffusion_checkpoint(tmp_path):
     torch.manual_seed(0)
     torch.save(UNet(config).state_dict(), tmp_path / "m.pt")
     flags = Flags(image_size=32, heads=4, norm_groups=4)
-    model, _ = checkpoint.load(tmp_path / "m.pt", flags)
+    model, _ = checkpoints.load(tmp_path / "m.pt", flags)
     others = dict(denoises.other_readings(tmp_path / "m.pt", flags, model.config))
     assert list(others) == ["--attention-order new", "--heads 1", "--heads 8", "--head-channels 32",
                             "--norm-groups 8", "--norm-groups 16", "--norm-groups 32"]  # fmt: skip
     x, t = np.ones((1, 3, 32, 32), np.float32), np.float32([500])
     answers = [denoises.of_torch(model)(x, t), *(other(x, t) for other in others.values())]
     assert all(not np.allclose(a, b, atol=1e-6) for i, a in enumerate(answers) for b in answers[:i])
-    assert list(denoises.other_readings(WEIGHTS, Flags(), checkpoint.load(WEIGHTS)[0].config)) == []
+    assert list(denoises.other_readings(WEIGHTS, Flags(), checkpoints.load(WEIGHTS)[0].config)) == []
 
 
 def test_other_norm_groups_are_noticed(tmp_path, capsys):
     """zip-tiny has 8 groups; with 4 it still denoises better than a linear estimate."""
-    torch.save(checkpoint.load(WEIGHTS)[0].state_dict(), tmp_path / "m.pt")
+    torch.save(checkpoints.load(WEIGHTS)[0].state_dict(), tmp_path / "m.pt")
     words = [str(tmp_path / "m.pt"), "-o", str(tmp_path / "out"), "--image-size", "64", "--prediction", "v"]
     assert command.main([*words, "--norm-groups", "4"]) == 1
     assert "times better with --norm-groups 8" in capsys.readouterr().err

@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
 load_file, save_file = safetensors.load_file, safetensors.save_file
 
-from export import checkpoint  # noqa: E402
+from export import checkpoints  # noqa: E402
+from export.diffusers_names import read_config  # noqa: E402
 from export.flags import Flags  # noqa: E402
-from export.from_diffusers import read_config  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 
@@ -105,7 +105,7 @@ def test_diffusers_folder(tmp_path, config, config_json, old_names):
         (folder / "diffusion_pytorch_model.safetensors").unlink()
         parts = ("query", "key", "value", "proj_attn")
         torch.save(diffusers_state(model, parts), folder / "diffusion_pytorch_model.bin")
-    loaded, _ = checkpoint.load(folder)
+    loaded, _ = checkpoints.load(folder)
     assert loaded.config == config
     assert torch.equal(loaded(X, T), model(X, T))
 
@@ -117,7 +117,7 @@ def test_heads_of_diffusers_are_sorted_into_ours(tmp_path):
     for i, part in enumerate(("to_q", "to_k", "to_v")):
         state[f"mid_block.attentions.0.{part}.bias"] = torch.arange(16.0) + 100 * i
     save_file(state, folder / "diffusion_pytorch_model.safetensors")
-    bias = dict(checkpoint.load(folder)[0].named_parameters())["middle_block.1.qkv.bias"]
+    bias = dict(checkpoints.load(folder)[0].named_parameters())["middle_block.1.qkv.bias"]
     assert bias.reshape(4, 3, 4)[2].tolist() == [[8, 9, 10, 11], [108, 109, 110, 111], [208, 209, 210, 211]]
 
 
@@ -152,7 +152,7 @@ def test_without_attention_anywhere(tmp_path):
         state[f"{theirs}.{leaf}"] = tensor
     save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(DDPM_JSON | plain | {"sample_size": [16, 16], "dropout": 0.3}))
-    loaded, _ = checkpoint.load(tmp_path)
+    loaded, _ = checkpoints.load(tmp_path)
     assert loaded.config == config and torch.equal(loaded(X, T), model(X, T))
 
 
@@ -160,7 +160,7 @@ def test_without_attention_anywhere(tmp_path):
                                   {"attention_order": "new"}, {"rescale_timesteps": True}])  # fmt: skip
 def test_flags_that_the_configuration_tells_are_refused(ddpm, flag):
     with pytest.raises(ModelError, match=f"got --{next(iter(flag)).replace('_', '-')}, which it already tells"):
-        checkpoint.load(ddpm[0], Flags(**flag))
+        checkpoints.load(ddpm[0], Flags(**flag))
 
 
 def test_diffusers_strictness(ddpm):
@@ -170,7 +170,7 @@ def test_diffusers_strictness(ddpm):
     state["conv_out.bias"] = torch.zeros(4)
     save_file(state, folder / "diffusion_pytorch_model.safetensors")
     with pytest.raises(ModelError, match=r"1 missing: mid_block.attentions.0.to_k.bias; 1 misshapen: conv_out.bias"):
-        checkpoint.load(folder)
+        checkpoints.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -212,25 +212,25 @@ def test_other_diffusers_models_are_refused(ddpm, change, message):
     folder, _ = ddpm
     (folder / "config.json").write_text(json.dumps(DDPM_JSON | change))
     with pytest.raises(ModelError, match=message):
-        checkpoint.load(folder)
+        checkpoints.load(folder)
 
 
 def test_diffusers_scheduler_is_read(ddpm):
     folder, _ = ddpm
     scheduler = folder / "scheduler_config.json"
     scheduler.write_text(json.dumps({"beta_end": 0.03, "beta_schedule": "linear", "prediction_type": "v_prediction"}))
-    config = checkpoint.load(folder)[0].config
+    config = checkpoints.load(folder)[0].config
     assert (config.beta_end, config.prediction) == (0.03, "v")
     scheduler.write_text("[]")
     with pytest.raises(ModelError, match=r"scheduler_config\.json: got a list, wanted a JSON object"):
-        checkpoint.load(folder)
+        checkpoints.load(folder)
 
 
 def test_diffusers_needs_its_config(ddpm):
     folder, _ = ddpm
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match=r"without config\.json"):
-        checkpoint.load(folder / "diffusion_pytorch_model.safetensors")
+        checkpoints.load(folder / "diffusion_pytorch_model.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["ddpm", "heads", "no attention"])
@@ -253,7 +253,7 @@ def test_parity_with_diffusers(tmp_path, kind):
         sample_size=32, block_out_channels=(32, 64, 64), layers_per_block=2, norm_num_groups=8, **blocks, **options,
     ).eval()  # fmt: skip
     theirs.save_pretrained(tmp_path)
-    ours, _ = checkpoint.load(tmp_path)
+    ours, _ = checkpoints.load(tmp_path)
     x = torch.randn(2, 3, 32, 32)
     for t in (950, 500, 0):
         with torch.no_grad():

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
 pytest.importorskip("safetensors", reason="needs safetensors: pip install 'zipsdk[export]'")
-from export import checkpoint, guided_diffusion  # noqa: E402
+from export import checkpoints, guided_diffusion  # noqa: E402
 from export.flags import Flags  # noqa: E402
 from export.unet import ADM256, AttentionBlock, UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
@@ -37,12 +37,12 @@ def on_meta(config):
 
 def test_heads_are_the_same_number_at_every_level(saved):
     path, model = saved
-    loaded, _ = checkpoint.load(path, FLAGS)
+    loaded, _ = checkpoints.load(path, FLAGS)
     assert loaded.config == HEADS and torch.equal(loaded(X, T), model(X, T))
     blocks = [m for m in loaded.modules() if isinstance(m, AttentionBlock)]
     assert {(b.qkv.in_channels, b.heads) for b in blocks} == {(16, 4), (32, 4)}
     # channels a head are another network, with the same tensors
-    other, _ = checkpoint.load(path, replace(FLAGS, heads=None, head_channels=4))
+    other, _ = checkpoints.load(path, replace(FLAGS, heads=None, head_channels=4))
     blocks = [m for m in other.modules() if isinstance(m, AttentionBlock)]
     assert {(b.qkv.in_channels, b.heads) for b in blocks} == {(16, 4), (32, 8)}
     assert not torch.allclose(other(X, T), model(X, T), atol=1e-6)
@@ -55,7 +55,7 @@ def test_the_new_order_with_heads(saved):
         rows = state[key].split(len(state[key]) // 12)
         state[key] = torch.cat([rows[i] for part in range(3) for i in range(part, 12, 3)])
     torch.save(state, path)
-    loaded, _ = checkpoint.load(path, replace(FLAGS, attention_order="new"))
+    loaded, _ = checkpoints.load(path, replace(FLAGS, attention_order="new"))
     torch.testing.assert_close(loaded(X, T), model(X, T), rtol=0, atol=1e-6)
 
 
@@ -75,7 +75,7 @@ def test_the_new_order_with_heads(saved):
 )
 def test_what_was_not_said_is_asked_for(saved, flags, message):
     with pytest.raises(ModelError, match=message):
-        checkpoint.load(saved[0], flags)
+        checkpoints.load(saved[0], flags)
 
 
 def test_openais_model_needs_no_flags():
@@ -113,8 +113,8 @@ def test_steps_of_improved_diffusion_are_rescaled(saved):
     """With T = 4000 its networks see t / 4, as in 1000 steps."""
     path, _ = saved
     flags = replace(FLAGS, timesteps=4000, noise_schedule="cosine")
-    plain = checkpoint.load(path, flags)[0]
-    scaled = checkpoint.load(path, replace(flags, rescale_timesteps=True))[0]
+    plain = checkpoints.load(path, flags)[0]
+    scaled = checkpoints.load(path, replace(flags, rescale_timesteps=True))[0]
     assert (scaled.config.time_scale, scaled.config.beta_schedule) == (0.25, "cosine")
     assert torch.equal(scaled(X, 4 * T), plain(X, T)) and not torch.allclose(scaled(X, T), plain(X, T), atol=1e-6)
 

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[ex
 pytest.importorskip("safetensors", reason="needs safetensors: pip install 'zipsdk[export]'")
 from torch.nn import functional as F  # noqa: E402
 
-from export import checkpoint  # noqa: E402
+from export import checkpoints  # noqa: E402
 from export.flags import Flags  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 
@@ -127,7 +127,7 @@ X, T = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32).sin(), torch
 def test_a_checkpoint_of_this_layout_computes_what_its_network_does(tmp_path):
     state, said = made(), []
     torch.save(state, tmp_path / "celeba_hq.ckpt")
-    model, _ = checkpoint.load(tmp_path / "celeba_hq.ckpt", FLAGS, said.append)
+    model, _ = checkpoints.load(tmp_path / "celeba_hq.ckpt", FLAGS, said.append)
     wanted = literal(state, X, T)
     assert float((model(X, T) - wanted).norm() / wanted.norm()) < 1e-5
     config = model.config
@@ -161,7 +161,7 @@ def test_training_states_of_ddim_are_read(tmp_path, kind):
                "averaged": [last, optimizer, 3, 1000, state]}[kind]  # fmt: skip
     torch.save(content, tmp_path / "ckpt.pth")
     said = []
-    model, _ = checkpoint.load(tmp_path / "ckpt.pth", FLAGS, said.append)
+    model, _ = checkpoints.load(tmp_path / "ckpt.pth", FLAGS, said.append)
     wanted = literal(state, X, T)
     assert float((model(X, T) - wanted).norm() / wanted.norm()) < 1e-5
     assert ("averaged weights are taken" in said[0]) == (kind == "averaged")
@@ -184,7 +184,7 @@ def test_other_variants_are_refused_with_the_reason(tmp_path, change, message):
     change(state)
     torch.save(state, tmp_path / "m.ckpt")
     with pytest.raises(ModelError, match=message):
-        checkpoint.load(tmp_path / "m.ckpt", FLAGS)
+        checkpoints.load(tmp_path / "m.ckpt", FLAGS)
 
 
 @pytest.mark.parametrize(
@@ -198,4 +198,4 @@ def test_other_variants_are_refused_with_the_reason(tmp_path, change, message):
 def test_flags_that_do_not_fit_are_refused(tmp_path, flags, message):
     torch.save(made(), tmp_path / "m.ckpt")
     with pytest.raises(ModelError, match=message):
-        checkpoint.load(tmp_path / "m.ckpt", flags)
+        checkpoints.load(tmp_path / "m.ckpt", flags)

@@ -15,8 +15,8 @@ ir = pytest.importorskip("onnx_ir")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
 import export.__main__ as command  # noqa: E402
-import export.onnx as exporter  # noqa: E402
-from export import checkpoint  # noqa: E402
+import export.to_onnx as exporter  # noqa: E402
+from export import checkpoints  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 from zipsdk.models.sidecar import check_sidecar  # noqa: E402
@@ -348,7 +348,7 @@ def test_command(tmp_path, capsys):
     assert check_sidecar(out / "small.onnx")["export"]["denoises"] == {"skipped": "--no-denoise-check"}
     session = onnxruntime.InferenceSession(str(out / "small.onnx"), providers=["CPUExecutionProvider"])
     spec = ModelSpec.from_json(session.get_modelmeta().custom_metadata_map["zipsdk"], "small")
-    sha256 = checkpoint.sha256_file(tmp_path / "ema.safetensors")
+    sha256 = checkpoints.sha256_file(tmp_path / "ema.safetensors")
     assert spec == ModelSpec(
         name="small", canvas=32, multiple=2, min_side=16, max_side=512, source_sha256=sha256, licence="Apache-2.0",
         training_data="noise", lam=2.0,

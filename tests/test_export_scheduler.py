@@ -13,7 +13,7 @@ pytest.importorskip("safetensors", reason="needs safetensors: pip install 'zipsd
 from test_export_diffusers import DDPM, DDPM_JSON, folder_of  # noqa: E402
 from test_noise_schedules import cosine, linear, oracle, scaled_linear  # noqa: E402
 
-from export import checkpoint  # noqa: E402
+from export import checkpoints  # noqa: E402
 from export.__main__ import default_name, parser, spec_for  # noqa: E402
 from export.flags import Flags  # noqa: E402
 from export.scheduler import NoiseProcess, read_scheduler, resolve  # noqa: E402
@@ -66,7 +66,7 @@ def pipeline(tmp_path):
 @pytest.mark.parametrize("given", [".", "unet", "unet/diffusion_pytorch_model.safetensors"])
 def test_the_pipelines_noise_process_is_the_models(pipeline, changes, wanted, formula, given):
     folder, said = pipeline(**changes), []
-    model, _ = checkpoint.load(folder / given, say=said.append)
+    model, _ = checkpoints.load(folder / given, say=said.append)
     noise = {field: getattr(model.config, field) for field in asdict(NoiseProcess())}
     assert noise == asdict(NoiseProcess()) | wanted
     assert len(said) == 1 and said[0].startswith(f"{folder / 'scheduler' / 'scheduler_config.json'}: ")
@@ -132,7 +132,7 @@ def test_sample_is_not_left_to_float32_at_the_first_step(monkeypatch):
 def test_other_noise_processes_are_refused_by_name(pipeline, changes, message):
     folder = pipeline(**changes)
     with pytest.raises(ModelError, match=message) as caught:
-        checkpoint.load(folder)
+        checkpoints.load(folder)
     assert str(caught.value).startswith(str(folder / "scheduler" / "scheduler_config.json"))
 
 
@@ -149,7 +149,7 @@ def test_other_pipelines_are_refused_by_name(pipeline, index, message):
     folder = pipeline()
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=message):
-        checkpoint.load(folder)
+        checkpoints.load(folder)
 
 
 def test_schedulers_of_other_defaults(tmp_path):
@@ -165,11 +165,11 @@ def test_schedulers_of_other_defaults(tmp_path):
 def test_without_a_scheduler_it_is_said_what_was_assumed(tmp_path):
     folder, _ = folder_of(DDPM, DDPM_JSON, tmp_path)
     said = []
-    checkpoint.load(folder, say=said.append)
+    checkpoints.load(folder, say=said.append)
     assert len(said) == 1 and "no scheduler_config.json in it or in ../scheduler; taken as linear schedule" in said[0]
     said.clear()
     flags = Flags(noise_schedule="cosine", prediction="v", timesteps=4000)
-    config = checkpoint.load(folder, flags, said.append)[0].config
+    config = checkpoints.load(folder, flags, said.append)[0].config
     assert (config.beta_schedule, config.prediction, config.timesteps) == ("cosine", "v", 4000)
     assert said == []  # nothing was assumed
 
@@ -177,12 +177,12 @@ def test_without_a_scheduler_it_is_said_what_was_assumed(tmp_path):
 def test_a_flag_wins_over_the_file_and_a_line_says_so(pipeline):
     folder, said = pipeline(prediction_type="v_prediction"), []
     flags = Flags(prediction="epsilon", timesteps=1000)
-    assert checkpoint.load(folder, flags, said.append)[0].config.prediction == "epsilon"
+    assert checkpoints.load(folder, flags, said.append)[0].config.prediction == "epsilon"
     assert said[0].endswith("1000 steps, v prediction; flags replace prediction v by epsilon")
     folder = pipeline(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3)
     with pytest.raises(ModelError, match="it lists trained_betas; give --noise-schedule"):
-        checkpoint.load(folder, Flags(timesteps=1000))
-    config = checkpoint.load(folder, Flags(noise_schedule="linear", timesteps=1000))[0].config
+        checkpoints.load(folder, Flags(timesteps=1000))
+    config = checkpoints.load(folder, Flags(noise_schedule="linear", timesteps=1000))[0].config
     assert (config.beta_schedule, config.betas, config.timesteps) == ("linear", (), 1000)
 
 

@@ -42,10 +42,10 @@ def test_bundled_model_is_small_and_says_what_it_is(engine):
 def test_the_bundled_model_is_what_the_export_makes_of_the_weights_in_the_repository(engine):
     """Its spec names their hash, and it gives what they give, but for weights that are stored as float16."""
     torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
-    from export import checkpoint
+    from export import checkpoints
 
     weights = ROOT / "export" / "zip-tiny.safetensors"
-    module, sha256 = checkpoint.load(weights)
+    module, sha256 = checkpoints.load(weights)
     assert engine.spec.source_sha256 == sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
     config = module.config
     assert (engine.spec.canvas, engine.spec.multiple) == (config.image_size, config.downsampling)

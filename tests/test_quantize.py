@@ -11,7 +11,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx_ir")
 
-import export.onnx as exporter  # noqa: E402
+import export.to_onnx as exporter  # noqa: E402
 import zipsdk  # noqa: E402
 from bench import int8, markdown, record  # noqa: E402
 from bench.restoration import psnr  # noqa: E402

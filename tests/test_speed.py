@@ -90,7 +90,7 @@ def test_the_network_gets_pictures_in_torch_s_usual_order_of_memory(kind):
 
 def test_load_gives_the_weights_that_the_engine_has():
     module = speed_torch.load(speed_rows.WEIGHTS)
-    from export.checkpoint import load
+    from export.checkpoints import load
 
     x, t = torch.randn(1, 3, 32, 32), torch.tensor([500.0])
     torch.testing.assert_close(module(x, t), load(speed_rows.WEIGHTS)[0](x, t))

@@ -13,8 +13,8 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
 
-from export import checkpoint, train  # noqa: E402
-from export.data import Pictures  # noqa: E402
+from export import checkpoints, train  # noqa: E402
+from export.training_data import Pictures  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
 
@@ -65,7 +65,7 @@ def test_training_learns_and_goes_on_where_it_stopped(folder):
     # mean squared error of eps: that of random weights is near 1 or above, which is what "no noise" scores
     before, after = (r["held_out:pictures"][0] for r in (log[0], log[-1]))
     assert after < 0.6 * before
-    model, sha256 = checkpoint.load(folder / "run" / "ema.safetensors", checkpoint.Flags())
+    model, sha256 = checkpoints.load(folder / "run" / "ema.safetensors", checkpoints.Flags())
     assert model.config.prediction == "v" and len(sha256) == 64
     assert not list((folder / "run").glob("*.part"))
 
@@ -74,11 +74,11 @@ def test_a_run_can_begin_from_weights(folder):
     run(folder, 16)
     weights = folder / "given.safetensors"
     (folder / "run" / "ema.safetensors").rename(weights)
-    before, _ = checkpoint.load(weights, checkpoint.Flags())
+    before, _ = checkpoints.load(weights, checkpoints.Flags())
     for f in (folder / "run").iterdir():
         f.unlink()
     run(folder, 0, "--init", str(weights))
-    after, _ = checkpoint.load(folder / "run" / "ema.safetensors", checkpoint.Flags())
+    after, _ = checkpoints.load(folder / "run" / "ema.safetensors", checkpoints.Flags())
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     for f in (folder / "run").iterdir():
         f.unlink()
@@ -293,7 +293,7 @@ def test_the_average_takes_its_share_of_one_step(folder, cheap, decay, share):
     weights = folder / "given.safetensors"
     (folder / "run" / "ema.safetensors").rename(weights)
     (folder / "run" / "latest.pt").unlink()
-    before = checkpoint.load(weights, checkpoint.Flags())[0].state_dict()
+    before = checkpoints.load(weights, checkpoints.Flags())[0].state_dict()
     run(folder, 1, "--init", str(weights), "--ema", str(decay), "--lr", "1", "--batch", "4")
     after = latest(folder)
     assert after["step"] == 1

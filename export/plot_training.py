@@ -1,6 +1,6 @@
 """Draw a training run's curves from its log: held-out loss by noise level, and over the samples seen.
 
-python -m export.plot runs/zip-tiny/log.jsonl -o curves.png
+python -m export.plot_training runs/zip-tiny/log.jsonl -o curves.png
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def draw(records: list[dict[str, object]], path: Path) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m export.plot", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(prog="python -m export.plot_training", description=__doc__.split("\n")[0])
     p.add_argument("log", type=Path)
     p.add_argument("-o", "--output", type=Path, required=True)
     args = p.parse_args()

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export import from_diffusers, guided_diffusion, ho, reading
+from export import diffusers_names, guided_diffusion, ho, reading
 from export.flags import ARCHITECTURE, NOISE, Flags, Say, refuse, silent
 from export.guided_diffusion import head_by_head
 from export.reading import State, some
@@ -68,8 +68,8 @@ def load(path: str | Path, flags: Flags | None = None, say: Say = silent) -> tup
     elif "conv_in.weight" in state:
         if config_json is None:
             raise ModelError(f"{file}: diffusers weights without config.json beside them; copy it there as well")
-        config = from_diffusers.read_config(config_json, flags, say)
-        model = _joined(_empty(config, file), lambda m: from_diffusers.names(m, state), state, file)
+        config = diffusers_names.read_config(config_json, flags, say)
+        model = _joined(_empty(config, file), lambda m: diffusers_names.names(m, state), state, file)
     else:
         raise ModelError(f"{file}: {_stranger(state)}")
     return epsilon_only(model).requires_grad_(False).eval(), sha256_file(file)

@@ -1,9 +1,9 @@
 """`export.unet.UNet` -> an ONNX file that is checked before it gets its name.
 
 The graph is eps = f(x, t), float32 outside whatever the precision inside, with a dynamic batch; it has
-GroupNormalization nodes (opset 21) rather than their decomposition, or what is faster on a CPU (`export.norm`), and a
-`ModelSpec` in its metadata. The file is compared with the torch model and only then moved into place, with a sidecar
-(`zipsdk.models.sidecar`) that holds its hash and the comparison's numbers.
+GroupNormalization nodes (opset 21) rather than their decomposition, or what is faster on a CPU
+(`export.group_norm`), and a `ModelSpec` in its metadata. The file is compared with the torch model and only then moved
+into place, with a sidecar (`zipsdk.models.sidecar`) that holds its hash and the comparison's numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.denoises import of_torch
-from export.norm import as_instances
+from export.group_norm import as_instances
 from export.unet import GroupNorm, UNet
 from zipsdk.errors import InputError, ModelError
 from zipsdk.models.sidecar import sidecar_path, write_sidecar
