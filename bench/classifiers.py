@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.blackbox import Classifier
-from bench.checkpoints import keep, restore
+from bench.common.checkpoints import keep, restore
+from bench.common.optimization import channel_statistics, check_loss, optimize, without_defaults
 from bench.datasets import Dataset
 from bench.networks import ARCHITECTURES
 from bench.physical import PHYSICAL, physical
 from bench.poisoning import Poisoned
 from bench.recipes import NOT_MIRRORED, Recipe, fast_bf16, recipe
-from bench.training import channel_statistics, check_loss, optimize, without_defaults
 from zipsdk.errors import EngineError, InputError
 
 __all__ = ["NOT_MIRRORED", "Recipe", "fast_bf16", "recipe", "train"]

@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 import zipsdk
-from bench import record
+from bench.common import record
 from bench.overhead import Stopwatch, Watched
 
 

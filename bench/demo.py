@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from bench import record
+from bench.common import record
 from bench.restoration import bicubic, blurred
 from zipsdk import Blur, Purifier
 from zipsdk.cli import main as zipsdk_cli

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import record
+from bench.common import record
 
 ROOT = Path(__file__).parent.parent
 

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import record
+from bench.common import record
 from bench.speed_torch import LAMBDA, grey, paper_step, pool, rectified, repeat
 from kernels.launch import Device, Host
 from zipsdk import gpu

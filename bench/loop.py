@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 import zipsdk
-from bench import record
+from bench.common import record
 from bench.restoration import psnr
 from zipsdk.errors import ZipError
 from zipsdk.models.spec import ModelSpec

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import zipsdk
-from bench import record
+from bench.common import record
 from bench.restoration import psnr
 from zipsdk.errors import InputError, ZipError
 from zipsdk.images.sources import read_sample

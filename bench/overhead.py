@@ -30,7 +30,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import zipsdk
-from bench.record import quartiles
+from bench.common.record import quartiles
 from bench.speed_rows import LAMBDA, ROOT, TRANSFORMS, WARM, WEIGHTS, synthetic
 from zipsdk import images
 from zipsdk.sampling import denoiser, noise, sampler

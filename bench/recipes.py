@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from bench.common.optimization import for_few_steps
 from bench.datasets import Dataset
 from bench.networks import ARCHITECTURES
-from bench.training import for_few_steps
 from zipsdk.errors import InputError
 
 
@@ -58,7 +58,7 @@ def recipe(
     is what a defence has to keep. Shifts do not push a patch out of the picture. Above 64 pixels it is AdamW: in
     pictures of 128 pixels SGD with rates like ours passes over a patch of 5 x 5 even if half of them have it.
     A data set that leaves few optimizer steps gets smaller batches, a lower rate and clipped gradients; see
-    `bench.training.for_few_steps`. A given `lr` is the peak of the learning rate in any case.
+    `bench.common.optimization.for_few_steps`. A given `lr` is the peak of the learning rate in any case.
 
     Raises:
         InputError: an unknown architecture, or a learning rate that is not above 0.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bench.markdown import ROOT, replace, table
-from bench.record import RESULTS, read
+from bench.common.markdown import ROOT, replace, table
+from bench.common.record import RESULTS, read
 from bench.results_groups import GUARD, groups
 from bench.results_page import TITLES, short_table
 from bench.tables import TABLES

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import zipsdk
-from bench import record
+from bench.common import record
 from zipsdk.errors import InputError, ZipError
 from zipsdk.images.sources import read_sample
 from zipsdk.transforms import Blur

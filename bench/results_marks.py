@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bench import tables
-from bench.markdown import table
+from bench.common.markdown import table
 from bench.results_groups import GUARD, Group, groups, setup
 
 #: What a defence should beat in PA, and what else there is.

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import paper, record, results_sheet, tables
+from bench import paper, results_sheet, tables
 from bench.baselines.guarded import Guarded
-from bench.markdown import ROOT, START, table
+from bench.common import record
+from bench.common.markdown import ROOT, START, table
 from bench.results_groups import SHORT, Group, groups, of_table, parts
 from bench.results_marks import ahead_of, marks_of
 from bench.results_plot import curve, dots

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from bench import tables
-from bench.markdown import table
+from bench.common.markdown import table
 from bench.rates import Rate
 from bench.results_groups import SHORT, groups, of_table
 

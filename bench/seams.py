@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 import zipsdk
-from bench import record
+from bench.common import record
 from zipsdk.sampling.tiling import plan
 
 

@@ -27,7 +27,8 @@ from typing import Any
 if not __package__:  # run as a file: its folder's modules must not hide packages of their names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bench import blackbox, classifiers, layouts, record
+from bench import blackbox, classifiers, layouts
+from bench.common import record
 from bench.networks import ARCHITECTURES
 from bench.overhead import overhead, startup
 from bench.speed_guard import GuardRows

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 import zipsdk
 from bench.baselines.guarded import flagged_places
-from bench.record import quartiles
+from bench.common.record import quartiles
 from bench.speed_rows import U8, Bench, LeftOut, Row, Work
 from zipsdk.errors import EngineError, MissingExtra
 from zipsdk.guard import speedup_bound

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.record import quartiles
+from bench.common.record import quartiles
 from bench.speed_guard import gate
 from bench.speed_rows import Bench, Row
 

@@ -13,7 +13,8 @@ from conftest import FakeEngine
 from PIL import Image
 
 import zipsdk
-from bench import record, restoration, seams
+from bench import restoration, seams
+from bench.common import record
 from zipsdk.images import sources
 from zipsdk.images.sources import read_files
 from zipsdk.transforms import Blur

@@ -13,7 +13,8 @@ from conftest import FakeEngine, make_spec
 from PIL import Image
 
 import zipsdk
-from bench import cpu, neighbours, overhead, record
+from bench import cpu, neighbours, overhead
+from bench.common import record
 from zipsdk.errors import InputError
 
 # ---- bench.cpu
@@ -159,11 +160,12 @@ def test_the_commit_is_of_the_checkout_and_says_whether_it_was_changed(monkeypat
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     bench = tmp_path / "bench"
     (bench / "results").mkdir(parents=True)
-    monkeypatch.setattr(record, "__file__", str(bench / "record.py"))
+    (bench / "common").mkdir()
+    monkeypatch.setattr(record, "__file__", str(bench / "common" / "record.py"))
     assert record._commit() is None  # outside of a checkout
     git("init", "-q")
     assert record._commit() is None  # in one without a commit
-    for file in ("a.py", "bench/record.py", "bench/results/x.json"):
+    for file in ("a.py", "bench/common/record.py", "bench/results/x.json"):
         (tmp_path / file).write_text("1")
     git("add", ".")
     git("commit", "-qm", "one")
@@ -177,7 +179,7 @@ def test_the_commit_is_of_the_checkout_and_says_whether_it_was_changed(monkeypat
     assert record._commit() == f"{head}+"
     git("commit", "-qam", "two")
     assert record._commit() == git("rev-parse", "--short", "HEAD").strip() != head
-    (bench / "record.py").write_text("2")
+    (bench / "common" / "record.py").write_text("2")
     git("add", ".")
     assert record._commit().endswith("+")
     monkeypatch.setenv("PATH", "")
@@ -189,6 +191,9 @@ def test_the_environment_names_what_it_ran_on(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["speed.py"])
     got = record.environment()
     assert (got["commit"], got["command"]) == ("abc+", "speed.py")
+    script = Path(record.__file__).with_name("record.py")
+    monkeypatch.setattr(sys, "argv", [str(script), "--folder", "/data/a b"])
+    assert record.environment()["command"] == "python -m bench.common.record --folder 'a b'"
     assert got["versions"]["numpy"] == np.__version__ and "no-such-package" not in got["versions"]
     monkeypatch.setattr(
         record, "Path", lambda path: SimpleNamespace(read_text=lambda: "a: b\nmodel name\t: Some CPU\n")

@@ -13,9 +13,10 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
 
-from bench import markdown, report, results_page
-from bench.markdown import END, ROOT, START
-from bench.record import RESULTS, read
+from bench import report, results_page
+from bench.common import markdown
+from bench.common.markdown import END, ROOT, START
+from bench.common.record import RESULTS, read
 
 
 def measured(*path):

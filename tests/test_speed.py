@@ -11,7 +11,7 @@ from conftest import FakeEngine, make_spec
 
 import zipsdk
 from bench import blackbox, overhead, speed, speed_guard, speed_peers, speed_plot, speed_report, speed_rows
-from bench.record import quartiles
+from bench.common.record import quartiles
 from bench.speed_rows import LeftOut, Row, Work, compare, synthetic
 from zipsdk.sampling import denoiser
 from zipsdk.sampling.noise import STEP_INITIAL, Noise

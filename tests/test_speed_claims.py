@@ -10,7 +10,7 @@ import pytest
 from conftest import make_spec
 
 from bench import report, speed, speed_rows
-from bench.record import quartiles
+from bench.common.record import quartiles
 from bench.speed_report import claims, results, table
 
 torch = pytest.importorskip("torch")

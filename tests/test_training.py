@@ -13,9 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench import classifiers, poisoning, training  # noqa: E402
+from bench import classifiers, poisoning  # noqa: E402
 from bench.baselines import mae  # noqa: E402
 from bench.classifiers import Recipe  # noqa: E402
+from bench.common import optimization  # noqa: E402
 from bench.datasets import Dataset  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
 
@@ -95,8 +96,8 @@ def test_few_steps_get_smaller_batches_a_lower_rate_and_clipping():
     assert [how.clip for how in made] == [1.0] * 7 + [None] * 2
     assert [how.remeasure for how in made] == [True] * 7 + [False] * 2
     assert [how.lr for how in made] == pytest.approx([0.1 * math.sqrt(how.batch / 128) for how in made])
-    assert training.optimizer_steps(made[6], 6272) == 490 and training.optimizer_steps(made[7], 6400) == 500
-    assert training.optimizer_steps(made[0], 7) == 10 and training.optimizer_steps(made[0], 0) == 0
+    assert optimization.optimizer_steps(made[6], 6272) == 490 and optimization.optimizer_steps(made[7], 6400) == 500
+    assert optimization.optimizer_steps(made[0], 7) == 10 and optimization.optimizer_steps(made[0], 0) == 0
     # the user's number of epochs counts, and so does the user's rate
     assert classifiers.recipe(dataset("mine", 6400), epochs=9).clip == 1.0
     assert classifiers.recipe(dataset("mine", 160), lr=0.3).lr == 0.3
@@ -119,7 +120,7 @@ def linear() -> tuple[torch.nn.Linear, torch.optim.SGD]:
 def test_a_step_is_clipped_to_its_norm(clip, moved):
     model, sgd = linear()
     loss = 10 * model(torch.tensor([3.0, 4.0])).sum()  # its gradient is (30, 40)
-    assert training.optimize(model, sgd, loss, clip) == 110
+    assert optimization.optimize(model, sgd, loss, clip) == 110
     assert model.weight[0].tolist() == pytest.approx([1 - moved[0], 2 - moved[1]], rel=1e-5)
 
 
@@ -127,13 +128,13 @@ def test_a_step_is_clipped_to_its_norm(clip, moved):
 def test_a_loss_that_is_not_finite_stops_the_training(value):
     model, sgd = linear()
     with pytest.raises(InputError, match=rf"loss of {value} at a learning rate of 0\.5, .*lower the learning rate"):
-        training.optimize(model, sgd, model(torch.tensor([1.0, value])).sum(), None)
+        optimization.optimize(model, sgd, model(torch.tensor([1.0, value])).sum(), None)
     assert model.weight[0].tolist() == [1, 2]
-    training.check_weights(model, 0.5)
+    optimization.check_weights(model, 0.5)
     with torch.no_grad():
         model.weight[0, 1] = value
     with pytest.raises(InputError, match="lower the learning rate"):
-        training.check_weights(model, 0.5)
+        optimization.check_weights(model, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(value):
 def test_a_loss_that_did_not_fall_is_told(losses, warned):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        training.check_loss(losses, 0.69, "classifier", Recipe(epochs=7, lr=0.1))
+        optimization.check_loss(losses, 0.69, "classifier", Recipe(epochs=7, lr=0.1))
     assert len(seen) == warned
     if warned:
         assert seen[0].category is UserWarning

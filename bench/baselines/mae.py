@@ -21,15 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import classifiers
-from bench.checkpoints import keep, restore
-from bench.training import channel_statistics, check_loss, for_few_steps, optimize, without_defaults
+from bench.common.checkpoints import keep, restore
+from bench.common.optimization import channel_statistics, check_loss, for_few_steps, optimize, without_defaults
 from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]
 
 #: Counts changes of this file after which old checkpoints are no longer what a training would give.
 VERSION = 1
-#: As `bench.training.FEW_STEPS`; an autoencoder of the measured rows took 138.
+#: As `bench.common.optimization.FEW_STEPS`; an autoencoder of the measured rows took 138.
 FEW_STEPS = 100
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from zipsdk._util.atomic import write_atomically
 from zipsdk._util.cpus import allowed_cores, cpu_quota
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def _processor() -> str:
@@ -54,8 +54,10 @@ def _commit() -> str | None:
 
 def _command() -> str:
     """As one would type it, with the names of files but not their folders."""
-    script = Path(sys.argv[0])
-    start = f"python -m bench.{script.stem}" if script.parent.name == "bench" else script.name
+    script, root = Path(sys.argv[0]).resolve(), Path(__file__).parents[2]
+    start = script.name
+    if script.is_relative_to(root / "bench"):
+        start = f"python -m {'.'.join(script.relative_to(root).with_suffix('').parts)}"
     return f"{start} {shlex.join(Path(word).name if '/' in word else word for word in sys.argv[1:])}".rstrip()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench.training import check_weights
+from bench.common.optimization import check_weights
 from zipsdk._util.atomic import write_atomically
 from zipsdk.errors import ModelError
 
