@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from bench.blackbox import Classifier
 from bench.common.checkpoints import keep, restore
 from bench.common.optimization import channel_statistics, check_loss, optimize, without_defaults
-from bench.datasets import Dataset
+from bench.data.datasets import Dataset
 from bench.networks import ARCHITECTURES
 from bench.physical import PHYSICAL, physical
 from bench.poisoning import Poisoned

@@ -27,9 +27,10 @@ if not __package__:  # run as a file: its folder's modules must not hide package
 import numpy as np
 from tqdm import tqdm
 
-from bench import attacks, blackbox, classifiers, layouts, results_page, results_sheet, tables
+from bench import attacks, blackbox, classifiers, results_page, results_sheet, tables
 from bench.baselines.guarded import Guarded
 from bench.common import record
+from bench.data import layouts
 from bench.defense_setup import QUICK, Bench
 from bench.evaluation import evaluate
 from bench.networks import ARCHITECTURES

@@ -13,9 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 import zipsdk
-from bench import attacks, blackbox, classifiers, datasets, layouts, tables
+from bench import attacks, blackbox, classifiers, tables
 from bench.baselines import Defence
 from bench.blackbox import Classifier
+from bench.data import datasets, layouts
 from bench.evaluation import Scene
 from bench.poisoning import poison
 from bench.store import Store, hash_of

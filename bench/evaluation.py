@@ -21,7 +21,7 @@ from bench.attacks import Attack
 from bench.baselines import Defence
 from bench.baselines.guarded import Guarded, decide
 from bench.blackbox import Classifier
-from bench.datasets import Dataset
+from bench.data.datasets import Dataset
 from bench.rates import rates
 from bench.store import Store
 

@@ -20,10 +20,11 @@ import torch
 from tqdm import tqdm
 
 import zipsdk
-from bench import attacks, classifiers, datasets, layouts
+from bench import attacks, classifiers
 from bench.baselines.purifier import Zip
 from bench.common import record
 from bench.common.markdown import replace, table
+from bench.data import datasets, layouts
 from bench.evaluation import Scene, evaluate
 from bench.poisoning import poison
 from bench.restoration import blurred, psnr, sharpness

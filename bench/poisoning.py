@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.attacks import U8, Attack
-from bench.datasets import Dataset
+from bench.data.datasets import Dataset
 from zipsdk.errors import InputError
 
 I64 = npt.NDArray[np.int64]

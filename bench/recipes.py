@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from bench.common.optimization import for_few_steps
-from bench.datasets import Dataset
+from bench.data.datasets import Dataset
 from bench.networks import ARCHITECTURES
 from zipsdk.errors import InputError
 

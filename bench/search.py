@@ -22,12 +22,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 import zipsdk
-from bench import classifiers, datasets, layouts
+from bench import classifiers
 from bench.baselines.guarded import Guarded, decide
 from bench.baselines.purifier import Zip
 from bench.blackbox import Classifier
 from bench.common import record
-from bench.datasets import Dataset
+from bench.data import datasets, layouts
+from bench.data.datasets import Dataset
 from bench.poisoning import Poisoned
 from bench.rates import rates
 from bench.search_triggers import SIDE, Triggers

@@ -27,8 +27,9 @@ from typing import Any
 if not __package__:  # run as a file: its folder's modules must not hide packages of their names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bench import blackbox, classifiers, layouts
+from bench import blackbox, classifiers
 from bench.common import record
+from bench.data import layouts
 from bench.networks import ARCHITECTURES
 from bench.overhead import overhead, startup
 from bench.speed_guard import GuardRows
@@ -255,7 +256,9 @@ def arguments() -> argparse.ArgumentParser:
     g.add_argument("--threads", type=int, default=0, help="of the CPU; 0 takes all cores")
     g.add_argument("--canvas", type=int, help="default: the model's; 256 for one that takes several sizes")
     g = p.add_argument_group("pictures and classifier")
-    g.add_argument("--dataset", metavar="NAME", help="cifar10, gtsrb, imagenette or your own; see bench/layouts.py")
+    g.add_argument(
+        "--dataset", metavar="NAME", help="cifar10, gtsrb, imagenette or your own; see bench/data/layouts.py"
+    )
     g.add_argument("--data", type=Path, metavar="FOLDER", help=f"where it is; or set {layouts.VARIABLE}")
     g.add_argument("--photos", type=Path, metavar="FOLDER|ZIP", help="pictures without labels")
     g.add_argument("--side", type=int, default=32, help="of the pictures (default: 32)")

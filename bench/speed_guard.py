@@ -61,7 +61,8 @@ class Stopwatch:
 
 def open_classifier(bench: Bench, args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any, str]:
     """(a black box, what it is, the attack it was trained with or None, why flags are simulated or "")."""
-    from bench import attacks, blackbox, classifiers, datasets, poisoning
+    from bench import attacks, blackbox, classifiers, poisoning
+    from bench.data import datasets
 
     given = blackbox.from_options(args)
     if given is not None:

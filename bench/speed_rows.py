@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import zipsdk
-from bench import datasets
+from bench.data import datasets
 from bench.restoration import psnr
 from zipsdk.errors import InputError
 from zipsdk.images import sources

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from bench import attacks, physical, poisoning  # noqa: E402
-from bench.datasets import Dataset  # noqa: E402
+from bench.data.datasets import Dataset  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
 
 

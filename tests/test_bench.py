@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,7 +110,18 @@ def test_a_seam_is_seen_and_its_absence_too():
 def test_records_are_whole_and_say_where_they_come_from(tmp_path, monkeypatch):
     path = record.write("x", {"rows": [1]}, tmp_path)
     assert json.loads(path.read_text())["rows"] == [1]
-    monkeypatch.setattr(sys, "argv", ["bench/defense.py", "quick", "--defence", "zip profile=fast", "--data", "/a/b c"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            str(Path(record.__file__).parents[1] / "defense.py"),
+            "quick",
+            "--defence",
+            "zip profile=fast",
+            "--data",
+            "/a/b c",
+        ],
+    )
     assert record.environment()["command"] == "python -m bench.defense quick --defence 'zip profile=fast' --data 'b c'"
     assert {"commit", "command", "date", "versions", "machine"} <= json.loads(path.read_text()).keys()
     with pytest.raises(TypeError):

@@ -11,7 +11,7 @@ import pytest
 
 from bench import blackbox
 from bench.blackbox import Classifier, Preparation
-from bench.datasets import Dataset
+from bench.data.datasets import Dataset
 from zipsdk.errors import EngineError, InputError, ModelError
 
 

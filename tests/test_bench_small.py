@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_the_command_of_the_cost_has_six_rows(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cpu.zipsdk, "load_engine", lambda model, **options: asked.append((model, options)) or engine)
     write = record.write
     monkeypatch.setattr(record, "write", lambda name, payload: write(name, payload, tmp_path))
-    monkeypatch.setattr(sys, "argv", ["/x/bench/cpu.py", "--repeats", "1", "--threads", "2", "--name", "made"])
+    monkeypatch.setattr(sys, "argv", [cpu.__file__, "--repeats", "1", "--threads", "2", "--name", "made"])
     cpu.main()
     assert asked == [("zip-tiny", {"device": "cpu", "threads": 2})]
     content = json.loads((tmp_path / "made.json").read_text())

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from bench import attacks, classifiers, networks, poisoning  # noqa: E402
 from bench.classifiers import Recipe  # noqa: E402
-from bench.datasets import Dataset  # noqa: E402
+from bench.data.datasets import Dataset  # noqa: E402
 from zipsdk.errors import EngineError, InputError, ModelError  # noqa: E402
 
 #: Of a network that costs milliseconds; where it is about what a training leaves, not how well it learns.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from bench import datasets, layouts
+from bench.data import datasets, layouts
 from zipsdk.errors import InputError, PictureError
 from zipsdk.images import sources
 

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from bench.attacks import BadNets
 from bench.baselines.simple import Nothing
 from bench.blackbox import Classifier
-from bench.datasets import Dataset
+from bench.data.datasets import Dataset
 from bench.evaluation import Scene, evaluate
 from bench.rates import Rate, design_effect, interval, rates
 from bench.rows import Rows

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_datasets import png, write_folder
 
-from bench import cifar_pickle, datasets, layouts
+from bench.data import cifar_pickle, datasets, layouts
 from zipsdk.errors import InputError
 
 

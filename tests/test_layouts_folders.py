@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, features
 from test_datasets import png, write_archive, write_folder
 
-from bench import datasets, layouts
+from bench.data import datasets, layouts
 from zipsdk import images
 from zipsdk.errors import InputError
 from zipsdk.images import sources

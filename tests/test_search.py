@@ -10,7 +10,7 @@ pytest.importorskip("scipy")
 
 from bench import search
 from bench.blackbox import Classifier
-from bench.datasets import Dataset
+from bench.data.datasets import Dataset
 from zipsdk.detectors import ablation
 from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS
 

@@ -17,7 +17,7 @@ from bench import classifiers, poisoning  # noqa: E402
 from bench.baselines import mae  # noqa: E402
 from bench.classifiers import Recipe  # noqa: E402
 from bench.common import optimization  # noqa: E402
-from bench.datasets import Dataset  # noqa: E402
+from bench.data.datasets import Dataset  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results"

@@ -1,4 +1,4 @@
-"""Labelled pictures of one size, from where bench/layouts.py finds a data set's.
+"""Labelled pictures of one size, from where bench/data/layouts.py finds a data set's.
 
 A picture that is not `side` x `side` is resized to it as a whole, aspect ratio and all, as the paper does with GTSRB
 and Imagenette; Pillow's bicubic filter, which averages when it shrinks.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.layouts import Listing, list_pictures
+from bench.data.layouts import Listing, list_pictures
 from zipsdk.errors import InputError
 from zipsdk.images.sources import decode
 

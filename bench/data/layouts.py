@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bench.cifar_pickle import read_cifar_pickle
+from bench.data.cifar_pickle import read_cifar_pickle
 from zipsdk.errors import InputError
 from zipsdk.images import SUFFIXES
 from zipsdk.images.sources import entries, is_hidden, is_image, walk
@@ -112,7 +112,7 @@ def _find(name: str, split: str, root: Path) -> Listing:
                     known = {c: c for c in _find(name, "train", root).classes}
             return layout(path)
     wanted = ", ".join(str(path.relative_to(root)) for path, _ in places)
-    raise NoData(f"{root}: got no {name} for {split}, wanted one of {wanted}; see bench/layouts.py")
+    raise NoData(f"{root}: got no {name} for {split}, wanted one of {wanted}; see bench/data/layouts.py")
 
 
 def _by_class(
