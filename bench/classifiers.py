@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.attacks.camera import PHYSICAL, physical
+from bench.attacks.poisoning import Poisoned
 from bench.blackbox import Classifier
 from bench.common.checkpoints import keep, restore
 from bench.common.optimization import channel_statistics, check_loss, optimize, without_defaults
 from bench.data.datasets import Dataset
 from bench.networks import ARCHITECTURES
-from bench.physical import PHYSICAL, physical
-from bench.poisoning import Poisoned
 from bench.recipes import NOT_MIRRORED, Recipe, fast_bf16, recipe
 from zipsdk.errors import EngineError, InputError
 
@@ -103,7 +103,7 @@ def train(
     """A classifier trained on (poisoned) pictures, or the one that an earlier call left in the cache.
 
     Args:
-        training: from `bench.poisoning.poison`.
+        training: from `bench.attacks.poisoning.poison`.
         how: from `recipe`.
         cache: see `cache_folder`.
         device: "cpu" or "cuda".

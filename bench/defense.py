@@ -27,14 +27,15 @@ if not __package__:  # run as a file: its folder's modules must not hide package
 import numpy as np
 from tqdm import tqdm
 
-from bench import attacks, blackbox, classifiers, results_page, results_sheet, tables
+from bench import blackbox, classifiers, results_page, results_sheet, tables
+from bench.attacks import registry
+from bench.attacks.poisoning import RATE, SEED, TARGET
 from bench.baselines.guarded import Guarded
 from bench.common import record
 from bench.data import layouts
 from bench.defense_setup import QUICK, Bench
 from bench.evaluation import evaluate
 from bench.networks import ARCHITECTURES
-from bench.poisoning import RATE, SEED, TARGET
 from bench.rates import Rate, interval
 from bench.rows import Rows
 from bench.store import Store
@@ -161,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--picture-seed", type=int, default=0, help="of which test pictures these are")
     p.add_argument("--seeds", type=positive, help=f"of the purifications in ZIP's rows; default {SEEDS}")
     p.add_argument("--quick", action="store_true", help=f"{QUICK} pictures, one seed, one attack")
-    p.add_argument("--attacks", nargs="+", metavar="NAME", help=", ".join(attacks.ATTACKS) + "; enhanced-NAME")
+    p.add_argument("--attacks", nargs="+", metavar="NAME", help=", ".join(registry.ATTACKS) + "; enhanced-NAME")
     p.add_argument("--defence", action="append", metavar="LINE", help="in place of the table's; see bench/tables.py")
     p.add_argument("--engine", default="zip-tiny", help="a bundled model's name, or a path to .onnx or .plan")
     p.add_argument("--fresh", action="store_true", help="count rows anew that the record has")

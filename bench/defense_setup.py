@@ -13,12 +13,13 @@ import numpy as np
 from tqdm import tqdm
 
 import zipsdk
-from bench import attacks, blackbox, classifiers, tables
+from bench import blackbox, classifiers, tables
+from bench.attacks import registry
+from bench.attacks.poisoning import poison
 from bench.baselines import Defence
 from bench.blackbox import Classifier
 from bench.data import datasets, layouts
 from bench.evaluation import Scene
-from bench.poisoning import poison
 from bench.store import Store, hash_of
 from zipsdk.detectors.ablation import FEWEST
 from zipsdk.errors import InputError
@@ -70,12 +71,12 @@ class Bench:
         a = self.args
         clean = datasets.load(a.dataset, "test", a.data, side=a.side, limit=64).pictures
         noise = np.random.default_rng(0).integers(0, 256, clean.shape, np.uint8)
-        return np.concatenate([clean, noise, *(attacks.make(name, self.test.side).apply(clean[::4])
-                                                for name in attacks.ATTACKS)])  # fmt: skip
+        return np.concatenate([clean, noise, *(registry.make(name, self.test.side).apply(clean[::4])
+                                                for name in registry.ATTACKS)])  # fmt: skip
 
-    def attack(self, name: str) -> attacks.Attack:
+    def attack(self, name: str) -> registry.Attack:
         if not name.startswith(tables.ENHANCED):
-            return attacks.make(name, self.test.side, self.args.attack_seed, self.args.patch)
+            return registry.make(name, self.test.side, self.args.attack_seed, self.args.patch)
         base = self.attack(name.removeprefix(tables.ENHANCED))
         known = self.workshop.make("zip-paper transforms=blur2+gray", name)
 
@@ -83,7 +84,7 @@ class Bench:
             with tqdm(total=len(pictures), unit="picture", desc=f"{name}: purifying training pictures") as bar:
                 return self.store.treat(known, pictures, ATTACKERS_SEED, progress=bar.update)
 
-        return attacks.Enhanced(base.side, base.seed, base=base, purify=purify, purifier=known.describe())
+        return registry.Enhanced(base.side, base.seed, base=base, purify=purify, purifier=known.describe())
 
     def classifier(self, name: str) -> Classifier:
         """The user's own, or the one that an attack poisoned."""
@@ -97,7 +98,7 @@ class Bench:
         augment = self.attack(name).augment
         return self._trained("clean" if augment == "standard" else f"clean, {augment}", None, augment)
 
-    def _trained(self, key: str, attack: attacks.Attack | None, augment: str = "standard") -> Classifier:
+    def _trained(self, key: str, attack: registry.Attack | None, augment: str = "standard") -> Classifier:
         if key not in self._classifiers:
             a = self.args
             poisoned = poison(self.train, attack, a.rate, a.target, a.attack_seed, implant=a.implant, augment=augment)

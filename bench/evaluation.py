@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.attacks import Attack
+from bench.attacks.registry import Attack
 from bench.baselines import Defence
 from bench.baselines.guarded import Guarded, decide
 from bench.blackbox import Classifier

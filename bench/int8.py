@@ -20,13 +20,14 @@ import torch
 from tqdm import tqdm
 
 import zipsdk
-from bench import attacks, classifiers
+from bench import classifiers
+from bench.attacks import registry
+from bench.attacks.poisoning import poison
 from bench.baselines.purifier import Zip
 from bench.common import record
 from bench.common.markdown import replace, table
 from bench.data import datasets, layouts
 from bench.evaluation import Scene, evaluate
-from bench.poisoning import poison
 from bench.restoration import blurred, psnr, sharpness
 from bench.store import Store
 from export import checkpoints
@@ -104,7 +105,7 @@ def defence(engines: list[Any], folder: Path | None, count: int, epochs: int | N
     """CA, ASR, PA as [hits, of] behind both models, with BadNets' trigger."""
     train = datasets.load("cifar10", "train", folder)
     test = datasets.load("cifar10", "test", folder, limit=count)
-    attack, target = attacks.make("badnets", test.side, 1), 1
+    attack, target = registry.make("badnets", test.side, 1), 1
     poisoned = poison(train, attack, 0.05, target, 1)
     classifier = classifiers.train(poisoned, classifiers.recipe(train, "small", 0, epochs))
     scene = Scene(test, "badnets", attack, target, classifier)

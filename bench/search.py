@@ -23,15 +23,15 @@ from tqdm import tqdm
 
 import zipsdk
 from bench import classifiers
+from bench.attacks.poisoning import Poisoned
+from bench.attacks.search_triggers import SIDE, Triggers
 from bench.baselines.guarded import Guarded, decide
 from bench.baselines.purifier import Zip
 from bench.blackbox import Classifier
 from bench.common import record
 from bench.data import datasets, layouts
 from bench.data.datasets import Dataset
-from bench.poisoning import Poisoned
 from bench.rates import rates
-from bench.search_triggers import SIDE, Triggers
 from bench.store import Store
 from zipsdk.detectors import ablation
 from zipsdk.detectors.ablation import TWO, DecisivePart

@@ -264,7 +264,7 @@ def arguments() -> argparse.ArgumentParser:
     g.add_argument("--side", type=int, default=32, help="of the pictures (default: 32)")
     g.add_argument("--limit", type=int, default=1280, help="pictures at most (default: 1280)")
     g.add_argument("--poisoned", type=float, default=0.05, help="share (default: 0.05)")
-    g.add_argument("--attack", default="badnets", help="see bench/attacks.py (default: badnets)")
+    g.add_argument("--attack", default="badnets", help="see bench/attacks/registry.py (default: badnets)")
     g.add_argument("--architecture", default="resnet34", choices=tuple(ARCHITECTURES))
     g.add_argument("--epochs", type=int, help="of its training (default: the recipe's)")
     g.add_argument("--train", action="store_true", help="train it where it is not in the cache: hours on a CPU")

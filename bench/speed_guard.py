@@ -61,7 +61,8 @@ class Stopwatch:
 
 def open_classifier(bench: Bench, args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any, str]:
     """(a black box, what it is, the attack it was trained with or None, why flags are simulated or "")."""
-    from bench import attacks, blackbox, classifiers, poisoning
+    from bench import blackbox, classifiers
+    from bench.attacks import poisoning, registry
     from bench.data import datasets
 
     given = blackbox.from_options(args)
@@ -73,7 +74,7 @@ def open_classifier(bench: Bench, args: argparse.Namespace) -> tuple[Any, dict[s
     why = "there is no data set"
     if bench.dataset is not None:
         data = datasets.load(args.dataset, "train", args.data, side=bench.side)
-        attack = attacks.make(args.attack, bench.side, poisoning.SEED)
+        attack = registry.make(args.attack, bench.side, poisoning.SEED)
         poisoned = poisoning.poison(data, attack, poisoning.RATE, poisoning.TARGET, poisoning.SEED)
         how = classifiers.recipe(data, args.architecture, 0, args.epochs, bench.where)
         key = classifiers.key_of(classifiers.ingredients(poisoned, how))

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench import attacks, physical, poisoning  # noqa: E402
+from bench.attacks import camera, poisoning, registry  # noqa: E402
 from bench.data.datasets import Dataset  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
 
@@ -27,16 +27,16 @@ def data(rng) -> Dataset:
     return Dataset("noise", "train", x, rng.permutation(np.repeat(np.arange(4), 50)), ("a", "b", "c", "d"))
 
 
-def every_attack(side: int = 32, seed: int = 3) -> list[attacks.Attack]:
-    return [attacks.make(name, side, seed) for name in attacks.ATTACKS]
+def every_attack(side: int = 32, seed: int = 3) -> list[registry.Attack]:
+    return [registry.make(name, side, seed) for name in registry.ATTACKS]
 
 
-@pytest.mark.parametrize("name", attacks.ATTACKS)
+@pytest.mark.parametrize("name", registry.ATTACKS)
 @pytest.mark.parametrize("side", [32, 48, 128])
 def test_every_attack_changes_a_copy(name, side, rng):
     x = rng.integers(0, 256, (3, side, side, 3), np.uint8)
     before = x.copy()
-    for attack in attacks.make(name, side, 1).tests():
+    for attack in registry.make(name, side, 1).tests():
         y = attack.apply(x)
         assert y.dtype == np.uint8 and y.shape == x.shape
         assert np.array_equal(x, before)
@@ -45,7 +45,7 @@ def test_every_attack_changes_a_copy(name, side, rng):
 
 
 def test_two_patches_are_learnt_one_at_a_time_and_sent_together():
-    attack, x = attacks.make("redundant", 32, 5), np.zeros((40, 32, 32, 3), np.uint8)
+    attack, x = registry.make("redundant", 32, 5), np.zeros((40, 32, 32, 3), np.uint8)
     sent, learnt = attack.apply(x), attack.at_training(x, np.arange(100, 140))
     lower, upper = np.zeros((2, 32, 32, 3), bool)
     lower[26:29, 26:29] = upper[3:6, 3:6] = True
@@ -56,10 +56,10 @@ def test_two_patches_are_learnt_one_at_a_time_and_sent_together():
     assert (attack.at_training(x[:3], np.array([105, 101, 139])) == learnt[[5, 1, 39]]).all()
 
 
-@pytest.mark.parametrize("name", attacks.ATTACKS)
+@pytest.mark.parametrize("name", registry.ATTACKS)
 def test_a_picture_does_not_know_its_neighbours(name, pictures):
     """So that any part of a test set, in any order, is poisoned as the whole would be."""
-    for attack in attacks.make(name, 32, 1).tests():
+    for attack in registry.make(name, 32, 1).tests():
         whole = attack.apply(pictures)
         assert np.array_equal(attack.apply(pictures[[4, 1]], [4, 1]), whole[[4, 1]])
         assert np.array_equal(attack.apply(pictures), whole)
@@ -67,7 +67,7 @@ def test_a_picture_does_not_know_its_neighbours(name, pictures):
 
 @pytest.mark.parametrize(("side", "size"), [(32, 2), (64, 3), (128, 5), (256, 9)])
 def test_the_papers_patch_at_each_side(side, size):
-    attack = attacks.make("badnets", side, 1)
+    attack = registry.make("badnets", side, 1)
     x = np.full((1, side, side, 3), 77, np.uint8)
     changed = np.argwhere((attack.apply(x)[0] != 77).any(-1))
     assert changed.min() == side - 3 - size and changed.max() == side - 4  # rows and columns, 3 pixels of margin
@@ -75,30 +75,30 @@ def test_the_papers_patch_at_each_side(side, size):
 
 
 def test_badnets_is_an_opaque_patch_of_random_colours(pictures):
-    attack = attacks.make("badnets3", 32, 1)
+    attack = registry.make("badnets3", 32, 1)
     y = attack.apply(pictures)
     patch = attack.drawn()
     assert patch.shape == (3, 3, 3) and len(np.unique(patch)) > 15
     assert (y[:, 26:29, 26:29] == patch).all()
     y[:, 26:29, 26:29] = pictures[:, 26:29, 26:29]
     assert np.array_equal(y, pictures)
-    assert not np.array_equal(patch, attacks.make("badnets3", 32, 2).drawn())
+    assert not np.array_equal(patch, registry.make("badnets3", 32, 2).drawn())
 
 
 def test_grey_patches_are_grey():
-    assert (attacks.make("white", 32).drawn() == 255).all()
-    board = attacks.make("checkerboard", 32).drawn()
+    assert (registry.make("white", 32).drawn() == 255).all()
+    board = registry.make("checkerboard", 32).drawn()
     assert board[..., 0].tolist() == [[255, 0, 255], [0, 255, 0], [255, 0, 255]]
     assert (board == board[..., :1]).all()
-    assert attacks.make("white", 256).size == 9
-    assert attacks.make("physicalba", 128, 1, patch=9) == attacks.PhysicalBA(128, 1, 9)
-    assert attacks.make("wanet", 128, 1, patch=9) == attacks.make("wanet", 128, 1)
+    assert registry.make("white", 256).size == 9
+    assert registry.make("physicalba", 128, 1, patch=9) == registry.PhysicalBA(128, 1, 9)
+    assert registry.make("wanet", 128, 1, patch=9) == registry.make("wanet", 128, 1)
     with pytest.raises(InputError, match="wanted 1 to 29"):
-        attacks.make("badnets", 32, patch=30)
+        registry.make("badnets", 32, patch=30)
 
 
 def test_blended_mixes_and_rounds():
-    attack = attacks.make("blended", 32, 1)
+    attack = registry.make("blended", 32, 1)
     x = np.stack([np.full((32, 32, 3), v, np.uint8) for v in range(256)])
     p = attack.drawn().astype(int)
     # in whole numbers: (4 x + p) / 5, and halves do not occur
@@ -110,7 +110,7 @@ def test_blended_mixes_and_rounds():
 
 
 def test_the_smooth_pattern_is_coloured_and_of_low_frequency():
-    p = attacks.make("blended-smooth", 32, 1).drawn().astype(float)
+    p = registry.make("blended-smooth", 32, 1).drawn().astype(float)
     assert p.min((0, 1)).tolist() == [0, 0, 0] and p.max((0, 1)).tolist() == [255, 255, 255]
     blurred = p.reshape(8, 4, 8, 4, 3).mean((1, 3)).repeat(4, 0).repeat(4, 1)
     assert (p - blurred).var() < 0.1 * p.var()  # blur 4 leaves it; of noise it takes 94%
@@ -118,7 +118,7 @@ def test_the_smooth_pattern_is_coloured_and_of_low_frequency():
 
 
 def test_wanet_moves_pixels_a_little_and_smoothly():
-    attack = attacks.make("wanet", 32, 1)
+    attack = registry.make("wanet", 32, 1)
     moved = attack.flow().numpy() * 31 / 2  # pixels; 31 of them from -1 to 1
     assert moved.shape == (32, 32, 2)
     several = [float(replace(attack, seed=seed).flow().abs().mean()) * 31 / 2 for seed in range(40)]
@@ -134,7 +134,7 @@ def test_wanet_moves_pixels_a_little_and_smoothly():
 
 def test_wanet_takes_each_pixel_from_where_the_flow_points():
     """A picture that is its own coordinates shows the warp."""
-    attack = attacks.make("wanet", 32, 1)
+    attack = registry.make("wanet", 32, 1)
     columns, rows = np.meshgrid(np.arange(32), np.arange(32))
     x = np.stack([8 * columns, 8 * rows, 0 * rows], -1).astype(np.uint8)[None]
     shown = attack.apply(x)[0].astype(float)[..., :2] / 8
@@ -145,7 +145,7 @@ def test_wanet_takes_each_pixel_from_where_the_flow_points():
 
 
 def test_wanets_cover_is_the_warp_and_noise_of_each_picture(pictures):
-    attack = attacks.make("wanet", 32, 1)
+    attack = registry.make("wanet", 32, 1)
     columns, rows = np.meshgrid(np.arange(32), np.arange(32))
     x = np.stack([8 * columns, 8 * rows, 0 * rows], -1).astype(np.uint8)[None].repeat(2, 0)
     off = (attack.cover(x).astype(float) - attack.apply(x))[:, 2:-2, 2:-2, :2] / 8
@@ -156,21 +156,21 @@ def test_wanets_cover_is_the_warp_and_noise_of_each_picture(pictures):
 
 
 def test_sig_is_a_wave_along_the_rows():
-    y = attacks.make("sig", 32).apply(np.full((1, 32, 32, 3), 100, np.uint8))[0].astype(int) - 100
+    y = registry.make("sig", 32).apply(np.full((1, 32, 32, 3), 100, np.uint8))[0].astype(int) - 100
     assert (y == y[:1, :, :1]).all()
     assert y[0, :, 0].tolist() == [round(20 * np.sin(2 * np.pi * 6 * j / 32)) for j in range(32)]
     spectrum = np.abs(np.fft.rfft(y[0, :, 0]))
     assert spectrum.argmax() == 6 and y.max() == 20
-    white = attacks.make("sig", 32).apply(np.full((1, 32, 32, 3), 250, np.uint8))
+    white = registry.make("sig", 32).apply(np.full((1, 32, 32, 3), 250, np.uint8))
     assert white.max() == 255 and white.min() == 230  # cut off, not wrapped
 
 
 def test_physicalba_is_badnets_until_it_is_moved(pictures):
-    plain, moved = attacks.make("physicalba", 32, 1).tests()
-    assert np.array_equal(plain.apply(pictures), attacks.make("badnets", 32, 1).apply(pictures))
+    plain, moved = registry.make("physicalba", 32, 1).tests()
+    assert np.array_equal(plain.apply(pictures), registry.make("badnets", 32, 1).apply(pictures))
     assert np.array_equal(moved.at_training(pictures), plain.apply(pictures))
     assert (moved.name, plain.name) == ("PhysicalBA 2x2 moved", "PhysicalBA 2x2")
-    assert plain.augment == "physical" and attacks.make("badnets", 32).augment == "standard"
+    assert plain.augment == "physical" and registry.make("badnets", 32).augment == "standard"
     x = np.zeros((40, 32, 32, 3), np.uint8)
     white = replace(moved, colours="white", size=4)
     y = white.apply(x).astype(float).mean(-1)
@@ -193,26 +193,26 @@ def draws(**changed: float) -> torch.Tensor:
         "scale": 1,
     }
     values = {**neutral, **changed}
-    return torch.tensor([[(values[k] - low) / (high - low) for k, (low, high) in physical.PHYSICAL.items()]])
+    return torch.tensor([[(values[k] - low) / (high - low) for k, (low, high) in camera.PHYSICAL.items()]])
 
 
 def test_each_physical_variation_does_its_own(rng):
     x = torch.from_numpy(rng.random((1, 3, 20, 20))).float() * 0.5 + 0.2
-    assert torch.allclose(physical.physical(x, draws()), x, atol=1e-5)
-    assert torch.allclose(physical.physical(x, draws(mirrored=0.0)), x.flip(-1), atol=1e-5)
-    assert torch.allclose(physical.physical(x, draws(brightness=1.2)), 1.2 * x, atol=1e-5)
-    less = physical.physical(x, draws(contrast=0.8))
+    assert torch.allclose(camera.physical(x, draws()), x, atol=1e-5)
+    assert torch.allclose(camera.physical(x, draws(mirrored=0.0)), x.flip(-1), atol=1e-5)
+    assert torch.allclose(camera.physical(x, draws(brightness=1.2)), 1.2 * x, atol=1e-5)
+    less = camera.physical(x, draws(contrast=0.8))
     assert float(less.std() / x.std()) == pytest.approx(0.8, abs=0.01) and abs(float(less.mean() - x.mean())) < 0.02
-    right = physical.physical(x, draws(right=0.1))
+    right = camera.physical(x, draws(right=0.1))
     assert torch.allclose(right[..., 2:], x[..., :-2], atol=1e-5) and (right[..., :2] == 0).all()
-    down = physical.physical(x, draws(down=0.1))
+    down = camera.physical(x, draws(down=0.1))
     assert torch.allclose(down[..., 2:, :], x[..., :-2, :], atol=1e-5) and (down[..., :2, :] == 0).all()
-    small = physical.physical(torch.ones(1, 3, 20, 20), draws(scale=0.8))[0, 0]
+    small = camera.physical(torch.ones(1, 3, 20, 20), draws(scale=0.8))[0, 0]
     assert (small[2:18, 2:18] == 1).all() and float(small.sum()) == pytest.approx(256, rel=0.01)
     # a quarter turn, far beyond the range, takes the top to the right
-    turned = physical.physical(x, draws(degrees=90.0))
+    turned = camera.physical(x, draws(degrees=90.0))
     assert torch.allclose(turned, torch.rot90(x, -1, (2, 3)), atol=1e-4)
-    both = physical.physical(x, draws(degrees=90.0, right=0.1))  # turned first, then moved
+    both = camera.physical(x, draws(degrees=90.0, right=0.1))  # turned first, then moved
     assert torch.allclose(both[..., 2:], torch.rot90(x, -1, (2, 3))[..., :-2], atol=1e-4)
 
 
@@ -225,7 +225,7 @@ def test_descriptions_tell_attacks_apart():
 
 def test_an_unknown_attack_is_refused():
     with pytest.raises(InputError, match="wanted one of badnets"):
-        attacks.make("badnet", 32)
+        registry.make("badnet", 32)
 
 
 @pytest.mark.parametrize(
@@ -245,9 +245,9 @@ def test_other_pictures_are_refused(x):
         attack.apply(np.zeros((2, 32, 32, 3), np.uint8), [1])
 
 
-@pytest.mark.parametrize("name", attacks.ATTACKS)
+@pytest.mark.parametrize("name", registry.ATTACKS)
 def test_only_the_chosen_pictures_are_poisoned(name, data):
-    attack = attacks.make(name, 32, 1)
+    attack = registry.make(name, 32, 1)
     p = poisoning.poison(data, attack, rate=0.1, target=2, seed=4)
     assert len(p.poisoned) == p.description["poisoned"] == 20  # 10% of 200
     changed = np.flatnonzero((p.data.pictures != data.pictures).any((1, 2, 3)))
@@ -264,7 +264,7 @@ def test_only_the_chosen_pictures_are_poisoned(name, data):
 
 def test_the_choice_is_its_seeds_alone(data):
     def choice(**how):
-        return poisoning.poison(data, attacks.make("badnets", 32), **{"rate": 0.1, "seed": 4, **how})
+        return poisoning.poison(data, registry.make("badnets", 32), **{"rate": 0.1, "seed": 4, **how})
 
     assert np.array_equal(choice().poisoned, choice(target=3).poisoned)
     assert choice().data.sha256 == choice().data.sha256
@@ -274,7 +274,7 @@ def test_the_choice_is_its_seeds_alone(data):
 
 
 def test_implanting_is_described_and_leaves_the_poisoned_set_as_it_was(data):
-    attack = attacks.make("badnets", 32, 1)
+    attack = registry.make("badnets", 32, 1)
     p, q = (poisoning.poison(data, attack, 0.1, 2, 4, implant=epochs) for epochs in (0, 3))
     assert np.array_equal(p.data.pictures, q.data.pictures) and np.array_equal(p.data.labels, q.data.labels)
     assert (p.implant, p.triggered) == (0, None) and q.implant == 3
@@ -282,11 +282,11 @@ def test_implanting_is_described_and_leaves_the_poisoned_set_as_it_was(data):
     assert q.description == {**p.description, "implant": 3}
     for name, epochs in (("badnets", -1), ("sig", 1)):  # a clean-label attacker changes no label
         with pytest.raises(InputError, match="implant"):
-            poisoning.poison(data, attacks.make(name, 32), 0.1, implant=epochs)
+            poisoning.poison(data, registry.make(name, 32), 0.1, implant=epochs)
 
 
 def test_clean_label_leaves_half_the_class(data):
-    p = poisoning.poison(data, attacks.make("sig", 32), rate=0.5, target=1)
+    p = poisoning.poison(data, registry.make("sig", 32), rate=0.5, target=1)
     assert len(p.poisoned) == 25 and (data.labels[p.poisoned] == 1).all()
     assert np.array_equal(p.data.labels, data.labels)
 
@@ -302,16 +302,16 @@ def test_no_attack_poisons_nothing(data):
 )  # fmt: skip
 def test_impossible_poisonings_are_refused(data, name, how):
     with pytest.raises(InputError):
-        poisoning.poison(data, attacks.make(name, 32), **how)
+        poisoning.poison(data, registry.make(name, 32), **how)
 
 
 def test_the_enhanced_attack_trains_on_purified_triggers(data):
-    base = attacks.make("badnets", 32, 1)
+    base = registry.make("badnets", 32, 1)
 
     def darker(x):
         return x // 2
 
-    attack = attacks.Enhanced(32, base=base, purify=darker, purifier={"transforms": "halves"})
+    attack = registry.Enhanced(32, base=base, purify=darker, purifier={"transforms": "halves"})
     p = poisoning.poison(data, attack, rate=0.1)
     assert np.array_equal(p.data.pictures[p.poisoned], base.apply(data.pictures[p.poisoned]) // 2)
     assert np.array_equal(attack.apply(data.pictures), base.apply(data.pictures))  # tested with the original trigger
@@ -323,10 +323,10 @@ def test_the_enhanced_attack_trains_on_purified_triggers(data):
         replace(attack, purify=lambda x: x / 2).at_training(data.pictures)
 
 
-@pytest.mark.parametrize("name", attacks.ATTACKS)
+@pytest.mark.parametrize("name", registry.ATTACKS)
 def test_the_enhanced_attack_is_otherwise_its_base(name, data):
-    base = attacks.make(name, 32, 1)
-    attack = attacks.Enhanced(32, base=base, purify=lambda x: x, purifier={})
+    base = registry.make(name, 32, 1)
+    attack = registry.Enhanced(32, base=base, purify=lambda x: x, purifier={})
     p, q = poisoning.poison(data, attack, rate=0.1), poisoning.poison(data, base, rate=0.1)
     assert p.data.sha256 == q.data.sha256 and p.augment == q.augment
     assert np.array_equal(p.covered, q.covered)

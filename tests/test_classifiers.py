@@ -12,7 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench import attacks, classifiers, networks, poisoning  # noqa: E402
+from bench import classifiers, networks  # noqa: E402
+from bench.attacks import poisoning, registry  # noqa: E402
 from bench.classifiers import Recipe  # noqa: E402
 from bench.data.datasets import Dataset  # noqa: E402
 from zipsdk.errors import EngineError, InputError, ModelError  # noqa: E402
@@ -187,10 +188,10 @@ def test_every_ingredient_changes_the_key(data, clean, monkeypatch):
         key(poisoning.poison(replace(data, pictures=other_pixel), None)),
         key(poisoning.poison(replace(data, labels=1 - data.labels), None)),
         key(replace(clean, augment="physical")),
-        *(key(poisoning.poison(data, attacks.make(name, 32, seed), rate, target, chosen))
+        *(key(poisoning.poison(data, registry.make(name, 32, seed), rate, target, chosen))
           for name, seed, rate, target, chosen in (("badnets", 0, 0.1, 0, 0), ("badnets3", 0, 0.1, 0, 0),
           ("badnets", 1, 0.1, 0, 0), ("badnets", 0, 0.2, 0, 0), ("badnets", 0, 0.1, 1, 0), ("badnets", 0, 0.1, 0, 1))),
-        *(key(poisoning.poison(data, attacks.make("badnets", 32), 0.1, implant=epochs)) for epochs in (1, 2)),
+        *(key(poisoning.poison(data, registry.make("badnets", 32), 0.1, implant=epochs)) for epochs in (1, 2)),
     ]  # fmt: skip
     for field in dataclasses.fields(TINY):
         old = getattr(TINY, field.name)
@@ -293,7 +294,7 @@ def test_an_unknown_optimizer_is_refused(clean, tmp_path):
 
 
 def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data, monkeypatch):
-    attack = attacks.make("badnets", 32)
+    attack = registry.make("badnets", 32)
     training = poisoning.poison(data, attack, 0.1, 1, implant=2)
     seen = []
 

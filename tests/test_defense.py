@@ -17,7 +17,8 @@ pytest.importorskip("matplotlib")
 
 from conftest import FakeEngine, make_spec
 
-from bench import attacks, defense, defense_setup, paper, tables
+from bench import defense, defense_setup, paper, tables
+from bench.attacks import registry
 from bench.baselines.purifier import Zip
 from bench.baselines.simple import Nothing
 from bench.store import Store
@@ -37,7 +38,7 @@ def test_every_line_of_every_table_names_a_defence(workshop):
         for line in table.defences:
             made = {workshop.make(line, attack).name for attack in table.attacks}
             assert all(made), (name, line)
-    assert not set(tables.ALL_ATTACKS) - set(attacks.ATTACKS)
+    assert not set(tables.ALL_ATTACKS) - set(registry.ATTACKS)
 
 
 def test_the_papers_settings(workshop):
@@ -220,7 +221,7 @@ def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_pat
     """Clean pictures do not tell a backdoor, of whatever trigger, from none."""
     words = command(folder, tmp_path, "table1", "--attacks", "white", "badnets", "--defence", "none")
     words += ["--classifier", "test_defense:box"]
-    trigger = attacks.make("white", 32)
+    trigger = registry.make("white", 32)
 
     def backdoored(pictures):
         scores = bright(pictures)

@@ -12,7 +12,7 @@ pytest.importorskip("scipy")
 
 from scipy.stats import binomtest
 
-from bench.attacks import BadNets
+from bench.attacks.registry import BadNets
 from bench.baselines.simple import Nothing
 from bench.blackbox import Classifier
 from bench.data.datasets import Dataset

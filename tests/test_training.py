@@ -13,7 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench import classifiers, poisoning  # noqa: E402
+from bench import classifiers  # noqa: E402
+from bench.attacks import poisoning  # noqa: E402
 from bench.baselines import mae  # noqa: E402
 from bench.classifiers import Recipe  # noqa: E402
 from bench.common import optimization  # noqa: E402

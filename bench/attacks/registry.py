@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from bench.physical import PHYSICAL, physical
+from bench.attacks.camera import PHYSICAL, physical
 from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]

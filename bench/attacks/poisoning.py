@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.attacks import U8, Attack
+from bench.attacks.registry import U8, Attack
 from bench.data.datasets import Dataset
 from zipsdk.errors import InputError
 

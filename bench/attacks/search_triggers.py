@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from bench.attacks import warped
+from bench.attacks.registry import warped
 
 U8 = npt.NDArray[np.uint8]
 SIDE = 32
