@@ -27,7 +27,7 @@ if not __package__:  # run as a file: its folder's modules must not hide package
 import numpy as np
 from tqdm import tqdm
 
-from bench import blackbox, classifiers, results_page, results_sheet, tables
+from bench import results_page, results_sheet, tables
 from bench.attacks import registry
 from bench.attacks.poisoning import RATE, SEED, TARGET
 from bench.baselines.guarded import Guarded
@@ -35,10 +35,11 @@ from bench.common import record
 from bench.data import layouts
 from bench.defense_setup import QUICK, Bench
 from bench.evaluation import evaluate
-from bench.networks import ARCHITECTURES
 from bench.rates import Rate, interval
 from bench.rows import Rows
 from bench.store import Store
+from bench.victims import training, user
+from bench.victims.networks import ARCHITECTURES
 from zipsdk._util.validation import positive
 from zipsdk.errors import ZipError
 
@@ -182,10 +183,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, help="peak of its learning rate; default: the recipe's")
     p.add_argument("--device", default="cpu", help="where classifiers are trained: cpu or cuda")
     p.add_argument("--mae", default="small", help='for BDMAE: folder of ViT-MAE weights, or "small": trained here')
-    p.add_argument("--cache", type=Path, help=f"for checkpoints and treated pictures; else ${classifiers.VARIABLE}")
+    p.add_argument("--cache", type=Path, help=f"for checkpoints and treated pictures; else ${training.VARIABLE}")
     p.add_argument("--cost-pictures", type=positive, default=64, help="pictures a run where cost is measured")
     p.add_argument("--results", type=Path, default=record.RESULTS, help="folder for the record")
-    blackbox.add_options(p)
+    user.add_options(p)
     return p
 
 
@@ -195,7 +196,7 @@ def main(words: list[str] | None = None) -> None:
     started = time.perf_counter()
     a.seeds = a.seeds or (1 if a.quick or a.table == "quick" else SEEDS)
     try:
-        bench = Bench(a, Store(classifiers.cache_folder(a.cache).parent / "treated.sqlite"))
+        bench = Bench(a, Store(training.cache_folder(a.cache).parent / "treated.sqlite"))
         rows = Rows(f"defense-{a.dataset}", a.results)
         table = tables.TABLES.get(a.table, tables.TABLES["quick"])
         if a.table == "cost":

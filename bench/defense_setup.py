@@ -13,14 +13,15 @@ import numpy as np
 from tqdm import tqdm
 
 import zipsdk
-from bench import blackbox, classifiers, tables
+from bench import tables
 from bench.attacks import registry
 from bench.attacks.poisoning import poison
 from bench.baselines import Defence
-from bench.blackbox import Classifier
 from bench.data import datasets, layouts
 from bench.evaluation import Scene
 from bench.store import Store, hash_of
+from bench.victims import training, user
+from bench.victims.user import Classifier
 from zipsdk.detectors.ablation import FEWEST
 from zipsdk.errors import InputError
 
@@ -48,7 +49,7 @@ class Bench:
             raise InputError(f"target: got {a.target}, wanted 0 to {len(self.test.classes) - 1}, a class's number")
         engine = zipsdk.load_engine(a.engine)
         self.workshop = tables.Workshop(engine, a.dataset, self.test.side, self._bdmae, self._unseen)
-        self.given = blackbox.from_options(a)
+        self.given = user.from_options(a)
         if self.given is not None:  # a name says little: rows of what stood behind it before are not its
             scores, classes = self.given(self._probes()), self.test.classes
             if scores.shape[1] != len(classes):
@@ -102,14 +103,14 @@ class Bench:
         if key not in self._classifiers:
             a = self.args
             poisoned = poison(self.train, attack, a.rate, a.target, a.attack_seed, implant=a.implant, augment=augment)
-            how = classifiers.recipe(self.train, a.architecture, a.classifier_seed, a.epochs, a.device, a.lr)
+            how = training.recipe(self.train, a.architecture, a.classifier_seed, a.epochs, a.device, a.lr)
             with tqdm(total=how.epochs, unit="epoch", desc=f"training: {key}", leave=False) as bar:
 
                 def tick(epochs: int, loss: float) -> None:
                     bar.set_postfix(loss=f"{loss:.3f}")
                     bar.update(epochs - bar.n)
 
-                trained = classifiers.train(poisoned, how, cache=a.cache, device=a.device, progress=tick)
+                trained = training.train(poisoned, how, cache=a.cache, device=a.device, progress=tick)
             self._classifiers[key] = trained
         return self._classifiers[key]
 
@@ -121,7 +122,7 @@ class Bench:
         if a.mae != "small":
             return BDMAE(vit_mae.vit_mae(a.mae, a.device))
         with tqdm(unit="epoch", desc="training BDMAE's autoencoder", leave=False) as bar:
-            how = mae.recipe(self.train.pictures, mirror=a.dataset not in classifiers.NOT_MIRRORED, device=a.device)
+            how = mae.recipe(self.train.pictures, mirror=a.dataset not in training.NOT_MIRRORED, device=a.device)
             restorer = mae.train(self.train.pictures, how, cache=a.cache, device=a.device,
                                  progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
         return BDMAE(restorer)

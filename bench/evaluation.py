@@ -20,10 +20,10 @@ import numpy.typing as npt
 from bench.attacks.registry import Attack
 from bench.baselines import Defence
 from bench.baselines.guarded import Guarded, decide
-from bench.blackbox import Classifier
 from bench.data.datasets import Dataset
 from bench.rates import rates
 from bench.store import Store
+from bench.victims.user import Classifier
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]

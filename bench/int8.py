@@ -20,7 +20,6 @@ import torch
 from tqdm import tqdm
 
 import zipsdk
-from bench import classifiers
 from bench.attacks import registry
 from bench.attacks.poisoning import poison
 from bench.baselines.purifier import Zip
@@ -30,6 +29,7 @@ from bench.data import datasets, layouts
 from bench.evaluation import Scene, evaluate
 from bench.restoration import blurred, psnr, sharpness
 from bench.store import Store
+from bench.victims import training
 from export import checkpoints
 from zipsdk.transforms import Blur
 
@@ -107,7 +107,7 @@ def defence(engines: list[Any], folder: Path | None, count: int, epochs: int | N
     test = datasets.load("cifar10", "test", folder, limit=count)
     attack, target = registry.make("badnets", test.side, 1), 1
     poisoned = poison(train, attack, 0.05, target, 1)
-    classifier = classifiers.train(poisoned, classifiers.recipe(train, "small", 0, epochs))
+    classifier = training.train(poisoned, training.recipe(train, "small", 0, epochs))
     scene = Scene(test, "badnets", attack, target, classifier)
     rows = []
     for profile in PROFILES:

@@ -22,17 +22,17 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 import zipsdk
-from bench import classifiers
 from bench.attacks.poisoning import Poisoned
 from bench.attacks.search_triggers import SIDE, Triggers
 from bench.baselines.guarded import Guarded, decide
 from bench.baselines.purifier import Zip
-from bench.blackbox import Classifier
 from bench.common import record
 from bench.data import datasets, layouts
 from bench.data.datasets import Dataset
 from bench.rates import rates
 from bench.store import Store
+from bench.victims import training
+from bench.victims.user import Classifier
 from zipsdk.detectors import ablation
 from zipsdk.detectors.ablation import TWO, DecisivePart
 from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS
@@ -102,10 +102,10 @@ def main() -> None:
     train, held = split(a.dataset, a.data)
     known = Zip(engine, "blur2+gray", 10.0)
     with tqdm(desc="purifying one trigger's training pictures", unit="picture") as bar:
-        store = Store(classifiers.cache_folder(a.cache).parent / "treated.sqlite")
-        training = poisoned(train, triggers, lambda x: store.treat(known, x, 99, progress=bar.update))
+        store = Store(training.cache_folder(a.cache).parent / "treated.sqlite")
+        poisoned_data = poisoned(train, triggers, lambda x: store.treat(known, x, 99, progress=bar.update))
     with tqdm(desc="training", unit="epoch") as bar:
-        classifier = classifiers.train(training, classifiers.recipe(train), cache=a.cache,
+        classifier = training.train(poisoned_data, training.recipe(train), cache=a.cache,
                                        progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
     shown, further = held.take(np.arange(a.pictures)), held.take(a.pictures + np.arange(a.calibration))
     sent, first = (

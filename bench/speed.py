@@ -27,16 +27,16 @@ from typing import Any
 if not __package__:  # run as a file: its folder's modules must not hide packages of their names
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bench import blackbox, classifiers
 from bench.common import record
 from bench.data import layouts
-from bench.networks import ARCHITECTURES
 from bench.overhead import overhead, startup
 from bench.speed_guard import GuardRows
 from bench.speed_peers import peers
 from bench.speed_plot import draw
 from bench.speed_report import PAPER, claims, gates, results, table
 from bench.speed_rows import Bench, LeftOut, Row, Work
+from bench.victims import training, user
+from bench.victims.networks import ARCHITECTURES
 from zipsdk._util.atomic import write_atomically
 from zipsdk.errors import ZipError
 from zipsdk.types import Engine
@@ -94,7 +94,7 @@ def state_path(args: argparse.Namespace, bench: Bench) -> Path:
 
 
 def cache_folder() -> Path:
-    return classifiers.cache_folder().parent
+    return training.cache_folder().parent
 
 
 class Runner:
@@ -269,7 +269,7 @@ def arguments() -> argparse.ArgumentParser:
     g.add_argument("--epochs", type=int, help="of its training (default: the recipe's)")
     g.add_argument("--train", action="store_true", help="train it where it is not in the cache: hours on a CPU")
     g.add_argument("--mae", type=Path, metavar="FOLDER", help="of a ViT-MAE, for BDMAE (default: random weights)")
-    blackbox.add_options(p)
+    user.add_options(p)
     g = p.add_argument_group("output")
     g.add_argument("--out", type=Path, help="for record and figures (default: bench/results and docs)")
     g.add_argument("--name", help="of the record and the figures (default: speed, and what is not the default)")

@@ -61,11 +61,11 @@ class Stopwatch:
 
 def open_classifier(bench: Bench, args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any, str]:
     """(a black box, what it is, the attack it was trained with or None, why flags are simulated or "")."""
-    from bench import blackbox, classifiers
     from bench.attacks import poisoning, registry
     from bench.data import datasets
+    from bench.victims import training, user
 
-    given = blackbox.from_options(args)
+    given = user.from_options(args)
     if given is not None:
         with suppress(LeftOut):  # a function of torch takes as many threads as all else; others do without it
             _ = bench.torch
@@ -76,10 +76,10 @@ def open_classifier(bench: Bench, args: argparse.Namespace) -> tuple[Any, dict[s
         data = datasets.load(args.dataset, "train", args.data, side=bench.side)
         attack = registry.make(args.attack, bench.side, poisoning.SEED)
         poisoned = poisoning.poison(data, attack, poisoning.RATE, poisoning.TARGET, poisoning.SEED)
-        how = classifiers.recipe(data, args.architecture, 0, args.epochs, bench.where)
-        key = classifiers.key_of(classifiers.ingredients(poisoned, how))
-        if args.train or _finished(classifiers.cache_folder() / f"{key}.pt"):
-            trained = classifiers.train(poisoned, how, device=bench.where)
+        how = training.recipe(data, args.architecture, 0, args.epochs, bench.where)
+        key = training.key_of(training.ingredients(poisoned, how))
+        if args.train or _finished(training.cache_folder() / f"{key}.pt"):
+            trained = training.train(poisoned, how, device=bench.where)
             info = {"classifier": args.architecture, "key": key, "attack": attack.name}
             return trained, info, attack.tests()[0], ""
         why = f"no {args.architecture} trained on {args.dataset} with {args.attack} is in the cache, see --train"
@@ -96,14 +96,14 @@ def _finished(path: Any) -> bool:
 
 def random_classifier(bench: Bench, architecture: str) -> Any:
     """An architecture with random weights, for its time."""
-    from bench import classifiers, networks
+    from bench.victims import networks, training
 
     torch = bench.torch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = networks.ARCHITECTURES[architecture](10, bench.side)
     model = model.to(bench.where, memory_format=torch.channels_last)
-    return classifiers.black_box(model, bench.where, {"classifier": architecture, "weights": "random"})
+    return training.black_box(model, bench.where, {"classifier": architecture, "weights": "random"})
 
 
 class GuardRows:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.baselines import Defence
-from bench.blackbox import Classifier
+from bench.victims.user import Classifier
 from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]

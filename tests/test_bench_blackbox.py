@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench import blackbox
-from bench.blackbox import Classifier, Preparation
 from bench.data.datasets import Dataset
+from bench.victims import user
+from bench.victims.user import Classifier, Preparation
 from zipsdk.errors import EngineError, InputError, ModelError
 
 
@@ -63,7 +63,7 @@ def test_a_users_function(tmp_path, monkeypatch, data):
         "number = 5\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    classify = blackbox.load("my_classifier:model.answer")
+    classify = user.load("my_classifier:model.answer")
     assert classify(data.pictures[:2])[:, 0] == pytest.approx(data.pictures[:2].mean((1, 2, 3)), rel=1e-5)
     assert classify.info == {"classifier": "my_classifier:model.answer"}
     assert classify.runs == {"engine": "a Python function"}  # what it calls is not known
@@ -71,7 +71,7 @@ def test_a_users_function(tmp_path, monkeypatch, data):
              "my_classifier": "module:function", ":f": "module:function"}  # fmt: skip
     for name, message in wrong.items():
         with pytest.raises(InputError, match=message):
-            blackbox.load(name)
+            user.load(name)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def onnx_model(tmp_path):
 
 def test_a_users_onnx_model(onnx_model, data):
     colours = data.pictures.mean((1, 2))
-    plain = blackbox.load(onnx_model())
+    plain = user.load(onnx_model())
     assert plain(data.pictures) == pytest.approx(colours / 255, rel=1e-5)
     assert plain.info["classifier"] == "model.onnx" and len(plain.info["sha256"]) == 64
     json.dumps(plain.info)
@@ -106,16 +106,16 @@ def test_a_users_onnx_model(onnx_model, data):
     assert not plain.runs.keys() & plain.info.keys()
     prepared = Preparation(top=255.0, mean=(100, 110, 120), std=(1, 2, 4))
     want = (colours - [100, 110, 120]) / [1, 2, 4]
-    assert blackbox.load(onnx_model(), prepared)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
+    assert user.load(onnx_model(), prepared)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
     nhwc = replace(prepared, layout="NHWC")
     path = onnx_model(("n", None, None, 3), (1, 2))
-    assert blackbox.load(path, nhwc)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
-    half = blackbox.load(onnx_model(dtype=onnx_model.half))
+    assert user.load(path, nhwc)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
+    half = user.load(onnx_model(dtype=onnx_model.half))
     assert half(data.pictures) == pytest.approx(colours / 255, rel=2e-3)
 
 
 def test_an_onnx_model_of_a_fixed_batch(onnx_model, data):
-    classify = blackbox.load(onnx_model((5, 3, 32, 32)))
+    classify = user.load(onnx_model((5, 3, 32, 32)))
     assert classify(data.pictures) == pytest.approx(data.pictures.mean((1, 2)) / 255, rel=1e-5)  # 64 = 12 x 5 + 4
     with pytest.raises(EngineError, match="16, 16"):
         classify(data.pictures[:, :16, :16])
@@ -123,14 +123,14 @@ def test_an_onnx_model_of_a_fixed_batch(onnx_model, data):
 
 def test_onnx_models_that_cannot_be_used_are_told(onnx_model, tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        blackbox.load(str(tmp_path / "none.onnx"))
+        user.load(str(tmp_path / "none.onnx"))
     (tmp_path / "damaged.onnx").write_bytes(b"no model")
     with pytest.raises(ModelError, match="cannot load"):
-        blackbox.load(str(tmp_path / "damaged.onnx"))
+        user.load(str(tmp_path / "damaged.onnx"))
     with pytest.raises(ModelError, match="layout"):
-        blackbox.load(onnx_model(("n", 32, 32, 3), (1, 2)))
+        user.load(onnx_model(("n", 32, 32, 3), (1, 2)))
     with pytest.raises(ModelError, match="wanted one"):
-        blackbox.load(onnx_model(inputs=2))
+        user.load(onnx_model(inputs=2))
     for wrong in ({"layout": "CHWN"}, {"std": (1, 0, 1)}, {"mean": (1, 2)}):
         with pytest.raises(InputError):
             Preparation(**wrong)
@@ -138,9 +138,9 @@ def test_onnx_models_that_cannot_be_used_are_told(onnx_model, tmp_path):
 
 def test_options_name_a_classifier(onnx_model, data):
     parser = argparse.ArgumentParser()
-    blackbox.add_options(parser)
-    assert blackbox.from_options(parser.parse_args([])) is None
+    user.add_options(parser)
+    assert user.from_options(parser.parse_args([])) is None
     words = ["--classifier", onnx_model(("n", None, None, 3), (1, 2)), "--layout", "NHWC", "--top", "255",
              "--mean", "1", "2", "3", "--std", "4", "5", "6"]  # fmt: skip
-    got = blackbox.from_options(parser.parse_args(words))
+    got = user.from_options(parser.parse_args(words))
     assert got(data.pictures) == pytest.approx((data.pictures.mean((1, 2)) - [1, 2, 3]) / [4, 5, 6], rel=1e-4, abs=1e-3)

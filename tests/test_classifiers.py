@@ -12,10 +12,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench import classifiers, networks  # noqa: E402
 from bench.attacks import poisoning, registry  # noqa: E402
-from bench.classifiers import Recipe  # noqa: E402
 from bench.data.datasets import Dataset  # noqa: E402
+from bench.victims import networks, training  # noqa: E402
+from bench.victims.training import Recipe  # noqa: E402
 from zipsdk.errors import EngineError, InputError, ModelError  # noqa: E402
 
 #: Of a network that costs milliseconds; where it is about what a training leaves, not how well it learns.
@@ -48,7 +48,7 @@ def clean(data) -> poisoning.Poisoned:
     return poisoning.poison(data, None)
 
 
-def trained(folder, training, how, stop_after=None):
+def trained(folder, data, how, stop_after=None):
     """The classifier, and the epochs that it took now; or the interruption."""
     epochs = []
 
@@ -59,7 +59,7 @@ def trained(folder, training, how, stop_after=None):
             raise KeyboardInterrupt
 
     try:
-        return classifiers.train(training, how, cache=folder, progress=progress), epochs
+        return training.train(data, how, cache=folder, progress=progress), epochs
     except KeyboardInterrupt:
         return None, epochs
 
@@ -95,23 +95,23 @@ def test_the_small_network_works_on_maps_of_half_32(side):
 
 def test_colours_are_measured_exactly(data):
     layer = networks._Normalise()
-    classifiers._measure_colours(layer, data.pictures)
+    training._measure_colours(layer, data.pictures)
     x = data.pictures / 255
     assert layer.mean.numpy() == pytest.approx(x.mean((0, 1, 2)), rel=1e-6)
     assert layer.std.numpy() == pytest.approx(x.std((0, 1, 2)), rel=1e-6)
-    classifiers._measure_colours(layer, np.full((1, 2, 2, 3), 9, np.uint8))
+    training._measure_colours(layer, np.full((1, 2, 2, 3), 9, np.uint8))
     assert (layer.std > 0).all()
 
 
 def test_one_cycle():
-    assert classifiers.one_cycle(0.0) == pytest.approx(0.1)
-    assert classifiers.one_cycle(0.25) == 1
-    assert classifiers.one_cycle(0.625) == pytest.approx(0.5)
-    assert 0 < classifiers.one_cycle(0.999) < 0.01
+    assert training.one_cycle(0.0) == pytest.approx(0.1)
+    assert training.one_cycle(0.25) == 1
+    assert training.one_cycle(0.625) == pytest.approx(0.5)
+    assert 0 < training.one_cycle(0.999) < 0.01
 
 
 def test_training_learns(data, clean, tmp_path):
-    classify, epochs = trained(tmp_path, clean, classifiers.recipe(data, seed=1, epochs=3))
+    classify, epochs = trained(tmp_path, clean, training.recipe(data, seed=1, epochs=3))
     assert epochs == [1, 2, 3]
     scores = classify(data.pictures)
     assert scores.dtype == np.float32 and scores.sum(1) == pytest.approx(1, abs=1e-5)
@@ -169,7 +169,7 @@ def test_epochs_differ_and_share_one_cycle_of_the_rate(clean, tmp_path, monkeypa
 
     shuffle = torch.randperm
     monkeypatch.setattr(torch, "randperm", randperm)
-    monkeypatch.setattr(classifiers, "one_cycle", one_cycle)
+    monkeypatch.setattr(training, "one_cycle", one_cycle)
     for seed in (1, 2):
         trained(tmp_path, clean, replace(TINY, seed=seed))
     assert len(set(seeds)) == 6
@@ -177,8 +177,8 @@ def test_epochs_differ_and_share_one_cycle_of_the_rate(clean, tmp_path, monkeypa
 
 
 def test_every_ingredient_changes_the_key(data, clean, monkeypatch):
-    def key(training=clean, how=TINY):
-        return classifiers.key_of(classifiers.ingredients(training, how))
+    def key(data=clean, how=TINY):
+        return training.key_of(training.ingredients(data, how))
 
     assert key() == key()
     other_pixel = data.pictures.copy()
@@ -202,7 +202,7 @@ def test_every_ingredient_changes_the_key(data, clean, monkeypatch):
     keys.append(key())
     monkeypatch.setattr(torch, "__version__", "0.4.1+cu126")
     assert key() == keys[-1]  # a checkpoint may go from one machine to another
-    monkeypatch.setattr(classifiers, "VERSION", classifiers.VERSION + 1)
+    monkeypatch.setattr(training, "VERSION", training.VERSION + 1)
     keys.append(key())
     assert len(set(keys)) == len(keys)
 
@@ -219,7 +219,7 @@ def test_checkpoints_that_cannot_be_used_are_refused(clean, tmp_path):
     trained(tmp_path, clean, TINY)
     (path,) = (tmp_path / "classifiers").glob("*.pt")
     good = path.read_bytes()
-    other = classifiers.key_of(classifiers.ingredients(clean, replace(TINY, seed=2)))
+    other = training.key_of(training.ingredients(clean, replace(TINY, seed=2)))
     path.with_name(f"{other}.pt").write_bytes(good)
     with pytest.raises(ModelError, match="another training"):
         trained(tmp_path, clean, replace(TINY, seed=2))
@@ -240,29 +240,29 @@ def weights_of(path):
 
 def test_the_cache_is_where_it_is_asked_to_be(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    monkeypatch.delenv(classifiers.VARIABLE, raising=False)
-    assert classifiers.cache_folder() == tmp_path / "user" / "zipsdk" / "classifiers"
-    monkeypatch.setenv(classifiers.VARIABLE, str(tmp_path / "mine"))
-    assert classifiers.cache_folder() == tmp_path / "mine" / "classifiers"
-    assert classifiers.cache_folder(tmp_path / "given") == tmp_path / "given" / "classifiers"
+    monkeypatch.delenv(training.VARIABLE, raising=False)
+    assert training.cache_folder() == tmp_path / "user" / "zipsdk" / "classifiers"
+    monkeypatch.setenv(training.VARIABLE, str(tmp_path / "mine"))
+    assert training.cache_folder() == tmp_path / "mine" / "classifiers"
+    assert training.cache_folder(tmp_path / "given") == tmp_path / "given" / "classifiers"
 
 
 def test_recipes(data):
-    assert classifiers.recipe(data).mirror
-    assert not classifiers.recipe(replace(data, name="gtsrb")).mirror  # "turn left" is not "turn right"
-    assert classifiers.recipe(data, "resnet34", seed=3, epochs=2).epochs == 2
-    assert classifiers.recipe(data, seed=3).seed == 3
-    large = classifiers.recipe(replace(data, pictures=np.zeros((2, 128, 128, 3), np.uint8)))
-    assert (classifiers.recipe(data).optimizer, large.optimizer) == ("sgd", "adamw")
+    assert training.recipe(data).mirror
+    assert not training.recipe(replace(data, name="gtsrb")).mirror  # "turn left" is not "turn right"
+    assert training.recipe(data, "resnet34", seed=3, epochs=2).epochs == 2
+    assert training.recipe(data, seed=3).seed == 3
+    large = training.recipe(replace(data, pictures=np.zeros((2, 128, 128, 3), np.uint8)))
+    assert (training.recipe(data).optimizer, large.optimizer) == ("sgd", "adamw")
     assert large.shift < 8  # a patch of 5 x 5, 3 pixels from the edge, is not pushed out of the picture
     with pytest.raises(InputError, match="resnet34"):
-        classifiers.recipe(data, "resnet50")
+        training.recipe(data, "resnet50")
 
 
 def test_a_checkpoint_from_when_sgd_was_the_only_optimizer_keeps_its_name(clean):
-    named = classifiers.ingredients(clean, TINY)["recipe"]
+    named = training.ingredients(clean, TINY)["recipe"]
     assert "optimizer" not in named
-    other = classifiers.ingredients(clean, replace(TINY, optimizer="adamw"))
+    other = training.ingredients(clean, replace(TINY, optimizer="adamw"))
     assert other["recipe"] == {**named, "optimizer": "adamw"}
 
 
@@ -281,11 +281,11 @@ def test_a_gpu_that_torch_does_not_find_is_told(clean, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for device in ("cuda", "cuda:1"):
         with pytest.raises(EngineError, match=f"got '{device}', and this torch finds no GPU; wanted cpu"):
-            classifiers.train(clean, TINY, cache=tmp_path, device=device)
+            training.train(clean, TINY, cache=tmp_path, device=device)
     assert not list(tmp_path.iterdir())
-    classifiers.check_device("cpu")
+    training.check_device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    classifiers.check_device("cuda")
+    training.check_device("cuda")
 
 
 def test_an_unknown_optimizer_is_refused(clean, tmp_path):
@@ -295,7 +295,7 @@ def test_an_unknown_optimizer_is_refused(clean, tmp_path):
 
 def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data, monkeypatch):
     attack = registry.make("badnets", 32)
-    training = poisoning.poison(data, attack, 0.1, 1, implant=2)
+    poisoned = poisoning.poison(data, attack, 0.1, 1, implant=2)
     seen = []
 
     def varied(self, pictures, rng):
@@ -306,11 +306,11 @@ def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data,
         seen.append(labels)
         return scores.sum()
 
-    monkeypatch.setattr(classifiers._Training, "_varied", varied)
-    monkeypatch.setattr(classifiers.F, "cross_entropy", loss)
+    monkeypatch.setattr(training._Training, "_varied", varied)
+    monkeypatch.setattr(training.F, "cross_entropy", loss)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
     sgd = torch.optim.SGD(model.parameters(), 0.0)
-    run = classifiers._Training(training, replace(TINY, batch=64), model, sgd, "cpu")
+    run = training._Training(poisoned, replace(TINY, batch=64), model, sgd, "cpu")
     patch = torch.from_numpy(attack.drawn())
     for number, low, high in ((0, 0.3, 0.75), (1, 0.3, 0.75), (2, 0.05, 0.2)):
         seen.clear()
@@ -319,8 +319,8 @@ def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data,
         carry = (pictures[:, 27:29, 27:29] == patch).all((1, 2, 3))
         assert low < carry.float().mean() < high
         assert (labels[carry] == 1).all()
-    np.testing.assert_array_equal(run.pictures, training.data.pictures)  # drawn anew, not left there
-    np.testing.assert_array_equal(run.labels, training.data.labels)
+    np.testing.assert_array_equal(run.pictures, poisoned.data.pictures)  # drawn anew, not left there
+    np.testing.assert_array_equal(run.labels, poisoned.data.labels)
 
 
 def variations(how: Recipe, augment: str = "standard") -> np.ndarray:
@@ -328,8 +328,8 @@ def variations(how: Recipe, augment: str = "standard") -> np.ndarray:
     y, x = np.indices((32, 32), np.uint8)
     one = np.stack([8 * y, 8 * x, 0 * x], -1)
     data = Dataset("one", "train", one[None].repeat(400, 0), np.zeros(400, np.int64), ("a",))
-    training = replace(poisoning.poison(data, None), augment=augment)
-    run = classifiers._Training(training, how, torch.nn.Linear(1, 1), None, "cpu")
+    poisoned = replace(poisoning.poison(data, None), augment=augment)
+    run = training._Training(poisoned, how, torch.nn.Linear(1, 1), None, "cpu")
     out = run._varied(run.pictures, torch.Generator().manual_seed(0))
     assert out.shape == (400, 3, 32, 32) and out.dtype == torch.float32
     assert out.is_contiguous(memory_format=torch.channels_last) or augment == "physical"

@@ -132,7 +132,7 @@ def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsy
     with monkeypatch.context() as m:
         m.setattr("zipsdk.Purifier.run", never)
         m.setattr("bench.defense.evaluate", never)
-        m.setattr("bench.classifiers._Training.epoch", never)
+        m.setattr("bench.victims.training._Training.epoch", never)
         defense.main(words)
     again = json.loads((tmp_path / "defense-two.json").read_text())
     assert again == content

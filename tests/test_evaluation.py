@@ -14,12 +14,12 @@ from scipy.stats import binomtest
 
 from bench.attacks.registry import BadNets
 from bench.baselines.simple import Nothing
-from bench.blackbox import Classifier
 from bench.data.datasets import Dataset
 from bench.evaluation import Scene, evaluate
 from bench.rates import Rate, design_effect, interval, rates
 from bench.rows import Rows
 from bench.store import Store
+from bench.victims.user import Classifier
 from zipsdk.errors import InputError
 
 

@@ -9,8 +9,8 @@ pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from bench import search
-from bench.blackbox import Classifier
 from bench.data.datasets import Dataset
+from bench.victims.user import Classifier
 from zipsdk.detectors import ablation
 from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS
 

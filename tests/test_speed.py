@@ -10,9 +10,10 @@ import pytest
 from conftest import FakeEngine, make_spec
 
 import zipsdk
-from bench import blackbox, overhead, speed, speed_guard, speed_peers, speed_plot, speed_report, speed_rows
+from bench import overhead, speed, speed_guard, speed_peers, speed_plot, speed_report, speed_rows
 from bench.common.record import quartiles
 from bench.speed_rows import LeftOut, Row, Work, compare, synthetic
+from bench.victims import user
 from zipsdk.sampling import denoiser
 from zipsdk.sampling.noise import STEP_INITIAL, Noise
 from zipsdk.sampling.schedule import step_table
@@ -420,7 +421,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("ZIPSDK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(speed_rows.Bench, "module", Tiny())
     scores = lambda pictures: np.stack([p.reshape(-1)[:10].astype(float) for p in pictures])  # noqa: E731
-    made = blackbox.Classifier(scores, {"classifier": "made up"}, runs={"engine": "made up"})
+    made = user.Classifier(scores, {"classifier": "made up"}, runs={"engine": "made up"})
     monkeypatch.setattr(speed_guard, "random_classifier", lambda bench, architecture: made)
     phases = {"import": quartiles([0.1]), "load": quartiles([0.1]), "run": quartiles([0.1]), "first": quartiles([0.4])}
     start = {"zipsdk": phases, "torch": phases, "sooner": quartiles([4.0]), "rounds": 1, "picture": 32}

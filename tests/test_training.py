@@ -13,12 +13,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench import classifiers  # noqa: E402
 from bench.attacks import poisoning  # noqa: E402
 from bench.baselines import mae  # noqa: E402
-from bench.classifiers import Recipe  # noqa: E402
 from bench.common import optimization  # noqa: E402
 from bench.data.datasets import Dataset  # noqa: E402
+from bench.victims import training  # noqa: E402
+from bench.victims.training import Recipe  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
@@ -46,9 +46,9 @@ KEYS = [
 def test_standard_recipes_keep_their_keys(monkeypatch, name, images, side, classes, architecture, key):
     monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
     data = dataset(name, images, side, classes)
-    how = classifiers.recipe(data, architecture, device="cuda")
+    how = training.recipe(data, architecture, device="cuda")
     assert (how.clip, how.remeasure, how.batch) == (None, False, 128)
-    assert classifiers.key_of(classifiers.ingredients(poisoning.poison(data, None), how)) == key
+    assert training.key_of(training.ingredients(poisoning.poison(data, None), how)) == key
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_standard_recipes_keep_their_keys(monkeypatch, name, images, side, class
 def test_the_standard_autoencoder_keeps_its_key(monkeypatch, mirror, key):
     monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
     how = mae.recipe(dataset("gtsrb", 32_490).pictures, mirror=mirror, device="cuda")
-    assert classifiers.key_of(mae.ingredients(np.zeros((2, 32, 32, 3), np.uint8), how)) == key
+    assert training.key_of(mae.ingredients(np.zeros((2, 32, 32, 3), np.uint8), how)) == key
 
 
 def recorded(part: str) -> list[dict]:
@@ -73,12 +73,12 @@ def test_every_recorded_classifier_is_found_under_its_key():
     assert len(trained) > 40
     for entry in trained:
         made_of = {name: entry[name] for name in ("version", "data", "poison", "augment", "recipe", "torch")}
-        assert classifiers.key_of(made_of) == entry["key"]
+        assert training.key_of(made_of) == entry["key"]
         data, old = entry["data"], entry["recipe"]
-        now = classifiers.recipe(
+        now = training.recipe(
             dataset(data["dataset"], data["pictures"], data["side"]), entry["classifier"], old["seed"], device="cuda"
         )
-        assert classifiers.named(now) == old
+        assert training.named(now) == old
 
 
 def test_every_recorded_autoencoder_has_the_recipe_of_today():
@@ -92,7 +92,7 @@ def test_every_recorded_autoencoder_has_the_recipe_of_today():
 
 def test_few_steps_get_smaller_batches_a_lower_rate_and_clipping():
     images = np.array([1, 7, 20, 160, 500, 1500, 6272, 6400, 50_000])
-    made = [classifiers.recipe(dataset("mine", int(n))) for n in images]
+    made = [training.recipe(dataset("mine", int(n))) for n in images]
     assert [how.batch for how in made] == [16, 16, 16, 20, 62, 128, 128, 128, 128]
     assert [how.clip for how in made] == [1.0] * 7 + [None] * 2
     assert [how.remeasure for how in made] == [True] * 7 + [False] * 2
@@ -100,12 +100,12 @@ def test_few_steps_get_smaller_batches_a_lower_rate_and_clipping():
     assert optimization.optimizer_steps(made[6], 6272) == 490 and optimization.optimizer_steps(made[7], 6400) == 500
     assert optimization.optimizer_steps(made[0], 7) == 10 and optimization.optimizer_steps(made[0], 0) == 0
     # the user's number of epochs counts, and so does the user's rate
-    assert classifiers.recipe(dataset("mine", 6400), epochs=9).clip == 1.0
-    assert classifiers.recipe(dataset("mine", 160), lr=0.3).lr == 0.3
-    assert classifiers.recipe(dataset("mine", 50_000), lr=0.01) == replace(made[-1], lr=0.01)
+    assert training.recipe(dataset("mine", 6400), epochs=9).clip == 1.0
+    assert training.recipe(dataset("mine", 160), lr=0.3).lr == 0.3
+    assert training.recipe(dataset("mine", 50_000), lr=0.01) == replace(made[-1], lr=0.01)
     for lr in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(InputError, match="expected a learning rate above 0"):
-            classifiers.recipe(dataset("mine", 160), lr=lr)
+            training.recipe(dataset("mine", 160), lr=lr)
     few = mae.recipe(dataset("mine", 160).pictures)
     assert (few.batch, few.clip) == (20, 1.0) and few.lr == pytest.approx(2e-3 * math.sqrt(20 / 128))
 
@@ -166,9 +166,9 @@ def two_classes(images: int, seed: int) -> Dataset:
 def test_a_small_data_set_of_a_user_is_learned(tmp_path, bf16):
     """The recipe of large data sets ended at a loss of 4 here, and at 32 of 64 right by luck."""
     data, unseen = two_classes(64, 0), two_classes(64, 1)
-    how = classifiers.recipe(data, epochs=4)
+    how = training.recipe(data, epochs=4)
     losses = []
-    classify = classifiers.train(poisoning.poison(data, None), replace(how, bf16=bf16),
+    classify = training.train(poisoning.poison(data, None), replace(how, bf16=bf16),
                                  cache=tmp_path, progress=lambda epoch, loss: losses.append(loss))  # fmt: skip
     assert losses[-1] < losses[0] and losses[-1] < math.log(2)
     assert (classify(unseen.pictures).argmax(1) == unseen.labels).all()
@@ -178,7 +178,7 @@ class Tiny(torch.nn.Sequential):
     """A network that a test can afford to train: four colors of a corner, and a batch normalization."""
 
     def __init__(self, classes: int, side: int):
-        from bench.networks import _Normalise
+        from bench.victims.networks import _Normalise
 
         conv = torch.nn.Conv2d(3, 4, 1, side)
         super().__init__(_Normalise(), conv, torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, classes))
@@ -186,17 +186,17 @@ class Tiny(torch.nn.Sequential):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(classifiers.ARCHITECTURES, "tiny", Tiny)
+    monkeypatch.setitem(training.ARCHITECTURES, "tiny", Tiny)
 
 
 def test_statistics_of_batch_normalizations_are_measured_anew(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifiers, "REMEASURE_BATCH", 8)
+    monkeypatch.setattr(training, "REMEASURE_BATCH", 8)
     data = two_classes(24, 0)
     how = Recipe("tiny", epochs=1, batch=8, lr=1e-9, bf16=False, smoothing=0)
     training_set = poisoning.poison(data, None)
     for remeasure in (False, True):
         with pytest.warns(UserWarning, match="classifier tiny: training did not converge"):
-            classifiers.train(training_set, replace(how, remeasure=remeasure), cache=tmp_path)
+            training.train(training_set, replace(how, remeasure=remeasure), cache=tmp_path)
     kept = [torch.load(path, weights_only=True) for path in (tmp_path / "classifiers").glob("*.pt")]
     lagging, exact = sorted((k["model"] for k in kept), key=lambda m: abs(float(m["2.running_var"].mean()) - 1))
     with torch.no_grad():
@@ -217,25 +217,25 @@ def test_a_training_that_does_not_converge_is_told_each_time(tiny, tmp_path):
     how, took = Recipe("tiny", epochs=2, batch=16, lr=1e-9, bf16=False, shift=0, mirror=False), []
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"classifier tiny: training did not converge: loss .* below 0\.69"):
-            classifiers.train(poisoning.poison(data, None), how, cache=tmp_path, progress=lambda *x: took.append(x))
+            training.train(poisoning.poison(data, None), how, cache=tmp_path, progress=lambda *x: took.append(x))
     assert len(took) == 2
 
 
 def test_a_diverging_training_stops_and_keeps_nothing(tiny, tmp_path):
     how = Recipe("tiny", epochs=2, batch=16, lr=1e30, bf16=False)
     with pytest.raises(InputError, match=r"training: got a loss of .* lower the learning rate"):
-        classifiers.train(poisoning.poison(two_classes(32, 0), None), how, cache=tmp_path)
+        training.train(poisoning.poison(two_classes(32, 0), None), how, cache=tmp_path)
     assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_the_guess_is_the_best_constant_answer():
     labels = np.array([0] * 6 + [1] * 2)
     data = Dataset("any", "train", np.zeros((8, 4, 4, 3), np.uint8), labels, ("a", "b"))
-    assert classifiers._guess(data, 0.0) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert training._guess(data, 0.0) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
     smoothed = torch.nn.functional.cross_entropy(
         torch.tensor([[0.725, 0.275]]).log().expand(8, 2), torch.from_numpy(labels), label_smoothing=0.1
     )
-    assert classifiers._guess(data, 0.1) == pytest.approx(float(smoothed), rel=1e-5)
+    assert training._guess(data, 0.1) == pytest.approx(float(smoothed), rel=1e-5)
     images = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), np.uint8)
     error = (images / 255 - (images / 255).mean((0, 1, 2))) ** 2
     assert mae._guess(images) == pytest.approx(math.sqrt(error.mean()))

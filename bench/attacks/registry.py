@@ -41,7 +41,7 @@ class Attack(ABC):
 
     #: Only pictures of the target class are poisoned, so that no label is wrong.
     clean_label: ClassVar[bool] = False
-    #: How the classifier's training must vary *every* picture, where the attack defines that; see bench/classifiers.py.
+    #: How the training must vary every image, where the attack defines that; see bench/victims/training.py.
     augment: ClassVar[str] = "standard"
 
     @property

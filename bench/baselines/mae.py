@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import classifiers
 from bench.common.checkpoints import keep, restore
 from bench.common.optimization import channel_statistics, check_loss, for_few_steps, optimize, without_defaults
+from bench.victims import training
 from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]
@@ -125,7 +125,7 @@ class Recipe:
 
 def recipe(pictures: U8, *, mirror: bool = True, device: str = "cpu") -> Recipe:
     """Return the standard recipe for pictures uint8 (N, S, S, 3), adapted where they leave few optimizer"""
-    return for_few_steps(Recipe(mirror=mirror, bf16=classifiers.fast_bf16(device)), len(pictures), FEW_STEPS)
+    return for_few_steps(Recipe(mirror=mirror, bf16=training.fast_bf16(device)), len(pictures), FEW_STEPS)
 
 
 def named(how: Recipe) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def named(how: Recipe) -> dict[str, Any]:
 
 
 def ingredients(pictures: U8, how: Recipe) -> dict[str, Any]:
-    """All that makes an autoencoder what it is; device and threads left out as in `classifiers.ingredients`.
+    """All that makes an autoencoder what it is; device and threads left out as in `victims.training.ingredients`.
 
     Mirroring is named where there is none, clipping where there is some: older checkpoints stay what they were.
     """
@@ -164,8 +164,8 @@ def train(
 
     Args:
         pictures: uint8 (N, S, S, 3), S a multiple of the recipe's grid.
-        how: from `recipe`; for signs without mirroring, see `classifiers.NOT_MIRRORED`.
-        cache: as for `classifiers.train`; the checkpoints lie beside the classifiers.
+        how: from `recipe`; for signs without mirroring, see `victims.training.NOT_MIRRORED`.
+        cache: as for `victims.training.train`; the checkpoints lie beside the classifiers.
         device: "cpu" or "cuda".
         progress: called with the epochs done and the root mean square error of hidden pixels in the last one.
 
@@ -177,7 +177,7 @@ def train(
     Warns:
         UserWarning: the error did not fall, or is no better than a constant guess.
     """
-    classifiers.check_device(device)
+    training.check_device(device)
     side = pictures.shape[1] if pictures.ndim == 4 else 0
     if (
         pictures.dtype != np.uint8
@@ -191,8 +191,8 @@ def train(
             f"a multiple of {how.grid}; give such a --side, or a ViT-MAE, which takes any: --mae FOLDER"
         )
     made_of = ingredients(pictures, how)
-    key = classifiers.key_of(made_of)
-    path = classifiers.cache_folder(cache).with_name("autoencoders") / f"{key}.pt"
+    key = training.key_of(made_of)
+    path = training.cache_folder(cache).with_name("autoencoders") / f"{key}.pt"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
         model = _Network(side // how.grid, how.widths, how.depth)
@@ -226,7 +226,7 @@ def _epoch(model: _Network, optimizer: torch.optim.Optimizer, pictures: U8, how:
     total = 0.0
     for i in range(batches):
         for group in optimizer.param_groups:
-            group["lr"] = how.lr * classifiers.one_cycle((number * batches + i) / (how.epochs * batches))
+            group["lr"] = how.lr * training.one_cycle((number * batches + i) / (how.epochs * batches))
         x = data[order[i * batch : (i + 1) * batch]].to(device).permute(0, 3, 1, 2).float() / 255
         mirrored = (torch.rand(batch, 1, 1, 1, generator=rng) < 0.5).to(device)
         x = torch.where(mirrored, x.flip(-1), x) if how.mirror else x

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import classifiers
 from bench.baselines.mae import Restorer
+from bench.victims import training
 from zipsdk.errors import MissingExtra, ModelError
 from zipsdk.models.sidecar import sha256_file
 
@@ -31,7 +31,7 @@ class _ViTMAE:
     """
 
     def __init__(self, model: Any, info: dict[str, Any], device: str):
-        classifiers.check_device(device)
+        training.check_device(device)
         config = model.config
         if not isinstance(config.image_size, int) or not isinstance(config.patch_size, int) or config.num_channels != 3:
             raise ModelError(

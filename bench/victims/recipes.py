@@ -9,7 +9,7 @@ import torch
 
 from bench.common.optimization import for_few_steps
 from bench.data.datasets import Dataset
-from bench.networks import ARCHITECTURES
+from bench.victims.networks import ARCHITECTURES
 from zipsdk.errors import InputError
 
 

@@ -1,4 +1,4 @@
-"""The classifiers behind the defence that are trained here, on poisoned pictures; bench/blackbox.py has a user's own.
+"""Train the classifiers that the defenses protect, on poisoned images; `bench.victims.user` loads a user's own.
 
     classifier = train(poison(data, attack, RATE, TARGET, SEED), recipe(data, "small"), cache=folder)
     scores = classifier(pictures)          # uint8 (N, H, W, 3) -> float32 (N, classes)
@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from bench.attacks.camera import PHYSICAL, physical
 from bench.attacks.poisoning import Poisoned
-from bench.blackbox import Classifier
 from bench.common.checkpoints import keep, restore
 from bench.common.optimization import channel_statistics, check_loss, optimize, without_defaults
 from bench.data.datasets import Dataset
-from bench.networks import ARCHITECTURES
-from bench.recipes import NOT_MIRRORED, Recipe, fast_bf16, recipe
+from bench.victims.networks import ARCHITECTURES
+from bench.victims.recipes import NOT_MIRRORED, Recipe, fast_bf16, recipe
+from bench.victims.user import Classifier
 from zipsdk.errors import EngineError, InputError
 
 __all__ = ["NOT_MIRRORED", "Recipe", "fast_bf16", "recipe", "train"]
