@@ -30,10 +30,10 @@ from tqdm import tqdm
 from bench import results_page, results_sheet, tables
 from bench.attacks import registry
 from bench.attacks.poisoning import RATE, SEED, TARGET
-from bench.baselines.guarded import Guarded
 from bench.common import record
 from bench.data import layouts
 from bench.defense_setup import QUICK, Bench
+from bench.defenses.guarded import Guarded
 from bench.evaluation import evaluate
 from bench.rates import Rate, interval
 from bench.rows import Rows

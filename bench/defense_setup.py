@@ -16,8 +16,8 @@ import zipsdk
 from bench import tables
 from bench.attacks import registry
 from bench.attacks.poisoning import poison
-from bench.baselines import Defence
 from bench.data import datasets, layouts
+from bench.defenses.base import Defence
 from bench.evaluation import Scene
 from bench.store import Store, hash_of
 from bench.victims import training, user
@@ -115,8 +115,8 @@ class Bench:
         return self._classifiers[key]
 
     def _bdmae(self) -> Defence:
-        from bench.baselines import mae, vit_mae
-        from bench.baselines.bdmae import BDMAE
+        from bench.defenses import mae, vit_mae
+        from bench.defenses.bdmae import BDMAE
 
         a = self.args
         if a.mae != "small":

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.attacks.registry import Attack
-from bench.baselines import Defence
-from bench.baselines.guarded import Guarded, decide
 from bench.data.datasets import Dataset
+from bench.defenses.base import Defence
+from bench.defenses.guarded import Guarded, decide
 from bench.rates import rates
 from bench.store import Store
 from bench.victims.user import Classifier

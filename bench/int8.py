@@ -22,10 +22,10 @@ from tqdm import tqdm
 import zipsdk
 from bench.attacks import registry
 from bench.attacks.poisoning import poison
-from bench.baselines.purifier import Zip
 from bench.common import record
 from bench.common.markdown import replace, table
 from bench.data import datasets, layouts
+from bench.defenses.zip import Zip
 from bench.evaluation import Scene, evaluate
 from bench.restoration import blurred, psnr, sharpness
 from bench.store import Store

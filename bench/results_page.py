@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import paper, results_sheet, tables
-from bench.baselines.guarded import Guarded
 from bench.common import record
 from bench.common.markdown import ROOT, START, table
+from bench.defenses.guarded import Guarded
 from bench.results_groups import SHORT, Group, groups, of_table, parts
 from bench.results_marks import ahead_of, marks_of
 from bench.results_plot import curve, dots

@@ -13,9 +13,9 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-from bench.baselines import Defence
-from bench.baselines.guarded import Guarded
 from bench.common import record
+from bench.defenses.base import Defence
+from bench.defenses.guarded import Guarded
 from bench.evaluation import Scene
 from bench.store import hash_of
 

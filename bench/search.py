@@ -24,11 +24,11 @@ from tqdm import tqdm
 import zipsdk
 from bench.attacks.poisoning import Poisoned
 from bench.attacks.search_triggers import SIDE, Triggers
-from bench.baselines.guarded import Guarded, decide
-from bench.baselines.purifier import Zip
 from bench.common import record
 from bench.data import datasets, layouts
 from bench.data.datasets import Dataset
+from bench.defenses.guarded import Guarded, decide
+from bench.defenses.zip import Zip
 from bench.rates import rates
 from bench.store import Store
 from bench.victims import training

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 import zipsdk
-from bench.baselines.guarded import flagged_places
 from bench.common.record import quartiles
+from bench.defenses.guarded import flagged_places
 from bench.speed_rows import U8, Bench, LeftOut, Row, Work
 from zipsdk.errors import EngineError, MissingExtra
 from zipsdk.guard import speedup_bound

@@ -1,4 +1,4 @@
-"""Rows (e) and (f) of `bench.speed`: what others have published, from `bench.baselines`."""
+"""Rows (e) and (f) of `bench.speed`: what others have published, from `bench.defenses.base`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def peers(bench: Bench, classify: Callable[[U8], Any]) -> Iterator[Row]:
     t_star = 100 if bench.canvas <= 32 else 150
 
     def diffpure(steps: int) -> Any:
-        from bench.baselines.diffusion import DiffPure
+        from bench.defenses.diffusion import DiffPure
 
         return DiffPure(bench.engine, t_star, steps=steps)
 
     def ddnm(steps: int) -> Any:
-        from bench.baselines.diffusion import DDNM
+        from bench.defenses.diffusion import DDNM
 
         return DDNM(bench.engine, TRANSFORMS, steps=steps)
 
     def sampdetox(steps: int) -> Any:
-        from bench.baselines.sampdetox import SampDetox
+        from bench.defenses.sampdetox import SampDetox
 
         return SampDetox(bench.engine, budget=steps)
 
@@ -59,8 +59,8 @@ def _bdmae(bench: Bench, classify: Callable[[U8], Any]) -> Row:
     def make() -> Work:
         torch = bench.torch
         try:
-            from bench.baselines.bdmae import BDMAE
-            from bench.baselines.vit_mae import random_vit_mae, vit_mae
+            from bench.defenses.bdmae import BDMAE
+            from bench.defenses.vit_mae import random_vit_mae, vit_mae
 
             folder = bench.args.mae
             restorer = vit_mae(folder, bench.where) if folder else random_vit_mae(bench.where)

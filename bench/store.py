@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.baselines import Defence
+from bench.defenses.base import Defence
 from bench.victims.user import Classifier
 from zipsdk.errors import InputError
 

@@ -20,12 +20,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bench.baselines import Defence
-from bench.baselines.diffusion import DDNM, DiffPure
-from bench.baselines.guarded import Guarded
-from bench.baselines.purifier import Zip
-from bench.baselines.sampdetox import SampDetox
-from bench.baselines.simple import BlurOnly, Nothing, ShrinkPad
+from bench.defenses.base import Defence
+from bench.defenses.diffusion import DDNM, DiffPure
+from bench.defenses.guarded import Guarded
+from bench.defenses.sampdetox import SampDetox
+from bench.defenses.simple import BlurOnly, Nothing, ShrinkPad
+from bench.defenses.zip import Zip
 from zipsdk.detectors.scaleup import ScaleUp
 from zipsdk.errors import InputError
 from zipsdk.sampling.schedule import PAPER_STEPS

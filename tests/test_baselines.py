@@ -13,10 +13,10 @@ pytest.importorskip("skimage")
 
 from PIL import Image
 
-from bench.baselines.diffusion import DDNM, DiffPure
-from bench.baselines.purifier import Zip
-from bench.baselines.sampdetox import SampDetox
-from bench.baselines.simple import BlurOnly, Nothing, ShrinkPad, fingerprints, noise_of
+from bench.defenses.diffusion import DDNM, DiffPure
+from bench.defenses.sampdetox import SampDetox
+from bench.defenses.simple import BlurOnly, Nothing, ShrinkPad, fingerprints, noise_of
+from bench.defenses.zip import Zip
 from zipsdk import Purifier
 from zipsdk.errors import InputError
 from zipsdk.sampling.noise import STEP_INITIAL

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 
-from bench.baselines import bdmae  # noqa: E402
-from bench.baselines.bdmae import BDMAE  # noqa: E402
+from bench.defenses import bdmae  # noqa: E402
+from bench.defenses.bdmae import BDMAE  # noqa: E402
 from zipsdk.errors import InputError, ModelError  # noqa: E402
 
 

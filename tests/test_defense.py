@@ -19,8 +19,8 @@ from conftest import FakeEngine, make_spec
 
 from bench import defense, defense_setup, paper, tables
 from bench.attacks import registry
-from bench.baselines.purifier import Zip
-from bench.baselines.simple import Nothing
+from bench.defenses.simple import Nothing
+from bench.defenses.zip import Zip
 from bench.store import Store
 from zipsdk.errors import InputError
 
@@ -336,7 +336,7 @@ def test_no_data_is_said(tmp_path, capsys):
 
 
 def test_the_attacker_has_a_share_of_what_a_guard_learns_from(rng):
-    from bench.baselines.guarded import attacked
+    from bench.defenses.guarded import attacked
 
     pictures = rng.integers(0, 256, (150, 8, 8, 3), np.uint8)
     first = attacked(pictures[:60], lambda x: x * 0)
@@ -347,7 +347,7 @@ def test_the_attacker_has_a_share_of_what_a_guard_learns_from(rng):
 
 def test_a_guard_without_first_pictures_keeps_its_norms(workshop):
     """And one with them is judged by what they teach it, once, whatever it is asked after."""
-    from bench.baselines.guarded import Guarded
+    from bench.defenses.guarded import Guarded
 
     def classify(x):
         return np.stack([x[..., 0].mean((1, 2)), x[..., 1].mean((1, 2))], 1) / 9

@@ -11,7 +11,7 @@ from loops_literal import AB, ROUNDING, Fixed, eps_model, literal_ddpm, pictures
 
 pytest.importorskip("skimage")
 
-from bench.baselines.diffusion import DDNM, DiffPure, clamped, engine_of
+from bench.defenses.diffusion import DDNM, DiffPure, clamped, engine_of
 from bench.store import hash_of
 from zipsdk import Purifier
 from zipsdk.models import find

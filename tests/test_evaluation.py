@@ -13,8 +13,8 @@ pytest.importorskip("scipy")
 from scipy.stats import binomtest
 
 from bench.attacks.registry import BadNets
-from bench.baselines.simple import Nothing
 from bench.data.datasets import Dataset
+from bench.defenses.simple import Nothing
 from bench.evaluation import Scene, evaluate
 from bench.rates import Rate, design_effect, interval, rates
 from bench.rows import Rows

@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 
-from bench.baselines import mae, vit_mae  # noqa: E402
-from bench.baselines.bdmae import BDMAE  # noqa: E402
+from bench.defenses import mae, vit_mae  # noqa: E402
+from bench.defenses.bdmae import BDMAE  # noqa: E402
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError  # noqa: E402
 
 TINY = mae.Recipe(epochs=3, batch=16, lr=0.01, widths=(8, 8, 8), depth=1, bf16=False, seed=1)

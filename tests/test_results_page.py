@@ -10,8 +10,8 @@ pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from bench import results_groups, results_marks, results_page, results_plot, results_sheet, results_words
-from bench.baselines.guarded import Guarded
 from bench.common.markdown import START, table
+from bench.defenses.guarded import Guarded
 
 
 def test_rows_with_other_triggers_or_targets_are_no_seeds_of_one():

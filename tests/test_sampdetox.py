@@ -9,8 +9,8 @@ from loops_literal import AB, ROUNDING, Fixed, eps_model, literal_ddpm, pictures
 
 pytest.importorskip("skimage")
 
-from bench.baselines.diffusion import Start, ancestral
-from bench.baselines.sampdetox import GREY, SampDetox, levels, second_stage, ssim_map
+from bench.defenses.diffusion import Start, ancestral
+from bench.defenses.sampdetox import GREY, SampDetox, levels, second_stage, ssim_map
 from zipsdk.errors import InputError
 from zipsdk.sampling.noise import STEP_INITIAL
 

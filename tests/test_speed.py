@@ -338,7 +338,7 @@ def test_without_a_gpu_for_torch_only_the_user_s_classifier_is_measured(tmp_path
 
 @pytest.mark.parametrize(("words", "passes"), [(["--quick"], 10), ([], 50)])
 def test_bdmae_makes_the_passes_that_its_row_says(tmp_path, monkeypatch, words, passes):
-    from bench.baselines import vit_mae
+    from bench.defenses import vit_mae
 
     class Restorer:
         side, grid, calls = 32, 8, 0

@@ -14,9 +14,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from bench.attacks import poisoning  # noqa: E402
-from bench.baselines import mae  # noqa: E402
 from bench.common import optimization  # noqa: E402
 from bench.data.datasets import Dataset  # noqa: E402
+from bench.defenses import mae  # noqa: E402
 from bench.victims import training  # noqa: E402
 from bench.victims.training import Recipe  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.baselines import U8, Classify
-from bench.baselines.purifier import Zip
-from bench.baselines.simple import Progress, checked
+from bench.defenses.base import U8, Classify
+from bench.defenses.simple import Progress, checked
+from bench.defenses.zip import Zip
 from zipsdk.detectors.ablation import DecisivePart
 from zipsdk.detectors.scaleup import ScaleUp
 from zipsdk.errors import EngineError

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bench.baselines import U8, Classify
+from bench.defenses.base import U8, Classify
 from zipsdk.errors import InputError
 from zipsdk.purifier import picture_ids
 from zipsdk.sampling.noise import Noise

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.baselines.mae import Restorer
+from bench.defenses.mae import Restorer
 from bench.victims import training
 from zipsdk.errors import MissingExtra, ModelError
 from zipsdk.models.sidecar import sha256_file

@@ -4,7 +4,7 @@
     diffusion.py   DiffPure and DDNM, with and without a transform before them, on the same UNet as ZIP
     sampdetox.py   SampDetox
     bdmae.py       BDMAE; its masked autoencoders are in mae.py, a small one trained here, and in vit_mae.py
-    purifier.py    ZIP itself: a `zipsdk.Purifier` as a defence
+    zip.py         ZIP itself: a `zipsdk.Purifier` as a defence
     guarded.py     ZIP behind `zipsdk.Guard`
 
 All are written from their papers' formulas; none of their code is here.

@@ -22,16 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.baselines import U8, Classify
-from bench.baselines.simple import (
-    Progress,
-    as_transforms,
-    checked,
-    fingerprints,
-    names,
-    noise_of,
-    parts,
-)
+from bench.defenses.base import U8, Classify
+from bench.defenses.simple import Progress, as_transforms, checked, fingerprints, names, noise_of, parts
 from zipsdk.batch.discovery import same_file
 from zipsdk.errors import InputError
 from zipsdk.models import find

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bench.baselines import U8, Classify
-from bench.baselines.diffusion import engine_of
-from bench.baselines.simple import Progress, checked, fingerprints
+from bench.defenses.base import U8, Classify
+from bench.defenses.diffusion import engine_of
+from bench.defenses.simple import Progress, checked, fingerprints
 from zipsdk.purifier import Purifier
 from zipsdk.transforms import OneOf, Transform
 from zipsdk.types import Engine

@@ -28,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 from skimage.metrics import structural_similarity
 
-from bench.baselines import U8, Classify
-from bench.baselines.diffusion import Predict, Start, ancestral, engine_of, through
-from bench.baselines.simple import Progress, checked
+from bench.defenses.base import U8, Classify
+from bench.defenses.diffusion import Predict, Start, ancestral, engine_of, through
+from bench.defenses.simple import Progress, checked
 from zipsdk.errors import InputError
 from zipsdk.sampling import sampler
 from zipsdk.sampling.schedule import StepTable

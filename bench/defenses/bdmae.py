@@ -37,8 +37,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.baselines import U8, Classify
-from bench.baselines.mae import Restorer
+from bench.defenses.base import U8, Classify
+from bench.defenses.mae import Restorer
 from zipsdk.errors import InputError, ModelError
 
 Bools = npt.NDArray[np.bool_]
