@@ -27,17 +27,18 @@ if not __package__:  # run as a file: its folder's modules must not hide package
 import numpy as np
 from tqdm import tqdm
 
-from bench import results_page, results_sheet, tables
+from bench import results_page, results_sheet
 from bench.attacks import registry
 from bench.attacks.poisoning import RATE, SEED, TARGET
 from bench.common import record
 from bench.data import layouts
-from bench.defense_setup import QUICK, Bench
 from bench.defenses.guarded import Guarded
-from bench.evaluation import evaluate
-from bench.rates import Rate, interval
-from bench.rows import Rows
-from bench.store import Store
+from bench.evaluation import tables
+from bench.evaluation.cache import Store
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.rates import Rate, interval
+from bench.evaluation.results_file import Rows
+from bench.evaluation.setup import QUICK, Bench
 from bench.victims import training, user
 from bench.victims.networks import ARCHITECTURES
 from zipsdk._util.validation import positive
@@ -164,7 +165,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=positive, help=f"of the purifications in ZIP's rows; default {SEEDS}")
     p.add_argument("--quick", action="store_true", help=f"{QUICK} pictures, one seed, one attack")
     p.add_argument("--attacks", nargs="+", metavar="NAME", help=", ".join(registry.ATTACKS) + "; enhanced-NAME")
-    p.add_argument("--defence", action="append", metavar="LINE", help="in place of the table's; see bench/tables.py")
+    p.add_argument(
+        "--defence", action="append", metavar="LINE", help="in place of the table's; see bench/evaluation/tables.py"
+    )
     p.add_argument("--engine", default="zip-tiny", help="a bundled model's name, or a path to .onnx or .plan")
     p.add_argument("--fresh", action="store_true", help="count rows anew that the record has")
     p.add_argument("--target", type=int, default=TARGET, help="the attacker's class; the released code's is 1")

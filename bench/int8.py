@@ -26,9 +26,9 @@ from bench.common import record
 from bench.common.markdown import replace, table
 from bench.data import datasets, layouts
 from bench.defenses.zip import Zip
-from bench.evaluation import Scene, evaluate
+from bench.evaluation.cache import Store
+from bench.evaluation.evaluate import Scene, evaluate
 from bench.restoration import blurred, psnr, sharpness
-from bench.store import Store
 from bench.victims import training
 from export import checkpoints
 from zipsdk.transforms import Blur

@@ -12,9 +12,9 @@ from typing import Any
 
 from bench.common.markdown import ROOT, replace, table
 from bench.common.record import RESULTS, read
+from bench.evaluation.tables import TABLES
 from bench.results_groups import GUARD, groups
 from bench.results_page import TITLES, short_table
-from bench.tables import TABLES
 
 
 def restoration() -> str:
@@ -211,7 +211,7 @@ def given_up() -> str:
 
 
 def one_class(found: dict[str, dict[str, float]]) -> str:
-    """What learning from pictures of a single class does, of `bench.search`'s record."""
+    """What learning from pictures of a single class does, of `bench.evaluation.search`'s record."""
     said = [f"{name} {f['flagged']:.0f}% are flagged and {f['certain']:.0f}% disbelieved" for name, f in found.items()]
     return (
         f"After learning from pictures of one class alone, of clean pictures of all classes, norms {'; '.join(said)}."

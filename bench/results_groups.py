@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Container, Iterable
 from typing import Any
 
-from bench import tables
-from bench.rates import Rate, interval
+from bench.evaluation import tables
+from bench.evaluation.rates import Rate, interval
 
 GUARD = "guard profile=fast"
 #: The defences of Table 1, and what plots and the README call them.

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from bench import tables
 from bench.common.markdown import table
+from bench.evaluation import tables
 from bench.results_groups import GUARD, Group, groups, setup
 
 #: What a defence should beat in PA, and what else there is.

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import paper, results_sheet, tables
+from bench import results_sheet
 from bench.common import record
 from bench.common.markdown import ROOT, START, table
 from bench.defenses.guarded import Guarded
+from bench.evaluation import published, tables
 from bench.results_groups import SHORT, Group, groups, of_table, parts
 from bench.results_marks import ahead_of, marks_of
 from bench.results_plot import curve, dots
@@ -70,7 +71,7 @@ def table_of(content: dict[str, Any], dataset: str, name: str) -> str:
     """One of `tables.TABLES` as Markdown, or "" where the record has nothing of it."""
     lines = []
     for g in of_table(content, name):
-        theirs = paper.figures(dataset, g.first["attack"], g.first["defence"])
+        theirs = published.figures(dataset, g.first["attack"], g.first["defence"])
         printed = "" if theirs is None else " / ".join("-" if v is None else f"{v:.1f}" for v in theirs)
         clean = g.rate("CA", "clean classifier")
         lines.append([

@@ -6,8 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench import tables
-from bench.rates import interval
+from bench.evaluation import tables
+from bench.evaluation.rates import interval
 from bench.results_groups import SHORT, Group, groups
 
 

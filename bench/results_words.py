@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from bench import tables
 from bench.common.markdown import table
-from bench.rates import Rate
+from bench.evaluation import tables
+from bench.evaluation.rates import Rate
 from bench.results_groups import SHORT, groups, of_table
 
 

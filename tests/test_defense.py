@@ -17,11 +17,12 @@ pytest.importorskip("matplotlib")
 
 from conftest import FakeEngine, make_spec
 
-from bench import defense, defense_setup, paper, tables
+from bench import defense
 from bench.attacks import registry
 from bench.defenses.simple import Nothing
 from bench.defenses.zip import Zip
-from bench.store import Store
+from bench.evaluation import published, setup, tables
+from bench.evaluation.cache import Store
 from zipsdk.errors import InputError
 
 
@@ -73,14 +74,14 @@ def test_a_line_that_names_nothing_is_refused(workshop, line, said):
 
 
 def test_the_papers_figures_are_where_they_belong():
-    assert paper.figures("cifar10", "badnets", "zip-paper") == (78.97, 5.53, 79.10)
-    assert paper.figures("imagenette", "blended", "blur+ddnm") == (85.37, 93.37, 15.46)
-    assert paper.figures("cifar10", "blended", "bdmae") == (78.57, 99.88, None)
+    assert published.figures("cifar10", "badnets", "zip-paper") == (78.97, 5.53, 79.10)
+    assert published.figures("imagenette", "blended", "blur+ddnm") == (85.37, 93.37, 15.46)
+    assert published.figures("cifar10", "blended", "bdmae") == (78.57, 99.88, None)
     # Table 1's row of ZIP is Table 2's cell for the setting that `preset` has
     for attack in tables.PAPER_ATTACKS:
         line = f"zip-paper transforms={tables.preset('imagenette', attack)['transforms']}"
-        assert paper.figures("imagenette", attack, line) == paper.figures("imagenette", attack, "zip-paper")
-    assert paper.figures("gtsrb", "white", "zip") is None
+        assert published.figures("imagenette", attack, line) == published.figures("imagenette", attack, "zip-paper")
+    assert published.figures("gtsrb", "white", "zip") is None
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
 
     args = defense.parser().parse_args(words)
     args.pictures = 12
-    bench = defense_setup.Bench(args, Store(tmp_path / "cache" / "treated.sqlite"))
+    bench = setup.Bench(args, Store(tmp_path / "cache" / "treated.sqlite"))
     unseen = bench._unseen()
     assert len(unseen) == 20 and not {p.tobytes() for p in unseen} & {p.tobytes() for p in bench.test.pictures}
     (scene,) = bench.scenes("white")
@@ -262,7 +263,7 @@ def test_equal_pictures_teach_a_guard_once(folder, tmp_path):
         shutil.copy(test / "0.png", test / f"{i}.png")
     words = command(tmp_path / "data", tmp_path, "table1")
     words[words.index("--pictures") + 1] = "8"
-    bench = defense_setup.Bench(defense.parser().parse_args(words), None)
+    bench = setup.Bench(defense.parser().parse_args(words), None)
     unseen = bench.workshop.unseen()
     assert len(unseen) == len({p.tobytes() for p in unseen}) >= 20
 
@@ -297,9 +298,9 @@ def test_an_attacker_with_a_larger_patch_who_implants_it(folder, tmp_path, capsy
         asked.append((attack and attack.name, implant))
         raise InputError("enough")
 
-    monkeypatch.setattr(defense_setup, "poison", poison)
+    monkeypatch.setattr(setup, "poison", poison)
     words = ("table1", "--attacks", "white", "--implant", "2", "--patch", "5")
-    bench = defense_setup.Bench(defense.parser().parse_args(command(folder, tmp_path, *words)), None)
+    bench = setup.Bench(defense.parser().parse_args(command(folder, tmp_path, *words)), None)
     for name in ("white", "blended"):
         with pytest.raises(InputError):
             bench.classifier(name)
@@ -312,12 +313,10 @@ def test_an_attacker_with_a_larger_patch_who_implants_it(folder, tmp_path, capsy
 def test_a_clean_classifier_is_trained_as_the_attacks_own(folder, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        defense_setup, "poison", lambda data, attack, *_, implant, augment: (attack and attack.name, augment)
+        setup, "poison", lambda data, attack, *_, implant, augment: (attack and attack.name, augment)
     )
-    monkeypatch.setattr(
-        defense_setup.classifiers, "train", lambda training, *_, **__: asked.append(training) or training
-    )
-    bench = defense_setup.Bench(defense.parser().parse_args(command(folder, tmp_path, "table1")), None)
+    monkeypatch.setattr(setup.training, "train", lambda training, *_, **__: asked.append(training) or training)
+    bench = setup.Bench(defense.parser().parse_args(command(folder, tmp_path, "table1")), None)
     for name in ("badnets", "physicalba", "enhanced-physicalba", "blended"):
         bench.clean_classifier(name)
     assert asked == [(None, "standard"), (None, "physical")]

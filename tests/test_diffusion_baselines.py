@@ -12,7 +12,7 @@ from loops_literal import AB, ROUNDING, Fixed, eps_model, literal_ddpm, pictures
 pytest.importorskip("skimage")
 
 from bench.defenses.diffusion import DDNM, DiffPure, clamped, engine_of
-from bench.store import hash_of
+from bench.evaluation.cache import hash_of
 from zipsdk import Purifier
 from zipsdk.models import find
 from zipsdk.sampling.noise import STEP_INITIAL

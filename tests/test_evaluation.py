@@ -15,10 +15,10 @@ from scipy.stats import binomtest
 from bench.attacks.registry import BadNets
 from bench.data.datasets import Dataset
 from bench.defenses.simple import Nothing
-from bench.evaluation import Scene, evaluate
-from bench.rates import Rate, design_effect, interval, rates
-from bench.rows import Rows
-from bench.store import Store
+from bench.evaluation.cache import Store
+from bench.evaluation.evaluate import Scene, evaluate
+from bench.evaluation.rates import Rate, design_effect, interval, rates
+from bench.evaluation.results_file import Rows
 from bench.victims.user import Classifier
 from zipsdk.errors import InputError
 

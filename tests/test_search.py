@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from bench import search
 from bench.data.datasets import Dataset
+from bench.evaluation import search
 from bench.victims.user import Classifier
 from zipsdk.detectors import ablation
 from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS

@@ -1,4 +1,4 @@
-"""Ten triggers that are in none of the tables: what `bench.search` looks for settings with."""
+"""Ten triggers that are in none of the tables: what `bench.evaluation.search` looks for settings with."""
 
 from __future__ import annotations
 

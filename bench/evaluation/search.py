@@ -1,7 +1,7 @@
 """Where the guard's default was searched for: training pictures, and triggers that are in none of the tables.
 
-    python -m bench.search --dataset cifar10 --data FOLDER
-    python -m bench.search --dataset gtsrb --data FOLDER
+    python -m bench.evaluation.search --dataset cifar10 --data FOLDER
+    python -m bench.evaluation.search --dataset gtsrb --data FOLDER
 
 One network with ten backdoors, each with a trigger and a target of its own, trained on a part of the training pictures;
 what it makes of the rest, with and without each trigger, is measured: without each part of the picture (see
@@ -29,8 +29,8 @@ from bench.data import datasets, layouts
 from bench.data.datasets import Dataset
 from bench.defenses.guarded import Guarded, decide
 from bench.defenses.zip import Zip
-from bench.rates import rates
-from bench.store import Store
+from bench.evaluation.cache import Store
+from bench.evaluation.rates import rates
 from bench.victims import training
 from bench.victims.user import Classifier
 from zipsdk.detectors import ablation
@@ -73,21 +73,23 @@ def poisoned(train: Dataset, triggers: Triggers, purify: Callable[[U8], U8]) -> 
     pictures[covered] = triggers.warp_otherwise(train.pictures[covered])
     return Poisoned(
         replace(train, pictures=pictures, labels=labels), np.sort(order[:start]), covered, "standard",
-        {"attack": "ten triggers of bench/search.py", "rate": RATE, "triggers": triggers.ABOUT},
+        {"attack": "ten triggers of bench/evaluation/search.py", "rate": RATE, "triggers": triggers.ABOUT},
     )  # fmt: skip
 
 
 def percents(
     labels: npt.NDArray[Any], clean: npt.NDArray[Any], triggered: npt.NDArray[Any], target: int
 ) -> list[float]:
-    """CA, ASR and PA in percent; see `bench.rates.rates`."""
+    """CA, ASR and PA in percent; see `bench.evaluation.rates.rates`."""
     found = rates(labels, clean, triggered, target)
     return [round(found[name].percent, 1) for name in ("CA", "ASR", "PA")]
 
 
 def main() -> None:
     p = argparse.ArgumentParser(
-        prog="python -m bench.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.evaluation.search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--dataset", default="cifar10", help="cifar10 or gtsrb")
     p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${layouts.VARIABLE}")

@@ -1,7 +1,7 @@
 """What the paper reports, to stand beside what was measured here: CA, ASR and PA in percent, None where it has none.
 
 Shi et al., "Black-box Backdoor Defense via Zero-shot Image Purification", NeurIPS 2023 (arXiv:2303.12175). Keys are
-data set, attack and defence, by the names of bench/tables.py.
+data set, attack and defence, by the names of bench/evaluation/tables.py.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ import numpy as np
 from tqdm import tqdm
 
 import zipsdk
-from bench import tables
 from bench.attacks import registry
 from bench.attacks.poisoning import poison
 from bench.data import datasets, layouts
 from bench.defenses.base import Defence
-from bench.evaluation import Scene
-from bench.store import Store, hash_of
+from bench.evaluation import tables
+from bench.evaluation.cache import Store, hash_of
+from bench.evaluation.evaluate import Scene
 from bench.victims import training, user
 from bench.victims.user import Classifier
 from zipsdk.detectors.ablation import FEWEST

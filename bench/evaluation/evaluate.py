@@ -4,7 +4,7 @@
     scene = Scene(test, "badnets", trigger, target, classifier, clean_classifier)
     row = evaluate(scene, defence, seed, store)
 
-Pictures are treated through the store, and counted by bench/rates.py.
+Pictures are treated through the store, and counted by bench/evaluation/rates.py.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from bench.attacks.registry import Attack
 from bench.data.datasets import Dataset
 from bench.defenses.base import Defence
 from bench.defenses.guarded import Guarded, decide
-from bench.rates import rates
-from bench.store import Store
+from bench.evaluation.cache import Store
+from bench.evaluation.rates import rates
 from bench.victims.user import Classifier
 
 U8 = npt.NDArray[np.uint8]

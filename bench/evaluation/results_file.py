@@ -16,8 +16,8 @@ except ImportError:  # not on Windows
 from bench.common import record
 from bench.defenses.base import Defence
 from bench.defenses.guarded import Guarded
-from bench.evaluation import Scene
-from bench.store import hash_of
+from bench.evaluation.cache import hash_of
+from bench.evaluation.evaluate import Scene
 
 
 class Rows:
