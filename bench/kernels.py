@@ -32,7 +32,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.common import record
-from bench.speed_torch import LAMBDA, grey, paper_step, pool, rectified, repeat
+from bench.timing.torch_loops import LAMBDA, grey, paper_step, pool, rectified, repeat
 from kernels.launch import Device, Host
 from zipsdk import gpu
 from zipsdk.models.spec import ModelSpec

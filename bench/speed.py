@@ -29,12 +29,12 @@ if not __package__:  # run as a file: its folder's modules must not hide package
 
 from bench.common import record
 from bench.data import layouts
-from bench.overhead import overhead, startup
-from bench.speed_guard import GuardRows
-from bench.speed_peers import peers
-from bench.speed_plot import draw
-from bench.speed_report import PAPER, claims, gates, results, table
-from bench.speed_rows import Bench, LeftOut, Row, Work
+from bench.timing.breakdown import overhead, startup
+from bench.timing.guard_rows import GuardRows
+from bench.timing.peer_rows import peers
+from bench.timing.plot import draw
+from bench.timing.report import PAPER, claims, gates, results, table
+from bench.timing.zip_rows import Bench, LeftOut, Row, Work
 from bench.victims import training, user
 from bench.victims.networks import ARCHITECTURES
 from zipsdk._util.atomic import write_atomically

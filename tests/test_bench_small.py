@@ -14,11 +14,12 @@ from conftest import FakeEngine, make_spec
 from PIL import Image
 
 import zipsdk
-from bench import cpu, neighbours, overhead
+from bench import neighbours
 from bench.common import record
+from bench.timing import breakdown, cpu
 from zipsdk.errors import InputError
 
-# ---- bench.cpu
+# ---- bench.timing.cpu
 
 
 class Clock:
@@ -49,8 +50,8 @@ def test_a_batch_s_cost_is_the_median_a_picture_and_what_is_not_the_unet(clock):
             clock.now += next(inside)
             return x
 
-    watch = overhead.Stopwatch(clock.perf_counter)
-    engine = overhead.Watched(Slow(), watch)
+    watch = breakdown.Stopwatch(clock.perf_counter)
+    engine = breakdown.Watched(Slow(), watch)
     assert engine.spec == make_spec() and engine.info == {"engine": "slow"}
 
     class Twice:
@@ -80,7 +81,7 @@ def test_the_command_of_the_cost_has_six_rows(monkeypatch, tmp_path, capsys):
     wanted = [(n, s, e) for n, s in ((64, 32), (1, 32), (1, 256)) for e in (20, 4)]
     assert [(r["pictures"], r["size"][0], r["info"]["evaluations"]) for r in rows] == wanted
     assert all(0 <= r["not_unet"] <= 1 and r["ms_per_picture"] > 0 for r in rows)
-    assert content["command"] == "python -m bench.cpu --repeats 1 --threads 2 --name made"
+    assert content["command"] == "python -m bench.timing.cpu --repeats 1 --threads 2 --name made"
     assert len(engine.calls) == 2 * 3 * (20 + 4)  # once to warm up, once measured
     assert capsys.readouterr().out.count("\n") == 8
 

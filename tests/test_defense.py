@@ -312,9 +312,7 @@ def test_an_attacker_with_a_larger_patch_who_implants_it(folder, tmp_path, capsy
 
 def test_a_clean_classifier_is_trained_as_the_attacks_own(folder, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        setup, "poison", lambda data, attack, *_, implant, augment: (attack and attack.name, augment)
-    )
+    monkeypatch.setattr(setup, "poison", lambda data, attack, *_, implant, augment: (attack and attack.name, augment))
     monkeypatch.setattr(setup.training, "train", lambda training, *_, **__: asked.append(training) or training)
     bench = setup.Bench(defense.parser().parse_args(command(folder, tmp_path, "table1")), None)
     for name in ("badnets", "physicalba", "enhanced-physicalba", "blended"):

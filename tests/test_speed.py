@@ -10,16 +10,17 @@ import pytest
 from conftest import FakeEngine, make_spec
 
 import zipsdk
-from bench import overhead, speed, speed_guard, speed_peers, speed_plot, speed_report, speed_rows
+from bench import speed
 from bench.common.record import quartiles
-from bench.speed_rows import LeftOut, Row, Work, compare, synthetic
+from bench.timing import breakdown, guard_rows, peer_rows, plot, report, zip_rows
+from bench.timing.zip_rows import LeftOut, Row, Work, compare, synthetic
 from bench.victims import user
 from zipsdk.sampling import denoiser
 from zipsdk.sampling.noise import STEP_INITIAL, Noise
 from zipsdk.sampling.schedule import step_table
 
 torch = pytest.importorskip("torch")
-speed_torch = pytest.importorskip("bench.speed_torch")
+speed_torch = pytest.importorskip("bench.timing.torch_loops")
 
 
 class Tiny(torch.nn.Module):
@@ -54,8 +55,8 @@ def test_schedule_is_the_sdk_s():
 def test_every_loop_of_torch_is_the_purifier(kind):
     """Same weights, same noise: 8-bit pictures differ by one level where rounding tips. Measured: 72 dB and more."""
     pictures = synthetic(3, 32, seed=4)
-    engine = speed_rows.Reference(make_spec(), Tiny(), "cpu")
-    wanted = zipsdk.Purifier(engine, speed_rows.TRANSFORMS, lam=10.0, seed=7).run(pictures, ids=np.arange(3))
+    engine = zip_rows.Reference(make_spec(), Tiny(), "cpu")
+    wanted = zipsdk.Purifier(engine, zip_rows.TRANSFORMS, lam=10.0, seed=7).run(pictures, ids=np.arange(3))
     got = speed_torch.Loop(Tiny(), kind)(pictures, draw_for(3, 32))
     difference = compare(got, wanted)
     assert difference["largest"] <= 1
@@ -90,11 +91,11 @@ def test_the_network_gets_pictures_in_torch_s_usual_order_of_memory(kind):
 
 
 def test_load_gives_the_weights_that_the_engine_has():
-    module = speed_torch.load(speed_rows.WEIGHTS)
+    module = speed_torch.load(zip_rows.WEIGHTS)
     from export.checkpoints import load
 
     x, t = torch.randn(1, 3, 32, 32), torch.tensor([500.0])
-    torch.testing.assert_close(module(x, t), load(speed_rows.WEIGHTS)[0](x, t))
+    torch.testing.assert_close(module(x, t), load(zip_rows.WEIGHTS)[0](x, t))
 
 
 # ---- rounds, samples, states
@@ -190,7 +191,7 @@ def test_what_cannot_run_is_left_out_with_its_reason_and_tried_again_later(tmp_p
     good = row("a", 1.0, clock, log)
     run = runner([lacking, peer, good], path, clock)
     run.run()
-    lines = {line["key"]: line for line in speed_report.results(run.state, [lacking, peer, good])}
+    lines = {line["key"]: line for line in report.results(run.state, [lacking, peer, good])}
     assert lines["p"]["left_out"] == "nothing is installed"
     assert lines["q"]["left_out"] == "ValueError: a peer's own fault"
     assert "ms" not in lines["p"] and lines["a"]["ms"]["median"] == 1000
@@ -206,7 +207,7 @@ def test_other_arguments_have_another_state(tmp_path, monkeypatch):
 
     def path(*words, engine=None):
         args = speed.settle(speed.arguments().parse_args(["--quick", *words]))
-        return speed.state_path(args, speed_rows.Bench(args, tmp_path, engine or FakeEngine()))
+        return speed.state_path(args, zip_rows.Bench(args, tmp_path, engine or FakeEngine()))
 
     assert path() == path("--fresh", "--minutes", "9", "--progress")
     assert len({path(), path("--rounds", "2"), path("--side", "16"), path(engine=FakeEngine(make_spec(name="b")))}) == 4
@@ -214,8 +215,8 @@ def test_other_arguments_have_another_state(tmp_path, monkeypatch):
 
 def test_ratios_are_made_round_by_round():
     samples = {"x": [1.0, 2.0, 4.0], "base": [10.0, 40.0, 40.0, 1.0]}
-    assert speed_report.ratios(samples, "x", "base") == quartiles([10, 20, 10])
-    assert speed_report.ratios(samples, "x", "missing") is None
+    assert report.ratios(samples, "x", "base") == quartiles([10, 20, 10])
+    assert report.ratios(samples, "x", "missing") is None
 
 
 # ---- the guard
@@ -223,13 +224,13 @@ def test_ratios_are_made_round_by_round():
 
 def test_flagged_places_are_as_many_as_asked_and_spread():
     for n, share, wanted in ((20, 0.05, 1), (640, 0.05, 32), (5, 0.05, 1), (4, 1.0, 4)):
-        places = speed_guard.flagged_places(n, share)
+        places = guard_rows.flagged_places(n, share)
         assert places.shape == (n,) and places.sum() == wanted
         assert np.ptp(np.diff(np.flatnonzero(places), prepend=-1)) <= 1
 
 
 def test_simulated_flags_go_by_place_and_still_compute_the_score():
-    detector = speed_guard.Simulated(places=(False, True))
+    detector = guard_rows.Simulated(places=(False, True))
     scores = np.eye(2)[[0] * 6]
     assert [detector.flags(detector.score(scores)) for _ in range(4)] == [False, True] * 2
     with pytest.raises(zipsdk.InputError):
@@ -241,11 +242,11 @@ def test_gate_is_the_bound_where_the_guard_costs_nothing():
     samples = {"detect": [1.0], "whole-classify": [30.0], "guard-whole": [(20 + 30) / 20]}
     counts = {"guard-whole": [{"pictures": 20, "flagged": 1, "canvases": 1, "inside": 50.0}],
               "whole-classify": [{"pictures": 1, "flagged": 1, "canvases": 1}]}  # fmt: skip
-    got = speed_guard.gate(samples, counts, "whole", "guard-whole")
+    got = guard_rows.gate(samples, counts, "whole", "guard-whole")
     assert got["bound"] == pytest.approx(12) and got["measured"] == pytest.approx(12)
     assert got["of_bound"]["median"] == pytest.approx(1)
     samples["guard-whole"] = [5.0]
-    got = speed_guard.gate(samples, counts, "whole", "guard-whole")
+    got = guard_rows.gate(samples, counts, "whole", "guard-whole")
     assert got["bound"] == pytest.approx(12) and got["measured"] == pytest.approx(6)
     assert got["of_bound"]["median"] == pytest.approx(0.5)
 
@@ -256,14 +257,14 @@ def test_gate_knows_how_full_the_canvases_were():
     counts = {"guard-tiled": [{"pictures": 8, "flagged": 4, "canvases": 1, "poisoned": 2, "poisoned_flagged": 2,
                                "inside": 48.0}],
               "tiled-classify": [{"pictures": 1, "flagged": 1, "canvases": 1}]}  # fmt: skip
-    got = speed_guard.gate(samples, counts, "tiled", "guard-tiled")
+    got = guard_rows.gate(samples, counts, "tiled", "guard-tiled")
     assert got["purify_ms"] == pytest.approx(10e3) and got["of_bound"]["median"] == pytest.approx(1)
     assert got["true_positive_rate"] == 1 and got["false_positive_rate"] == pytest.approx(2 / 6)
 
 
-def guard_rows(tmp_path, classify, attack):
+def opened_guard_rows(tmp_path, classify, attack):
     args = speed.settle(speed.arguments().parse_args(["--quick", "--canvas", "64", "--decisions", "40"]))
-    guard = speed_guard.GuardRows(speed_rows.Bench(args, tmp_path, FakeEngine()))
+    guard = guard_rows.GuardRows(zip_rows.Bench(args, tmp_path, FakeEngine()))
     guard.opened = classify, {}, attack, ""
     return {row.key: row for row in guard.rows()}
 
@@ -275,7 +276,7 @@ def test_with_a_trigger_the_detector_decides_and_is_judged(tmp_path):
         return np.eye(10)[pictures.reshape(len(pictures), -1).sum(1, dtype=int) % 10]
 
     black = SimpleNamespace(apply=np.zeros_like)
-    rows = guard_rows(tmp_path, by_sum, black)
+    rows = opened_guard_rows(tmp_path, by_sum, black)
     counted = rows["guard-whole"].make().call()
     assert counted["pictures"] == 20 and counted["poisoned"] == counted["poisoned_flagged"] == 1
     assert 1 <= counted["flagged"] < 10 and counted["canvases"] == counted["flagged"]
@@ -290,26 +291,26 @@ def test_with_a_trigger_the_detector_decides_and_is_judged(tmp_path):
 def test_what_the_guard_calls_is_timed_and_the_guard_itself_is_not(tmp_path, monkeypatch):
     """A clock that only the classifier moves: 20 pictures in one call each, and one purified."""
     now = [0.0]
-    monkeypatch.setattr(speed_guard.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(guard_rows.time, "perf_counter", lambda: now[0])
 
     def slow(pictures):
         now[0] += 0.5
         return np.eye(10)[np.zeros(len(pictures), int)]
 
-    counted = guard_rows(tmp_path, slow, None)["guard-whole"].make()
+    counted = opened_guard_rows(tmp_path, slow, None)["guard-whole"].make()
     assert counted.call()["inside"] == counted.call()["inside"] == pytest.approx(21 * 0.5)
 
 
 def test_a_guard_without_labels_is_no_measurement(tmp_path):
-    rows = guard_rows(tmp_path, lambda pictures: np.full((len(pictures), 2), np.nan), None)
+    rows = opened_guard_rows(tmp_path, lambda pictures: np.full((len(pictures), 2), np.nan), None)
     with pytest.raises(zipsdk.EngineError, match="no label"):
         rows["guard-whole"].make().call()
 
 
 def test_our_own_classifier_is_torch_s(tmp_path):
     args = speed.settle(speed.arguments().parse_args(["--quick", "--canvas", "64", "--architecture", "small"]))
-    bench = speed_rows.Bench(args, tmp_path, FakeEngine())
-    guard = speed_guard.GuardRows(bench)
+    bench = zip_rows.Bench(args, tmp_path, FakeEngine())
+    guard = guard_rows.GuardRows(bench)
     row = guard.rows()[0]
     work = row.make()
     assert row.label == "classifier alone, small, 1 at once"
@@ -323,9 +324,9 @@ def test_without_a_gpu_for_torch_only_the_user_s_classifier_is_measured(tmp_path
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for words in ([], ["--classifier", "numpy:asarray"]):
         args = speed.settle(speed.arguments().parse_args(["--quick", "--canvas", "64", *words]))
-        bench = speed_rows.Bench(args, tmp_path, FakeEngine())
+        bench = zip_rows.Bench(args, tmp_path, FakeEngine())
         bench.where = "cuda"
-        row = speed_guard.GuardRows(bench).rows()[0]
+        row = guard_rows.GuardRows(bench).rows()[0]
         if words:
             assert row.make().runs == {"engine": "a Python function"}
         else:
@@ -352,8 +353,8 @@ def test_bdmae_makes_the_passes_that_its_row_says(tmp_path, monkeypatch, words, 
 
     restorer = Restorer()
     monkeypatch.setattr(vit_mae, "random_vit_mae", lambda where: restorer)
-    bench = speed_rows.Bench(speed.settle(speed.arguments().parse_args(words)), tmp_path, FakeEngine())
-    row = next(r for r in speed_peers.peers(bench, lambda p: np.eye(2)[[0] * len(p)]) if r.key == "bdmae")
+    bench = zip_rows.Bench(speed.settle(speed.arguments().parse_args(words)), tmp_path, FakeEngine())
+    row = next(r for r in peer_rows.peers(bench, lambda p: np.eye(2)[[0] * len(p)]) if r.key == "bdmae")
     work = row.make()
     work.call()
     assert restorer.calls == row.measured == passes and row.evaluations == 50
@@ -362,8 +363,8 @@ def test_bdmae_makes_the_passes_that_its_row_says(tmp_path, monkeypatch, words, 
 def test_diffusion_peers_make_the_evaluations_that_their_rows_say(tmp_path):
     engine = FakeEngine()
     args = speed.settle(speed.arguments().parse_args(["--canvas", "64", "--peer-steps", "7"]))
-    bench = speed_rows.Bench(args, tmp_path, engine)
-    rows = [r for r in speed_peers.peers(bench, lambda p: p) if r.letter == "f"]
+    bench = zip_rows.Bench(args, tmp_path, engine)
+    rows = [r for r in peer_rows.peers(bench, lambda p: p) if r.letter == "f"]
     assert {r.key: r.evaluations for r in rows} == {"diffpure": 150, "ddnm": 100, "sampdetox": 140}
     for r in rows:
         work = r.make()
@@ -378,7 +379,7 @@ def test_diffusion_peers_make_the_evaluations_that_their_rows_say(tmp_path):
 
 def test_stopwatch_counts_nothing_twice():
     clock = Clock()
-    watch = overhead.Stopwatch(clock)
+    watch = breakdown.Stopwatch(clock)
 
     def inner():
         clock.now += 2
@@ -398,18 +399,18 @@ def test_stopwatch_counts_nothing_twice():
 def test_parts_add_up_and_leave_everything_as_it_was(tmp_path):
     before = zipsdk.purifier.sampler.purify, Noise.normal, denoiser.Predictor.__call__
     engine = FakeEngine()
-    got = overhead.overhead(engine, synthetic(4, 32), 64, 1, steps=2)
-    assert set(got["ms"]) == set(overhead.PARTS) and all(v > 0 for v in got["ms"].values())
+    got = breakdown.overhead(engine, synthetic(4, 32), 64, 1, steps=2)
+    assert set(got["ms"]) == set(breakdown.PARTS) and all(v > 0 for v in got["ms"].values())
     assert 0 < got["not_unet"] < 1
     assert [shape for shape, _ in engine.calls] == [(1, 3, 64, 64)] * 3  # one to warm up, two evaluations
     assert before == (zipsdk.purifier.sampler.purify, Noise.normal, denoiser.Predictor.__call__)
 
 
 def test_start_times_a_fresh_process_and_says_why_it_failed():
-    got = overhead.start("import json, time; print(json.dumps({'run': 0.5, 'done': time.time()}))")
+    got = breakdown.start("import json, time; print(json.dumps({'run': 0.5, 'done': time.time()}))")
     assert got["run"] == 0.5 and got["first"] > 0
     with pytest.raises(RuntimeError, match="no such model here"):
-        overhead.start("raise SystemExit('no such model here')")
+        breakdown.start("raise SystemExit('no such model here')")
 
 
 # ---- the whole command
@@ -419,10 +420,10 @@ def test_start_times_a_fresh_process_and_says_why_it_failed():
 def small(monkeypatch, tmp_path):
     """The command on an engine of a canvas of 64, with a classifier and peers that cost nothing."""
     monkeypatch.setenv("ZIPSDK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(speed_rows.Bench, "module", Tiny())
+    monkeypatch.setattr(zip_rows.Bench, "module", Tiny())
     scores = lambda pictures: np.stack([p.reshape(-1)[:10].astype(float) for p in pictures])  # noqa: E731
     made = user.Classifier(scores, {"classifier": "made up"}, runs={"engine": "made up"})
-    monkeypatch.setattr(speed_guard, "random_classifier", lambda bench, architecture: made)
+    monkeypatch.setattr(guard_rows, "random_classifier", lambda bench, architecture: made)
     phases = {"import": quartiles([0.1]), "load": quartiles([0.1]), "run": quartiles([0.1]), "first": quartiles([0.4])}
     start = {"zipsdk": phases, "torch": phases, "sooner": quartiles([4.0]), "rounds": 1, "picture": 32}
     monkeypatch.setattr(speed, "startup", lambda *a, **k: start)
@@ -516,7 +517,7 @@ def test_without_torch_weights_the_loops_of_torch_are_left_out_and_say_so(small,
     def none(self):
         raise LeftOut("there are no torch weights here for fake")
 
-    monkeypatch.setattr(speed_rows.Bench, "module", property(none))
+    monkeypatch.setattr(zip_rows.Bench, "module", property(none))
     assert small.run("--rows", "bg") == 0
     lines = {line["key"]: line for line in json.loads((small.out / "tiny.json").read_text())["rows"]}
     assert lines["whole"]["check"] == {"none": "there are no torch weights here for fake"}
@@ -536,7 +537,7 @@ def test_pictures_may_be_given(small, tmp_path):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (50, 40), (200, 10, 10)).save(tmp_path / "photos" / "x.png")
     args = speed.settle(speed.arguments().parse_args(["--photos", str(tmp_path / "photos")]))
-    bench = speed_rows.Bench(args, tmp_path, FakeEngine())
+    bench = zip_rows.Bench(args, tmp_path, FakeEngine())
     assert bench.pictures.shape == (1, 32, 32, 3) and (bench.some(3) == (200, 10, 10)).all()
     assert bench.source == "photos"
 
@@ -549,22 +550,22 @@ def test_random_adm_is_exported_once_under_the_name_that_the_export_gives(tmp_pa
     def run(command, **options):
         args = parser().parse_args(command[3:])
         seen.append(args)
-        assert args.random_adm and args.output == tmp_path and options["cwd"] == speed_rows.ROOT
+        assert args.random_adm and args.output == tmp_path and options["cwd"] == zip_rows.ROOT
         (tmp_path / "adm256-32ch-random-weights-bf16.onnx").touch()
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(speed_rows.subprocess, "run", run)
-    path = speed_rows.export_random_adm(tmp_path, 32, "bf16")
+    monkeypatch.setattr(zip_rows.subprocess, "run", run)
+    path = zip_rows.export_random_adm(tmp_path, 32, "bf16")
     assert path.exists() and (seen[0].channels, seen[0].precision) == (32, "bf16")
     assert "exporting" in capsys.readouterr().err
-    assert speed_rows.export_random_adm(tmp_path, 32, "bf16") == path and len(seen) == 1
-    monkeypatch.setattr(speed_rows.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stderr="no room"))
+    assert zip_rows.export_random_adm(tmp_path, 32, "bf16") == path and len(seen) == 1
+    monkeypatch.setattr(zip_rows.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stderr="no room"))
     with pytest.raises(zipsdk.InputError, match="no room"):
-        speed_rows.export_random_adm(tmp_path, 32, "fp16")
+        zip_rows.export_random_adm(tmp_path, 32, "fp16")
 
 
 def test_numbers_read_well():
-    assert [speed_report.digits(x) for x in (0.01234, 57.84, 999.4, 1181.2, 24830)] == [
+    assert [report.digits(x) for x in (0.01234, 57.84, 999.4, 1181.2, 24830)] == [
         "0.0123", "57.8", "999", "1,181", "24,830"]  # fmt: skip
-    assert [speed_plot.duration(ms) for ms in (0.5, 12.34, 2500, 90_000, 7.2e6)] == [
+    assert [plot.duration(ms) for ms in (0.5, 12.34, 2500, 90_000, 7.2e6)] == [
         "0.5 ms", "12.3 ms", "2.5 s", "1.5 min", "2 h"]  # fmt: skip

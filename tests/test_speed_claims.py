@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from conftest import make_spec
 
-from bench import report, speed, speed_rows
+from bench import report, speed
 from bench.common.record import quartiles
-from bench.speed_report import claims, results, table
+from bench.timing import zip_rows
+from bench.timing.report import claims, results, table
 
 torch = pytest.importorskip("torch")
 
@@ -35,8 +36,8 @@ class Mixing(torch.nn.Module):
 def test_the_rows_of_zip_are_compared_with_the_torch_weights(monkeypatch, tmp_path, same):
     """An engine that is the reference module, and one that is another: only the first may look right."""
     monkeypatch.setenv("ZIPSDK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(speed_rows.Bench, "module", Mixing(0.1))
-    engine = speed_rows.Reference(make_spec(), Mixing(0.1 if same else -0.4), "cpu")
+    monkeypatch.setattr(zip_rows.Bench, "module", Mixing(0.1))
+    engine = zip_rows.Reference(make_spec(), Mixing(0.1 if same else -0.4), "cpu")
     quick = ["--quick", "--canvas", "64", "--rounds", "1", "--rows", "bc", "--name", "x", "--out", str(tmp_path)]
     monkeypatch.setattr(speed, "draw", lambda *a: ())
     assert speed.main(quick, engine) == 0
@@ -53,10 +54,10 @@ def test_the_rows_of_zip_are_compared_with_the_torch_weights(monkeypatch, tmp_pa
 def test_what_is_compared_is_every_pixel():
     a = np.full((2, 4, 4, 3), 100, np.uint8)
     b = a.copy()
-    assert speed_rows.compare(a, b) == {"psnr_db": None, "identical": True, "largest": 0}
+    assert zip_rows.compare(a, b) == {"psnr_db": None, "identical": True, "largest": 0}
     b[1, 3, 3, 2] = 104  # 16 / 96 on average
-    assert speed_rows.compare(a, b) == {"psnr_db": 55.91, "identical": False, "largest": 4}
-    assert speed_rows.compare(b, a) == speed_rows.compare(a, b)
+    assert zip_rows.compare(a, b) == {"psnr_db": 55.91, "identical": False, "largest": 4}
+    assert zip_rows.compare(b, a) == zip_rows.compare(a, b)
 
 
 # ---- goals
@@ -119,7 +120,7 @@ def test_the_median_of_the_rounds_counts():
     """Round by round: 5, 4 and 1 times as fast."""
     rounds = {"whole": [5.0, 8.0, 1.0], "tiled": [1.0, 2.0, 1.0]}
     assert verdicts(rounds)[TILING] == (4.0, True)
-    row = speed_rows.Row("tiled", "c", "x", 4, 20, lambda: None, 3)
+    row = zip_rows.Row("tiled", "c", "x", 4, 20, lambda: None, 3)
     state = SimpleNamespace(samples=rounds, rows={}, left_out={})
     (line,) = results(state, [row])
     assert line["over_b"] == quartiles([5.0, 4.0, 1.0]) and line["ms"]["median"] == 1000 and line["over_g"] is None

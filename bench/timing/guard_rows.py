@@ -24,7 +24,7 @@ import numpy.typing as npt
 import zipsdk
 from bench.common.record import quartiles
 from bench.defenses.guarded import flagged_places
-from bench.speed_rows import U8, Bench, LeftOut, Row, Work
+from bench.timing.zip_rows import U8, Bench, LeftOut, Row, Work
 from zipsdk.errors import EngineError, MissingExtra
 from zipsdk.guard import speedup_bound
 from zipsdk.sampling.schedule import PAPER_STEPS

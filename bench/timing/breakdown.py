@@ -1,6 +1,6 @@
 """Where the time of a purification goes, and how long it takes from a cold start to the first picture.
 
-    python -m bench.overhead          prints both, for zip-tiny on the CPU
+    python -m bench.timing.breakdown          prints both, for zip-tiny on the CPU
 
 `bench.speed` puts both into its record. What is told apart on the CPU, each without the parts inside it:
 
@@ -31,7 +31,7 @@ from PIL import Image
 
 import zipsdk
 from bench.common.record import quartiles
-from bench.speed_rows import LAMBDA, ROOT, TRANSFORMS, WARM, WEIGHTS, synthetic
+from bench.timing.zip_rows import LAMBDA, ROOT, TRANSFORMS, WARM, WEIGHTS, synthetic
 from zipsdk import images
 from zipsdk.sampling import denoiser, noise, sampler
 from zipsdk.types import Engine
@@ -147,7 +147,7 @@ c = time.perf_counter(){_END}"""
 TORCH = f"""{_START}import torch
 b = time.perf_counter()
 import numpy as np
-from bench.speed_torch import Loop, load
+from bench.timing.torch_loops import Loop, load
 model, threads, side = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(threads or torch.get_num_threads())
 run = Loop(load(model), "eager")

@@ -1,6 +1,6 @@
 """Draw a record of `bench.speed`: the paper's Figure 3 with our bars beside it, and where the time goes.
 
-    python -m bench.speed_plot bench/results/speed.json -o docs
+    python -m bench.timing.plot bench/results/speed.json -o docs
 
 The paper gives its figure's ratios in words (section 4.4.3) and its seconds nowhere, so its bars stand as ratios. Each
 drawing is written as PNG and SVG, named as the record.
@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.speed_report import digits
+from bench.timing.report import digits
 
 #: Colours that stay apart in grey and for the colour-blind (Okabe and Ito), by row letter.
 COLOURS = {"a": "#999999", "b": "#0072B2", "c": "#56B4E9", "d": "#009E73", "e": "#D55E00", "f": "#E69F00",
@@ -246,7 +246,7 @@ def draw(record: dict[str, Any], folder: Path, name: str = "speed") -> list[Path
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m bench.speed_plot", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(prog="python -m bench.timing.plot", description=__doc__.split("\n")[0])
     p.add_argument("record", type=Path)
     p.add_argument("-o", "--out", type=Path, required=True, help="folder")
     args = p.parse_args()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench.speed_rows import SEED, TRANSFORMS, U8, Bench, LeftOut, Row, Work, resized
+from bench.timing.zip_rows import SEED, TRANSFORMS, U8, Bench, LeftOut, Row, Work, resized
 from zipsdk.errors import MissingExtra
 
 

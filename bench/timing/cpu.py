@@ -1,6 +1,6 @@
 """What purification costs on a CPU: ms per picture, and how much of it is not the UNet.
 
-    python -m bench.cpu --threads 2
+    python -m bench.timing.cpu --threads 2
 
 The UNet's share is taken inside the same run, by timing every engine call; the rest is reading, noise, transforms, the
 step and writing back. Medians over `--repeats` runs after one to warm up.
@@ -15,7 +15,7 @@ import numpy as np
 
 import zipsdk
 from bench.common import record
-from bench.overhead import Stopwatch, Watched
+from bench.timing.breakdown import Stopwatch, Watched
 
 
 def measure(purifier: zipsdk.Purifier, watch: Stopwatch, batch: np.ndarray, repeats: int) -> dict[str, object]:
@@ -41,7 +41,7 @@ def measure(purifier: zipsdk.Purifier, watch: Stopwatch, batch: np.ndarray, repe
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m bench.cpu", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(prog="python -m bench.timing.cpu", description=__doc__.split("\n")[0])
     p.add_argument("--model", default="zip-tiny")
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--repeats", type=int, default=7)

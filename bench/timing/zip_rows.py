@@ -30,7 +30,7 @@ from zipsdk.sampling.schedule import PAPER_STEPS
 from zipsdk.types import Engine
 
 U8 = npt.NDArray[np.uint8]
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "export" / "zip-tiny.safetensors"
 TRANSFORMS, LAMBDA, SEED = "blur2+gray", 10.0, 7
 #: Where a single evaluation starts: from pure noise the purifier takes no fewer than two. Any costs as much.
@@ -215,7 +215,7 @@ class Bench:
 
             return random_adm(self.args.channels)
         if self.spec.source_sha256 and sha256_file(WEIGHTS) == self.spec.source_sha256:
-            from bench.speed_torch import load
+            from bench.timing.torch_loops import load
 
             return load(WEIGHTS)
         raise LeftOut(f"there are no torch weights here for {self.spec.name}")
@@ -284,7 +284,7 @@ class Bench:
 
         def make() -> Work:
             torch = self.torch
-            from bench.speed_torch import FIRST, Loop, schedule
+            from bench.timing.torch_loops import FIRST, Loop, schedule
 
             betas = (spec.beta_start, spec.beta_end, spec.timesteps)
             loop = Loop(self.module, kind, part, self.where, betas)

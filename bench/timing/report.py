@@ -1,4 +1,4 @@
-"""What `bench.speed` has measured, as lines, claims and a table; `bench.speed_plot` draws it."""
+"""What `bench.speed` has measured, as lines, claims and a table; `bench.timing.plot` draws it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.common.record import quartiles
-from bench.speed_guard import gate
-from bench.speed_rows import Bench, Row
+from bench.timing.guard_rows import gate
+from bench.timing.zip_rows import Bench, Row
 
 
 def ratios(samples: dict[str, list[float]], key: str, base: str) -> dict[str, float] | None:
