@@ -37,7 +37,7 @@ class Step:
 def steps(args: argparse.Namespace, out: Path) -> list[Step]:
     python, quick = sys.executable, ["--quick"] * args.quick
     build = str(out / "build")
-    bench = [python, "-m", "bench.loop", "--out", str(out), *quick]
+    bench = [python, "-m", "bench.gpu.loop", "--out", str(out), *quick]
     # into the source tree, which need not be installed
     cmake = f"cmake -S . -B {build} && cmake --build {build} && cmake --install {build} --prefix ."
     tests = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
@@ -60,7 +60,7 @@ def steps(args: argparse.Namespace, out: Path) -> list[Step]:
              ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9", *tests, "tests/test_kernel_step.py"],
              300, ("pytest", "compute-sanitizer")),
         Step("kernels: time and bytes",
-             [python, "-m", "bench.kernels", "--device", args.device, "--out", str(out), *quick], 300, ("torch",)),
+             [python, "-m", "bench.gpu.kernels", "--device", args.device, "--out", str(out), *quick], 300, ("torch",)),
         Step("loop: zip-tiny, best engine", [*bench, "--batch", "1,7,64"], 200, ("onnxruntime", "pycuda")),
         Step("loop: zip-tiny, torch", [*bench, "--engine", "torch", "--batch", "1,7,64"], 300, ("torch", "pycuda")),
         *(
@@ -92,7 +92,7 @@ def run(step: Step, log: Path, environment: dict[str, str]) -> tuple[str, float]
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return f"took longer than {step.limit} s", time.perf_counter() - start
-    if code == 3 and "bench.loop" in step.command:
+    if code == 3 and "bench.gpu.loop" in step.command:
         return "left out: this engine cannot run here", time.perf_counter() - start
     text = "passed" if code == 0 else f"failed ({code})"
     if "-m" in step.command and "pytest" in step.command and " passed" not in log.read_text(errors="replace"):

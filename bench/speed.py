@@ -178,7 +178,7 @@ def parts(bench: Bench, args: argparse.Namespace) -> dict[str, Callable[[], dict
     n, steps = bench.tiles, None if args.quick and not args.random_adm else args.measure
     side = bench.canvas if bench.spec.flexible else None
     jobs: dict[str, Callable[[], dict[str, Any]]] = {}
-    # on a GPU the loop is one graph, whose parts only bench.loop can tell
+    # on a GPU the loop is one graph, whose parts only bench.gpu.loop can tell
     if bench.where == "cpu":
         jobs["overhead"] = lambda: overhead(bench.engine, bench.some(n), side, args.repeats, steps)
     if bench.spec.flexible and bench.where == "cpu" and not args.quick:

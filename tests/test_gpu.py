@@ -59,7 +59,7 @@ def engines(device, **spec):
         plain = FakeEngine(make_spec(**spec))
         return HostFunctionEngine(plain, device), plain
     torch = pytest.importorskip("torch")
-    from bench.torch_engine import TorchEngine
+    from bench.gpu.torch_engine import TorchEngine
 
     class Same(torch.nn.Module):
         """What FakeEngine computes."""

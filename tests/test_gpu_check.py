@@ -16,8 +16,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from bench import gpu_check, loop  # noqa: E402
-from bench.torch_engine import TorchEngine  # noqa: E402
+from bench import gpu_check  # noqa: E402
+from bench.gpu import loop  # noqa: E402
+from bench.gpu.torch_engine import TorchEngine  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,8 +78,8 @@ def test_every_step_of_the_real_check_can_be_parsed(tmp_path):
     """A wrong option would show on the card only."""
     parsed = 0
     for step in gpu_check.steps(gpu_check_arguments(quick=False), tmp_path):
-        if "bench.loop" in step.command:
-            words = step.command[step.command.index("bench.loop") + 1 :]
+        if "bench.gpu.loop" in step.command:
+            words = step.command[step.command.index("bench.gpu.loop") + 1 :]
             assert loop.arguments().parse_args(words).out == tmp_path
             parsed += 1
         for word in step.command:

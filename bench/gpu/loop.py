@@ -1,9 +1,9 @@
 """The loop on a GPU: what it costs beside the UNet, whether graphs and batches change pictures, and its peers.
 
-    python -m bench.loop                                   zip-tiny through the best engine that is here
-    python -m bench.loop --engine torch --random-adm       the 552.8 M-parameter architecture, random weights, in torch
-    python -m bench.loop --model adm256.plan --batch 1,8   a plan
-    python -m bench.loop --rehearse --out DIR              everything at a tiny size without a GPU, to see that it works
+    python -m bench.gpu.loop                                   zip-tiny through the best engine that is here
+    python -m bench.gpu.loop --engine torch --random-adm       the 552.8 M-parameter architecture, random weights
+    python -m bench.gpu.loop --model adm256.plan --batch 1,8   a plan
+    python -m bench.gpu.loop --rehearse --out DIR              everything at a tiny size, without a GPU
 
 Time is the host's clock around work that is waited for. "UNet" is as many evaluations through the same engine, on the
 same stream and memory, as the loop has. Contenders take turns; ratios are of medians, with the quartiles of the rounds'
@@ -136,7 +136,7 @@ def torch_peers(module: Any, where: str, spec: ModelSpec, compiled: bool) -> dic
     """The loop in plain torch, and compiled."""
     import torch
 
-    from bench.kernels import paper_body
+    from bench.gpu.kernels import paper_body
     from zipsdk.sampling.schedule import step_table
 
     table = step_table(spec, lam=10.0)
@@ -195,7 +195,7 @@ def open_engine(args: argparse.Namespace) -> tuple[Any, Any, ModelSpec, str]:
 
         from kernels.launch import Host
 
-        sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+        sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
         from device_fake import FakeDevice
 
         device, where = FakeDevice(Host(Path(tempfile.mkdtemp()), ("-O2",))), "cpu"
@@ -210,14 +210,14 @@ def open_engine(args: argparse.Namespace) -> tuple[Any, Any, ModelSpec, str]:
         device, where = open_device(int(args.device.partition(":")[2] or 0)), args.device
     import torch
 
-    from bench.torch_engine import TorchEngine
+    from bench.gpu.torch_engine import TorchEngine
     from export import checkpoints
 
     if args.random_adm:
         module = checkpoints.random_adm(args.channels)
         name = f"adm256-{args.channels}ch-random-weights"
     else:
-        module, _ = checkpoints.load(Path(__file__).parent.parent / "export" / "zip-tiny.safetensors")
+        module, _ = checkpoints.load(Path(__file__).parents[2] / "export" / "zip-tiny.safetensors")
         name = "zip-tiny"
     config = module.config
     sides = {"min_side": config.image_size, "max_side": config.image_size}
@@ -247,7 +247,7 @@ def _at_once(stream: Any) -> Callable[[str, Callable[[], None]], None]:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.loop", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.loop", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--model", default="zip-tiny", help="name, .onnx or .plan (default: zip-tiny)")
     parser.add_argument("--engine", choices=("auto", "torch"), default="auto")
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         engine, module, spec, where = open_engine(args)
     except ZipError as e:
-        print(f"python -m bench.loop: {e}", file=sys.stderr)
+        print(f"python -m bench.gpu.loop: {e}", file=sys.stderr)
         return 3
     peers = {} if module is None else torch_peers(module, where, spec, not args.no_compile)
     side = 32 if args.rehearse and engine.spec.flexible else engine.spec.canvas

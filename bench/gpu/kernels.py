@@ -1,8 +1,8 @@
 """The kernels of the loop against the same work in plain torch and in torch.compile: time, bytes per second, ratios.
 
-    python -m bench.kernels                  on the CPU: the g++ build of the kernels and NumPy, one thread
-    python -m bench.kernels --device cuda:0  on a GPU: the fatbin
-    python -m bench.kernels --quick          one canvas, few rounds, no torch.compile, no record
+    python -m bench.gpu.kernels                  on the CPU: the g++ build of the kernels and NumPy, one thread
+    python -m bench.gpu.kernels --device cuda:0  on a GPU: the fatbin
+    python -m bench.gpu.kernels --quick          one canvas, few rounds, no torch.compile, no record
 
 Canvases are 256x256, the transforms blur2+gray, the step is the one at t = 500; the last, which draws no noise, shows
 what noise costs. Every contender is checked against zipsdk.sampling.sampler before it is timed. They take turns;
