@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from bench.common import record
-from bench.restoration import bicubic, blurred
+from bench.quality.restoration import bicubic, blurred
 from zipsdk import Blur, Purifier
 from zipsdk.cli import main as zipsdk_cli
 from zipsdk.images.contact_sheet import contact_sheet, transformed

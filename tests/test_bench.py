@@ -14,8 +14,8 @@ from conftest import FakeEngine
 from PIL import Image
 
 import zipsdk
-from bench import restoration, seams
 from bench.common import record
+from bench.quality import restoration, seams
 from zipsdk.images import sources
 from zipsdk.images.sources import read_files
 from zipsdk.transforms import Blur

@@ -14,8 +14,8 @@ from conftest import FakeEngine, make_spec
 from PIL import Image
 
 import zipsdk
-from bench import neighbours
 from bench.common import record
+from bench.quality import crosstalk
 from bench.timing import breakdown, cpu
 from zipsdk.errors import InputError
 
@@ -86,7 +86,7 @@ def test_the_command_of_the_cost_has_six_rows(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 8
 
 
-# ---- bench.neighbours
+# ---- bench.quality.crosstalk
 
 
 def test_drift_by_hand():
@@ -94,16 +94,16 @@ def test_drift_by_hand():
     b = a.copy()
     b[0, 0, 0] = (90, 100, 100)  # on the border
     b[1, 16, 16] = (100, 140, 98)
-    got = neighbours.drift(a, b)
+    got = crosstalk.drift(a, b)
     assert got["mean"] == pytest.approx(52 / (2 * 32 * 32 * 3))
     assert got["mean_inner"] == pytest.approx(42 / (2 * 16 * 16 * 3))
     assert got["max"] == 40 and got["pixels_changed"] == pytest.approx(2 / 2048)
     each = [10 * np.log10(255**2 / (total / 3072)) for total in (100, 1604)]
-    assert got["psnr"] == pytest.approx(np.mean(each)) and neighbours.drift(b, a) == got
+    assert got["psnr"] == pytest.approx(np.mean(each)) and crosstalk.drift(b, a) == got
     # identical ones are left out of the mean, and alone they are infinitely near
-    assert neighbours.drift(a[1:], b[1:])["psnr"] == pytest.approx(each[1])
-    assert neighbours.drift(np.concatenate([a, a]), np.concatenate([b, a]))["psnr"] == pytest.approx(np.mean(each))
-    assert neighbours.drift(a, a) == {"mean": 0, "mean_inner": 0, "max": 0, "pixels_changed": 0, "psnr": np.inf}
+    assert crosstalk.drift(a[1:], b[1:])["psnr"] == pytest.approx(each[1])
+    assert crosstalk.drift(np.concatenate([a, a]), np.concatenate([b, a]))["psnr"] == pytest.approx(np.mean(each))
+    assert crosstalk.drift(a, a) == {"mean": 0, "mean_inner": 0, "max": 0, "pixels_changed": 0, "psnr": np.inf}
 
 
 @pytest.mark.parametrize("leaks", [False, True])
@@ -119,11 +119,11 @@ def test_neighbours_move_a_picture_only_through_the_network(monkeypatch, tmp_pat
     folder.mkdir()
     for i in range(8):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
-    monkeypatch.setattr(neighbours.zipsdk, "load_engine", lambda model, **options: Engine())
+    monkeypatch.setattr(crosstalk.zipsdk, "load_engine", lambda model, **options: Engine())
     written = []
-    monkeypatch.setattr(neighbours.record, "write", lambda name, payload: written.append((name, payload)))
-    monkeypatch.setattr(sys, "argv", ["neighbours.py", "--data", str(folder), "--limit", "4"])
-    neighbours.main()
+    monkeypatch.setattr(crosstalk.record, "write", lambda name, payload: written.append((name, payload)))
+    monkeypatch.setattr(sys, "argv", ["crosstalk.py", "--data", str(folder), "--limit", "4"])
+    crosstalk.main()
     ((name, payload),) = written
     rows = payload["rows"]
     assert (name, payload["pictures"], len(rows)) == ("neighbours", 4, 5)
@@ -140,13 +140,13 @@ def test_one_picture_without_a_neighbour_is_left_out_and_others_are_told(tmp_pat
     pictures = rng.integers(0, 256, (7, 32, 32, 3), np.uint8)
     for i, picture in enumerate(pictures):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
-    subjects, others = neighbours.pairs(tmp_path, 4)
+    subjects, others = crosstalk.pairs(tmp_path, 4)
     assert (subjects == pictures[:6:2]).all() and (others == pictures[1:6:2]).all()
     with pytest.raises(InputError, match="got 2 of 32 x 32 pixels, wanted at least 4 pictures"):
-        neighbours.pairs(tmp_path, 1)
+        crosstalk.pairs(tmp_path, 1)
     Image.new("RGB", (48, 32)).save(tmp_path / "7.png")
     with pytest.raises(InputError, match="of 32 x 32, 32 x 48 pixels, wanted at least 4 pictures of 32 x 32"):
-        neighbours.pairs(tmp_path, 4)
+        crosstalk.pairs(tmp_path, 4)
 
 
 # ---- records

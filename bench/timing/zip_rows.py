@@ -20,7 +20,7 @@ from PIL import Image
 
 import zipsdk
 from bench.data import datasets
-from bench.restoration import psnr
+from bench.quality.restoration import psnr
 from zipsdk.errors import InputError
 from zipsdk.images import sources
 from zipsdk.models.sidecar import sha256_file

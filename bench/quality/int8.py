@@ -1,6 +1,6 @@
 """What the model of 8-bit convolutions gains on a CPU, and what it costs: time, pictures, defence; float32 beside it.
 
-    python -m bench.int8 --data FOLDER       # with cifar10 and imagenette; the classifier is trained where none is kept
+    python -m bench.quality.int8 --data FOLDER # CIFAR-10 and Imagenette; trains a missing classifier
 
 Time is that of single evaluations on one thread, the contenders in turn, counted by the processor's clock, so that
 other work on the machine matters less; medians. Pictures are clean test pictures through both models with the same
@@ -28,12 +28,12 @@ from bench.data import datasets, layouts
 from bench.defenses.zip import Zip
 from bench.evaluation.cache import Store
 from bench.evaluation.evaluate import Scene, evaluate
-from bench.restoration import blurred, psnr, sharpness
+from bench.quality.restoration import blurred, psnr, sharpness
 from bench.victims import training
 from export import checkpoints
 from zipsdk.transforms import Blur
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CARD = ROOT / "zipsdk/models/zip-tiny-int8.md"
 #: Batch, side and rounds of the timed evaluations.
 SHAPES = ((1, 32, 60), (64, 32, 9), (1, 256, 15))
@@ -147,7 +147,7 @@ def text(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m bench.int8", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(prog="python -m bench.quality.int8", description=__doc__.split("\n")[0])
     p.add_argument("--data", type=Path, metavar="FOLDER", help=f"with the data sets; default: ${layouts.VARIABLE}")
     p.add_argument("--limit", type=int, default=128, help="pictures of 32x32, for PSNR")
     p.add_argument("--pictures", type=int, default=200, help="for CA and ASR")

@@ -1,6 +1,6 @@
 """How well the model gives back what a blur took away, on clean pictures: PSNR and sharpness, no classifier.
 
-    python -m bench.restoration --data cifar10-test.zip imagenette-val.zip --limit 256
+    python -m bench.quality.restoration --data cifar10-test.zip imagenette-val.zip --limit 256
 
 For each blur it compares with the original: A^+A x (what the transform leaves), bicubic upsampling of A x (the usual
 answer; it is after PSNR, not sharpness), and the purified picture. Sharpness is the energy in the blur's null space
@@ -76,7 +76,7 @@ def measure(purifier: zipsdk.Purifier, pictures: list[np.ndarray], n: int) -> di
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m bench.restoration", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(prog="python -m bench.quality.restoration", description=__doc__.split("\n")[0])
     p.add_argument("--data", nargs="+", type=Path, required=True, help="zip files or folders of pictures")
     p.add_argument("--model", default="zip-tiny")
     p.add_argument("--limit", type=int, default=256, help="pictures of 32x32 from each source")

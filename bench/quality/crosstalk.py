@@ -1,6 +1,6 @@
 """How far the neighbours on a shared canvas move a picture, a poisoned neighbour too.
 
-    python -m bench.neighbours --data cifar10-test.zip
+    python -m bench.quality.crosstalk --data cifar10-test.zip
 
 Pictures of 32x32 are purified (a) each at its own size, (b) four on a 64x64 canvas, (c) on canvases with other
 neighbours, (d) with neighbours that carry a white 8x8 square. Noise depends on the picture alone, so every difference
@@ -16,7 +16,7 @@ import numpy as np
 
 import zipsdk
 from bench.common import record
-from bench.restoration import psnr
+from bench.quality.restoration import psnr
 from zipsdk.errors import InputError, ZipError
 from zipsdk.images.sources import read_sample
 
@@ -34,7 +34,7 @@ def drift(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m bench.neighbours", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(prog="python -m bench.quality.crosstalk", description=__doc__.split("\n")[0])
     p.add_argument("--data", type=Path, required=True, help="zip file or folder of 32x32 pictures")
     p.add_argument("--model", default="zip-tiny")
     p.add_argument("--limit", type=int, default=128)

@@ -1,6 +1,6 @@
 """Whether large pictures show seams: the step across the windows' borders against the steps beside them.
 
-    python -m bench.seams -o seams
+    python -m bench.quality.seams -o seams
 
 Purifies a 1200x800 photograph (scikit-image's retina: large smooth areas, where a seam would show) in overlapping
 windows that share one state, and, for comparison, cut into separate pictures that do not. A seam is a line across which
@@ -43,7 +43,7 @@ def seam_excess(x: np.ndarray, original: np.ndarray, lines: list[int], axis: int
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m bench.seams", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(prog="python -m bench.quality.seams", description=__doc__.split("\n")[0])
     p.add_argument("-o", "--output", type=Path, default=Path("seams"))
     p.add_argument("--model", default="zip-tiny")
     p.add_argument("--threads", type=int, default=0)
