@@ -27,7 +27,6 @@ if not __package__:  # run as a file: its folder's modules must not hide package
 import numpy as np
 from tqdm import tqdm
 
-from bench import results_page, results_sheet
 from bench.attacks import registry
 from bench.attacks.poisoning import RATE, SEED, TARGET
 from bench.common import record
@@ -39,6 +38,7 @@ from bench.evaluation.evaluate import evaluate
 from bench.evaluation.rates import Rate, interval
 from bench.evaluation.results_file import Rows
 from bench.evaluation.setup import QUICK, Bench
+from bench.pages.results import page, sheet
 from bench.victims import training, user
 from bench.victims.networks import ARCHITECTURES
 from zipsdk._util.validation import positive
@@ -139,7 +139,7 @@ def measure_cost(bench: Bench, rows: Rows, lines: list[str], repeats: int = 5) -
     rows.write()
 
 
-def sheet(bench: Bench, path: Path) -> None:
+def draw_sheet(bench: Bench, path: Path) -> None:
     """What ZIP with the paper's settings makes of test pictures with each trigger; most are in the store."""
 
     def treat(name: str, pictures: np.ndarray) -> np.ndarray:
@@ -148,7 +148,7 @@ def sheet(bench: Bench, path: Path) -> None:
     a = bench.args
     triggers = {name: bench.attack(name) for name in a.attacks or tables.PAPER_ATTACKS}
     transforms = {name: str(tables.preset(a.dataset, name)["transforms"]) for name in triggers}
-    results_sheet.draw(path, bench.test.pictures, triggers, transforms, treat)
+    sheet.draw(path, bench.test.pictures, triggers, transforms, treat)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -208,10 +208,10 @@ def main(words: list[str] | None = None) -> None:
             if a.quick and not a.attacks:
                 a.attacks = list(table.attacks[:1])
             print(summary(rows, run_table(bench, rows, table)))
-        pictures = results_sheet.place(a.results, a.dataset)
+        pictures = sheet.place(a.results, a.dataset)
         if a.table == "sheet" or not pictures.exists():
-            sheet(bench, pictures)
-        print(*filter(None, (pictures, results_page.draw(a.results))), sep="\n")
+            draw_sheet(bench, pictures)
+        print(*filter(None, (pictures, page.draw(a.results))), sep="\n")
         rows.finish(time.perf_counter() - started)
     except ZipError as e:
         p.exit(1, f"error: {e}\n")

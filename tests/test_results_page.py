@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from bench import results_groups, results_marks, results_page, results_plot, results_sheet, results_words
 from bench.common.markdown import START, table
 from bench.defenses.guarded import Guarded
+from bench.pages.results import claims, groups, page, plots, sheet, text
 
 
 def test_rows_with_other_triggers_or_targets_are_no_seeds_of_one():
@@ -20,7 +20,7 @@ def test_rows_with_other_triggers_or_targets_are_no_seeds_of_one():
            "PA others": [1, 2], "triggers": "t", "target": 1}  # fmt: skip
     others = [row, {**row, "target": 0}, {**row, "triggers": "u"}, {**row, "seed": 1}]
     content = {"rows": dict(enumerate(others)), "runs": {"r": {"date": "2026"}}}
-    (group,) = results_groups.groups(content, ["white"], ["none"])
+    (group,) = groups.groups(content, ["white"], ["none"])
     assert [r["seed"] for r in group.rows] == [0, 1]
 
 
@@ -50,12 +50,12 @@ def test_rows_beside_each_other_are_of_one_setup():
         new = [counted("badnets", line, 900, 900, 100) for line in ("none", "zip")]
         blended = {**counted("blended", "none", 100, 0, 100), other: "old"}
         for content in (dated(*old, *new, blended), dated(old[0], new[0], *old[1:], new[1], blended)):
-            found = results_groups.groups(content, ["badnets", "blended"], ["none", "blur", "zip"])
+            found = groups.groups(content, ["badnets", "blended"], ["none", "blur", "zip"])
             assert [(g.first["attack"], g.first["defence"], g.first[other] == "old") for g in found] == [
                 ("badnets", "none", False), ("badnets", "zip", False), ("blended", "none", True)
             ]  # fmt: skip
-            assert not results_groups.groups(content, ["badnets"], ["diffpure"])
-        (group,) = results_groups.groups(dated(*new, *old), ["badnets"], ["blur"])
+            assert not groups.groups(content, ["badnets"], ["diffpure"])
+        (group,) = groups.groups(dated(*new, *old), ["badnets"], ["blur"])
         assert group.first[other] == "old"
 
 
@@ -71,7 +71,7 @@ def test_rows_beside_each_other_are_of_the_same_pictures():
     few = [fewer(counted("badnets", line, 900, 900, 100)) for line in ("none", "blur", "diffpure", "zip-paper")]
 
     def sizes(*rows, table):
-        return {g.first["defence"]: g.first["CA"][1] for g in results_groups.of_table(dated(*rows), table)}
+        return {g.first["defence"]: g.first["CA"][1] for g in groups.of_table(dated(*rows), table)}
 
     assert sizes(*many, *few, table="table1") == {"none": 1000, "blur": 1000, "zip-paper": 1000}
     assert sizes(*few, *many, table="table1") == {"none": 1000, "blur": 1000, "zip-paper": 1000}
@@ -92,23 +92,23 @@ def test_zip_is_not_set_beside_rows_of_another_setup():
     others = [counted("badnets", line, 700, 90, 600) for line in ("blur", "bdmae")]
     for other in ("classifiers", "data", "triggers", "target"):
         content = dated(*({**row, other: "old"} for row in others), *guard, zip_)
-        assert results_marks.ahead_of(content) == [["badnets", "76.0", "", "", "", "81.0", "", ""]]
-        assert "BLUR" not in (page := results_marks.marks_of(content)) and "BDMAE" not in page and "81.0" in page
+        assert claims.ahead_of(content) == [["badnets", "76.0", "", "", "", "81.0", "", ""]]
+        assert "BLUR" not in (drawn := claims.marks_of(content)) and "BDMAE" not in drawn and "81.0" in drawn
 
 
 def test_zip_is_set_beside_rows_of_as_many_pictures_where_more_are_of_fewer():
     rows = [counted("badnets", line, 800, 10, pa) for line, pa in (("zip-paper", 760), ("blur", 700))]
     rows += [fewer(counted("badnets", line, 800, 10, 900)) for line in ("blur", "diffpure", "ddnm")]
-    assert results_marks.ahead_of(dated(*rows)) == [["badnets", "76.0", "BLUR 70.0", "+6.0", "", "", "", ""]]
+    assert claims.ahead_of(dated(*rows)) == [["badnets", "76.0", "BLUR 70.0", "+6.0", "", "", "", ""]]
 
 
 def test_what_is_not_shown_is_counted():
     rows = [counted("badnets", line, 900, 900, 100) for line in ("none", "blur", "zip-paper", "zip steps=7")]
-    assert results_words.left_out(dated(*rows)) == ""
+    assert text.left_out(dated(*rows)) == ""
     old = [{**row, "classifiers": "old"} for row in rows]
-    assert "not shown: 3 rows." in results_words.left_out(dated(*old, *rows))
-    assert "not shown: 1 row." in results_words.left_out(dated({**rows[0], "defences": "old"}, *rows))
-    assert "not shown: 2 rows." in results_words.left_out(dated(*map(fewer, rows[:2]), *rows))
+    assert "not shown: 3 rows." in text.left_out(dated(*old, *rows))
+    assert "not shown: 1 row." in text.left_out(dated({**rows[0], "defences": "old"}, *rows))
+    assert "not shown: 2 rows." in text.left_out(dated(*map(fewer, rows[:2]), *rows))
 
 
 def test_marks_say_what_is_met_and_what_is_not():
@@ -120,15 +120,15 @@ def test_marks_say_what_is_met_and_what_is_not():
         counted("white", "blur", 700, 90, 808),
         counted("redundant", "none", 900, 900, 100), counted("redundant", "guard profile=fast", 900, 900, 100),
     ]  # fmt: skip
-    page = results_marks.marks_of(content_of(*rows))
-    lines = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    drawn = claims.marks_of(content_of(*rows))
+    lines = [line for line in drawn.splitlines() if line.startswith("| ")][2:]
     assert [line.split(" | ")[1:] for line in lines] == [
         ["5.0 (at most 5.0)", "86.0 (at least 86.0)", "81.0 (at least 81.0)", "81.0 (above 80.5): BLUR",
          "SAMPDETOX 83.0", "50.0 |"],
         ["20.1 (at most 20.0: **no**)", "85.9 (at least 86.0: **no**)", "80.8 (at least 80.9: **no**)",
          "80.8 (above 80.8: **no**): BLUR", "", "50.0 |"],
     ]  # fmt: skip
-    assert results_marks.marks_of(content_of()) == ""
+    assert claims.marks_of(content_of()) == ""
 
 
 def test_zip_is_set_beside_all_its_rivals_that_were_measured():
@@ -141,7 +141,7 @@ def test_zip_is_set_beside_all_its_rivals_that_were_measured():
     ]  # fmt: skip
     # of other pictures, and no rival of theirs
     rows.append({**counted("badnets", "ddnm", 0, 0, 0), **{name: [90, 100] for name in ("CA", "ASR", "PA")}})
-    assert results_marks.ahead_of(content_of(*rows)) == [
+    assert claims.ahead_of(content_of(*rows)) == [
         ["badnets", "77.0", "DIFFPURE 70.5, BLUR 61.0", "+6.5", "", "80.1", "79.0", ""],
         ["blended", "60.0", "SHRINKPAD 62.5", "-2.5", "", "", "", ""],
         ["physicalba", "60.0", "", "", "", "", "", ""],
@@ -159,28 +159,28 @@ def test_a_row_of_an_earlier_rule_of_the_guard_says_so():
         for attack, line, of in (("badnets", "guard", "old"), ("white", "guard", "new"), ("sig", "zip", "ZIP"))
     ]  # fmt: skip
     content = {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}, "defences": defences}
-    found = results_groups.groups(content, ["badnets", "white", "sig"], ["guard", "zip"])
-    remarks = [results_page._remark(content, g) for g in found]
+    found = groups.groups(content, ["badnets", "white", "sig"], ["guard", "zip"])
+    remarks = [page._remark(content, g) for g in found]
     assert remarks == [f" (by rule {now - 1}; now it is {now})", "", " (one setting)"]
 
 
 def test_how_the_classifiers_were_trained_is_said():
     recipe = {"architecture": "small", "epochs": 40}
     clean = {"recipe": recipe, "poison": {"attack": None}}
-    assert results_words.trained([clean]) == "Classifier: small, 40 epochs."
+    assert text.trained([clean]) == "Classifier: small, 40 epochs."
     poisoned = {"recipe": recipe, "poison": {"attack": {"name": "BadNets 2x2"}, "rate": 0.05}}
-    assert results_words.trained([clean, poisoned]).endswith("40 epochs. Poisoned training pictures: 5%.")
+    assert text.trained([clean, poisoned]).endswith("40 epochs. Poisoned training pictures: 5%.")
     implanted = {**poisoned, "poison": {**poisoned["poison"], "implant": 10}}
-    assert "5%. In the first 10 epochs half" in results_words.trained([poisoned, implanted])
+    assert "5%. In the first 10 epochs half" in text.trained([poisoned, implanted])
 
 
 def test_networks_are_compared_on_the_same_pictures():
     rows = [{**counted(attack, "none", ca, 900, 100), "classifiers": attack}
             for attack, ca in (("badnets", 900), ("blended", 880), ("white", 860), ("wanet", 870))]  # fmt: skip
     content = {**dated(*rows), "classifiers": {row["attack"]: {"augment": "standard"} for row in rows}}
-    assert "no defence 86.0 to 90.0 (standard deviation 1.7, 4 networks)" in results_words.spread_of(content)
+    assert "no defence 86.0 to 90.0 (standard deviation 1.7, 4 networks)" in text.spread_of(content)
     content["rows"][0]["data"] = "other"
-    assert "no defence 86.0 to 88.0 (standard deviation 1.0, 3 networks)" in results_words.spread_of(content)
+    assert "no defence 86.0 to 88.0 (standard deviation 1.0, 3 networks)" in text.spread_of(content)
 
 
 def test_costs_are_together_that_were_measured_alike():
@@ -190,12 +190,12 @@ def test_costs_are_together_that_were_measured_alike():
 
     machines = {"a": {"cores": 2, "processor": "A"}, "b": {"cores": 8, "processor": "B"}}
     content = {"runs": {name: {"machine": machine} for name, machine in machines.items()}}
-    assert results_words.cost_of({**content, "cost": {}}) == ""
-    one = results_words.cost_of({**content, "cost": {"blur": cost("a"), "zip": cost("a")}})
+    assert text.cost_of({**content, "cost": {}}) == ""
+    one = text.cost_of({**content, "cost": {"blur": cost("a"), "zip": cost("a")}})
     assert one.count("Milliseconds") == one.count("| row |") == 1 and "32 x 32, 64 at once" in one
     several = {"blur": cost("a"), "zip": cost("b"), "none": cost("a"), "ddnm": cost("a", 64), "bdmae": cost("a", 32, 8)}
-    page = results_words.cost_of({**content, "cost": several})
-    told = [part.splitlines() for part in page.split("Milliseconds a picture of ")[1:]]
+    drawn = text.cost_of({**content, "cost": several})
+    told = [part.splitlines() for part in drawn.split("Milliseconds a picture of ")[1:]]
     assert [(lines[0].split(", median")[0], lines[0].split(" cores of ")[1].split(".")[0]) for lines in told] == [
         ("32 x 32, 64 at once", "A"), ("32 x 32, 64 at once", "B"), ("64 x 64, 64 at once", "A"),
         ("32 x 32, 8 at once", "A"),
@@ -203,7 +203,7 @@ def test_costs_are_together_that_were_measured_alike():
     assert [[line.split()[1] for line in lines if "Named" in line] for lines in told] == [
         ["blur", "none"], ["zip"], ["ddnm"], ["bdmae"]
     ]  # fmt: skip
-    assert page.count("### Cost") == page.count("A guard's and BDMAE's") == 1
+    assert drawn.count("### Cost") == drawn.count("A guard's and BDMAE's") == 1
 
 
 def described(rows, **network):
@@ -223,8 +223,8 @@ def described(rows, **network):
 def test_what_was_chosen_for_a_whole_run_parts_the_rows():
     row = counted("badnets", "none", 900, 900, 100)
     blended = {**counted("blended", "none", 900, 900, 100), "classifiers": "its own"}
-    assert [told for told, _ in results_groups.parts(described([row, blended, fewer(row) | {"data": "d"}]))] == [""]
-    assert results_groups.parts({"rows": {}}) == []
+    assert [told for told, _ in groups.parts(described([row, blended, fewer(row) | {"data": "d"}]))] == [""]
+    assert groups.parts({"rows": {}}) == []
     recipe, poison = {"architecture": "small", "epochs": 10, "seed": 0}, {"rate": 0.05}
     small = {"classifier": "small", "recipe": recipe, "poison": poison}
     resnet = {"classifier": "resnet34", "recipe": {**recipe, "epochs": 30}}
@@ -239,7 +239,7 @@ def test_what_was_chosen_for_a_whole_run_parts_the_rows():
     ]  # fmt: skip
     for change, network, told in others:
         other = {**row, **change, "classifiers": "o" if network else row["classifiers"]}
-        found = results_groups.parts(described([row, other, blended], o={**small, **network}))
+        found = groups.parts(described([row, other, blended], o={**small, **network}))
         assert [label for label, _ in found] == told
         assert [len(part["rows"]) for _, part in found] == [2, 1]
 
@@ -261,21 +261,21 @@ def test_a_page_has_a_section_for_each_classifier_that_was_brought(tmp_path):
     content["cost"]["none"] = {"name": "x", "evaluations": 0, "queries": 1, "pictures": 8, "side": 64, "run": "0",
                                "ms": took}  # fmt: skip
     (tmp_path / "defense-mine.json").write_text(json.dumps(content))
-    results_sheet.place(tmp_path, "mine").touch()
-    results_page.draw(tmp_path)
+    sheet.place(tmp_path, "mine").touch()
+    page.draw(tmp_path)
     _, rivals, *sections = (tmp_path / "results.md").read_text().split("\n## ")
     assert "| mine: classifier mine:f, hash clean0 | badnets |" in rivals
     # of each its own rows, words and plot; what is of the pictures stands once
     names = ("mine", "mine-section2", "mine-section3")
     titles = ("mine:f, hash clean0", "mine:g, hash bad000", "mine:g, hash bad111")
     shown = ([("900", "0"), ("890", "0"), ("880", "0")], [("870", "900")], [("860", "891")])
-    for text, name, title, cells in zip(sections, names, titles, shown, strict=True):
-        assert text.startswith(f"mine: classifier {title}\n")
-        assert f"brought: {title.split(',')[0]}." in text and f"](defense-{name}.png)" in text
-        table1 = text.split("### Table 1")[1].splitlines()
+    for drawn, name, title, cells in zip(sections, names, titles, shown, strict=True):
+        assert drawn.startswith(f"mine: classifier {title}\n")
+        assert f"brought: {title.split(',')[0]}." in drawn and f"](defense-{name}.png)" in drawn
+        table1 = drawn.split("### Table 1")[1].splitlines()
         found = [line.split(" | ") for line in table1 if line.startswith("| badnets")]
         assert [(f"{10 * float(c[2].split()[0]):.0f}", f"{9 * float(c[3].split()[0]):.0f}") for c in found] == cells
-        assert ("### Cost" in text) == ("### Pictures" in text) == (name == "mine")
+        assert ("### Cost" in drawn) == ("### Pictures" in drawn) == (name == "mine")
     assert {p.name for p in tmp_path.glob("*section*")} == {"defense-mine-section2.png", "defense-mine-section3.png"}
 
 
@@ -294,10 +294,10 @@ def test_a_curve_is_of_triggers_with_three_settings(tmp_path, monkeypatch):
         )
     ]  # fmt: skip
     content = {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}, "defences": {}}
-    path = results_plot.curve(content, "cifar10", "evaluations", "evaluations", tmp_path)
+    path = plots.curve(content, "cifar10", "evaluations", "evaluations", tmp_path)
     assert path == tmp_path / "defense-cifar10-evaluations.png" and path.is_file() and drawn == [["BADNETS"]]
     content["rows"] = dict(enumerate(rows[3:]))
-    assert results_plot.curve(content, "cifar10", "evaluations", "evaluations", tmp_path) is None
+    assert plots.curve(content, "cifar10", "evaluations", "evaluations", tmp_path) is None
 
 
 def test_a_bar_in_a_cell_is_no_border():
@@ -305,16 +305,16 @@ def test_a_bar_in_a_cell_is_no_border():
 
 
 def test_columns_in_which_there_is_nothing_are_left_out():
-    assert results_page._without_blanks(["a", "b", "c"], [["1", "", ""], ["2", "", "3"]]).splitlines() == [
+    assert page._without_blanks(["a", "b", "c"], [["1", "", ""], ["2", "", "3"]]).splitlines() == [
         "| a | c |", "| --- | --- |", "| 1 |  |", "| 2 | 3 |"
     ]  # fmt: skip
 
 
 def test_a_page_is_drawn_beside_its_records(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("sys.argv", ["results_page", "--results", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["page", "--results", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
-        results_page.main()
+        page.main()
     assert stopped.value.code == 1 and f"{tmp_path}: got no defense-DATASET.json" in capsys.readouterr().err
     rows = [
         {**counted("badnets", line, 800, 9, 700), "evaluations": 0, "name": line, "target": 0}
@@ -329,15 +329,15 @@ def test_a_page_is_drawn_beside_its_records(tmp_path, capsys, monkeypatch):
     for name in ("mine", "gtsrb"):
         (tmp_path / f"defense-{name}.json").write_text(json.dumps(content))
     (tmp_path / "results.md").write_text(f"What I think of it.\n{START}\nold")
-    results_page.main()
-    page = (tmp_path / "results.md").read_text()
-    assert page.startswith("What I think of it.\n<!-- measured -->\n## ZIP and its rivals") and "old" not in page
-    headings = [line for line in page.splitlines() if line.startswith("## ")]
+    page.main()
+    drawn = (tmp_path / "results.md").read_text()
+    assert drawn.startswith("What I think of it.\n<!-- measured -->\n## ZIP and its rivals") and "old" not in drawn
+    headings = [line for line in drawn.splitlines() if line.startswith("## ")]
     assert headings == ["## ZIP and its rivals", "## GTSRB", "## mine"]
-    assert "Classifiers that were brought: mine.onnx." in page
+    assert "Classifiers that were brought: mine.onnx." in drawn
     # the paper has no such data set
-    assert ("the paper's" in page.split("## mine")[0]) and "the paper's CA" not in page.split("## mine")[1]
+    assert ("the paper's" in drawn.split("## mine")[0]) and "the paper's CA" not in drawn.split("## mine")[1]
     assert {p.name for p in tmp_path.glob("*.png")} == {"defense-gtsrb.png", "defense-mine.png"}
     (tmp_path / "results.md").unlink()
-    results_page.main()
+    page.main()
     assert (tmp_path / "results.md").read_text().startswith("# Results\n\nIn percent")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from conftest import make_spec
 
-from bench import report, speed
+from bench import speed
 from bench.common.record import quartiles
+from bench.pages import readme
 from bench.timing import zip_rows
 from bench.timing.report import claims, results, table
 
@@ -133,8 +134,8 @@ def test_the_tables_say_yes_no_and_not_measured(monkeypatch):
         "claims": said, "seconds_a_picture": {"whole": [1, 2]}, "model": "m", "command": "c", "gates": {},
         "machine": {"cores": 2, "processor": "p"}, "guard": {"flags": "made up"}, "rows": [],
     }  # fmt: skip
-    monkeypatch.setattr(report, "read", lambda name: record)
-    text = report.speed()
+    monkeypatch.setattr(readme, "read", lambda name: record)
+    text = readme.speed()
     for line in ("| c0 | at least 2 | 2.5 | yes |", "| c1 | at least 2 | 1.5 | **no** |",
                  "| c2 | at least 2 | not measured | - |"):  # fmt: skip
         assert line in text.splitlines()

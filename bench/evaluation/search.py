@@ -6,7 +6,7 @@
 One network with ten backdoors, each with a trigger and a target of its own, trained on a part of the training pictures;
 what it makes of the rest, with and without each trigger, is measured: without each part of the picture (see
 `zipsdk.detectors.ablation`), purified, and behind `zipsdk.Guard`. The record is bench/results/search-DATASET.json;
-docs/defaults.md draws its tables from it (`python -m bench.report`).
+docs/defaults.md draws its tables from it (`python -m bench.pages.readme`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.common.markdown import table
 from bench.evaluation import tables
-from bench.results_groups import GUARD, Group, groups, setup
+from bench.pages.results.groups import GUARD, Group, groups, setup
 
 #: What a defence should beat in PA, and what else there is.
 RIVALS = ("shrinkpad", "blur", "diffpure", "blur+diffpure", "ddnm", "blur+ddnm")

@@ -1,6 +1,6 @@
 """Write the measured parts of README.md, docs/defaults.md and zip-tiny's card from the records: no number is typed.
 
-    python -m bench.report
+    python -m bench.pages.readme
 
 Between ``<!-- measured -->`` and ``<!-- /measured -->`` everything is replaced.
 """
@@ -13,8 +13,8 @@ from typing import Any
 from bench.common.markdown import ROOT, replace, table
 from bench.common.record import RESULTS, read
 from bench.evaluation.tables import TABLES
-from bench.results_groups import GUARD, groups
-from bench.results_page import TITLES, short_table
+from bench.pages.results.groups import GUARD, groups
+from bench.pages.results.page import TITLES, short_table
 
 
 def restoration() -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.evaluation import tables
 from bench.evaluation.rates import interval
-from bench.results_groups import SHORT, Group, groups
+from bench.pages.results.groups import SHORT, Group, groups
 
 
 def dots(content: dict[str, Any], dataset: str, folder: Path) -> Path | None:

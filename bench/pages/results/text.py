@@ -8,7 +8,7 @@ from typing import Any
 from bench.common.markdown import table
 from bench.evaluation import tables
 from bench.evaluation.rates import Rate
-from bench.results_groups import SHORT, groups, of_table
+from bench.pages.results.groups import SHORT, groups, of_table
 
 
 def head_of(content: dict[str, Any]) -> list[str]:

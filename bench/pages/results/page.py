@@ -1,7 +1,7 @@
 """A page of results and its plots, drawn from the records of bench/defense.py; no number is typed.
 
-    python -m bench.results_page                       docs/results.md, from bench/results
-    python -m bench.results_page --results FOLDER      FOLDER/results.md, from the records in FOLDER
+    python -m bench.pages.results.page                       docs/results.md, from bench/results
+    python -m bench.pages.results.page --results FOLDER      FOLDER/results.md, from the records in FOLDER
 
 Each cell is a mean over the seeds of the purification; after it stand the standard deviation over the seeds, where
 there are several, and Wilson's 95% interval for the number of *pictures*: more seeds do not make it narrower.
@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import results_sheet
 from bench.common import record
 from bench.common.markdown import ROOT, START, table
 from bench.defenses.guarded import Guarded
 from bench.evaluation import published, tables
-from bench.results_groups import SHORT, Group, groups, of_table, parts
-from bench.results_marks import ahead_of, marks_of
-from bench.results_plot import curve, dots
-from bench.results_words import commands_of, cost_of, head_of, spread_of
+from bench.pages.results import sheet
+from bench.pages.results.claims import ahead_of, marks_of
+from bench.pages.results.groups import SHORT, Group, groups, of_table, parts
+from bench.pages.results.plots import curve, dots
+from bench.pages.results.text import commands_of, cost_of, head_of, spread_of
 from zipsdk._util.atomic import write_atomically
 
 #: Above it, where a folder has no page yet.
@@ -169,11 +169,11 @@ def section(part: Part, results: Path, page: Path) -> str:
         if path := curve(content, part.name, name, x, page.parent):
             said.append(f"### {tables.TABLES[name].about}\n\n![{tables.TABLES[name].about}]({path.name})\n\n"
                          + table_of(content, dataset, name).split("\n\n", 1)[1])  # fmt: skip
-    if part.first and (sheet := results_sheet.place(results, dataset)).is_file():
+    if part.first and (images := sheet.place(results, dataset)).is_file():
         said.append(
             "### Pictures\n\nTest pictures, with the trigger, what the transform leaves, what ZIP makes of it, "
             "and how that differs from the clean one:\n\n"
-            f"![Test pictures before and after]({Path(os.path.relpath(sheet, page.parent)).as_posix()})"
+            f"![Test pictures before and after]({Path(os.path.relpath(images, page.parent)).as_posix()})"
         )
     if part.first:
         said.append(cost_of(content))
@@ -204,7 +204,7 @@ def draw(results: Path = record.RESULTS) -> Path | None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m bench.results_page", description=__doc__,
+    p = argparse.ArgumentParser(prog="python -m bench.pages.results.page", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     p.add_argument("--results", type=Path, default=record.RESULTS, help="folder of the records")
     results = p.parse_args().results
