@@ -23,7 +23,7 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt 
 
 $(VENV)/test.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/*)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,export,bench,peers,dev]'
-	$(BIN)/python tests/fake_cuda/install_pycuda.py
+	$(BIN)/python tests/fakes/cuda/install_pycuda.py
 	touch $@
 
 demo: $(VENV)/demo.stamp
@@ -42,13 +42,13 @@ test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
 
 fuzz: $(VENV)/test.stamp
-	PYTHONPATH=.:tests $(BIN)/python -m fuzz --guided 1000 $(FUZZ)
+	$(BIN)/python -m tests.fuzz --guided 1000 $(FUZZ)
 
 soak: $(VENV)/test.stamp
-	PYTHONPATH=.:tests $(BIN)/python -m soak --minutes $(or $(MINUTES),20) $(SOAK)
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20) $(SOAK)
 
 kills: $(VENV)/test.stamp
-	$(BIN)/python -m tests.kill build/kills $(KILLS)
+	$(BIN)/python -m tests.tools.kill build/kills $(KILLS)
 
 # with the Python that is there, because the GPU's machine has its own torch and may reach no package index
 gpu-check:

@@ -42,22 +42,22 @@ def steps(args: argparse.Namespace, out: Path) -> list[Step]:
     cmake = f"cmake -S . -B {build} && cmake --build {build} && cmake --install {build} --prefix ."
     tests = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     # the kernels' tests launch by the driver alone, so that the sanitizer sees nothing but them
-    kernels = ["tests/test_kernels.py", "tests/test_kernel_step.py"]
+    kernels = ["tests/kernels/test_kernels.py", "tests/kernels/test_kernel_step.py"]
     if args.rehearse:
         tiny = ["--rehearse", "--engine", "torch", "--batch", "2"]
         return [
-            Step("gpu tests: loop", [*tests, "tests/test_gpu.py"], 200, ("pytest", "pycuda")),
+            Step("gpu tests: loop", [*tests, "tests/zipsdk/gpu/test_gpu.py"], 200, ("pytest", "pycuda")),
             Step("loop: zip-tiny, torch", [*bench, *tiny], 200, ("torch",)),
         ]
     return [
         Step("build the kernels", ["bash", "-c", cmake], 120, ("cmake", "nvcc")),
         Step("gpu tests: kernels", [*tests, *kernels], 200, ("pytest",)),
-        Step("gpu tests: loop", [*tests, "tests/test_gpu.py"], 200, ("pytest", "pycuda")),
+        Step("gpu tests: loop", [*tests, "tests/zipsdk/gpu/test_gpu.py"], 200, ("pytest", "pycuda")),
         Step("compute-sanitizer memcheck",
              ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *tests, *kernels],
              300, ("pytest", "compute-sanitizer")),
         Step("compute-sanitizer racecheck",
-             ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9", *tests, "tests/test_kernel_step.py"],
+             ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "9", *tests, kernels[1]],
              300, ("pytest", "compute-sanitizer")),
         Step("kernels: time and bytes",
              [python, "-m", "bench.gpu.kernels", "--device", args.device, "--out", str(out), *quick], 300, ("torch",)),
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--rehearse: give --out, so that nothing is mistaken for a measurement")
     out = args.out.resolve()
     (out / "logs").mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if args.rehearse:
         environment["ZIPSDK_FAKE_CUDA"] = "1"
     results = {}

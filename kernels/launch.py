@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-# another folder than this one is for kernels that someone changed on purpose (tests/mutate_kernels.py)
+# another folder than this one is for kernels that someone changed on purpose (tests/tools/mutate_kernels.py)
 SOURCES = Path(os.environ.get("ZIPSDK_KERNELS", Path(__file__).parent))
 COMMON = ("-std=c++17", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 

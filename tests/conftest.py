@@ -6,40 +6,20 @@ import os
 import random
 import sys
 
-import fake_cuda
 import numpy as np
 import pytest
-from device_fake import FakeDevice
 
 from kernels.launch import Host
+from tests.fakes import cuda
+from tests.fakes.device import FakeDevice
+from tests.fakes.engine import make_spec
 from zipsdk.cli import main
-from zipsdk.models.spec import ModelSpec
 
 # read when torch is imported: threads that spin at a barrier make a training 10 times slower where cores are shared
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-if fake_cuda.VARIABLE in os.environ:
-    fake_cuda.install()
-
-
-def make_spec(**changes: object) -> ModelSpec:
-    """A model of 64x64 that takes 32 to 128, changed as asked."""
-    fields = {"name": "fake", "canvas": 64, "multiple": 4, "min_side": 32, "max_side": 128}
-    return ModelSpec(**{**fields, **changes})
-
-
-class FakeEngine:
-    """A deterministic noise predictor that mixes neighbouring pixels a little, in float32 or the input's dtype."""
-
-    def __init__(self, spec: ModelSpec | None = None):
-        self.spec = spec or make_spec()
-        self.calls: list[tuple[tuple[int, ...], float]] = []
-
-    def __call__(self, x: np.ndarray, t: np.ndarray) -> np.ndarray:
-        self.calls.append((x.shape, float(t[0])))
-        scale = np.asarray(t, x.dtype)[:, None, None, None] / 1000
-        mixed = 0.8 * x + 0.2 * np.roll(x, 1, axis=-1) * 0.5 + 0.1 * x[:, ::-1]
-        return (np.tanh(mixed) * (0.3 + 0.6 * scale)).astype(x.dtype)
+if cuda.VARIABLE in os.environ:
+    cuda.install()
 
 
 @pytest.fixture(autouse=True)

@@ -196,7 +196,7 @@ def open_engine(args: argparse.Namespace) -> tuple[Any, Any, ModelSpec, str]:
         from kernels.launch import Host
 
         sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-        from device_fake import FakeDevice
+        from tests.fakes.device import FakeDevice
 
         device, where = FakeDevice(Host(Path(tempfile.mkdtemp()), ("-O2",))), "cpu"
         # a double that runs late would let torch read memory before it is written

@@ -1,4 +1,4 @@
-"""Run the fuzzer and print a table: ``python -m fuzz [KIND ...]``, resumable by the same command.
+"""Run the fuzzer and print a table: ``python -m tests.fuzz [KIND ...]``, resumable by the same command.
 
 Exit code 0: no findings; 1: findings, each in STATE/findings; 2: not all chunks ran.
 """
@@ -19,10 +19,10 @@ from typing import Any
 
 import coverage
 
-from fuzz import guided, pool
-from fuzz.engine import Record
-from fuzz.kinds import KINDS
-from fuzz.worker import write
+from tests.fuzz import guided, pool
+from tests.fuzz.engine import Record
+from tests.fuzz.kinds import KINDS
+from tests.fuzz.worker import write
 
 
 def main(argv: list[str]) -> int:

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import FakeEngine, make_spec
 from hypothesis import strategies as st
 from PIL import Image
 
 import zipsdk
-from fuzz.edits import Draw
-from fuzz.graphs import toy
-from fuzz.options import VALUES
-from fuzz.recipes import Recipe
+from tests.fakes.engine import FakeEngine, make_spec
+from tests.fuzz.edits import Draw
+from tests.fuzz.graphs import toy
+from tests.fuzz.options import VALUES
+from tests.fuzz.recipes import Recipe
 from zipsdk import images
 from zipsdk.engines.tensorrt.build import build
 from zipsdk.errors import ZipError
 from zipsdk.guard import speedup_bound
 
-#: Values that the settings of `fuzz.options` have no use for.
+#: Values that the settings of `tests.fuzz.options` have no use for.
 MORE: dict[str, Any] = {
     **VALUES, "two in array": np.array([1, 2]), "nested": [[1]], "dict": {}, "set": {1},
     "word array": np.array(["mean"]),

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 from PIL import Image
 
-from fuzz.edits import Draw
-from fuzz.recipes import Recipe
-from fuzz.seeds import THUMBNAIL, profile
-from fuzz.tiff import odd_exif
+from tests.fuzz.edits import Draw
+from tests.fuzz.recipes import Recipe
+from tests.fuzz.seeds import THUMBNAIL, profile
+from tests.fuzz.tiff import odd_exif
 
 DTYPES = ("u1", "u1", "u1", "<u2", ">u2", "<f2", ">f2", "<f4", "<f4", ">f4", "<f8", ">f8", "?", "i1", "<i2",
           "<i4", "<i8",

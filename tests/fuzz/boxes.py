@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from fuzz.edits import Draw, damage, index, number, patched, shuffled, some_bytes
-from fuzz.seeds import THUMBNAIL, base_files, profile
-from fuzz.tiff import odd_exif
+from tests.fuzz.edits import Draw, damage, index, number, patched, shuffled, some_bytes
+from tests.fuzz.seeds import THUMBNAIL, base_files, profile
+from tests.fuzz.tiff import odd_exif
 
 RIFF_NAMES = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP ", b"JUNK")
 BOX_NAMES = (b"ftyp", b"meta", b"hdlr", b"pitm", b"iinf", b"iloc", b"iref", b"iprp", b"ipco", b"ipma", b"ispe",

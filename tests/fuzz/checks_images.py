@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fuzz.arrays import array_of, pil_of
-from fuzz.recipes import Recipe, Violation, demand, unpack
-from fuzz.seeds import THUMBNAIL
-from fuzz.sources import ALIKE, opened, pillow_pixels
+from tests.fuzz.arrays import array_of, pil_of
+from tests.fuzz.recipes import Recipe, Violation, demand, unpack
+from tests.fuzz.seeds import THUMBNAIL
+from tests.fuzz.sources import ALIKE, opened, pillow_pixels
 from zipsdk import images
 from zipsdk.errors import InputError, PictureError
 
@@ -57,7 +57,7 @@ def _written(image: Image.Image, expected: np.ndarray, folder: Path, suffix: str
 
 
 def check_file(recipe: Recipe, folder: Path) -> str:
-    """Read, restore and save {"suffix", "data", "via"}; `via` is one of `fuzz.sources.WAYS`."""
+    """Read, restore and save {"suffix", "data", "via"}; `via` is one of `tests.fuzz.sources.WAYS`."""
     path, way = folder / f"input{recipe['suffix']}", recipe["via"]
     path.write_bytes(unpack(recipe["data"]))
     with warnings.catch_warnings(record=True) as caught:
@@ -103,7 +103,7 @@ def _pixels(path: Path) -> np.ndarray | None:
 
 
 def check_array(recipe: Recipe, folder: Path) -> str:
-    """Read and restore a batch of arrays, described as in `fuzz.arrays`."""
+    """Read and restore a batch of arrays, described as in `tests.fuzz.arrays`."""
     del folder
     items = [array_of(r) for r in recipe["arrays"]]
     batch = items[0] if recipe["wrap"] == "none" else list(items) if recipe["wrap"] == "list" else tuple(items)
@@ -133,7 +133,7 @@ def check_array(recipe: Recipe, folder: Path) -> str:
 
 
 def check_pil(recipe: Recipe, folder: Path) -> str:
-    """Read, restore and save a PIL image, described as in `fuzz.arrays`."""
+    """Read, restore and save a PIL image, described as in `tests.fuzz.arrays`."""
     item = pil_of(recipe)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fuzz import graphs
-from fuzz.recipes import Recipe, demand, unpack
-from fuzz.texts import SHA256, SIZE
+from tests.fuzz import graphs
+from tests.fuzz.recipes import Recipe, demand, unpack
+from tests.fuzz.texts import SHA256, SIZE
 from zipsdk.engines import load_engine
 from zipsdk.engines.tensorrt.plan_file import read_plan
 from zipsdk.errors import EngineError, InputError, ModelError

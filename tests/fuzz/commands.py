@@ -17,9 +17,9 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from fuzz.edits import Draw, index
-from fuzz.graphs import toy
-from fuzz.recipes import Recipe, Violation, demand
+from tests.fuzz.edits import Draw, index
+from tests.fuzz.graphs import toy
+from tests.fuzz.recipes import Recipe, Violation, demand
 from zipsdk.batch.manifest import MANIFEST
 from zipsdk.cli import main
 

@@ -16,8 +16,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from fuzz.kinds import Kind, kind_of
-from fuzz.recipes import Recipe, Violation, digest, signature, text_of
+from tests.fuzz.kinds import Kind, kind_of
+from tests.fuzz.recipes import Recipe, Violation, digest, signature, text_of
 from zipsdk.errors import ZipError
 
 _FILES = Path("/proc/self/fd")

@@ -9,9 +9,9 @@ import onnx
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from fuzz.edits import Draw, damage
-from fuzz.recipes import Recipe, pack, unpack
-from fuzz.texts import SPEC, odd_object
+from tests.fuzz.edits import Draw, damage
+from tests.fuzz.recipes import Recipe, pack, unpack
+from tests.fuzz.texts import SPEC, odd_object
 
 LOCATIONS = ("../outside.bin", "../../../../etc/hostname", "/etc/hostname", "beside.bin", "none.bin", "", ".",
              "inner/../../outside.bin",

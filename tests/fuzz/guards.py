@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import FakeEngine
 from hypothesis import strategies as st
 
 import zipsdk
-from fuzz.arrays import array_of, odd_array
-from fuzz.edits import Draw
-from fuzz.recipes import Recipe, demand
+from tests.fakes.engine import FakeEngine
+from tests.fuzz.arrays import array_of, odd_array
+from tests.fuzz.edits import Draw
+from tests.fuzz.recipes import Recipe, demand
 from zipsdk.errors import InputError
 
 SCORES = ("good", "good", "good", "nan", "inf", "-inf", "row", "none", "text", "short", "long", "flat", "deep",

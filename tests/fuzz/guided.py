@@ -1,4 +1,4 @@
-"""Let Atheris (libFuzzer) choose the inputs by what they cover of zipsdk and Pillow: ``python -m fuzz.guided``.
+"""Let Atheris (libFuzzer) choose the inputs by what they cover of zipsdk and Pillow: ``python -m tests.fuzz.guided``.
 
 Hypothesis turns libFuzzer's bytes into the same structured inputs as the seeded run draws. The corpus stays in the
 state folder, so that a later run begins where this one ended.
@@ -42,7 +42,7 @@ def run(state: Path, kinds: list[str], count: int, jobs: int) -> None:
     """Run `count` steered inputs for each kind, in processes of their own."""
     if not count:
         return
-    from fuzz import pool  # not above: what it imports must be instrumented first
+    from tests.fuzz import pool  # not above: what it imports must be instrumented first
 
     if importlib.util.find_spec("atheris") is None:
         print("guided runs are left out: pip install atheris", file=sys.stderr)
@@ -55,7 +55,7 @@ def run(state: Path, kinds: list[str], count: int, jobs: int) -> None:
             kind = todo.pop(0)
             (state / "logs").mkdir(parents=True, exist_ok=True)
             with (state / "logs" / f"guided-{kind}.txt").open("wb") as log:
-                command = [sys.executable, "-m", "fuzz.guided", str(state), kind, str(count)]
+                command = [sys.executable, "-m", "tests.fuzz.guided", str(state), kind, str(count)]
                 running.append((kind, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)))
         _, process = running.pop(0)
         process.wait()
@@ -67,14 +67,14 @@ def main(argv: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["zipsdk", "PIL"]):
-        from fuzz.kinds import KINDS
+        from tests.fuzz.kinds import KINDS
 
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
-    from fuzz import engine
-    from fuzz.recipes import Recipe, digest
-    from fuzz.worker import write
+    from tests.fuzz import engine
+    from tests.fuzz.recipes import Recipe, digest
+    from tests.fuzz.worker import write
 
     record, memory, seen = engine.Record(kind), engine.Memory(), set[str]()
     scratch = Path(tempfile.mkdtemp(prefix="fuzz-"))

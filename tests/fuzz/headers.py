@@ -7,8 +7,8 @@ import struct
 
 from hypothesis import strategies as st
 
-from fuzz.edits import Draw, damage, index, number, patched, some_bytes
-from fuzz.seeds import THUMBNAIL, base_files
+from tests.fuzz.edits import Draw, damage, index, number, patched, some_bytes
+from tests.fuzz.seeds import THUMBNAIL, base_files
 
 #: Runs, ends of lines and files, jumps and literals of run-length encoded BMP data.
 RUNS = (b"\4\1", b"\0\0", b"\0\1", b"\0\2\3\1", b"\0\4\1\2\3\4", b"\xff\xff", b"\0\2\xff\xff", b"\0\xff")

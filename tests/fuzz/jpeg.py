@@ -6,9 +6,9 @@ import struct
 
 from hypothesis import strategies as st
 
-from fuzz.edits import Draw, damage, index, number, patched, shuffled, some_bytes
-from fuzz.seeds import THUMBNAIL, base_files, profile
-from fuzz.tiff import odd_exif
+from tests.fuzz.edits import Draw, damage, index, number, patched, shuffled, some_bytes
+from tests.fuzz.seeds import THUMBNAIL, base_files, profile
+from tests.fuzz.tiff import odd_exif
 
 MARKERS = (0xC0, 0xC1, 0xC2, 0xC3, 0xC4, 0xC5, 0xC9, 0xCC, 0xD0, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xDE, 0xE0, 0xE1, 0xE2,
            0xED, 0xEE, 0xEF, 0xFE, 0x01, 0x02)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Keep a finding as a test, once it is fixed: ``python -m fuzz.keep STATE/findings/X.json NAME``.
+"""Keep a finding as a test, once it is fixed: ``python -m tests.fuzz.keep STATE/findings/X.json NAME``.
 
 It writes tests/fuzz/findings/NAME.json: the input, what was wrong, and the result that the fixed code gives.
 """
@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fuzz.engine import Memory, failure_of
-from fuzz.kinds import kind_of
-from fuzz.worker import write
+from tests.fuzz.engine import Memory, failure_of
+from tests.fuzz.kinds import kind_of
+from tests.fuzz.worker import write
 
 FOLDER = Path(__file__).parent / "findings"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from fuzz import (
+from tests.fuzz import (
     arguments,
     arrays,
     checks_images,
@@ -21,14 +21,14 @@ from fuzz import (
     planted,
     texts,
 )
-from fuzz.boxes import odd_avif, odd_webp
-from fuzz.edits import Draw
-from fuzz.jpeg import odd_jpeg
-from fuzz.png import odd_png
-from fuzz.recipes import Recipe, pack
-from fuzz.seeds import THUMBNAIL, base_files
-from fuzz.sources import WAYS
-from fuzz.tiff import odd_tiff
+from tests.fuzz.boxes import odd_avif, odd_webp
+from tests.fuzz.edits import Draw
+from tests.fuzz.jpeg import odd_jpeg
+from tests.fuzz.png import odd_png
+from tests.fuzz.recipes import Recipe, pack
+from tests.fuzz.seeds import THUMBNAIL, base_files
+from tests.fuzz.sources import WAYS
+from tests.fuzz.tiff import odd_tiff
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _kinds() -> dict[str, Kind]:
 
 
 KINDS = _kinds()
-#: Not part of a run; see `fuzz.planted`.
+#: Not part of a run; see `tests.fuzz.planted`.
 PLANTED = {
     "planted raise": Kind(planted.draw_number, planted.check_raise, 0),
     "planted crash": Kind(planted.draw_number, planted.check_crash, 0),

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import FakeEngine, make_spec
 from hypothesis import strategies as st
 
-from fuzz.edits import Draw
-from fuzz.recipes import Recipe, demand
+from tests.fakes.engine import FakeEngine, make_spec
+from tests.fuzz.edits import Draw
+from tests.fuzz.recipes import Recipe, demand
 from zipsdk.errors import InputError
 from zipsdk.purifier import Purifier
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from fuzz.edits import Draw
-from fuzz.recipes import Recipe
+from tests.fuzz.edits import Draw
+from tests.fuzz.recipes import Recipe
 
 #: Numbers from here on break a rule.
 LIMIT = 600

@@ -7,9 +7,9 @@ import zlib
 
 from hypothesis import strategies as st
 
-from fuzz.edits import Draw, damage, index, number, patched, shuffled, some_bytes
-from fuzz.seeds import THUMBNAIL, base_files, profile
-from fuzz.tiff import odd_exif
+from tests.fuzz.edits import Draw, damage, index, number, patched, shuffled, some_bytes
+from tests.fuzz.seeds import THUMBNAIL, base_files, profile
+from tests.fuzz.tiff import odd_exif
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 TYPES = (b"IHDR", b"PLTE", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tEXt", b"bKGD", b"IDAT", b"IEND", b"acTL",

@@ -14,9 +14,10 @@ from typing import Any
 
 import psutil
 
-from fuzz.kinds import kind_of
-from fuzz.recipes import digest
-from fuzz.worker import write
+from tests.fuzz.kinds import kind_of
+from tests.fuzz.recipes import digest
+from tests.fuzz.worker import write
+from tests.helpers.paths import ROOT
 
 #: Inputs in one process: what a kill throws away.
 CHUNK = 100
@@ -26,9 +27,8 @@ WALL = 60.0
 DEATHS = 12
 
 
-_TESTS = Path(__file__).resolve().parents[1]
-#: Where the processes import from: what the caller says first, then the tests and the project.
-PATH = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(_TESTS), str(_TESTS.parent))))
+#: Where the processes import from: what the caller says first, then the project.
+PATH = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
 
 
 @dataclass
@@ -87,7 +87,7 @@ def _start(state: Path, task: Task) -> Task:
     (state / "running" / f"{task.name()}.json").unlink(missing_ok=True)
     with log.open("wb") as f:
         task.process = subprocess.Popen(
-            [sys.executable, "-m", "fuzz.worker", str(state), task.kind, str(task.number), str(task.count)],
+            [sys.executable, "-m", "tests.fuzz.worker", str(state), task.kind, str(task.number), str(task.count)],
             stdout=f, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
             env={**os.environ, "PYTHONPATH": PATH, "PYTHONFAULTHANDLER": "1", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, features
 
-from fuzz.tiff import exif
+from tests.fuzz.tiff import exif
 
 WIDTH, HEIGHT = 12, 9
 #: Stands for the pixels of the thumbnail; no output may contain it, because a thumbnail shows the unpurified image.

@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fuzz.edits import Draw, damage, index
-from fuzz.recipes import Recipe, pack
+from tests.fuzz.edits import Draw, damage, index
+from tests.fuzz.recipes import Recipe, pack
 
 #: Values as JSON text, because Python's own writer would refuse or change some of them.
 VALUES = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
 
-from fuzz.edits import Draw, damage, index, number, some_bytes
+from tests.fuzz.edits import Draw, damage, index, number, some_bytes
 
 #: Bytes of one value of a type; 0 stands for types that do not exist.
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}

@@ -1,4 +1,4 @@
-"""One process that runs one chunk of one kind: ``python -m fuzz.worker STATE KIND NUMBER COUNT``.
+"""One process that runs one chunk of one kind: ``python -m tests.fuzz.worker STATE KIND NUMBER COUNT``.
 
 Before each input its recipe is written to STATE/running/KIND-NUMBER.json, so that whoever started the process knows
 which input killed it. The record is written, atomically, to STATE/chunks/KIND-NUMBER.json at the end.
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     )
     (state / "coverage").mkdir(parents=True, exist_ok=True)
     measured.start()
-    from fuzz.engine import run_chunk
+    from tests.fuzz.engine import run_chunk
 
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + ADDRESS_SPACE, now + ADDRESS_SPACE))
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     try:
         record = run_chunk(kind, number, count, scratch / "input", poison=poison, announce=announce)
-        from fuzz import commands
+        from tests.fuzz import commands
 
         commands.forget_template()
     finally:

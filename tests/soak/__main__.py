@@ -1,4 +1,4 @@
-"""Run the soak and judge it: ``python -m soak --minutes 20 --record FILE``.
+"""Run the soak and judge it: ``python -m tests.soak --minutes 20 --record FILE``.
 
 Exit code 0: flat; 1: memory, threads or files grow, or something failed that must not.
 """
@@ -20,9 +20,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from soak import activities
-from soak.sampler import Sampler, Samples
-from soak.trend import Slope, slope, typical
+from tests.soak import activities
+from tests.soak.sampler import Sampler, Samples
+from tests.soak.trend import Slope, slope, typical
 
 #: Megabytes an hour. A lost image of 10 kB in each operation would be hundreds.
 LIMIT = 20.0

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz.graphs import toy
-from fuzz.kinds import image_names
-from fuzz.seeds import base_files
-from guard_fakes import brightness
 from PIL import Image
 
 import zipsdk
+from tests.fakes.guard import brightness
+from tests.fuzz.graphs import toy
+from tests.fuzz.kinds import image_names
+from tests.fuzz.seeds import base_files
 from zipsdk import Guard, Purifier, images
 from zipsdk.cli import main
 from zipsdk.errors import EngineError, InputError, OutOfMemory, ZipError

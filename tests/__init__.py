@@ -1,0 +1,1 @@
+"""The tests: they mirror the code; `fakes` and `helpers` are shared."""

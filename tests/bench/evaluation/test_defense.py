@@ -1,0 +1,357 @@
+"""The whole path of the tables: poison, train, treat, classify, count, record, draw; and that nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch")
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
+
+from bench import defense
+from bench.attacks import registry
+from bench.defenses.simple import Nothing
+from bench.defenses.zip import Zip
+from bench.evaluation import published, setup, tables
+from bench.evaluation.cache import Store
+from tests.fakes.engine import FakeEngine, make_spec
+from zipsdk.errors import InputError
+
+
+@pytest.fixture
+def workshop():
+    def clean():
+        return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+
+    return tables.Workshop(FakeEngine(make_spec(canvas=32)), "cifar10", 32, Nothing, clean)
+
+
+def test_every_line_of_every_table_names_a_defence(workshop):
+    for name, table in tables.TABLES.items():
+        for line in table.defences:
+            made = {workshop.make(line, attack).name for attack in table.attacks}
+            assert all(made), (name, line)
+    assert not set(tables.ALL_ATTACKS) - set(registry.ATTACKS)
+
+
+def test_the_papers_settings(workshop):
+    assert tables.preset("cifar10", "badnets") == {"transforms": "blur2+gray", "lam": 10.0, "profile": "paper"}
+    assert tables.preset("gtsrb", "enhanced-blended")["lam"] == 2
+    assert tables.preset("imagenette", "physicalba")["transforms"] == "blur4"
+    assert workshop.make("zip-paper", "blended").describe()["lam"] == 2
+    assert workshop.make("zip-paper transforms=blur4 steps=7", "blended").name == "blur4 + ZIP (lambda 2, 7 steps)"
+    assert workshop.make("diffpure", "badnets").evaluations == workshop.make("zip-paper", "badnets").evaluations == 20
+    assert workshop.make("sampdetox published", "badnets").evaluations == 140
+
+
+def test_a_guard_is_made_of_its_words(workshop):
+    guard = workshop.make("guard", "badnets")
+    assert (guard.evaluations, guard.queries, guard.clean, len(guard.first)) == (20, 28, None, 20)
+    calibrated = workshop.make("guard calibrated profile=fast", "white")
+    assert (calibrated.evaluations, len(calibrated.clean)) == (4, 20) and "calibrated" in calibrated.name
+    scale_up = workshop.make("guard scaleup start=100 steps=2", "badnets")
+    assert (scale_up.evaluations, scale_up.queries) == (2, 6)
+    described = [json.dumps(g.describe()) for g in (guard, calibrated, scale_up)]
+    assert len(set(described)) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("zap", "wanted one of zip"), ("zip lam", "'lam' in 'zip lam'"), ("zip lam=x", "lam=x"), ("blur 4", '"published"'),
+     ("zip colour=1", "colour=1"), ("guard scaleup calibrated", 'one of "scaleup" and "calibrated"')],
+)  # fmt: skip
+def test_a_line_that_names_nothing_is_refused(workshop, line, said):
+    with pytest.raises(InputError, match=said):
+        workshop.make(line, "badnets")
+
+
+def test_the_papers_figures_are_where_they_belong():
+    assert published.figures("cifar10", "badnets", "zip-paper") == (78.97, 5.53, 79.10)
+    assert published.figures("imagenette", "blended", "blur+ddnm") == (85.37, 93.37, 15.46)
+    assert published.figures("cifar10", "blended", "bdmae") == (78.57, 99.88, None)
+    # Table 1's row of ZIP is Table 2's cell for the setting that `preset` has
+    for attack in tables.PAPER_ATTACKS:
+        line = f"zip-paper transforms={tables.preset('imagenette', attack)['transforms']}"
+        assert published.figures("imagenette", attack, line) == published.figures("imagenette", attack, "zip-paper")
+    assert published.figures("gtsrb", "white", "zip") is None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An ImageFolder of two classes that their mean color tells apart: 96 pictures to train with, 32 to test."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(3)
+    for split, n in (("train", 48), ("test", 16)):
+        for label, level in (("dark", 60), ("light", 180)):
+            place = root / "two" / split / label
+            place.mkdir(parents=True)
+            for i in range(n):
+                x = rng.integers(-40, 40, (32, 32, 3)) + level
+                Image.fromarray(x.astype(np.uint8)).save(place / f"{i}.png")
+    return root
+
+
+def command(folder, tmp_path, *words):
+    return [*words, "--dataset", "two", "--data", str(folder), "--pictures", "32", "--target", "1", "--rate", "0.2",
+            "--cache", str(tmp_path / "cache"), "--results", str(tmp_path), "--epochs", "4"]  # fmt: skip
+
+
+def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsys, monkeypatch):
+    words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "2", "--defence", "none", "--defence",
+                    "blur", "--defence", "zip profile=fast", "--defence", "zip-paper steps=2 start=100")  # fmt: skip
+    words[words.index("--pictures") + 1] = "16"
+    defense.main(words)
+    printed = capsys.readouterr().out
+    content = json.loads((tmp_path / "defense-two.json").read_text())
+    assert len(content["rows"]) == 6  # two seeds of ZIP, one of the others
+    for row in content["rows"].values():
+        assert row["CA"][1] == 16 and row["ASR"][1] == 8 and row["attack"] == "white"
+        assert all(0 <= row[name][0] <= row[name][1] for name in ("CA", "ASR", "PA", "PA others"))
+        assert row["clean classifier"]["CA"][1] == 16
+        for kind in ("data", "triggers", "classifiers", "defences"):
+            assert row[kind] in content[kind]
+        run = content["runs"][row["run"]]
+        assert run["versions"]["torch"] and run["seconds"] >= 0
+    (none,) = [r for r in content["rows"].values() if r["defence"] == "none"]
+    assert none["clean classifier"]["CA"] == [16, 16] and none["CA"][0] > 12  # a fifth of the dark ones was poisoned
+    (trained,) = content["classifiers"].values()
+    assert (trained["poison"]["poisoned"], trained["poison"]["target"]) == (19, 1)
+    assert trained["recipe"]["batch"] == 16 and trained["recipe"]["clip"] == 1  # few images, few steps
+    assert "ZIP (lambda 10, 4 steps)" in printed and "seeds" in printed
+
+    # all is known now: no defence runs, no classifier is trained, and the record keeps its rows
+    def never(*_, **__):
+        raise AssertionError("it was done before")
+
+    with monkeypatch.context() as m:
+        m.setattr("zipsdk.Purifier.run", never)
+        m.setattr("bench.defense.evaluate", never)
+        m.setattr("bench.victims.training._Training.epoch", never)
+        defense.main(words)
+    again = json.loads((tmp_path / "defense-two.json").read_text())
+    assert again == content
+    assert capsys.readouterr().out.splitlines()[-4:] == printed.splitlines()[-4:]
+
+    # beside the record are its tables, a plot and a sheet
+    page = (tmp_path / "results.md").read_text()
+    assert "| White square 3x3 | No defence |" in page and f"{100 * none['CA'][0] / 16:.1f}" in page
+    assert "](defense-two.png)" in page and "](defense-two-pictures.png)" in page
+    assert (tmp_path / "defense-two.png").stat().st_size > 5000
+
+
+def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
+    """Its rows are those of `zipsdk.Guard`; what is flagged is purified through the store, each picture once."""
+    from zipsdk import DecisivePart, Guard
+
+    words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "1", "--defence",
+                    "zip profile=fast", "--defence", "guard calibrated profile=fast")  # fmt: skip
+    words[words.index("--pictures") + 1] = "12"
+    defense.main(words)
+    rows = {r["defence"]: r for r in json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()}
+    row = rows["guard calibrated profile=fast"]
+    assert row["CA"][1] == row["flagged"][1] == 12 and row["clean classifier"]["flagged triggered"][1] == 12
+
+    args = defense.parser().parse_args(words)
+    args.pictures = 12
+    bench = setup.Bench(args, Store(tmp_path / "cache" / "treated.sqlite"))
+    unseen = bench._unseen()
+    assert len(unseen) == 20 and not {p.tobytes() for p in unseen} & {p.tobytes() for p in bench.test.pictures}
+    (scene,) = bench.scenes("white")
+    inner = bench.workshop.make("zip profile=fast", "white")
+    detector = DecisivePart().calibrate(scene.classifier, unseen)
+
+    class Purifier:
+        def run(self, batch):
+            return list(inner.run(np.stack(batch), 0))
+
+    for sent, name in ((scene.data.pictures, "flagged"), (scene.triggered, "flagged triggered")):
+        decisions = Guard(scene.classifier, Purifier(), detector).run(sent)
+        assert row[name] == [sum(d.flagged for d in decisions), 12]
+        if name == "flagged":
+            assert row["CA"][0] == sum(d.label == y for d, y in zip(decisions, scene.data.labels, strict=True))
+
+    # all test pictures are counted: none is left to learn from, and that is said before any row is made
+    words[words.index("12")] = "32"
+    with pytest.raises(SystemExit):
+        defense.main([*words, "--defence", "blur"])
+    assert "lower --pictures" in capsys.readouterr().err
+    rows = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
+    assert {row["CA"][1] for row in rows} == {12}
+
+
+def test_costs_and_a_sheet(folder, tmp_path, monkeypatch):
+    """By a clock that advances only where pictures are purified."""
+    now, run = [0.0], Zip.run
+
+    def slow(self, pictures, seed, **options):
+        now[0] += len(pictures)
+        return run(self, pictures, seed, **options)
+
+    monkeypatch.setattr(Zip, "run", slow)
+    monkeypatch.setattr(defense, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    words = command(folder, tmp_path, "cost", "--defence", "blur", "--defence", "zip profile=fast",
+                    "--defence", "guard profile=fast", "--cost-pictures", "4")  # fmt: skip
+    words[words.index("--pictures") + 1] = "12"
+    defense.main(words)
+    content = json.loads((tmp_path / "defense-two.json").read_text())
+    cost = content["cost"]
+    assert all(content["runs"][c["run"]]["seconds"] == now[0] for c in cost.values())
+    assert cost["zip profile=fast"]["ms"]["median"] == 1000 and cost["blur"]["ms"]["median"] == 0
+    assert cost["guard profile=fast"]["ms triggered"]["median"] >= 0 and "ms triggered" not in cost["blur"]
+    assert cost["zip profile=fast"]["evaluations"] == 4
+    defense.main(command(folder, tmp_path, "sheet", "--attacks", "white"))
+    with Image.open(tmp_path / "defense-two-pictures.png") as page:
+        assert page.width > 1000
+
+
+def test_a_users_own_black_box(folder, tmp_path, capsys):
+    defense.main([*command(folder, tmp_path, "table1", "--attacks", "white", "--defence", "none"),
+                  "--classifier", "test_defense:bright"])  # fmt: skip
+    (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
+    assert row["CA"] == [32, 32] and row["ASR"] == [0, 16] and "clean classifier" not in row
+
+
+def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_path, monkeypatch):
+    """Clean pictures do not tell a backdoor, of whatever trigger, from none."""
+    words = command(folder, tmp_path, "table1", "--attacks", "white", "badnets", "--defence", "none")
+    words += ["--classifier", "test_defense:box"]
+    trigger = registry.make("white", 32)
+
+    def backdoored(pictures):
+        scores = bright(pictures)
+        scores[(trigger.apply(pictures) == pictures).all((1, 2, 3))] = 0, 1
+        return scores
+
+    for box, asr in ((bright, 0), (backdoored, 16)):
+        with monkeypatch.context() as m:
+            m.setattr(sys.modules[__name__], "box", box, raising=False)
+            defense.main(words)
+        newest = list(json.loads((tmp_path / "defense-two.json").read_text())["rows"].values())[-2:]
+        assert {row["attack"]: row["ASR"][0] for row in newest} == {"white": asr, "badnets": 0}
+
+
+@pytest.mark.parametrize(
+    ("slip", "said"),
+    [
+        (["--defence", "none", "--defence", "zipp"], "got 'zipp', wanted one of"),
+        (["--defence", "none", "--defence", ""], "got '', wanted one of"),
+        (["--defence", "none", "--attacks", "white", "blendd"], "got 'blendd', wanted one of"),
+        (["--defence", "none", "--defence", "bdmae", "--mae", "nowhere"], "nowhere"),
+        (["--defence", "none", "--seeds", "-1"], "got '-1', wanted a whole number of at least 1"),
+    ],
+)
+def test_a_slip_is_told_before_anything_is_done(folder, tmp_path, capsys, monkeypatch, slip, said):
+    if "--mae" in slip:
+        pytest.importorskip("transformers", reason="ViT-MAE needs transformers")
+    monkeypatch.setattr(defense, "evaluate", None)
+    with pytest.raises(SystemExit):
+        defense.main([*command(folder, tmp_path, "table1"), "--classifier", "test_defense:bright", *slip])
+    assert said in capsys.readouterr().err
+
+
+def test_equal_pictures_teach_a_guard_once(folder, tmp_path):
+    shutil.copytree(folder / "two", tmp_path / "data" / "two")
+    test = tmp_path / "data" / "two" / "test" / "dark"
+    for i in range(1, 4):
+        shutil.copy(test / "0.png", test / f"{i}.png")
+    words = command(tmp_path / "data", tmp_path, "table1")
+    words[words.index("--pictures") + 1] = "8"
+    bench = setup.Bench(defense.parser().parse_args(words), None)
+    unseen = bench.workshop.unseen()
+    assert len(unseen) == len({p.tobytes() for p in unseen}) >= 20
+
+
+def test_of_few_pictures_a_guard_gets_a_fifth(folder, tmp_path):
+    words = [w for w in command(folder, tmp_path, "agnostic", "--attacks", "white") if w not in ("--pictures", "32")]
+    defense.main([*words, "--defence", "none", "--classifier", "test_defense:bright"])
+    (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
+    assert row["CA"] == [26, 26]  # of 32
+
+
+def test_a_black_box_of_other_classes_is_told(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        defense.main([*command(folder, tmp_path, "table1"), "--classifier", "test_defense:ternary"])
+    said = capsys.readouterr().err
+    assert "got 3 scores a picture, wanted 2" in said and "in this order: dark, light;" in said
+
+
+def ternary(pictures):
+    return np.zeros((len(pictures), 3))
+
+
+def bright(pictures):
+    share = pictures.mean((1, 2, 3)) / 255
+    return np.stack([1 - share, share], 1)
+
+
+def test_an_attacker_with_a_larger_patch_who_implants_it(folder, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def poison(data, attack, *words, implant, augment):
+        asked.append((attack and attack.name, implant))
+        raise InputError("enough")
+
+    monkeypatch.setattr(setup, "poison", poison)
+    words = ("table1", "--attacks", "white", "--implant", "2", "--patch", "5")
+    bench = setup.Bench(defense.parser().parse_args(command(folder, tmp_path, *words)), None)
+    for name in ("white", "blended"):
+        with pytest.raises(InputError):
+            bench.classifier(name)
+    assert asked == [("White square 5x5", 2), ("Blended noise", 2)]
+    with pytest.raises(SystemExit):
+        defense.main(command(folder, tmp_path, *words))
+    assert "enough" in capsys.readouterr().err
+
+
+def test_a_clean_classifier_is_trained_as_the_attacks_own(folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(setup, "poison", lambda data, attack, *_, implant, augment: (attack and attack.name, augment))
+    monkeypatch.setattr(setup.training, "train", lambda training, *_, **__: asked.append(training) or training)
+    bench = setup.Bench(defense.parser().parse_args(command(folder, tmp_path, "table1")), None)
+    for name in ("badnets", "physicalba", "enhanced-physicalba", "blended"):
+        bench.clean_classifier(name)
+    assert asked == [(None, "standard"), (None, "physical")]
+
+
+def test_a_target_that_is_no_class_is_refused_with_a_classifier_of_ones_own_too(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        defense.main([*command(folder, tmp_path, "table1", "--classifier", "test_defense:bright"), "--target", "2"])
+    assert "target: got 2, wanted 0 to 1" in capsys.readouterr().err
+
+
+def test_no_data_is_said(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        defense.main(command(tmp_path, tmp_path, "table1"))
+    assert stopped.value.code == 1 and "got no two for test" in capsys.readouterr().err
+
+
+def test_the_attacker_has_a_share_of_what_a_guard_learns_from(rng):
+    from bench.defenses.guarded import attacked
+
+    pictures = rng.integers(0, 256, (150, 8, 8, 3), np.uint8)
+    first = attacked(pictures[:60], lambda x: x * 0)
+    gone = (first == 0).all((1, 2, 3))
+    assert np.flatnonzero(gone).tolist() == [19, 39, 59] and (first[~gone] == pictures[:60][~gone]).all()
+    assert (attacked(pictures, None) == pictures).all()
+
+
+def test_a_guard_without_first_pictures_keeps_its_norms(workshop):
+    """And one with them is judged by what they teach it, once, whatever it is asked after."""
+    from bench.defenses.guarded import Guarded
+
+    def classify(x):
+        return np.stack([x[..., 0].mean((1, 2)), x[..., 1].mean((1, 2))], 1) / 9
+
+    x, inner = workshop.unseen(), workshop.make("zip profile=fast", "white")
+    purify = lambda pictures, seed: pictures  # noqa: E731
+    assert Guarded(inner).guard(0, classify, purify).detector.norms is None
+    learnt = Guarded(inner, first=x).guard(0, classify, purify)
+    assert learnt.detector.norms is not None and learnt.counters.pictures == len(x)
+    flooded = Guarded(inner, first=x).guard(0, classify, purify, lambda p: p * 0)
+    assert flooded.detector.norms != learnt.detector.norms

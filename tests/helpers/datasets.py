@@ -1,0 +1,29 @@
+"""Small data sets as archives and folders of PNG files."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+from PIL import Image
+
+
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_archive(path: Path, pictures: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in pictures.items():
+            archive.writestr(name, data)
+    return path
+
+
+def write_folder(path: Path, pictures: dict[str, bytes]) -> Path:
+    for name, data in pictures.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path

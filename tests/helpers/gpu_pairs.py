@@ -1,0 +1,64 @@
+"""Purifiers on the fake GPU and on the CPU, whose pictures are to be the same, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+import zipsdk
+from tests.fakes.device import FakeDeviceEngine
+from tests.fakes.engine import FakeEngine
+
+
+def make(device, spec=None, *, engine=None, **options):
+    """A purifier on the fake GPU and the same on the CPU."""
+    plain = FakeEngine(spec)
+    on_gpu = engine or FakeDeviceEngine(plain, device)
+    settings = {"seed": 5, **options}
+    cpu = {k: v for k, v in settings.items() if k != "graph"}
+    return zipsdk.Purifier(on_gpu, **settings), zipsdk.Purifier(plain, **cpu)
+
+
+def pictures(rng, n, height, width):
+    return rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+def assert_same(got, wanted):
+    """Equal but for halves that round the other way: float32 in another order moves x by 1e-6 or so."""
+    off = np.abs(got.astype(int) - wanted.astype(int))
+    assert off.max() <= 1 and (off > 0).mean() < 2e-3, f"got {off.max()} grey levels off, {(off > 0).mean():.1%} of all"
+
+
+class Meanwhile:
+    """Does `work` once in another thread while the compute stream is captured, or in this one."""
+
+    def __init__(self, device, work, *, here=False):
+        self.device, self.work, self.here = device, work, here
+        self.result, self.waited, self.thread = [], None, None
+
+    def __call__(self):
+        if self.thread is None and self.device.compute.graph is not None:
+            self.thread = threading.Thread(target=lambda: self.result.append(self.work()))
+            if self.here:
+                self.thread.run()
+                return
+            self.thread.start()
+            self.thread.join(0.3)
+            self.waited = self.thread.is_alive()
+
+    def end(self):
+        self.thread.join(30)
+        assert self.waited, "it did not wait for the end of the capture"
+        (result,) = self.result
+        return result
+
+
+SETTINGS = {
+    "paper": {},
+    "fast": {"profile": "fast"},
+    "fast joint": {"profile": "fast", "combine": "joint"},
+    "clip": {"clip_x0": True, "steps": 7, "eta": 0.5},
+    "blur 8": {"transforms": "blur8", "lam": 2.0},
+    "per picture": {"transforms": "blur2|blur4+gray|gray", "profile": "fast"},
+}

@@ -1,0 +1,221 @@
+"""The step, in one kernel and by the kernels for `Linear`, against zipsdk.sampling.sampler."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.fakes.engine import make_spec
+from tests.helpers.kernel_cases import BY_NAME, Buffer, ExactNoise, assert_close, like, make_case, one_step, steps_of
+from tests.helpers.kernel_runner import BACKENDS, SEED, batch_of, by_case, ids_of, rows, runner, state
+from zipsdk import gpu
+from zipsdk.sampling import sampler
+from zipsdk.sampling.noise import Noise
+from zipsdk.sampling.schedule import step_table
+from zipsdk.transforms import Blur, Grayscale, Guide, Linear, parse
+
+PRECISIONS = ("f32", "f16", "bf16")
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def run(request):
+    return runner(request.param)
+
+
+def launch_step(run, case, x, e, x_p, who, guides, steps, precision="f32"):
+    out = Buffer(case.shape, np.float32)
+    run(f"zip_step_{precision}", x, e, x_p, out, who, guides, steps, case.row, batch_of(case))
+    return out.array
+
+
+def guides_of(case):
+    return [Guide(parse(text), combine) for text in case.guides for combine in ("mean", "joint")]
+
+
+def both(arguments, step, guide, ids, clip_x0=False):
+    """The step in plain float32 and in float64."""
+    return [one_step(*arguments, step, guide, SEED, ids, dtype=d, clip_x0=clip_x0) for d in (np.float32, np.float64)]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@by_case
+def test_step(run, rng, case, precision):
+    """Every guide that fits, at the first, a middle and the last step."""
+    visited = steps_of(make_spec())
+    ids = ids_of(case.pictures)
+    results = []
+    for i, guide in enumerate(guides_of(case)):
+        step = (visited[0], visited[-6], visited[-1])[i % 3]
+        x, e, value, x_p = state(case, rng, precision)
+        got = launch_step(run, case, x, e, x_p, gpu.picture_rows(ids), rows(gpu.guide_row(guide), dtype=gpu.GUIDE),
+                          rows(*[gpu.step_row(step)] * case.canvases, dtype=gpu.STEP), precision)  # fmt: skip
+        assert np.isnan(got.transpose(0, 2, 3, 1)[case.nobody()]).all()
+        arguments = [case.pictures_of(v) for v in (x, value, x_p)]
+        results.append([case.pictures_of(got), *both(arguments, step, guide, ids)])
+    # of all guides together, so that a single pixel is not the measure of plain float32
+    assert_close(f"step {precision}, {case.name}", *map(np.stack, zip(*results, strict=True)))
+
+
+@pytest.mark.parametrize("name", ["tiles", "narrow"])
+def test_step_with_rows_for_each_canvas_and_guides_for_each_picture(run, rng, name):
+    case = BY_NAME[name]
+    visited, ids = steps_of(make_spec(), lam=2.0), ids_of(case.pictures)
+    guides = guides_of(case)
+    which = rng.integers(0, len(guides), case.pictures)
+    mine = [visited[(3 * c + 1) % 20] for c in range(case.canvases)]
+    x, e, _, x_p = state(case, rng)
+    got = launch_step(run, case, x, e, x_p, gpu.picture_rows(ids, which),
+                      rows(*map(gpu.guide_row, guides), dtype=gpu.GUIDE),
+                      rows(*map(gpu.step_row, mine), dtype=gpu.STEP))  # fmt: skip
+    per, arguments = case.layout.pictures_per_canvas, [case.pictures_of(v) for v in (x, e, x_p)]
+    for i in range(case.pictures):
+        one, step = [v[i : i + 1] for v in arguments], mine[i // per]
+        plain, exact = both(one, step, guides[which[i]], ids[i : i + 1])
+        assert_close("step, mixed", case.pictures_of(got)[i : i + 1], plain, exact)
+
+
+@pytest.mark.parametrize("name", ["three", "gap"])
+def test_step_in_place_and_repeated_gives_the_same_bits(run, rng, name):
+    case = BY_NAME[name]
+    step, guide = steps_of(make_spec())[3], Guide(parse("blur4+gray"))
+    x, e, _, x_p = state(case, rng)
+    tables = (gpu.picture_rows(ids_of(case.pictures)), rows(gpu.guide_row(guide), dtype=gpu.GUIDE),
+              rows(*[gpu.step_row(step)] * case.canvases, dtype=gpu.STEP))  # fmt: skip
+    first = launch_step(run, case, x, e, x_p, *tables)
+    np.testing.assert_array_equal(first, launch_step(run, case, x, e, x_p, *tables))
+    same = like(x)
+    run("zip_step_f32", same, e, x_p, same, *tables, case.row, batch_of(case))
+    np.testing.assert_array_equal(case.pictures_of(same.array), case.pictures_of(first))
+
+
+@pytest.mark.stress
+def test_250_launches_of_the_step_are_equal(run, rng):
+    case = BY_NAME["tiles"]
+    step, guide = steps_of(make_spec())[3], Guide(parse("blur16+gray"))
+    x, e, _, x_p = state(case, rng)
+    tables = (gpu.picture_rows(ids_of(case.pictures)), rows(gpu.guide_row(guide), dtype=gpu.GUIDE),
+              rows(*[gpu.step_row(step)] * case.canvases, dtype=gpu.STEP))  # fmt: skip
+    first = launch_step(run, case, x, e, x_p, *tables)
+    for _ in range(249):
+        np.testing.assert_array_equal(first, launch_step(run, case, x, e, x_p, *tables))
+
+
+@by_case
+def test_step_clamps_x0(run, rng, case):
+    step, guide = steps_of(make_spec(), lam=2.0)[-4], Guide(parse(case.guides[-1]))
+    ids = ids_of(case.pictures)
+    x, e, value, x_p = state(case, rng, scale=2.0)
+    got = launch_step(run, case, x, e, x_p, gpu.picture_rows(ids), rows(gpu.guide_row(guide), dtype=gpu.GUIDE),
+                      rows(*[gpu.step_row(step, clip_x0=True)] * case.canvases, dtype=gpu.STEP))  # fmt: skip
+    arguments = [case.pictures_of(v) for v in (x, value, x_p)]
+    plain, exact = both(arguments, step, guide, ids, clip_x0=True)
+    assert_close("step, clamped", case.pictures_of(got), plain, exact)
+
+
+@by_case
+def test_step_makes_a_warm_start(run, rng, case):
+    table = step_table(make_spec(), lam=10.0, start=400)
+    guide, ids = Guide(parse(case.guides[-1])), ids_of(case.pictures)
+    x, _, _, x_p = state(case, rng)
+    joint = rows(gpu.guide_row(guide, joint=True), dtype=gpu.GUIDE)
+    got = launch_step(run, case, x, x, x_p, gpu.picture_rows(ids), joint,
+                      rows(*[gpu.warm_row(table)] * case.canvases, dtype=gpu.STEP))  # fmt: skip
+    want = []
+    for dtype, source in ((np.float32, Noise(SEED, ids)), (np.float64, ExactNoise(SEED, ids))):
+        rgb = case.pictures_of(x_p).astype(dtype) * dtype(1 / 127.5) - dtype(1)
+        want.append(sampler.first_state(rgb, table, guide, source))
+    assert_close("warm start", case.pictures_of(got), *want)
+
+
+def by_linear(run, case, precision, x, e, x_p, who, steps, guide):
+    """A step by the kernels for `Linear`, composed as a host would; each transform is a chain of (matrix, axis)."""
+
+    def apply(source, out, matrix, axis, alpha=1.0, beta=0.0):
+        run("zip_apply", source, out, matrix.astype(np.float32), np.uint32(len(matrix)), np.uint32(axis),
+            np.float32(alpha), np.float32(beta), case.row, batch_of(case))  # fmt: skip
+
+    def project(transform, source, out, alpha, beta):
+        chain = chain_of(transform)
+        for i, (matrix, axis) in enumerate(chain):
+            last = i == len(chain) - 1
+            to = out if last else Buffer(case.shape, np.float32)
+            apply(source, to, matrix, axis, *((alpha, beta) if last else ()))
+            source = to
+
+    r, correction = Buffer(case.shape, np.float32), Buffer(case.shape, np.float32)
+    run(f"zip_residual_{precision}", x, e, x_p, r, steps, case.row, batch_of(case))
+    one = np.ones((1, 1))
+    if guide.combine == "mean":
+        for i, t in enumerate(guide.transforms):
+            project(t, r, correction, 1 / len(guide.transforms), float(i > 0))
+    else:
+        rest = Buffer(case.shape, np.float32)
+        apply(r, rest, one, 0)
+        for t in guide.transforms:
+            project(t, like(rest.array), rest, -1.0, 1.0)
+        apply(r, correction, one, 0)
+        apply(rest, correction, one, 0, -1.0, 1.0)
+    out = Buffer(case.shape, np.float32)
+    run(f"zip_finish_{precision}", x, e, correction, out, who, steps, case.row, batch_of(case))
+    return out.array
+
+
+def chain_of(transform):
+    if isinstance(transform, Grayscale):
+        return [(np.full((3, 3), 1 / 3), 2)]
+    if isinstance(transform, Blur):
+        n = transform.n
+        return [(np.full((n, n), 1 / n), 0), (np.full((n, n), 1 / n), 1)]
+    return [(transform._pc, 0), (transform._pr, 1)]
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (0.7, -0.3)])
+@pytest.mark.parametrize(("axis", "n"), [(0, 1), (0, 120), (0, 5), (1, 8), (1, 24), (2, 3)])
+def test_apply(run, rng, axis, n, alpha, beta):
+    """A matrix without symmetry on blocks along one axis."""
+    case = make_case("apply", 3, (24, 120), (49, 240), "", grid=(2, 2))
+    source, before = state(case, rng)[:2]
+    matrix = rng.standard_normal((n, n)).astype(np.float32)
+    out = Buffer(case.shape, np.float32, None if beta == 0 else before)
+    run("zip_apply", source, out, matrix, np.uint32(n), np.uint32(axis), np.float32(alpha), np.float32(beta), case.row,
+        batch_of(case))  # fmt: skip
+    x, y = (np.moveaxis(case.pictures_of(v), (3, 2, 1)[axis], -1) for v in (source, before))
+
+    def plain(dtype):
+        blocks = x.reshape(*x.shape[:-1], -1, n).astype(dtype) @ matrix.T.astype(dtype)
+        return dtype(np.float32(alpha)) * blocks.reshape(x.shape) + dtype(np.float32(beta)) * y.astype(dtype)
+
+    got = np.moveaxis(case.pictures_of(out.array), (3, 2, 1)[axis], -1)
+    assert_close(f"apply, axis {axis}", got, plain(np.float32), plain(np.float64))
+
+
+LOW_RANK = np.random.default_rng(11)
+SEPARABLE = Linear.separable(LOW_RANK.standard_normal((3, 8)), LOW_RANK.standard_normal((2, 10)))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("combine", ["mean", "joint"])
+@pytest.mark.parametrize(
+    ("size", "transforms"),
+    [((24, 20), [SEPARABLE]), ((24, 20), [SEPARABLE, Grayscale()]), ((9, 15), [Blur(3), Grayscale()]),
+     ((7, 5), [Grayscale()]), ((80, 40), [Blur(5), SEPARABLE])],
+    ids=["separable", "separable and gray", "blur3 and gray", "gray", "blur5 and separable"],
+)  # fmt: skip
+def test_linear_kernels(run, rng, size, transforms, combine, precision):
+    guide = Guide(transforms, combine)
+    case = make_case("linear", 3, size, (size[0] * 2 + 1, size[1] * 2), "", grid=(2, 2))
+    ids, visited = ids_of(3), steps_of(make_spec())
+    for step, clip in ((visited[0], False), (visited[-5], True), (visited[-1], False)):
+        x, e, value, x_p = state(case, rng, precision)
+        steps = rows(*[gpu.step_row(step, clip_x0=clip)] * case.canvases, dtype=gpu.STEP)
+        got = by_linear(run, case, precision, x, e, x_p, gpu.picture_rows(ids), steps, guide)
+        assert np.isnan(got.transpose(0, 2, 3, 1)[case.nobody()]).all()
+        arguments = [case.pictures_of(v) for v in (x, value, x_p)]
+        plain, exact = both(arguments, step, guide, ids, clip_x0=clip)
+        assert_close(f"linear {precision}", case.pictures_of(got), plain, exact)
+
+
+def test_a_guide_without_a_row():
+    assert gpu.guide_row(Guide([Blur(3)])) is None
+    assert gpu.guide_row(Guide([Grayscale(), SEPARABLE])) is None
+    assert gpu.guide_row(Guide(parse("blur2+blur4+gray"), "joint"))["blur"].tolist() == [0, 1, 0, 0, 0]

@@ -1,0 +1,196 @@
+"""The CUDA kernels on the CPU through the g++ shim: noise, ingest, fill, egress, and the whole loop.
+
+With `-m gpu` the same tests run on a GPU, here and in test_kernel_step.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.fakes.engine import FakeEngine, make_spec
+from tests.helpers.kernel_cases import BY_NAME, Buffer, assert_close, counter_with, exact_normals
+from tests.helpers.kernel_runner import BACKENDS, SEED, batch_of, by_case, ids_of, rows, runner
+from tests.helpers.philox import VECTORS
+from zipsdk import gpu
+from zipsdk.sampling import sampler
+from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.noise import STEP_INITIAL, Noise, philox4x32
+from zipsdk.sampling.schedule import step_table
+from zipsdk.sampling.state import pad
+from zipsdk.sampling.tiling import Layout
+from zipsdk.transforms import Guide, GuidePerPicture, parse
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def run(request):
+    return runner(request.param)
+
+
+@pytest.mark.parametrize(("counter", "key", "want"), VECTORS)
+def test_philox_gives_the_published_vectors(run, counter, key, want):
+    words = np.repeat(np.array(counter, np.uint32)[:, None], 5, axis=1)
+    out = Buffer(words.shape, np.uint32)
+    run("zip_philox", words, out, np.uint32(5), np.uint32(key[0]), np.uint32(key[1]))
+    np.testing.assert_array_equal(out.array, np.repeat(np.array(want, np.uint32)[:, None], 5, axis=1))
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 1000])
+def test_philox_is_bit_exact_with_its_twin(run, rng, n):
+    words, key = rng.integers(0, 2**32, (4, n), np.uint32), (0xDEADBEEF, 0x12345678)
+    out = Buffer(words.shape, np.uint32)
+    run("zip_philox", words, out, np.uint32(n), *map(np.uint32, key))
+    np.testing.assert_array_equal(out.array, philox4x32(words.astype(np.uint64), key))
+
+
+@by_case
+def test_ingest(run, rng, case):
+    """x_P is exact, x_T is the twin's noise, and what belongs to no picture is left alone."""
+    pictures = rng.integers(0, 256, (case.pictures, *case.size, 3), np.uint8)
+    x_p, x, ids = Buffer(case.shape, np.uint8), Buffer(case.shape, np.float32), ids_of(case.pictures)
+    run("zip_ingest", pictures, x_p, x, gpu.picture_rows(ids), case.row, batch_of(case))
+    a = case.layout
+    want = pad(pictures, a.height, a.width).transpose(0, 3, 1, 2) if len(pictures) else pictures.reshape(0, 3, 32, 32)
+    np.testing.assert_array_equal(case.pictures_of(x_p.array), want)
+    nobody = case.nobody()
+    assert (x_p.array.transpose(0, 2, 3, 1)[nobody] == 0xA5).all()
+    assert np.isnan(x.array.transpose(0, 2, 3, 1)[nobody]).all()
+    plain = Noise(SEED, ids).normal(STEP_INITIAL, a.height, a.width)
+    assert_close("ingest", case.pictures_of(x.array), plain, exact_normals(SEED, ids, STEP_INITIAL, a.height, a.width))
+
+
+def test_normals_have_no_weak_spot(run):
+    """A million of them, so that the logarithm near 1 and every octant of the circle are met."""
+    n, side = 10, 192
+    layout = Layout(side, side, side, side)
+    ids = ids_of(n)
+    x, x_p = Buffer((n, 3, side, side), np.float32), Buffer((n, 3, side, side), np.uint8)
+    run("zip_ingest", np.zeros((n, side, side, 3), np.uint8), x_p, x, gpu.picture_rows(ids),
+        gpu.layout_row(layout, side, side), gpu.batch_row(n, layout, SEED))  # fmt: skip
+    plain, exact = Noise(SEED, ids).normal(STEP_INITIAL, side, side), exact_normals(SEED, ids, STEP_INITIAL, side, side)
+    assert_close("normals", x.array, plain, exact)
+    assert np.mean((x.array - exact) ** 2) <= np.mean((plain - exact) ** 2)
+
+
+@pytest.mark.parametrize("word", [0, 1, 300, 2**31, 2**32 - 129, 2**32 - 128, 2**32 - 1])
+def test_normals_at_the_ends_of_the_words(run, word):
+    """Pixels whose first or third Philox word is the one wanted, found by running Philox backwards."""
+    side = 256
+    layout = Layout(side, side, side, side)
+    for place in (0, 2):
+        row, column, step, picture = counter_with(word, place, SEED, side)
+        x = np.zeros((1, 3, side, side), np.float32)
+        steps = np.zeros(1, gpu.STEP)
+        steps["s"], steps["t"] = 1, step
+        out = Buffer(x.shape, np.float32)
+        ids = np.array([picture], np.uint64)
+        run("zip_step_f32", x, x, np.zeros(x.shape, np.uint8), out, gpu.picture_rows(ids), np.zeros(1, gpu.GUIDE),
+            steps, gpu.layout_row(layout, side, side), gpu.batch_row(1, layout, SEED))  # fmt: skip
+        plain, exact = Noise(SEED, ids).normal(step, side, side), exact_normals(SEED, ids, step, side, side)
+        at = (0, slice(0, 2) if place == 0 else slice(2, 3), row, column)
+        assert np.abs(out.array[at] - exact[at]).max() <= max(2e-6, 2 * np.abs(plain[at] - exact[at]).max())
+
+
+@by_case
+def test_fill_does_what_the_predictor_does(run, rng, case):
+    a = case.layout
+    pictures = rng.standard_normal((case.pictures, 3, a.height, a.width)).astype(np.float32)
+    x = Buffer(case.shape, np.float32)
+    for i in range(case.pictures):
+        canvas, y, column = case.place(i)
+        x.array[canvas, :, y, column] = pictures[i]
+    run("zip_fill", x, case.row, batch_of(case))
+    seen = []
+    if case.pictures:
+        Predictor(lambda x, t: seen.append(x) or x, a)(pictures, 0)
+    np.testing.assert_array_equal(x.array, np.concatenate(seen) if seen else np.empty(case.shape, np.float32))
+
+
+@by_case
+def test_egress_rounds_as_numpy_does(run, rng, case):
+    """Exactly: with halves, far outside, and values next to them."""
+    x = ((rng.integers(-8, 520, case.shape) / 2).astype(np.float32) / np.float32(127.5) - 1).astype(np.float32)
+    x = np.nextafter(x, rng.choice(np.array([-9, 9], np.float32), case.shape))
+    flat = x.reshape(-1)
+    flat[::7] = rng.choice(np.array([-1e30, -1, 1, 1e30, 0, 3.9e-3], np.float32), flat[::7].shape)
+    flat[::5] = rng.integers(-400, 400, flat[::5].shape) / 255  # (x + 1) 127.5 is a half, or next to one
+    x.transpose(0, 2, 3, 1)[case.nobody()] = np.nan
+    out = Buffer((case.pictures, *case.size, 3), np.uint8)
+    flag = Buffer((1,), np.uint32, np.zeros(1, np.uint32))
+    run("zip_egress", x, out, flag, case.row, batch_of(case))
+    v = case.pictures_of(x)[:, :, : case.size[0], : case.size[1]]
+    want = np.clip(np.rint((v + np.float32(1)) * np.float32(127.5)), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(out.array, want)
+    assert flag.array[0] == 0
+
+
+def test_egress_rounds_halves_to_even(run):
+    """0.5 -> 0, 1.5 -> 2, 2.5 -> 2, ...: values for which (x + 1) 127.5 is a half exactly."""
+    x = (np.arange(256, dtype=np.float64) + 0.5) / 127.5 - 1
+    candidates = np.stack([np.nextafter(x.astype(np.float32), np.float32(s)) for s in (-9, 9)] + [x.astype(np.float32)])
+    halves = (candidates + np.float32(1)) * np.float32(127.5) % 1 == 0.5
+    row = np.where(halves.any(0), np.take_along_axis(candidates, halves.argmax(0)[None], 0)[0], 0)
+    assert halves.any(0).sum() > 100
+    layout = Layout(1, 256, 1, 256)
+    out, flag = Buffer((1, 1, 256, 3), np.uint8), Buffer((1,), np.uint32, np.zeros(1, np.uint32))
+    run("zip_egress", np.tile(row.astype(np.float32), (1, 3, 1, 1)), out, flag, gpu.layout_row(layout, 1, 256),
+        gpu.batch_row(1, layout, 0))  # fmt: skip
+    half = np.arange(256) + 0.5
+    want = np.where(halves.any(0), np.clip(np.rint(half), 0, 255), 128)
+    np.testing.assert_array_equal(out.array[0, 0, :, 0], want)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_egress_tells_that_a_value_is_not_finite(run, rng, bad):
+    case = BY_NAME["gap"]
+    x = rng.standard_normal(case.shape).astype(np.float32)
+    canvas, y, column = case.place(6)
+    x[canvas, 2, y.start + 20, column.start + 17] = bad
+    out = Buffer((case.pictures, *case.size, 3), np.uint8)
+    flag = Buffer((1,), np.uint32, np.zeros(1, np.uint32))
+    run("zip_egress", x, out, flag, case.row, batch_of(case))
+    assert flag.array[0] == 1
+
+
+@pytest.mark.parametrize("name", ["none", "three", "tiles", "gap"])
+@pytest.mark.parametrize("start", [None, 400])
+def test_the_whole_loop_gives_the_pictures_of_the_cpu_path(run, rng, name, start):
+    """ingest, (warm start), 20 or 9 times the engine and the step, egress; a guide drawn for each picture."""
+    case = BY_NAME[name]
+    a, ids = case.layout, ids_of(case.pictures)
+    pictures = rng.integers(0, 256, (case.pictures, *case.size, 3), np.uint8)
+    guides = [Guide(parse(t)) for t in case.guides]
+    table = step_table(make_spec(), lam=10.0, start=start)
+    noise, engine = Noise(SEED, ids), FakeEngine()
+    which = noise.choice(len(guides))
+
+    who, batch = gpu.picture_rows(ids, which), batch_of(case)
+    x, x_p = Buffer(case.shape, np.float32), Buffer(case.shape, np.uint8)
+    mine = rows(*map(gpu.guide_row, guides), dtype=gpu.GUIDE)
+
+    def step(e, row, table_of_guides):
+        steps = rows(*[row] * case.canvases, dtype=gpu.STEP)
+        run("zip_step_f32", x, e, x_p, x, who, table_of_guides, steps, case.row, batch)
+        run("zip_fill", x, case.row, batch)
+
+    run("zip_ingest", pictures, x_p, x, who, case.row, batch)
+    run("zip_fill", x, case.row, batch)
+    if table.warm:
+        step(x, gpu.warm_row(table), rows(*[gpu.guide_row(g, joint=True) for g in guides], dtype=gpu.GUIDE))
+    for s in table.steps:
+        e = engine(x.array, np.full(max(1, case.canvases), s.t, np.float32))
+        step(e, gpu.step_row(s), mine)
+    out, flag = Buffer(pictures.shape, np.uint8), Buffer((1,), np.uint32, np.zeros(1, np.uint32))
+    run("zip_egress", x, out, flag, case.row, batch)
+    assert flag.array[0] == 0
+    if not case.pictures:
+        return
+
+    rgb = pad(pictures, a.height, a.width).transpose(0, 3, 1, 2).astype(np.float32) * np.float32(1 / 127.5) - 1
+    want = sampler.purify(Predictor(engine, a), np.ascontiguousarray(rgb), table,
+                          GuidePerPicture(guides, which), noise)  # fmt: skip
+    want = np.clip(np.rint((want + 1) * np.float32(127.5)), 0, 255)[:, :, : case.size[0], : case.size[1]]
+    difference = np.abs(out.array.transpose(0, 3, 1, 2) - want)
+    # the engine's place beside others on a canvas, and the last bit of the normals, may turn a rounding
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3

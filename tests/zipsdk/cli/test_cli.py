@@ -1,0 +1,318 @@
+"""`zipsdk purify`: folders, refusals, exit codes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.folders import contents, folder, names, picture, refused, state
+from zipsdk import images
+from zipsdk.batch import discovery
+from zipsdk.cli import main
+from zipsdk.errors import EngineError, InputError, PictureError
+
+# ---- what goes in and what comes out
+
+
+def test_folders_files_and_globs_keep_their_structure(purify, tmp_path, capsys):
+    src = tmp_path / "in"
+    picture(src / "a.png", 1)
+    picture(src / "sub" / "deep" / "b.jpg", 2, (20, 33))
+    picture(src / "sub" / "c.webp", 3)
+    picture(src / ".hidden" / "d.png", 4)
+    (src / "notes.txt").write_text("no picture")
+    one = picture(tmp_path / "other" / "single.bmp", 5)
+    picture(tmp_path / "globbed" / "x" / "y" / "e.png", 6)
+    picture(tmp_path / "globbed" / "x" / "f.jpg", 7)
+    out = tmp_path / "out"
+    assert purify(src, one, tmp_path / "globbed" / "**" / "*.png", "-o", out) == 0
+    assert names(out) == {"a.png", "sub/deep/b.jpg", "sub/c.webp", "single.bmp", "x/y/e.png"}
+    for name in names(out):
+        with Image.open(out / name) as im:
+            assert im.mode == "RGB"
+    with Image.open(out / "sub/deep/b.jpg") as im:
+        assert im.size == (33, 20) and im.format == "JPEG"
+    assert "5 done" in (said := capsys.readouterr()).out and "pictures/s" in said.out
+    assert said.err == ""
+
+
+def test_the_output_is_what_the_purifier_gives(purify, model, tmp_path):
+    import zipsdk
+
+    src = folder(tmp_path / "in", 3)
+    assert purify(src, "-o", tmp_path / "out", "--seed", 5, "--lam", 2, "--transforms", "blur4") == 0
+    purifier = zipsdk.Purifier(model, "blur4", lam=2, steps=2, seed=5)
+    for name in names(src):
+        want = purifier.run(np.asarray(Image.open(src / name)))
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / name)), want)
+
+
+@pytest.mark.parametrize("form", ["png", "jpg", "webp"])
+def test_format(purify, tmp_path, form):
+    picture(tmp_path / "in" / "a.bmp")
+    assert purify(tmp_path / "in", "-o", tmp_path / "out", "--format", form) == 0
+    with Image.open(tmp_path / "out" / f"a.{form}") as im:
+        assert im.format == {"jpg": "JPEG"}.get(form, form.upper())
+
+
+def test_every_kept_name_can_be_written(tmp_path):
+    for suffix in images.SUFFIXES:
+        name = discovery._output_name(Path(f"a{suffix}"), "keep")
+        images.save(Image.new("RGB", (8, 8)), tmp_path / name)
+    assert discovery._output_name(Path("b/a.gif"), "keep") == "b/a.png"
+    assert discovery._output_name(Path("a.JPG"), "keep") == "a.JPG"
+
+
+# ---- refusals
+
+
+def test_wrong_options(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 1)
+    out = tmp_path / "out"
+    for options in (["--lam", "0"], ["--eta", "2"], ["--seed", "-1"], ["--transforms", "x"], ["--canvas", "33"]):
+        refused(capsys, purify(src, "-o", out, *options), 2, options[0][2:])
+    refused(capsys, purify(src, "-o", out, steps=0), 2, "steps: got 0")
+    for options in (
+        ["--sheet", str(src)],
+        ["--batch", "0"],
+        ["--what"],
+        ["--threads", "-1"],
+        ["--threads", "99999999"],
+    ):
+        with pytest.raises(SystemExit) as e:
+            purify("-o", out, *options, src)
+        assert e.value.code == 2
+    assert not out.exists()
+
+
+def test_models_that_cannot_run_give_3(tmp_path, capsys):
+    src = folder(tmp_path / "in", 1)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a model")
+    common = ["purify", str(src), "-o", str(tmp_path / "out"), "--model"]
+    refused(capsys, main([*common, "no-such-model"]), 3, "no-such-model")
+    refused(capsys, main([*common, str(broken)]), 3, "broken.onnx")
+    refused(capsys, main(["info", str(broken)]), 3, "broken.onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sheet_that_cannot_be_written_is_told_before_the_run(purify, tmp_path, capsys, monkeypatch):
+    src, out = folder(tmp_path / "in", 1), tmp_path / "out"
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for sheet, text in (
+        ("file/s.png", "file is not a folder that may be written to"),
+        ("file/deep/s.png", "file is not a folder that may be written to"),
+        ("dangling/s.png", "dangling is not a folder that may be written to"),
+        ("folder.png", "folder.png: is a folder"),
+    ):
+        refused(capsys, purify(src, "-o", out, "--sheet", tmp_path / sheet), 2, text)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere, so the refusal is played
+    refused(capsys, purify(src, "-o", out, "--sheet"), 2, f"{tmp_path} is not a folder that may be written to")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("e", "text"),
+    [
+        (OSError(28, "No space left on device", "a.plan"), "a.plan: No space left on device"),
+        (PermissionError(13, "Permission denied", ".a.part", None, "a.plan"), "a.plan: Permission denied"),
+        (OSError(5, "Input/output error"), "error: Input/output error"),
+        (OSError("odd"), "error: odd"),
+        (TimeoutError(), "error: TimeoutError"),
+    ],
+)
+def test_errors_of_the_system_give_2_and_no_traceback(tmp_path, capsys, monkeypatch, e, text):
+    def fails(*_, **__):
+        raise e
+
+    monkeypatch.setattr("zipsdk.engines.tensorrt.build.build", fails)
+    code = main(["build", "zip-tiny", "-o", str(tmp_path / "a.plan")])
+    refused(capsys, code, 2, f"{text}; check the path, its permissions and the disk's room\n")
+
+
+# ---- pictures that fail
+
+
+def test_a_broken_picture_is_told_about_and_the_run_goes_on(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 5)
+    whole = (src / "002.png").read_bytes()
+    (src / "002.png").write_bytes(whole[:100])
+    (src / "003.png").unlink()
+    (src / "003.png").symlink_to(tmp_path / "removed.png")  # listed, and not there when it is read
+    out = tmp_path / "out"
+    assert purify(src, "-o", out, "--batch", 2) == 1
+    said = capsys.readouterr()
+    assert "002.png" in said.err and "003.png" in said.err and "Traceback" not in said.err
+    assert "3 done" in said.out and "2 failed" in said.out
+    assert names(out) == {"000.png", "001.png", "004.png"}
+    # tried again, and done when it has been mended
+    before = state(out)
+    (src / "002.png").write_bytes(whole)
+    assert purify(src, "-o", out, "--batch", 2) == 1
+    assert "1 done" in (said := capsys.readouterr()).out and "3 already done before, 1 failed" in said.out
+    assert {n: s for n, s in state(out).items() if n in before} == before
+    assert "002.png" in names(out)
+
+
+def test_a_picture_of_a_size_that_cannot_be_used_does_not_spoil_its_batch(purify, tmp_path, capsys, monkeypatch):
+    from zipsdk.sampling import tiling
+
+    plan = tiling.plan
+
+    def refusing(spec, height, *rest):
+        if height == 24:
+            raise InputError("too odd")
+        return plan(spec, height, *rest)
+
+    src = folder(tmp_path / "in", 3)
+    picture(src / "odd.png", 9, (24, 16))
+    monkeypatch.setattr("zipsdk.purifier.plan", refusing)
+    assert purify(src, "-o", tmp_path / "out") == 1
+    assert "odd.png: too odd" in capsys.readouterr().err
+    assert len(names(tmp_path / "out")) == 3
+
+
+def test_what_the_format_cannot_hold_is_told_before_it_is_computed(purify, tmp_path, capsys, monkeypatch):
+    from zipsdk import Purifier
+
+    src, out = folder(tmp_path / "in", 1), tmp_path / "out"
+    rgba = Image.new("RGBA", (16, 16), (1, 2, 3, 4))
+    images.save(rgba, src / "alpha.png")
+    images.save(Image.new("I;16", (16, 16)), src / "deep.png")
+    rgba.save(src / "web.jpg", "PNG")  # as browsers save them: the content says how it is read, the name how it is kept
+    run, computed = Purifier.run, []
+
+    def counting(self, batch, **options):
+        computed.extend(batch)
+        return run(self, batch, **options)
+
+    monkeypatch.setattr(Purifier, "run", counting)
+    assert purify(src, "-o", out, "--format", "jpg") == 1
+    said = capsys.readouterr()
+    for name, mode in (("alpha", "RGBA"), ("deep", "I;16"), ("web", "RGBA")):
+        assert f"{out / name}.jpg: got a picture of mode {mode}, wanted one of L RGB" in said.err
+    assert "1 done" in said.out and "3 failed" in said.out
+    assert len(computed) == 1 and names(out) == {"000.jpg"}
+    assert purify(src, "-o", tmp_path / "kept") == 1
+    assert "web.jpg: got a picture of mode RGBA" in capsys.readouterr().err
+    assert len(computed) == 4 and names(tmp_path / "kept") == {"000.png", "alpha.png", "deep.png"}
+    images.save(Image.new("RGB", (16384, 1)), tmp_path / "wide.png")
+    assert purify(tmp_path / "wide.png", "-o", tmp_path / "web", "--format", "webp") == 1
+    assert "wide.webp: got a picture of 16384 x 1 pixels, wanted at most 16383 a side" in capsys.readouterr().err
+    assert len(computed) == 4 and not names(tmp_path / "web")
+
+
+def test_a_full_disk_stops_the_run(purify, tmp_path, capsys, monkeypatch):
+    src = folder(tmp_path / "in", 4)
+    save, saved = images.save, []
+
+    def full(image, path):
+        if len(saved) == 2:
+            raise PictureError("cannot be written") from OSError(28, "No space left on device")
+        saved.append(path)
+        save(image, path)
+
+    monkeypatch.setattr(images, "save", full)
+    assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 1
+    said = capsys.readouterr().err
+    assert "No space left on device" in said and "stopped with 2 of 4 pictures done" in said
+    monkeypatch.undo()
+    assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 0
+
+
+def test_an_engine_that_fails_midway_gives_3_and_can_be_continued(purify, tmp_path, capsys, monkeypatch):
+    from zipsdk.engines.onnxruntime import OnnxEngine
+
+    src = folder(tmp_path / "in", 4)
+    evaluate, calls = OnnxEngine.__call__, []
+
+    def failing(self, x, t):
+        calls.append(t)
+        if len(calls) > 4:
+            raise EngineError("the device is gone")
+        return evaluate(self, x, t)
+
+    monkeypatch.setattr(OnnxEngine, "__call__", failing)
+    assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 3
+    said = capsys.readouterr().err
+    assert "stopped with 2 of 4 pictures done; the same command continues" in said and "the device is gone" in said
+    monkeypatch.undo()
+    assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 0
+
+
+# ---- sheets, and what is said
+
+
+def test_sheet(purify, tmp_path):
+    src = tmp_path / "in"
+    for i in range(30):
+        path = src / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), (250, 10, 10)).save(path)
+    out = tmp_path / "out"
+    assert purify(src, "-o", out, "--transforms", "gray", "--sheet") == 0
+    page = np.asarray(Image.open(out / "zipsdk-sheet.png").convert("RGB"))
+    step, gap, title = 248, 8, 20
+    assert page.shape[1] == 3 * step + gap and (page.shape[0] - gap - title) % step == 0
+    assert 10 <= (page.shape[0] - gap - title) // step <= 12
+    middle = title + gap + 120
+    assert page[middle, gap + 120].tolist() == [250, 10, 10]
+    assert page[middle, gap + step + 120].tolist() == [90, 90, 90]
+    clean = np.asarray(Image.open(out / "00.png"))
+    assert (page[middle, gap + 2 * step + 120] == clean[8, 8]).all()
+    assert (page[: title + gap - 2, : 2 * step] < 128).any(), "column titles"
+    # of a second run, that has nothing to do, as well
+    assert purify(src, "-o", out, "--transforms", "gray", "--sheet", tmp_path / "deep" / "page.png") == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "deep" / "page.png").convert("RGB")), page)
+
+
+def test_a_sheet_is_written_over_a_sheet_and_over_nothing_else(purify, tmp_path, capsys):
+    src, out = folder(tmp_path / "in", 2), tmp_path / "out"
+    before = contents(src)
+    # a slip of the keyboard: the first of two inputs becomes the sheet's name
+    for sheet in (["--sheet", src / "000.png", src / "001.png"], [src / "001.png", "--sheet", src / "000.png"]):
+        refused(capsys, purify("-o", out, *sheet), 2, "000.png: is there already, and is no sheet that zipsdk wrote")
+    assert contents(src) == before and not out.exists()
+    for options in ([], ["--preset", "random"]):  # of both kinds
+        page = tmp_path / f"page{len(options)}.png"
+        for _ in range(2):  # a finished run may be repeated
+            assert purify(src, "-o", out / str(len(options)), *options, "--sheet", page) == 0
+    (out / "0" / "zipsdk-sheet.png").write_bytes(before["000.png"])
+    refused(capsys, purify(src, "-o", out / "0", "--sheet"), 2, "zipsdk-sheet.png: is there already")
+    assert purify(src, "-o", out / "0", "--sheet", "--overwrite") == 0
+    assert (out / "0" / "zipsdk-sheet.png").read_bytes() != before["000.png"]
+
+
+def test_a_sheet_among_the_pictures_is_no_picture(purify, tmp_path, capsys):
+    src, out = folder(tmp_path / "in", 2), tmp_path / "out"
+    for _ in range(2):
+        assert purify(src, "-o", out, "--sheet", src / "sheet.png") == 0
+        assert purify(src / "*.png", "-o", out, "--sheet", src / "sheet.png") == 0
+    assert names(out) == {"000.png", "001.png"}
+    refused(capsys, purify(src / "sheet.png", "-o", out, "--sheet", src / "sheet.png"), 2, "over a picture")
+
+
+@pytest.mark.parametrize("options", [["--preset", "random"], ["--transforms", "gray|blur2"]])
+def test_a_sheet_has_no_transformed_column_where_each_picture_drew_its_own(purify, tmp_path, options):
+    src, out = folder(tmp_path / "in", 2), tmp_path / "out"
+    assert purify(src, "-o", out, *options, "--sheet") == 0
+    page = np.asarray(Image.open(out / "zipsdk-sheet.png").convert("RGB"))
+    step, gap, title = 248, 8, 20
+    assert page.shape == (2 * step + gap + title, 2 * step + gap, 3)
+    middle = title + gap + 120
+    clean = np.asarray(Image.open(out / "000.png"))
+    assert (page[middle, gap + step + 120] == clean[8, 8]).all()
+
+
+def test_quiet_and_progress(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 2)
+    assert purify(src, "-o", tmp_path / "a", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+    assert purify(src, "-o", tmp_path / "b", "--progress") == 0
+    assert "2/2" in capsys.readouterr().err

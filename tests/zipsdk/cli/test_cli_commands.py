@@ -1,0 +1,131 @@
+"""`zipsdk info`, `models`, `doctor`, the help, and how it all ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.folders import refused
+from tests.helpers.paths import ROOT
+from zipsdk.cli import main
+
+
+def test_info(model, tmp_path, capsys):
+    assert main(["info", model, "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert got["spec"]["name"] == "toy" and got["bytes"] == Path(model).stat().st_size and len(got["sha256"]) == 64
+    assert got["hash"].startswith("not checked") and got["runs"]["providers"] == ["CPUExecutionProvider"]
+    assert main(["info", model]) == 0
+    assert "CPUExecutionProvider" in capsys.readouterr().out
+
+    from zipsdk.models.sidecar import write_sidecar
+
+    copy = Path(shutil.copy(model, tmp_path / "copy.onnx"))
+    write_sidecar(copy, {})
+    assert main(["info", str(copy), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hash"] == "matches its sidecar"
+    copy.write_bytes(copy.read_bytes() + b"x")
+    refused(capsys, main(["info", str(copy)]), 3, "copy.onnx")
+
+
+@pytest.fixture
+def bundled(model, tmp_path, monkeypatch) -> None:
+    """A model folder with the toy alone in it."""
+    from zipsdk import models
+    from zipsdk.models.sidecar import write_sidecar
+
+    write_sidecar(shutil.copy(model, tmp_path / "toy.onnx"), {"export": {"parameters": 1234}})
+    monkeypatch.setattr(models, "_HERE", tmp_path)
+
+
+@pytest.mark.usefixtures("bundled")
+def test_models(capsys, tmp_path):
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out == "toy  32x32 (takes 8 to 64), 1,234 parameters, CC0\n"
+    (tmp_path / "toy.onnx").unlink()
+    assert main(["models"]) == 0
+    assert "no model comes with" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("bundled")
+def test_doctor(capsys, tmp_path):
+    assert main(["doctor", "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    lines = {c["name"]: c for c in got["checks"]}
+    assert (
+        got["runs"]
+        and {"Python", "onnxruntime", "CUDA driver", "TensorRT", "TensorRT-RTX", "loop on the GPU"} <= lines.keys()
+    )
+    assert lines["model toy"]["ok"] and "32x32" in lines["model toy"]["detail"]
+    assert all(c["ok"] or c["fix"] for c in lines.values())
+
+    (tmp_path / "toy.onnx").write_bytes(b"damaged")
+    assert main(["doctor"]) == 3
+    assert "no engine runs here" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("bundled")
+def test_doctor_without_onnxruntime(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["doctor"]) == 3
+    assert "pip install 'zipsdk[cpu]'" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("bundled")
+def test_without_onnxruntime_but_with_tensorrt(model, capsys, monkeypatch):
+    """As on a Jetson: `onnx` is there, which reads the spec, and plans run."""
+    from zipsdk.cli import doctor
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out == "toy  32x32 (takes 8 to 64), 1,234 parameters, CC0\n"
+    assert main(["info", model, "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert got["spec"]["name"] == "toy" and got["runs"]["engine"].startswith("not here: onnxruntime is not usable here")
+
+    monkeypatch.setattr(doctor, "_tensorrt", lambda driver: iter([doctor.Check("TensorRT", True, "10.3")]))
+    for name in ("_kernels", "_device"):
+        monkeypatch.setattr(doctor, name, lambda *_: doctor.Check("a part", True, ""))
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.endswith("at least one engine runs here\n")
+    monkeypatch.setattr(doctor, "_device", lambda driver: doctor.Check("loop on the GPU", False, "no PyCUDA"))
+    assert main(["doctor"]) == 3
+
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    capsys.readouterr()
+    refused(capsys, main(["info", model]), 3, "onnxruntime is not usable here")
+
+
+def test_help_teaches_and_loads_no_runtime(capsys):
+    code = "import sys; from zipsdk.cli import main\ntry: main(['--help'])\nfinally: print(sorted(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "'zipsdk.cli'" in said and "onnxruntime" not in said and "tqdm" not in said and "torch" not in said
+    for name in ("purify", "info", "models", "doctor"):
+        with pytest.raises(SystemExit) as e:
+            main([name, "--help"])
+        assert e.value.code == 0
+        assert "example" in capsys.readouterr().out
+
+
+def test_version_and_no_command(capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["--version"])
+    assert e.value.code == 0 and capsys.readouterr().out.startswith("zipsdk 0.")
+    with pytest.raises(SystemExit) as e:
+        main([])
+    assert e.value.code == 2
+
+
+def test_a_reader_that_leaves(model):
+    read, write = os.pipe()
+    os.close(read)
+    args = [sys.executable, "-m", "zipsdk", "info", model]
+    result = subprocess.run(args, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert result.returncode == 141 and result.stderr == ""

@@ -1,0 +1,233 @@
+"""Which pictures ``zipsdk purify`` takes from files, folders and globs; and that it writes over none of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.folders import contents, folder, names, picture, refused, state
+from zipsdk import images
+from zipsdk.batch import discovery
+from zipsdk.batch.manifest import MANIFEST
+
+
+def test_output_folder_below_the_input_is_not_an_input(purify, tmp_path):
+    src = folder(tmp_path / "in", 2)
+    for _ in range(2):
+        assert purify(src, "-o", src / "clean") == 0
+        assert purify(src / "**" / "*.png", "-o", src / "clean") == 0
+    assert names(src / "clean") == {"000.png", "001.png"}
+
+
+def test_link_loops_and_unreadable_folders_do_not_hang(purify, tmp_path, capsys, monkeypatch):
+    src = folder(tmp_path / "in", 1)
+    (src / "loop").symlink_to(src)
+    (src / "loop2").symlink_to(tmp_path)
+    assert purify(src, src / "**" / "*.png", "-o", tmp_path / "out") == 0
+    assert names(tmp_path / "out") == {"000.png"}
+    assert "loop: a link to a folder is not followed" in capsys.readouterr().err
+
+    # root may read everything, so the refusal is played
+    (src / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path="."):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert purify(src, "-o", tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "closed: cannot be read (Permission denied)" in said.err and "1 failed" in said.out
+
+
+def test_two_inputs_with_one_output(purify, tmp_path, capsys):
+    picture(tmp_path / "a" / "x.png", 1)
+    picture(tmp_path / "b" / "x.png", 2)
+    out = tmp_path / "out"
+    refused(capsys, purify(tmp_path / "a", tmp_path / "b", "-o", out), 2, "would both be written")
+    assert not out.exists()
+    picture(tmp_path / "a" / "x.jpg", 1)
+    refused(capsys, purify(tmp_path / "a", "-o", out, "--format", "png"), 2, "would both be written")
+    assert purify(tmp_path / "b", tmp_path / "b" / "x.png", "-o", out) == 0  # one picture, named twice
+
+
+def test_pictures_of_another_folder_are_not_taken_for_those_that_are_done(purify, tmp_path, capsys):
+    """Not even where name, size and time are the same."""
+    a, b, moved, out = (tmp_path / n for n in ("a", "b", "moved", "out"))
+    for i, where in enumerate((a, b)):
+        for name in ("x.bmp", "y.bmp"):
+            os.utime(picture(where / name, i), (1e9, 1e9))
+    assert purify(a, "-o", out, "--seed", 1) == 0
+    first, before, manifest = contents(out), state(out), (out / MANIFEST).read_bytes()
+    capsys.readouterr()
+    text = (
+        f"{out / 'x.bmp'} was made from {a / 'x.bmp'}, and would now be from {b / 'x.bmp'} (and 1 others alike); "
+        "use another output folder, or --overwrite"
+    )
+    refused(capsys, purify(b, "-o", out), 2, text)
+    picture(b / "x.bmp", 3, (20, 20))  # changed as well
+    refused(capsys, purify(b, "-o", out), 2, text)
+    a.rename(moved)
+    refused(capsys, purify(moved, "-o", out), 2, f"would now be from {moved / 'x.bmp'}")
+    assert state(out) == before and (out / MANIFEST).read_bytes() == manifest
+
+    assert purify(moved, "-o", out, "--seed", 1, "--overwrite") == 0
+    assert contents(out) == first and all(state(out)[n] != before[n] for n in before)
+    before = state(out)
+    assert purify(moved, "-o", out) == 0
+    assert state(out) == before  # and goes on from there
+    (out / "x.bmp").unlink()
+    assert purify(b / "x.bmp", "-o", out) == 0  # there is nothing to lose
+    assert images.read_one(out / "x.bmp").rgb.shape == (20, 20, 3)
+    refused(capsys, purify(moved, "-o", out), 2, f"{out / 'x.bmp'} was made from {b / 'x.bmp'}")
+
+
+def test_manifests_of_older_runs_hold_sources_as_they_were_given(purify, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "a", 3)
+    folder(tmp_path / "b", 3)
+    out = tmp_path / "out"
+    assert purify("a", "-o", out) == 0
+    manifest = out / MANIFEST
+    assert str(tmp_path / "a") in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(str(tmp_path / "a"), "a"))
+    (tmp_path / "link").symlink_to("a")
+    before = state(out)
+    for given in ("a", "../" + tmp_path.name + "/a", tmp_path / "a", "link"):
+        assert purify(given, "-o", out) == 0
+    assert state(out) == before
+    capsys.readouterr()
+    refused(capsys, purify("b", "-o", out), 2, f"was made from {tmp_path / 'a' / '000.png'}")
+
+
+def test_inputs_are_not_overwritten(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 1)
+    before = contents(src)
+    (tmp_path / "link").symlink_to(src)
+    refused(capsys, purify(src, "-o", tmp_path / "link"), 2, "the output folder is an input")
+    refused(capsys, purify(src / "000.png", "-o", tmp_path / "link"), 2, "would be overwritten")
+    refused(capsys, purify(src / "000.png", "-o", src, "--overwrite"), 2, "would be overwritten")
+    sheet = ("--sheet", src / "000.png")
+    refused(capsys, purify(src, "-o", tmp_path / "out", *sheet), 2, "the sheet would be written over a picture")
+    assert contents(src) == before and not (src / MANIFEST).exists()
+
+
+def test_inputs_are_not_overwritten_under_another_spelling(purify, tmp_path, capsys, monkeypatch):
+    """As where a disk is mounted twice, or takes Photos for photos: no link, so nothing that a path says."""
+    src = folder(tmp_path / "photos", 1)
+    picture(src / "deep" / "001.png", 1)
+    before = contents(src)
+    if (tmp_path / "Photos").exists():
+        pytest.skip("this disk has no case, and plays no other")
+    (tmp_path / "Photos").symlink_to(src)
+    monkeypatch.setattr(os.path, "realpath", os.path.abspath)
+    common = ["-o", tmp_path / "Photos", "--overwrite"]
+    refused(capsys, purify(src, *common), 2, "the output folder is an input")
+    refused(capsys, purify(src / "000.png", *common), 2, "would be overwritten")
+    refused(capsys, purify(tmp_path, *common), 2, "no picture there")
+    refused(capsys, purify(src / "deep", "-o", tmp_path / "Photos" / "deep", "--overwrite"), 2, "is an input")
+    sheet = ["--sheet", tmp_path / "Photos" / "000.png", "--overwrite"]
+    refused(capsys, purify(src, "-o", tmp_path / "out", *sheet), 2, "the sheet would be written over a picture")
+    assert contents(src) == before and not (src / MANIFEST).exists()
+
+
+def test_names_that_differ_in_case_are_one_where_the_disk_says_so(purify, tmp_path, capsys):
+    picture(tmp_path / "a" / "x.png", 1)
+    picture(tmp_path / "b" / "X.png", 2)
+    if (tmp_path / "A").exists():
+        pytest.skip("this disk has no case")
+    assert purify(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out") == 0
+    assert names(tmp_path / "out") == {"x.png", "X.png"}
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "DISK").symlink_to(tmp_path / "disk")  # what such a disk does by itself
+    both = (tmp_path / "a", tmp_path / "b")
+    refused(capsys, purify(*both, "-o", tmp_path / "disk" / "out"), 2, "would both be written to")
+    assert purify(tmp_path / "a", tmp_path / "a" / "x.png", "-o", tmp_path / "disk" / "out") == 0
+
+
+@pytest.mark.parametrize(("platform", "caseless"), [("win32", True), ("linux", False)])
+def test_a_drive_without_letters_or_that_is_not_there(monkeypatch, platform, caseless):
+    monkeypatch.setattr(sys, "platform", platform)
+    assert discovery._caseless(Path("/2024/11")) is caseless
+
+
+def test_foreign_files_are_not_overwritten(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 2)
+    mine = picture(tmp_path / "out" / "001.png", 99)
+    before = mine.read_bytes()
+    refused(capsys, purify(src, "-o", tmp_path / "out"), 2, "001.png is there and was not written by this run")
+    assert mine.read_bytes() == before and not (tmp_path / "out" / MANIFEST).exists()
+    assert purify(src, "-o", tmp_path / "out", "--overwrite") == 0
+    assert mine.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("inputs", "out", "text"),
+    [
+        (["nowhere"], "out", "no such file or folder"),
+        (["nowhere/*.png"], "out", "no picture there, because nowhere is no folder; check the path"),
+        (["empty"], "out", "no picture there; wanted some of .apng"),
+        (["in/*.jpg"], "out", "no picture there: nothing in the folder in matches *.jpg; check the pattern"),
+        (["in/*.PNG"], "out", "in/000.png does if letter case is ignored: write the pattern as the names are"),
+        (["f*"], "out", "no picture there, but 1 matches of f* in ., such as file; wanted some of .apng"),
+        (["*/../in/*.png"], "out", "got '..' behind a pattern, expected names only; give the folder itself"),
+        (["in"], "clean.png", "the output is a folder"),
+        (["in"], "file", "cannot be used as the output folder"),
+    ],
+)
+def test_wrong_inputs(purify, tmp_path, monkeypatch, capsys, inputs, out, text):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "in", 1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    refused(capsys, purify(*inputs, "-o", out), 2, text)
+
+
+@pytest.mark.parametrize("where", ["IN", "OUT", "--model", "--sheet"])
+@pytest.mark.parametrize("text", ["", "a\0b.png"])
+def test_paths_that_are_none_are_refused(purify, tmp_path, capsys, where, text):
+    """ "$UNSET" must not purify the folder that the shell is in."""
+    src = folder(tmp_path / "in", 1)
+    args = {"IN": [text, "-o", tmp_path / "out"], "OUT": [src, "-o", text]}
+    with pytest.raises(SystemExit) as e:
+        purify(*args.get(where, [src, "-o", tmp_path / "out", where, text]))
+    assert e.value.code == 2 and not (tmp_path / "out").exists()
+    assert ("got an empty path, expected a name" if text == "" else "expected a path without zero bytes") in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_folder_in_the_way_of_an_image_is_told(purify, tmp_path, capsys):
+    src, out = folder(tmp_path / "in", 1), tmp_path / "out"
+    (out / "000.png").mkdir(parents=True)
+    for options in ([], ["--overwrite"]):
+        text = f"{out / '000.png'}: got a folder where an image will be written; remove or rename it"
+        refused(capsys, purify(src, "-o", out, *options), 2, text)
+    (out / "000.png").rmdir()
+    assert purify(src, "-o", out) == 0
+
+
+def test_a_picture_that_changes_while_it_is_read_is_done_again(purify, tmp_path, monkeypatch, capsys):
+    src, out = folder(tmp_path / "in", 3), tmp_path / "out"
+    read = images.read_one
+
+    def reading(path, **options):
+        found = read(path, **options)
+        if path.name == "001.png":
+            picture(path, 50, (20, 20))
+        if path.name == "000.png":
+            (src / "002.png").unlink()
+        return found
+
+    monkeypatch.setattr(images, "read_one", reading)
+    assert purify(src, "-o", out) == 1
+    assert "002.png: cannot be used (No such file or directory); check that it is there" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert purify(src, "-o", out) == 0
+    assert "1 done" in capsys.readouterr().out
+    assert images.read_one(out / "001.png").rgb.shape == (20, 20, 3)

@@ -1,0 +1,307 @@
+"""The decisive part in a guard: toy backdoors of one part and of two are found and undone, at the cost that is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import statistics
+
+import numpy as np
+import pytest
+
+import zipsdk
+from tests.fakes.guard import Recorder, fail
+from zipsdk import DecisivePart, InputError, guard
+from zipsdk.detectors import ablation
+
+TARGET = 3
+#: What the four classes show: spread over the place, all bands and all colours.
+MOTIFS = np.random.default_rng(1).normal(size=(4, 32, 32, 3))
+WAVE = np.cos(2 * np.pi * np.arange(32) / 32)[:, None]
+#: Too narrow for the coarse band, too wide for the fine one.
+STRIPES = np.cos(2 * np.pi * np.arange(32) / 8)[:, None]
+
+
+def toys(labels, seed=0):
+    pictures = 128 + 40 * MOTIFS[labels] + np.random.default_rng(seed).normal(0, 8, (len(labels), 32, 32, 3))
+    return np.clip(np.rint(pictures), 0, 255).astype(np.uint8)
+
+
+def patch(x):
+    x[:, 28:, 28:] = 255
+
+
+def stripe(x):
+    x += 25 * STRIPES[..., None] * (1, 0, -1)
+
+
+def wave(x):
+    x += 25 * WAVE
+
+
+def patched(x):
+    return x[:, 29:31, 29:31].mean(axis=(1, 2, 3)) - x[:, 20:26, 20:].mean(axis=(1, 2, 3)) > 50
+
+
+def striped(x):
+    return ((x[..., 0] - x[..., 2]).mean(axis=2) * STRIPES[:, 0]).mean(axis=1) > 10
+
+
+def waved(x):
+    return 2 * (x.mean(axis=(1, 3)) * WAVE[:, 0]).mean(axis=1) > 10
+
+
+TRIGGERS = {"bottom right": (patch, patched), "colour": (stripe, striped), "coarse": (wave, waved)}
+
+
+def with_trigger(x, *triggers):
+    x = x.astype(np.float64)
+    for name in triggers:
+        TRIGGERS[name][0](x)
+    return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+
+
+def backdoored(*triggers, sharp=6.0):
+    """Logits by likeness to the motifs; of the target class where a trigger is found."""
+
+    def classify(x):
+        x = x.astype(np.float64)
+        centred = (x - 128).reshape(len(x), -1)
+        lengths = np.linalg.norm(centred, axis=1, keepdims=True) * np.linalg.norm(MOTIFS[0])
+        logits = sharp * centred @ MOTIFS.reshape(4, -1).T / lengths
+        for name in triggers:
+            logits[TRIGGERS[name][1](x), TARGET] = 2 * sharp
+        return logits
+
+    return classify
+
+
+def measured(classify, pictures):
+    """Norms without bounds: of these toys any part is enough, which no photograph's are."""
+    detector = DecisivePart()
+    odds = [ablation.log_odds(classify(np.stack(detector.versions(p)))) for p in pictures]
+    return np.transpose(ablation.median_and_deviation(np.stack(odds)))
+
+
+@functools.cache
+def calibrated(sharp=6.0):
+    """On pictures without triggers."""
+    return DecisivePart(norms=measured(backdoored(sharp=sharp), toys(np.arange(16) % 4, seed=9)))
+
+
+class Restorer:
+    """A purifier that knows the clean pictures; without any it gives back what it gets."""
+
+    def __init__(self, clean=()):
+        self.clean = clean
+
+    def run(self, batch):
+        return [min(self.clean, key=lambda c: np.abs(c - p.astype(float)).sum(), default=p) for p in batch]
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+@pytest.mark.parametrize("survives", [False, True])
+@pytest.mark.parametrize("max_batch", [None, 5])
+def test_a_trigger_in_one_part_is_found_and_its_class_left_out(name, survives, max_batch):
+    clean = toys([0, 1, 2, 3])
+    bad = with_trigger(clean[:3], name)
+    classify = Recorder(backdoored(name))
+    assert [int(k) for k in classify.classify(bad).argmax(axis=1)] == [TARGET] * 3
+    watch = zipsdk.Guard(classify, Restorer(() if survives else clean), calibrated(), max_batch=max_batch)
+    decisions = watch.run(np.concatenate([clean, bad]))
+    assert [d.flagged for d in decisions] == [False] * 4 + [True] * 3
+    assert [d.label for d in decisions] == [0, 1, 2, 3, 0, 1, 2]
+    for d, p in zip(decisions[:4], clean, strict=True):
+        assert d.score < 1 and d.purified is None
+        assert d.why.startswith("not flagged: its label rests most on one part, ")
+        np.testing.assert_allclose(d.scores, classify.classify(p[None])[0])
+    for d, p in zip(decisions[4:], bad if survives else clean[:3], strict=True):
+        assert d.score > 4.5 and d.why.startswith(
+            f"flagged: its label rests most on one part, {name}, without which class {d.label} is next: score "
+        )
+        assert d.scores[TARGET] == 0 and d.scores.sum() == pytest.approx(1)
+        np.testing.assert_array_equal(d.purified, p)
+    assert sum(classify.sizes) == 4 * 28 + 3 * 56
+    queries, calls = 4 * 28 + 3 * 56, 2 if max_batch is None else 40 + 17  # 196 and 84, by fives
+    assert watch.counters == guard.Counters(pictures=7, flagged=3, calls=calls, queries=queries)
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_a_trigger_that_comes_through_is_caught_at_the_second_look(name):
+    """The first one failed, so nothing but the purified picture tells."""
+    bad = with_trigger(toys([1]), name)
+    (decision,) = zipsdk.Guard(Recorder(backdoored(name), [fail]), Restorer(), calibrated()).run(bad)
+    assert (decision.label, decision.flagged, decision.score) == (1, True, None)
+    assert decision.scores[TARGET] == 0 and "the service is down" in decision.why
+    (decision,) = zipsdk.Guard(backdoored(name), Restorer(), None).run(bad)
+    assert decision.label == TARGET
+
+
+def test_a_trigger_that_comes_about_in_purification_is_left_out():
+    """The enhanced attack: the picture came with one trigger, for class 2, and goes with another, for TARGET."""
+    clean = toys([0])
+
+    def classify(x):
+        logits = backdoored("coarse")(x)
+        logits[patched(x), 2] = 18
+        return logits
+
+    came, went = with_trigger(clean, "bottom right"), with_trigger(clean, "coarse")
+    assert classify(came).argmax() == 2 and classify(went).argmax() == TARGET
+    (decision,) = zipsdk.Guard(classify, Restorer(went), calibrated()).run(came)
+    assert decision.score > 4.5 and (decision.label, decision.flagged) == (0, True)
+    assert decision.scores[TARGET] == 0 and decision.scores[2] > 0
+
+
+def test_a_purified_picture_is_believed_where_nothing_is_certain():
+    clean, classify = toys([2]), backdoored("colour")
+    bad = with_trigger(clean, "colour")
+    detector = dataclasses.replace(calibrated(), certain=1e9)
+    for purifier, want in ((Restorer(clean), 2), (Restorer(), TARGET)):
+        (decision,) = zipsdk.Guard(classify, purifier, detector).run(bad)
+        assert decision.flagged and decision.label == want
+        exp = np.exp(classify(decision.purified[None])[0])
+        share = exp / exp.sum() + 0.001
+        np.testing.assert_allclose(decision.scores, share / share.sum())
+
+
+PAIRS = [("bottom right", "colour"), ("bottom right", "coarse"), ("colour", "coarse")]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("survives", [False, True])
+def test_two_triggers_at_once_are_found_because_each_is_enough(pair, survives):
+    """The label needs neither, and so need alone would miss them. Alone, each brings more than clean pictures have."""
+    clean, classify = toys([0, 1, 2]), backdoored(*pair)
+    bad = with_trigger(clean, *pair)
+    detector = calibrated()
+    enough_counts_nothing = [(0, 1e9)] * 13
+    need_alone = dataclasses.replace(detector, norms=(*detector.norms[:13], *enough_counts_nothing, detector.norms[26]))
+    watch = zipsdk.Guard(classify, Restorer(() if survives else clean), detector)
+    for d, p, label in zip(watch.run(bad), bad, (0, 1, 2), strict=True):
+        scores = classify(np.stack(detector.versions(p)))
+        assert scores[0].argmax() == TARGET and need_alone.score(scores) < 1
+        assert d.flagged and d.score > 4.5 and d.label == label and d.scores[TARGET] == 0
+    assert watch.counters.queries == 3 * 56
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_two_triggers_at_once_are_missed_where_any_part_of_a_clean_picture_is_enough(pair):
+    """The known weakness: the label needs neither, and a part alone cannot bring more than certainty."""
+    detector, classify = calibrated(20.0), backdoored(*pair, sharp=20.0)
+    assert statistics.median(median for median, _ in detector.norms[13:26]) > 6  # of log 1001
+    (decision,) = zipsdk.Guard(classify, Restorer(), detector).run(with_trigger(toys([0]), *pair))
+    assert (decision.label, decision.flagged) == (TARGET, False)
+    for name in pair:  # but not one of them
+        (decision,) = zipsdk.Guard(classify, Restorer(), detector).run(with_trigger(toys([0]), name))
+        assert (decision.label, decision.flagged) == (0, True)
+
+
+def test_a_score_at_the_threshold_costs_no_purification():
+    bad, classify = with_trigger(toys([0]), "coarse"), backdoored("coarse")
+    score = zipsdk.Guard(classify, Restorer(), calibrated()).run(bad)[0].score
+    for threshold, flagged in ((score, False), (math.nextafter(score, 0), True)):
+        watch = zipsdk.Guard(classify, Restorer(), dataclasses.replace(calibrated(), threshold=threshold, certain=1e9))
+        assert watch.run(bad)[0].flagged is flagged
+        assert watch.counters.queries == (56 if flagged else 28)
+
+
+def test_without_a_second_look_there_is_no_label():
+    clean = toys([0])
+    bad = with_trigger(clean, "coarse")
+    watch = zipsdk.Guard(Recorder(backdoored("coarse"), [None, fail]), Restorer(clean), calibrated())
+    (decision,) = watch.run(bad)
+    assert (decision.label, decision.scores, decision.flagged) == (None, None, True)
+    assert "the classifier failed on the purified picture: RuntimeError: the service is down" in decision.error
+    np.testing.assert_array_equal(decision.purified, clean[0])
+    assert watch.counters == guard.Counters(pictures=1, flagged=1, unlabelled=1, calls=2, queries=56, failures=1)
+
+
+def test_a_classifier_that_changes_its_classes_is_looked_at_afresh():
+    """What it said before is no answer: the purified picture's own part decides."""
+    five = backdoored("coarse")
+
+    def more(x):
+        return np.pad(five(x), ((0, 0), (1, 0)), constant_values=-9)
+
+    watch = zipsdk.Guard(Recorder(five, [None, more]), Restorer(), calibrated())
+    (decision,) = watch.run(with_trigger(toys([0]), "coarse"))
+    assert decision.label == 1 and decision.scores.shape == (5,) and decision.scores[1 + TARGET] == 0
+
+
+def test_norms_bear_a_few_triggers():
+    """5% of 100: no median moves by more than 0.1 deviations, and the triggers are still found."""
+    classify = backdoored("coarse")
+    labels = np.arange(100) % 3
+    clean = toys(labels)
+    bad = np.concatenate([clean[:95], with_trigger(clean[95:], "coarse")])
+    norms, moved = (measured(classify, x) for x in (clean, bad))
+    assert (np.abs(moved - norms)[:, 0] <= 0.1 * norms[:, 1]).all()
+    assert (np.abs(moved - norms)[:, 1] <= 0.1 * norms[:, 1]).all()
+    decisions = zipsdk.Guard(classify, Restorer(), DecisivePart(norms=moved)).run(bad[80:])
+    assert [d.flagged for d in decisions] == [False] * 15 + [True] * 5
+    assert [d.label for d in decisions] == labels[80:].tolist()
+
+
+class Mine:
+    """A detector of one's own: what is left-handed is suspicious, and is what two purified versions say together."""
+
+    def versions(self, rgb):
+        return [rgb, rgb[:, ::-1], rgb[::-1]]
+
+    def score(self, scores):
+        return float(np.asarray(scores)[1, 0])
+
+    def flags(self, score):
+        return score > 1
+
+    def why(self, scores, score):
+        return f"{len(scores)} versions"
+
+    def again(self, rgb):
+        return [rgb, 255 - rgb]
+
+    def settle(self, scores, purified):
+        return scores.sum() + purified[0] * purified[1]
+
+
+class Falsy(Mine):
+    """No less a detector for being empty."""
+
+    def __len__(self):
+        return 0
+
+
+@pytest.mark.parametrize("mine", [Mine(), Falsy()])
+def test_a_detector_of_ones_own(mine):
+    def left_and_right(x):
+        return np.stack([x[:, :, 0].mean(axis=(1, 2)), x[:, :, -1].mean(axis=(1, 2))], axis=1)
+
+    batch = np.zeros((2, 4, 4, 3), np.uint8)
+    batch[0, :, -1] = 90  # mirrored, it is on the left
+    batch[1, :, 0] = 1
+    watch = zipsdk.Guard(left_and_right, Restorer(), mine)
+    flagged, trusted = watch.run(batch)
+    assert (flagged.flagged, flagged.score, flagged.why) == (True, 90, "flagged: 3 versions")
+    np.testing.assert_array_equal(flagged.scores, [270 + 0 * 255, 270 + 90 * 165])
+    assert (trusted.flagged, trusted.score, trusted.label) == (False, 0, 0)
+    assert trusted.why == "not flagged: 3 versions"
+    assert watch.counters == guard.Counters(pictures=2, flagged=1, calls=2, queries=8)
+
+
+@pytest.mark.parametrize("missing", ["versions", "score", "flags", "why", "again", "settle"])
+def test_half_a_detector_is_refused(missing):
+    half = Mine()
+    setattr(half, missing, None)
+    said = r"detector: got .*wanted zipsdk\.DecisivePart\(\), zipsdk\.ScaleUp\(\), "
+    said += "an object with versions, score, flags, why, again, settle, or None$"
+    for detector in (half, DecisivePart, Mine, "parts", object(), 14, 0):
+        with pytest.raises(InputError, match=said):
+            zipsdk.Guard(backdoored(), Restorer(), detector)
+
+
+def test_the_decisive_part_is_what_a_guard_looks_for():
+    assert zipsdk.Guard(backdoored(), Restorer()).detector == DecisivePart()
+    assert zipsdk.Guard(backdoored(), Restorer(), detector=None).detector is None
+    assert (DecisivePart().threshold, DecisivePart().certain, DecisivePart().norms) == (3.3, 4.5, None)

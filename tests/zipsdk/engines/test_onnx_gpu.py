@@ -1,0 +1,78 @@
+"""ONNX Runtime's engine as the loop on a device uses it: memory by address, one stream, one lock."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+import zipsdk
+from tests.fakes.device import FakeDevice
+from zipsdk.errors import EngineError
+
+
+def test_onnx_enqueue_reads_and_writes_the_memory_that_it_is_given(rng):
+    """The binding by address, on the CPU's provider, against the plain call."""
+    pytest.importorskip("onnxruntime")
+    engine = zipsdk.load_engine("zip-tiny", device="cpu")
+    x = rng.standard_normal((3, 3, 32, 64), np.float32)
+    t, eps = np.array([900, 50, 0], np.float32), np.full(x.shape, np.nan, np.float32)
+    for _ in range(2):
+        wanted = engine(x, t)
+        engine.enqueue(x.ctypes.data, t.ctypes.data, eps.ctypes.data, 3, 0, size=(32, 64))
+        np.testing.assert_array_equal(eps, wanted)
+        x *= 0.5
+    with pytest.raises(EngineError, match="evaluation of"):
+        engine.enqueue(x.ctypes.data, t.ctypes.data, eps.ctypes.data, 3, 0, size=(31, 64))
+
+
+def test_onnx_auto_falls_back_with_the_reason_and_cuda_by_name_does_not(monkeypatch):
+    """An onnxruntime that was built with CUDA, on a machine that has none."""
+    ort = pytest.importorskip("onnxruntime")
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: both)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
+    with warnings.catch_warnings(record=True) as said:  # onnxruntime adds one of its own
+        warnings.simplefilter("always")
+        engine = zipsdk.load_engine("zip-tiny")
+    assert any("running on the CPU, because the GPU cannot be used: " in str(w.message) for w in said)
+    assert engine.providers == ["CPUExecutionProvider"] and engine.device is None
+    assert zipsdk.Purifier(engine).info["loop"] == "host (the engine runs on the CPU)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # onnxruntime's own, before it goes on without the provider
+        with pytest.raises(EngineError, match="CUDAExecutionProvider"):
+            zipsdk.load_engine("zip-tiny", device="cuda:0")
+    monkeypatch.undo()
+    with pytest.raises(EngineError, match=r"this onnxruntime has .*pip install 'zipsdk\[gpu\]'"):
+        zipsdk.load_engine("zip-tiny", device="cuda")
+
+
+def test_onnx_waits_while_another_thread_uses_its_gpus_stream(rng):
+    """Its session runs on the loop's stream; what it puts there during a capture would go into the graph."""
+    pytest.importorskip("onnxruntime")
+    engine = zipsdk.load_engine("zip-tiny", device="cpu")
+    x, t, answered = rng.standard_normal((1, 3, 32, 32), np.float32), np.zeros(1, np.float32), threading.Event()
+    wanted = engine(x, t)
+    engine.device, engine._memory = FakeDevice(None), ("cuda", 0)
+    got = []
+    with engine.device.lock:
+        thread = threading.Thread(target=lambda: (got.append(engine(x, t)), answered.set()))
+        thread.start()
+        assert not answered.wait(0.5)
+    assert answered.wait(30)
+    thread.join()
+    np.testing.assert_array_equal(got[0], wanted)
+
+
+def test_onnx_takes_the_loops_stream_and_no_other(rng):
+    pytest.importorskip("onnxruntime")
+    engine = zipsdk.load_engine("zip-tiny", device="cpu")
+    engine.device = FakeDevice(None)
+    x = np.zeros((1, 3, 32, 32), np.float32)
+    t, eps = np.zeros(1, np.float32), x.copy()
+    arguments = (x.ctypes.data, t.ctypes.data, eps.ctypes.data, 1)
+    engine.enqueue(*arguments, engine.device.compute.handle, size=(32, 32))
+    with pytest.raises(EngineError, match="wanted the one that the session was opened with"):
+        engine.enqueue(*arguments, engine.device.copies.handle, size=(32, 32))

@@ -1,0 +1,55 @@
+"""A rehearsal of everything that is marked gpu: real PyCUDA and real kernels' source on the tests' CUDA driver."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.fakes import cuda
+from tests.helpers.paths import ROOT
+
+pytestmark = [
+    pytest.mark.skipif(bool(cuda.why_not()), reason=cuda.why_not() or "-"),
+    pytest.mark.skipif(cuda.VARIABLE in os.environ, reason="this is the rehearsal"),
+]
+
+
+def rehearse(*files: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        *files,
+    ]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env={**os.environ, cuda.VARIABLE: "1", **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pycuda") is None, reason="PyCUDA is not installed")
+def test_the_loop():
+    done = rehearse("tests/zipsdk/gpu/test_gpu.py")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert "skipped" not in done.stdout.splitlines()[-1], done.stdout[-2000:]
+
+
+def test_the_kernels():
+    done = rehearse("tests/kernels/test_kernels.py", "tests/kernels/test_kernel_step.py")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert "skipped" not in done.stdout.splitlines()[-1], done.stdout[-2000:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pycuda") is None, reason="PyCUDA is not installed")
+def test_a_driver_without_a_gpu_says_so():
+    done = rehearse("tests/zipsdk/gpu/test_gpu.py", FAKE_CUDA_NO_GPU="1")
+    assert "the NVIDIA driver shows no GPU" in done.stdout, done.stdout[-3000:]

@@ -1,0 +1,103 @@
+"""The build: nvcc compiles every kernel for every target without a warning or a spill, and without nvcc it says so."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import ROOT
+from zipsdk import gpu
+from zipsdk.errors import EngineError
+
+SASS = [75, 80, 86, 87, 89, 90, 100, 120]
+KERNELS = ["zip_philox", "zip_ingest", "zip_fill", "zip_egress", "zip_apply"] + [
+    f"zip_{kind}_{precision}" for kind in ("step", "residual", "finish") for precision in ("f32", "f16", "bf16")
+]
+
+
+def targets(fatbin: bytes) -> list[tuple[str, int]]:
+    """What a fatbin holds: ("ptx" or "sass", compute capability times ten) for each entry."""
+    magic, _, header, size = struct.unpack_from("<IHHQ", fatbin)
+    assert magic == 0xBA55ED50, f"got the magic number {magic:#x}, wanted that of a fatbin"
+    found, at = [], header
+    while at < header + size:
+        kind, _, entry_header, entry_size = struct.unpack_from("<HHIQ", fatbin, at)
+        (capability,) = struct.unpack_from("<I", fatbin, at + 28)
+        found.append(({1: "ptx", 2: "sass"}[kind], capability))
+        at += entry_header + entry_size
+    return found
+
+
+def cmake(*arguments: str) -> str:
+    done = subprocess.run(["cmake", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> tuple[Path, str]:
+    """The folder that CMake installed into, and what the build printed."""
+    for tool in ("cmake", "nvcc"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool} here, so the kernels cannot be compiled")
+    folder = tmp_path_factory.mktemp("cmake")
+    log = cmake("-S", str(ROOT), "-B", str(folder / "build"))
+    log += cmake("--build", str(folder / "build"))
+    cmake("--install", str(folder / "build"), "--prefix", str(folder / "installed"))
+    return folder / "installed" / "zipsdk" / "gpu", log
+
+
+def test_the_fatbin_holds_every_target(built):
+    folder, _ = built
+    found = targets((folder / "zipsdk.fatbin").read_bytes())
+    info = json.loads((folder / "_build.json").read_text())
+    assert sorted(c for kind, c in found if kind == "sass") == info["sass"]
+    assert [c for kind, c in found if kind == "ptx"] == [info["ptx"]]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", info["nvcc"])
+    if int(info["nvcc"].split(".")[0]) >= 13:
+        assert info["sass"] == SASS
+
+
+def test_every_kernel_is_compiled_without_spills(built):
+    """`pytest -rP` shows registers and spills."""
+    _, log = built
+    heads = list(re.finditer(r"Compiling entry function '(\w+)' for '(sm_\d+)'", log))
+    sass = {m[2] for m in heads}
+    assert len(sass) >= 5
+    for arch in sorted(sass):
+        assert sorted(m[1] for m in heads if m[2] == arch) == sorted(KERNELS)
+    for m in heads:
+        after = log[m.end() :]
+        registers = int(re.search(r"Used (\d+) registers", after)[1])
+        stores, loads = map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", after).groups())
+        print(f"{m[2]} {m[1]}: {registers} registers, spills {stores}+{loads} bytes")
+        assert (stores, loads) == (0, 0), f"{m[1]} for {m[2]} spills"
+
+
+def test_without_nvcc_the_build_succeeds_and_says_so(tmp_path):
+    if shutil.which("cmake") is None:
+        pytest.skip("no cmake here")
+    log = cmake("-S", str(ROOT), "-B", str(tmp_path), "-DZIPSDK_NVCC=OFF")
+    assert "the GPU loop is left out" in log
+    cmake("--build", str(tmp_path))
+    cmake("--install", str(tmp_path), "--prefix", str(tmp_path / "installed"))
+    assert not (tmp_path / "installed" / "zipsdk").exists()
+
+
+def test_the_package_finds_its_fatbin(built, monkeypatch):
+    folder, _ = built
+    monkeypatch.setattr(gpu, "__path__", [str(ROOT / "zipsdk" / "gpu"), str(folder)])
+    assert gpu.fatbin().read_bytes()[:4] == struct.pack("<I", 0xBA55ED50)
+    assert gpu.build_info()["ptx"] == 75
+
+
+def test_a_package_without_kernels_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "__path__", [str(tmp_path)])
+    with pytest.raises(EngineError, match="nvcc"):
+        gpu.fatbin()

@@ -1,0 +1,398 @@
+"""The loop on a device, on the tests' own lazy GPU: the CPU's pictures, whatever the batches and graphs."""
+
+from __future__ import annotations
+
+import re
+import threading
+
+import numpy as np
+import pytest
+
+import zipsdk
+from kernels.launch import SOURCES
+from tests.fakes.device import FakeDeviceEngine
+from tests.fakes.engine import FakeEngine, make_spec
+from tests.helpers.gpu_pairs import SETTINGS, assert_same, make, pictures
+from zipsdk import gpu as gpu_package
+from zipsdk.errors import EngineError, InputError
+from zipsdk.gpu import buffers as gpu_buffers
+from zipsdk.gpu import loop as gpu_loop
+from zipsdk.gpu.device import SIGNATURES
+
+FIXED = {"min_side": 64, "max_side": 64}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    ("n", "height", "width", "fixed"),
+    [
+        (3, 32, 32, False),
+        (2, 33, 45, False),
+        (5, 32, 32, True),
+        (7, 20, 28, True),
+        (1, 64, 64, True),
+        (9, 8, 8, True),
+        (2, 40, 44, True),
+    ],
+)
+def test_pictures_are_those_of_the_cpu(device, rng, settings, n, height, width, fixed):
+    """Alone on a canvas and padded, tiled with places left over, with gaps beside the tiles."""
+    gpu, cpu = make(device, make_spec(**FIXED) if fixed else None, **settings)
+    batch, ids = pictures(rng, n, height, width), rng.integers(0, 2**63, n)
+    wanted = cpu.run(batch, ids=ids)
+    first, captured, replayed = (gpu.run(batch, ids=ids) for _ in range(3))
+    assert_same(first, wanted)
+    np.testing.assert_array_equal(first, captured)
+    np.testing.assert_array_equal(first, replayed)
+    assert ("graph", "compute") in device.log
+
+
+def test_a_graph_serves_other_pictures_counts_and_seeds(device, rng):
+    gpu, cpu = make(device, make_spec(**FIXED))
+    for n, seed in ((4, 1), (3, 2), (2, 3), (4, 4)):  # all of one canvas
+        gpu.seed = cpu.seed = seed
+        batch = pictures(rng, n, 32, 32)
+        assert_same(gpu.run(batch), cpu.run(batch))
+    assert device.log.count(("graph", "compute")) == 3
+
+
+def test_graph_off_gives_the_same_bits(device, rng):
+    batch = pictures(rng, 4, 32, 48)
+    on, off = (make(device, graph=graph)[0] for graph in (True, False))
+    for _ in range(2):
+        np.testing.assert_array_equal(on.run(batch), off.run(batch))
+    assert "one captured graph" in on.info["loop"] and "step by step" in off.info["loop"]
+
+
+def test_seven_pictures_are_seven_times_one(device, rng):
+    gpu, _ = make(device)
+    batch = pictures(rng, 7, 40, 32)
+    np.testing.assert_array_equal(gpu.run(batch), np.concatenate([gpu.run(p[None]) for p in batch]))
+
+
+def test_after_the_first_call_nothing_is_allocated_and_one_copy_goes_each_way(device, rng):
+    gpu, _ = make(device)
+    for _ in range(2):
+        gpu.run(pictures(rng, 4, 32, 32))
+    device.log.clear()
+    gpu.run(pictures(rng, 4, 32, 32))
+    assert device.log == [
+        ("upload", "copies"), ("record", "copies"), ("wait", "compute"), ("copy", "compute"), ("zip_ingest", "compute"),
+        ("graph", "compute"), ("zip_egress", "compute"), ("record", "compute"), ("wait", "copies"),
+        ("download", "copies"), ("record", "copies"), ("event.synchronize",),
+    ]  # fmt: skip
+
+
+def test_what_is_captured(device, rng):
+    gpu, _ = make(device, make_spec(**FIXED), profile="fast")
+    for _ in range(2):
+        gpu.run(pictures(rng, 2, 30, 30))
+    captured = [entry[0] for entry in device.log if entry[-1] == "captured"]
+    assert captured == ["zip_step_f32"] + ["zip_fill", "engine", "zip_step_f32"] * 4
+
+
+def test_batches_are_cut_and_overlap(device, rng, monkeypatch):
+    monkeypatch.setattr(gpu_buffers, "MAX_PIXELS_A_BATCH", 2 * 32 * 32)
+    gpu, cpu = make(device)
+    batch, done = pictures(rng, 7, 32, 32), []
+    got = gpu.run(batch, progress=done.append)
+    assert_same(got, cpu.run(batch))
+    assert done == [2, 2, 2, 1]
+    copies = [entry[0] for entry in device.log if entry in (("upload", "copies"), ("download", "copies"))]
+    assert copies == ["upload", "upload", "download", "upload", "download", "upload", "download", "download"]
+
+
+def test_the_engines_own_limit_is_kept(device, rng):
+    plain = FakeEngine()
+    gpu, cpu = make(device, engine=FakeDeviceEngine(plain, device, max_batch=3))
+    batch = pictures(rng, 8, 32, 32)
+    assert_same(gpu.run(batch), cpu.run(batch))
+    assert max(shape[0] for shape, _ in plain.calls) == 3
+
+
+def test_stream_puts_the_next_batch_up_before_the_last_comes_down(device, rng):
+    gpu, cpu = make(device)
+    batches = [pictures(rng, 2, 32, 32) for _ in range(5)]
+    gpu.run(batches[0])
+    device.log.clear()
+    stream = gpu.stream(batches)
+    got = [next(stream)]
+    got += list(stream)
+    for g, batch in zip(got, batches, strict=True):
+        assert_same(g, cpu.run(batch))
+    copies = [entry[0] for entry in device.log if entry[0] in ("upload", "download")]
+    assert copies.count("upload") == copies.count("download") == 5
+    # a batch that is read in time goes up early; how many are is the reading thread's luck, order is not
+    ahead = 0
+    for word in copies:
+        ahead += 1 if word == "upload" else -1
+        assert 0 <= ahead <= 2
+
+
+def test_stream_does_not_hold_a_result_back_for_a_batch_that_is_not_there(device, rng):
+    gpu, _ = make(device)
+    got, delivered = [], threading.Event()
+
+    def source():
+        for i in range(3):
+            if i == 2:
+                assert delivered.wait(30), "the first two results wait for a third batch"
+            yield pictures(rng, 1, 32, 32)
+
+    for clean in gpu.stream(source()):
+        got.append(clean)
+        if len(got) == 2:
+            delivered.set()
+    assert len(got) == 3
+
+
+def waiting(purifier):
+    return sum(len(b.waiting) for b in purifier._device_loop.pool.sizes.values())
+
+
+def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
+    gpu, cpu = make(device)
+    batches = [pictures(rng, 1, 32, 32) for _ in range(3)]
+
+    def source():
+        yield from batches
+        raise OSError("the disk is gone")
+
+    got = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        got.extend(gpu.stream(source()))
+    assert len(got) == 3
+    for g, batch in zip(got, batches, strict=True):
+        assert_same(g, cpu.run(batch))
+    assert waiting(gpu) == 0
+
+
+def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device, rng):
+    gpu, cpu = make(device)
+    batches, asked, begin, count = [pictures(rng, 1, 32, 32) for _ in range(3)], threading.Event(), gpu._begin, []
+
+    def source():
+        yield from batches[:2]
+        asked.set()  # the second batch has been read, so the first result waits for it to be begun
+        yield batches[2]
+
+    def failing(*args):
+        count.append(1)
+        assert asked.wait(20)
+        if len(count) == 2:
+            raise EngineError("the device is lost")
+        return begin(*args)
+
+    gpu._begin = failing
+    got = []
+    with pytest.raises(EngineError, match="the device is lost"):
+        got.extend(gpu.stream(source()))
+    assert len(got) == 1 and waiting(gpu) == 0
+    assert_same(got[0], cpu.run(batches[0]))
+
+
+def test_a_stream_that_is_left_early_leaves_nothing_in_flight(device, rng):
+    gpu, _ = make(device)
+    for taken in (1, 2, 3):
+        stream = gpu.stream([pictures(rng, 1, 32, 32) for _ in range(6)])
+        for _ in range(taken):
+            next(stream)
+        stream.close()
+        assert waiting(gpu) == 0
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_begun(device, rng):
+    gpu, _ = make(device, make_spec(**FIXED))
+    gpu._divisor = 48  # cells that divide no canvas
+    with pytest.raises(InputError):
+        gpu.run([pictures(rng, 1, 64, 64)[0], pictures(rng, 1, 200, 64)[0]])
+    assert waiting(gpu) == 0
+
+
+def test_sizes_mixed_in_one_call(device, rng):
+    gpu, cpu = make(device)
+    batch = [pictures(rng, 1, h, w)[0] for h, w in ((32, 32), (40, 36), (32, 32), (64, 33))]
+    for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
+        assert_same(got, wanted)
+
+
+def test_an_error_in_one_size_leaves_the_others_not_in_flight(device, rng):
+    plain = FakeEngine()
+
+    class Overflows(FakeEngine):
+        def __call__(self, x, t):
+            eps = plain(x, t)
+            return eps * np.float32(np.inf) if x.shape[2] == 40 and bad else eps
+
+    gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device))
+    batch, bad = [pictures(rng, 1, h, 32)[0] for h in (32, 40, 48, 56)], [True]
+    with np.errstate(invalid="ignore"), pytest.raises(EngineError, match="not finite"):
+        gpu.run(batch)
+    assert waiting(gpu) == 0
+    bad.clear()
+    for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
+        assert_same(got, wanted)
+    gpu.close()
+    assert not device.used
+
+
+def test_a_result_that_is_not_finite_is_refused_and_the_next_one_is_right(device, rng):
+    plain = FakeEngine()
+    bad = []
+
+    class Overflows(FakeEngine):
+        def __call__(self, x, t):
+            eps = plain(x, t)
+            if bad:
+                eps[0, 1, 3, 5] = np.inf
+            return eps
+
+    gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device))
+    batch = pictures(rng, 2, 32, 32)
+    bad.append(1)
+    with pytest.raises(EngineError, match="not finite"):
+        gpu.run(batch)
+    bad.clear()
+    assert_same(gpu.run(batch), cpu.run(batch))
+
+
+@pytest.mark.parametrize("call", [3, 25])
+def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
+    """In the first run, which is launched as it is, and in a later one, though no graph is captured."""
+    count = []
+
+    def fail():
+        count.append(1)
+        if len(count) == call:
+            raise EngineError("it fell over")
+
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=fail), graph=call == 3)
+    batch, failures = pictures(rng, 2, 32, 32), 0
+    for _ in range(4):
+        try:
+            assert_same(gpu.run(batch), cpu.run(batch))
+        except EngineError as e:
+            assert "it fell over" in str(e)
+            failures += 1
+    assert failures == 1
+    (buffers,) = gpu._device_loop.pool.sizes.values()
+    assert not buffers.waiting and len(buffers.slots) == 2
+
+
+def test_only_what_has_run_is_captured(device, rng):
+    """A run that failed warms nothing up; nor does one of what the engine has made anew since."""
+    count, made = [], [object()]
+
+    def fail():
+        count.append(1)
+        if len(count) == 3:
+            raise EngineError("it fell over")
+
+    engine = FakeDeviceEngine(FakeEngine(), device, fail=fail)
+    engine.prepare = lambda batch, height, width: made[0]
+    gpu, cpu = make(device, engine=engine)
+    batch = pictures(rng, 2, 32, 32)
+    with pytest.raises(EngineError, match="it fell over"):
+        gpu.run(batch)
+    graphs = []
+    for _ in range(4):
+        assert_same(gpu.run(batch), cpu.run(batch))
+        graphs.append(device.log.count(("graph", "compute")))
+        if len(graphs) == 1:
+            made[0] = object()
+    assert graphs == [0, 0, 1, 2]
+
+
+def test_a_capture_that_fails_leaves_the_loop_step_by_step(device, rng):
+    plain = FakeEngine()
+    captures = []
+
+    def fail():
+        if device.compute.graph is not None:
+            captures.append(1)
+            raise RuntimeError("not while a stream is captured")
+
+    gpu, cpu = make(device, engine=FakeDeviceEngine(plain, device, fail=fail))
+    batch = pictures(rng, 2, 32, 32)
+    assert_same(gpu.run(batch), cpu.run(batch))
+    with pytest.warns(UserWarning, match=r"capturing the loop failed \(not while .*\); it goes on step by step"):
+        assert_same(gpu.run(batch), cpu.run(batch))
+    assert_same(gpu.run(batch), cpu.run(batch))
+    assert len(captures) == 1 and "step by step" in gpu.info["loop"]
+
+
+def test_an_engine_that_cannot_be_captured_runs_step_by_step(device, rng):
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, capturable=False))
+    batch = pictures(rng, 2, 32, 32)
+    for _ in range(3):
+        assert_same(gpu.run(batch), cpu.run(batch))
+    assert ("graph", "compute") not in device.log and "step by step" in gpu.info["loop"]
+
+
+def test_larger_pictures_take_the_host_loop(device, rng):
+    gpu, cpu = make(device, make_spec(**FIXED), profile="fast")
+    batch = pictures(rng, 1, 80, 100)
+    np.testing.assert_array_equal(gpu.run(batch), cpu.run(batch))
+    assert ("zip_ingest", "compute") not in device.log
+
+
+def test_transforms_without_a_kernel_take_the_host_loop_and_say_so(device, rng):
+    with pytest.warns(UserWarning, match="no GPU kernel for blur3.*the loop runs on the host"):
+        gpu, cpu = make(device, transforms="blur3", profile="fast")
+    assert gpu.info["loop"].startswith("host (no GPU kernel for blur3")
+    batch = pictures(rng, 1, 48, 48)
+    np.testing.assert_array_equal(gpu.run(batch), cpu.run(batch))
+
+
+def test_a_plain_engine_says_that_the_loop_runs_on_the_host():
+    assert zipsdk.Purifier(FakeEngine()).info["loop"] == "host (the engine runs on the CPU)"
+
+
+def test_graphs_of_old_counts_are_dropped(device, rng, monkeypatch):
+    monkeypatch.setattr(gpu_loop, "MAX_GRAPHS", 2)
+    gpu, cpu = make(device, profile="fast")
+    batch = pictures(rng, 8, 32, 32)
+    for n in (5, 6, 7, 8, 5, 7):
+        wanted = cpu.run(batch[:n])
+        for _ in range(3):
+            assert_same(gpu.run(batch[:n]), wanted)
+    (buffers,) = gpu._device_loop.pool.sizes.values()
+    assert list(buffers.graphs) == [5, 7]
+
+
+def test_empty_batch(device):
+    gpu, _ = make(device)
+    assert gpu.run(np.empty((0, 32, 32, 3), np.uint8)).shape == (0, 32, 32, 3)
+
+
+def test_without_kernels_the_way_to_them_is_told(monkeypatch):
+    """From the source: on no index is there a zipsdk of ours."""
+    monkeypatch.setattr(gpu_package, "__path__", [])
+    with pytest.raises(EngineError, match=r"from the folder of zipsdk's source: pip install .* --no-deps \.$"):
+        gpu_package.fatbin()
+
+
+def test_signatures_are_those_of_the_kernels():
+    """`struct`'s letters against the C++ declarations: P a pointer, 32s a ZipLayout by value."""
+    text = "".join((SOURCES / name).read_text() for name in ("ingest.cuh", "egress.cuh"))
+    found = dict(re.findall(r"(zip_\w+)\(([^)]*)\) \{", text))
+    step = (SOURCES / "step.cuh").read_text()
+    found["zip_step_f32"] = re.search(r"name\((const float\* x[^)]*)\)", step)[1].replace("\\", "")
+    for name, letters in SIGNATURES.items():
+        kinds = ["32s" if "ZipLayout" in a else "P" if "*" in a else a for a in found[name].split(",")]
+        assert "".join(kinds) == letters, name
+
+
+def test_zip_tiny_on_the_fake_gpu(device, rng):
+    """The real model through its binding by address, the real kernels, the real loop."""
+    pytest.importorskip("onnxruntime")
+    engine = zipsdk.load_engine("zip-tiny", device="cpu")
+    on_gpu = FakeDeviceEngine(engine, device, capturable=False)
+    enqueue = engine.enqueue
+    on_gpu.enqueue = lambda x, t, eps, batch, stream, size=None: device.streams[stream].push(
+        "engine", lambda: enqueue(x, t, eps, batch, stream, size=size)
+    )
+    batch = pictures(rng, 5, 32, 32)
+    for profile in ("paper", "fast"):
+        got = zipsdk.Purifier(on_gpu, profile=profile, seed=1).run(batch)
+        assert_same(got, zipsdk.Purifier(engine, profile=profile, seed=1).run(batch))

@@ -1,0 +1,122 @@
+"""A device that several threads and purifiers use, and its memory, on the tests' own lazy GPU."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.fakes.device import FakeDeviceEngine
+from tests.fakes.engine import FakeEngine
+from tests.helpers.gpu_pairs import Meanwhile, assert_same, make, pictures
+from zipsdk.errors import OutOfMemory
+from zipsdk.sampling import tiling
+
+
+def test_threads_share_a_purifier(device, rng):
+    gpu, cpu = make(device, profile="fast")
+    batches = [pictures(rng, 1 + i % 3, 32, 32) for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        for got, batch in zip(pool.map(gpu.run, batches), batches, strict=True):
+            assert_same(got, cpu.run(batch))
+
+
+def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device, rng):
+    gpu, cpu = make(device, profile="fast")
+    loop, threads, batch = gpu._device_loop, [], pictures(rng, 4, 32, 32)
+    loop.pool.limit, canvases = 8 * 32 * 32, loop.canvases
+
+    def interrupted(layout):
+        most = canvases(layout)
+        if not threads:
+            threads.append(threading.Thread(target=loop._shrink, args=(layout, 4, OutOfMemory("no room"))))
+            threads[0].start()
+            threads[0].join(0.3)
+        return most
+
+    loop.canvases = interrupted
+    assert_same(gpu.run(batch), cpu.run(batch))
+    threads[0].join(30)
+    assert loop.pool.limit == 2 * 32 * 32
+    loop._shrink(tiling.plan(gpu.engine.spec, 32, 32, 2), 16, OutOfMemory("no room"))
+    assert loop.pool.limit == 2 * 32 * 32  # a larger batch of an older limit raises none
+
+
+def test_two_purifiers_of_one_device_keep_out_of_each_others_graphs(device, rng):
+    batch = pictures(rng, 2, 32, 32)
+    other, cpu = make(device)
+    meanwhile = Meanwhile(device, lambda: other.run(batch))
+    gpu, _ = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
+    wanted = cpu.run(batch)
+    for _ in range(3):
+        assert_same(gpu.run(batch), wanted)
+    assert_same(meanwhile.end(), wanted)
+    assert_same(other.run(batch), wanted)
+
+
+def test_a_purifier_is_made_while_another_one_captures(device, rng):
+    batch, settings = pictures(rng, 2, 32, 32), {"transforms": "blur4", "profile": "fast"}
+    meanwhile = Meanwhile(device, lambda: make(device, **settings)[0].run(batch))
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
+    for _ in range(3):
+        assert_same(gpu.run(batch), cpu.run(batch))
+    assert_same(meanwhile.end(), make(device, **settings)[1].run(batch))
+
+
+def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, rng):
+    gpu, cpu = make(device, profile="fast")
+    batch = pictures(rng, 2, 32, 32)
+    for _ in range(2):
+        with gpu:
+            for _ in range(3):
+                assert_same(gpu.run(batch), cpu.run(batch))
+            assert device.used
+        assert not device.used
+    gpu.close()
+    assert ("graph", "compute") in device.log
+    assert not device.pinned_now
+    device.check()  # none of it went while no context was current
+
+
+def test_closing_leaves_a_batch_that_is_on_its_way(device, rng):
+    gpu, cpu = make(device)
+    batches = [pictures(rng, 1, 32, 32) for _ in range(4)]
+    finish = [gpu._begin([b[0]], None, None) for b in batches[:2]]
+    gpu.close()
+    assert device.used
+    for wait, batch in zip(finish, batches, strict=False):
+        assert_same(wait()[0], cpu.run(batch)[0])
+    for _ in range(2):
+        assert_same(gpu.run(batches[3]), cpu.run(batches[3]))
+    gpu.close()
+    assert not device.used
+
+
+def test_memory_of_purifiers_that_are_gone_is_given_back(device, rng):
+    used, engine, batch = [], FakeDeviceEngine(FakeEngine(), device), pictures(rng, 2, 32, 32)
+    for lam in (1, 2, 4, 8):
+        gpu, _ = make(device, engine=engine, lam=lam, steps=2)
+        for _ in range(3):
+            gpu.run(batch)
+        used.append(device.used)
+        del gpu
+        gc.collect()
+    assert len(set(used)) == 1
+    with device.active():
+        device.free(device.alloc(1))  # which is when it happens
+    assert not device.used
+
+
+def test_a_purifier_may_go_while_another_one_captures(device, rng):
+    """The garbage collector asks nobody; to free memory then would spoil the capture."""
+    gone, batch = [make(device)[0]], pictures(rng, 2, 32, 32)
+    gone[0].run(batch)
+    meanwhile = Meanwhile(device, lambda: (gone.clear(), gc.collect()), here=True)
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
+    for _ in range(3):
+        assert_same(gpu.run(batch), cpu.run(batch))
+    assert meanwhile.result
+    gpu.close()
+    with device.active():
+        device.free(device.alloc(1))
+    assert not device.used

@@ -1,0 +1,440 @@
+"""Metadata: no copy of the unpurified image gets out, the rest is kept, and any size of it takes bounded memory."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import threading
+import tracemalloc
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageCms, features
+
+from tests.helpers.image_files import (
+    THUMBNAIL,
+    directory,
+    exif_with_copies,
+    header,
+    png_chunk,
+    segment,
+    with_chunks,
+    with_segments,
+)
+from tests.helpers.paths import SHARED
+from zipsdk import images
+from zipsdk.errors import PictureError
+from zipsdk.images.metadata import MAX_METADATA, clean_exif
+
+CASES = SHARED / "cases"
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+RGB = np.random.default_rng(3).integers(0, 256, (16, 24, 3), np.uint8)
+AVIF = pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+SUFFIXES = [".jpg", ".png", ".webp", ".tif", pytest.param(".avif", marks=AVIF)]
+SIGNS = (b"THUMBNAIL-OF-THE-UNPURIFIED", b"MAKER\0", THUMBNAIL[:40])
+
+
+def encoded(kind: str, **options: Any) -> bytes:
+    f = io.BytesIO()
+    Image.fromarray(RGB).save(f, kind, **options)
+    return f.getvalue()
+
+
+def exif_in(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]:
+    with Image.open(path) as im:
+        exif = im.getexif()
+        return dict(exif), exif.get_ifd(ExifTags.IFD.Exif), exif.get_ifd(ExifTags.IFD.GPSInfo)
+
+
+# ---- copies of the image
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 6, 9])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_no_copy_of_the_image_is_written(suffix: str, order: str, orientation: int | None, tmp_path: Path) -> None:
+    """Neither of a file that is read, nor of an image whose info the caller filled; other tags stay, types and all."""
+    exif = exif_with_copies(order, orientation)
+    assert exif.count(SIGNS[0]) == 7
+    source, out = tmp_path / "a.png", tmp_path / f"b{suffix}"
+    source.write_bytes(with_chunks(encoded("PNG"), png_chunk(b"eXIf", exif[6:])))
+    p = images.read_one(source)
+    assert p.rgb.shape == ((24, 16, 3) if orientation == 6 else (16, 24, 3))
+    images.save(p.restore(p.rgb), out)
+    mine = Image.fromarray(RGB)
+    mine.info["exif"] = exif
+    images.save(mine, tmp_path / f"c{suffix}")
+    for path in (out, tmp_path / f"c{suffix}"):
+        data = path.read_bytes()
+        assert not [sign for sign in SIGNS if sign in data]
+        first, sub, gps = exif_in(path)
+        assert (first[0x010F], float(first[0x011A])) == ("zip", 300.0)
+        assert {0x0112, 0x014A, 0x02BC, 0x501B, 0x83BB, 0x8649} & set(first) <= (
+            {0x0112} if suffix == ".tif" else set()
+        )
+        assert (float(sub[0x829A]), sub[0x8827], sub[0x9003]) == (0.008, 400, "2024:05:06 07:08:09")
+        assert sub[0x9286] == b"ASCII\0\0\0a comment " and not {0x927C, 0xEA1D} & set(sub)
+        assert gps[1] == "N" and [float(x) for x in gps[2]] == [48.0, 8.0, 30.0]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", pytest.param("AVIF", marks=AVIF)])
+def test_copies_in_the_exif_of_each_format_read(kind: str, tmp_path: Path) -> None:
+    exif = exif_with_copies()
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(kind, exif=exif, icc_profile=SRGB, **options)
+    assert SIGNS[0] in data
+    p = images.read_one(data)
+    out = p.restore(p.rgb)
+    assert not [sign for sign in SIGNS if sign in out.info["exif"]] and out.info["icc_profile"] == SRGB
+    assert set(out.info) == {"exif", "icc_profile"}
+    with Image.open(io.BytesIO(data)) as im:
+        assert images.read_one(im).restore(p.rgb).info == out.info
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="no shared/cases here")
+def test_the_reported_thumbnail_is_gone(tmp_path: Path) -> None:
+    source = CASES / "exif_thumbnail_no_orientation.jpg"
+    with Image.open(source) as im:
+        thumbnail = im.getexif().get_ifd(ExifTags.IFD.IFD1)
+    assert thumbnail[0x0202] > 100
+    data = source.read_bytes()
+    inner = data[data.index(b"\xff\xd8", 2) :][: thumbnail[0x0202]]
+    p = images.read_one(source)
+    for suffix in (".jpg", ".png", ".webp", ".tif"):
+        images.save(p.restore(p.rgb), tmp_path / f"b{suffix}")
+        assert inner[:64] not in (tmp_path / f"b{suffix}").read_bytes()
+
+
+def test_copies_elsewhere_in_a_jpeg(tmp_path: Path) -> None:
+    """JFXX, XMP, extended XMP, MPF with its preview behind the image, Photoshop, FlashPix, a comment."""
+    mpf = b"MPF\0II*\0\x08\0\0\0\0\0\0\0\0\0"
+    data = with_segments(
+        encoded("JPEG"),
+        segment(0xE0, b"JFXX\0\x10" + THUMBNAIL),
+        segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<xmp:Thumbnails>" + THUMBNAIL),
+        segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + THUMBNAIL),
+        segment(0xE2, mpf),
+        segment(0xE2, b"FPXR\0" + THUMBNAIL),
+        segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x04\x0c\0\0" + struct.pack(">I", len(THUMBNAIL)) + THUMBNAIL),
+        segment(0xFE, THUMBNAIL),
+    )
+    (tmp_path / "a.jpg").write_bytes(data + THUMBNAIL)
+    with Image.open(io.BytesIO(encoded("JPEG"))) as im:
+        wanted = np.asarray(im)
+    p = images.read_one(tmp_path / "a.jpg")
+    np.testing.assert_array_equal(p.rgb, wanted)
+    out = p.restore(p.rgb)
+    assert out.info == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own, of the MPF
+        opened = Image.open(tmp_path / "a.jpg")
+    for name, image in (("b", out), ("c", opened)):
+        with image:
+            for suffix in (".jpg", ".png", ".webp", ".tif"):
+                images.save(image, tmp_path / f"{name}{suffix}")
+                assert SIGNS[0] not in (tmp_path / f"{name}{suffix}").read_bytes()
+
+
+def test_a_tiff_is_written_without_the_loss_of_its_source(tmp_path: Path) -> None:
+    """Pillow's writer would take the compression of the file that the image was opened from: JPEG's here."""
+    Image.fromarray(RGB).save(tmp_path / "a.tif", compression="jpeg", quality=30)
+    with Image.open(tmp_path / "a.tif") as im:
+        assert im.info["compression"] == "jpeg"
+        images.save(im, tmp_path / "b.tif")
+        with Image.open(tmp_path / "b.tif") as again:
+            assert again.tobytes() == im.tobytes() and again.info["compression"] == "raw"
+
+
+# ---- EXIF
+
+
+def test_exif_is_written_anew_and_the_same_for_the_same() -> None:
+    once = clean_exif(exif_with_copies("<", 6))
+    again = clean_exif(once.data)
+    assert once.orientation == 6 and again.orientation is None and again.data == once.data and not once.damaged
+    assert clean_exif(b"") == clean_exif(b"Exif\0\0") == (b"", None, 0)
+    only = Image.Exif()
+    only[ExifTags.Base.Orientation] = 3
+    assert clean_exif(only.tobytes()) == (b"", 3, 0)
+
+
+def test_damaged_entries_are_left_out_and_the_others_kept(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Model] = "a maker", "a model"
+    data = bytearray(exif.tobytes())
+    at = data.index(struct.pack(">H", ExifTags.Base.Model))
+    struct.pack_into(">I", data, at + 8, 1 << 30)
+    path = tmp_path / "a.png"
+    path.write_bytes(with_chunks(encoded("PNG"), png_chunk(b"eXIf", bytes(data[6:]))))
+    with pytest.warns(UserWarning, match=r"a\.png: its EXIF is malformed in 1 entries: these are left out"):
+        p = images.read_one(path)
+    out = p.restore(p.rgb).getexif()
+    assert out[ExifTags.Base.Make] == "a maker" and ExifTags.Base.Model not in out
+
+
+def test_entries_that_share_one_value_cannot_multiply_it() -> None:
+    n, big = 4000, 1 << 20
+    table = b"".join(struct.pack("<HHII", 0xD000 + i, 7, big, 8 + 2 + 12 * n + 4) for i in range(n))
+    data = b"II*\0" + struct.pack("<IH", 8, n) + table + bytes(4 + big)
+    cleaned = clean_exif(data)
+    assert len(cleaned.data) <= len(data) + 100 and cleaned.damaged == n - 1
+    loop = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHII", 0x8769, 4, 1, 8) + bytes(4)
+    assert clean_exif(loop).damaged == 0  # a directory that is its own: once as IFD0, once as EXIF's, and no further
+
+
+@pytest.mark.parametrize(
+    "place", ["XMP in JPEG", "XMP in PNG", "packed XMP in PNG", "XMP in WebP", "ImageMagick's in PNG"]
+)
+def test_orientations_outside_the_usual_exif(place: str) -> None:
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    only = Image.Exif()
+    only[ExifTags.Base.Orientation], only[ExifTags.Base.Make] = 6, "zip"
+    data = {
+        "XMP in JPEG": lambda: with_segments(
+            encoded("JPEG"), segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp)
+        ),
+        "XMP in PNG": lambda: with_chunks(
+            encoded("PNG"), png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+        ),
+        "packed XMP in PNG": lambda: with_chunks(
+            encoded("PNG"), png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0\0" + zlib.compress(xmp))
+        ),
+        "XMP in WebP": lambda: encoded("WEBP", lossless=True, xmp=xmp),
+        "ImageMagick's in PNG": lambda: with_chunks(
+            encoded("PNG"),
+            png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(
+                b"\nexif\n      99\n" + only.tobytes().hex().encode())),
+        ),
+    }[place]()  # fmt: skip
+    p = images.read_one(data)
+    assert p.rgb.shape == (24, 16, 3)
+    if "JPEG" not in place:
+        np.testing.assert_array_equal(p.rgb, np.rot90(RGB, -1))
+    with Image.open(io.BytesIO(data)) as im:
+        np.testing.assert_array_equal(images.read_one(im).rgb, p.rgb)
+    assert ("exif" in p.restore(p.rgb).info) == ("Magick" in place)
+
+
+@AVIF
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_an_avif_is_turned_by_its_properties(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = orientation, "zip"
+    data = encoded("AVIF", exif=exif, quality=100, subsampling="4:4:4")
+    p = images.read_one(data)
+    assert p.rgb.shape[:2] == ((24, 16) if orientation == 6 else (16, 24))
+    out = p.restore(p.rgb)
+    assert out.getexif()[ExifTags.Base.Make] == "zip" and ExifTags.Base.Orientation not in out.getexif()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_exif_with_a_type_that_pillow_cannot_write_does_not_cost_the_image(suffix: str, tmp_path: Path) -> None:
+    """Known only after the image was purified. GPSLongitudeRef is text; here it has numbers."""
+    gps = {3: (5, [48, 1, 8, 1])}
+    at = 8 + len(directory("<", 8, {0x010F: (2, b"zip\0"), 0x8825: (4, [0])}))
+    data = header("<") + directory("<", 8, {0x010F: (2, b"zip\0"), 0x8825: (4, [at])}) + directory("<", at, gps)
+    im = Image.fromarray(RGB)
+    im.info["exif"] = b"Exif\0\0" + data
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".tif":
+        with pytest.warns(UserWarning, match=r"a\.tif: its EXIF cannot be written to TIFF .*: it is left out"):
+            images.save(im, path)
+    else:
+        images.save(im, path)
+    with Image.open(path) as again:
+        assert again.getexif().get(ExifTags.Base.Make) == (None if suffix == ".tif" else "zip")
+    assert images.read_one(path).rgb.shape == RGB.shape
+
+
+# ---- sizes
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="no shared/cases here")
+def test_the_reported_png_with_much_text_is_read() -> None:
+    source = CASES / "png_big_text.png"
+    with pytest.raises(ValueError, match="MAX_TEXT_CHUNK"), Image.open(source) as im:
+        im.load()
+    assert images.read_one(source).rgb.shape[2] == 3
+
+
+BOMB = zlib.compress(bytes(64 << 20), 9)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "said"),
+    [
+        ([png_chunk(b"zTXt", b"Comment\0\0" + BOMB)] * 20, ""),
+        ([png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + BOMB)] * 20, ""),
+        ([png_chunk(b"tEXt", b"Comment\0" + b"x" * (2 << 20))] * 40, ""),
+        ([png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BOMB)] * 20, "its XMP has more than"),
+        ([png_chunk(b"zTXt", b"Raw profile type exif\0\0" + BOMB)] * 20, "its EXIF has more than"),
+        ([png_chunk(b"iCCP", b"a\0\0" + BOMB)] * 20, "its ICC profile has more than"),
+        ([png_chunk(b"iCCP", b"a\0\0" + b"no zlib")], "its ICC profile is malformed"),
+        ([png_chunk(b"eXIf", b"II*\0" + bytes(MAX_METADATA))], "its eXIf chunk of 16777220 bytes is too large"),
+        ([png_chunk(b"zzZz", b"")] * 20_000, ""),
+        ([png_chunk(b"acTL", bytes(8))] * 2, ""),  # no animation: the still image counts
+    ],
+    ids=["zTXt", "iTXt", "tEXt", "XMP", "ImageMagick", "ICC", "ICC damaged", "EXIF", "empty", "acTL"],
+)
+@pytest.mark.parametrize("where", [b"IDAT", b"IEND"])
+def test_a_png_with_any_metadata_is_read_in_bounded_memory(chunks: list[bytes], said: str, where: bytes) -> None:
+    data = with_chunks(encoded("PNG"), *chunks, before=where)
+    tracemalloc.start()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        np.testing.assert_array_equal(images.read_one(data).rgb, RGB)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [said in str(w.message) for w in caught] == [True] * bool(said)
+    # one value to its bound, in the two or three places that a decompressor has it
+    assert peak < 4 * MAX_METADATA
+
+
+def test_an_icc_profile_of_megabytes_is_kept() -> None:
+    """Pillow alone stops at 1 MiB."""
+    profile = SRGB + np.random.default_rng(0).bytes(3 << 20)
+    data = with_chunks(encoded("PNG"), png_chunk(b"iCCP", b"a\0\0" + zlib.compress(profile)))
+    p = images.read_one(data)
+    assert p.restore(p.rgb).info["icc_profile"] == profile
+
+
+def icc_segments(parts: list[bytes], count: int | None = None) -> list[bytes]:
+    n = len(parts) if count is None else count
+    return [segment(0xE2, b"ICC_PROFILE\0" + bytes((i + 1, n)) + part) for i, part in enumerate(parts)]
+
+
+@pytest.mark.parametrize(
+    ("segments", "said"),
+    [
+        ([segment(0xE5, bytes(60_000))] * 1000, ""),
+        ([segment(0xFE, b"")] * 20_000, ""),
+        ([segment(0xE1, b"Exif\0\0" + b"II*\0" + bytes(60_000))] * 1000, "its EXIF is malformed"),
+        ([segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(60_000))] * 1000, "its ICC profile is malformed"),
+        (icc_segments([b"abc", b"def"], 3), "its ICC profile is malformed"),
+        (icc_segments([b"abc"], 0), "its ICC profile is malformed"),
+    ],
+    ids=["APP5", "comments", "EXIF", "ICC", "ICC incomplete", "ICC of none"],
+)
+def test_a_jpeg_with_any_metadata_is_read_in_bounded_memory(segments: list[bytes], said: str) -> None:
+    plain = encoded("JPEG")
+    data = with_segments(plain, *segments)
+    tracemalloc.start()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        np.testing.assert_array_equal(images.read_one(data).rgb, images.read_one(plain).rgb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [said in str(w.message) for w in caught] == [True] * bool(said)
+    assert peak < 4 * MAX_METADATA
+
+
+def test_an_icc_profile_in_shuffled_segments() -> None:
+    profile = np.random.default_rng(0).bytes(200_000)
+    parts = icc_segments([profile[i : i + 50_000] for i in range(0, 200_000, 50_000)])
+    p = images.read_one(with_segments(encoded("JPEG"), *parts[::-1]))
+    assert p.restore(p.rgb).info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("kind", ["WEBP", pytest.param("AVIF", marks=AVIF)])
+def test_large_metadata_of_webp_and_avif(kind: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "d" * (MAX_METADATA + 1)
+    data = encoded(kind, exif=exif, xmp=bytes(1 << 20), icc_profile=SRGB + bytes(1 << 20))
+    with pytest.warns(UserWarning, match="its EXIF .*(left out|malformed)") as caught:
+        p = images.read_one(data)
+    assert len(caught) == 1
+    assert p.restore(p.rgb).info == {"icc_profile": SRGB + bytes(1 << 20)}
+
+
+def test_a_webp_whose_canvas_is_too_large_is_refused_before_its_decoder_takes_memory() -> None:
+    head = bytearray(encoded("WEBP", lossless=True, exif=exif_with_copies()))
+    assert head[12:16] == b"VP8X"
+    head[24:30] = b"\xfe\x3f\0\xfe\x3f\0"  # 16383 x 16383
+    with pytest.raises(PictureError, match="16383 x 16383 pixels"):
+        images.read_one(bytes(head))
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
+    data = encoded("JPEG", progressive=True)
+    first = data.index(b"\xff\xda")
+    scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 1, 0) + b"\0"
+    large = bytearray(data)
+    at = large.index(b"\xff\xc2")
+    large[at + 5 : at + 9] = struct.pack(">HH", 9000, 9000)
+    with pytest.raises(PictureError, match="more than 64 scans of 81000000 pixels"):
+        images.read_one(bytes(large[:first]) + scan * 70 + b"\xff\xd9")
+    for n in (60, 70_000):  # the block ends anywhere; and what is behind the image is not counted
+        assert images.read_one(data + scan * n).rgb.shape == (16, 24, 3)
+
+
+@pytest.mark.parametrize("size", [255 * 65_519, 255 * 65_519 + 1])
+def test_the_largest_icc_profile_of_a_jpeg(size: int, tmp_path: Path) -> None:
+    im = Image.fromarray(RGB)
+    im.info["icc_profile"] = bytes(size)
+    if size > 255 * 65_519:
+        with pytest.warns(UserWarning, match=rf"its ICC profile has {size} bytes, and JPEG holds at most 16707345"):
+            images.save(im, tmp_path / "a.jpg")
+    else:
+        images.save(im, tmp_path / "a.jpg")
+    p = images.read_one(tmp_path / "a.jpg")
+    assert p.restore(p.rgb).info == ({} if size > 255 * 65_519 else im.info)
+
+
+# ---- warnings and threads
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp", ".gif", ".bmp", pytest.param(".avif", marks=AVIF)])
+def test_pillow_has_nothing_to_warn_of(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under -W error, where a warning inside a decoder would count as damage."""
+    Image.fromarray(RGB).save(tmp_path / f"a{suffix}")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # of 384: Pillow would warn
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(warnings, "catch_warnings", lambda *_, **__: pytest.fail("the filters were changed"))
+        assert images.read_one(tmp_path / f"a{suffix}").rgb.shape == RGB.shape
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(PictureError, match="MAX_IMAGE_PIXELS"):
+        images.read_one(tmp_path / f"a{suffix}")
+
+
+def test_python_with_warnings_as_errors_reads(tmp_path: Path) -> None:
+    """Damaged EXIF, a malformed MPO, a TIFF with odd tags: of each Pillow warns."""
+    mpo = with_segments(encoded("JPEG"), segment(0xE2, b"MPF\0II*\0\x08\0\0\0\1\0" + bytes(20)))
+    (tmp_path / "a.jpg").write_bytes(mpo)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "zip"
+    (tmp_path / "b.png").write_bytes(encoded("PNG", exif=exif.tobytes()))
+    Image.fromarray(RGB).save(tmp_path / "c.tif", tiffinfo={700: bytes(40)})
+    code = "import sys; from zipsdk import images\nfor p in sys.argv[1:]: print(images.read_one(p).rgb.shape)"
+    run = [sys.executable, "-W", "error", "-c", code, *map(str, sorted(tmp_path.iterdir()))]
+    said = subprocess.run(run, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines() == ["(16, 24, 3)"] * 3
+
+
+def test_threads_decode_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two readers meet inside the decoder; with a lock around it neither would see the other."""
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    together = threading.Barrier(2)
+    load = Image.Image.load
+
+    def meet(self: Image.Image) -> Any:
+        if threading.current_thread() is not threading.main_thread() and not getattr(self, "met", False):
+            self.met = True  # type: ignore[attr-defined]
+            together.wait(timeout=30)
+        return load(self)
+
+    monkeypatch.setattr(Image.Image, "load", meet)
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda: results.append(images.read_one(Image.fromarray(RGB)))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2

@@ -1,0 +1,377 @@
+"""The streaming guard: no query is wasted, what is said before, and what is counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import zipsdk
+from tests.fakes.engine import FakeEngine
+from tests.fakes.guard import CLASSES, SCALES, TARGET, Cleaner, Guard, Recorder, backdoored, brightness, dark, poisoned
+from tests.helpers.images import pictures
+from zipsdk import InputError, Purifier, ScaleUp, guard
+
+# ---- the guard: what is caught, what it costs
+
+
+def test_the_poisoned_one_is_caught_and_only_it_is_purified():
+    batch = dark(5)
+    batch[3] = poisoned(batch[3])
+    assert [int(k) for k in backdoored(batch).argmax(1)][3] == TARGET
+    classify, purifier = Recorder(), Cleaner()
+    decisions = Guard(classify, purifier).run(batch)
+    assert [d.flagged for d in decisions] == [False, False, False, True, False]
+    assert [d.label for d in decisions] == [int(k) for k in brightness(batch).argmax(1)]
+    assert [d.score for d in decisions] == [0, 0, 0, 1, 0]
+    assert decisions[3].label != TARGET
+    assert all((d.purified is None) == (not d.flagged) and d.error is None for d in decisions)
+    (given,) = purifier.batches
+    np.testing.assert_array_equal(given, batch[3:4])
+    np.testing.assert_array_equal(decisions[3].purified, Cleaner.clean(batch[3]))
+    # one batch of pictures and copies, and one with the purified picture
+    assert classify.sizes == [30, 1]
+    np.testing.assert_array_equal(classify.batches[1][0], Cleaner.clean(batch[3]))
+    for p, d in zip(batch, decisions, strict=True):
+        np.testing.assert_array_equal(d.scores, backdoored((p if d.purified is None else d.purified)[None])[0])
+    assert "score 0, threshold 0.5" in decisions[0].why and "score 1, threshold 0.5" in decisions[3].why
+
+
+def test_a_trigger_that_scaling_destroys_is_missed():
+    """The known weakness: a miss is a full bypass."""
+
+    def trigger_of_one_grey(x):
+        scores = brightness(x)
+        scores[(x[:, -2:, -2:] == 100).all(axis=(1, 2, 3))] = np.eye(CLASSES)[TARGET]
+        return scores
+
+    batch = dark(1)
+    batch[:, -2:, -2:] = 100
+    (decision,) = Guard(trigger_of_one_grey, Cleaner()).run(batch)
+    assert (decision.label, decision.flagged, decision.purified) == (TARGET, False, None)
+    (decision,) = Guard(trigger_of_one_grey, Cleaner(), None).run(batch)
+    assert decision.label != TARGET
+
+
+def test_the_classifier_sees_the_picture_and_its_copies():
+    batch = dark(2)
+    classify = Recorder()
+    Guard(classify, Cleaner()).run(batch)
+    (seen,) = classify.batches
+    for i, p in enumerate(batch):
+        want = [p] + [np.minimum(n * p.astype(int), 255) for n in SCALES]
+        np.testing.assert_array_equal(seen[6 * i : 6 * i + 6], want)
+    assert seen.flags["C_CONTIGUOUS"]
+
+
+def test_without_a_detector_everything_is_purified_at_one_query_each():
+    classify, purifier = Recorder(), Cleaner()
+    watch = Guard(classify, purifier, None)
+    batch = dark(3)
+    decisions = watch.run(batch)
+    assert classify.sizes == [3] and len(purifier.batches) == 1
+    assert all(d.flagged and d.score is None for d in decisions)
+    for p, d in zip(batch, decisions, strict=True):
+        np.testing.assert_array_equal(d.purified, Cleaner.clean(p))
+        assert d.label == brightness(Cleaner.clean(p)[None]).argmax()
+    assert watch.counters == guard.Counters(pictures=3, flagged=3, calls=1, queries=3)
+    assert watch.counters.flagged_share == 1
+
+
+@pytest.mark.parametrize("max_batch", [None, 1, 4, 6, 7, 100])
+def test_no_query_is_wasted(max_batch):
+    batch = np.concatenate([poisoned(dark(3)), dark(6)])[[0, 3, 4, 1, 5, 6, 2, 7, 8]]
+    classify, purifier = Recorder(), Cleaner()
+    watch = Guard(classify, purifier, max_batch=max_batch)
+    decisions = watch.run(batch)
+    assert [i for i, d in enumerate(decisions) if d.flagged] == [0, 3, 6]
+    most = max_batch or 54
+    assert classify.sizes[: -(-54 // most)] == [most] * (54 // most) + ([54 % most] if 54 % most else [])
+    assert sum(classify.sizes) == 6 * 9 + 3
+    assert len(classify.sizes) == -(-54 // most) + -(-3 // most)
+    assert len(purifier.batches) == 1
+    counters = watch.counters
+    assert (counters.pictures, counters.flagged, counters.unlabelled) == (9, 3, 0)
+    assert (counters.calls, counters.queries, counters.failures) == (len(classify.sizes), 57, 0)
+    assert counters.flagged_share == 1 / 3
+    whole = Guard(backdoored, Cleaner()).run(batch)
+    assert [(d.label, d.score) for d in decisions] == [(d.label, d.score) for d in whole]
+
+
+def test_mixed_sizes_and_kinds_keep_their_order(tmp_path):
+    a, b = dark(3, 8, 8, 1), dark(3, 9, 12, 2)
+    b[1], a[2] = poisoned(b[1]), poisoned(a[2])
+    Image.fromarray(b[0]).save(tmp_path / "b0.png")
+    Image.fromarray(a[2]).save(tmp_path / "a2.png")
+    batch = [
+        a[0],
+        tmp_path / "b0.png",
+        Image.fromarray(b[1]),
+        (a[1] / np.float32(255)).astype(np.float32),
+        str(tmp_path / "a2.png"),
+        b[2],
+    ]
+    order = [a[0], b[0], b[1], a[1], a[2], b[2]]
+    classify, purifier = Recorder(), Cleaner()
+    decisions = Guard(classify, purifier).run(batch)
+    assert [d.flagged for d in decisions] == [False, False, True, False, True, False]
+    assert [d.label for d in decisions] == [
+        int(backdoored((Cleaner.clean(p) if d.flagged else p)[None]).argmax())
+        for p, d in zip(order, decisions, strict=True)
+    ]
+    assert classify.sizes == [18, 18, 1, 1]  # one batch a size
+    assert len(purifier.batches) == 1 and {p.shape for p in purifier.batches[0]} == {(9, 12, 3), (8, 8, 3)}
+    for i in (2, 4):
+        assert isinstance(decisions[i].purified, Image.Image)
+        np.testing.assert_array_equal(np.asarray(decisions[i].purified), Cleaner.clean(order[i]))
+
+
+def test_purified_pictures_come_back_as_what_came_in():
+    x = poisoned(dark(2))
+    (one,) = Guard(backdoored, Cleaner()).run(x[0])
+    assert one.flagged and one.purified.shape == (8, 8, 3) and one.purified.dtype == np.uint8
+    nchw = np.moveaxis(x, -1, 1) / 255
+    for p, d in zip(x, Guard(backdoored, Cleaner()).run(nchw, layout="NCHW"), strict=True):
+        assert d.purified.dtype == np.float64
+        np.testing.assert_array_equal(np.rint(np.moveaxis(d.purified, 0, -1) * 255), Cleaner.clean(p))
+
+
+@pytest.mark.parametrize("batch", [[], (), np.empty((0, 8, 8, 3), np.uint8)])
+@pytest.mark.parametrize("detector", [ScaleUp(), None])
+def test_nothing_costs_nothing(batch, detector):
+    classify, purifier = Recorder(), Cleaner()
+    watch = Guard(classify, purifier, detector)
+    assert watch.run(batch) == []
+    assert classify.batches == purifier.batches == []
+    assert watch.counters == guard.Counters() and watch.counters.flagged_share == 0
+
+
+def test_stream_is_run_in_order_and_lazy():
+    batches = [dark(1), np.concatenate([dark(1, seed=3), poisoned(dark(1))]), dark(0)]
+    asked = []
+
+    def source():
+        for i, b in enumerate(batches):
+            asked.append(i)
+            yield b
+
+    stream = Guard(backdoored, Cleaner()).stream(source())
+    assert asked == []
+    assert [d.flagged for d in next(stream)] == [False] and asked == [0]
+    assert [[d.flagged for d in ds] for ds in stream] == [[False, True], []]
+    nchw = Guard(backdoored, Cleaner()).stream([np.moveaxis(poisoned(dark(1)), -1, 1)], layout="NCHW")
+    assert [d.flagged for d in next(nchw)] == [True]
+
+
+# ---- pictures that cannot be read
+
+
+def test_a_file_that_cannot_be_read_takes_no_other_label(tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    watch = Guard(backdoored, Cleaner())
+    batch = [dark(1)[0], tmp_path / "torn.png", poisoned(dark(1))[0], tmp_path / "none.png"]
+    decisions = watch.run(batch)
+    assert [d.label is None for d in decisions] == [False, True, False, True]
+    assert [d.flagged for d in decisions] == [False, True, True, True]
+    assert "torn.png" in decisions[1].error and "none.png" in decisions[3].error
+    assert watch.counters.pictures == 4 and watch.counters.unlabelled == 2
+    (decision,) = watch.run(tmp_path / "torn.png")
+    assert decision.label is None and "torn.png" in decision.error
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        [dark(1)[0], np.full((8, 8, 3), np.nan)],
+        [dark(1)[0], object()],
+        [dark(1)[0], dark(2)],
+        np.full((1, 8, 8, 3), 2.0),
+        np.zeros((2, 2), complex),
+        None,
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_classified(batch):
+    classify = Recorder()
+    with pytest.raises(InputError, match="item 1 of the list" if isinstance(batch, list) else "got"):
+        Guard(classify, Cleaner()).run(batch)
+    assert classify.batches == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"classify": None}, "classify"),
+        ({"classify": Purifier(FakeEngine(), "blur2"), "purifier": backdoored}, "purifier"),
+        ({"purifier": Purifier}, "purifier"),
+        ({"purifier": None}, "purifier"),
+        ({"detector": ScaleUp}, "detector"),
+        ({"detector": "scale-up"}, "detector"),
+        *[({"timeout": t}, "timeout") for t in (0, -1, math.nan, math.inf, "1", True, np.True_)],
+        *[({"max_batch": n}, "max_batch") for n in (0, -1, 1.5, True, "6", np.int64(0), np.float32(6))],
+        *[({"learn": n}, "learn") for n in (-1, 15, 16.0, False, "16", np.int64(15))],
+    ],
+)
+def test_guard_refuses_options(change, said):
+    options = {"classify": backdoored, "purifier": Cleaner(), **change}
+    with pytest.raises(InputError, match=f"{said}: got"):
+        Guard(options.pop("classify"), options.pop("purifier"), **options)
+
+
+def test_options_may_be_numbers_of_numpy():
+    classify = Recorder()
+    watch = Guard(classify, Cleaner(), timeout=np.float32(60), max_batch=np.int64(4), learn=np.int32(16))
+    assert [d.error for d in watch.run(dark(1))] == [None]
+    assert classify.sizes == [4, 2] and type(watch.learn) is int and watch.learn == 16
+
+
+# ---- counters, and the whole
+
+
+def test_reset_counts_from_zero_and_returns_what_was():
+    watch = Guard(backdoored, Cleaner())
+    watch.run(poisoned(dark(2)))
+    before = watch.counters
+    assert before == guard.Counters(pictures=2, flagged=2, calls=2, queries=14)
+    assert watch.reset() == before
+    assert watch.counters == guard.Counters()
+    watch.run(dark(1))
+    assert watch.counters == guard.Counters(pictures=1, calls=1, queries=6)
+
+
+def test_counters_lose_nothing_between_threads():
+    """Each thread also resets: what the resets returned and what is left must add up."""
+    start, rounds, workers = threading.Barrier(8), 60, 8
+    watch = Guard(backdoored, Cleaner(), max_batch=2)
+    batch = np.concatenate([dark(1, 3, 3), poisoned(dark(1, 3, 3))])
+    parts: list[guard.Counters] = []
+    errors: list[BaseException] = []
+
+    def work():
+        try:
+            start.wait(60)
+            for i in range(rounds):
+                assert [d.flagged for d in watch.run(batch)] == [False, True]
+                if i % 10 == 0:
+                    parts.append(watch.reset())
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=work) for _ in range(workers)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(120)
+    assert errors == []
+    parts.append(watch.counters)
+    total = {f.name: sum(getattr(p, f.name) for p in parts) for f in dataclasses.fields(guard.Counters)}
+    n = rounds * workers
+    assert total == {"pictures": 2 * n, "flagged": n, "unlabelled": 0, "calls": 7 * n, "queries": 13 * n,
+                     "failures": 0, "hanging": 0}  # fmt: skip
+
+
+def test_counting_is_one_step(monkeypatch):
+    """Threads that add while another stands between its reading and its writing."""
+    watch = Guard(backdoored, Cleaner())
+    original, entered, go_on = guard.replace, threading.Event(), threading.Event()
+
+    def slow(counters, **changes):
+        if threading.current_thread().name == "slow":
+            entered.set()
+            go_on.wait(60)
+        return original(counters, **changes)
+
+    monkeypatch.setattr(guard, "replace", slow)
+    first = threading.Thread(target=watch._count, kwargs={"calls": 1}, name="slow")
+    second = threading.Thread(target=watch._count, kwargs={"calls": 1})
+    first.start()
+    assert entered.wait(60)
+    second.start()
+    second.join(0.2)  # without a lock it would be done, and the first would undo it
+    go_on.set()
+    first.join(60)
+    second.join(60)
+    assert watch.counters.calls == 2
+
+
+def test_reset_is_one_step(monkeypatch):
+    """What is counted while `reset` stands between its reading and its writing is not lost."""
+    watch = Guard(backdoored, Cleaner())
+    other = threading.Thread(target=watch._count, kwargs={"calls": 1})
+    original = guard.Counters
+
+    def slow():
+        monkeypatch.undo()
+        other.start()
+        other.join(0.2)  # without a lock it would be done, and its count gone
+        return original()
+
+    monkeypatch.setattr(guard, "Counters", slow)
+    before = watch.reset()
+    other.join(60)
+    assert before.calls + watch.counters.calls == 1
+
+
+def test_decisions_and_counters_cannot_be_changed():
+    watch = Guard(backdoored, Cleaner())
+    (decision,) = watch.run(dark(1))
+    for thing, name in ((decision, "label"), (watch.counters, "calls"), (ScaleUp(), "threshold")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(thing, name, 1)
+
+
+def test_speedup_bound():
+    """The mean time of a guarded stream, literally, against purifying everything."""
+    flagged, detect, purify = 32, 0.02, 10.0
+    guarded = sum(detect + (purify if i < flagged else 0) for i in range(640)) / 640
+    assert guard.speedup_bound(flagged / 640, detect, purify) == pytest.approx(purify / guarded)
+    assert guard.speedup_bound(1, detect, purify) < 1  # all flagged: dearer than no detector
+    slower = [guard.speedup_bound(p, detect, purify) for p in (0, 0.026, 0.05, 1)]
+    assert all(a > b for a, b in pairwise(slower))
+    for bad in ((-0.1, 1, 1), (1.1, 1, 1), (math.nan, 1, 1), (0.5, 0, 1), (0.5, 1, 0), (0.5, math.nan, 1),
+                (0.5, 1, math.inf)):  # fmt: skip
+        with pytest.raises(InputError, match="wanted a share"):
+            guard.speedup_bound(*bad)
+
+
+def test_with_a_purifier_on_mixed_sizes():
+    """The real loop around a fake engine: the guard's pictures are those of `Purifier.run`."""
+    purifier = Purifier(FakeEngine(), "blur2", seed=1, steps=2)
+    batch = [poisoned(pictures(1)[0]), dark(1, 40, 33)[0], poisoned(pictures(1, 50, 32)[0])]
+    decisions = Guard(backdoored, purifier).run(batch)
+    assert [d.flagged for d in decisions] == [True, False, True]
+    for p, d in zip(batch, decisions, strict=True):
+        if d.flagged:
+            np.testing.assert_array_equal(d.purified, purifier.run(p))
+            assert d.label == backdoored(d.purified[None]).argmax()
+
+
+def test_with_the_bundled_model():
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
+    purifier = zipsdk.Purifier("zip-tiny", profile="fast", seed=1)
+    batch = dark(4, 32, 32)
+    batch[1], batch[2] = poisoned(batch[1]), poisoned(batch[2])
+    watch = Guard(backdoored, purifier)
+    decisions = watch.run(batch)
+    assert [d.flagged for d in decisions] == [False, True, True, False]
+    assert [int(k) for k in backdoored(batch).argmax(1)] == [1, TARGET, TARGET, 1]
+    assert [d.label for d in decisions] == [1, 1, 1, 1]
+    assert watch.counters == guard.Counters(pictures=4, flagged=2, calls=2, queries=26)
+
+
+def test_a_score_is_worked_out_once_for_each_picture():
+    """A detector may count what it is asked, as the benches' simulated one does."""
+
+    class Counting(ScaleUp):
+        asked = 0
+
+        def score(self, scores):
+            Counting.asked += 1
+            return super().score(scores)
+
+    Guard(backdoored, Cleaner(), Counting()).run(np.concatenate([dark(3), poisoned(dark(2))]))
+    assert Counting.asked == 5
