@@ -19,7 +19,7 @@ from zipsdk import images
 from zipsdk._util import forks
 from zipsdk._util.validation import is_number, is_whole
 from zipsdk.detectors.ablation import FEWEST, DecisivePart, log_odds
-from zipsdk.detectors.classifier_client import MAX_BATCH, BlackBox, said
+from zipsdk.detectors.classifier_client import MAX_BATCH, BlackBox, Failure, said
 from zipsdk.errors import InputError, OutOfMemory, PictureError
 from zipsdk.images.arrays import U8, Picture, check_clean
 
@@ -242,7 +242,9 @@ class Guard:
         """
         read = _read(batch, layout)
         decisions: list[Decision | None] = [
-            Decision(None, True, None, None, None, "the picture cannot be read", p) if isinstance(p, str) else None
+            Decision(None, True, None, None, None, "the picture cannot be read", p.reason)
+            if isinstance(p, Failure)
+            else None
             for p in read
         ]
         pictures = {i: p for i, p in enumerate(read) if isinstance(p, Picture)}
@@ -256,18 +258,18 @@ class Guard:
                 suspects[i] = verdict
 
         purified = dict(zip(suspects, self._purify([pictures[i].rgb for i in suspects]), strict=True))
-        clean = {i: c for i, c in purified.items() if not isinstance(c, str)}
+        clean = {i: c for i, c in purified.items() if not isinstance(c, Failure)}
         again = (lambda rgb: [rgb]) if detector is None else detector.again
         second = dict(zip(clean, self._classifier.ask(list(clean.values()), again), strict=True))
         for i, s in suspects.items():
             result = purified[i]
-            if isinstance(result, str):
-                error = f"the purifier failed: {result}"
+            if isinstance(result, Failure):
+                error = f"the purifier failed: {result.reason}"
                 decisions[i] = Decision(None, True, s.score, None, None, s.why, error)
                 continue
             answer, restored = second[i], pictures[i].restore(result)
-            if isinstance(answer, str):
-                error = f"the classifier failed on the purified picture: {answer}"
+            if isinstance(answer, Failure):
+                error = f"the classifier failed on the purified picture: {answer.reason}"
                 decisions[i] = Decision(None, True, s.score, restored, None, s.why, error)
             else:
                 scores = _settle(detector, s.scores, answer)
@@ -279,7 +281,7 @@ class Guard:
         )
         return done
 
-    def _look(self, pictures: dict[int, Picture]) -> dict[int, F64 | str | None]:
+    def _look(self, pictures: dict[int, Picture]) -> dict[int, F64 | Failure | None]:
         """What the classifier says of each picture's versions, or why it does not; None where there is no detector.
 
         What can be learnt from it is learnt before anything is decided, so that a large first batch profits too.
@@ -292,7 +294,7 @@ class Guard:
             odds = {
                 hash((p.rgb.shape, p.rgb.tobytes())): log_odds(a)
                 for p, a in zip(pictures.values(), answers, strict=True)
-                if not isinstance(a, str)
+                if not isinstance(a, Failure)
             }
             with self._lock:
                 self._odds |= odds
@@ -301,7 +303,7 @@ class Guard:
                     self.detector, self._odds = detector.learnt(np.stack(first)), {}
         return dict(zip(pictures, answers, strict=True))
 
-    def _purify(self, pictures: list[U8]) -> list[U8 | str]:
+    def _purify(self, pictures: list[U8]) -> list[U8 | Failure]:
         """Purified pictures, or what went wrong."""
         if not pictures:
             return []
@@ -313,19 +315,19 @@ class Guard:
         except Exception as e:
             self._count(failures=1)
             if len(pictures) == 1:
-                return [said(e)]
+                return [Failure(said(e))]
         # each by itself, so that one picture cannot take the labels of those it came with
         return [result for picture in pictures for result in self._purify([picture])]
 
 
-def _verdicts(detector: Detector | None, answers: dict[int, F64 | str | None]) -> dict[int, Decision | _Suspect]:
+def _verdicts(detector: Detector | None, answers: dict[int, F64 | Failure | None]) -> dict[int, Decision | _Suspect]:
     """A decision for each picture that is trusted; for another why it is not."""
     verdicts: dict[int, Decision | _Suspect] = {}
     for i, answer in answers.items():
         if detector is None or answer is None:
             verdicts[i] = _Suspect(None, "there is no detector: every picture is purified")
-        elif isinstance(answer, str):
-            verdicts[i] = _Suspect(None, f"the classifier failed on the picture or a copy of it: {answer}")
+        elif isinstance(answer, Failure):
+            verdicts[i] = _Suspect(None, f"the classifier failed on the picture or a copy of it: {answer.reason}")
         else:
             score = detector.score(answer)
             why = detector.why(answer, score)
@@ -347,19 +349,19 @@ def _settle(detector: Detector | None, scores: F64 | None, purified: F64) -> F64
     return detector.settle(scores, purified)
 
 
-def _read(batch: Any, layout: str) -> list[Picture | str]:
+def _read(batch: Any, layout: str) -> list[Picture | Failure]:
     """The pictures of a batch, or for a file or a PIL image that cannot be read, why."""
     if not isinstance(batch, list | tuple):
         try:
             return [*images.read(batch, layout=layout)[0]]
         except (PictureError, OutOfMemory) as e:
-            return [str(e)]
-    out: list[Picture | str] = []
+            return [Failure(str(e))]
+    out: list[Picture | Failure] = []
     for i, item in enumerate(batch):
         try:
             out.append(images.read_one(item, layout=layout))
         except (PictureError, OutOfMemory) as e:
-            out.append(str(e))
+            out.append(Failure(str(e)))
         except InputError as e:
             raise InputError(f"item {i} of the list: {e}") from e
     return out

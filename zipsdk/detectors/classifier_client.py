@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -26,8 +28,15 @@ MAX_BATCH = 256
 MAX_CALL_PIXELS = 1 << 24
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Stands in place of a result that could not be had."""
+
+    reason: str
+
+
 class BlackBox:
-    """A callable that may fail, asked about pictures of mixed sizes. Failures come back as text, not as exceptions."""
+    """A callable that may fail, asked about pictures of mixed sizes. Failures are results here, not exceptions."""
 
     def __init__(
         self,
@@ -59,7 +68,7 @@ class BlackBox:
             self._late = [f for f in self._late if not f.done()]
             return len(self._late)
 
-    def ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | str]:
+    def ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | Failure]:
         """For each picture the scores of its versions (versions, classes), or why there are none.
 
         `versions` gives pictures of its own size and dtype, at least one.
@@ -67,48 +76,48 @@ class BlackBox:
         sizes: dict[tuple[int, ...], list[int]] = {}
         for i, p in enumerate(pictures):
             sizes.setdefault(p.shape, []).append(i)
-        answers: list[F64 | str] = [""] * len(pictures)
+        answers: dict[int, F64 | Failure] = {}
         for members in sizes.values():
-            for i, answer in zip(members, self._ask([pictures[i] for i in members], versions), strict=True):
-                answers[i] = answer
-        return answers
+            answers |= zip(members, self._ask([pictures[i] for i in members], versions), strict=True)
+        return [answers[i] for i in range(len(pictures))]
 
-    def _ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | str]:
+    def _ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | Failure]:
         """`ask`, for pictures of one size, at least one; no more versions than go into one call are made ahead."""
         height, width = pictures[0].shape[:2]
-        most = None if self.max_batch is None else min(self.max_batch, max(1, MAX_CALL_PIXELS // (height * width)))
-        asked: list[int | str] = []  # of each picture how many versions, or why none
-
-        def of_all() -> Iterator[U8]:
-            for picture in pictures:
-                try:
-                    made = _made(versions, picture)
-                except Exception as e:  # of too large a picture, or in a detector of one's own
-                    self.count(failures=1)
-                    asked.append(said(e))
-                else:
-                    asked.append(len(made))
-                    yield from made
-
-        versions_of_all = of_all()
-        rows: list[F64 | str] = []
-        while part := list(islice(versions_of_all, most)):
-            rows += self._call(part)
+        most = sys.maxsize if self.max_batch is None else self.max_batch
+        if self.max_batch is not None:
+            most = min(most, max(1, MAX_CALL_PIXELS // (height * width)))
+        made: list[int | Failure] = []  # of each picture how many versions, or why none
+        rows: list[F64 | Failure] = []
+        waiting: list[U8] = []
+        for picture in pictures:
+            try:
+                waiting += (own := _made(versions, picture))
+            except Exception as e:  # of too large a picture, or in a detector of one's own
+                self.count(failures=1)
+                made.append(Failure(said(e)))
+                continue
+            made.append(len(own))
+            while len(waiting) >= most:
+                rows += self._call(waiting[:most])
+                del waiting[:most]
+        if waiting:
+            rows += self._call(waiting)
         in_turn = iter(rows)
-        return [n if isinstance(n, str) else _together(list(islice(in_turn, n))) for n in asked]
+        return [n if isinstance(n, Failure) else _together(list(islice(in_turn, n))) for n in made]
 
-    def _call(self, part: Sequence[U8]) -> list[F64 | str]:
+    def _call(self, part: Sequence[U8]) -> list[F64 | Failure]:
         """N times uint8 (H, W, 3) -> for each the scores (classes,), or why there are none."""
         try:
             batch = np.stack(part)  # here, because there may be no memory for it
             scores = self._scores(batch) if self.timeout is None else self._scores_in_time(batch, self.timeout)
         except Exception as e:
             self.count(failures=1)
-            return [said(e)] * len(part)
+            return [Failure(said(e))] * len(part)
         usable = np.isfinite(scores.max(axis=1))
         if not usable.all():
             self.count(failures=1)
-        no_label = "got scores whose largest is not finite, wanted numbers"
+        no_label = Failure("got scores whose largest is not finite, wanted numbers")
         return [row if good else no_label for row, good in zip(scores, usable, strict=True)]
 
     def _scores(self, batch: U8) -> F64:
@@ -152,8 +161,10 @@ def ask_all(
     """
     answers: list[F64] = []
     for i, answer in enumerate(BlackBox(classify, max_batch=max_batch).ask(clean, versions)):
-        if isinstance(answer, str):
-            raise InputError(f"clean picture {i}: the classifier failed ({answer}); wanted scores for it: see there")
+        if isinstance(answer, Failure):
+            raise InputError(
+                f"clean picture {i}: the classifier failed ({answer.reason}); wanted scores for it: see there"
+            )
         answers.append(answer)
     return answers
 
@@ -169,15 +180,15 @@ def _made(versions: Callable[[U8], list[U8]], picture: U8) -> list[U8]:
     return made
 
 
-def _together(rows: list[F64 | str]) -> F64 | str:
+def _together(rows: list[F64 | Failure]) -> F64 | Failure:
     """The rows of one picture as one array, or the first thing that is wrong with them."""
     good: list[F64] = []
     for row in rows:
-        if isinstance(row, str):
+        if isinstance(row, Failure):
             return row
         good.append(row)
     if len({len(row) for row in good}) > 1:
-        return "got another number of classes from one call to the next, wanted the same"
+        return Failure("got another number of classes from one call to the next, wanted the same")
     return np.stack(good)
 
 
