@@ -10,6 +10,7 @@ from guard_fakes import Cleaner, Recorder, fail
 
 from zipsdk import DecisivePart, Guard, InputError, ScaleUp
 from zipsdk.detectors import ablation
+from zipsdk.detectors.base import PurifyAll
 
 SIDE = 16
 
@@ -120,7 +121,7 @@ def test_without_bounds_a_flood_would_hide_them():
     assert np.mean([d.flagged for d in decisions]) < 0.5
 
 
-@pytest.mark.parametrize("detector", [None, ScaleUp(), DecisivePart(norms=[(0.0, 1.0)] * 27)])
+@pytest.mark.parametrize("detector", [PurifyAll(), ScaleUp(), DecisivePart(norms=[(0.0, 1.0)] * 27)])
 def test_it_learns_only_where_norms_are_missing(detector):
     watch = Guard(by_light, Cleaner(), detector, learn=16)
     watch.run(photos(32))

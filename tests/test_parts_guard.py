@@ -14,6 +14,7 @@ from guard_fakes import Recorder, fail
 import zipsdk
 from zipsdk import DecisivePart, InputError, guard
 from zipsdk.detectors import ablation
+from zipsdk.detectors.base import PurifyAll
 
 TARGET = 3
 #: What the four classes show: spread over the place, all bands and all colours.
@@ -303,5 +304,5 @@ def test_half_a_detector_is_refused(missing):
 
 def test_the_decisive_part_is_what_a_guard_looks_for():
     assert zipsdk.Guard(backdoored(), Restorer()).detector == DecisivePart()
-    assert zipsdk.Guard(backdoored(), Restorer(), detector=None).detector is None
+    assert zipsdk.Guard(backdoored(), Restorer(), detector=None).detector == PurifyAll()
     assert (DecisivePart().threshold, DecisivePart().certain, DecisivePart().norms) == (3.3, 4.5, None)

@@ -19,6 +19,7 @@ from zipsdk import images
 from zipsdk._util import forks
 from zipsdk._util.validation import is_number, is_whole
 from zipsdk.detectors.ablation import FEWEST, DecisivePart, log_odds
+from zipsdk.detectors.base import Detector, PurifyAll
 from zipsdk.detectors.classifier_client import MAX_BATCH, BlackBox, Failure, said
 from zipsdk.errors import InputError, OutOfMemory, PictureError
 from zipsdk.images.arrays import U8, Picture, check_clean
@@ -103,27 +104,6 @@ class PurifierLike(Protocol):
     def run(self, batch: Any) -> Any: ...
 
 
-class Detector(Protocol):
-    """What tells suspicious pictures: `zipsdk.DecisivePart`, `zipsdk.ScaleUp`, or your own."""
-
-    def versions(self, rgb: U8) -> list[U8]:
-        """What the classifier is asked about a picture, itself first: as many for each picture, of its size."""
-
-    def score(self, scores: npt.ArrayLike) -> float:
-        """Of one picture, from the scores of its versions (versions, classes)."""
-
-    def flags(self, score: float) -> bool: ...
-
-    def why(self, scores: npt.ArrayLike, score: float) -> str: ...
-
-    def again(self, rgb: U8) -> list[U8]:
-        """What the classifier is asked about a purified picture, itself first."""
-
-    def settle(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
-        """What a flagged picture is: scores (classes,), from those of its versions and of its purified picture's;
-        None where the classifier failed on the former."""
-
-
 _METHODS = ("versions", "score", "flags", "why", "again", "settle")
 _DECISIVE_PART = DecisivePart()
 #: Pictures that a guard learns from, if it is not told otherwise.
@@ -159,7 +139,7 @@ class Guard:
             class. Resizing and normalisation are its own business. It may fail: an exception, a late answer, another
             shape, or a row without a finite largest score is no answer.
         purifier: a `zipsdk.Purifier`, or any object with such a `run`.
-        detector: a `Detector`. None purifies every picture and believes what comes out, at full cost.
+        detector: a `Detector`. None is `PurifyAll()`: it believes what purification gives, at full cost.
         timeout: seconds for one call of `classify`, or None. Each call then has a thread of its own. Python cannot stop
             a thread: after a time-out the call runs on beside later ones, and its answer is thrown away. While
             `MAX_HANGING` (4) such calls run, `classify` is not called and counts as failed. So give it a time-out of
@@ -187,9 +167,9 @@ class Guard:
     ):
         if not callable(getattr(purifier, "run", None)) or isinstance(purifier, type):
             raise InputError(f"purifier: got {purifier!r}, wanted an object with run, such as zipsdk.Purifier(...)")
-        if detector is not None and (
-            isinstance(detector, type) or not all(callable(getattr(detector, m, None)) for m in _METHODS)
-        ):
+        if detector is None:
+            detector = PurifyAll()
+        if isinstance(detector, type) or not all(callable(getattr(detector, m, None)) for m in _METHODS):
             raise InputError(
                 f"detector: got {detector!r}, wanted zipsdk.DecisivePart(), zipsdk.ScaleUp(), "
                 f"an object with {', '.join(_METHODS)}, or None"
@@ -259,8 +239,7 @@ class Guard:
 
         purified = dict(zip(suspects, self._purify([pictures[i].rgb for i in suspects]), strict=True))
         clean = {i: c for i, c in purified.items() if not isinstance(c, Failure)}
-        again = (lambda rgb: [rgb]) if detector is None else detector.again
-        second = dict(zip(clean, self._classifier.ask(list(clean.values()), again), strict=True))
+        second = dict(zip(clean, self._classifier.ask(list(clean.values()), detector.again), strict=True))
         for i, s in suspects.items():
             result = purified[i]
             if isinstance(result, Failure):
@@ -272,7 +251,9 @@ class Guard:
                 error = f"the classifier failed on the purified picture: {answer.reason}"
                 decisions[i] = Decision(None, True, s.score, restored, None, s.why, error)
             else:
-                scores = _settle(detector, s.scores, answer)
+                # of other classes than before, the classifier has changed: what it said before is no answer any more
+                first = None if s.scores is None or s.scores.shape[1] != answer.shape[1] else s.scores
+                scores = detector.settle(first, answer)
                 decisions[i] = Decision(int(scores.argmax()), True, s.score, restored, scores, s.why)
 
         done = [d for d in decisions if d is not None]
@@ -281,14 +262,14 @@ class Guard:
         )
         return done
 
-    def _look(self, pictures: dict[int, Picture]) -> dict[int, F64 | Failure | None]:
-        """What the classifier says of each picture's versions, or why it does not; None where there is no detector.
+    def _look(self, pictures: dict[int, Picture]) -> dict[int, F64 | Failure]:
+        """What the classifier says of each picture's versions, or why it does not.
 
         What can be learnt from it is learnt before anything is decided, so that a large first batch profits too.
         """
         detector = self.detector
-        if detector is None:
-            return dict.fromkeys(pictures)
+        if isinstance(detector, PurifyAll):  # which flags a picture whatever the answer
+            return dict.fromkeys(pictures, Failure("there is no detector: every picture is purified"))
         answers = self._classifier.ask([p.rgb for p in pictures.values()], detector.versions)
         if self.learn and isinstance(detector, DecisivePart) and detector.norms is None:
             odds = {
@@ -301,7 +282,7 @@ class Guard:
                 if self.detector is detector and len(self._odds) >= self.learn:
                     first = list(self._odds.values())[: self.learn]
                     self.detector, self._odds = detector.learnt(np.stack(first)), {}
-        return dict(zip(pictures, answers, strict=True))
+        return dict(zip(pictures, map(_blamed, answers), strict=True))
 
     def _purify(self, pictures: list[U8]) -> list[U8 | Failure]:
         """Purified pictures, or what went wrong."""
@@ -320,33 +301,27 @@ class Guard:
         return [result for picture in pictures for result in self._purify([picture])]
 
 
-def _verdicts(detector: Detector | None, answers: dict[int, F64 | Failure | None]) -> dict[int, Decision | _Suspect]:
+def _verdicts(detector: Detector, answers: dict[int, F64 | Failure]) -> dict[int, Decision | _Suspect]:
     """A decision for each picture that is trusted; for another why it is not."""
     verdicts: dict[int, Decision | _Suspect] = {}
     for i, answer in answers.items():
-        if detector is None or answer is None:
-            verdicts[i] = _Suspect(None, "there is no detector: every picture is purified")
-        elif isinstance(answer, Failure):
-            verdicts[i] = _Suspect(None, f"the classifier failed on the picture or a copy of it: {answer.reason}")
+        if isinstance(answer, Failure):
+            verdicts[i] = _Suspect(None, answer.reason)
+            continue
+        score = detector.score(answer)
+        why = detector.why(answer, score)
+        if detector.flags(score):
+            verdicts[i] = _Suspect(score, f"flagged: {why}", answer)
         else:
-            score = detector.score(answer)
-            why = detector.why(answer, score)
-            if detector.flags(score):
-                verdicts[i] = _Suspect(score, f"flagged: {why}", answer)
-            else:
-                label = int(answer[0].argmax())
-                verdicts[i] = Decision(label, False, score, None, answer[0].copy(), f"not flagged: {why}")
+            label = int(answer[0].argmax())
+            verdicts[i] = Decision(label, False, score, None, answer[0].copy(), f"not flagged: {why}")
     return verdicts
 
 
-def _settle(detector: Detector | None, scores: F64 | None, purified: F64) -> F64:
-    """Of a flagged picture."""
-    if detector is None:
-        alone: F64 = purified[0]
-        return alone
-    if scores is not None and scores.shape[1] != purified.shape[1]:
-        scores = None  # the classifier has changed in between: what it said before is no answer any more
-    return detector.settle(scores, purified)
+def _blamed(answer: F64 | Failure) -> F64 | Failure:
+    if isinstance(answer, Failure):
+        return Failure(f"the classifier failed on the picture or a copy of it: {answer.reason}")
+    return answer
 
 
 def _read(batch: Any, layout: str) -> list[Picture | Failure]:

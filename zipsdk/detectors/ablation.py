@@ -23,6 +23,7 @@ import numpy.typing as npt
 from zipsdk import images
 from zipsdk._util.validation import is_number
 from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS, copies
+from zipsdk.detectors.base import Detector
 from zipsdk.detectors.classifier_client import MAX_BATCH, ask_all
 from zipsdk.errors import InputError
 from zipsdk.images.arrays import U8
@@ -61,7 +62,7 @@ FEWEST = 16
 
 
 @dataclass(frozen=True)
-class DecisivePart:
+class DecisivePart(Detector):
     """A detector for `zipsdk.Guard`: how much does one part of a picture decide alone, and which?
 
     For each part of `PARTS` but the last the classifier sees the picture without it and the part alone. The log-odds of

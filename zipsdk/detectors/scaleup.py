@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk._util.validation import is_number, is_whole
+from zipsdk.detectors.base import Detector
 from zipsdk.detectors.classifier_client import MAX_BATCH, ask_all
 from zipsdk.errors import InputError
 from zipsdk.images.arrays import U8
@@ -20,7 +21,7 @@ F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class ScaleUp:
+class ScaleUp(Detector):
     """Scaled prediction consistency: does the label stay when the pixels are multiplied?
 
     SPC(x) is the share of the scales n for which argmax f(clip(n x)) = argmax f(x), for pixels x in [0, 1], before any
