@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 
 import numpy as np
@@ -60,14 +61,14 @@ def literal_norms(x: np.ndarray, classify=by_light) -> list[tuple[float, float]]
 
 def test_it_learns_from_the_first_pictures_and_then_no_more():
     x = photos(60)
-    watch = Guard(by_light, Cleaner(), learn=40)
-    assert watch.detector == DecisivePart()
+    watch = Guard(by_light, Cleaner(), DecisivePart(learn=40))
+    assert watch.detector == DecisivePart(learn=40)
     for start in (0, 13, 26):
         watch.run(x[start : start + 13])
         assert watch.detector.norms is None
     watch.run(x[39:60])  # the fortieth, and more
     np.testing.assert_allclose(watch.detector.norms, literal_norms(x[:40]), rtol=1e-12)
-    assert watch.detector == DecisivePart().calibrate(by_light, x[:40])
+    assert watch.detector == DecisivePart(learn=40).calibrate(by_light, x[:40])
     learnt = watch.detector
     watch.run(photos(50, 1))
     assert watch.detector is learnt
@@ -75,12 +76,12 @@ def test_it_learns_from_the_first_pictures_and_then_no_more():
 
 def test_a_standing_picture_teaches_nothing():
     x = photos(20)
-    watch = Guard(by_light, Cleaner(), learn=20)
+    watch = Guard(by_light, Cleaner(), DecisivePart(learn=20))
     for _ in range(30):
         watch.run(np.concatenate([x[:19], x[:1]]))
     assert watch.detector.norms is None
     watch.run(x[19:])
-    assert watch.detector == DecisivePart().calibrate(by_light, x)
+    assert watch.detector == DecisivePart(learn=20).calibrate(by_light, x)
 
 
 def test_what_is_learnt_counts_at_once():
@@ -88,7 +89,7 @@ def test_what_is_learnt_counts_at_once():
     x = photos(40)
     usual, fitted = DecisivePart(), DecisivePart().calibrate(by_light, x)
     for learn, detector in ((40, fitted), (41, usual), (0, usual)):
-        decisions = Guard(by_light, Cleaner(), learn=learn).run(x)
+        decisions = Guard(by_light, Cleaner(), DecisivePart(learn=learn)).run(x)
         scores = [detector.score(by_light(np.stack(detector.versions(p)))) for p in x]
         assert [d.score for d in decisions] == scores
         assert [d.flagged for d in decisions] == [detector.flags(s) for s in scores]
@@ -121,15 +122,15 @@ def test_without_bounds_a_flood_would_hide_them():
     assert np.mean([d.flagged for d in decisions]) < 0.5
 
 
-@pytest.mark.parametrize("detector", [PurifyAll(), ScaleUp(), DecisivePart(norms=[(0.0, 1.0)] * 27)])
+@pytest.mark.parametrize("detector", [PurifyAll(), ScaleUp(), DecisivePart(norms=[(0.0, 1.0)] * 27, learn=16)])
 def test_it_learns_only_where_norms_are_missing(detector):
-    watch = Guard(by_light, Cleaner(), detector, learn=16)
+    watch = Guard(by_light, Cleaner(), detector)
     watch.run(photos(32))
     assert watch.detector is detector
 
 
 def test_thresholds_stay():
-    watch = Guard(by_light, Cleaner(), DecisivePart(threshold=2.5, certain=3.0), learn=16)
+    watch = Guard(by_light, Cleaner(), DecisivePart(threshold=2.5, certain=3.0, learn=16))
     watch.run(photos(16))
     assert (watch.detector.threshold, watch.detector.certain) == (2.5, 3.0) and watch.detector.norms is not None
 
@@ -137,7 +138,7 @@ def test_thresholds_stay():
 def test_answers_that_failed_teach_nothing():
     x = photos(32)
     classify = Recorder(by_light, [None, fail, None])  # a picture and its versions are a call
-    watch = Guard(classify, Cleaner(), learn=16, max_batch=28)
+    watch = Guard(classify, Cleaner(), DecisivePart(learn=16), max_batch=28)
     watch.run(x[:16])
     assert watch.detector.norms is None
     watch.run(x[16:17])
@@ -145,7 +146,7 @@ def test_answers_that_failed_teach_nothing():
 
 
 def test_many_threads_learn_once_and_from_as_many_pictures():
-    x, watch = photos(64), Guard(by_light, Cleaner(), learn=32)
+    x, watch = photos(64), Guard(by_light, Cleaner(), DecisivePart(learn=32))
     seen = []
 
     def work(k: int) -> None:
@@ -166,7 +167,21 @@ def test_many_threads_learn_once_and_from_as_many_pictures():
         assert decision.score in (DecisivePart().score(answer), learnt.score(answer))
 
 
-@pytest.mark.parametrize("learn", [-1, 1, 15, 2.0, True, None, "200"])
+@pytest.mark.parametrize("learn", [-1, 1, 15, 2.0, 16.0, True, False, None, "16", "200", np.int64(15)])
 def test_learn_is_checked(learn):
     with pytest.raises(InputError, match=r"learn: got .*wanted 16 pictures or more, better 100 or more, or 0"):
-        Guard(by_light, Cleaner(), learn=learn)
+        DecisivePart(learn=learn)
+
+
+def test_two_guards_with_one_detector_learn_apart():
+    x, detector = photos(32), DecisivePart(learn=16)
+    first, second = (Guard(by_light, Cleaner(), detector) for _ in range(2))
+    first.run(x[:10])
+    second.run(x[10:20])
+    assert first.detector.norms is second.detector.norms is None
+    first.run(x[10:16])
+    assert first.detector.norms is not None and second.detector.norms is detector.norms is None
+    resumed = pickle.loads(pickle.dumps(second.detector)).observe(
+        x[20:26], [by_light(np.stack(detector.versions(p))) for p in x[20:26]]
+    )
+    assert resumed == DecisivePart(learn=16).calibrate(by_light, x[10:26])

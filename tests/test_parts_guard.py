@@ -266,6 +266,9 @@ class Mine:
     def settle(self, scores, purified):
         return scores.sum() + purified[0] * purified[1]
 
+    def observe(self, pictures, scores):
+        return self
+
 
 class Falsy(Mine):
     """No less a detector for being empty."""
@@ -291,12 +294,12 @@ def test_a_detector_of_ones_own(mine):
     assert watch.counters == guard.Counters(pictures=2, flagged=1, calls=2, queries=8)
 
 
-@pytest.mark.parametrize("missing", ["versions", "score", "flags", "why", "again", "settle"])
+@pytest.mark.parametrize("missing", ["versions", "score", "flags", "why", "again", "settle", "observe"])
 def test_half_a_detector_is_refused(missing):
     half = Mine()
     setattr(half, missing, None)
     said = r"detector: got .*wanted zipsdk\.DecisivePart\(\), zipsdk\.ScaleUp\(\), "
-    said += "an object with versions, score, flags, why, again, settle, or None$"
+    said += "an object with versions, score, flags, why, again, settle, observe, or None$"
     for detector in (half, DecisivePart, Mine, "parts", object(), 14, 0):
         with pytest.raises(InputError, match=said):
             zipsdk.Guard(backdoored(), Restorer(), detector)

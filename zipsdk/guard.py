@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk._util import forks
-from zipsdk._util.validation import is_number, is_whole
-from zipsdk.detectors.ablation import FEWEST, DecisivePart, log_odds
+from zipsdk._util.validation import is_number
+from zipsdk.detectors.ablation import DecisivePart
 from zipsdk.detectors.base import Detector, PurifyAll
 from zipsdk.detectors.classifier_client import MAX_BATCH, BlackBox, Failure, said
 from zipsdk.errors import InputError, OutOfMemory, PictureError
@@ -104,10 +104,8 @@ class PurifierLike(Protocol):
     def run(self, batch: Any) -> Any: ...
 
 
-_METHODS = ("versions", "score", "flags", "why", "again", "settle")
+_METHODS = ("versions", "score", "flags", "why", "again", "settle", "observe")
 _DECISIVE_PART = DecisivePart()
-#: Pictures that a guard learns from, if it is not told otherwise.
-LEARN = 200
 
 
 @dataclass(frozen=True)
@@ -127,8 +125,8 @@ class Guard:
     comes from the first of them. A flagged one costs a purification and the detector's second look, 28 queries more.
     Without a detector each costs a purification and one query.
 
-    A `DecisivePart` without norms takes them from the first `learn` pictures that the classifier answers for, by
-    `DecisivePart.learnt`, and keeps them: `guard.detector.norms`. Until then it has `USUAL` ones.
+    A detector may learn from the pictures that the classifier answers for (see `Detector.observe`): a `DecisivePart`
+    without norms takes them from the first 200, and keeps them: `guard.detector.norms`.
 
     Several threads may call `run` at once if `classify` and the purifier bear that.
 
@@ -146,7 +144,6 @@ class Guard:
             its own where that is possible.
         max_batch: pictures and copies in one call of `classify` at most; of large ones fewer, so that they have no more
             than `MAX_CALL_PIXELS` (16 million) together. None sends all of one size at once.
-        learn: pictures to take norms from, at least 16; 0 for none. Equal ones count once. See above.
 
     Attributes:
         detector: what was given, or what has been learnt.
@@ -163,7 +160,6 @@ class Guard:
         *,
         timeout: float | None = None,
         max_batch: int | None = MAX_BATCH,
-        learn: int = LEARN,
     ):
         if not callable(getattr(purifier, "run", None)) or isinstance(purifier, type):
             raise InputError(f"purifier: got {purifier!r}, wanted an object with run, such as zipsdk.Purifier(...)")
@@ -174,19 +170,15 @@ class Guard:
                 f"detector: got {detector!r}, wanted zipsdk.DecisivePart(), zipsdk.ScaleUp(), "
                 f"an object with {', '.join(_METHODS)}, or None"
             )
-        if not is_whole(learn) or (learn != 0 and learn < FEWEST):
-            raise InputError(f"learn: got {learn!r}, wanted {FEWEST} pictures or more, better 100 or more, or 0")
-        self.purifier, self.detector, self.learn = purifier, detector, int(learn)
-        #: what the pictures that are learnt from have shown so far, by their hash: a standing picture teaches nothing
-        self._odds: dict[int, F64] = {}
-        self._lock = threading.Lock()
+        self.purifier, self.detector = purifier, detector
+        self._lock, self._learning = threading.Lock(), threading.Lock()
         self._counted = Counters()
         self._classifier = BlackBox(classify, timeout, max_batch, self._count)
         forks.track(self)
 
     def after_fork(self) -> None:
         """See `zipsdk._util.forks.Forkable`."""
-        self._lock = threading.Lock()
+        self._lock, self._learning = threading.Lock(), threading.Lock()
 
     @property
     def counters(self) -> Counters:
@@ -270,18 +262,11 @@ class Guard:
         detector = self.detector
         if isinstance(detector, PurifyAll):  # which flags a picture whatever the answer
             return dict.fromkeys(pictures, Failure("there is no detector: every picture is purified"))
-        answers = self._classifier.ask([p.rgb for p in pictures.values()], detector.versions)
-        if self.learn and isinstance(detector, DecisivePart) and detector.norms is None:
-            odds = {
-                hash((p.rgb.shape, p.rgb.tobytes())): log_odds(a)
-                for p, a in zip(pictures.values(), answers, strict=True)
-                if not isinstance(a, Failure)
-            }
-            with self._lock:
-                self._odds |= odds
-                if self.detector is detector and len(self._odds) >= self.learn:
-                    first = list(self._odds.values())[: self.learn]
-                    self.detector, self._odds = detector.learnt(np.stack(first)), {}
+        rgb = [p.rgb for p in pictures.values()]
+        answers = self._classifier.ask(rgb, detector.versions)
+        seen = [(p, a) for p, a in zip(rgb, answers, strict=True) if not isinstance(a, Failure)]
+        with self._learning:
+            self.detector = self.detector.observe([p for p, _ in seen], [a for _, a in seen])
         return dict(zip(pictures, map(_blamed, answers), strict=True))
 
     def _purify(self, pictures: list[U8]) -> list[U8 | Failure]:

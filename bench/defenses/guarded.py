@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -86,8 +86,9 @@ class Guarded:
         detector = self.detector
         if self.clean is not None and isinstance(detector, DecisivePart):
             detector = detector.calibrate(classify, self.clean, max_batch=256)
-        learn = 0 if self.first is None else len(self.first)
-        guard = Guard(classify, _Purifier(purify or self.inner.run, seed), detector, max_batch=256, learn=learn)
+        if isinstance(detector, DecisivePart):
+            detector = replace(detector, learn=0 if self.first is None else len(self.first))
+        guard = Guard(classify, _Purifier(purify or self.inner.run, seed), detector, max_batch=256)
         if self.first is not None:
             guard.run(attacked(self.first, trigger))
         return guard

@@ -101,9 +101,10 @@ class _OddDetector(zipsdk.ScaleUp):
         return super().score(scores) if self.threshold == 1 else math.nan
 
 
-def _detector(name: str) -> Any:
+def _detector(recipe: Recipe) -> Any:
+    name = recipe["detector"]
     if name == "part":
-        return zipsdk.DecisivePart()
+        return zipsdk.DecisivePart(learn=recipe["learn"])
     if name == "scale":
         return zipsdk.ScaleUp()
     return {"none": None, "raise": _OddDetector(threshold=1.0), "odd": _OddDetector()}[name]
@@ -137,8 +138,7 @@ def check_guard(recipe: Recipe, folder: Path) -> str:
     guard = zipsdk.Guard(
         classify,
         _Purifier(recipe["purifier"]),
-        _detector(recipe["detector"]),
-        learn=recipe["learn"],
+        _detector(recipe),
         max_batch=recipe["max_batch"],
     )
     result = "accepted"

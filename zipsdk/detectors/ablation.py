@@ -12,16 +12,17 @@ agreement; here it is measured how far one part stands out from the others, and 
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zipsdk import images
-from zipsdk._util.validation import is_number
+from zipsdk._util.validation import is_number, is_whole
 from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS, copies
 from zipsdk.detectors.base import Detector
 from zipsdk.detectors.classifier_client import MAX_BATCH, ask_all
@@ -91,7 +92,8 @@ class DecisivePart(Detector):
         threshold: in deviations, above 0. About 10% of clean pictures are above 3.3 after `calibrate`.
         certain: the same, at least `threshold`. About 2% are above 4.5.
         norms: (median, deviation) of the 27 `log_odds`, in their order: 27 pairs. None takes `USUAL`, until `calibrate`
-            or the guard has measured them.
+            or `observe` has measured them.
+        learn: different pictures that `observe` takes norms from, at least 16; 0 for none.
 
     Raises:
         InputError: an option out of range.
@@ -100,6 +102,9 @@ class DecisivePart(Detector):
     threshold: float = 3.3
     certain: float = 4.5
     norms: tuple[tuple[float, float], ...] | None = None
+    learn: int = 200
+    #: `log_odds` of the pictures that were observed so far, by the digest of the picture
+    _observed: Mapping[bytes, F64] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("threshold", "certain"):
@@ -111,6 +116,9 @@ class DecisivePart(Detector):
             raise InputError(f"certain: got {self.certain} below threshold {self.threshold}, wanted at least that")
         if self.norms is not None:
             object.__setattr__(self, "norms", _pairs(self.norms))
+        if not is_whole(self.learn) or (self.learn != 0 and self.learn < FEWEST):
+            raise InputError(f"learn: got {self.learn!r}, wanted {FEWEST} pictures or more, better 100 or more, or 0")
+        object.__setattr__(self, "learn", int(self.learn))
 
     def versions(self, rgb: U8) -> list[U8]:
         """What a classifier is asked about a picture: itself, and its `zipsdk.detectors.ablation_views.copies`."""
@@ -213,13 +221,23 @@ class DecisivePart(Detector):
         answers = ask_all(classify, pictures, self.versions, max_batch)
         return self.learnt(np.stack([log_odds(answer) for answer in answers]))
 
+    def observe(self, pictures: Sequence[U8], scores: Sequence[npt.ArrayLike]) -> DecisivePart:
+        """Learn the norms from the first `learn` pictures, where this detector has none. Equal ones count once."""
+        if self.norms is not None or not self.learn:
+            return self
+        odds = {_digest(p): log_odds(np.asarray(s, np.float64)) for p, s in zip(pictures, scores, strict=True)}
+        observed = {**self._observed, **odds}
+        if len(observed) < self.learn:
+            return replace(self, _observed=observed)
+        return self.learnt(np.stack(list(observed.values())[: self.learn]))
+
     def learnt(self, odds: F64) -> DecisivePart:
         """A detector with the norms of pictures whose `log_odds` these are, float64 (N, 27); see `calibrate`."""
         (usual_median, usual_deviation), (above, times) = np.transpose(USUAL), AWAY
         median, deviation = median_and_deviation(odds)
         median = np.minimum(median, usual_median + above)
         deviation = np.clip(deviation, usual_deviation / times, usual_deviation * times)
-        return replace(self, norms=tuple(zip(median.tolist(), deviation.tolist(), strict=True)))
+        return replace(self, norms=tuple(zip(median.tolist(), deviation.tolist(), strict=True)), _observed={})
 
 
 def _pairs(norms: Any) -> tuple[tuple[float, float], ...]:
@@ -231,6 +249,11 @@ def _pairs(norms: Any) -> tuple[tuple[float, float], ...]:
     if len(pairs) != wanted or not all(math.isfinite(m) and 0 < d < math.inf for m, d in pairs):
         raise InputError(f"norms: got {norms!r}, wanted {wanted} pairs (median, deviation above 0), or None")
     return pairs
+
+
+def _digest(picture: U8) -> bytes:
+    # not hash(), which differs between processes that may pass a pickled detector on
+    return hashlib.blake2b(picture.tobytes() + str(picture.shape).encode(), digest_size=16).digest()
 
 
 def _log_probabilities(scores: F64) -> F64:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +41,10 @@ class Detector(Protocol):
     def settle(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
         """What a flagged picture is: scores (classes,), from those of its versions and of its purified picture's;
         None where the classifier failed on the former."""
+
+    def observe(self, pictures: Sequence[U8], scores: Sequence[npt.ArrayLike]) -> Detector:
+        """Learn from pictures of the stream and the scores of their versions; the detector to use from now on."""
+        return self
 
 
 @dataclass(frozen=True)
