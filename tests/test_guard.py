@@ -272,7 +272,7 @@ def test_counters_lose_nothing_between_threads():
     total = {f.name: sum(getattr(p, f.name) for p in parts) for f in dataclasses.fields(guard.Counters)}
     n = rounds * workers
     assert total == {"pictures": 2 * n, "flagged": n, "unlabelled": 0, "calls": 7 * n, "queries": 13 * n,
-                     "failures": 0, "hanging": 0}  # fmt: skip
+                     "failures": 0, "stalled": 0}  # fmt: skip
 
 
 def test_counting_is_one_step(monkeypatch):

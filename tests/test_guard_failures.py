@@ -166,7 +166,7 @@ def test_photos_go_out_a_few_at_a_time():
         return np.tile([0.0, 1.0], (len(x), 1))
 
     photo = np.zeros((2048, 2730, 3), np.uint8)
-    classifier_client.BlackBox(classify).ask([photo] * 4, lambda p: [p])
+    classifier_client.ClassifierClient(classify).query([photo] * 4, lambda p: [p])
     assert sizes == [3, 1]
 
 
@@ -258,22 +258,22 @@ def test_a_late_answer_is_no_answer(hang):
     decisions = watch.run(dark(2))
     assert all(d.flagged and d.label is not None and "no answer within 1 s" in d.why for d in decisions)
     assert classify.sizes == [12, 2]
-    assert watch.counters.hanging == 1 and watch.counters.failures == 1
+    assert watch.counters.stalled == 1 and watch.counters.failures == 1
     classify.plan = [hang, hang]
     (decision,) = watch.run(dark(1))
     assert decision.label is None and "no answer within 1 s" in decision.error
-    assert watch.reset().hanging == watch.counters.hanging == 3
+    assert watch.reset().stalled == watch.counters.stalled == 3
     before = [t for t in threading.enumerate() if t.name == "zipsdk-classify"]
     assert len(before) == 3 and all(t.daemon for t in before)
     hang.over.set()
     for thread in before:
         thread.join(60)
-    assert watch.counters.hanging == 0
+    assert watch.counters.stalled == 0
 
 
 def test_a_classifier_that_hangs_for_good_is_left_alone(hang, monkeypatch):
-    """No more threads than `MAX_HANGING`, no more waiting; and it is asked again when a call has ended."""
-    monkeypatch.setattr(classifier_client, "MAX_HANGING", 2)
+    """No more threads than `MAX_STALLED`, no more waiting; and it is asked again when a call has ended."""
+    monkeypatch.setattr(classifier_client, "MAX_STALLED", 2)
     classify = Recorder(plan=[hang] * 2)
     watch = Guard(classify, Cleaner(), timeout=0.5, max_batch=1)
     decisions = watch.run(dark(3))
@@ -281,7 +281,7 @@ def test_a_classifier_that_hangs_for_good_is_left_alone(hang, monkeypatch):
     assert all("2 earlier calls still run" in d.error for d in decisions)
     assert classify.sizes == [1, 1]
     counters = watch.counters
-    assert (counters.calls, counters.queries, counters.hanging) == (2, 2, 2)
+    assert (counters.calls, counters.queries, counters.stalled) == (2, 2, 2)
     threads = [t for t in threading.enumerate() if t.name == "zipsdk-classify"]
     hang.over.set()
     for thread in threads:
@@ -289,7 +289,7 @@ def test_a_classifier_that_hangs_for_good_is_left_alone(hang, monkeypatch):
     watch._classifier.timeout = 60
     (decision,) = watch.run(dark(1))
     assert decision.label is not None and not decision.flagged
-    assert watch.counters.hanging == 0 and classify.sizes == [1] * 8
+    assert watch.counters.stalled == 0 and classify.sizes == [1] * 8
 
 
 def test_in_time_is_the_same_as_without_a_limit():

@@ -20,7 +20,7 @@ from zipsdk._util import forks
 from zipsdk._util.validation import is_number
 from zipsdk.detectors.ablation import DecisivePart
 from zipsdk.detectors.base import Detector, PurifyAll
-from zipsdk.detectors.classifier_client import MAX_BATCH, BlackBox, Failure, said
+from zipsdk.detectors.classifier_client import MAX_BATCH, ClassifierClient, Failure, describe_error
 from zipsdk.errors import InputError, OutOfMemory, PictureError
 from zipsdk.images.arrays import U8, Picture, check_clean
 
@@ -81,7 +81,7 @@ class Counters:
         calls, queries: calls of the classifier, and pictures and copies in them.
         failures: calls of the classifier or of the purifier that raised, came too late, gave what cannot be used in
             whole or in part, or were not made because too many hang; and pictures whose copies could not be made.
-        hanging: calls that a time-out left running and that run still; `reset` does not change it.
+        stalled: calls that a time-out left running and that run still; `reset` does not change it.
     """
 
     pictures: int = 0
@@ -90,7 +90,7 @@ class Counters:
     calls: int = 0
     queries: int = 0
     failures: int = 0
-    hanging: int = 0
+    stalled: int = 0
 
     @property
     def flagged_share(self) -> float:
@@ -140,7 +140,7 @@ class Guard:
         detector: a `Detector`. None is `PurifyAll()`: it believes what purification gives, at full cost.
         timeout: seconds for one call of `classify`, or None. Each call then has a thread of its own. Python cannot stop
             a thread: after a time-out the call runs on beside later ones, and its answer is thrown away. While
-            `MAX_HANGING` (4) such calls run, `classify` is not called and counts as failed. So give it a time-out of
+            `MAX_STALLED` (4) such calls run, `classify` is not called and counts as failed. So give it a time-out of
             its own where that is possible.
         max_batch: pictures and copies in one call of `classify` at most; of large ones fewer, so that they have no more
             than `MAX_CALL_PIXELS` (16 million) together. None sends all of one size at once.
@@ -173,7 +173,7 @@ class Guard:
         self.purifier, self.detector = purifier, detector
         self._lock, self._learning = threading.Lock(), threading.Lock()
         self._counted = Counters()
-        self._classifier = BlackBox(classify, timeout, max_batch, self._count)
+        self._classifier = ClassifierClient(classify, timeout, max_batch, self._count)
         forks.track(self)
 
     def after_fork(self) -> None:
@@ -184,13 +184,13 @@ class Guard:
     def counters(self) -> Counters:
         """A snapshot."""
         with self._lock:
-            return replace(self._counted, hanging=self._classifier.hanging)
+            return replace(self._counted, stalled=self._classifier.stalled)
 
     def reset(self) -> Counters:
         """Count from zero again; gives what was counted until now, so that nothing falls between two readings."""
         with self._lock:
             counted, self._counted = self._counted, Counters()
-        return replace(counted, hanging=self._classifier.hanging)
+        return replace(counted, stalled=self._classifier.stalled)
 
     def _count(self, **more: int) -> None:
         with self._lock:
@@ -231,7 +231,7 @@ class Guard:
 
         purified = dict(zip(suspects, self._purify([pictures[i].rgb for i in suspects]), strict=True))
         clean = {i: c for i, c in purified.items() if not isinstance(c, Failure)}
-        second = dict(zip(clean, self._classifier.ask(list(clean.values()), detector.again), strict=True))
+        second = dict(zip(clean, self._classifier.query(list(clean.values()), detector.again), strict=True))
         for i, s in suspects.items():
             result = purified[i]
             if isinstance(result, Failure):
@@ -263,7 +263,7 @@ class Guard:
         if isinstance(detector, PurifyAll):  # which flags a picture whatever the answer
             return dict.fromkeys(pictures, Failure("there is no detector: every picture is purified"))
         rgb = [p.rgb for p in pictures.values()]
-        answers = self._classifier.ask(rgb, detector.versions)
+        answers = self._classifier.query(rgb, detector.versions)
         seen = [(p, a) for p, a in zip(rgb, answers, strict=True) if not isinstance(a, Failure)]
         with self._learning:
             self.detector = self.detector.observe([p for p, _ in seen], [a for _, a in seen])
@@ -281,7 +281,7 @@ class Guard:
         except Exception as e:
             self._count(failures=1)
             if len(pictures) == 1:
-                return [Failure(said(e))]
+                return [Failure(describe_error(e))]
         # each by itself, so that one picture cannot take the labels of those it came with
         return [result for picture in pictures for result in self._purify([picture])]
 

@@ -25,7 +25,7 @@ from zipsdk import images
 from zipsdk._util.validation import is_number, is_whole
 from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS, copies
 from zipsdk.detectors.base import Detector
-from zipsdk.detectors.classifier_client import MAX_BATCH, ask_all
+from zipsdk.detectors.classifier_client import MAX_BATCH, query_all
 from zipsdk.errors import InputError
 from zipsdk.images.arrays import U8
 
@@ -218,7 +218,7 @@ class DecisivePart(Detector):
         pictures = [p.rgb for p in images.read(clean, layout=layout)[0]]
         if len(pictures) < FEWEST:
             raise InputError(f"clean pictures: got {len(pictures)}, wanted at least {FEWEST}, better 100 or more")
-        answers = ask_all(classify, pictures, self.versions, max_batch)
+        answers = query_all(classify, pictures, self.versions, max_batch)
         return self.learnt(np.stack([log_odds(answer) for answer in answers]))
 
     def observe(self, pictures: Sequence[U8], scores: Sequence[npt.ArrayLike]) -> DecisivePart:

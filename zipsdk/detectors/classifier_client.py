@@ -21,7 +21,7 @@ from zipsdk.images.arrays import U8
 F64 = npt.NDArray[np.float64]
 
 #: Calls that a time-out left running. At this many the classifier is not called again until one of them ends.
-MAX_HANGING = 4
+MAX_STALLED = 4
 #: Pictures and copies in one call, if nothing is said: what a network on a small GPU or a request to a service bears.
 MAX_BATCH = 256
 #: Pixels in one call at most, if it has more than one picture: those of `MAX_BATCH` pictures of 256x256.
@@ -35,7 +35,7 @@ class Failure:
     reason: str
 
 
-class BlackBox:
+class ClassifierClient:
     """A callable that may fail, asked about pictures of mixed sizes. Failures are results here, not exceptions."""
 
     def __init__(
@@ -55,20 +55,20 @@ class BlackBox:
         self.timeout = None if timeout is None else float(timeout)
         self.max_batch = None if max_batch is None else int(max_batch)
         self._lock = threading.Lock()
-        self._late: list[Future[F64]] = []
+        self._stalled: list[Future[F64]] = []
         forks.track(self)
 
     def after_fork(self) -> None:
         """Forget calls that hang: their threads do not exist in a forked child, so none would ever end."""
-        self._lock, self._late = threading.Lock(), []
+        self._lock, self._stalled = threading.Lock(), []
 
     @property
-    def hanging(self) -> int:
+    def stalled(self) -> int:
         with self._lock:
-            self._late = [f for f in self._late if not f.done()]
-            return len(self._late)
+            self._stalled = [f for f in self._stalled if not f.done()]
+            return len(self._stalled)
 
-    def ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | Failure]:
+    def query(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | Failure]:
         """For each picture the scores of its versions (versions, classes), or why there are none.
 
         `versions` gives pictures of its own size and dtype, at least one.
@@ -78,11 +78,11 @@ class BlackBox:
             sizes.setdefault(p.shape, []).append(i)
         answers: dict[int, F64 | Failure] = {}
         for members in sizes.values():
-            answers |= zip(members, self._ask([pictures[i] for i in members], versions), strict=True)
+            answers |= zip(members, self._query_one_size([pictures[i] for i in members], versions), strict=True)
         return [answers[i] for i in range(len(pictures))]
 
-    def _ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | Failure]:
-        """`ask`, for pictures of one size, at least one; no more versions than go into one call are made ahead."""
+    def _query_one_size(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | Failure]:
+        """`query`, for pictures of one size, at least one; no more versions than go into one call are made ahead."""
         height, width = pictures[0].shape[:2]
         most = sys.maxsize if self.max_batch is None else self.max_batch
         if self.max_batch is not None:
@@ -92,10 +92,10 @@ class BlackBox:
         waiting: list[U8] = []
         for picture in pictures:
             try:
-                waiting += (own := _made(versions, picture))
+                waiting += (own := _checked_views(versions, picture))
             except Exception as e:  # of too large a picture, or in a detector of one's own
                 self.count(failures=1)
-                made.append(Failure(said(e)))
+                made.append(Failure(describe_error(e)))
                 continue
             made.append(len(own))
             while len(waiting) >= most:
@@ -104,7 +104,7 @@ class BlackBox:
         if waiting:
             rows += self._call(waiting)
         in_turn = iter(rows)
-        return [n if isinstance(n, Failure) else _together(list(islice(in_turn, n))) for n in made]
+        return [n if isinstance(n, Failure) else _stack_rows(list(islice(in_turn, n))) for n in made]
 
     def _call(self, part: Sequence[U8]) -> list[F64 | Failure]:
         """N times uint8 (H, W, 3) -> for each the scores (classes,), or why there are none."""
@@ -113,7 +113,7 @@ class BlackBox:
             scores = self._scores(batch) if self.timeout is None else self._scores_in_time(batch, self.timeout)
         except Exception as e:
             self.count(failures=1)
-            return [Failure(said(e))] * len(part)
+            return [Failure(describe_error(e))] * len(part)
         usable = np.isfinite(scores.max(axis=1))
         if not usable.all():
             self.count(failures=1)
@@ -132,8 +132,8 @@ class BlackBox:
         return got.astype(np.float64)
 
     def _scores_in_time(self, batch: U8, timeout: float) -> F64:
-        if self.hanging >= MAX_HANGING:
-            raise TimeoutError(f"{MAX_HANGING} earlier calls still run; it is called again when one of them has ended")
+        if self.stalled >= MAX_STALLED:
+            raise TimeoutError(f"{MAX_STALLED} earlier calls still run; it is called again when one of them has ended")
         future: Future[F64] = Future()
 
         def work() -> None:
@@ -146,21 +146,21 @@ class BlackBox:
         threading.Thread(target=work, name="zipsdk-classify", daemon=True).start()
         if not wait([future], timeout).done:
             with self._lock:
-                self._late.append(future)
+                self._stalled.append(future)
             raise TimeoutError(f"no answer within {timeout:g} s; the call still runs, its answer will be thrown away")
         return future.result()
 
 
-def ask_all(
+def query_all(
     classify: Callable[[U8], Any], clean: Sequence[U8], versions: Callable[[U8], list[U8]], max_batch: int | None
 ) -> list[F64]:
-    """`BlackBox.ask`, for detectors that learn from pictures.
+    """`ClassifierClient.query`, for detectors that learn from pictures.
 
     Raises:
         InputError: the classifier failed on one of them.
     """
     answers: list[F64] = []
-    for i, answer in enumerate(BlackBox(classify, max_batch=max_batch).ask(clean, versions)):
+    for i, answer in enumerate(ClassifierClient(classify, max_batch=max_batch).query(clean, versions)):
         if isinstance(answer, Failure):
             raise InputError(
                 f"clean picture {i}: the classifier failed ({answer.reason}); wanted scores for it: see there"
@@ -169,8 +169,8 @@ def ask_all(
     return answers
 
 
-def _made(versions: Callable[[U8], list[U8]], picture: U8) -> list[U8]:
-    """A picture's versions, held to what `BlackBox.ask` wants of them."""
+def _checked_views(versions: Callable[[U8], list[U8]], picture: U8) -> list[U8]:
+    """A picture's versions, held to what `ClassifierClient.query` wants of them."""
     made = list(versions(picture))
     if not made or any(v.shape != picture.shape or v.dtype != picture.dtype for v in made):
         got = dict.fromkeys(f"{v.dtype} {v.shape}" for v in made)
@@ -180,7 +180,7 @@ def _made(versions: Callable[[U8], list[U8]], picture: U8) -> list[U8]:
     return made
 
 
-def _together(rows: list[F64 | Failure]) -> F64 | Failure:
+def _stack_rows(rows: list[F64 | Failure]) -> F64 | Failure:
     """The rows of one picture as one array, or the first thing that is wrong with them."""
     good: list[F64] = []
     for row in rows:
@@ -192,5 +192,5 @@ def _together(rows: list[F64 | Failure]) -> F64 | Failure:
     return np.stack(good)
 
 
-def said(e: Exception) -> str:
+def describe_error(e: Exception) -> str:
     return f"{type(e).__name__}: {e}"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from zipsdk import images
 from zipsdk._util.validation import is_number, is_whole
 from zipsdk.detectors.base import Detector
-from zipsdk.detectors.classifier_client import MAX_BATCH, ask_all
+from zipsdk.detectors.classifier_client import MAX_BATCH, query_all
 from zipsdk.errors import InputError
 from zipsdk.images.arrays import U8
 
@@ -151,7 +151,7 @@ class ScaleUp(Detector):
                 that all have the same SPC.
         """
         pictures = [p.rgb for p in images.read(clean, layout=layout)[0]]
-        answers = ask_all(classify, pictures, self.versions, max_batch)
+        answers = query_all(classify, pictures, self.versions, max_batch)
         spc = np.array([self.spc(answer) for answer in answers])
         classes = np.array([answer[0].argmax() for answer in answers], np.int64)
         if labels is not None:
