@@ -15,7 +15,7 @@ from PIL import Image
 from test_purifier import pictures
 
 import zipsdk
-from zipsdk import DecisivePart, InputError, Purifier, ScaleUp, guard
+from zipsdk import AblationDetector, InputError, Purifier, ScaleUp, guard
 
 # ---- the guard: what is caught, what it costs
 
@@ -226,7 +226,7 @@ def test_options_may_be_numbers_of_numpy():
     watch = Guard(classify, Cleaner(), timeout=np.float32(60), max_batch=np.int64(4))
     assert [d.error for d in watch.run(dark(1))] == [None]
     assert classify.sizes == [4, 2]
-    learn = DecisivePart(learn=np.int32(16)).learn
+    learn = AblationDetector(learn=np.int32(16)).learn
     assert type(learn) is int and learn == 16
 
 
@@ -335,7 +335,7 @@ def test_speedup_bound():
     assert all(a > b for a, b in pairwise(slower))
     for bad in ((-0.1, 1, 1), (1.1, 1, 1), (math.nan, 1, 1), (0.5, 0, 1), (0.5, 1, 0), (0.5, math.nan, 1),
                 (0.5, 1, math.inf)):  # fmt: skip
-        with pytest.raises(InputError, match="wanted a share"):
+        with pytest.raises(InputError, match="expected a share"):
             guard.speedup_bound(*bad)
 
 

@@ -90,10 +90,10 @@ def test_a_call_that_fails_takes_only_its_own_pictures():
 
 def test_a_picture_whose_copies_cannot_be_made_takes_no_other_label():
     class Choosy(ScaleUp):
-        def versions(self, rgb):
+        def views(self, rgb):
             if rgb[0, 0, 0] == 9:
                 raise MemoryError("no room")
-            return super().versions(rgb)
+            return super().views(rgb)
 
     pictures = dark(3)
     pictures[1, 0, 0, 0] = 9
@@ -107,29 +107,29 @@ def test_a_picture_whose_copies_cannot_be_made_takes_no_other_label():
 @pytest.mark.parametrize("odd", [lambda p: [], lambda p: [p[:1]], lambda p: [p / 255]])
 def test_a_detector_that_gives_no_pictures_is_told(odd):
     class Odd(ScaleUp):
-        def versions(self, rgb):
-            return odd(rgb) if rgb[0, 0, 0] == 9 else super().versions(rgb)
+        def views(self, rgb):
+            return odd(rgb) if rgb[0, 0, 0] == 9 else super().views(rgb)
 
     pictures = dark(2)
     pictures[0, 0, 0, 0] = 9
     first, second = Guard(backdoored, Cleaner(), Odd()).run(pictures)
-    assert first.flagged and "versions: got" in first.why
+    assert first.flagged and "views: got" in first.why
     assert not second.flagged and second.label == 1
 
 
 def test_pictures_with_other_numbers_of_copies_keep_their_answers():
     class Uneven(ScaleUp):
-        def versions(self, rgb):
-            return super().versions(rgb)[: 1 + int(rgb[0, 0, 0] % 3)]
+        def views(self, rgb):
+            return super().views(rgb)[: 1 + int(rgb[0, 0, 0] % 3)]
 
         def score(self, scores):
             asked.append(len(scores))
             return float(scores[0].argmax())
 
-        def flags(self, score):
+        def is_suspicious(self, score):
             return False
 
-        def why(self, scores, score):
+        def explain(self, scores, score):
             return ""
 
     asked: list[int] = []
@@ -189,7 +189,7 @@ def test_pictures_for_whose_call_there_is_no_memory_take_no_other_label(monkeypa
 def test_a_number_of_classes_that_changes_is_a_failure():
     wider = Recorder(plan=[None, lambda x: np.pad(backdoored(x), ((0, 0), (0, 1)))])
     (decision,) = Guard(wider, Cleaner(), max_batch=3).run(dark(1))
-    assert decision.flagged and "another number of classes" in decision.why
+    assert decision.flagged and "a different number of classes" in decision.why
 
 
 @pytest.mark.parametrize(

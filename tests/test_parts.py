@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from guard_fakes import Recorder, fail
 
-from zipsdk import DecisivePart, InputError
-from zipsdk.detectors import ablation, ablation_views
+from zipsdk import AblationDetector, InputError
+from zipsdk.detectors import ablation_statistics, ablation_views
 
 ndimage = pytest.importorskip("scipy.ndimage")
 NAMES = ["top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
@@ -138,12 +138,12 @@ def test_copies_take_little_memory_beside_themselves():
 
 def test_parts_are_named_in_the_order_of_their_copies():
     """And what is usual for them is given in that order too: four corners and four edges are alike."""
-    assert list(ablation_views.PARTS) == NAMES
-    for half in (ablation.USUAL[:13], ablation.USUAL[13:26]):
+    assert list(ablation_views.FEATURES) == NAMES
+    for half in (ablation_statistics.DEFAULT_REFERENCE[:13], ablation_statistics.DEFAULT_REFERENCE[13:26]):
         usual = dict(zip(NAMES[:13], half, strict=True))
         assert len({usual[f"{a} {b}"] for a in ("top", "bottom") for b in ("left", "right")}) == 1
         assert len({usual[a] for a in ("top", "left", "right", "bottom")}) == 1
-    assert len(set(ablation.USUAL)) == 15
+    assert len(set(ablation_statistics.DEFAULT_REFERENCE)) == 15
 
 
 @pytest.mark.parametrize("size", [(2, 40), (20, 21), (90, 33), (64, 128)])
@@ -178,7 +178,7 @@ def test_grey_pictures_have_no_colour_and_others_do():
 
 def test_versions_are_the_picture_and_its_copies():
     rgb = noise(9, 12)
-    for versions in (DecisivePart().versions(rgb[:, ::-1]), DecisivePart().again(rgb[:, ::-1])):
+    for versions in (AblationDetector().views(rgb[:, ::-1]), AblationDetector().second_look_views(rgb[:, ::-1])):
         np.testing.assert_array_equal(versions[0], rgb[:, ::-1])
         np.testing.assert_array_equal(versions[1:], ablation_views.copies(rgb[:, ::-1].copy()))
 
@@ -191,16 +191,16 @@ def odds(p, q):
     return math.log(p + 0.001) - math.log(q + 0.001)
 
 
-def literal_look(p, norms):
+def literal_look(p, reference):
     """Probabilities (28, classes) as lists -> score and part, with plain sums."""
     label = p[0].index(max(p[0]))
 
     best = [max(v for k, v in enumerate(row) if k != label) for row in p]
-    need = [(odds(best[i], p[i][label]) - norms[i - 1][0]) / norms[i - 1][1] for i in range(1, 14)]
-    enough = [(odds(p[i][label], best[i]) - norms[i - 1][0]) / norms[i - 1][1] for i in range(14, 27)]
+    need = [(odds(best[i], p[i][label]) - reference[i - 1][0]) / reference[i - 1][1] for i in range(1, 14)]
+    enough = [(odds(p[i][label], best[i]) - reference[i - 1][0]) / reference[i - 1][1] for i in range(14, 27)]
     decides = [n - sorted(need)[6] + e for n, e in zip(need, enough, strict=True)]
     more = odds(best[MOVED], p[MOVED][label]) - odds(best[1 + FINE], p[1 + FINE][label])
-    decides.append(math.sqrt(2) * (more - norms[26][0]) / norms[26][1])
+    decides.append(math.sqrt(2) * (more - reference[26][0]) / reference[26][1])
     return max(decides), decides.index(max(decides))
 
 
@@ -211,26 +211,25 @@ def probabilities(seed, classes=5):
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
-@pytest.mark.parametrize("norms", [None, [(0.1 * i - 1, 3 - 0.1 * i) for i in range(27)]])
-def test_scores_are_the_literal_ones(classes, norms):
-    detector, found = DecisivePart(norms=norms), set()
+@pytest.mark.parametrize("reference", [None, [(0.1 * i - 1, 3 - 0.1 * i) for i in range(27)]])
+def test_scores_are_the_literal_ones(classes, reference):
+    detector, found = AblationDetector(reference=reference), set()
     for seed in range(20):
         p = probabilities(seed, classes)
-        score, part = literal_look(p.tolist(), norms or ablation.USUAL)
+        score, part = literal_look(p.tolist(), reference or ablation_statistics.DEFAULT_REFERENCE)
         assert detector.score(p) == pytest.approx(score, abs=1e-9)
-        why = detector.why(p.tolist(), detector.score(p))
+        why = detector.explain(p.tolist(), detector.score(p))
         label = int(p[0].argmax())
         other = int(np.where(np.arange(classes) == label, -1, p[MOVED if part == 13 else 1 + part]).argmax())
         assert why == (
-            f"its label rests most on one part, {NAMES[part]}, without which class {other} is next: "
-            f"score {score:.3g}, threshold 3.3"
+            f"most decisive feature: {NAMES[part]}, class {other} without it; score {score:.3g}, threshold 3.3"
         )
         found.add(part)
     assert len(found) > 2
 
 
 def test_logits_are_probabilities():
-    detector = DecisivePart()
+    detector = AblationDetector()
     for seed in range(5):
         p = probabilities(seed)
         with np.errstate(divide="ignore"):
@@ -242,7 +241,7 @@ def test_logits_are_probabilities():
         to_one += (1 - to_one.sum(axis=1, keepdims=True)) / p.shape[1]
         for same in (logits, shifted, above, to_one):
             assert detector.score(same) == pytest.approx(detector.score(p), abs=1e-9)
-            np.testing.assert_allclose(detector.settle(same, same), detector.settle(p, p), atol=1e-9)
+            np.testing.assert_allclose(detector.resolve(same, same), detector.resolve(p, p), atol=1e-9)
         for rounded in (p * 1.006, p * 0.994, p - 1e-9 * (p == 0)):  # bfloat16's are off by 0.004
             assert detector.score(rounded) == pytest.approx(detector.score(p), abs=1e-6)
     huge = np.where(p > 0, p, 0) * 1e308
@@ -265,9 +264,9 @@ def test_probabilities_that_do_not_add_up_to_1_are_no_logits(classes, given):
     right, shares = NAMES.index("right"), np.array([0.95, 0.01, *[0.04 / (classes - 2)] * (classes - 2)])
     p = np.tile(shares, (28, 1))
     p[[1 + right, *(ALONE + i for i in range(MOVED - ALONE) if i != right)], :2] = shares[[1, 0]]
-    detector = DecisivePart()
+    detector = AblationDetector()
     for scores in (p, given(p)):
-        assert detector.flags(detector.score(scores)) and "right" in detector.why(scores, 0)
+        assert detector.is_suspicious(detector.score(scores)) and "right" in detector.explain(scores, 0)
 
 
 @pytest.mark.parametrize("row", [1, 13, 14, 26, 27])
@@ -275,12 +274,13 @@ def test_a_copy_for_which_all_classes_are_0_says_nothing(row):
     """As a service answers that leaves small ones out."""
     scores, alike = probabilities(0), probabilities(0)
     scores[row], alike[row] = 0, 0.2
-    detector = DecisivePart()
+    detector = AblationDetector()
     assert detector.score(scores) == pytest.approx(detector.score(alike), abs=0.01)
-    assert np.isfinite(detector.settle(scores, scores)).all() and np.isfinite(ablation.log_odds(scores)).all()
+    assert np.isfinite(detector.resolve(scores, scores)).all()
+    assert np.isfinite(ablation_statistics.log_odds(scores)).all()
     scores[row] = probabilities(0)[row]
     scores[0] = 0  # the picture itself
-    assert math.isnan(detector.score(scores)) and np.isfinite(detector.settle(scores, probabilities(1))).all()
+    assert math.isnan(detector.score(scores)) and np.isfinite(detector.resolve(scores, probabilities(1))).all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -288,14 +288,14 @@ def test_a_copy_for_which_all_classes_are_0_says_nothing(row):
 def test_what_is_no_answer_is_flagged(bad, row):
     scores = probabilities(0)
     scores[row, 2] = bad
-    assert math.isnan(DecisivePart().score(scores)) and DecisivePart().flags(math.nan)
+    assert math.isnan(AblationDetector().score(scores)) and AblationDetector().is_suspicious(math.nan)
     scores[row] = -math.inf
-    assert math.isnan(DecisivePart().score(scores)) and "score nan" in DecisivePart().why(scores, math.nan)
+    assert math.isnan(AblationDetector().score(scores)) and "score nan" in AblationDetector().explain(scores, math.nan)
 
 
 def test_the_part_that_is_needed_and_the_part_that_is_enough_are_one():
     """By hand: nothing changes anything but as said, and alone nothing is for or against; a = log(0.901 / 0.101)."""
-    detector, a = DecisivePart(norms=PLAIN), odds(0.9, 0.1)
+    detector, a = AblationDetector(reference=PLAIN), odds(0.9, 0.1)
     left, fine = NAMES.index("left"), NAMES.index("fine")
 
     def score(needs=(), enough=(), against=(), moved=False):
@@ -307,7 +307,7 @@ def test_the_part_that_is_needed_and_the_part_that_is_enough_are_one():
         p[[ALONE + k for k in enough]] = [0.9, 0.1]
         p[[ALONE + k for k in against]] = [0.1, 0.9]
         name = NAMES[literal_look(p.tolist(), PLAIN)[1]]
-        assert f"one part, {name}, without which class 1 is next" in detector.why(p, 5.0)
+        assert f"most decisive feature: {name}, class 1 without it" in detector.explain(p, 5.0)
         return detector.score(p), name
 
     everything = range(13)
@@ -335,32 +335,37 @@ def test_the_part_that_is_needed_and_the_part_that_is_enough_are_one():
 
 def test_labels_without_probabilities_do():
     """One-hot: the log-odds are log 1001, or minus that."""
-    detector, scores, a = DecisivePart(norms=PLAIN), np.eye(3)[[2] * 28], math.log(1001)
+    detector, scores, a = AblationDetector(reference=PLAIN), np.eye(3)[[2] * 28], math.log(1001)
     assert detector.score(scores) == pytest.approx(a)  # each part alone is enough, none is needed
-    assert "class 0 is next: score 6.91, " in detector.why(scores, detector.score(scores))  # never the label itself
+    # the class without it is never the label itself
+    assert "class 0 without it; score 6.91, " in detector.explain(scores, detector.score(scores))
     scores[1 + COARSE] = [0, 1, 0]
     assert detector.score(scores) == pytest.approx(3 * a)
-    assert detector.why(scores, detector.score(scores)) == (
-        "its label rests most on one part, coarse, without which class 1 is next: score 20.7, threshold 3.3"
+    assert detector.explain(scores, detector.score(scores)) == (
+        "most decisive feature: coarse, class 1 without it; score 20.7, threshold 3.3"
     )
-    np.testing.assert_allclose(detector.settle(scores, scores), np.array([1, 1001, 0]) / 1002)
-    np.testing.assert_allclose(detector.settle(scores[:, 1:], scores[:, 1:]), [1, 0])  # of two the other is left
+    np.testing.assert_allclose(detector.resolve(scores, scores), np.array([1, 1001, 0]) / 1002)
+    np.testing.assert_allclose(detector.resolve(scores[:, 1:], scores[:, 1:]), [1, 0])  # of two the other is left
     scores[ALONE + COARSE] = [1, 0, 0]  # needed, but not enough: the other parts are as decisive
     assert detector.score(scores) == pytest.approx(a)
 
 
 def test_a_score_at_the_threshold_is_trusted():
-    score = DecisivePart(norms=PLAIN).score(probabilities(3))
+    score = AblationDetector(reference=PLAIN).score(probabilities(3))
     assert score > 0
-    at, below = (DecisivePart(threshold=t, certain=1e9) for t in (score, math.nextafter(score, 0)))
-    assert at.flags(score) is False and below.flags(score) is True
-    assert at.flags(math.inf) is at.flags(math.nan) is True and at.flags(-math.inf) is False
+    at, below = (AblationDetector(threshold=t, certain=1e9) for t in (score, math.nextafter(score, 0)))
+    assert at.is_suspicious(score) is False and below.is_suspicious(score) is True
+    assert at.is_suspicious(math.inf) is at.is_suspicious(math.nan) is True and at.is_suspicious(-math.inf) is False
 
 
 @pytest.mark.parametrize("shape", [(14, 4), (27, 4), (29, 4), (28,), (28, 1), (28, 0), (1, 28, 4)])
 def test_scores_of_other_shapes_are_refused(shape):
-    for ask in (DecisivePart().score, lambda s: DecisivePart().why(s, 1.0), lambda s: DecisivePart().settle(None, s)):
-        with pytest.raises(InputError, match=r"scores: got \(.*wanted \(28, classes\), a row"):
+    for ask in (
+        AblationDetector().score,
+        lambda s: AblationDetector().explain(s, 1.0),
+        lambda s: AblationDetector().resolve(None, s),
+    ):
+        with pytest.raises(InputError, match=r"scores: got \(.*expected \(28, classes\), one row"):
             ask(np.zeros(shape))
 
 
@@ -383,7 +388,7 @@ def test_settle_believes_what_is_left():
     assert [int(np.argmax(x)) for x in (as_is, both, both_not_3, own_part)] == [3, 2, 2, 0]
     like_second, nothing_like_second = (x[:, [3, 1, 2, 0]] for x in (first, nothing))  # of class 3 too
 
-    detector = DecisivePart(threshold=1.0, norms=PLAIN)
+    detector = AblationDetector(threshold=1.0, reference=PLAIN)
     one, two = detector.score(first), detector.score(second)
     assert one == pytest.approx(odds(0.3, 0.4) - odds(0.02, 0.94) + odds(0.7, 0.1))
     assert two == pytest.approx(odds(0.5, 0.05) - odds(0.3, 0.4) + odds(0.7, 0.1)) and 4 < two < one
@@ -418,19 +423,23 @@ def test_settle_believes_what_is_left():
         (nothing, two, as_is),
         (None, two, as_is),
     ):
-        settled = dataclasses.replace(detector, certain=certain).settle(scores, second.tolist())
+        settled = dataclasses.replace(detector, certain=certain).resolve(scores, second.tolist())
         assert settled.dtype == np.float64
         np.testing.assert_allclose(settled, np.array(want) / sum(want), rtol=1e-12)
 
 
+BAD_SCORE = "got .*expected a standardized score above 0"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"threshold": t}, "threshold: got .*wanted deviations above 0") for t in (0, -1, math.nan, math.inf, "2", True)]
-    + [({"certain": t}, "certain: got .*wanted deviations above 0") for t in (0, math.nan, None, True, np.True_, 1j)]
-    + [({"threshold": 2.0, "certain": 1.9}, "certain: got 1.9 below threshold 2.0, wanted")]
-    + [({"threshold": 4.6}, "certain: got 4.5 below threshold 4.6, wanted"), ({"certain": 3.2}, "below threshold 3.3,")]
+    [({"threshold": t}, f"threshold: {BAD_SCORE}") for t in (0, -1, math.nan, math.inf, "2", True)]
+    + [({"certain": t}, f"certain: {BAD_SCORE}") for t in (0, math.nan, None, True, np.True_, 1j)]
+    + [({"threshold": 2.0, "certain": 1.9}, "certain: got 1.9, expected at least the threshold, 2.0")]
+    + [({"threshold": 4.6}, "certain: got 4.5, expected at least the threshold, 4.6")]
+    + [({"certain": 3.2}, "certain: got 3.2, expected at least the threshold, 3.3")]
     + [
-        ({"norms": n}, "norms: got .*wanted 27 pairs")
+        ({"reference": n}, "reference: got .*expected 27 pairs")
         for n in (3, "none", [], PLAIN[:13], PLAIN[:26], PLAIN + PLAIN[:1], [1.0] * 27, [(0, 1, 2)] * 27,
                   [("a", 1)] * 27,
                   *[[*PLAIN[:26], bad] for bad in ((0, 0), (0, -1), (0, math.inf), (math.nan, 1), (0, math.nan))])
@@ -438,21 +447,21 @@ def test_settle_believes_what_is_left():
 )  # fmt: skip
 def test_options_are_refused(options, said):
     with pytest.raises(InputError, match=said):
-        DecisivePart(**options)
+        AblationDetector(**options)
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64, int, Fraction])
 def test_thresholds_may_be_any_numbers(kind):
-    detector = DecisivePart(threshold=kind(3), certain=kind(4))
-    assert detector == DecisivePart(3.0, 4.0)
+    detector = AblationDetector(threshold=kind(3), certain=kind(4))
+    assert detector == AblationDetector(3.0, 4.0)
     assert type(detector.threshold) is type(detector.certain) is float
 
 
-def test_norms_may_come_from_anywhere():
+def test_reference_may_come_from_anywhere():
     """From JSON, or from NumPy; the same detector, that can be a key."""
-    want = DecisivePart(threshold=4.8, certain=4.8, norms=tuple(PLAIN))
-    for norms in (PLAIN, [[0, 1]] * 27, np.array(PLAIN)):
-        same = DecisivePart(threshold=4.8, certain=4.8, norms=norms)
+    want = AblationDetector(threshold=4.8, certain=4.8, reference=tuple(PLAIN))
+    for reference in (PLAIN, [[0, 1]] * 27, np.array(PLAIN)):
+        same = AblationDetector(threshold=4.8, certain=4.8, reference=reference)
         assert same == want and hash(same) == hash(want)
         assert same.score(probabilities(1)) == want.score(probabilities(1))
 
@@ -476,11 +485,11 @@ def mixed(n):
 
 def test_calibrate_takes_medians_and_the_upper_end():
     clean = mixed(20)
-    detector = DecisivePart(threshold=2.5, certain=3.0)
+    detector = AblationDetector(threshold=2.5, certain=3.0)
     classify = Recorder(measures)
     fitted = detector.calibrate(classify, clean, max_batch=50)
     assert sum(classify.sizes) == 28 * 20 and max(classify.sizes) == 50
-    assert detector == DecisivePart(2.5, 3.0) != fitted and (fitted.threshold, fitted.certain) == (2.5, 3.0)
+    assert detector == AblationDetector(2.5, 3.0) != fitted and (fitted.threshold, fitted.certain) == (2.5, 3.0)
     measured = []
     for p in clean:
         exp = np.exp(measures(np.stack([p, *ablation_views.copies(p)])))
@@ -491,7 +500,9 @@ def test_calibrate_takes_medians_and_the_upper_end():
                         + [odds(softmax[i, label], best[i]) for i in range(14, 27)]
                         + [odds(best[27], softmax[27, label]) - odds(best[12], softmax[12, label])])  # fmt: skip
     above, below = [], []
-    for (median, deviation), m, usual in zip(fitted.norms, zip(*measured, strict=True), ablation.USUAL, strict=True):
+    for (median, deviation), m, usual in zip(
+        fitted.reference, zip(*measured, strict=True), ablation_statistics.DEFAULT_REFERENCE, strict=True
+    ):
         ninth = statistics.quantiles(m, n=10, method="inclusive")[8]
         upper = (ninth - statistics.median(m)) / statistics.NormalDist().inv_cdf(0.9)
         above.append((statistics.median(m) > usual[0] + 1, upper > 1.2 * usual[1]))
@@ -500,23 +511,23 @@ def test_calibrate_takes_medians_and_the_upper_end():
         assert deviation == pytest.approx(max(usual[1] / 1.2, min(upper, 1.2 * usual[1])), rel=1e-4)
     assert all(any(b) for b in (*zip(*above, strict=True), below))
     assert not any(all(b) for b in (*zip(*above, strict=True), below))
-    np.testing.assert_allclose(detector.calibrate(measures, clean[::-1]).norms, fitted.norms, rtol=1e-12)
-    assert fitted.score(probabilities(2)) == pytest.approx(literal_look(probabilities(2).tolist(), fitted.norms)[0])
+    np.testing.assert_allclose(detector.calibrate(measures, clean[::-1]).reference, fitted.reference, rtol=1e-12)
+    assert fitted.score(probabilities(2)) == pytest.approx(literal_look(probabilities(2).tolist(), fitted.reference)[0])
 
 
 def test_calibrate_takes_either_layout():
     clean = np.stack([noise(8, 8, i) for i in range(16)])
-    nchw = DecisivePart().calibrate(measures, clean.transpose(0, 3, 1, 2), layout="NCHW")
-    assert nchw == DecisivePart().calibrate(measures, clean)
+    nchw = AblationDetector().calibrate(measures, clean.transpose(0, 3, 1, 2), layout="NCHW")
+    assert nchw == AblationDetector().calibrate(measures, clean)
 
 
 def test_calibrate_refuses_what_it_cannot_learn_from():
     for few in (mixed(15), mixed(1), []):
-        with pytest.raises(InputError, match=f"clean pictures: got {len(few)}, wanted at least 16, better 100"):
-            DecisivePart().calibrate(fail, few)
-    with pytest.raises(InputError, match=r"clean picture 0: .*service is down.*wanted scores"):
-        DecisivePart().calibrate(fail, mixed(16))
-    with pytest.raises(InputError, match=r"clean picture 3: .*service is down.*wanted scores"):
-        DecisivePart().calibrate(Recorder(measures, [None, fail]), mixed(16), max_batch=28)
+        with pytest.raises(InputError, match=f"calibration images: got {len(few)}, expected at least 16, better 100"):
+            AblationDetector().calibrate(fail, few)
+    with pytest.raises(InputError, match=r"calibration image 0: .*service is down.*calibration needs scores"):
+        AblationDetector().calibrate(fail, mixed(16))
+    with pytest.raises(InputError, match=r"calibration image 3: .*service is down.*calibration needs scores"):
+        AblationDetector().calibrate(Recorder(measures, [None, fail]), mixed(16), max_batch=28)
     with pytest.raises(InputError, match="classify: got None"):
-        DecisivePart().calibrate(None, mixed(16))
+        AblationDetector().calibrate(None, mixed(16))

@@ -12,8 +12,8 @@ import pytest
 from guard_fakes import Recorder, fail
 
 import zipsdk
-from zipsdk import DecisivePart, InputError, guard
-from zipsdk.detectors import ablation
+from zipsdk import AblationDetector, InputError, guard
+from zipsdk.detectors import ablation_statistics
 from zipsdk.detectors.base import PurifyAll
 
 TARGET = 3
@@ -80,15 +80,15 @@ def backdoored(*triggers, sharp=6.0):
 
 def measured(classify, pictures):
     """Norms without bounds: of these toys any part is enough, which no photograph's are."""
-    detector = DecisivePart()
-    odds = [ablation.log_odds(classify(np.stack(detector.versions(p)))) for p in pictures]
-    return np.transpose(ablation.median_and_deviation(np.stack(odds)))
+    detector = AblationDetector()
+    odds = [ablation_statistics.log_odds(classify(np.stack(detector.views(p)))) for p in pictures]
+    return np.transpose(ablation_statistics.median_and_scale(np.stack(odds)))
 
 
 @functools.cache
 def calibrated(sharp=6.0):
     """On pictures without triggers."""
-    return DecisivePart(norms=measured(backdoored(sharp=sharp), toys(np.arange(16) % 4, seed=9)))
+    return AblationDetector(reference=measured(backdoored(sharp=sharp), toys(np.arange(16) % 4, seed=9)))
 
 
 class Restorer:
@@ -115,11 +115,11 @@ def test_a_trigger_in_one_part_is_found_and_its_class_left_out(name, survives, m
     assert [d.label for d in decisions] == [0, 1, 2, 3, 0, 1, 2]
     for d, p in zip(decisions[:4], clean, strict=True):
         assert d.score < 1 and d.purified is None
-        assert d.why.startswith("not flagged: its label rests most on one part, ")
+        assert d.why.startswith("not flagged: most decisive feature: ")
         np.testing.assert_allclose(d.scores, classify.classify(p[None])[0])
     for d, p in zip(decisions[4:], bad if survives else clean[:3], strict=True):
         assert d.score > 4.5 and d.why.startswith(
-            f"flagged: its label rests most on one part, {name}, without which class {d.label} is next: score "
+            f"flagged: most decisive feature: {name}, class {d.label} without it; score "
         )
         assert d.scores[TARGET] == 0 and d.scores.sum() == pytest.approx(1)
         np.testing.assert_array_equal(d.purified, p)
@@ -178,10 +178,12 @@ def test_two_triggers_at_once_are_found_because_each_is_enough(pair, survives):
     bad = with_trigger(clean, *pair)
     detector = calibrated()
     enough_counts_nothing = [(0, 1e9)] * 13
-    need_alone = dataclasses.replace(detector, norms=(*detector.norms[:13], *enough_counts_nothing, detector.norms[26]))
+    need_alone = dataclasses.replace(
+        detector, reference=(*detector.reference[:13], *enough_counts_nothing, detector.reference[26])
+    )
     watch = zipsdk.Guard(classify, Restorer(() if survives else clean), detector)
     for d, p, label in zip(watch.run(bad), bad, (0, 1, 2), strict=True):
-        scores = classify(np.stack(detector.versions(p)))
+        scores = classify(np.stack(detector.views(p)))
         assert scores[0].argmax() == TARGET and need_alone.score(scores) < 1
         assert d.flagged and d.score > 4.5 and d.label == label and d.scores[TARGET] == 0
     assert watch.counters.queries == 3 * 56
@@ -191,7 +193,7 @@ def test_two_triggers_at_once_are_found_because_each_is_enough(pair, survives):
 def test_two_triggers_at_once_are_missed_where_any_part_of_a_clean_picture_is_enough(pair):
     """The known weakness: the label needs neither, and a part alone cannot bring more than certainty."""
     detector, classify = calibrated(20.0), backdoored(*pair, sharp=20.0)
-    assert statistics.median(median for median, _ in detector.norms[13:26]) > 6  # of log 1001
+    assert statistics.median(median for median, _ in detector.reference[13:26]) > 6  # of log 1001
     (decision,) = zipsdk.Guard(classify, Restorer(), detector).run(with_trigger(toys([0]), *pair))
     assert (decision.label, decision.flagged) == (TARGET, False)
     for name in pair:  # but not one of them
@@ -231,16 +233,16 @@ def test_a_classifier_that_changes_its_classes_is_looked_at_afresh():
     assert decision.label == 1 and decision.scores.shape == (5,) and decision.scores[1 + TARGET] == 0
 
 
-def test_norms_bear_a_few_triggers():
+def test_reference_bears_a_few_triggers():
     """5% of 100: no median moves by more than 0.1 deviations, and the triggers are still found."""
     classify = backdoored("coarse")
     labels = np.arange(100) % 3
     clean = toys(labels)
     bad = np.concatenate([clean[:95], with_trigger(clean[95:], "coarse")])
-    norms, moved = (measured(classify, x) for x in (clean, bad))
-    assert (np.abs(moved - norms)[:, 0] <= 0.1 * norms[:, 1]).all()
-    assert (np.abs(moved - norms)[:, 1] <= 0.1 * norms[:, 1]).all()
-    decisions = zipsdk.Guard(classify, Restorer(), DecisivePart(norms=moved)).run(bad[80:])
+    reference, moved = (measured(classify, x) for x in (clean, bad))
+    assert (np.abs(moved - reference)[:, 0] <= 0.1 * reference[:, 1]).all()
+    assert (np.abs(moved - reference)[:, 1] <= 0.1 * reference[:, 1]).all()
+    decisions = zipsdk.Guard(classify, Restorer(), AblationDetector(reference=moved)).run(bad[80:])
     assert [d.flagged for d in decisions] == [False] * 15 + [True] * 5
     assert [d.label for d in decisions] == labels[80:].tolist()
 
@@ -248,22 +250,22 @@ def test_norms_bear_a_few_triggers():
 class Mine:
     """A detector of one's own: what is left-handed is suspicious, and is what two purified versions say together."""
 
-    def versions(self, rgb):
+    def views(self, rgb):
         return [rgb, rgb[:, ::-1], rgb[::-1]]
 
     def score(self, scores):
         return float(np.asarray(scores)[1, 0])
 
-    def flags(self, score):
+    def is_suspicious(self, score):
         return score > 1
 
-    def why(self, scores, score):
+    def explain(self, scores, score):
         return f"{len(scores)} versions"
 
-    def again(self, rgb):
+    def second_look_views(self, rgb):
         return [rgb, 255 - rgb]
 
-    def settle(self, scores, purified):
+    def resolve(self, scores, purified):
         return scores.sum() + purified[0] * purified[1]
 
     def observe(self, pictures, scores):
@@ -294,18 +296,21 @@ def test_a_detector_of_ones_own(mine):
     assert watch.counters == guard.Counters(pictures=2, flagged=1, calls=2, queries=8)
 
 
-@pytest.mark.parametrize("missing", ["versions", "score", "flags", "why", "again", "settle", "observe"])
+METHODS = ["views", "score", "is_suspicious", "explain", "second_look_views", "resolve", "observe"]
+
+
+@pytest.mark.parametrize("missing", METHODS)
 def test_half_a_detector_is_refused(missing):
     half = Mine()
     setattr(half, missing, None)
-    said = r"detector: got .*wanted zipsdk\.DecisivePart\(\), zipsdk\.ScaleUp\(\), "
-    said += "an object with versions, score, flags, why, again, settle, observe, or None$"
-    for detector in (half, DecisivePart, Mine, "parts", object(), 14, 0):
+    said = r"detector: got .*expected zipsdk\.AblationDetector\(\), zipsdk\.ScaleUp\(\), "
+    said += "an object with views, score, is_suspicious, explain, second_look_views, resolve, observe, or None$"
+    for detector in (half, AblationDetector, Mine, "parts", object(), 14, 0):
         with pytest.raises(InputError, match=said):
             zipsdk.Guard(backdoored(), Restorer(), detector)
 
 
 def test_the_decisive_part_is_what_a_guard_looks_for():
-    assert zipsdk.Guard(backdoored(), Restorer()).detector == DecisivePart()
+    assert zipsdk.Guard(backdoored(), Restorer()).detector == AblationDetector()
     assert zipsdk.Guard(backdoored(), Restorer(), detector=None).detector == PurifyAll()
-    assert (DecisivePart().threshold, DecisivePart().certain, DecisivePart().norms) == (3.3, 4.5, None)
+    assert (AblationDetector().threshold, AblationDetector().certain, AblationDetector().reference) == (3.3, 4.5, None)

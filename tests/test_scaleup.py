@@ -69,7 +69,7 @@ def test_a_score_at_the_threshold_is_flagged(agreeing, flagged):
     detector = ScaleUp((2, 3, 4, 5))
     scores = np.eye(2)[[0] + [0] * agreeing + [1] * (4 - agreeing)]
     assert detector.score(scores) == agreeing / 4
-    assert detector.flags(detector.score(scores)) is flagged
+    assert detector.is_suspicious(detector.score(scores)) is flagged
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -80,7 +80,7 @@ def test_nan_never_agrees(bad, row):
         scores = np.eye(4)[[2] * 6]
         scores[row, places] = bad
         assert math.isnan(detector.score(scores))
-        assert detector.flags(detector.score(scores))
+        assert detector.is_suspicious(detector.score(scores))
     assert math.isnan(detector.score(np.full((6, 4), np.nan)))  # argmax alone would say that all agree
     assert math.isnan(detector.score(np.full((6, 4), -np.inf)))
 
@@ -92,7 +92,7 @@ def test_minus_infinity_is_a_logarithm_of_zero():
 
 @pytest.mark.parametrize("shape", [(5, 4), (7, 4), (6,), (6, 0), (1, 6, 4)])
 def test_spc_refuses_other_shapes(shape):
-    with pytest.raises(InputError, match=r"wanted \(6, classes\)"):
+    with pytest.raises(InputError, match=r"expected \(6, classes\)"):
         ScaleUp().spc(np.zeros(shape))
 
 
@@ -102,7 +102,7 @@ def test_spc_refuses_other_shapes(shape):
     + [{"threshold": t} for t in [0, -0.5, 1.01, math.nan, math.inf, None, True, "0.5"]],
 )
 def test_scale_up_refuses_options(options):
-    with pytest.raises(InputError, match=r"wanted .*(such as|published)"):
+    with pytest.raises(InputError, match=r"expected .*(such as|published)"):
         ScaleUp(**options)
 
 
@@ -112,7 +112,7 @@ def test_scale_up_refuses_options(options):
     + [{"classes": c} for c in [{"cat": (0.5, 0.1)}, {1.5: (0.5, 0.1)}, {0: (0.5, 0.0)}, {0: None}, [(0.5, 0.1)]]],
 )
 def test_scale_up_refuses_statistics_that_calibrate_never_gives(options):
-    with pytest.raises(InputError, match=r"got .*, wanted .*calibrate"):
+    with pytest.raises(InputError, match=r"got .*, expected .*calibrate"):
         ScaleUp(**{"overall": (0.5, 0.1), **options})
 
 
@@ -166,7 +166,7 @@ def test_classes_without_a_spread_take_all_pictures():
         assert detector.score(scores) == pytest.approx((1 - spc.mean()) / spc.std())
     assert detector.score(np.eye(9)[[8] * 6]) == pytest.approx((1 - spc[4:].mean()) / spc[4:].std())
     assert math.isnan(detector.score(np.full((6, 9), np.nan)))
-    assert detector.flags(math.nan)
+    assert detector.is_suspicious(math.nan)
 
 
 def test_calibrate_refuses_what_would_flag_nothing_or_everything():
@@ -174,10 +174,10 @@ def test_calibrate_refuses_what_would_flag_nothing_or_everything():
         ScaleUp().calibrate(brightness, dark(5))
     with pytest.raises(InputError, match="without a spread"):
         ScaleUp().calibrate(brightness, [])
-    with pytest.raises(InputError, match=r"clean picture 0: .*service is down"):
+    with pytest.raises(InputError, match=r"calibration image 0: .*service is down"):
         ScaleUp().calibrate(fail, dark(5))
     for labels in ([0, 1], [0.0] * 13, [[0] * 13], ["a"] * 13):
-        with pytest.raises(InputError, match="13 whole numbers"):
+        with pytest.raises(InputError, match="13 integers"):
             ScaleUp().calibrate(thirds, mixed_pictures(), labels)
     with pytest.raises(InputError, match="threshold"):
         ScaleUp().calibrate(thirds, mixed_pictures(), threshold=math.nan)

@@ -7,7 +7,7 @@ import pytest
 
 from zipsdk import Guard
 from zipsdk.detectors import ablation_views
-from zipsdk.detectors.ablation_views import COARSE, FILL, FINE, GREY, LEAST_WEIGHT, MIDDLE, SHOWN, VERSIONS
+from zipsdk.detectors.ablation_views import COARSE, FILL, FINE, GRAY, LEAST_WEIGHT, MIDDLE, N_MASKABLE, N_VIEWS
 from zipsdk.sampling import memory
 
 
@@ -35,12 +35,12 @@ def whole_copies(rgb: np.ndarray) -> np.ndarray:
         without.append(x.copy())
         without[-1][:, r, c] = np.where(weight > LEAST_WEIGHT, filled, x[:, r, c])
         alone.append(np.where(inside, x, around))
-    without += [x - coarse + GREY, x - middle, x - fine, grey]
-    alone += [coarse, 2 * middle + GREY, 2 * fine + GREY, x - grey + GREY]
-    (y, down), (z, right) = ablation_views._places(*size)
-    below, beside = np.minimum(y + 1, size[0] - 1), np.minimum(z + 1, size[1] - 1)
-    upper = (1 - right) * x[:, y, z] + right * x[:, y, beside]
-    lower = (1 - right) * x[:, below, z] + right * x[:, below, beside]
+    without += [x - coarse + GRAY, x - middle, x - fine, grey]
+    alone += [coarse, 2 * middle + GRAY, 2 * fine + GRAY, x - grey + GRAY]
+    (rows, down), (columns, right) = ablation_views._source_pixels(*size)
+    below, beside = np.minimum(rows + 1, size[0] - 1), np.minimum(columns + 1, size[1] - 1)
+    upper = (1 - right) * x[:, rows, columns] + right * x[:, rows, beside]
+    lower = (1 - right) * x[:, below, columns] + right * x[:, below, beside]
     planes = np.stack([*without, *alone, (1 - down) * upper + down * lower])
     return np.clip(np.rint(planes), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
@@ -51,7 +51,7 @@ def test_copies_made_in_turn_and_in_strips_are_those_of_whole_arrays(size, strip
     monkeypatch.setattr(ablation_views, "STRIP_PIXELS", strip)
     rgb = np.random.default_rng(size[0]).integers(0, 256, (*size, 3), np.uint8)
     got, want = ablation_views.copies(rgb), whole_copies(rgb)
-    assert got.shape == (VERSIONS - 1, *rgb.shape) and len(want) == 2 * SHOWN + 1
+    assert got.shape == (N_VIEWS - 1, *rgb.shape) and len(want) == 2 * N_MASKABLE + 1
     np.testing.assert_array_equal(got, want)
 
 

@@ -1,7 +1,7 @@
 """The streaming defence (section 3.4.2 of the paper): look for a trigger, purify only what is suspicious, classify.
 
-The detector is `zipsdk.DecisivePart`, or SCALE-UP (Guo et al., ICLR 2023, arXiv 2302.03251). One that misses a trigger
-lets it through to the classifier untouched: docs/guard.md says when they do, and when to use none.
+The detector is `zipsdk.AblationDetector`, or SCALE-UP (Guo et al., ICLR 2023, arXiv 2302.03251). One that misses a
+trigger lets it through to the classifier untouched: docs/guard.md says when they do, and when to use none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from zipsdk import images
 from zipsdk._util import forks
 from zipsdk._util.validation import is_number
-from zipsdk.detectors.ablation import DecisivePart
+from zipsdk.detectors.ablation import AblationDetector
 from zipsdk.detectors.base import Detector, PurifyAll
 from zipsdk.detectors.classifier_client import MAX_BATCH, ClassifierClient, Failure, describe_error
 from zipsdk.errors import InputError, OutOfMemory, PictureError
@@ -42,7 +42,7 @@ def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:
     if not numbers or not 0 <= flagged <= 1 or not 0 < t_detect < math.inf or not 0 < t_purify < math.inf:
         raise InputError(
             f"got flagged {flagged}, t_detect {t_detect}, t_purify {t_purify}; "
-            "wanted a share in [0, 1] and two times above 0"
+            "expected a share in [0, 1] and two times above 0"
         )
     return 1 / (flagged + t_detect / t_purify)
 
@@ -104,8 +104,8 @@ class PurifierLike(Protocol):
     def run(self, batch: Any) -> Any: ...
 
 
-_METHODS = ("versions", "score", "flags", "why", "again", "settle", "observe")
-_DECISIVE_PART = DecisivePart()
+_METHODS = ("views", "score", "is_suspicious", "explain", "second_look_views", "resolve", "observe")
+_DEFAULT_DETECTOR = AblationDetector()
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ class Guard:
     """Detect, purify what is suspicious, classify. It fails closed: what could not be checked is purified, and what
     could not be purified has no label.
 
-    A picture that is not flagged costs the detector's queries, 28 for `DecisivePart`, and no purification; its label
-    comes from the first of them. A flagged one costs a purification and the detector's second look, 28 queries more.
-    Without a detector each costs a purification and one query.
+    A picture that is not flagged costs the detector's queries, 28 for `AblationDetector`, and no purification; its
+    label comes from the first of them. A flagged one costs a purification and the detector's second look, 28 queries
+    more. Without a detector each costs a purification and one query.
 
-    A detector may learn from the pictures that the classifier answers for (see `Detector.observe`): a `DecisivePart`
-    without norms takes them from the first 200, and keeps them: `guard.detector.norms`.
+    A detector may learn from the pictures that the classifier answers for (see `Detector.observe`): an
+    `AblationDetector` without reference takes them from the first 200, and keeps them: `guard.detector.reference`.
 
     Several threads may call `run` at once if `classify` and the purifier bear that.
 
@@ -156,18 +156,18 @@ class Guard:
         self,
         classify: Callable[[U8], Any],
         purifier: PurifierLike,
-        detector: Detector | None = _DECISIVE_PART,
+        detector: Detector | None = _DEFAULT_DETECTOR,
         *,
         timeout: float | None = None,
         max_batch: int | None = MAX_BATCH,
     ):
         if not callable(getattr(purifier, "run", None)) or isinstance(purifier, type):
-            raise InputError(f"purifier: got {purifier!r}, wanted an object with run, such as zipsdk.Purifier(...)")
+            raise InputError(f"purifier: got {purifier!r}, expected an object with run, such as zipsdk.Purifier(...)")
         if detector is None:
             detector = PurifyAll()
         if isinstance(detector, type) or not all(callable(getattr(detector, m, None)) for m in _METHODS):
             raise InputError(
-                f"detector: got {detector!r}, wanted zipsdk.DecisivePart(), zipsdk.ScaleUp(), "
+                f"detector: got {detector!r}, expected zipsdk.AblationDetector(), zipsdk.ScaleUp(), "
                 f"an object with {', '.join(_METHODS)}, or None"
             )
         self.purifier, self.detector = purifier, detector
@@ -231,7 +231,7 @@ class Guard:
 
         purified = dict(zip(suspects, self._purify([pictures[i].rgb for i in suspects]), strict=True))
         clean = {i: c for i, c in purified.items() if not isinstance(c, Failure)}
-        second = dict(zip(clean, self._classifier.query(list(clean.values()), detector.again), strict=True))
+        second = dict(zip(clean, self._classifier.query(list(clean.values()), detector.second_look_views), strict=True))
         for i, s in suspects.items():
             result = purified[i]
             if isinstance(result, Failure):
@@ -245,7 +245,7 @@ class Guard:
             else:
                 # of other classes than before, the classifier has changed: what it said before is no answer any more
                 first = None if s.scores is None or s.scores.shape[1] != answer.shape[1] else s.scores
-                scores = detector.settle(first, answer)
+                scores = detector.resolve(first, answer)
                 decisions[i] = Decision(int(scores.argmax()), True, s.score, restored, scores, s.why)
 
         done = [d for d in decisions if d is not None]
@@ -263,7 +263,7 @@ class Guard:
         if isinstance(detector, PurifyAll):  # which flags a picture whatever the answer
             return dict.fromkeys(pictures, Failure("there is no detector: every picture is purified"))
         rgb = [p.rgb for p in pictures.values()]
-        answers = self._classifier.query(rgb, detector.versions)
+        answers = self._classifier.query(rgb, detector.views)
         seen = [(p, a) for p, a in zip(rgb, answers, strict=True) if not isinstance(a, Failure)]
         with self._learning:
             self.detector = self.detector.observe([p for p, _ in seen], [a for _, a in seen])
@@ -294,8 +294,8 @@ def _verdicts(detector: Detector, answers: dict[int, F64 | Failure]) -> dict[int
             verdicts[i] = _Suspect(None, answer.reason)
             continue
         score = detector.score(answer)
-        why = detector.why(answer, score)
-        if detector.flags(score):
+        why = detector.explain(answer, score)
+        if detector.is_suspicious(score):
             verdicts[i] = _Suspect(score, f"flagged: {why}", answer)
         else:
             label = int(answer[0].argmax())

@@ -92,10 +92,10 @@ class _Broken(FakeEngine):
 class _OddDetector(zipsdk.ScaleUp):
     """Raises, or scores with NaN."""
 
-    def versions(self, rgb: np.ndarray) -> list[np.ndarray]:
+    def views(self, rgb: np.ndarray) -> list[np.ndarray]:
         if self.threshold == 1:
             raise ValueError("a detector of one's own")
-        return super().versions(rgb)
+        return super().views(rgb)
 
     def score(self, scores: Any) -> float:
         return super().score(scores) if self.threshold == 1 else math.nan
@@ -104,7 +104,7 @@ class _OddDetector(zipsdk.ScaleUp):
 def _detector(recipe: Recipe) -> Any:
     name = recipe["detector"]
     if name == "part":
-        return zipsdk.DecisivePart(learn=recipe["learn"])
+        return zipsdk.AblationDetector(learn=recipe["learn"])
     if name == "scale":
         return zipsdk.ScaleUp()
     return {"none": None, "raise": _OddDetector(threshold=1.0), "odd": _OddDetector()}[name]

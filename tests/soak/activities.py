@@ -178,7 +178,7 @@ class Activities:
             scores = brightness(x)
             return scores * np.nan if fault == "nan" else scores[:, :1] if fault == "shape" else scores
 
-        detector = self.rng.choice((None, zipsdk.ScaleUp(), zipsdk.DecisivePart(), zipsdk.DecisivePart(learn=16)))
+        detector = self.rng.choice((None, zipsdk.ScaleUp(), zipsdk.AblationDetector(learn=self.rng.choice((0, 16)))))
         timeout = 0.01 if fault == "late" else None
         batch = [self._image(24), self._image(24), self._file(self.rng.random() < 0.5)]
         guard = Guard(classify, self.purifier, detector, timeout=timeout)

@@ -1,4 +1,4 @@
-"""The interface of a detector, and the detector that flags everything."""
+"""The detector interface, and the detector that flags every image."""
 
 from __future__ import annotations
 
@@ -17,58 +17,67 @@ F64 = npt.NDArray[np.float64]
 
 
 class Detector(Protocol):
-    """What tells suspicious pictures: `zipsdk.DecisivePart`, `zipsdk.ScaleUp`, or your own."""
+    """Tell suspicious images from their scores: `AblationDetector`, `ScaleUp`, or your own subclass.
+
+    `rgb` is one image, uint8 (H, W, 3). `scores` are the classifier's answers to its views, (views, classes).
+    """
 
     @abstractmethod
-    def versions(self, rgb: U8) -> list[U8]:
-        """What the classifier is asked about a picture, itself first: as many for each picture, of its size."""
+    def views(self, rgb: U8) -> list[U8]:
+        """Return the images to query for `rgb`: itself first, all of its size, equally many for each image."""
 
     @abstractmethod
     def score(self, scores: npt.ArrayLike) -> float:
-        """Of one picture, from the scores of its versions (versions, classes)."""
+        """Return how suspicious an image is, from the scores of its `views`."""
 
     @abstractmethod
-    def flags(self, score: float) -> bool: ...
+    def is_suspicious(self, score: float) -> bool:
+        """Return whether an image of this `score` is purified."""
 
     @abstractmethod
-    def why(self, scores: npt.ArrayLike, score: float) -> str: ...
+    def explain(self, scores: npt.ArrayLike, score: float) -> str:
+        """Return the reason for the score, for `Decision.reason`."""
 
     @abstractmethod
-    def again(self, rgb: U8) -> list[U8]:
-        """What the classifier is asked about a purified picture, itself first."""
+    def second_look_views(self, rgb: U8) -> list[U8]:
+        """Return the images to query for a purified image: itself first."""
 
     @abstractmethod
-    def settle(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
-        """What a flagged picture is: scores (classes,), from those of its versions and of its purified picture's;
-        None where the classifier failed on the former."""
+    def resolve(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
+        """Return the class scores (classes,) of a flagged image.
 
-    def observe(self, pictures: Sequence[U8], scores: Sequence[npt.ArrayLike]) -> Detector:
-        """Learn from pictures of the stream and the scores of their versions; the detector to use from now on."""
+        Args:
+            scores: of its `views`, or None where the classifier failed on them.
+            purified: of the `second_look_views` of the purified image.
+        """
+
+    def observe(self, images: Sequence[U8], scores: Sequence[npt.ArrayLike]) -> Detector:
+        """Learn from images of the stream and the scores of their views; return the detector to use from now on."""
         return self
 
 
 @dataclass(frozen=True)
 class PurifyAll(Detector):
-    """Flags every picture and believes what purification gives.
+    """Flag every image and trust the purified one.
 
-    A guard does not ask the classifier about a picture before it is purified: no answer would change anything.
+    A guard does not query the classifier before purification: no answer would change the result.
     """
 
-    def versions(self, rgb: U8) -> list[U8]:
+    def views(self, rgb: U8) -> list[U8]:
         return [rgb]
 
     def score(self, scores: npt.ArrayLike) -> float:
         return math.inf
 
-    def flags(self, score: float) -> bool:
+    def is_suspicious(self, score: float) -> bool:
         return True
 
-    def why(self, scores: npt.ArrayLike, score: float) -> str:
-        return "every picture is purified"
+    def explain(self, scores: npt.ArrayLike, score: float) -> str:
+        return "every image is purified"
 
-    def again(self, rgb: U8) -> list[U8]:
+    def second_look_views(self, rgb: U8) -> list[U8]:
         return [rgb]
 
-    def settle(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
-        label_of: F64 = np.asarray(purified, np.float64)[0]
-        return label_of
+    def resolve(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
+        class_scores: F64 = np.asarray(purified, np.float64)[0]
+        return class_scores
