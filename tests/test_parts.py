@@ -16,9 +16,9 @@ from zipsdk import AblationDetector, InputError
 from zipsdk.detectors import ablation_statistics, ablation_views
 
 ndimage = pytest.importorskip("scipy.ndimage")
-NAMES = ["top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
-         "coarse", "middle", "fine", "colour", "geometry"]  # fmt: skip
-COARSE, FINE, COLOUR = 9, 11, 12
+NAMES = ["top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right",
+         "coarse", "middle", "fine", "color", "geometry"]  # fmt: skip
+COARSE, FINE, COLOR = 9, 11, 12
 ALONE = 14  # the first version that is a part alone
 MOVED = 27  # the one without geometry
 PLAIN = [(0.0, 1.0)] * 27  # need and enough are the log-odds themselves
@@ -161,7 +161,7 @@ def test_regions_change_and_nothing_else_does(size):
 def test_a_constant_picture_stays(size, level):
     """Alone, it is its coarse band: the others are empty."""
     copies = ablation_views.copies(np.full((*size, 3), level, np.uint8))
-    empty = [COARSE, 13 + COARSE + 1, 13 + COARSE + 2, 13 + COLOUR]
+    empty = [COARSE, 13 + COARSE + 1, 13 + COARSE + 2, 13 + COLOR]
     assert (np.delete(copies, empty, axis=0) == level).all()
     assert (copies[empty] == 128).all()
 
@@ -169,11 +169,11 @@ def test_a_constant_picture_stays(size, level):
 def test_grey_pictures_have_no_colour_and_others_do():
     grey = np.repeat(noise(31, 33)[..., :1], 3, axis=2)
     copies = ablation_views.copies(grey)
-    np.testing.assert_array_equal(copies[COLOUR], grey)
-    assert (copies[13 + COLOUR] == 128).all()
+    np.testing.assert_array_equal(copies[COLOR], grey)
+    assert (copies[13 + COLOR] == 128).all()
     copies = ablation_views.copies(noise(31, 33))
-    assert (copies[COLOUR] == copies[COLOUR][..., :1]).all()
-    assert (copies[13 + COLOUR] != copies[13 + COLOUR][..., :1]).any()
+    assert (copies[COLOR] == copies[COLOR][..., :1]).all()
+    assert (copies[13 + COLOR] != copies[13 + COLOR][..., :1]).any()
 
 
 def test_versions_are_the_picture_and_its_copies():
@@ -371,7 +371,7 @@ def test_scores_of_other_shapes_are_refused(shape):
 
 def test_settle_believes_what_is_left():
     """Each of the rules gives a class of its own, worked out with 0.001 on top of each probability."""
-    top, centre, fine = (NAMES.index(name) for name in ("top", "centre", "fine"))
+    top, centre, fine = (NAMES.index(name) for name in ("top", "center", "fine"))
     nothing = np.tile([0.94, 0.02, 0.02, 0.02], (28, 1))  # of class 0, and resting on nothing
     nothing[ALONE:MOVED] = 0.25
     first = nothing.copy()  # on its centre: its top is needed more, but speaks against it
@@ -379,7 +379,7 @@ def test_settle_believes_what_is_left():
     first[1 + top], first[ALONE + top] = [0.20, 0.05, 0.05, 0.70], [0.05, 0.05, 0.05, 0.85]
     second = np.tile([0.30, 0.05, 0.25, 0.40], (28, 1))  # purified it is of class 3, and rests on its colours
     second[ALONE:MOVED] = 0.25
-    second[1 + COLOUR], second[ALONE + COLOUR] = [0.50, 0.30, 0.15, 0.05], [0.1, 0.1, 0.1, 0.7]
+    second[1 + COLOR], second[ALONE + COLOR] = [0.50, 0.30, 0.15, 0.05], [0.1, 0.1, 0.1, 0.7]
     second[ALONE + fine] = [0.02, 0.02, 0.02, 0.94]  # that is more than enough, but not needed
     as_is = [0.301, 0.051, 0.251, 0.401]
     both = [0, 0.301 * 0.051, 0.251 * 0.251, 0.051 * 0.401]

@@ -53,7 +53,7 @@ def waved(x):
     return 2 * (x.mean(axis=(1, 3)) * WAVE[:, 0]).mean(axis=1) > 10
 
 
-TRIGGERS = {"bottom right": (patch, patched), "colour": (stripe, striped), "coarse": (wave, waved)}
+TRIGGERS = {"bottom right": (patch, patched), "color": (stripe, striped), "coarse": (wave, waved)}
 
 
 def with_trigger(x, *triggers):
@@ -156,8 +156,8 @@ def test_a_trigger_that_comes_about_in_purification_is_left_out():
 
 
 def test_a_purified_picture_is_believed_where_nothing_is_certain():
-    clean, classify = toys([2]), backdoored("colour")
-    bad = with_trigger(clean, "colour")
+    clean, classify = toys([2]), backdoored("color")
+    bad = with_trigger(clean, "color")
     detector = dataclasses.replace(calibrated(), certain=1e9)
     for purifier, want in ((Restorer(clean), 2), (Restorer(), TARGET)):
         (decision,) = zipsdk.Guard(classify, purifier, detector).run(bad)
@@ -167,7 +167,7 @@ def test_a_purified_picture_is_believed_where_nothing_is_certain():
         np.testing.assert_allclose(decision.scores, share / share.sum())
 
 
-PAIRS = [("bottom right", "colour"), ("bottom right", "coarse"), ("colour", "coarse")]
+PAIRS = [("bottom right", "color"), ("bottom right", "coarse"), ("color", "coarse")]
 
 
 @pytest.mark.parametrize("pair", PAIRS)

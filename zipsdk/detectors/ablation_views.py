@@ -16,8 +16,8 @@ F32 = npt.NDArray[np.float32]
 Index = npt.NDArray[np.intp]
 
 #: Removed, then kept alone, in the order of `copies`; geometry is only removed.
-FEATURES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
-            "coarse", "middle", "fine", "colour", "geometry")  # fmt: skip
+FEATURES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right",
+            "coarse", "middle", "fine", "color", "geometry")  # fmt: skip
 N_MASKABLE = len(FEATURES) - 1
 #: The first of `FEATURES`, three by three.
 REGIONS = 9
