@@ -170,7 +170,7 @@ def streams() -> dict[str, str]:
     )
     guard = zipsdk.Guard(classify, purifier)
     with guard._lock:
-        ended["guard in use"] = in_child(lambda: guard.counters.pictures == 0)
+        ended["guard in use"] = in_child(lambda: guard.counters.images == 0)
     ended["parent still counts them"] = str(client.stalled - MAX_STALLED)
     release.set()
     return ended | {"parent's stream": str(len(list(stream)) - 3)}

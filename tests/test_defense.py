@@ -353,6 +353,6 @@ def test_a_guard_without_first_pictures_keeps_its_norms(workshop):
     purify = lambda pictures, seed: pictures  # noqa: E731
     assert Guarded(inner).guard(0, classify, purify).detector.reference is None
     learnt = Guarded(inner, first=x).guard(0, classify, purify)
-    assert learnt.detector.reference is not None and learnt.counters.pictures == len(x)
+    assert learnt.detector.reference is not None and learnt.counters.images == len(x)
     flooded = Guarded(inner, first=x).guard(0, classify, purify, lambda p: p * 0)
     assert flooded.detector.reference != learnt.detector.reference

@@ -28,18 +28,18 @@ def test_the_poisoned_one_is_caught_and_only_it_is_purified():
     decisions = Guard(classify, purifier).run(batch)
     assert [d.flagged for d in decisions] == [False, False, False, True, False]
     assert [d.label for d in decisions] == [int(k) for k in brightness(batch).argmax(1)]
-    assert [d.score for d in decisions] == [0, 0, 0, 1, 0]
+    assert [d.suspicion for d in decisions] == [0, 0, 0, 1, 0]
     assert decisions[3].label != TARGET
-    assert all((d.purified is None) == (not d.flagged) and d.error is None for d in decisions)
+    assert all((d.image is None) == (not d.flagged) and d.error is None for d in decisions)
     (given,) = purifier.batches
     np.testing.assert_array_equal(given, batch[3:4])
-    np.testing.assert_array_equal(decisions[3].purified, Cleaner.clean(batch[3]))
+    np.testing.assert_array_equal(decisions[3].image, Cleaner.clean(batch[3]))
     # one batch of pictures and copies, and one with the purified picture
     assert classify.sizes == [30, 1]
     np.testing.assert_array_equal(classify.batches[1][0], Cleaner.clean(batch[3]))
     for p, d in zip(batch, decisions, strict=True):
-        np.testing.assert_array_equal(d.scores, backdoored((p if d.purified is None else d.purified)[None])[0])
-    assert "score 0, threshold 0.5" in decisions[0].why and "score 1, threshold 0.5" in decisions[3].why
+        np.testing.assert_array_equal(d.class_scores, backdoored((p if d.image is None else d.image)[None])[0])
+    assert "score 0, threshold 0.5" in decisions[0].reason and "score 1, threshold 0.5" in decisions[3].reason
 
 
 def test_a_trigger_that_scaling_destroys_is_missed():
@@ -53,7 +53,7 @@ def test_a_trigger_that_scaling_destroys_is_missed():
     batch = dark(1)
     batch[:, -2:, -2:] = 100
     (decision,) = Guard(trigger_of_one_grey, Cleaner()).run(batch)
-    assert (decision.label, decision.flagged, decision.purified) == (TARGET, False, None)
+    assert (decision.label, decision.flagged, decision.image) == (TARGET, False, None)
     (decision,) = Guard(trigger_of_one_grey, Cleaner(), None).run(batch)
     assert decision.label != TARGET
 
@@ -75,11 +75,11 @@ def test_without_a_detector_everything_is_purified_at_one_query_each():
     batch = dark(3)
     decisions = watch.run(batch)
     assert classify.sizes == [3] and len(purifier.batches) == 1
-    assert all(d.flagged and d.score is None for d in decisions)
+    assert all(d.flagged and d.suspicion is None for d in decisions)
     for p, d in zip(batch, decisions, strict=True):
-        np.testing.assert_array_equal(d.purified, Cleaner.clean(p))
+        np.testing.assert_array_equal(d.image, Cleaner.clean(p))
         assert d.label == brightness(Cleaner.clean(p)[None]).argmax()
-    assert watch.counters == guard.Counters(pictures=3, flagged=3, calls=1, queries=3)
+    assert watch.counters == guard.Counters(images=3, flagged=3, calls=1, queries=3)
     assert watch.counters.flagged_share == 1
 
 
@@ -96,11 +96,11 @@ def test_no_query_is_wasted(max_batch):
     assert len(classify.sizes) == -(-54 // most) + -(-3 // most)
     assert len(purifier.batches) == 1
     counters = watch.counters
-    assert (counters.pictures, counters.flagged, counters.unlabelled) == (9, 3, 0)
+    assert (counters.images, counters.flagged, counters.abstained) == (9, 3, 0)
     assert (counters.calls, counters.queries, counters.failures) == (len(classify.sizes), 57, 0)
     assert counters.flagged_share == 1 / 3
     whole = Guard(backdoored, Cleaner()).run(batch)
-    assert [(d.label, d.score) for d in decisions] == [(d.label, d.score) for d in whole]
+    assert [(d.label, d.suspicion) for d in decisions] == [(d.label, d.suspicion) for d in whole]
 
 
 def test_mixed_sizes_and_kinds_keep_their_order(tmp_path):
@@ -127,18 +127,18 @@ def test_mixed_sizes_and_kinds_keep_their_order(tmp_path):
     assert classify.sizes == [18, 18, 1, 1]  # one batch a size
     assert len(purifier.batches) == 1 and {p.shape for p in purifier.batches[0]} == {(9, 12, 3), (8, 8, 3)}
     for i in (2, 4):
-        assert isinstance(decisions[i].purified, Image.Image)
-        np.testing.assert_array_equal(np.asarray(decisions[i].purified), Cleaner.clean(order[i]))
+        assert isinstance(decisions[i].image, Image.Image)
+        np.testing.assert_array_equal(np.asarray(decisions[i].image), Cleaner.clean(order[i]))
 
 
 def test_purified_pictures_come_back_as_what_came_in():
     x = poisoned(dark(2))
     (one,) = Guard(backdoored, Cleaner()).run(x[0])
-    assert one.flagged and one.purified.shape == (8, 8, 3) and one.purified.dtype == np.uint8
+    assert one.flagged and one.image.shape == (8, 8, 3) and one.image.dtype == np.uint8
     nchw = np.moveaxis(x, -1, 1) / 255
     for p, d in zip(x, Guard(backdoored, Cleaner()).run(nchw, layout="NCHW"), strict=True):
-        assert d.purified.dtype == np.float64
-        np.testing.assert_array_equal(np.rint(np.moveaxis(d.purified, 0, -1) * 255), Cleaner.clean(p))
+        assert d.image.dtype == np.float64
+        np.testing.assert_array_equal(np.rint(np.moveaxis(d.image, 0, -1) * 255), Cleaner.clean(p))
 
 
 @pytest.mark.parametrize("batch", [[], (), np.empty((0, 8, 8, 3), np.uint8)])
@@ -179,7 +179,7 @@ def test_a_file_that_cannot_be_read_takes_no_other_label(tmp_path):
     assert [d.label is None for d in decisions] == [False, True, False, True]
     assert [d.flagged for d in decisions] == [False, True, True, True]
     assert "torn.png" in decisions[1].error and "none.png" in decisions[3].error
-    assert watch.counters.pictures == 4 and watch.counters.unlabelled == 2
+    assert watch.counters.images == 4 and watch.counters.abstained == 2
     (decision,) = watch.run(tmp_path / "torn.png")
     assert decision.label is None and "torn.png" in decision.error
 
@@ -237,11 +237,11 @@ def test_reset_counts_from_zero_and_returns_what_was():
     watch = Guard(backdoored, Cleaner())
     watch.run(poisoned(dark(2)))
     before = watch.counters
-    assert before == guard.Counters(pictures=2, flagged=2, calls=2, queries=14)
+    assert before == guard.Counters(images=2, flagged=2, calls=2, queries=14)
     assert watch.reset() == before
     assert watch.counters == guard.Counters()
     watch.run(dark(1))
-    assert watch.counters == guard.Counters(pictures=1, calls=1, queries=6)
+    assert watch.counters == guard.Counters(images=1, calls=1, queries=6)
 
 
 def test_counters_lose_nothing_between_threads():
@@ -271,7 +271,7 @@ def test_counters_lose_nothing_between_threads():
     parts.append(watch.counters)
     total = {f.name: sum(getattr(p, f.name) for p in parts) for f in dataclasses.fields(guard.Counters)}
     n = rounds * workers
-    assert total == {"pictures": 2 * n, "flagged": n, "unlabelled": 0, "calls": 7 * n, "queries": 13 * n,
+    assert total == {"images": 2 * n, "flagged": n, "abstained": 0, "calls": 7 * n, "queries": 13 * n,
                      "failures": 0, "stalled": 0}  # fmt: skip
 
 
@@ -347,8 +347,8 @@ def test_with_a_purifier_on_mixed_sizes():
     assert [d.flagged for d in decisions] == [True, False, True]
     for p, d in zip(batch, decisions, strict=True):
         if d.flagged:
-            np.testing.assert_array_equal(d.purified, purifier.run(p))
-            assert d.label == backdoored(d.purified[None]).argmax()
+            np.testing.assert_array_equal(d.image, purifier.run(p))
+            assert d.label == backdoored(d.image[None]).argmax()
 
 
 def test_with_the_bundled_model():
@@ -361,7 +361,7 @@ def test_with_the_bundled_model():
     assert [d.flagged for d in decisions] == [False, True, True, False]
     assert [int(k) for k in backdoored(batch).argmax(1)] == [1, TARGET, TARGET, 1]
     assert [d.label for d in decisions] == [1, 1, 1, 1]
-    assert watch.counters == guard.Counters(pictures=4, flagged=2, calls=2, queries=26)
+    assert watch.counters == guard.Counters(images=4, flagged=2, calls=2, queries=26)
 
 
 def test_a_score_is_worked_out_once_for_each_picture():

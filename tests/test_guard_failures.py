@@ -41,23 +41,23 @@ def test_what_could_not_be_checked_is_purified(name):
     with warnings.catch_warnings(action="ignore"):  # as they would be for a user, for whom they are no errors
         decisions = watch.run(batch)
     for p, d in zip(batch, decisions, strict=True):
-        assert d.flagged and d.score is None and d.error is None
-        assert "the classifier failed on the picture or a copy" in d.why
-        np.testing.assert_array_equal(d.purified, Cleaner.clean(p))
+        assert d.flagged and d.suspicion is None and d.error is None
+        assert "the classifier failed on the image or one of its views" in d.reason
+        np.testing.assert_array_equal(d.image, Cleaner.clean(p))
         assert d.label == backdoored(Cleaner.clean(p)[None]).argmax() != TARGET
     assert classify.sizes == [18, 3]
     counters = watch.counters
-    assert (counters.failures, counters.flagged, counters.unlabelled, counters.queries) == (1, 3, 0, 21)
+    assert (counters.failures, counters.flagged, counters.abstained, counters.queries) == (1, 3, 0, 21)
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
 def test_what_fails_after_purification_too_has_no_label(name):
     watch = Guard(Recorder(plan=[BAD_ANSWERS[name]] * 2), Cleaner())
     (decision,) = watch.run(dark(1))
-    assert decision.label is None and decision.scores is None and decision.flagged
-    assert "the classifier failed on the purified picture: " in decision.error
-    np.testing.assert_array_equal(decision.purified, Cleaner.clean(dark(1)[0]))
-    assert watch.counters.unlabelled == 1 and watch.counters.failures == 2
+    assert decision.label is None and decision.class_scores is None and decision.flagged
+    assert "the classifier failed on the purified image: " in decision.error
+    np.testing.assert_array_equal(decision.image, Cleaner.clean(dark(1)[0]))
+    assert watch.counters.abstained == 1 and watch.counters.failures == 2
 
 
 @pytest.mark.parametrize("row", range(6))
@@ -70,7 +70,7 @@ def test_one_bad_row_distrusts_its_picture_and_no_other(row):
     watch = Guard(Recorder(plan=[nan_in_a_row]), Cleaner())
     decisions = watch.run(dark(3))
     assert [d.flagged for d in decisions] == [False, True, False]
-    assert decisions[1].label is not None and "not finite" in decisions[1].why
+    assert decisions[1].label is not None and "not finite" in decisions[1].reason
     assert watch.counters.failures == 1
 
 
@@ -100,8 +100,8 @@ def test_a_picture_whose_copies_cannot_be_made_takes_no_other_label():
     watch = Guard(backdoored, Cleaner(), Choosy())
     decisions = watch.run(pictures)
     assert [d.flagged for d in decisions] == [False, True, False]
-    assert "no room" in decisions[1].why and decisions[1].label is not None
-    assert watch.counters.failures == 1 and watch.counters.pictures == 3
+    assert "no room" in decisions[1].reason and decisions[1].label is not None
+    assert watch.counters.failures == 1 and watch.counters.images == 3
 
 
 @pytest.mark.parametrize("odd", [lambda p: [], lambda p: [p[:1]], lambda p: [p / 255]])
@@ -113,7 +113,7 @@ def test_a_detector_that_gives_no_pictures_is_told(odd):
     pictures = dark(2)
     pictures[0, 0, 0, 0] = 9
     first, second = Guard(backdoored, Cleaner(), Odd()).run(pictures)
-    assert first.flagged and "views: got" in first.why
+    assert first.flagged and "views: got" in first.reason
     assert not second.flagged and second.label == 1
 
 
@@ -182,14 +182,14 @@ def test_pictures_for_whose_call_there_is_no_memory_take_no_other_label(monkeypa
     watch = Guard(backdoored, Cleaner())
     first, second = watch.run([dark(1)[0], dark(1, 9, 9)[0]])
     assert first.label == 1 and not first.flagged
-    assert second.label is None and "no room" in second.why and "no room" in second.error
+    assert second.label is None and "no room" in second.reason and "no room" in second.error
     assert watch.counters.failures == 2
 
 
 def test_a_number_of_classes_that_changes_is_a_failure():
     wider = Recorder(plan=[None, lambda x: np.pad(backdoored(x), ((0, 0), (0, 1)))])
     (decision,) = Guard(wider, Cleaner(), max_batch=3).run(dark(1))
-    assert decision.flagged and "a different number of classes" in decision.why
+    assert decision.flagged and "a different number of classes" in decision.reason
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,8 @@ def test_scores_of_many_kinds(kind):
     clean = [Cleaner.clean(p) for p in dark(2)]
     for p, d in zip(clean, decisions, strict=True):
         want = np.asarray(kind(brightness(p[None])), np.float64)[0]
-        assert d.scores.dtype == np.float64 and d.label == want.argmax() and isinstance(d.label, int)
-        np.testing.assert_array_equal(d.scores, want)
+        assert d.class_scores.dtype == np.float64 and d.label == want.argmax() and isinstance(d.label, int)
+        np.testing.assert_array_equal(d.class_scores, want)
 
 
 @pytest.mark.parametrize("max_batch", [1, 6, None])
@@ -218,10 +218,10 @@ def test_a_classifier_may_use_its_buffers_again_and_write_into_its_batch(max_bat
     purifier = Cleaner()
     decisions = Guard(careless, purifier, max_batch=max_batch).run(batch)
     want = Guard(backdoored, Cleaner()).run(given)
-    assert [(d.label, d.score, d.flagged) for d in decisions] == [(d.label, d.score, d.flagged) for d in want]
+    assert [(d.label, d.suspicion, d.flagged) for d in decisions] == [(d.label, d.suspicion, d.flagged) for d in want]
     assert len({d.label for d in want}) > 1
     for d, w in zip(decisions, want, strict=True):
-        np.testing.assert_array_equal(d.scores, w.scores)
+        np.testing.assert_array_equal(d.class_scores, w.class_scores)
     np.testing.assert_array_equal(batch, given)
     np.testing.assert_array_equal(purifier.batches[0][-1], given[2])
 
@@ -256,7 +256,7 @@ def test_a_late_answer_is_no_answer(hang):
     classify = Recorder(plan=[hang])
     watch = Guard(classify, Cleaner(), timeout=1.0)
     decisions = watch.run(dark(2))
-    assert all(d.flagged and d.label is not None and "no answer within 1 s" in d.why for d in decisions)
+    assert all(d.flagged and d.label is not None and "no answer within 1 s" in d.reason for d in decisions)
     assert classify.sizes == [12, 2]
     assert watch.counters.stalled == 1 and watch.counters.failures == 1
     classify.plan = [hang, hang]
@@ -296,7 +296,7 @@ def test_in_time_is_the_same_as_without_a_limit():
     batch = np.concatenate([dark(2), poisoned(dark(1))])
     plain, timed = Guard(backdoored, Cleaner()), Guard(backdoored, Cleaner(), timeout=60)
     for a, b in zip(plain.run(batch), timed.run(batch), strict=True):
-        assert (a.label, a.score, a.flagged, a.why) == (b.label, b.score, b.flagged, b.why)
+        assert (a.label, a.suspicion, a.flagged, a.reason) == (b.label, b.suspicion, b.flagged, b.reason)
     assert plain.counters == timed.counters
     (decision,) = Guard(fail, Cleaner(), timeout=60).run(dark(1))
     assert "the service is down" in decision.error
@@ -335,12 +335,12 @@ def test_without_a_purified_picture_there_is_no_label(name, detector):
     decisions = watch.run(batch)
     lost = decisions[:2] if detector else decisions
     for d in lost:
-        assert d.flagged and d.label is None and d.scores is None and d.purified is None
+        assert d.flagged and d.label is None and d.class_scores is None and d.image is None
         assert "the purifier failed: " in d.error
     if detector:
         assert decisions[2].label == brightness(batch[2:]).argmax() and decisions[2].error is None
     assert sum(classify.sizes) == (18 if detector else 0)  # no query for what was not purified
-    assert watch.counters.unlabelled == len(lost) and watch.counters.failures == 1 + len(lost)
+    assert watch.counters.abstained == len(lost) and watch.counters.failures == 1 + len(lost)
 
 
 def test_one_picture_that_cannot_be_purified_takes_no_other_label():

@@ -93,7 +93,7 @@ def test_what_is_learnt_counts_at_once():
     for learn, detector in ((40, fitted), (41, usual), (0, usual)):
         decisions = Guard(by_light, Cleaner(), AblationDetector(learn=learn)).run(x)
         scores = [detector.score(by_light(np.stack(detector.views(p)))) for p in x]
-        assert [d.score for d in decisions] == scores
+        assert [d.suspicion for d in decisions] == scores
         assert [d.flagged for d in decisions] == [detector.is_suspicious(s) for s in scores]
     differ = [usual.score(s) != fitted.score(s) for s in (by_light(np.stack(usual.views(p))) for p in x)]
     assert all(differ)
@@ -112,7 +112,7 @@ def test_triggers_in_what_it_learns_from_do_not_hide_them(share):
     assert (backdoored(later).argmax(1) == 3).all()
     decisions = watch.run(later)
     assert np.mean([d.flagged for d in decisions]) >= 0.9
-    assert np.mean([d.score > watch.detector.certain for d in decisions]) >= 0.5
+    assert np.mean([d.suspicion > watch.detector.certain for d in decisions]) >= 0.5
 
 
 def test_without_bounds_a_flood_would_hide_them():
@@ -161,12 +161,12 @@ def test_many_threads_learn_once_and_from_as_many_pictures():
         t.start()
     for t in threads:
         t.join()
-    assert len(seen) == 64 and watch.counters.pictures == 64
+    assert len(seen) == 64 and watch.counters.images == 64
     learnt = watch.detector
     assert learnt.reference is not None
     for i, decision in seen:  # by one or by the other, never by a mixture
         answer = by_light(np.stack(learnt.views(x[i])))
-        assert decision.score in (AblationDetector().score(answer), learnt.score(answer))
+        assert decision.suspicion in (AblationDetector().score(answer), learnt.score(answer))
 
 
 @pytest.mark.parametrize("learn", [-1, 1, 15, 2.0, 16.0, True, False, None, "16", "200", np.int64(15)])

@@ -114,18 +114,18 @@ def test_a_trigger_in_one_part_is_found_and_its_class_left_out(name, survives, m
     assert [d.flagged for d in decisions] == [False] * 4 + [True] * 3
     assert [d.label for d in decisions] == [0, 1, 2, 3, 0, 1, 2]
     for d, p in zip(decisions[:4], clean, strict=True):
-        assert d.score < 1 and d.purified is None
-        assert d.why.startswith("not flagged: most decisive feature: ")
-        np.testing.assert_allclose(d.scores, classify.classify(p[None])[0])
+        assert d.suspicion < 1 and d.image is None
+        assert d.reason.startswith("not flagged: most decisive feature: ")
+        np.testing.assert_allclose(d.class_scores, classify.classify(p[None])[0])
     for d, p in zip(decisions[4:], bad if survives else clean[:3], strict=True):
-        assert d.score > 4.5 and d.why.startswith(
+        assert d.suspicion > 4.5 and d.reason.startswith(
             f"flagged: most decisive feature: {name}, class {d.label} without it; score "
         )
-        assert d.scores[TARGET] == 0 and d.scores.sum() == pytest.approx(1)
-        np.testing.assert_array_equal(d.purified, p)
+        assert d.class_scores[TARGET] == 0 and d.class_scores.sum() == pytest.approx(1)
+        np.testing.assert_array_equal(d.image, p)
     assert sum(classify.sizes) == 4 * 28 + 3 * 56
     queries, calls = 4 * 28 + 3 * 56, 2 if max_batch is None else 40 + 17  # 196 and 84, by fives
-    assert watch.counters == guard.Counters(pictures=7, flagged=3, calls=calls, queries=queries)
+    assert watch.counters == guard.Counters(images=7, flagged=3, calls=calls, queries=queries)
 
 
 @pytest.mark.parametrize("name", TRIGGERS)
@@ -133,8 +133,8 @@ def test_a_trigger_that_comes_through_is_caught_at_the_second_look(name):
     """The first one failed, so nothing but the purified picture tells."""
     bad = with_trigger(toys([1]), name)
     (decision,) = zipsdk.Guard(Recorder(backdoored(name), [fail]), Restorer(), calibrated()).run(bad)
-    assert (decision.label, decision.flagged, decision.score) == (1, True, None)
-    assert decision.scores[TARGET] == 0 and "the service is down" in decision.why
+    assert (decision.label, decision.flagged, decision.suspicion) == (1, True, None)
+    assert decision.class_scores[TARGET] == 0 and "the service is down" in decision.reason
     (decision,) = zipsdk.Guard(backdoored(name), Restorer(), None).run(bad)
     assert decision.label == TARGET
 
@@ -151,8 +151,8 @@ def test_a_trigger_that_comes_about_in_purification_is_left_out():
     came, went = with_trigger(clean, "bottom right"), with_trigger(clean, "coarse")
     assert classify(came).argmax() == 2 and classify(went).argmax() == TARGET
     (decision,) = zipsdk.Guard(classify, Restorer(went), calibrated()).run(came)
-    assert decision.score > 4.5 and (decision.label, decision.flagged) == (0, True)
-    assert decision.scores[TARGET] == 0 and decision.scores[2] > 0
+    assert decision.suspicion > 4.5 and (decision.label, decision.flagged) == (0, True)
+    assert decision.class_scores[TARGET] == 0 and decision.class_scores[2] > 0
 
 
 def test_a_purified_picture_is_believed_where_nothing_is_certain():
@@ -162,9 +162,9 @@ def test_a_purified_picture_is_believed_where_nothing_is_certain():
     for purifier, want in ((Restorer(clean), 2), (Restorer(), TARGET)):
         (decision,) = zipsdk.Guard(classify, purifier, detector).run(bad)
         assert decision.flagged and decision.label == want
-        exp = np.exp(classify(decision.purified[None])[0])
+        exp = np.exp(classify(decision.image[None])[0])
         share = exp / exp.sum() + 0.001
-        np.testing.assert_allclose(decision.scores, share / share.sum())
+        np.testing.assert_allclose(decision.class_scores, share / share.sum())
 
 
 PAIRS = [("bottom right", "color"), ("bottom right", "coarse"), ("color", "coarse")]
@@ -185,7 +185,7 @@ def test_two_triggers_at_once_are_found_because_each_is_enough(pair, survives):
     for d, p, label in zip(watch.run(bad), bad, (0, 1, 2), strict=True):
         scores = classify(np.stack(detector.views(p)))
         assert scores[0].argmax() == TARGET and need_alone.score(scores) < 1
-        assert d.flagged and d.score > 4.5 and d.label == label and d.scores[TARGET] == 0
+        assert d.flagged and d.suspicion > 4.5 and d.label == label and d.class_scores[TARGET] == 0
     assert watch.counters.queries == 3 * 56
 
 
@@ -203,7 +203,7 @@ def test_two_triggers_at_once_are_missed_where_any_part_of_a_clean_picture_is_en
 
 def test_a_score_at_the_threshold_costs_no_purification():
     bad, classify = with_trigger(toys([0]), "coarse"), backdoored("coarse")
-    score = zipsdk.Guard(classify, Restorer(), calibrated()).run(bad)[0].score
+    score = zipsdk.Guard(classify, Restorer(), calibrated()).run(bad)[0].suspicion
     for threshold, flagged in ((score, False), (math.nextafter(score, 0), True)):
         watch = zipsdk.Guard(classify, Restorer(), dataclasses.replace(calibrated(), threshold=threshold, certain=1e9))
         assert watch.run(bad)[0].flagged is flagged
@@ -215,10 +215,10 @@ def test_without_a_second_look_there_is_no_label():
     bad = with_trigger(clean, "coarse")
     watch = zipsdk.Guard(Recorder(backdoored("coarse"), [None, fail]), Restorer(clean), calibrated())
     (decision,) = watch.run(bad)
-    assert (decision.label, decision.scores, decision.flagged) == (None, None, True)
-    assert "the classifier failed on the purified picture: RuntimeError: the service is down" in decision.error
-    np.testing.assert_array_equal(decision.purified, clean[0])
-    assert watch.counters == guard.Counters(pictures=1, flagged=1, unlabelled=1, calls=2, queries=56, failures=1)
+    assert (decision.label, decision.class_scores, decision.flagged) == (None, None, True)
+    assert "the classifier failed on the purified image: RuntimeError: the service is down" in decision.error
+    np.testing.assert_array_equal(decision.image, clean[0])
+    assert watch.counters == guard.Counters(images=1, flagged=1, abstained=1, calls=2, queries=56, failures=1)
 
 
 def test_a_classifier_that_changes_its_classes_is_looked_at_afresh():
@@ -230,7 +230,7 @@ def test_a_classifier_that_changes_its_classes_is_looked_at_afresh():
 
     watch = zipsdk.Guard(Recorder(five, [None, more]), Restorer(), calibrated())
     (decision,) = watch.run(with_trigger(toys([0]), "coarse"))
-    assert decision.label == 1 and decision.scores.shape == (5,) and decision.scores[1 + TARGET] == 0
+    assert decision.label == 1 and decision.class_scores.shape == (5,) and decision.class_scores[1 + TARGET] == 0
 
 
 def test_reference_bears_a_few_triggers():
@@ -289,11 +289,11 @@ def test_a_detector_of_ones_own(mine):
     batch[1, :, 0] = 1
     watch = zipsdk.Guard(left_and_right, Restorer(), mine)
     flagged, trusted = watch.run(batch)
-    assert (flagged.flagged, flagged.score, flagged.why) == (True, 90, "flagged: 3 versions")
-    np.testing.assert_array_equal(flagged.scores, [270 + 0 * 255, 270 + 90 * 165])
-    assert (trusted.flagged, trusted.score, trusted.label) == (False, 0, 0)
-    assert trusted.why == "not flagged: 3 versions"
-    assert watch.counters == guard.Counters(pictures=2, flagged=1, calls=2, queries=8)
+    assert (flagged.flagged, flagged.suspicion, flagged.reason) == (True, 90, "flagged: 3 versions")
+    np.testing.assert_array_equal(flagged.class_scores, [270 + 0 * 255, 270 + 90 * 165])
+    assert (trusted.flagged, trusted.suspicion, trusted.label) == (False, 0, 0)
+    assert trusted.reason == "not flagged: 3 versions"
+    assert watch.counters == guard.Counters(images=2, flagged=1, calls=2, queries=8)
 
 
 METHODS = ["views", "score", "is_suspicious", "explain", "second_look_views", "resolve", "observe"]

@@ -46,7 +46,7 @@ def test_spc_is_the_literal_one(scales):
     found = set()
     for p, decision in zip(batch, Guard(thirds, Cleaner(), detector).run(batch), strict=True):
         want = literal_spc(thirds, p, scales)
-        assert decision.score == want
+        assert decision.suspicion == want
         assert decision.flagged == (want >= 0.5)
         found.add(want)
     assert len(found) > (4 if scales == SCALES else 1)  # the pictures tell detectors apart
@@ -139,7 +139,7 @@ def test_z_scores_are_the_literal_ones():
         mine = spc[labels == np.argmax(thirds(p[None])[0])]  # the class that is predicted
         mine = mine if len(set(mine)) > 1 else spc
         want = (literal_spc(thirds, p) - np.mean(mine)) / np.sqrt(np.mean((mine - np.mean(mine)) ** 2))
-        assert decision.score == pytest.approx(want, abs=1e-12)
+        assert decision.suspicion == pytest.approx(want, abs=1e-12)
         assert decision.flagged == (want >= 1.0)
         flagged.append(decision.flagged)
     assert 0 < sum(flagged) < len(flagged)

@@ -155,14 +155,14 @@ def check_guard(recipe: Recipe, folder: Path) -> str:
         for d in decisions:
             demand((d.label is None) == (d.error is not None), "a label beside an error, or neither")
             demand(
-                d.label is None or (d.scores is not None and int(np.argmax(d.scores)) == d.label),
+                d.label is None or (d.class_scores is not None and int(np.argmax(d.class_scores)) == d.label),
                 "a label without scores",
             )
-            demand(d.label is None or math.isfinite(float(np.max(d.scores))), "a label from a score that is not finite")
+            demand(d.label is None or math.isfinite(float(np.max(d.class_scores))), "a label from an infinite score")
             demand(
                 not (recipe["detector"] == "none" and not d.flagged), "an image passes unpurified without a detector"
             )
             demand(
-                not (d.flagged and d.label is not None and d.purified is None), "a flagged image has a label unpurified"
+                not (d.flagged and d.label is not None and d.image is None), "a flagged image has a label unpurified"
             )
     return result
