@@ -38,7 +38,7 @@ class Guarded:
         clean: pictures without triggers, uint8 (N, H, W, 3), to calibrate an `AblationDetector` on, for each
             classifier.
         first: what comes to the guard before anything is counted, uint8 (N, H, W, 3), as many as it learns from; the
-            attacker puts the trigger into `ATTACKED` of it. Without either the detector keeps its usual norms.
+            attacker puts the trigger into `ATTACKED` of it. Without either the detector keeps its default reference.
     """
 
     inner: Zip
@@ -46,8 +46,8 @@ class Guarded:
     clean: U8 | None = None
     first: U8 | None = None
 
-    #: 2: norms are bounded above; 3: geometry; 4: bounded below; 5: deviations alone bounded below; 6 was given up: a
-    #: median need above 0 counted as 0, threshold 3.5
+    #: 2: reference bounded above; 3: geometry; 4: bounded below; 5: scales alone bounded below; 6 was given up: a
+    #: median necessity above 0 counted as 0, threshold 3.5
     VERSION = 5
     asks = True
 
