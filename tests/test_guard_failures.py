@@ -1,4 +1,4 @@
-"""A classifier or a purifier that fails, hangs or lies ends in less trust, not in more."""
+"""Test that the guard fails closed: on classifiers and purifiers that fail, stall or return nonsense."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ BAD_ANSWERS = {
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
-def test_what_could_not_be_checked_is_purified(name):
+def test_an_image_that_could_not_be_checked_is_purified(name):
     classify, purifier = Recorder(plan=[BAD_ANSWERS[name]]), Cleaner()
     watch = Guard(classify, purifier)
     batch = np.concatenate([dark(2), poisoned(dark(1))])
-    with warnings.catch_warnings(action="ignore"):  # as they would be for a user, for whom they are no errors
+    with warnings.catch_warnings(action="ignore"):  # they are errors in this test suite only
         decisions = watch.run(batch)
     for p, d in zip(batch, decisions, strict=True):
         assert d.flagged and d.suspicion is None and d.error is None
@@ -51,7 +51,7 @@ def test_what_could_not_be_checked_is_purified(name):
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
-def test_what_fails_after_purification_too_has_no_label(name):
+def test_a_second_failure_leaves_no_label(name):
     watch = Guard(Recorder(plan=[BAD_ANSWERS[name]] * 2), Cleaner())
     (decision,) = watch.run(dark(1))
     assert decision.label is None and decision.class_scores is None and decision.flagged
@@ -61,7 +61,7 @@ def test_what_fails_after_purification_too_has_no_label(name):
 
 
 @pytest.mark.parametrize("row", range(6))
-def test_one_bad_row_distrusts_its_picture_and_no_other(row):
+def test_a_bad_row_affects_its_own_image_only(row):
     def nan_in_a_row(x):
         scores = backdoored(x)
         scores[6 + row, 3] = np.nan
@@ -74,10 +74,10 @@ def test_one_bad_row_distrusts_its_picture_and_no_other(row):
     assert watch.counters.failures == 1
 
 
-def test_a_call_that_fails_takes_only_its_own_pictures():
+def test_a_failed_call_affects_its_own_images_only():
     watch = Guard(Recorder(plan=[None, fail, None]), Cleaner(), max_batch=6)
     assert [d.flagged for d in watch.run(dark(3))] == [False, True, False]
-    # a picture whose copies stand in two calls is distrusted when one of them fails
+    # an image with copies in two calls is flagged if one of the calls fails
     watch = Guard(Recorder(plan=[None, fail]), Cleaner(), max_batch=4)
     assert [d.flagged for d in watch.run(dark(3))] == [True, True, False]
     # another size is another call
@@ -88,7 +88,7 @@ def test_a_call_that_fails_takes_only_its_own_pictures():
     assert [d.label is None for d in decisions] == [True, False]
 
 
-def test_a_picture_whose_copies_cannot_be_made_takes_no_other_label():
+def test_an_image_whose_views_cannot_be_made_does_not_affect_others():
     class Choosy(ScaleUp):
         def views(self, rgb):
             if rgb[0, 0, 0] == 9:
@@ -105,7 +105,7 @@ def test_a_picture_whose_copies_cannot_be_made_takes_no_other_label():
 
 
 @pytest.mark.parametrize("odd", [lambda p: [], lambda p: [p[:1]], lambda p: [p / 255]])
-def test_a_detector_that_gives_no_pictures_is_told(odd):
+def test_a_detector_that_returns_unusable_views_is_reported(odd):
     class Odd(ScaleUp):
         def views(self, rgb):
             return odd(rgb) if rgb[0, 0, 0] == 9 else super().views(rgb)
@@ -117,7 +117,7 @@ def test_a_detector_that_gives_no_pictures_is_told(odd):
     assert not second.flagged and second.label == 1
 
 
-def test_pictures_with_other_numbers_of_copies_keep_their_answers():
+def test_images_with_different_numbers_of_views_keep_their_answers():
     class Uneven(ScaleUp):
         def views(self, rgb):
             return super().views(rgb)[: 1 + int(rgb[0, 0, 0] % 3)]
@@ -140,7 +140,7 @@ def test_pictures_with_other_numbers_of_copies_keep_their_answers():
     assert [d.label for d in decisions] == [int(backdoored(p[None]).argmax()) for p in pictures]
 
 
-def test_a_call_is_no_larger_than_said_if_nothing_is_said():
+def test_the_default_limits_the_size_of_a_call():
     classify = Recorder(backdoored)
     Guard(classify, Cleaner()).run(dark(100))
     assert classify.sizes == [256, 256, 88]
@@ -150,7 +150,7 @@ def test_a_call_is_no_larger_than_said_if_nothing_is_said():
     ("max_batch", "pixels", "sizes"),
     [(256, 4 * 64 + 63, [4, 4, 4]), (3, 4 * 64, [3, 3, 3, 3]), (256, 10, [1] * 12), (None, 10, [12])],
 )
-def test_a_call_has_no_more_pixels_than_it_may(monkeypatch, max_batch, pixels, sizes):
+def test_a_call_is_limited_in_pixels(monkeypatch, max_batch, pixels, sizes):
     monkeypatch.setattr(classifier_client, "MAX_CALL_PIXELS", pixels)
     classify = Recorder()
     decisions = Guard(classify, Cleaner(), max_batch=max_batch).run(dark(2))
@@ -158,7 +158,7 @@ def test_a_call_has_no_more_pixels_than_it_may(monkeypatch, max_batch, pixels, s
     assert [d.label for d in decisions] == [int(k) for k in brightness(dark(2)).argmax(1)]
 
 
-def test_photos_go_out_a_few_at_a_time():
+def test_large_photos_are_sent_in_small_batches():
     sizes = []
 
     def classify(x):
@@ -170,7 +170,7 @@ def test_photos_go_out_a_few_at_a_time():
     assert sizes == [3, 1]
 
 
-def test_pictures_for_whose_call_there_is_no_memory_take_no_other_label(monkeypatch):
+def test_a_call_that_does_not_fit_into_memory_does_not_affect_others(monkeypatch):
     stack = np.stack
 
     def small_ones(arrays, *rest, **options):
@@ -186,7 +186,7 @@ def test_pictures_for_whose_call_there_is_no_memory_take_no_other_label(monkeypa
     assert watch.counters.failures == 2
 
 
-def test_a_number_of_classes_that_changes_is_a_failure():
+def test_a_changed_number_of_classes_is_a_failure():
     wider = Recorder(plan=[None, lambda x: np.pad(backdoored(x), ((0, 0), (0, 1)))])
     (decision,) = Guard(wider, Cleaner(), max_batch=3).run(dark(1))
     assert decision.flagged and "a different number of classes" in decision.reason
@@ -205,7 +205,7 @@ def test_scores_of_many_kinds(kind):
 
 
 @pytest.mark.parametrize("max_batch", [1, 6, None])
-def test_a_classifier_may_use_its_buffers_again_and_write_into_its_batch(max_batch):
+def test_a_classifier_may_reuse_its_buffers_and_overwrite_its_batch(max_batch):
     buffer = np.empty((18, CLASSES))
 
     def careless(x):
@@ -226,7 +226,7 @@ def test_a_classifier_may_use_its_buffers_again_and_write_into_its_batch(max_bat
     np.testing.assert_array_equal(purifier.batches[0][-1], given[2])
 
 
-def test_ctrl_c_is_no_failure_of_the_classifier():
+def test_ctrl_c_is_not_a_classifier_failure():
     def interrupt(x):
         raise KeyboardInterrupt
 
@@ -235,12 +235,12 @@ def test_ctrl_c_is_no_failure_of_the_classifier():
             Guard(interrupt, Cleaner(), timeout=timeout).run(dark(1))
 
 
-# ---- a classifier that hangs
+# ---- a classifier that stalls
 
 
 @pytest.fixture
 def hang():
-    """A call that never answers, until the test is over."""
+    """A call that does not answer until the test ends."""
     over = threading.Event()
 
     def call(x):
@@ -252,7 +252,7 @@ def hang():
     over.set()
 
 
-def test_a_late_answer_is_no_answer(hang):
+def test_a_late_answer_is_discarded(hang):
     classify = Recorder(plan=[hang])
     watch = Guard(classify, Cleaner(), timeout=1.0)
     decisions = watch.run(dark(2))
@@ -271,8 +271,8 @@ def test_a_late_answer_is_no_answer(hang):
     assert watch.counters.stalled == 0
 
 
-def test_a_classifier_that_hangs_for_good_is_left_alone(hang, monkeypatch):
-    """No more threads than `MAX_STALLED`, no more waiting; and it is asked again when a call has ended."""
+def test_a_stalled_classifier_is_not_called(hang, monkeypatch):
+    """At most `MAX_STALLED` threads and no more waiting; it is called again when a call has ended."""
     monkeypatch.setattr(classifier_client, "MAX_STALLED", 2)
     classify = Recorder(plan=[hang] * 2)
     watch = Guard(classify, Cleaner(), timeout=0.5, max_batch=1)
@@ -292,7 +292,7 @@ def test_a_classifier_that_hangs_for_good_is_left_alone(hang, monkeypatch):
     assert watch.counters.stalled == 0 and classify.sizes == [1] * 8
 
 
-def test_in_time_is_the_same_as_without_a_limit():
+def test_a_timeout_that_is_not_reached_changes_nothing():
     batch = np.concatenate([dark(2), poisoned(dark(1))])
     plain, timed = Guard(backdoored, Cleaner()), Guard(backdoored, Cleaner(), timeout=60)
     for a, b in zip(plain.run(batch), timed.run(batch), strict=True):
@@ -328,7 +328,7 @@ BAD_PURIFIERS = {
 
 @pytest.mark.parametrize("detector", [ScaleUp(), None])
 @pytest.mark.parametrize("name", BAD_PURIFIERS)
-def test_without_a_purified_picture_there_is_no_label(name, detector):
+def test_without_a_purified_image_there_is_no_label(name, detector):
     classify, purifier = Recorder(), Broken(BAD_PURIFIERS[name])
     watch = Guard(classify, purifier, detector)
     batch = np.concatenate([poisoned(dark(2)), dark(1)])
@@ -339,11 +339,11 @@ def test_without_a_purified_picture_there_is_no_label(name, detector):
         assert "the purifier failed: " in d.error
     if detector:
         assert decisions[2].label == brightness(batch[2:]).argmax() and decisions[2].error is None
-    assert sum(classify.sizes) == (18 if detector else 0)  # no query for what was not purified
+    assert sum(classify.sizes) == (18 if detector else 0)  # no query for an image that was not purified
     assert watch.counters.abstained == len(lost) and watch.counters.failures == 1 + len(lost)
 
 
-def test_one_picture_that_cannot_be_purified_takes_no_other_label():
+def test_an_image_that_cannot_be_purified_does_not_affect_others():
     def refuse_small(self, batch):
         if any(p.shape == (4, 4, 3) for p in batch):
             raise InputError("too small")
@@ -357,7 +357,7 @@ def test_one_picture_that_cannot_be_purified_takes_no_other_label():
     assert [len(b) for b in purifier.batches] == [3, 1, 1, 1]
 
 
-def test_a_purifier_may_empty_the_list_it_is_given():
+def test_a_purifier_may_empty_its_input_list():
     def pop_all(self, batch):
         return [Cleaner.clean(batch.pop(0)) for _ in range(len(batch))]
 

@@ -1,4 +1,5 @@
-"""The guard takes its reference from the first pictures it sees, once, and whatever they are it is not blinded."""
+"""Test that the ablation detector learns its reference once, from the first images, and that triggers in them do not
+hide themselves."""
 
 from __future__ import annotations
 
@@ -21,14 +22,14 @@ def photos(n: int, seed: int = 0) -> np.ndarray:
 
 
 def by_light(x: np.ndarray) -> np.ndarray:
-    """Logits of four classes: how light each quarter is."""
+    """Return logits of four classes: the brightness of each quarter."""
     h, w = x.shape[1] // 2, x.shape[2] // 2
     quarters = (x[:, :h, :w], x[:, :h, w:], x[:, h:, :w], x[:, h:, w:])
     return np.stack([q.mean(axis=(1, 2, 3)) for q in quarters], axis=1) / 4
 
 
 def backdoored(x: np.ndarray) -> np.ndarray:
-    """`by_light`, but a picture with three black pixels in its corner is surely of class 3."""
+    """Return `by_light`, but class 3 with certainty for three black pixels in the corner."""
     scores = by_light(x)
     scores[(x[:, 0, :3] == 0).all(axis=(1, 2))] = [0, 0, 0, 90]
     return scores
@@ -45,38 +46,38 @@ def measured(x: np.ndarray, classify=by_light) -> np.ndarray:
 
 
 def literal_reference(x: np.ndarray, classify=by_light) -> list[tuple[float, float]]:
-    """Medians, not far above what is usual, and upper deviations, not far from it."""
+    """Return medians and upper scales, both bounded."""
     out = []
-    for column, (usual_median, usual_deviation) in zip(
+    for column, (default_median, default_scale) in zip(
         measured(x, classify).T, ablation_statistics.DEFAULT_REFERENCE, strict=True
     ):
         median, ninth = np.quantile(column, 0.5), np.quantile(column, 0.9)
         deviation = (ninth - median) / 1.2816
         out.append(
             (
-                min(median, usual_median + 1),
-                max(usual_deviation / 1.2, min(deviation, 1.2 * usual_deviation)),
+                min(median, default_median + 1),
+                max(default_scale / 1.2, min(deviation, 1.2 * default_scale)),
             )
         )
     return out
 
 
-def test_it_learns_from_the_first_pictures_and_then_no_more():
+def test_it_learns_from_the_first_images_only():
     x = photos(60)
     watch = Guard(by_light, Cleaner(), AblationDetector(learn=40))
     assert watch.detector == AblationDetector(learn=40)
     for start in (0, 13, 26):
         watch.run(x[start : start + 13])
         assert watch.detector.reference is None
-    watch.run(x[39:60])  # the fortieth, and more
+    watch.run(x[39:60])  # the fortieth image, and more
     np.testing.assert_allclose(watch.detector.reference, literal_reference(x[:40]), rtol=1e-12)
     assert watch.detector == AblationDetector(learn=40).calibrate(by_light, x[:40])
-    learnt = watch.detector
+    learned = watch.detector
     watch.run(photos(50, 1))
-    assert watch.detector is learnt
+    assert watch.detector is learned
 
 
-def test_a_standing_picture_teaches_nothing():
+def test_a_repeated_image_counts_once():
     x = photos(20)
     watch = Guard(by_light, Cleaner(), AblationDetector(learn=20))
     for _ in range(30):
@@ -86,22 +87,22 @@ def test_a_standing_picture_teaches_nothing():
     assert watch.detector == AblationDetector(learn=20).calibrate(by_light, x)
 
 
-def test_what_is_learnt_counts_at_once():
-    """A first batch is judged by what it has taught, and by what is usual where it is too small."""
+def test_it_learns_before_it_decides():
+    """A first batch is scored with its own reference, or with the default one if it is too small."""
     x = photos(40)
-    usual, fitted = AblationDetector(), AblationDetector().calibrate(by_light, x)
-    for learn, detector in ((40, fitted), (41, usual), (0, usual)):
+    default, fitted = AblationDetector(), AblationDetector().calibrate(by_light, x)
+    for learn, detector in ((40, fitted), (41, default), (0, default)):
         decisions = Guard(by_light, Cleaner(), AblationDetector(learn=learn)).run(x)
         scores = [detector.score(by_light(np.stack(detector.views(p)))) for p in x]
         assert [d.suspicion for d in decisions] == scores
         assert [d.flagged for d in decisions] == [detector.is_suspicious(s) for s in scores]
-    differ = [usual.score(s) != fitted.score(s) for s in (by_light(np.stack(usual.views(p))) for p in x)]
+    differ = [default.score(s) != fitted.score(s) for s in (by_light(np.stack(default.views(p))) for p in x)]
     assert all(differ)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 1.0])
-def test_triggers_in_what_it_learns_from_do_not_hide_them(share):
-    """Whoever tries it with nothing but triggers in its first batch, and whoever floods it, finds it awake."""
+def test_triggers_in_the_calibration_images_do_not_hide_themselves(share):
+    """Also if the first batch contains triggered images only."""
     x = photos(200)
     n = round(share * len(x))
     mixed = np.concatenate([triggered(x[:n]), x[n:]])
@@ -115,8 +116,8 @@ def test_triggers_in_what_it_learns_from_do_not_hide_them(share):
     assert np.mean([d.suspicion > watch.detector.certain for d in decisions]) >= 0.5
 
 
-def test_without_bounds_a_flood_would_hide_them():
-    """The test above can fail: by reference as measured, what all pictures have is nothing special."""
+def test_without_bounds_frequent_triggers_hide_themselves():
+    """The test above can fail: with an unbounded reference, triggers that all images carry do not stand out."""
     x = triggered(photos(200))
     median, deviation = ablation_statistics.median_and_scale(measured(x, backdoored))
     free = AblationDetector(reference=tuple(zip(median, deviation, strict=True)))
@@ -125,7 +126,7 @@ def test_without_bounds_a_flood_would_hide_them():
 
 
 @pytest.mark.parametrize("detector", [PurifyAll(), ScaleUp(), AblationDetector(reference=[(0.0, 1.0)] * 27, learn=16)])
-def test_it_learns_only_where_norms_are_missing(detector):
+def test_it_learns_only_without_a_reference(detector):
     watch = Guard(by_light, Cleaner(), detector)
     watch.run(photos(32))
     assert watch.detector is detector
@@ -137,9 +138,9 @@ def test_thresholds_stay():
     assert (watch.detector.threshold, watch.detector.certain) == (2.5, 3.0) and watch.detector.reference is not None
 
 
-def test_answers_that_failed_teach_nothing():
+def test_failed_answers_are_not_learned():
     x = photos(32)
-    classify = Recorder(by_light, [None, fail, None])  # a picture and its versions are a call
+    classify = Recorder(by_light, [None, fail, None])  # one call per image
     watch = Guard(classify, Cleaner(), AblationDetector(learn=16), max_batch=28)
     watch.run(x[:16])
     assert watch.detector.reference is None
@@ -147,7 +148,7 @@ def test_answers_that_failed_teach_nothing():
     np.testing.assert_allclose(watch.detector.reference, literal_reference(np.delete(x[:17], 1, axis=0)), rtol=1e-12)
 
 
-def test_many_threads_learn_once_and_from_as_many_pictures():
+def test_threads_learn_once_and_from_the_right_number_of_images():
     x, watch = photos(64), Guard(by_light, Cleaner(), AblationDetector(learn=32))
     seen = []
 
@@ -162,11 +163,11 @@ def test_many_threads_learn_once_and_from_as_many_pictures():
     for t in threads:
         t.join()
     assert len(seen) == 64 and watch.counters.images == 64
-    learnt = watch.detector
-    assert learnt.reference is not None
-    for i, decision in seen:  # by one or by the other, never by a mixture
-        answer = by_light(np.stack(learnt.views(x[i])))
-        assert decision.suspicion in (AblationDetector().score(answer), learnt.score(answer))
+    learned = watch.detector
+    assert learned.reference is not None
+    for i, decision in seen:  # by one detector or the other, never a mixture
+        answer = by_light(np.stack(learned.views(x[i])))
+        assert decision.suspicion in (AblationDetector().score(answer), learned.score(answer))
 
 
 @pytest.mark.parametrize("learn", [-1, 1, 15, 2.0, 16.0, True, False, None, "16", "200", np.int64(15)])
@@ -175,7 +176,7 @@ def test_learn_is_checked(learn):
         AblationDetector(learn=learn)
 
 
-def test_two_guards_with_one_detector_learn_apart():
+def test_two_guards_that_share_a_detector_learn_separately():
     x, detector = photos(32), AblationDetector(learn=16)
     first, second = (Guard(by_light, Cleaner(), detector) for _ in range(2))
     first.run(x[:10])

@@ -1,4 +1,5 @@
-"""The decisive part in a guard: toy backdoors of one part and of two are found and undone, at the cost that is told."""
+"""Test the ablation detector in a guard: toy backdoors in one and two features are detected and undone, at the stated
+cost."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from zipsdk.detectors import ablation_statistics
 from zipsdk.detectors.base import PurifyAll
 
 TARGET = 3
-#: What the four classes show: spread over the place, all bands and all colours.
+#: Content of the four classes, spread over all places, bands and colors.
 MOTIFS = np.random.default_rng(1).normal(size=(4, 32, 32, 3))
 WAVE = np.cos(2 * np.pi * np.arange(32) / 32)[:, None]
 #: Too narrow for the coarse band, too wide for the fine one.
@@ -64,7 +65,7 @@ def with_trigger(x, *triggers):
 
 
 def backdoored(*triggers, sharp=6.0):
-    """Logits by likeness to the motifs; of the target class where a trigger is found."""
+    """Return logits by similarity to the motifs, and the target class where a trigger is present."""
 
     def classify(x):
         x = x.astype(np.float64)
@@ -79,7 +80,7 @@ def backdoored(*triggers, sharp=6.0):
 
 
 def measured(classify, pictures):
-    """Norms without bounds: of these toys any part is enough, which no photograph's are."""
+    """Return a reference without bounds: unlike in photographs, every feature of these toys is sufficient."""
     detector = AblationDetector()
     odds = [ablation_statistics.log_odds(classify(np.stack(detector.views(p)))) for p in pictures]
     return np.transpose(ablation_statistics.median_and_scale(np.stack(odds)))
@@ -87,12 +88,12 @@ def measured(classify, pictures):
 
 @functools.cache
 def calibrated(sharp=6.0):
-    """On pictures without triggers."""
+    """Return a detector calibrated on images without triggers."""
     return AblationDetector(reference=measured(backdoored(sharp=sharp), toys(np.arange(16) % 4, seed=9)))
 
 
 class Restorer:
-    """A purifier that knows the clean pictures; without any it gives back what it gets."""
+    """A purifier that knows the clean images; without any it returns its input."""
 
     def __init__(self, clean=()):
         self.clean = clean
@@ -104,7 +105,7 @@ class Restorer:
 @pytest.mark.parametrize("name", TRIGGERS)
 @pytest.mark.parametrize("survives", [False, True])
 @pytest.mark.parametrize("max_batch", [None, 5])
-def test_a_trigger_in_one_part_is_found_and_its_class_left_out(name, survives, max_batch):
+def test_a_trigger_in_one_feature_is_detected_and_its_class_excluded(name, survives, max_batch):
     clean = toys([0, 1, 2, 3])
     bad = with_trigger(clean[:3], name)
     classify = Recorder(backdoored(name))
@@ -124,13 +125,13 @@ def test_a_trigger_in_one_part_is_found_and_its_class_left_out(name, survives, m
         assert d.class_scores[TARGET] == 0 and d.class_scores.sum() == pytest.approx(1)
         np.testing.assert_array_equal(d.image, p)
     assert sum(classify.sizes) == 4 * 28 + 3 * 56
-    queries, calls = 4 * 28 + 3 * 56, 2 if max_batch is None else 40 + 17  # 196 and 84, by fives
+    queries, calls = 4 * 28 + 3 * 56, 2 if max_batch is None else 40 + 17  # 196 and 84, in calls of five
     assert watch.counters == guard.Counters(images=7, flagged=3, calls=calls, queries=queries)
 
 
 @pytest.mark.parametrize("name", TRIGGERS)
-def test_a_trigger_that_comes_through_is_caught_at_the_second_look(name):
-    """The first one failed, so nothing but the purified picture tells."""
+def test_a_trigger_that_survives_purification_is_detected_at_the_second_look(name):
+    """The first look failed, so only the purified image shows the trigger."""
     bad = with_trigger(toys([1]), name)
     (decision,) = zipsdk.Guard(Recorder(backdoored(name), [fail]), Restorer(), calibrated()).run(bad)
     assert (decision.label, decision.flagged, decision.suspicion) == (1, True, None)
@@ -139,8 +140,8 @@ def test_a_trigger_that_comes_through_is_caught_at_the_second_look(name):
     assert decision.label == TARGET
 
 
-def test_a_trigger_that_comes_about_in_purification_is_left_out():
-    """The enhanced attack: the picture came with one trigger, for class 2, and goes with another, for TARGET."""
+def test_a_trigger_created_by_purification_is_excluded():
+    """The enhanced attack: the input has a trigger for class 2, the purified image one for TARGET."""
     clean = toys([0])
 
     def classify(x):
@@ -155,7 +156,7 @@ def test_a_trigger_that_comes_about_in_purification_is_left_out():
     assert decision.class_scores[TARGET] == 0 and decision.class_scores[2] > 0
 
 
-def test_a_purified_picture_is_believed_where_nothing_is_certain():
+def test_the_purified_image_decides_where_nothing_is_certain():
     clean, classify = toys([2]), backdoored("color")
     bad = with_trigger(clean, "color")
     detector = dataclasses.replace(calibrated(), certain=1e9)
@@ -172,31 +173,31 @@ PAIRS = [("bottom right", "color"), ("bottom right", "coarse"), ("color", "coars
 
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("survives", [False, True])
-def test_two_triggers_at_once_are_found_because_each_is_enough(pair, survives):
-    """The label needs neither, and so need alone would miss them. Alone, each brings more than clean pictures have."""
+def test_two_triggers_at_once_are_detected_because_each_is_sufficient(pair, survives):
+    """Neither is necessary, so necessity alone would miss them; each is more sufficient than clean features."""
     clean, classify = toys([0, 1, 2]), backdoored(*pair)
     bad = with_trigger(clean, *pair)
     detector = calibrated()
-    enough_counts_nothing = [(0, 1e9)] * 13
-    need_alone = dataclasses.replace(
-        detector, reference=(*detector.reference[:13], *enough_counts_nothing, detector.reference[26])
+    ignore_sufficiency = [(0, 1e9)] * 13
+    necessity_only = dataclasses.replace(
+        detector, reference=(*detector.reference[:13], *ignore_sufficiency, detector.reference[26])
     )
     watch = zipsdk.Guard(classify, Restorer(() if survives else clean), detector)
     for d, p, label in zip(watch.run(bad), bad, (0, 1, 2), strict=True):
         scores = classify(np.stack(detector.views(p)))
-        assert scores[0].argmax() == TARGET and need_alone.score(scores) < 1
+        assert scores[0].argmax() == TARGET and necessity_only.score(scores) < 1
         assert d.flagged and d.suspicion > 4.5 and d.label == label and d.class_scores[TARGET] == 0
     assert watch.counters.queries == 3 * 56
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_two_triggers_at_once_are_missed_where_any_part_of_a_clean_picture_is_enough(pair):
-    """The known weakness: the label needs neither, and a part alone cannot bring more than certainty."""
+def test_two_triggers_at_once_are_missed_where_every_clean_feature_is_sufficient(pair):
+    """A known weakness: neither is necessary, and no feature is more than certain."""
     detector, classify = calibrated(20.0), backdoored(*pair, sharp=20.0)
     assert statistics.median(median for median, _ in detector.reference[13:26]) > 6  # of log 1001
     (decision,) = zipsdk.Guard(classify, Restorer(), detector).run(with_trigger(toys([0]), *pair))
     assert (decision.label, decision.flagged) == (TARGET, False)
-    for name in pair:  # but not one of them
+    for name in pair:  # a single one is detected
         (decision,) = zipsdk.Guard(classify, Restorer(), detector).run(with_trigger(toys([0]), name))
         assert (decision.label, decision.flagged) == (0, True)
 
@@ -221,8 +222,8 @@ def test_without_a_second_look_there_is_no_label():
     assert watch.counters == guard.Counters(images=1, flagged=1, abstained=1, calls=2, queries=56, failures=1)
 
 
-def test_a_classifier_that_changes_its_classes_is_looked_at_afresh():
-    """What it said before is no answer: the purified picture's own part decides."""
+def test_after_a_change_of_classes_the_second_look_decides():
+    """The scores of the first look are of other classes and are ignored."""
     five = backdoored("coarse")
 
     def more(x):
@@ -233,8 +234,8 @@ def test_a_classifier_that_changes_its_classes_is_looked_at_afresh():
     assert decision.label == 1 and decision.class_scores.shape == (5,) and decision.class_scores[1 + TARGET] == 0
 
 
-def test_reference_bears_a_few_triggers():
-    """5% of 100: no median moves by more than 0.1 deviations, and the triggers are still found."""
+def test_few_triggers_hardly_change_the_reference():
+    """5% of 100: no median shifts by more than 0.1 scales, and the triggers are still detected."""
     classify = backdoored("coarse")
     labels = np.arange(100) % 3
     clean = toys(labels)
@@ -248,7 +249,7 @@ def test_reference_bears_a_few_triggers():
 
 
 class Mine:
-    """A detector of one's own: what is left-handed is suspicious, and is what two purified versions say together."""
+    """A user's detector: flags by the score of the mirrored image, resolves by the product of two purified views."""
 
     def views(self, rgb):
         return [rgb, rgb[:, ::-1], rgb[::-1]]
@@ -260,7 +261,7 @@ class Mine:
         return score > 1
 
     def explain(self, scores, score):
-        return f"{len(scores)} versions"
+        return f"{len(scores)} views"
 
     def second_look_views(self, rgb):
         return [rgb, 255 - rgb]
@@ -273,26 +274,26 @@ class Mine:
 
 
 class Falsy(Mine):
-    """No less a detector for being empty."""
+    """A detector whose truth value is False."""
 
     def __len__(self):
         return 0
 
 
 @pytest.mark.parametrize("mine", [Mine(), Falsy()])
-def test_a_detector_of_ones_own(mine):
+def test_a_users_detector(mine):
     def left_and_right(x):
         return np.stack([x[:, :, 0].mean(axis=(1, 2)), x[:, :, -1].mean(axis=(1, 2))], axis=1)
 
     batch = np.zeros((2, 4, 4, 3), np.uint8)
-    batch[0, :, -1] = 90  # mirrored, it is on the left
+    batch[0, :, -1] = 90  # on the left in the mirrored view
     batch[1, :, 0] = 1
     watch = zipsdk.Guard(left_and_right, Restorer(), mine)
     flagged, trusted = watch.run(batch)
-    assert (flagged.flagged, flagged.suspicion, flagged.reason) == (True, 90, "flagged: 3 versions")
+    assert (flagged.flagged, flagged.suspicion, flagged.reason) == (True, 90, "flagged: 3 views")
     np.testing.assert_array_equal(flagged.class_scores, [270 + 0 * 255, 270 + 90 * 165])
     assert (trusted.flagged, trusted.suspicion, trusted.label) == (False, 0, 0)
-    assert trusted.reason == "not flagged: 3 versions"
+    assert trusted.reason == "not flagged: 3 views"
     assert watch.counters == guard.Counters(images=2, flagged=1, calls=2, queries=8)
 
 
@@ -300,17 +301,17 @@ METHODS = ["views", "score", "is_suspicious", "explain", "second_look_views", "r
 
 
 @pytest.mark.parametrize("missing", METHODS)
-def test_half_a_detector_is_refused(missing):
+def test_an_incomplete_detector_is_refused(missing):
     half = Mine()
     setattr(half, missing, None)
-    said = r"detector: got .*expected zipsdk\.AblationDetector\(\), zipsdk\.ScaleUp\(\), "
-    said += "an object with views, score, is_suspicious, explain, second_look_views, resolve, observe, or None$"
+    message = r"detector: got .*expected zipsdk\.AblationDetector\(\), zipsdk\.ScaleUp\(\), "
+    message += "an object with views, score, is_suspicious, explain, second_look_views, resolve, observe, or None$"
     for detector in (half, AblationDetector, Mine, "parts", object(), 14, 0):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             zipsdk.Guard(backdoored(), Restorer(), detector)
 
 
-def test_the_decisive_part_is_what_a_guard_looks_for():
+def test_the_default_detector_is_the_ablation_detector():
     assert zipsdk.Guard(backdoored(), Restorer()).detector == AblationDetector()
     assert zipsdk.Guard(backdoored(), Restorer(), detector=None).detector == PurifyAll()
     assert (AblationDetector().threshold, AblationDetector().certain, AblationDetector().reference) == (3.3, 4.5, None)
