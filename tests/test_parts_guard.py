@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import pickle
 import statistics
 
 import numpy as np
@@ -315,3 +316,28 @@ def test_the_default_detector_is_the_ablation_detector():
     assert zipsdk.Guard(backdoored(), Restorer()).detector == AblationDetector()
     assert zipsdk.Guard(backdoored(), Restorer(), detector=None).detector == PurifyAll()
     assert (AblationDetector().threshold, AblationDetector().certain, AblationDetector().reference) == (3.3, 4.5, None)
+
+
+class Wrapped:
+    """A user's detector that passes everything on to `PurifyAll`, which the guard then does not recognize."""
+
+    def __getattr__(self, name):
+        return getattr(PurifyAll(), name)
+
+
+def test_a_guard_that_queries_first_decides_like_one_that_purifies_all():
+    clean, classify = toys([0, 1]), backdoored("color")
+    queried, direct = (zipsdk.Guard(classify, Restorer(clean), d) for d in (Wrapped(), PurifyAll()))
+    for a, b in zip(queried.run(clean), direct.run(clean), strict=True):
+        assert (a.label, a.flagged, a.suspicion, b.suspicion) == (b.label, True, math.inf, None)
+        np.testing.assert_array_equal(a.class_scores, b.class_scores)
+    assert (queried.counters.queries, direct.counters.queries) == (4, 2)
+
+
+def test_decisions_and_detectors_pickle():
+    (decision,) = zipsdk.Guard(backdoored(), Restorer(), None).run(toys([2]))
+    again = pickle.loads(pickle.dumps(decision))
+    assert (again.label, again.reason) == (decision.label, decision.reason)
+    np.testing.assert_array_equal(again.image, decision.image)
+    for detector in (calibrated(), zipsdk.ScaleUp(), PurifyAll()):
+        assert pickle.loads(pickle.dumps(detector)) == detector
