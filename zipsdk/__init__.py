@@ -4,7 +4,7 @@ import zipsdk
 clean = zipsdk.Purifier("zip-tiny").run(batch)
 """
 
-from zipsdk.detectors.ablation import DecisivePart
+from zipsdk.detectors.ablation import AblationDetector
 from zipsdk.detectors.scaleup import ScaleUp
 from zipsdk.engines import load_engine
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory, PictureError, ZipError
@@ -16,8 +16,8 @@ from zipsdk.transforms import Blur, Grayscale, Linear, OneOf
 __version__ = "0.1.0"
 
 __all__ = [
+    "AblationDetector",
     "Blur",
-    "DecisivePart",
     "EngineError",
     "Grayscale",
     "Guard",

@@ -1,7 +1,7 @@
-"""The streaming defence (section 3.4.2 of the paper): look for a trigger, purify only what is suspicious, classify.
+"""Guard a classifier: detect triggers, purify suspicious images only, classify (section 3.4.2 of the paper).
 
-The detector is `zipsdk.DecisivePart`, or SCALE-UP (Guo et al., ICLR 2023, arXiv 2302.03251). One that misses a trigger
-lets it through to the classifier untouched: docs/guard.md says when they do, and when to use none.
+The detector is `zipsdk.AblationDetector` or SCALE-UP (Guo et al., ICLR 2023, arXiv 2302.03251). A trigger that it
+misses reaches the classifier: docs/guard.md lists which, and when to purify everything.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import images
 from zipsdk._util import forks
-from zipsdk._util.validation import is_number, is_whole
-from zipsdk.detectors.ablation import FEWEST, DecisivePart, log_odds
-from zipsdk.detectors.classifier_client import MAX_BATCH, BlackBox, said
+from zipsdk._util.validation import is_number
+from zipsdk.detectors.ablation import AblationDetector
+from zipsdk.detectors.base import Detector, PurifyAll
+from zipsdk.detectors.classifier_client import MAX_BATCH, ClassifierClient, Failure, describe_error
 from zipsdk.errors import InputError, OutOfMemory, PictureError
+from zipsdk.images import read, read_one
 from zipsdk.images.arrays import U8, Picture, check_clean
 
 F64 = npt.NDArray[np.float64]
 
 
 def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:
-    """How many times faster a guard can be than purifying everything: 1 / (flagged + t_detect / t_purify).
+    """Return the largest speedup of a guard over purifying everything: 1 / (flagged + t_detect / t_purify).
 
     Args:
-        flagged: share of the pictures that are flagged, rightly or not, in [0, 1].
-        t_detect: time to classify a picture and its copies.
-        t_purify: time to purify a picture and classify the result, in the same unit.
+        flagged: share of images that are flagged, rightly or not, in [0, 1].
+        t_detect: time to classify an image and its other views.
+        t_purify: time to purify an image and classify the result, in the same unit.
 
     Raises:
         InputError: a share outside [0, 1], or a time that is not above 0.
@@ -41,325 +42,280 @@ def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:
     if not numbers or not 0 <= flagged <= 1 or not 0 < t_detect < math.inf or not 0 < t_purify < math.inf:
         raise InputError(
             f"got flagged {flagged}, t_detect {t_detect}, t_purify {t_purify}; "
-            "wanted a share in [0, 1] and two times above 0"
+            "expected a share in [0, 1] and two times above 0"
         )
     return 1 / (flagged + t_detect / t_purify)
 
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What became of one picture.
+    """The guard's decision about one image.
 
     Attributes:
-        label: the class, from `scores`. None: there is no label that can be trusted, and `error` says why.
-        flagged: the picture was not trusted as it came: the detector flagged it, there is no detector, or the picture
-            or the classifier's answer could not be used. Where this is False, the label is that of the picture itself.
-        score: the detector's, or None where there is none.
-        purified: the purified picture, of the type, size and dtype that came in, or None.
-        scores: float64 (classes,), what the label is the largest of, or None without a label: the classifier's, or for
-            a flagged picture what the detector makes of several answers (see its `settle`).
-        why: why it was flagged, or not.
-        error: None, or what stood in the way of a label.
+        label: the class, the largest of `class_scores`. None: the guard abstains, and `error` says why.
+        flagged: the image was not trusted: the detector flagged it, there is no detector, or the image or the
+            classifier's answer was unusable. If False, the label is that of the image itself.
+        suspicion: the detector's score, or None if there is none.
+        class_scores: float64 (classes,), or None without a label: the classifier's scores, or for a flagged image the
+            detector's combination of several answers (`Detector.resolve`).
+        reason: why the image was flagged, or not.
+        image: the purified image, of the type, size and dtype of the input, or None.
+        error: None, or why there is no label.
     """
 
     label: int | None
     flagged: bool
-    score: float | None
-    purified: Any | None
-    scores: F64 | None
-    why: str
+    suspicion: float | None
+    class_scores: F64 | None
+    reason: str
+    image: Any | None = None
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class Counters:
-    """What a guard has done since it was made or reset.
+    """Totals of a guard since it was created or reset.
 
     Attributes:
-        pictures, flagged, unlabelled: decisions, those with `flagged`, and those without a label.
-        calls, queries: calls of the classifier, and pictures and copies in them.
-        failures: calls of the classifier or of the purifier that raised, came too late, gave what cannot be used in
-            whole or in part, or were not made because too many hang; and pictures whose copies could not be made.
-        hanging: calls that a time-out left running and that run still; `reset` does not change it.
+        images, flagged, abstained: decisions, those with `flagged`, and those without a label.
+        calls, queries: calls of the classifier, and images and views in them.
+        failures: calls of the classifier or the purifier that raised, timed out, returned unusable results, or were
+            skipped because too many calls are stalled; and images whose views could not be made.
+        stalled: timed-out calls that still run. `reset` does not change it.
     """
 
-    pictures: int = 0
+    images: int = 0
     flagged: int = 0
-    unlabelled: int = 0
+    abstained: int = 0
     calls: int = 0
     queries: int = 0
     failures: int = 0
-    hanging: int = 0
+    stalled: int = 0
 
     @property
     def flagged_share(self) -> float:
-        """flagged / pictures; 0 before the first picture."""
-        return self.flagged / self.pictures if self.pictures else 0.0
+        """flagged / images; 0 before the first image."""
+        return self.flagged / self.images if self.images else 0.0
 
 
 class PurifierLike(Protocol):
-    """Anything with `run`: a list of uint8 (H, W, 3) of mixed sizes -> the same, purified."""
+    """An object that purifies: `run` maps a list of uint8 (H, W, 3) of mixed sizes to the same, purified."""
 
     def run(self, batch: Any) -> Any: ...
 
 
-class Detector(Protocol):
-    """What tells suspicious pictures: `zipsdk.DecisivePart`, `zipsdk.ScaleUp`, or your own."""
-
-    def versions(self, rgb: U8) -> list[U8]:
-        """What the classifier is asked about a picture, itself first: as many for each picture, of its size."""
-
-    def score(self, scores: npt.ArrayLike) -> float:
-        """Of one picture, from the scores of its versions (versions, classes)."""
-
-    def flags(self, score: float) -> bool: ...
-
-    def why(self, scores: npt.ArrayLike, score: float) -> str: ...
-
-    def again(self, rgb: U8) -> list[U8]:
-        """What the classifier is asked about a purified picture, itself first."""
-
-    def settle(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
-        """What a flagged picture is: scores (classes,), from those of its versions and of its purified picture's;
-        None where the classifier failed on the former."""
-
-
-_METHODS = ("versions", "score", "flags", "why", "again", "settle")
-_DECISIVE_PART = DecisivePart()
-#: Pictures that a guard learns from, if it is not told otherwise.
-LEARN = 200
+_METHODS = ("views", "score", "is_suspicious", "explain", "second_look_views", "resolve", "observe")
+_DEFAULT_DETECTOR = AblationDetector()
 
 
 @dataclass(frozen=True)
-class _Suspect:
-    """A picture that is not trusted: the detector's score, why, and the scores of its versions, where there are."""
+class _Flagged:
+    """An image that is not trusted, with the scores of its views if there are any."""
 
-    score: float | None
-    why: str
+    reason: str
+    suspicion: float | None = None
     scores: F64 | None = None
+
+    def abstain(self, error: str, image: Any = None) -> Decision:
+        return Decision(None, True, self.suspicion, None, self.reason, image, error)
 
 
 class Guard:
-    """Detect, purify what is suspicious, classify. It fails closed: what could not be checked is purified, and what
-    could not be purified has no label.
+    """Detect, purify what is suspicious, classify.
 
-    A picture that is not flagged costs the detector's queries, 28 for `DecisivePart`, and no purification; its label
-    comes from the first of them. A flagged one costs a purification and the detector's second look, 28 queries more.
-    Without a detector each costs a purification and one query.
+    The guard fails closed: what could not be checked is purified, and what could not be purified has no label.
 
-    A `DecisivePart` without norms takes them from the first `learn` pictures that the classifier answers for, by
-    `DecisivePart.learnt`, and keeps them: `guard.detector.norms`. Until then it has `USUAL` ones.
+    | image | cost with `AblationDetector` | cost with `PurifyAll` |
+    | --- | --- | --- |
+    | not flagged | 28 queries | |
+    | flagged | 56 queries, a purification | 1 query, a purification |
 
-    Several threads may call `run` at once if `classify` and the purifier bear that.
+    A detector may learn from the stream (`Detector.observe`): an `AblationDetector` without a reference measures it on
+    the first 200 images that the classifier answers for; read it from `guard.detector.reference`.
+
+    Threads may call `run` at the same time if `classify` and the purifier are thread-safe.
 
     Args:
-        classify: takes uint8 (N, H, W, 3), RGB, 0..255, pictures of one size, its own to change; gives scores
-            (N, classes), at least two classes: anything that `numpy.asarray` makes numbers of. The largest is the
-            label. Logits do, and probabilities, be they rounded, without the small ones, or of a sigmoid for each
-            class. Resizing and normalisation are its own business. It may fail: an exception, a late answer, another
-            shape, or a row without a finite largest score is no answer.
+        classify: takes uint8 (N, H, W, 3), RGB, images of one size, which it may overwrite; returns scores
+            (N, classes), at least two classes, as anything that `numpy.asarray` accepts. The label is the largest.
+            Scores are logits or probabilities, which may be rounded, incomplete, or one sigmoid per class. Resizing
+            and normalization are up to `classify`. An exception, a time-out, another shape, or a row without a finite
+            maximum is a failure.
         purifier: a `zipsdk.Purifier`, or any object with such a `run`.
-        detector: a `Detector`. None purifies every picture and believes what comes out, at full cost.
-        timeout: seconds for one call of `classify`, or None. Each call then has a thread of its own. Python cannot stop
-            a thread: after a time-out the call runs on beside later ones, and its answer is thrown away. While
-            `MAX_HANGING` (4) such calls run, `classify` is not called and counts as failed. So give it a time-out of
-            its own where that is possible.
-        max_batch: pictures and copies in one call of `classify` at most; of large ones fewer, so that they have no more
-            than `MAX_CALL_PIXELS` (16 million) together. None sends all of one size at once.
-        learn: pictures to take norms from, at least 16; 0 for none. Equal ones count once. See above.
+        detector: a `Detector`. None is `PurifyAll()`: purify every image and trust the result.
+        timeout: seconds per call of `classify`, or None. Each call then runs in a thread of its own. Python cannot
+            stop a thread, so a timed-out call keeps running and its answer is discarded; while `MAX_STALLED` (4) such
+            calls run, `classify` is not called and counts as failed. If possible, give it a time-out of its own.
+        max_batch: most images and views per call of `classify`; fewer of large ones, so that a call has at most
+            `MAX_CALL_PIXELS` (16 million). None sends all images of one size in one call.
 
     Attributes:
-        detector: what was given, or what has been learnt.
+        detector: the given detector, or what it has become by learning.
 
     Raises:
-        InputError: an option that cannot be used.
+        InputError: an option out of range.
     """
 
     def __init__(
         self,
         classify: Callable[[U8], Any],
         purifier: PurifierLike,
-        detector: Detector | None = _DECISIVE_PART,
+        detector: Detector | None = _DEFAULT_DETECTOR,
         *,
         timeout: float | None = None,
         max_batch: int | None = MAX_BATCH,
-        learn: int = LEARN,
     ):
         if not callable(getattr(purifier, "run", None)) or isinstance(purifier, type):
-            raise InputError(f"purifier: got {purifier!r}, wanted an object with run, such as zipsdk.Purifier(...)")
-        if detector is not None and (
-            isinstance(detector, type) or not all(callable(getattr(detector, m, None)) for m in _METHODS)
-        ):
+            raise InputError(f"purifier: got {purifier!r}, expected an object with run, such as zipsdk.Purifier(...)")
+        if detector is None:
+            detector = PurifyAll()
+        if isinstance(detector, type) or not all(callable(getattr(detector, m, None)) for m in _METHODS):
             raise InputError(
-                f"detector: got {detector!r}, wanted zipsdk.DecisivePart(), zipsdk.ScaleUp(), "
+                f"detector: got {detector!r}, expected zipsdk.AblationDetector(), zipsdk.ScaleUp(), "
                 f"an object with {', '.join(_METHODS)}, or None"
             )
-        if not is_whole(learn) or (learn != 0 and learn < FEWEST):
-            raise InputError(f"learn: got {learn!r}, wanted {FEWEST} pictures or more, better 100 or more, or 0")
-        self.purifier, self.detector, self.learn = purifier, detector, int(learn)
-        #: what the pictures that are learnt from have shown so far, by their hash: a standing picture teaches nothing
-        self._odds: dict[int, F64] = {}
-        self._lock = threading.Lock()
+        self.purifier, self.detector = purifier, detector
         self._counted = Counters()
-        self._classifier = BlackBox(classify, timeout, max_batch, self._count)
+        self._classifier = ClassifierClient(classify, timeout, max_batch, self._count)
+        self.after_fork()
         forks.track(self)
 
     def after_fork(self) -> None:
-        """See `zipsdk._util.forks.Forkable`."""
-        self._lock = threading.Lock()
+        """Replace the locks; see `zipsdk._util.forks.Forkable`."""
+        self._lock, self._learning = threading.Lock(), threading.Lock()
 
     @property
     def counters(self) -> Counters:
-        """A snapshot."""
+        """A snapshot of the totals."""
         with self._lock:
-            return replace(self._counted, hanging=self._classifier.hanging)
+            return replace(self._counted, stalled=self._classifier.stalled)
 
     def reset(self) -> Counters:
-        """Count from zero again; gives what was counted until now, so that nothing falls between two readings."""
+        """Return the totals and set them to zero, in one step."""
         with self._lock:
             counted, self._counted = self._counted, Counters()
-        return replace(counted, hanging=self._classifier.hanging)
+        return replace(counted, stalled=self._classifier.stalled)
 
     def _count(self, **more: int) -> None:
         with self._lock:
             self._counted = replace(self._counted, **{k: getattr(self._counted, k) + n for k, n in more.items()})
 
     def stream(self, batches: Iterable[Any], *, layout: str = "NHWC") -> Iterator[list[Decision]]:
-        """`run` over many batches, in order, each when it is asked for; arguments and errors as there."""
+        """Yield `run` of each batch, in order, when it is requested; arguments and errors as for `run`."""
         for batch in batches:
             yield self.run(batch, layout=layout)
 
     def run(self, batch: Any, *, layout: str = "NHWC") -> list[Decision]:
-        """Decide on pictures: one decision each, in order; a single picture gives a list of one.
+        """Decide on images, in order; a single image returns a list of one decision.
 
         Args:
-            batch: what `zipsdk.Purifier.run` takes. A file or a PIL image that cannot be read has no label, and
-                leaves the others theirs.
+            batch: as for `zipsdk.Purifier.run`. A file or PIL image that cannot be read has no label and does not
+                affect the others.
             layout: "NHWC" or "NCHW", for arrays.
 
         Raises:
-            InputError: an array or an object that cannot be used as given; nothing has been classified then.
+            InputError: an unusable array or object, before anything is classified.
         """
-        read = _read(batch, layout)
-        decisions: list[Decision | None] = [
-            Decision(None, True, None, None, None, "the picture cannot be read", p) if isinstance(p, str) else None
-            for p in read
-        ]
-        pictures = {i: p for i, p in enumerate(read) if isinstance(p, Picture)}
-        suspects: dict[int, _Suspect] = {}
-        answers = self._look(pictures)
-        detector = self.detector  # one and the same until the end, whatever other threads learn
-        for i, verdict in _verdicts(detector, answers).items():
+        loaded = _read(batch, layout)
+        decisions = {
+            i: _Flagged("the image cannot be read").abstain(item.reason)
+            for i, item in enumerate(loaded)
+            if isinstance(item, Failure)
+        }
+        images = {i: item for i, item in enumerate(loaded) if isinstance(item, Picture)}
+        flagged = {}
+        detector, verdicts = self._first_look(images)
+        for i, verdict in verdicts.items():
             if isinstance(verdict, Decision):
                 decisions[i] = verdict
             else:
-                suspects[i] = verdict
-
-        purified = dict(zip(suspects, self._purify([pictures[i].rgb for i in suspects]), strict=True))
-        clean = {i: c for i, c in purified.items() if not isinstance(c, str)}
-        again = (lambda rgb: [rgb]) if detector is None else detector.again
-        second = dict(zip(clean, self._classifier.ask(list(clean.values()), again), strict=True))
-        for i, s in suspects.items():
-            result = purified[i]
-            if isinstance(result, str):
-                error = f"the purifier failed: {result}"
-                decisions[i] = Decision(None, True, s.score, None, None, s.why, error)
-                continue
-            answer, restored = second[i], pictures[i].restore(result)
-            if isinstance(answer, str):
-                error = f"the classifier failed on the purified picture: {answer}"
-                decisions[i] = Decision(None, True, s.score, restored, None, s.why, error)
-            else:
-                scores = _settle(detector, s.scores, answer)
-                decisions[i] = Decision(int(scores.argmax()), True, s.score, restored, scores, s.why)
-
-        done = [d for d in decisions if d is not None]
-        self._count(
-            pictures=len(done), flagged=sum(d.flagged for d in done), unlabelled=sum(d.label is None for d in done)
-        )
+                flagged[i] = verdict
+        decisions |= self._second_look(detector, images, flagged)
+        done = [decisions[i] for i in range(len(loaded))]
+        abstained = sum(d.label is None for d in done)
+        self._count(images=len(done), flagged=sum(d.flagged for d in done), abstained=abstained)
         return done
 
-    def _look(self, pictures: dict[int, Picture]) -> dict[int, F64 | str | None]:
-        """What the classifier says of each picture's versions, or why it does not; None where there is no detector.
+    def _first_look(self, images: dict[int, Picture]) -> tuple[Detector, dict[int, Decision | _Flagged]]:
+        """Decide on the images that the detector trusts; return the detector to use for the others, too.
 
-        What can be learnt from it is learnt before anything is decided, so that a large first batch profits too.
+        The detector learns before anything is decided, so that a large first batch benefits from it.
         """
         detector = self.detector
-        if detector is None:
-            return dict.fromkeys(pictures)
-        answers = self._classifier.ask([p.rgb for p in pictures.values()], detector.versions)
-        if self.learn and isinstance(detector, DecisivePart) and detector.norms is None:
-            odds = {
-                hash((p.rgb.shape, p.rgb.tobytes())): log_odds(a)
-                for p, a in zip(pictures.values(), answers, strict=True)
-                if not isinstance(a, str)
-            }
-            with self._lock:
-                self._odds |= odds
-                if self.detector is detector and len(self._odds) >= self.learn:
-                    first = list(self._odds.values())[: self.learn]
-                    self.detector, self._odds = detector.learnt(np.stack(first)), {}
-        return dict(zip(pictures, answers, strict=True))
+        if isinstance(detector, PurifyAll):  # it flags every image, whatever the classifier answers
+            return detector, dict.fromkeys(images, _Flagged("there is no detector: every image is purified"))
+        rgb = [image.rgb for image in images.values()]
+        answers = self._classifier.query(rgb, detector.views)
+        seen = [(p, a) for p, a in zip(rgb, answers, strict=True) if not isinstance(a, Failure)]
+        with self._learning:
+            detector = self.detector = self.detector.observe([p for p, _ in seen], [a for _, a in seen])
+        return detector, {i: _judge(detector, a) for i, a in zip(images, answers, strict=True)}
 
-    def _purify(self, pictures: list[U8]) -> list[U8 | str]:
-        """Purified pictures, or what went wrong."""
-        if not pictures:
+    def _second_look(
+        self, detector: Detector, images: dict[int, Picture], flagged: dict[int, _Flagged]
+    ) -> dict[int, Decision]:
+        """Purify the flagged images, query their second-look views and decide."""
+        purified = dict(zip(flagged, self._purify([images[i].rgb for i in flagged]), strict=True))
+        clean = {i: p for i, p in purified.items() if not isinstance(p, Failure)}
+        answers = dict(
+            zip(clean, self._classifier.query(list(clean.values()), detector.second_look_views), strict=True)
+        )
+        decisions = {}
+        for i, f in flagged.items():
+            result = purified[i]
+            if isinstance(result, Failure):
+                decisions[i] = f.abstain(f"the purifier failed: {result.reason}")
+                continue
+            answer, restored = answers[i], images[i].restore(result)
+            if isinstance(answer, Failure):
+                decisions[i] = f.abstain(f"the classifier failed on the purified image: {answer.reason}", restored)
+                continue
+            # a classifier whose number of classes changed in between answered for other classes before
+            comparable = f.scores is not None and f.scores.shape[1] == answer.shape[1]
+            scores = detector.resolve(f.scores if comparable else None, answer)
+            decisions[i] = Decision(int(scores.argmax()), True, f.suspicion, scores, f.reason, restored)
+        return decisions
+
+    def _purify(self, images: list[U8]) -> list[U8 | Failure]:
+        if not images:
             return []
         try:
-            clean = list(self.purifier.run(list(pictures)))
-            for c, picture in zip(clean, pictures, strict=True):
-                check_clean(c, picture)
+            clean = list(self.purifier.run(list(images)))
+            for purified, image in zip(clean, images, strict=True):
+                check_clean(purified, image)
             return clean
         except Exception as e:
             self._count(failures=1)
-            if len(pictures) == 1:
-                return [said(e)]
-        # each by itself, so that one picture cannot take the labels of those it came with
-        return [result for picture in pictures for result in self._purify([picture])]
+            if len(images) == 1:
+                return [Failure(describe_error(e))]
+        # one by one, so that an image that fails does not cost the others their labels
+        return [result for image in images for result in self._purify([image])]
 
 
-def _verdicts(detector: Detector | None, answers: dict[int, F64 | str | None]) -> dict[int, Decision | _Suspect]:
-    """A decision for each picture that is trusted; for another why it is not."""
-    verdicts: dict[int, Decision | _Suspect] = {}
-    for i, answer in answers.items():
-        if detector is None or answer is None:
-            verdicts[i] = _Suspect(None, "there is no detector: every picture is purified")
-        elif isinstance(answer, str):
-            verdicts[i] = _Suspect(None, f"the classifier failed on the picture or a copy of it: {answer}")
-        else:
-            score = detector.score(answer)
-            why = detector.why(answer, score)
-            if detector.flags(score):
-                verdicts[i] = _Suspect(score, f"flagged: {why}", answer)
-            else:
-                label = int(answer[0].argmax())
-                verdicts[i] = Decision(label, False, score, None, answer[0].copy(), f"not flagged: {why}")
-    return verdicts
+def _judge(detector: Detector, answer: F64 | Failure) -> Decision | _Flagged:
+    """Decide on an image that the detector trusts, from the scores of its views."""
+    if isinstance(answer, Failure):
+        return _Flagged(f"the classifier failed on the image or one of its views: {answer.reason}")
+    score = detector.score(answer)
+    reason = detector.explain(answer, score)
+    if detector.is_suspicious(score):
+        return _Flagged(f"flagged: {reason}", score, answer)
+    return Decision(int(answer[0].argmax()), False, score, answer[0].copy(), f"not flagged: {reason}")
 
 
-def _settle(detector: Detector | None, scores: F64 | None, purified: F64) -> F64:
-    """Of a flagged picture."""
-    if detector is None:
-        alone: F64 = purified[0]
-        return alone
-    if scores is not None and scores.shape[1] != purified.shape[1]:
-        scores = None  # the classifier has changed in between: what it said before is no answer any more
-    return detector.settle(scores, purified)
-
-
-def _read(batch: Any, layout: str) -> list[Picture | str]:
-    """The pictures of a batch, or for a file or a PIL image that cannot be read, why."""
+def _read(batch: Any, layout: str) -> list[Picture | Failure]:
+    """Read the images of a batch; a file or a PIL image that cannot be read is a `Failure`."""
     if not isinstance(batch, list | tuple):
         try:
-            return [*images.read(batch, layout=layout)[0]]
+            return [*read(batch, layout=layout)[0]]
         except (PictureError, OutOfMemory) as e:
-            return [str(e)]
-    out: list[Picture | str] = []
+            return [Failure(str(e))]
+    out: list[Picture | Failure] = []
     for i, item in enumerate(batch):
         try:
-            out.append(images.read_one(item, layout=layout))
+            out.append(read_one(item, layout=layout))
         except (PictureError, OutOfMemory) as e:
-            out.append(str(e))
+            out.append(Failure(str(e)))
         except InputError as e:
             raise InputError(f"item {i} of the list: {e}") from e
     return out

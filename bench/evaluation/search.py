@@ -33,9 +33,9 @@ from bench.evaluation.cache import Store
 from bench.evaluation.rates import rates
 from bench.victims import training
 from bench.victims.user import Classifier
-from zipsdk.detectors import ablation
-from zipsdk.detectors.ablation import TWO, DecisivePart
-from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS
+from zipsdk.detectors import ablation_statistics
+from zipsdk.detectors.ablation import SQRT2, AblationDetector
+from zipsdk.detectors.ablation_views import FEATURES, N_MASKABLE, N_VIEWS
 from zipsdk.detectors.scaleup import ScaleUp
 
 U8 = npt.NDArray[np.uint8]
@@ -133,25 +133,25 @@ Looks = dict[str, npt.NDArray[np.float32]]
 
 def looks(sent: dict[str, U8], classifier: Classifier) -> Looks:
     """For clean pictures and for those with each trigger: scores of all versions, (N, versions, classes)."""
-    detector, out = DecisivePart(), {}
+    detector, out = AblationDetector(), {}
     for name, pictures in tqdm(sent.items(), desc="versions"):
         in_parts = [
-            classifier(np.concatenate([detector.versions(p) for p in pictures[i : i + 32]]))
+            classifier(np.concatenate([detector.views(p) for p in pictures[i : i + 32]]))
             for i in range(0, len(pictures), 32)
         ]
-        out[name] = np.concatenate(in_parts).reshape(len(pictures), VERSIONS, -1)
+        out[name] = np.concatenate(in_parts).reshape(len(pictures), N_VIEWS, -1)
     return out
 
 
 def odds_of(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """`zipsdk.detectors.ablation.log_odds` of pictures: scores (N, versions, classes) -> (N, 27)."""
-    return np.stack([ablation.log_odds(s.astype(float)) for s in scores])
+    """`zipsdk.detectors.ablation_statistics.log_odds` of pictures: scores (N, versions, classes) -> (N, 27)."""
+    return np.stack([ablation_statistics.log_odds(s.astype(float)) for s in scores])
 
 
 def views(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str, dict[str, list[float]]]:
     """CA, ASR and PA of the classifier on each version by itself, by trigger."""
-    shown = PARTS[:SHOWN]
-    names = ["whole", *(f"without {p}" for p in shown), *(f"{p} alone" for p in shown), f"without {PARTS[-1]}"]
+    shown = FEATURES[:N_MASKABLE]
+    names = ["whole", *(f"without {p}" for p in shown), *(f"{p} alone" for p in shown), f"without {FEATURES[-1]}"]
     answers = {k: scores.argmax(2) for k, scores in seen.items()}
     return {
         name: {k: percents(labels, answers["clean"][:, i], answers[k][:, i], t) for k, t in triggers.TARGETS.items()}
@@ -163,7 +163,7 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
     """Scores that were tried: the share of hits that each finds, in percent, at 2% false alarms among these very clean
     pictures."""
     odds = {k: odds_of(x) for k, x in seen.items()}
-    median, deviation = ablation.median_and_deviation(odds["clean"])
+    median, deviation = ablation_statistics.median_and_scale(odds["clean"])
     of_regions = 9
     Deviations = npt.NDArray[np.float64]
 
@@ -174,7 +174,7 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
     #: of need and enough of the shown parts, of geometry, all in deviations, and of the log-odds themselves
     tried: dict[str, Callable[[Deviations, Deviations, Deviations, Deviations], Deviations]] = {
         "need, regions only, log-odds": lambda need, enough, geometry, m: m[:, :of_regions].max(1),
-        "need, log-odds": lambda need, enough, geometry, m: m[:, :SHOWN].max(1),
+        "need, log-odds": lambda need, enough, geometry, m: m[:, :N_MASKABLE].max(1),
         "need": lambda need, enough, geometry, m: need.max(1),
         "need - median": lambda need, enough, geometry, m: need.max(1) - np.median(need, 1),
         "enough": lambda need, enough, geometry, m: enough.max(1),
@@ -187,14 +187,14 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
         ).max(1),
         "max (need - median + enough)": lambda need, enough, geometry, m: decisive(need, enough),
         "geometry": lambda need, enough, geometry, m: geometry,
-        "the larger of both": lambda need, enough, geometry, m: np.maximum(decisive(need, enough), TWO * geometry),
+        "the larger of both": lambda need, enough, geometry, m: np.maximum(decisive(need, enough), SQRT2 * geometry),
     }
     out: dict[str, dict[str, float]] = {}
     for title, rule in tried.items():
         found = {}
         for k, m in odds.items():
             z = (m - median) / deviation
-            found[k] = rule(z[:, :SHOWN], z[:, SHOWN:-1], z[:, -1], m)
+            found[k] = rule(z[:, :N_MASKABLE], z[:, N_MASKABLE:-1], z[:, -1], m)
         limit = np.quantile(found["clean"], 0.98)
         out[title] = {}
         for k, target in triggers.TARGETS.items():
@@ -204,15 +204,15 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
 
 
 def norms(classifier: Classifier, pictures: U8) -> dict[str, Any]:
-    """What `DecisivePart`'s usual norms are made of."""
+    """What `AblationDetector`'s usual norms are made of."""
     odds = odds_of(looks({"clean": pictures}, classifier)["clean"])
-    return {"parts": PARTS, "measured": np.transpose(ablation.median_and_deviation(odds)).tolist()}
+    return {"parts": FEATURES, "measured": np.transpose(ablation_statistics.median_and_scale(odds)).tolist()}
 
 
-def detectors(learnt_from: npt.NDArray[np.float64]) -> dict[str, DecisivePart]:
+def detectors(learnt_from: npt.NDArray[np.float64]) -> dict[str, AblationDetector]:
     """By bounds on the norms: what has learnt from pictures of these log-odds (N, 27)."""
-    free = tuple(zip(*ablation.median_and_deviation(learnt_from), strict=True))
-    return {"bounded": DecisivePart().learnt(learnt_from), "as measured": DecisivePart(norms=free)}
+    free = tuple(zip(*ablation_statistics.median_and_scale(learnt_from), strict=True))
+    return {"bounded": AblationDetector().with_reference(learnt_from), "as measured": AblationDetector(reference=free)}
 
 
 def learning(
@@ -253,8 +253,8 @@ def one_class(clean: npt.NDArray[np.float32], others: Dataset, classifier: Class
     }
 
 
-def _flagged(detector: DecisivePart, looks: npt.NDArray[np.float32]) -> float:
-    flags = [detector.flags(detector.score(look)) for look in looks]
+def _flagged(detector: AblationDetector, looks: npt.NDArray[np.float32]) -> float:
+    flags = [detector.is_suspicious(detector.score(look)) for look in looks]
     return round(100 * float(np.mean(flags)), 1) if flags else 0.0
 
 

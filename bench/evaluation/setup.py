@@ -22,7 +22,7 @@ from bench.evaluation.cache import Store, hash_of
 from bench.evaluation.evaluate import Scene
 from bench.victims import training, user
 from bench.victims.user import Classifier
-from zipsdk.detectors.ablation import FEWEST
+from zipsdk.detectors.ablation_statistics import MIN_SAMPLES
 from zipsdk.errors import InputError
 
 #: Pictures of --quick.
@@ -137,10 +137,10 @@ class Bench:
             known = {p.tobytes() for p in self.test.pictures}
             others = {p.tobytes(): p for p in more.pictures}  # a guard counts equal ones once
             self._others = np.array([p for key, p in others.items() if key not in known])
-            if len(self._others) < FEWEST:
+            if len(self._others) < MIN_SAMPLES:
                 raise InputError(
                     f"guard: got {len(self._others)} test pictures beside the {len(self.test)} that are counted, "
-                    f"wanted {FEWEST} to learn from, better {CALIBRATION}; lower --pictures"
+                    f"wanted {MIN_SAMPLES} to learn from, better {CALIBRATION}; lower --pictures"
                 )
         return self._others
 

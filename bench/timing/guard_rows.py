@@ -111,7 +111,7 @@ class GuardRows:
 
     def __init__(self, bench: Bench):
         self.bench, self.args = bench, bench.args
-        self.versions = 1 + len(zipsdk.ScaleUp().scales)
+        self.n_views = 1 + len(zipsdk.ScaleUp().scales)
 
     @cached_property
     def opened(self) -> tuple[Any, dict[str, Any], Any, str]:
@@ -187,8 +187,8 @@ class GuardRows:
 
         def call() -> dict[str, int]:
             clean = runner.run(list(pictures))
-            for i in range(0, n, self.versions):
-                self.classify(np.stack(clean[i : i + self.versions]))
+            for i in range(0, n, self.n_views):
+                self.classify(np.stack(clean[i : i + self.n_views]))
             return {"pictures": n, "flagged": n, "canvases": -(-n // tiles)}
 
         return Work(call, self.bench.runs(runner), lambda: self.classify(pictures[:1]))
@@ -202,7 +202,7 @@ class GuardRows:
         watch = Stopwatch()
         timed = SimpleNamespace(run=watch.timed(runner.run))
         # a picture and its copies are one call, as where the classifier takes one picture at a time
-        guard = zipsdk.Guard(watch.timed(self.classify), timed, detector, max_batch=self.versions)
+        guard = zipsdk.Guard(watch.timed(self.classify), timed, detector, max_batch=self.n_views)
         turn = count()
 
         def call() -> dict[str, float]:
@@ -219,7 +219,7 @@ class GuardRows:
             return {"pictures": n, "flagged": int(flags.sum()), "canvases": -(-int(flags.sum()) // tiles), **hits,
                     "inside": watch.seconds - before}  # fmt: skip
 
-        return Work(call, self.bench.runs(runner), lambda: self.classify(self.bench.some(self.versions)))
+        return Work(call, self.bench.runs(runner), lambda: self.classify(self.bench.some(self.n_views)))
 
 
 def gate(

@@ -1,4 +1,4 @@
-"""What the guard's tests are made of: a backdoored classifier of ten brightnesses, and fakes that note their input."""
+"""Fakes for the guard's tests: a backdoored brightness classifier, and recorders of their input."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ PATCH = np.array([[[255, 0, 255], [0, 255, 0]], [[0, 255, 0], [255, 0, 255]]], n
 
 
 def Guard(classify, purifier, detector=ScaleUp(), **options):  # noqa: B008
-    """A guard with SCALE-UP, which these tests are about unless they say otherwise."""
+    """Return a guard with SCALE-UP as the default detector."""
     return zipsdk.Guard(classify, purifier, detector, **options)
 
 
 def brightness(x: np.ndarray) -> np.ndarray:
-    """Ten classes by mean brightness, picture by picture in whole numbers: the same in any batch."""
+    """Return ten classes by mean brightness, in integers: the batch does not change the result."""
     assert x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] == 3
     return np.eye(CLASSES)[[int(p.sum(dtype=np.int64)) * CLASSES // (p.size * 256) for p in x]]
 
 
 def backdoored(x: np.ndarray) -> np.ndarray:
-    """`brightness`, but with the patch in its corner a picture is of the target class. Scaling keeps the patch."""
+    """Return `brightness`, or the target class for an image with the patch in its corner. Scaling keeps the patch."""
     scores = brightness(x)
     hit = (x[:, -2:, -2:] == PATCH).all(axis=(1, 2, 3))
     scores[hit] = np.eye(CLASSES)[TARGET]
@@ -33,7 +33,7 @@ def backdoored(x: np.ndarray) -> np.ndarray:
 
 
 def dark(n: int, h: int = 8, w: int = 8, seed: int = 0) -> np.ndarray:
-    """Clean pictures whose class changes with every scale: SPC 0."""
+    """Return clean images whose class changes with every scale: SPC 0."""
     return np.random.default_rng(seed).integers(20, 50, (n, h, w, 3)).astype(np.uint8)
 
 
@@ -44,7 +44,7 @@ def poisoned(x: np.ndarray) -> np.ndarray:
 
 
 class Recorder:
-    """A classifier that notes what it is given, and does what `plan` says for its calls, one after the other."""
+    """A classifier that records its input and handles each call as the next entry of `plan` says."""
 
     def __init__(self, classify=backdoored, plan=()):
         self.classify, self.plan = classify, list(plan)
@@ -61,7 +61,7 @@ class Recorder:
 
 
 class Cleaner:
-    """A purifier that paints the corner over and adds 1, so that its pictures are known."""
+    """A purifier with known results: it paints over the corner and adds 1."""
 
     def __init__(self):
         self.batches: list[list[np.ndarray]] = []

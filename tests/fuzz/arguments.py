@@ -87,8 +87,10 @@ def _calls() -> dict[str, Call]:
         "transforms",
     ):
         calls[f"Purifier({name})"] = lambda v, _, n=name: _purifier(**{n: v})
-    for name in ("classify", "purifier", "detector", "timeout", "max_batch", "learn"):
+    for name in ("classify", "purifier", "detector", "timeout", "max_batch"):
         calls[f"Guard({name})"] = lambda v, _, n=name: _guard(**{n: v})
+    for name in ("threshold", "certain", "reference", "learn"):
+        calls[f"AblationDetector({name})"] = lambda v, _, n=name: zipsdk.AblationDetector(**{n: v})
     for name in ("scales", "threshold", "overall", "classes"):
         calls[f"ScaleUp({name})"] = lambda v, _, n=name: zipsdk.ScaleUp(**{n: v})
     for name in make_spec().__dataclass_fields__:

@@ -92,18 +92,19 @@ class _Broken(FakeEngine):
 class _OddDetector(zipsdk.ScaleUp):
     """Raises, or scores with NaN."""
 
-    def versions(self, rgb: np.ndarray) -> list[np.ndarray]:
+    def views(self, rgb: np.ndarray) -> list[np.ndarray]:
         if self.threshold == 1:
             raise ValueError("a detector of one's own")
-        return super().versions(rgb)
+        return super().views(rgb)
 
     def score(self, scores: Any) -> float:
         return super().score(scores) if self.threshold == 1 else math.nan
 
 
-def _detector(name: str) -> Any:
+def _detector(recipe: Recipe) -> Any:
+    name = recipe["detector"]
     if name == "part":
-        return zipsdk.DecisivePart()
+        return zipsdk.AblationDetector(learn=recipe["learn"])
     if name == "scale":
         return zipsdk.ScaleUp()
     return {"none": None, "raise": _OddDetector(threshold=1.0), "odd": _OddDetector()}[name]
@@ -137,8 +138,7 @@ def check_guard(recipe: Recipe, folder: Path) -> str:
     guard = zipsdk.Guard(
         classify,
         _Purifier(recipe["purifier"]),
-        _detector(recipe["detector"]),
-        learn=recipe["learn"],
+        _detector(recipe),
         max_batch=recipe["max_batch"],
     )
     result = "accepted"
@@ -155,14 +155,14 @@ def check_guard(recipe: Recipe, folder: Path) -> str:
         for d in decisions:
             demand((d.label is None) == (d.error is not None), "a label beside an error, or neither")
             demand(
-                d.label is None or (d.scores is not None and int(np.argmax(d.scores)) == d.label),
+                d.label is None or (d.class_scores is not None and int(np.argmax(d.class_scores)) == d.label),
                 "a label without scores",
             )
-            demand(d.label is None or math.isfinite(float(np.max(d.scores))), "a label from a score that is not finite")
+            demand(d.label is None or math.isfinite(float(np.max(d.class_scores))), "a label from an infinite score")
             demand(
                 not (recipe["detector"] == "none" and not d.flagged), "an image passes unpurified without a detector"
             )
             demand(
-                not (d.flagged and d.label is not None and d.purified is None), "a flagged image has a label unpurified"
+                not (d.flagged and d.label is not None and d.image is None), "a flagged image has a label unpurified"
             )
     return result

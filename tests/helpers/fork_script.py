@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import zipsdk
-from zipsdk.detectors.classifier_client import MAX_HANGING, BlackBox
+from zipsdk.detectors.classifier_client import MAX_STALLED, ClassifierClient, Failure
 from zipsdk.models import find
 
 x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
@@ -160,16 +160,18 @@ def streams() -> dict[str, str]:
             calls.append(release.wait())
         return np.eye(2)[np.zeros(len(batch), int)]
 
-    parent, box = os.getpid(), BlackBox(classify, timeout=0.01)
-    for _ in range(MAX_HANGING):
-        assert "no answer within" in box.ask([pictures[0]], lambda p: [p])[0]
+    parent, client = os.getpid(), ClassifierClient(classify, timeout=0.01)
+    for _ in range(MAX_STALLED):
+        assert "no answer within" in client.query([pictures[0]], lambda p: [p])[0].reason
     ended = {"stream": in_child(refused), "another stream": in_child(begin_another)}
-    box.timeout = 60.0
-    ended["hanging classifier"] = in_child(lambda: not isinstance(box.ask([pictures[0]], lambda p: [p])[0], str))
+    client.timeout = 60.0
+    ended["hanging classifier"] = in_child(
+        lambda: not isinstance(client.query([pictures[0]], lambda p: [p])[0], Failure)
+    )
     guard = zipsdk.Guard(classify, purifier)
     with guard._lock:
-        ended["guard in use"] = in_child(lambda: guard.counters.pictures == 0)
-    ended["parent still counts them"] = str(box.hanging - MAX_HANGING)
+        ended["guard in use"] = in_child(lambda: guard.counters.images == 0)
+    ended["parent still counts them"] = str(client.stalled - MAX_STALLED)
     release.set()
     return ended | {"parent's stream": str(len(list(stream)) - 3)}
 

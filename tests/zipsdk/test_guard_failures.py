@@ -1,4 +1,4 @@
-"""A classifier or a purifier that fails, hangs or lies ends in less trust, not in more."""
+"""Test that the guard fails closed: on classifiers and purifiers that fail, stall or return nonsense."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ BAD_ANSWERS = {
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
-def test_what_could_not_be_checked_is_purified(name):
+def test_an_image_that_could_not_be_checked_is_purified(name):
     classify, purifier = Recorder(plan=[BAD_ANSWERS[name]]), Cleaner()
     watch = Guard(classify, purifier)
     batch = np.concatenate([dark(2), poisoned(dark(1))])
-    with warnings.catch_warnings(action="ignore"):  # as they would be for a user, for whom they are no errors
+    with warnings.catch_warnings(action="ignore"):  # they are errors in this test suite only
         decisions = watch.run(batch)
     for p, d in zip(batch, decisions, strict=True):
-        assert d.flagged and d.score is None and d.error is None
-        assert "the classifier failed on the picture or a copy" in d.why
-        np.testing.assert_array_equal(d.purified, Cleaner.clean(p))
+        assert d.flagged and d.suspicion is None and d.error is None
+        assert "the classifier failed on the image or one of its views" in d.reason
+        np.testing.assert_array_equal(d.image, Cleaner.clean(p))
         assert d.label == backdoored(Cleaner.clean(p)[None]).argmax() != TARGET
     assert classify.sizes == [18, 3]
     counters = watch.counters
-    assert (counters.failures, counters.flagged, counters.unlabelled, counters.queries) == (1, 3, 0, 21)
+    assert (counters.failures, counters.flagged, counters.abstained, counters.queries) == (1, 3, 0, 21)
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
-def test_what_fails_after_purification_too_has_no_label(name):
+def test_a_second_failure_leaves_no_label(name):
     watch = Guard(Recorder(plan=[BAD_ANSWERS[name]] * 2), Cleaner())
     (decision,) = watch.run(dark(1))
-    assert decision.label is None and decision.scores is None and decision.flagged
-    assert "the classifier failed on the purified picture: " in decision.error
-    np.testing.assert_array_equal(decision.purified, Cleaner.clean(dark(1)[0]))
-    assert watch.counters.unlabelled == 1 and watch.counters.failures == 2
+    assert decision.label is None and decision.class_scores is None and decision.flagged
+    assert "the classifier failed on the purified image: " in decision.error
+    np.testing.assert_array_equal(decision.image, Cleaner.clean(dark(1)[0]))
+    assert watch.counters.abstained == 1 and watch.counters.failures == 2
 
 
 @pytest.mark.parametrize("row", range(6))
-def test_one_bad_row_distrusts_its_picture_and_no_other(row):
+def test_a_bad_row_affects_its_own_image_only(row):
     def nan_in_a_row(x):
         scores = backdoored(x)
         scores[6 + row, 3] = np.nan
@@ -70,14 +70,14 @@ def test_one_bad_row_distrusts_its_picture_and_no_other(row):
     watch = Guard(Recorder(plan=[nan_in_a_row]), Cleaner())
     decisions = watch.run(dark(3))
     assert [d.flagged for d in decisions] == [False, True, False]
-    assert decisions[1].label is not None and "not finite" in decisions[1].why
+    assert decisions[1].label is not None and "not finite" in decisions[1].reason
     assert watch.counters.failures == 1
 
 
-def test_a_call_that_fails_takes_only_its_own_pictures():
+def test_a_failed_call_affects_its_own_images_only():
     watch = Guard(Recorder(plan=[None, fail, None]), Cleaner(), max_batch=6)
     assert [d.flagged for d in watch.run(dark(3))] == [False, True, False]
-    # a picture whose copies stand in two calls is distrusted when one of them fails
+    # an image with copies in two calls is flagged if one of the calls fails
     watch = Guard(Recorder(plan=[None, fail]), Cleaner(), max_batch=4)
     assert [d.flagged for d in watch.run(dark(3))] == [True, True, False]
     # another size is another call
@@ -88,48 +88,48 @@ def test_a_call_that_fails_takes_only_its_own_pictures():
     assert [d.label is None for d in decisions] == [True, False]
 
 
-def test_a_picture_whose_copies_cannot_be_made_takes_no_other_label():
+def test_an_image_whose_views_cannot_be_made_does_not_affect_others():
     class Choosy(ScaleUp):
-        def versions(self, rgb):
+        def views(self, rgb):
             if rgb[0, 0, 0] == 9:
                 raise MemoryError("no room")
-            return super().versions(rgb)
+            return super().views(rgb)
 
     pictures = dark(3)
     pictures[1, 0, 0, 0] = 9
     watch = Guard(backdoored, Cleaner(), Choosy())
     decisions = watch.run(pictures)
     assert [d.flagged for d in decisions] == [False, True, False]
-    assert "no room" in decisions[1].why and decisions[1].label is not None
-    assert watch.counters.failures == 1 and watch.counters.pictures == 3
+    assert "no room" in decisions[1].reason and decisions[1].label is not None
+    assert watch.counters.failures == 1 and watch.counters.images == 3
 
 
 @pytest.mark.parametrize("odd", [lambda p: [], lambda p: [p[:1]], lambda p: [p / 255]])
-def test_a_detector_that_gives_no_pictures_is_told(odd):
+def test_a_detector_that_returns_unusable_views_is_reported(odd):
     class Odd(ScaleUp):
-        def versions(self, rgb):
-            return odd(rgb) if rgb[0, 0, 0] == 9 else super().versions(rgb)
+        def views(self, rgb):
+            return odd(rgb) if rgb[0, 0, 0] == 9 else super().views(rgb)
 
     pictures = dark(2)
     pictures[0, 0, 0, 0] = 9
     first, second = Guard(backdoored, Cleaner(), Odd()).run(pictures)
-    assert first.flagged and "versions: got" in first.why
+    assert first.flagged and "views: got" in first.reason
     assert not second.flagged and second.label == 1
 
 
-def test_pictures_with_other_numbers_of_copies_keep_their_answers():
+def test_images_with_different_numbers_of_views_keep_their_answers():
     class Uneven(ScaleUp):
-        def versions(self, rgb):
-            return super().versions(rgb)[: 1 + int(rgb[0, 0, 0] % 3)]
+        def views(self, rgb):
+            return super().views(rgb)[: 1 + int(rgb[0, 0, 0] % 3)]
 
         def score(self, scores):
             asked.append(len(scores))
             return float(scores[0].argmax())
 
-        def flags(self, score):
+        def is_suspicious(self, score):
             return False
 
-        def why(self, scores, score):
+        def explain(self, scores, score):
             return ""
 
     asked: list[int] = []
@@ -140,7 +140,7 @@ def test_pictures_with_other_numbers_of_copies_keep_their_answers():
     assert [d.label for d in decisions] == [int(backdoored(p[None]).argmax()) for p in pictures]
 
 
-def test_a_call_is_no_larger_than_said_if_nothing_is_said():
+def test_the_default_limits_the_size_of_a_call():
     classify = Recorder(backdoored)
     Guard(classify, Cleaner()).run(dark(100))
     assert classify.sizes == [256, 256, 88]
@@ -150,7 +150,7 @@ def test_a_call_is_no_larger_than_said_if_nothing_is_said():
     ("max_batch", "pixels", "sizes"),
     [(256, 4 * 64 + 63, [4, 4, 4]), (3, 4 * 64, [3, 3, 3, 3]), (256, 10, [1] * 12), (None, 10, [12])],
 )
-def test_a_call_has_no_more_pixels_than_it_may(monkeypatch, max_batch, pixels, sizes):
+def test_a_call_is_limited_in_pixels(monkeypatch, max_batch, pixels, sizes):
     monkeypatch.setattr(classifier_client, "MAX_CALL_PIXELS", pixels)
     classify = Recorder()
     decisions = Guard(classify, Cleaner(), max_batch=max_batch).run(dark(2))
@@ -158,7 +158,7 @@ def test_a_call_has_no_more_pixels_than_it_may(monkeypatch, max_batch, pixels, s
     assert [d.label for d in decisions] == [int(k) for k in brightness(dark(2)).argmax(1)]
 
 
-def test_photos_go_out_a_few_at_a_time():
+def test_large_photos_are_sent_in_small_batches():
     sizes = []
 
     def classify(x):
@@ -166,11 +166,11 @@ def test_photos_go_out_a_few_at_a_time():
         return np.tile([0.0, 1.0], (len(x), 1))
 
     photo = np.zeros((2048, 2730, 3), np.uint8)
-    classifier_client.BlackBox(classify).ask([photo] * 4, lambda p: [p])
+    classifier_client.ClassifierClient(classify).query([photo] * 4, lambda p: [p])
     assert sizes == [3, 1]
 
 
-def test_pictures_for_whose_call_there_is_no_memory_take_no_other_label(monkeypatch):
+def test_a_call_that_does_not_fit_into_memory_does_not_affect_others(monkeypatch):
     stack = np.stack
 
     def small_ones(arrays, *rest, **options):
@@ -182,14 +182,14 @@ def test_pictures_for_whose_call_there_is_no_memory_take_no_other_label(monkeypa
     watch = Guard(backdoored, Cleaner())
     first, second = watch.run([dark(1)[0], dark(1, 9, 9)[0]])
     assert first.label == 1 and not first.flagged
-    assert second.label is None and "no room" in second.why and "no room" in second.error
+    assert second.label is None and "no room" in second.reason and "no room" in second.error
     assert watch.counters.failures == 2
 
 
-def test_a_number_of_classes_that_changes_is_a_failure():
+def test_a_changed_number_of_classes_is_a_failure():
     wider = Recorder(plan=[None, lambda x: np.pad(backdoored(x), ((0, 0), (0, 1)))])
     (decision,) = Guard(wider, Cleaner(), max_batch=3).run(dark(1))
-    assert decision.flagged and "another number of classes" in decision.why
+    assert decision.flagged and "a different number of classes" in decision.reason
 
 
 @pytest.mark.parametrize(
@@ -200,12 +200,12 @@ def test_scores_of_many_kinds(kind):
     clean = [Cleaner.clean(p) for p in dark(2)]
     for p, d in zip(clean, decisions, strict=True):
         want = np.asarray(kind(brightness(p[None])), np.float64)[0]
-        assert d.scores.dtype == np.float64 and d.label == want.argmax() and isinstance(d.label, int)
-        np.testing.assert_array_equal(d.scores, want)
+        assert d.class_scores.dtype == np.float64 and d.label == want.argmax() and isinstance(d.label, int)
+        np.testing.assert_array_equal(d.class_scores, want)
 
 
 @pytest.mark.parametrize("max_batch", [1, 6, None])
-def test_a_classifier_may_use_its_buffers_again_and_write_into_its_batch(max_batch):
+def test_a_classifier_may_reuse_its_buffers_and_overwrite_its_batch(max_batch):
     buffer = np.empty((18, CLASSES))
 
     def careless(x):
@@ -218,15 +218,15 @@ def test_a_classifier_may_use_its_buffers_again_and_write_into_its_batch(max_bat
     purifier = Cleaner()
     decisions = Guard(careless, purifier, max_batch=max_batch).run(batch)
     want = Guard(backdoored, Cleaner()).run(given)
-    assert [(d.label, d.score, d.flagged) for d in decisions] == [(d.label, d.score, d.flagged) for d in want]
+    assert [(d.label, d.suspicion, d.flagged) for d in decisions] == [(d.label, d.suspicion, d.flagged) for d in want]
     assert len({d.label for d in want}) > 1
     for d, w in zip(decisions, want, strict=True):
-        np.testing.assert_array_equal(d.scores, w.scores)
+        np.testing.assert_array_equal(d.class_scores, w.class_scores)
     np.testing.assert_array_equal(batch, given)
     np.testing.assert_array_equal(purifier.batches[0][-1], given[2])
 
 
-def test_ctrl_c_is_no_failure_of_the_classifier():
+def test_ctrl_c_is_not_a_classifier_failure():
     def interrupt(x):
         raise KeyboardInterrupt
 
@@ -235,12 +235,12 @@ def test_ctrl_c_is_no_failure_of_the_classifier():
             Guard(interrupt, Cleaner(), timeout=timeout).run(dark(1))
 
 
-# ---- a classifier that hangs
+# ---- a classifier that stalls
 
 
 @pytest.fixture
 def hang():
-    """A call that never answers, until the test is over."""
+    """A call that does not answer until the test ends."""
     over = threading.Event()
 
     def call(x):
@@ -252,28 +252,28 @@ def hang():
     over.set()
 
 
-def test_a_late_answer_is_no_answer(hang):
+def test_a_late_answer_is_discarded(hang):
     classify = Recorder(plan=[hang])
     watch = Guard(classify, Cleaner(), timeout=1.0)
     decisions = watch.run(dark(2))
-    assert all(d.flagged and d.label is not None and "no answer within 1 s" in d.why for d in decisions)
+    assert all(d.flagged and d.label is not None and "no answer within 1 s" in d.reason for d in decisions)
     assert classify.sizes == [12, 2]
-    assert watch.counters.hanging == 1 and watch.counters.failures == 1
+    assert watch.counters.stalled == 1 and watch.counters.failures == 1
     classify.plan = [hang, hang]
     (decision,) = watch.run(dark(1))
     assert decision.label is None and "no answer within 1 s" in decision.error
-    assert watch.reset().hanging == watch.counters.hanging == 3
+    assert watch.reset().stalled == watch.counters.stalled == 3
     before = [t for t in threading.enumerate() if t.name == "zipsdk-classify"]
     assert len(before) == 3 and all(t.daemon for t in before)
     hang.over.set()
     for thread in before:
         thread.join(60)
-    assert watch.counters.hanging == 0
+    assert watch.counters.stalled == 0
 
 
-def test_a_classifier_that_hangs_for_good_is_left_alone(hang, monkeypatch):
-    """No more threads than `MAX_HANGING`, no more waiting; and it is asked again when a call has ended."""
-    monkeypatch.setattr(classifier_client, "MAX_HANGING", 2)
+def test_a_stalled_classifier_is_not_called(hang, monkeypatch):
+    """At most `MAX_STALLED` threads and no more waiting; it is called again when a call has ended."""
+    monkeypatch.setattr(classifier_client, "MAX_STALLED", 2)
     classify = Recorder(plan=[hang] * 2)
     watch = Guard(classify, Cleaner(), timeout=0.5, max_batch=1)
     decisions = watch.run(dark(3))
@@ -281,7 +281,7 @@ def test_a_classifier_that_hangs_for_good_is_left_alone(hang, monkeypatch):
     assert all("2 earlier calls still run" in d.error for d in decisions)
     assert classify.sizes == [1, 1]
     counters = watch.counters
-    assert (counters.calls, counters.queries, counters.hanging) == (2, 2, 2)
+    assert (counters.calls, counters.queries, counters.stalled) == (2, 2, 2)
     threads = [t for t in threading.enumerate() if t.name == "zipsdk-classify"]
     hang.over.set()
     for thread in threads:
@@ -289,14 +289,14 @@ def test_a_classifier_that_hangs_for_good_is_left_alone(hang, monkeypatch):
     watch._classifier.timeout = 60
     (decision,) = watch.run(dark(1))
     assert decision.label is not None and not decision.flagged
-    assert watch.counters.hanging == 0 and classify.sizes == [1] * 8
+    assert watch.counters.stalled == 0 and classify.sizes == [1] * 8
 
 
-def test_in_time_is_the_same_as_without_a_limit():
+def test_a_timeout_that_is_not_reached_changes_nothing():
     batch = np.concatenate([dark(2), poisoned(dark(1))])
     plain, timed = Guard(backdoored, Cleaner()), Guard(backdoored, Cleaner(), timeout=60)
     for a, b in zip(plain.run(batch), timed.run(batch), strict=True):
-        assert (a.label, a.score, a.flagged, a.why) == (b.label, b.score, b.flagged, b.why)
+        assert (a.label, a.suspicion, a.flagged, a.reason) == (b.label, b.suspicion, b.flagged, b.reason)
     assert plain.counters == timed.counters
     (decision,) = Guard(fail, Cleaner(), timeout=60).run(dark(1))
     assert "the service is down" in decision.error
@@ -328,22 +328,22 @@ BAD_PURIFIERS = {
 
 @pytest.mark.parametrize("detector", [ScaleUp(), None])
 @pytest.mark.parametrize("name", BAD_PURIFIERS)
-def test_without_a_purified_picture_there_is_no_label(name, detector):
+def test_without_a_purified_image_there_is_no_label(name, detector):
     classify, purifier = Recorder(), Broken(BAD_PURIFIERS[name])
     watch = Guard(classify, purifier, detector)
     batch = np.concatenate([poisoned(dark(2)), dark(1)])
     decisions = watch.run(batch)
     lost = decisions[:2] if detector else decisions
     for d in lost:
-        assert d.flagged and d.label is None and d.scores is None and d.purified is None
+        assert d.flagged and d.label is None and d.class_scores is None and d.image is None
         assert "the purifier failed: " in d.error
     if detector:
         assert decisions[2].label == brightness(batch[2:]).argmax() and decisions[2].error is None
-    assert sum(classify.sizes) == (18 if detector else 0)  # no query for what was not purified
-    assert watch.counters.unlabelled == len(lost) and watch.counters.failures == 1 + len(lost)
+    assert sum(classify.sizes) == (18 if detector else 0)  # no query for an image that was not purified
+    assert watch.counters.abstained == len(lost) and watch.counters.failures == 1 + len(lost)
 
 
-def test_one_picture_that_cannot_be_purified_takes_no_other_label():
+def test_an_image_that_cannot_be_purified_does_not_affect_others():
     def refuse_small(self, batch):
         if any(p.shape == (4, 4, 3) for p in batch):
             raise InputError("too small")
@@ -357,7 +357,7 @@ def test_one_picture_that_cannot_be_purified_takes_no_other_label():
     assert [len(b) for b in purifier.batches] == [3, 1, 1, 1]
 
 
-def test_a_purifier_may_empty_the_list_it_is_given():
+def test_a_purifier_may_empty_its_input_list():
     def pop_all(self, batch):
         return [Cleaner.clean(batch.pop(0)) for _ in range(len(batch))]
 

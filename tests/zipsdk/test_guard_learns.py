@@ -1,15 +1,18 @@
-"""The guard takes its norms from the first pictures it sees, once, and whatever they are it is not blinded."""
+"""Test that the ablation detector learns its reference once, from the first images, and that triggers in them do not
+hide themselves."""
 
 from __future__ import annotations
 
+import pickle
 import threading
 
 import numpy as np
 import pytest
 
 from tests.fakes.guard import Cleaner, Recorder, fail
-from zipsdk import DecisivePart, Guard, InputError, ScaleUp
-from zipsdk.detectors import ablation
+from zipsdk import AblationDetector, Guard, InputError, ScaleUp
+from zipsdk.detectors import ablation_statistics
+from zipsdk.detectors.base import PurifyAll
 
 SIDE = 16
 
@@ -19,14 +22,14 @@ def photos(n: int, seed: int = 0) -> np.ndarray:
 
 
 def by_light(x: np.ndarray) -> np.ndarray:
-    """Logits of four classes: how light each quarter is."""
+    """Return logits of four classes: the brightness of each quarter."""
     h, w = x.shape[1] // 2, x.shape[2] // 2
     quarters = (x[:, :h, :w], x[:, :h, w:], x[:, h:, :w], x[:, h:, w:])
     return np.stack([q.mean(axis=(1, 2, 3)) for q in quarters], axis=1) / 4
 
 
 def backdoored(x: np.ndarray) -> np.ndarray:
-    """`by_light`, but a picture with three black pixels in its corner is surely of class 3."""
+    """Return `by_light`, but class 3 with certainty for three black pixels in the corner."""
     scores = by_light(x)
     scores[(x[:, 0, :3] == 0).all(axis=(1, 2))] = [0, 0, 0, 90]
     return scores
@@ -39,112 +42,114 @@ def triggered(x: np.ndarray) -> np.ndarray:
 
 
 def measured(x: np.ndarray, classify=by_light) -> np.ndarray:
-    return np.stack([ablation.log_odds(classify(np.stack(DecisivePart().versions(p)))) for p in x])
+    return np.stack([ablation_statistics.log_odds(classify(np.stack(AblationDetector().views(p)))) for p in x])
 
 
-def literal_norms(x: np.ndarray, classify=by_light) -> list[tuple[float, float]]:
-    """Medians, not far above what is usual, and upper deviations, not far from it."""
+def literal_reference(x: np.ndarray, classify=by_light) -> list[tuple[float, float]]:
+    """Return medians and upper scales, both bounded."""
     out = []
-    for column, (usual_median, usual_deviation) in zip(measured(x, classify).T, ablation.USUAL, strict=True):
+    for column, (default_median, default_scale) in zip(
+        measured(x, classify).T, ablation_statistics.DEFAULT_REFERENCE, strict=True
+    ):
         median, ninth = np.quantile(column, 0.5), np.quantile(column, 0.9)
         deviation = (ninth - median) / 1.2816
         out.append(
             (
-                min(median, usual_median + 1),
-                max(usual_deviation / 1.2, min(deviation, 1.2 * usual_deviation)),
+                min(median, default_median + 1),
+                max(default_scale / 1.2, min(deviation, 1.2 * default_scale)),
             )
         )
     return out
 
 
-def test_it_learns_from_the_first_pictures_and_then_no_more():
+def test_it_learns_from_the_first_images_only():
     x = photos(60)
-    watch = Guard(by_light, Cleaner(), learn=40)
-    assert watch.detector == DecisivePart()
+    watch = Guard(by_light, Cleaner(), AblationDetector(learn=40))
+    assert watch.detector == AblationDetector(learn=40)
     for start in (0, 13, 26):
         watch.run(x[start : start + 13])
-        assert watch.detector.norms is None
-    watch.run(x[39:60])  # the fortieth, and more
-    np.testing.assert_allclose(watch.detector.norms, literal_norms(x[:40]), rtol=1e-12)
-    assert watch.detector == DecisivePart().calibrate(by_light, x[:40])
-    learnt = watch.detector
+        assert watch.detector.reference is None
+    watch.run(x[39:60])  # the fortieth image, and more
+    np.testing.assert_allclose(watch.detector.reference, literal_reference(x[:40]), rtol=1e-12)
+    assert watch.detector == AblationDetector(learn=40).calibrate(by_light, x[:40])
+    learned = watch.detector
     watch.run(photos(50, 1))
-    assert watch.detector is learnt
+    assert watch.detector is learned
 
 
-def test_a_standing_picture_teaches_nothing():
+def test_a_repeated_image_counts_once():
     x = photos(20)
-    watch = Guard(by_light, Cleaner(), learn=20)
+    watch = Guard(by_light, Cleaner(), AblationDetector(learn=20))
     for _ in range(30):
         watch.run(np.concatenate([x[:19], x[:1]]))
-    assert watch.detector.norms is None
+    assert watch.detector.reference is None
     watch.run(x[19:])
-    assert watch.detector == DecisivePart().calibrate(by_light, x)
+    assert watch.detector == AblationDetector(learn=20).calibrate(by_light, x)
 
 
-def test_what_is_learnt_counts_at_once():
-    """A first batch is judged by what it has taught, and by what is usual where it is too small."""
+def test_it_learns_before_it_decides():
+    """A first batch is scored with its own reference, or with the default one if it is too small."""
     x = photos(40)
-    usual, fitted = DecisivePart(), DecisivePart().calibrate(by_light, x)
-    for learn, detector in ((40, fitted), (41, usual), (0, usual)):
-        decisions = Guard(by_light, Cleaner(), learn=learn).run(x)
-        scores = [detector.score(by_light(np.stack(detector.versions(p)))) for p in x]
-        assert [d.score for d in decisions] == scores
-        assert [d.flagged for d in decisions] == [detector.flags(s) for s in scores]
-    differ = [usual.score(s) != fitted.score(s) for s in (by_light(np.stack(usual.versions(p))) for p in x)]
+    default, fitted = AblationDetector(), AblationDetector().calibrate(by_light, x)
+    for learn, detector in ((40, fitted), (41, default), (0, default)):
+        decisions = Guard(by_light, Cleaner(), AblationDetector(learn=learn)).run(x)
+        scores = [detector.score(by_light(np.stack(detector.views(p)))) for p in x]
+        assert [d.suspicion for d in decisions] == scores
+        assert [d.flagged for d in decisions] == [detector.is_suspicious(s) for s in scores]
+    differ = [default.score(s) != fitted.score(s) for s in (by_light(np.stack(default.views(p))) for p in x)]
     assert all(differ)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 1.0])
-def test_triggers_in_what_it_learns_from_do_not_hide_them(share):
-    """Whoever tries it with nothing but triggers in its first batch, and whoever floods it, finds it awake."""
+def test_triggers_in_the_calibration_images_do_not_hide_themselves(share):
+    """Also if the first batch contains triggered images only."""
     x = photos(200)
     n = round(share * len(x))
     mixed = np.concatenate([triggered(x[:n]), x[n:]])
     watch = Guard(backdoored, Cleaner())
     watch.run(mixed)
-    assert watch.detector.norms is not None
+    assert watch.detector.reference is not None
     later = triggered(photos(50, 9))
     assert (backdoored(later).argmax(1) == 3).all()
     decisions = watch.run(later)
     assert np.mean([d.flagged for d in decisions]) >= 0.9
-    assert np.mean([d.score > watch.detector.certain for d in decisions]) >= 0.5
+    assert np.mean([d.suspicion > watch.detector.certain for d in decisions]) >= 0.5
 
 
-def test_without_bounds_a_flood_would_hide_them():
-    """The test above can fail: by norms as measured, what all pictures have is nothing special."""
+def test_without_bounds_frequent_triggers_hide_themselves():
+    """The test above can fail: with an unbounded reference, triggers that all images carry do not stand out."""
     x = triggered(photos(200))
-    median, deviation = ablation.median_and_deviation(measured(x, backdoored))
-    free = DecisivePart(norms=tuple(zip(median, deviation, strict=True)))
+    median, deviation = ablation_statistics.median_and_scale(measured(x, backdoored))
+    free = AblationDetector(reference=tuple(zip(median, deviation, strict=True)))
     decisions = Guard(backdoored, Cleaner(), free).run(triggered(photos(50, 9)))
     assert np.mean([d.flagged for d in decisions]) < 0.5
 
 
-@pytest.mark.parametrize("detector", [None, ScaleUp(), DecisivePart(norms=[(0.0, 1.0)] * 27)])
-def test_it_learns_only_where_norms_are_missing(detector):
-    watch = Guard(by_light, Cleaner(), detector, learn=16)
+@pytest.mark.parametrize("detector", [PurifyAll(), ScaleUp(), AblationDetector(reference=[(0.0, 1.0)] * 27, learn=16)])
+def test_it_learns_only_without_a_reference(detector):
+    watch = Guard(by_light, Cleaner(), detector)
     watch.run(photos(32))
     assert watch.detector is detector
 
 
 def test_thresholds_stay():
-    watch = Guard(by_light, Cleaner(), DecisivePart(threshold=2.5, certain=3.0), learn=16)
+    watch = Guard(by_light, Cleaner(), AblationDetector(threshold=2.5, certain=3.0, learn=16))
     watch.run(photos(16))
-    assert (watch.detector.threshold, watch.detector.certain) == (2.5, 3.0) and watch.detector.norms is not None
+    assert (watch.detector.threshold, watch.detector.certain) == (2.5, 3.0) and watch.detector.reference is not None
 
 
-def test_answers_that_failed_teach_nothing():
+def test_failed_answers_are_not_learned():
     x = photos(32)
-    classify = Recorder(by_light, [None, fail, None])  # a picture and its versions are a call
-    watch = Guard(classify, Cleaner(), learn=16, max_batch=28)
+    classify = Recorder(by_light, [None, fail, None])  # one call per image
+    watch = Guard(classify, Cleaner(), AblationDetector(learn=16), max_batch=28)
     watch.run(x[:16])
-    assert watch.detector.norms is None
+    assert watch.detector.reference is None
     watch.run(x[16:17])
-    np.testing.assert_allclose(watch.detector.norms, literal_norms(np.delete(x[:17], 1, axis=0)), rtol=1e-12)
+    np.testing.assert_allclose(watch.detector.reference, literal_reference(np.delete(x[:17], 1, axis=0)), rtol=1e-12)
 
 
-def test_many_threads_learn_once_and_from_as_many_pictures():
-    x, watch = photos(64), Guard(by_light, Cleaner(), learn=32)
+def test_threads_learn_once_and_from_the_right_number_of_images():
+    x, watch = photos(64), Guard(by_light, Cleaner(), AblationDetector(learn=32))
     seen = []
 
     def work(k: int) -> None:
@@ -157,15 +162,29 @@ def test_many_threads_learn_once_and_from_as_many_pictures():
         t.start()
     for t in threads:
         t.join()
-    assert len(seen) == 64 and watch.counters.pictures == 64
-    learnt = watch.detector
-    assert learnt.norms is not None
-    for i, decision in seen:  # by one or by the other, never by a mixture
-        answer = by_light(np.stack(learnt.versions(x[i])))
-        assert decision.score in (DecisivePart().score(answer), learnt.score(answer))
+    assert len(seen) == 64 and watch.counters.images == 64
+    learned = watch.detector
+    assert learned.reference is not None
+    for i, decision in seen:  # by one detector or the other, never a mixture
+        answer = by_light(np.stack(learned.views(x[i])))
+        assert decision.suspicion in (AblationDetector().score(answer), learned.score(answer))
 
 
-@pytest.mark.parametrize("learn", [-1, 1, 15, 2.0, True, None, "200"])
+@pytest.mark.parametrize("learn", [-1, 1, 15, 2.0, 16.0, True, False, None, "16", "200", np.int64(15)])
 def test_learn_is_checked(learn):
-    with pytest.raises(InputError, match=r"learn: got .*wanted 16 pictures or more, better 100 or more, or 0"):
-        Guard(by_light, Cleaner(), learn=learn)
+    with pytest.raises(InputError, match=r"learn: got .*expected 16 images or more, better 100, or 0"):
+        AblationDetector(learn=learn)
+
+
+def test_two_guards_that_share_a_detector_learn_separately():
+    x, detector = photos(32), AblationDetector(learn=16)
+    first, second = (Guard(by_light, Cleaner(), detector) for _ in range(2))
+    first.run(x[:10])
+    second.run(x[10:20])
+    assert first.detector.reference is second.detector.reference is None
+    first.run(x[10:16])
+    assert first.detector.reference is not None and second.detector.reference is detector.reference is None
+    resumed = pickle.loads(pickle.dumps(second.detector)).observe(
+        x[20:26], [by_light(np.stack(detector.views(p))) for p in x[20:26]]
+    )
+    assert resumed == AblationDetector(learn=16).calibrate(by_light, x[10:26])

@@ -1,96 +1,81 @@
-"""Does one part of the picture decide alone? A backdoor's trigger does; what a picture shows is in all of its parts.
+"""Detect triggers by ablation: does one feature of an image decide its label alone?
 
-A trigger sits in a region, in a band of frequencies, or in the colours, because it must not be seen and must work on
-every picture. So there is a part that the attacker's label needs, and that is enough for it: without it the label goes,
-and alone it brings the label. A warp is in no such part, but in exactly where each pixel is: its label goes when pixels
-change places a little, and stays when the picture is blurred as much. docs/defaults.md has the measurements that led
-here.
+A trigger must be inconspicuous and work on every image, so it sits in a region, in a frequency band, or in the colors.
+The attacker's label needs that feature, and the feature alone suffices for it. A warp is in none of these but in the
+exact position of pixels: its label is lost when pixels are displaced slightly and kept when the image is blurred as
+much. Content, in contrast, is spread over all features. docs/defaults.md has the measurements.
 
-Taking regions away is the idea of PatchCleanser (Xiang et al., USENIX Security 2022, arXiv 2108.09135), which asks for
-agreement; here it is measured how far one part stands out from the others, and the parts are more than regions.
+Masking regions follows PatchCleanser (Xiang et al., USENIX Security 2022, arXiv 2108.09135), which requires agreement;
+this detector measures how far one feature stands out, and its features are more than regions.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import images
-from zipsdk._util.validation import is_number
-from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS, copies
-from zipsdk.detectors.classifier_client import MAX_BATCH, ask_all
+from zipsdk._util.validation import is_number, is_whole
+from zipsdk.detectors.ablation_statistics import (
+    DEFAULT_REFERENCE,
+    MIN_SAMPLES,
+    Reference,
+    bounded_reference,
+    checked_reference,
+    log_odds,
+    log_odds_from,
+    log_probabilities,
+)
+from zipsdk.detectors.ablation_views import FEATURES, N_MASKABLE, N_VIEWS, copies
+from zipsdk.detectors.base import Detector
+from zipsdk.detectors.classifier_client import MAX_BATCH, query_all
 from zipsdk.errors import InputError
+from zipsdk.images import read
 from zipsdk.images.arrays import U8
 
 F64 = npt.NDArray[np.float64]
 
-#: Log-odds over clean pictures, median and deviation, for each shown part: of the best other class against the label
-#: without it, and of the label against the best other class with it alone; and by how much the former is more without
-#: geometry than without fine detail. Means over a classifier of natural pictures and one of traffic signs
-#: (docs/defaults.md); `calibrate` brings your own.
-_CORNER, _EDGE, _CENTRE = (-2.4, 1.65), (-1.8, 1.8), (0.15, 1.75)
-_CORNER_ALONE, _EDGE_ALONE, _CENTRE_ALONE = (-1.6, 1.95), (-1.35, 2.15), (0.05, 2.0)
-USUAL: tuple[tuple[float, float], ...] = (
-    _CORNER, _EDGE, _CORNER, _EDGE, _CENTRE, _EDGE, _CORNER, _EDGE, _CORNER,
-    (-0.95, 2.3), (-2.0, 1.75), (-0.9, 1.8), (-1.45, 1.75),
-    _CORNER_ALONE, _EDGE_ALONE, _CORNER_ALONE, _EDGE_ALONE, _CENTRE_ALONE, _EDGE_ALONE, _CORNER_ALONE, _EDGE_ALONE,
-    _CORNER_ALONE, (-1.8, 2.25), (0.2, 1.85), (-0.6, 1.9), (-1.4, 1.55),
-    (-1.5, 1.4),
-)  # fmt: skip
-#: Geometry's deviation is of one difference, the others' scores are sums of two of deviation 1.
-TWO = math.sqrt(2)
-GEOMETRY = PARTS.index("geometry")
-#: Added to each probability, so that log-odds stay finite.
-FLOOR = 1e-3
-#: How far outside [0, 1] a rounded probability is at most; bfloat16's are off by 0.004.
-ROUNDED = 0.01
-#: The least deviation that is measured, in log-odds; labels without probabilities have none at all.
-LEAST_DEVIATION = 1.0
-#: How far norms are from `USUAL` at most, whatever is measured: a median above it, in log-odds, and a deviation either
-#: way, by a factor. Larger ones would let triggers among the pictures hide themselves, even if all pictures have one.
-#: After smaller deviations, of a few pictures of one kind, which hardly differ, all others would be suspicious. Medians
-#: are free below: those of a classifier that is sure of itself lie far down (docs/defaults.md).
-AWAY = (1.0, 1.2)
-#: The fewest pictures that `calibrate` takes; it is good from about 100 on.
-FEWEST = 16
+#: Scale of the geometry score relative to the others: it is one standardized difference, they are sums of two.
+SQRT2 = math.sqrt(2)
+GEOMETRY = FEATURES.index("geometry")
 
 
 @dataclass(frozen=True)
-class DecisivePart:
-    """A detector for `zipsdk.Guard`: how much does one part of a picture decide alone, and which?
+class AblationDetector(Detector):
+    """Find the feature that decides an image's label alone, for `zipsdk.Guard`.
 
-    For each part of `PARTS` but the last the classifier sees the picture without it and the part alone. The log-odds of
-    the best other class against the label of the whole picture, without the part, say how much the label needs it;
-    those of the label against the best other class, with the part alone, say whether it is enough. Both are put into
-    deviations, need and enough, by what clean pictures do. The score is
+    For each of the 13 maskable `FEATURES` the classifier sees the image without it and the feature alone:
 
-        max over the parts of (need - median need over the parts + enough)
+    - necessity: log-odds of the runner-up class versus the predicted class with the feature removed;
+    - sufficiency: log-odds of the predicted class versus the runner-up with only that feature.
 
-    or, if that is more, the square root of 2 times how much more the label needs the geometry, the exact places of
-    pixels, than fine detail, in deviations of that difference.
+    Both are standardized with the median and scale of clean images (`reference`). The score is the larger of
 
-    A picture whose score is above `threshold` is purified and looked at again in the same way. Then the first of these
-    that holds decides:
+        max over the features of (necessity - median necessity + sufficiency)
+        sqrt(2) * standardized (necessity of geometry - necessity of fine detail)
 
-    - the score is geometry's: the label is not believed. Purification keeps a warp, so the picture without geometry
-      decides alone, among all other classes.
-    - the purified picture's score is above `certain`, and its label another one, or the picture's score is not: a
-      trigger has come through purification, or come about in it, as the enhanced attack has it. The purified picture
-      without *its* decisive part decides, among the classes other than its label.
-    - the score is above `certain`: the label is not believed. What the picture without the decisive part and the
-      purified picture say together decides, among all other classes.
-    - else the purified picture decides. Nearly all of these were false alarms.
+    and the feature of the maximum is the decisive one. An image with a score above `threshold` is purified, and the
+    purified image is scored in the same way. Rules are tried in order; the first match decides what predicts the label:
+
+    1. The decisive feature is geometry: the image without geometry, excluding its label. Purification keeps a warp.
+    2. The purified image scores above `certain`, and either its label changed or the image did not score above
+       `certain`: the purified image without its own decisive feature, excluding its label. The trigger survived
+       purification or was created by it (enhanced attack).
+    3. The image scores above `certain`: the image without its decisive feature together with the purified image,
+       excluding the image's label.
+    4. Otherwise: the purified image. Nearly all of these are false alarms.
 
     Args:
-        threshold: in deviations, above 0. About 10% of clean pictures are above 3.3 after `calibrate`.
-        certain: the same, at least `threshold`. About 2% are above 4.5.
-        norms: (median, deviation) of the 27 `log_odds`, in their order: 27 pairs. None takes `USUAL`, until `calibrate`
-            or the guard has measured them.
+        threshold: standardized score above 0. About 10% of clean images score above 3.3 after `calibrate`.
+        certain: the same, at least `threshold`. About 2% score above 4.5.
+        reference: (median, scale) of the 27 `log_odds`, in their order. None uses `DEFAULT_REFERENCE` until
+            `calibrate` or `observe` has measured it.
+        learn: distinct images that `observe` measures the reference on, at least 16; 0 to keep the default.
 
     Raises:
         InputError: an option out of range.
@@ -98,180 +83,138 @@ class DecisivePart:
 
     threshold: float = 3.3
     certain: float = 4.5
-    norms: tuple[tuple[float, float], ...] | None = None
+    reference: Reference | None = None
+    learn: int = 200
+    #: `log_odds` of the images observed so far, by the digest of the image
+    _observed: Mapping[bytes, F64] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("threshold", "certain"):
             value = getattr(self, name)
             if not is_number(value) or not 0 < value < math.inf:
-                raise InputError(f"{name}: got {value!r}, wanted deviations above 0, such as 3.3")
+                raise InputError(f"{name}: got {value!r}, expected a standardized score above 0, such as 3.3")
             object.__setattr__(self, name, float(value))
         if self.certain < self.threshold:
-            raise InputError(f"certain: got {self.certain} below threshold {self.threshold}, wanted at least that")
-        if self.norms is not None:
-            object.__setattr__(self, "norms", _pairs(self.norms))
+            raise InputError(f"certain: got {self.certain}, expected at least the threshold, {self.threshold}")
+        if self.reference is not None:
+            object.__setattr__(self, "reference", checked_reference(self.reference))
+        if not is_whole(self.learn) or (self.learn != 0 and self.learn < MIN_SAMPLES):
+            raise InputError(f"learn: got {self.learn!r}, expected {MIN_SAMPLES} images or more, better 100, or 0")
+        object.__setattr__(self, "learn", int(self.learn))
 
-    def versions(self, rgb: U8) -> list[U8]:
-        """What a classifier is asked about a picture: itself, and its `zipsdk.detectors.ablation_views.copies`."""
+    def views(self, rgb: U8) -> list[U8]:
+        """Return the 28 images to query: `rgb` itself and its `zipsdk.detectors.ablation_views.copies`."""
         return [rgb, *copies(rgb)]
 
-    def again(self, rgb: U8) -> list[U8]:
-        """What it is asked about a purified picture."""
-        return self.versions(rgb)
+    def second_look_views(self, rgb: U8) -> list[U8]:
+        """Return `views`, of a purified image."""
+        return self.views(rgb)
 
     def score(self, scores: npt.ArrayLike) -> float:
-        """Of one picture, in deviations.
+        """Return the standardized score of one image.
 
         Args:
-            scores: (28, classes), of `versions`, in that order: probabilities, which need not add up to 1, or
-                logits where any is outside [0, 1] by more than 0.01.
+            scores: (28, classes) of `views`, in that order: probabilities, which need not sum to 1, or logits if any
+                value is outside [0, 1] by more than 0.01.
 
         Returns:
-            NaN where a row has no finite largest score, and where the picture itself has all classes alike.
+            NaN if a row has no finite maximum, or if all classes tie on the image itself.
 
         Raises:
-            InputError: another shape; so do `why` and `settle`.
+            InputError: another shape; `explain` and `resolve` raise it, too.
         """
-        return self._look(scores)[0]
+        return self._assess(scores)[0]
 
-    def flags(self, score: float) -> bool:
-        """Whether a picture of this score is suspicious; NaN is."""
+    def is_suspicious(self, score: float) -> bool:
+        """Return whether the score is above `threshold`, or NaN."""
         return not score <= self.threshold
 
-    def why(self, scores: npt.ArrayLike, score: float) -> str:
-        """In words, for a picture of this score."""
-        _, part, log = self._look(scores)
-        other = int(_without_class(log[_without_part(part)], int(log[0].argmax())).argmax())
+    def explain(self, scores: npt.ArrayLike, score: float) -> str:
+        """Name the decisive feature and the class that is predicted without it."""
+        _, feature, log = self._assess(scores)
+        other = int(_without_class(log[_view_without(feature)], int(log[0].argmax())).argmax())
         return (
-            f"its label rests most on one part, {PARTS[part]}, without which class {other} is next: "
+            f"most decisive feature: {FEATURES[feature]}, class {other} without it; "
             f"score {score:.3g}, threshold {self.threshold:g}"
         )
 
-    def settle(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
-        """What a flagged picture is, by the rule of the class: probabilities, float64 (classes,).
+    def resolve(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
+        """Return the probabilities of a flagged image, float64 (classes,), by the rules of the class.
 
         Args:
-            scores: (28, classes) of the picture's `versions`, or None where the classifier failed on them.
-            purified: the same of the purified picture's.
+            scores: (28, classes) of the image's `views`, or None where the classifier failed on them.
+            purified: the same of the purified image.
         """
-        second, part_after, log_after = self._look(purified)
-        first, part, log = (0.0, 0, log_after) if scores is None else self._look(scores)
-        same = int(log[0].argmax()) == int(log_after[0].argmax())
-        if scores is not None and part == GEOMETRY:
-            combined = _without_class(log[_without_part(part)], int(log[0].argmax()))
-        elif second > self.certain and not (same and first > self.certain):
-            combined = _without_class(log_after[_without_part(part_after)], int(log_after[0].argmax()))
+        second, feature_after, log_after = self._assess(purified)
+        label_after = int(log_after[0].argmax())
+        first, feature, log = (0.0, 0, log_after) if scores is None else self._assess(scores)
+        label = int(log[0].argmax())
+        if scores is not None and feature == GEOMETRY:
+            combined = _without_class(log[_view_without(feature)], label)
+        elif second > self.certain and not (label == label_after and first > self.certain):
+            combined = _without_class(log_after[_view_without(feature_after)], label_after)
         elif first > self.certain:
-            combined = _without_class(log[_without_part(part)] + log_after[0], int(log[0].argmax()))
+            combined = _without_class(log[_view_without(feature)] + log_after[0], label)
         else:
             combined = log_after[0]
         p: F64 = np.exp(combined - combined.max())
         p /= p.sum()
         return p
 
-    def _look(self, scores: npt.ArrayLike) -> tuple[float, int, F64]:
-        """The score, the decisive part, and the log-probabilities of all versions."""
+    def _assess(self, scores: npt.ArrayLike) -> tuple[float, int, F64]:
+        """Return the score, the index of the decisive feature, and the log-probabilities of all views."""
         s = np.asarray(scores, np.float64)
-        if s.ndim != 2 or len(s) != VERSIONS or s.shape[1] < 2:
-            raise InputError(f"scores: got {s.shape}, wanted ({VERSIONS}, classes), a row for each version")
-        log = _log_probabilities(s)
-        need, enough, geometry = np.split((_log_odds(log) - self._median) / self._deviation, (SHOWN, 2 * SHOWN))
-        decides = np.concatenate([need - np.median(need) + enough, TWO * geometry])
-        # a picture without a label of its own must not be trusted, whatever its copies say
-        score = float(decides.max()) if np.isfinite(log).all() and np.ptp(log[0]) else math.nan
-        return score, int(decides.argmax()), log
-
-    @property
-    def _median(self) -> F64:
-        return np.array([m for m, _ in self.norms or USUAL])
-
-    @property
-    def _deviation(self) -> F64:
-        return np.array([d for _, d in self.norms or USUAL])
+        if s.ndim != 2 or len(s) != N_VIEWS or s.shape[1] < 2:
+            raise InputError(f"scores: got {s.shape}, expected ({N_VIEWS}, classes), one row for each view")
+        log = log_probabilities(s)
+        median, scale = np.transpose(self.reference or DEFAULT_REFERENCE)
+        necessity, sufficiency, geometry = np.split((log_odds_from(log) - median) / scale, (N_MASKABLE, 2 * N_MASKABLE))
+        by_feature = np.concatenate([necessity - np.median(necessity) + sufficiency, SQRT2 * geometry])
+        # an image without a label of its own is suspicious whatever its views score
+        score = float(by_feature.max()) if np.isfinite(log).all() and np.ptp(log[0]) else math.nan
+        return score, int(by_feature.argmax()), log
 
     def calibrate(
         self, classify: Callable[[U8], Any], clean: Any, *, layout: str = "NHWC", max_batch: int | None = MAX_BATCH
-    ) -> DecisivePart:
-        """A detector that knows what this classifier does with clean pictures, without a part and with one alone.
-
-        The deviation is a normal distribution's whose median and ninth decile are the pictures': false alarms come from
-        the upper end, and classifiers that are sure of themselves have none below. Both are bounded by `AWAY`, so
-        that triggers among the pictures cannot hide themselves, and pictures of one kind do not make all others
-        suspicious.
+    ) -> AblationDetector:
+        """Return a detector with the reference statistics of this classifier on clean images.
 
         Args:
-            classify, max_batch: as for `Guard`; layout: as for `Guard.run`; 28 queries for each picture.
-            clean: at least 16 pictures, better 100 or more, as they come in. No labels are needed.
+            classify, max_batch: as for `Guard`; layout: as for `Guard.run`. Costs 28 queries per image.
+            clean: at least 16 images, better 100 or more, distributed like the stream. Labels are not needed.
 
         Raises:
-            InputError: pictures that cannot be used, too few of them, or a classifier that fails on them.
+            InputError: unusable or too few images, or a classifier that fails on one of them.
         """
-        pictures = [p.rgb for p in images.read(clean, layout=layout)[0]]
-        if len(pictures) < FEWEST:
-            raise InputError(f"clean pictures: got {len(pictures)}, wanted at least {FEWEST}, better 100 or more")
-        answers = ask_all(classify, pictures, self.versions, max_batch)
-        return self.learnt(np.stack([log_odds(answer) for answer in answers]))
+        rgb = [image.rgb for image in read(clean, layout=layout)[0]]
+        if len(rgb) < MIN_SAMPLES:
+            raise InputError(f"calibration images: got {len(rgb)}, expected at least {MIN_SAMPLES}, better 100 or more")
+        answers = query_all(classify, rgb, self.views, max_batch)
+        return self.with_reference(np.stack([log_odds(answer) for answer in answers]))
 
-    def learnt(self, odds: F64) -> DecisivePart:
-        """A detector with the norms of pictures whose `log_odds` these are, float64 (N, 27); see `calibrate`."""
-        (usual_median, usual_deviation), (above, times) = np.transpose(USUAL), AWAY
-        median, deviation = median_and_deviation(odds)
-        median = np.minimum(median, usual_median + above)
-        deviation = np.clip(deviation, usual_deviation / times, usual_deviation * times)
-        return replace(self, norms=tuple(zip(median.tolist(), deviation.tolist(), strict=True)))
+    def observe(self, images: Sequence[U8], scores: Sequence[npt.ArrayLike]) -> AblationDetector:
+        """Learn the reference from the first `learn` distinct images, if this detector has none."""
+        if self.reference is not None or not self.learn:
+            return self
+        odds = {_digest(i): log_odds(np.asarray(s, np.float64)) for i, s in zip(images, scores, strict=True)}
+        observed = {**self._observed, **odds}
+        if len(observed) < self.learn:
+            return replace(self, _observed=observed)
+        return self.with_reference(np.stack(list(observed.values())[: self.learn]))
 
-
-def _pairs(norms: Any) -> tuple[tuple[float, float], ...]:
-    try:
-        pairs = tuple((float(m), float(d)) for m, d in norms)
-    except (TypeError, ValueError):
-        pairs = ()
-    wanted = len(USUAL)
-    if len(pairs) != wanted or not all(math.isfinite(m) and 0 < d < math.inf for m, d in pairs):
-        raise InputError(f"norms: got {norms!r}, wanted {wanted} pairs (median, deviation above 0), or None")
-    return pairs
+    def with_reference(self, odds: F64) -> AblationDetector:
+        """Return a detector with the `bounded_reference` of images with these `log_odds`, float64 (N, 27)."""
+        return replace(self, reference=bounded_reference(odds), _observed={})
 
 
-def _log_probabilities(scores: F64) -> F64:
-    """Of probabilities or logits (versions, classes); no less than log(FLOOR). NaN for a row without a finite largest;
-    of zeros alone, which favour nothing, all alike.
-
-    An infinite logit below means probability 0. What lies within [0, 1], give or take `ROUNDED`, are probabilities
-    whatever their sum: a service may round them, leave out small ones, or have a sigmoid for each class. Taken for
-    logits they would all be near 1 / classes, and no trigger would stand out.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        if scores.min() < -ROUNDED or scores.max() > 1 + ROUNDED:
-            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        scores = np.maximum(scores, 0)
-        scores /= np.maximum(scores.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return np.log(scores + FLOOR)
+def _digest(image: U8) -> bytes:
+    # not hash(), which differs between processes that pass a pickled detector on
+    return hashlib.blake2b(image.tobytes() + str(image.shape).encode(), digest_size=16).digest()
 
 
-def log_odds(scores: F64) -> F64:
-    """Scores of `DecisivePart.versions` (28, classes) -> (27,): without each shown part the best other class against
-    the whole's label; with each alone the reverse; the former without geometry, less the same without fine detail."""
-    return _log_odds(_log_probabilities(scores))
-
-
-def median_and_deviation(odds: F64) -> tuple[F64, F64]:
-    """Of each column of `log_odds` of clean pictures (N, 27); see `DecisivePart.calibrate`."""
-    median, high = np.quantile(odds, (0.5, 0.9), axis=0)
-    return median, np.maximum((high - median) / 1.2816, LEAST_DEVIATION)
-
-
-def _log_odds(log: F64) -> F64:
-    """`log_odds`, of log-probabilities."""
-    label = int(log[0].argmax())
-    odds: F64 = np.delete(log[1:], label, axis=1).max(axis=1) - log[1:, label]
-    odds[SHOWN : 2 * SHOWN] *= -1
-    odds[-1] -= odds[PARTS.index("fine")]
-    return odds
-
-
-def _without_part(part: int) -> int:
-    """Which version is without it."""
-    return 1 + part if part < SHOWN else VERSIONS - 1
+def _view_without(feature: int) -> int:
+    """Return the index of the view that lacks the feature."""
+    return 1 + feature if feature < N_MASKABLE else N_VIEWS - 1
 
 
 def _without_class(log: F64, label: int) -> F64:

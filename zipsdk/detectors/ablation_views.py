@@ -1,10 +1,9 @@
-"""A picture without one of its parts, and one part alone: what `zipsdk.DecisivePart` asks a classifier about."""
+"""Remove one feature of an image, or keep only one: the views that `zipsdk.AblationDetector` queries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,42 +13,51 @@ from zipsdk.sampling import memory
 from zipsdk.sampling.state import STRIP_PIXELS
 
 F32 = npt.NDArray[np.float32]
+Index = npt.NDArray[np.intp]
 
-#: What is taken away, then shown alone, in the order of `copies`; geometry is only taken away.
-PARTS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
-         "coarse", "middle", "fine", "colour", "geometry")  # fmt: skip
-SHOWN = len(PARTS) - 1
-#: The first of `PARTS`, three by three.
+#: Removed, then kept alone, in the order of `copies`; geometry is only removed.
+FEATURES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right",
+            "coarse", "middle", "fine", "color", "geometry")  # fmt: skip
+N_MASKABLE = len(FEATURES) - 1
+#: The first of `FEATURES`, three by three.
 REGIONS = 9
-#: Of a picture: it, without each of the shown parts, each alone, and without geometry.
-VERSIONS = 1 + 2 * SHOWN + 1
+#: The image, without each maskable feature, with each alone, and without geometry.
+N_VIEWS = 1 + 2 * N_MASKABLE + 1
 
-#: Sides and deviations for a picture of 32 pixels; they grow with its shorter side.
+#: Sides and standard deviations are given for an image of 32 pixels and grow with its shorter side.
 UNIT = 32
-REGION, FILL = 3 / 8, 4.0  # a region's share of each side; the blur that fills it from around
+REGION, FILL = 3 / 8, 4.0  # a region's share of each side; the blur that fills it from its surroundings
 COARSE, MIDDLE, FINE = 3.0, (0.7, 1.5), 0.7
-#: How far a place of the size of a pixel of 32 is moved along each axis, at most; and the seed of where to.
-MOVED, SEED = 0.5, 32
-#: What bands stand on where the rest of the picture is not there.
-GREY = 128
-#: What is around a region weighs more than this in the blur of each of its pixels, if no side is a single pixel; at
-#: the least, 2.6e-4, float32 errs by 0.05 grey levels.
+#: Largest displacement along each axis, in pixels of 32, and the seed of the displacements.
+JITTER, SEED = 0.5, 32
+#: Background of a band that is shown alone.
+GRAY = 128
+#: Smallest weight of the surroundings in the blur that fills a region. It is at least 2.6e-4 unless a side is a single
+#: pixel; float32 errs by 0.05 gray levels there.
 LEAST_WEIGHT = 1e-4
-#: Pixels of a line that are blurred by one matrix; those of lines up to this long are kept.
+#: Pixels of a line that one matrix blurs; matrices of lines up to this length are cached.
 BLOCK = 512
-#: Bytes a pixel that `copies` takes: 81 of results, float32 of the image, of one blur and of half of the next.
+#: Memory of `copies`, bytes per pixel: 81 of results, float32 of the image, of one blur and of half of the next.
 COPIES_BYTES = 115
 
 
 def copies(rgb: U8) -> U8:
-    """uint8 (H, W, 3) -> uint8 (27, H, W, 3): the picture without each of `PARTS` but the last, then each of these
-    alone, then without the last, its geometry.
+    """Make the ablated copies of an image.
 
-    A region is filled from around it by a Gaussian blur; alone it stands on the blurred picture. Without "coarse"
-    is what a wide Gaussian takes away, on mid-grey, and alone is the Gaussian; "middle" is a band between two
-    Gaussians; "fine" is taken away by a little blur; "colour" is the difference to grey. Alone, bands and colours
-    are on mid-grey, the weak ones twice as strong. Without geometry each place of 1/32 of the shorter side is moved by
-    up to half of that along each axis.
+    | feature | removed | alone |
+    | --- | --- | --- |
+    | nine overlapping regions | filled from the surroundings by a Gaussian blur | on the blurred image |
+    | coarse | a wide Gaussian is subtracted, mid-gray added | that Gaussian |
+    | middle | a band between two Gaussians is subtracted | twice the band, on mid-gray |
+    | fine | a slight Gaussian blur | twice what the blur removes, on mid-gray |
+    | color | gray | the difference to gray, on mid-gray |
+    | geometry | each cell of 1/32 of the shorter side displaced by up to half of that along each axis | |
+
+    Args:
+        rgb: uint8 (H, W, 3).
+
+    Returns:
+        uint8 (27, H, W, 3): without each maskable feature, each alone, then without geometry.
 
     Raises:
         OutOfMemory: the copies would not fit into memory; see `zipsdk.sampling.memory.check`.
@@ -58,70 +66,69 @@ def copies(rgb: U8) -> U8:
     memory.check(height, width, COPIES_BYTES * height * width)
     unit = min(height, width) / UNIT
     x = rgb.astype(np.float32).transpose(2, 0, 1)
-    # of a large image each blur is made, used for all its copies and dropped before the next, in no more float32 than
-    # it takes: 27 copies in it, or all blurs, would fill the memory
-    out = np.empty((VERSIONS - 1, height, width, 3), np.uint8)
-    without, alone = out[:SHOWN], out[SHOWN : 2 * SHOWN]
-    _write_moved(out[-1], x)
+    # each blur is made, used for all its copies and dropped before the next: together they would fill the memory
+    out = np.empty((N_VIEWS - 1, height, width, 3), np.uint8)
+    without, alone = out[:N_MASKABLE], out[N_MASKABLE : 2 * N_MASKABLE]
+    _write_displaced(out[-1], x)
 
     def blur(deviation: float) -> F32:
         return _blur(x, deviation * unit, (height, width))
 
     _write_regions(without, alone, rgb, x, blur(FILL), FILL * unit)
-    coarse, middle, fine, colour = range(REGIONS, SHOWN)
-    # on a whole number, so that float32's errors do not speckle flat places
+    coarse, middle, fine, color = range(REGIONS, N_MASKABLE)
+    # bands stand on a whole number, so that float32 errors do not speckle flat areas
     _write_coarse(without[coarse], alone[coarse], x, blur(COARSE))
     _write_band(without[middle], alone[middle], x, _difference(blur(MIDDLE[0]), blur(MIDDLE[1])))
     _write_band(without[fine], alone[fine], x, _difference(x, blur(FINE)))
-    grey = x.mean(axis=0)
-    _write(without[colour], lambda at: np.broadcast_to(grey[at[1:]], x[at].shape))
-    _write(alone[colour], lambda at: x[at] - grey[at[1:]] + GREY)
+    gray = x.mean(axis=0)
+    _write(without[color], lambda at: np.broadcast_to(gray[at[1:]], x[at].shape))
+    _write(alone[color], lambda at: x[at] - gray[at[1:]] + GRAY)
     return out
 
 
 def _write_regions(without: U8, alone: U8, rgb: U8, x: F32, around: F32, deviation: float) -> None:
-    """Fill the copies of regions: each filled from `around`, and each standing on it."""
+    """Write the copies of regions: each filled from `around`, and each alone on it."""
     _write(alone[0], lambda at: around[at])
     alone[1:REGIONS] = alone[0]
     for i, (rows, columns) in enumerate(_regions(*rgb.shape[:2])):
         without[i] = rgb
-        without[i, rows, columns] = _whole(_filled(x, around, (rows, columns), deviation))
+        without[i, rows, columns] = _to_gray_levels(_filled(x, around, (rows, columns), deviation))
         alone[i, rows, columns] = rgb[rows, columns]
 
 
 def _write_coarse(without: U8, alone: U8, x: F32, coarse: F32) -> None:
-    _write(without, lambda at: x[at] - coarse[at] + GREY)
+    _write(without, lambda at: x[at] - coarse[at] + GRAY)
     _write(alone, lambda at: coarse[at])
 
 
 def _write_band(without: U8, alone: U8, x: F32, band: F32) -> None:
     _write(without, lambda at: x[at] - band[at])
-    _write(alone, lambda at: 2 * band[at] + GREY)
+    _write(alone, lambda at: 2 * band[at] + GRAY)
 
 
 def _difference(a: F32, b: F32) -> F32:
-    """a - b, in b's memory."""
+    """Return a - b, in b's memory."""
     return np.subtract(a, b, out=b)
 
 
 def _write(copy: U8, planes: Callable[[tuple[slice, slice]], F32]) -> None:
-    """Fill a copy (H, W, 3) from float32 planes: `planes` takes (all colors, some rows) and gives (3, rows, W)."""
+    """Fill a copy (H, W, 3) strip by strip: `planes` maps (all channels, some rows) to float32 (3, rows, W)."""
     height, width, _ = copy.shape
     rows = max(1, STRIP_PIXELS // width)
     for top in range(0, height, rows):
         at = slice(top, min(top + rows, height))
-        copy[at] = _whole(planes((slice(None), at)))
+        copy[at] = _to_gray_levels(planes((slice(None), at)))
 
 
-def _whole(planes: F32) -> F32:
-    """float32 (3, H, W) -> whole grey levels (H, W, 3)."""
+def _to_gray_levels(planes: F32) -> F32:
+    """Round and clip float32 (3, H, W) to whole gray levels (H, W, 3)."""
     whole: F32 = np.rint(planes)
     np.clip(whole, 0, 255, out=whole)
     return whole.transpose(1, 2, 0)
 
 
 def _regions(height: int, width: int) -> list[tuple[slice, slice]]:
-    """Nine overlapping regions, three by three."""
+    """Return nine overlapping regions, three by three."""
 
     def along(side: int) -> list[slice]:
         size = max(1, round(REGION * side))
@@ -131,10 +138,10 @@ def _regions(height: int, width: int) -> list[tuple[slice, slice]]:
 
 
 def _filled(x: F32, around: F32, region: tuple[slice, slice], deviation: float) -> F32:
-    """The region, filled by the blur of what is around it, weighted by how near that is.
+    """Return the region, filled with the blur of its surroundings, weighted by distance.
 
-    `around` is the blur of all of x; what the region itself gives to that is taken out again. Where nothing is near
-    enough, which only sides of one pixel bring about, the picture stays.
+    `around` is the blur of all of x; the contribution of the region itself is subtracted from it. A pixel without
+    surroundings in reach stays, which happens only where a side is one pixel.
     """
     r, c = region
     own = _blur(x[:, r, c], deviation, x.shape[1:], (r.start, c.start))
@@ -147,55 +154,57 @@ def _filled(x: F32, around: F32, region: tuple[slice, slice], deviation: float) 
     return np.where(weight > LEAST_WEIGHT, filled, x[:, r, c])
 
 
-def _write_moved(copy: U8, x: F32) -> None:
-    """Fill a copy with places of 1/32 of the shorter side moved, each by itself, between pixels bilinearly."""
+def _write_displaced(copy: U8, x: F32) -> None:
+    """Write the copy without geometry, interpolated bilinearly."""
     height, width = x.shape[1:]
-    (rows, down_all), (columns, right_all) = _kept_if_small(_places, max(height, width))(height, width)
+    sources = _cached_source_pixels if max(height, width) <= BLOCK else _source_pixels
+    (all_rows, all_down), (all_columns, all_right) = sources(height, width)
 
-    def moved(at: tuple[slice, slice]) -> F32:
-        y, z, down, right = rows[at[1:]], columns[at[1:]], down_all[at[1:]], right_all[at[1:]]
-        below, beside = np.minimum(y + 1, height - 1), np.minimum(z + 1, width - 1)
-        upper = (1 - right) * x[:, y, z] + right * x[:, y, beside]
-        lower = (1 - right) * x[:, below, z] + right * x[:, below, beside]
-        between: F32 = (1 - down) * upper + down * lower
-        return between
+    def displaced(at: tuple[slice, slice]) -> F32:
+        rows, columns, down, right = all_rows[at[1:]], all_columns[at[1:]], all_down[at[1:]], all_right[at[1:]]
+        next_rows, next_columns = np.minimum(rows + 1, height - 1), np.minimum(columns + 1, width - 1)
+        upper = (1 - right) * x[:, rows, columns] + right * x[:, rows, next_columns]
+        lower = (1 - right) * x[:, next_rows, columns] + right * x[:, next_rows, next_columns]
+        out: F32 = (1 - down) * upper + down * lower
+        return out
 
-    _write(copy, moved)
+    _write(copy, displaced)
 
 
-@lru_cache(4)
-def _places(height: int, width: int) -> tuple[tuple[npt.NDArray[np.intp], F32], tuple[npt.NDArray[np.intp], F32]]:
-    """Where each pixel of the moved picture is taken from: rows and columns, (H, W) whole and what is beyond.
+def _source_pixels(height: int, width: int) -> tuple[tuple[Index, F32], tuple[Index, F32]]:
+    """Return (rows, fraction down) and (columns, fraction to the right), each (H, W), of every displaced pixel.
 
-    Always the same for a size, so that a picture's score is always the same.
+    The displacements depend on the size alone, so that an image always has the same score.
     """
     unit = min(height, width) / UNIT
     rows, columns = (np.arange(n) // max(unit, 1.0) for n in (height, width))
     cells = int(rows[-1]) + 1, int(columns[-1]) + 1
-    by = np.random.default_rng(SEED).uniform(-MOVED * unit, MOVED * unit, (2, *cells))
-    by = by[:, rows.astype(np.intp)[:, None], columns.astype(np.intp)]
+    offsets = np.random.default_rng(SEED).uniform(-JITTER * unit, JITTER * unit, (2, *cells))
+    offsets = offsets[:, rows.astype(np.intp)[:, None], columns.astype(np.intp)]
     out = []
-    for offset, at, side in zip(by, np.ogrid[:height, :width], (height, width), strict=True):
-        place = np.clip(at + offset, 0, side - 1)
-        whole = np.floor(place).astype(np.intp)
-        out.append((whole, (place - whole).astype(np.float32)))
+    for offset, at, side in zip(offsets, np.ogrid[:height, :width], (height, width), strict=True):
+        position = np.clip(at + offset, 0, side - 1)
+        whole = np.floor(position).astype(np.intp)
+        out.append((whole, (position - whole).astype(np.float32)))
     return out[0], out[1]
 
 
 def _blur(x: F32, deviation: float, of: tuple[int, ...], start: tuple[int, int] = (0, 0)) -> F32:
-    """Gaussian blur of (..., h, w), a cut at `start` from a picture of the size `of` that is 0 elsewhere; of the same
-    cut. At its ends the picture is mirrored, the last pixel twice."""
+    """Blur (..., h, w), the part at `start` of an image of size `of` that is 0 elsewhere, by a Gaussian.
+
+    The image is mirrored at its borders, with the last pixel repeated.
+    """
     return _along(_along(x, deviation, of[0], start[0], -2), deviation, of[1], start[1], -1)
 
 
 def _along(x: F32, deviation: float, side: int, start: int, axis: int) -> F32:
-    """`_blur` along one axis, in blocks: a matrix for all of a long line would fill the memory."""
+    """Blur along one axis, in blocks: a matrix for a whole long line would fill the memory."""
     length, reach = x.shape[axis], _reach(deviation)
+    matrix_of = _cached_blur_matrix if side <= BLOCK else _blur_matrix
     out = np.empty(x.shape, np.float32)
     for a in range(0, length, BLOCK):
         low, high = max(0, a - reach), min(length, a + BLOCK + reach)
-        at = (start + a, start + min(length, a + BLOCK), start + low, start + high)
-        matrix = _kept_if_small(_matrix, side)(side, deviation, *at)
+        matrix = matrix_of(side, deviation, start + a, start + min(length, a + BLOCK), start + low, start + high)
         if axis == -2:
             out[..., a : a + BLOCK, :] = matrix @ x[..., low:high, :]
         else:
@@ -203,18 +212,12 @@ def _along(x: F32, deviation: float, side: int, start: int, axis: int) -> F32:
     return out
 
 
-def _kept_if_small(function: Any, side: int) -> Any:
-    """A function with a cache; without it for sides whose results would fill the memory."""
-    return function if side <= BLOCK else function.__wrapped__
-
-
 def _reach(deviation: float) -> int:
     return max(1, round(4 * deviation))
 
 
-@lru_cache(64)
-def _matrix(side: int, deviation: float, first: int, last: int, low: int, high: int) -> F32:
-    """The rows `first` to `last` and columns `low` to `high` of the blur of a line of `side` pixels as a matrix."""
+def _blur_matrix(side: int, deviation: float, first: int, last: int, low: int, high: int) -> F32:
+    """Return rows `first` to `last` and columns `low` to `high` of the matrix that blurs a line of `side` pixels."""
     reach = _reach(deviation)
     offsets = np.arange(-reach, reach + 1)
     kernel = np.exp(-0.5 * (offsets / deviation) ** 2)
@@ -225,3 +228,8 @@ def _matrix(side: int, deviation: float, first: int, last: int, low: int, high: 
     matrix = np.zeros((last - first, high - low))
     np.add.at(matrix, (rows, at[rows, taps] - low), kernel[taps])
     return matrix.astype(np.float32)
+
+
+# for sides up to BLOCK; the results for larger ones would fill the memory
+_cached_source_pixels = lru_cache(4)(_source_pixels)
+_cached_blur_matrix = lru_cache(64)(_blur_matrix)

@@ -1,10 +1,12 @@
-"""A classifier that may fail: asked in batches, within a time, and never believed without a look at its answer."""
+"""Query a classifier that may fail: in batches, with a time-out, and with every answer checked."""
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -18,16 +20,31 @@ from zipsdk.images.arrays import U8
 
 F64 = npt.NDArray[np.float64]
 
-#: Calls that a time-out left running. At this many the classifier is not called again until one of them ends.
-MAX_HANGING = 4
-#: Pictures and copies in one call, if nothing is said: what a network on a small GPU or a request to a service bears.
+#: Timed-out calls that may keep running. At this many the classifier is not called until one of them ends.
+MAX_STALLED = 4
+#: Default limit of images per call: what a network on a small GPU or a request to a service can take.
 MAX_BATCH = 256
-#: Pixels in one call at most, if it has more than one picture: those of `MAX_BATCH` pictures of 256x256.
+#: Limit of pixels per call of more than one image: those of `MAX_BATCH` images of 256x256.
 MAX_CALL_PIXELS = 1 << 24
 
 
-class BlackBox:
-    """A callable that may fail, asked about pictures of mixed sizes. Failures come back as text, not as exceptions."""
+@dataclass(frozen=True)
+class Failure:
+    """The reason why there is no result."""
+
+    reason: str
+
+
+class ClassifierClient:
+    """Query a callable about images of mixed sizes. Failures are returned, not raised.
+
+    Args:
+        classify, timeout, max_batch: as for `zipsdk.Guard`.
+        count: called with numbers to add, by name: `calls`, `queries`, `failures`.
+
+    Raises:
+        InputError: an option out of range.
+    """
 
     def __init__(
         self,
@@ -37,79 +54,81 @@ class BlackBox:
         count: Callable[..., None] = lambda **more: None,
     ):
         if not callable(classify):
-            raise InputError(f"classify: got {classify!r}, wanted a function from pictures to scores (N, classes)")
+            raise InputError(f"classify: got {classify!r}, expected a function from images to scores (N, classes)")
         if timeout is not None and not (is_number(timeout) and 0 < timeout <= threading.TIMEOUT_MAX):
-            raise InputError(f"timeout: got {timeout!r}, wanted seconds above 0, or None")
+            raise InputError(f"timeout: got {timeout!r}, expected seconds above 0, or None")
         if max_batch is not None and not (is_whole(max_batch) and max_batch >= 1):
-            raise InputError(f"max_batch: got {max_batch!r}, wanted a whole number of at least 1, or None")
+            raise InputError(f"max_batch: got {max_batch!r}, expected an integer of at least 1, or None")
         self.classify, self.count = classify, count
         self.timeout = None if timeout is None else float(timeout)
         self.max_batch = None if max_batch is None else int(max_batch)
         self._lock = threading.Lock()
-        self._late: list[Future[F64]] = []
+        self._stalled: list[Future[F64]] = []
         forks.track(self)
 
     def after_fork(self) -> None:
-        """Forget calls that hang: their threads do not exist in a forked child, so none would ever end."""
-        self._lock, self._late = threading.Lock(), []
+        """Forget stalled calls: their threads do not exist in a forked child and would never end."""
+        self._lock, self._stalled = threading.Lock(), []
 
     @property
-    def hanging(self) -> int:
+    def stalled(self) -> int:
+        """Number of timed-out calls that still run."""
         with self._lock:
-            self._late = [f for f in self._late if not f.done()]
-            return len(self._late)
+            self._stalled = [f for f in self._stalled if not f.done()]
+            return len(self._stalled)
 
-    def ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | str]:
-        """For each picture the scores of its versions (versions, classes), or why there are none.
+    def query(self, images: Sequence[U8], views: Callable[[U8], list[U8]]) -> list[F64 | Failure]:
+        """Return for each image the scores of its views, float64 (views, classes), or a `Failure`.
 
-        `versions` gives pictures of its own size and dtype, at least one.
+        `views` returns at least one image of the same size and dtype.
         """
         sizes: dict[tuple[int, ...], list[int]] = {}
-        for i, p in enumerate(pictures):
-            sizes.setdefault(p.shape, []).append(i)
-        answers: list[F64 | str] = [""] * len(pictures)
+        for i, image in enumerate(images):
+            sizes.setdefault(image.shape, []).append(i)
+        answers: dict[int, F64 | Failure] = {}
         for members in sizes.values():
-            for i, answer in zip(members, self._ask([pictures[i] for i in members], versions), strict=True):
-                answers[i] = answer
-        return answers
+            answers |= zip(members, self._query_one_size([images[i] for i in members], views), strict=True)
+        return [answers[i] for i in range(len(images))]
 
-    def _ask(self, pictures: Sequence[U8], versions: Callable[[U8], list[U8]]) -> list[F64 | str]:
-        """`ask`, for pictures of one size, at least one; no more versions than go into one call are made ahead."""
-        height, width = pictures[0].shape[:2]
-        most = None if self.max_batch is None else min(self.max_batch, max(1, MAX_CALL_PIXELS // (height * width)))
-        asked: list[int | str] = []  # of each picture how many versions, or why none
+    def _query_one_size(self, images: Sequence[U8], views: Callable[[U8], list[U8]]) -> list[F64 | Failure]:
+        """Query images of one size, at least one. Views are made as calls need them, to save memory."""
+        limit = sys.maxsize
+        if self.max_batch is not None:
+            height, width = images[0].shape[:2]
+            limit = min(self.max_batch, max(1, MAX_CALL_PIXELS // (height * width)))
+        counts: list[int | Failure] = []  # of the views of each image
+        rows: list[F64 | Failure] = []
+        pending: list[U8] = []
+        for image in images:
+            try:
+                made = _checked_views(views, image)
+            except Exception as e:  # the image is too large, or a user's detector is faulty
+                self.count(failures=1)
+                counts.append(Failure(describe_error(e)))
+                continue
+            counts.append(len(made))
+            pending += made
+            while len(pending) >= limit:
+                rows += self._call(pending[:limit])
+                del pending[:limit]
+        if pending:
+            rows += self._call(pending)
+        remaining = iter(rows)
+        return [n if isinstance(n, Failure) else _stack_rows(list(islice(remaining, n))) for n in counts]
 
-        def of_all() -> Iterator[U8]:
-            for picture in pictures:
-                try:
-                    made = _made(versions, picture)
-                except Exception as e:  # of too large a picture, or in a detector of one's own
-                    self.count(failures=1)
-                    asked.append(said(e))
-                else:
-                    asked.append(len(made))
-                    yield from made
-
-        versions_of_all = of_all()
-        rows: list[F64 | str] = []
-        while part := list(islice(versions_of_all, most)):
-            rows += self._call(part)
-        in_turn = iter(rows)
-        return [n if isinstance(n, str) else _together(list(islice(in_turn, n))) for n in asked]
-
-    def _call(self, part: Sequence[U8]) -> list[F64 | str]:
-        """N times uint8 (H, W, 3) -> for each the scores (classes,), or why there are none."""
+    def _call(self, images: Sequence[U8]) -> list[F64 | Failure]:
+        """Return the scores (classes,) of each uint8 (H, W, 3), or a `Failure`, from one call of the classifier."""
         try:
-            batch = np.stack(part)  # here, because there may be no memory for it
+            batch = np.stack(images)  # inside the try: it may not fit into memory
             scores = self._scores(batch) if self.timeout is None else self._scores_in_time(batch, self.timeout)
         except Exception as e:
             self.count(failures=1)
-            return [said(e)] * len(part)
+            return [Failure(describe_error(e))] * len(images)
         usable = np.isfinite(scores.max(axis=1))
         if not usable.all():
             self.count(failures=1)
-        no_label = "got scores whose largest is not finite, wanted numbers"
-        return [row if good else no_label for row, good in zip(scores, usable, strict=True)]
+        unusable = Failure("got scores whose maximum is not finite, expected numbers")
+        return [row if good else unusable for row, good in zip(scores, usable, strict=True)]
 
     def _scores(self, batch: U8) -> F64:
         rows = len(batch)
@@ -117,14 +136,14 @@ class BlackBox:
         got = np.asarray(self.classify(batch))
         if got.dtype.kind not in "fiub" or got.ndim != 2 or len(got) != rows or got.shape[1] < 2:
             raise InputError(
-                f"scores: got {got.dtype} {got.shape}, wanted numbers ({rows}, classes), classes at least 2"
+                f"scores: got {got.dtype} {got.shape}, expected numbers ({rows}, classes), at least 2 classes"
             )
-        # a copy, because the classifier may use its buffer again
+        # a copy: the classifier may reuse its buffer
         return got.astype(np.float64)
 
     def _scores_in_time(self, batch: U8, timeout: float) -> F64:
-        if self.hanging >= MAX_HANGING:
-            raise TimeoutError(f"{MAX_HANGING} earlier calls still run; it is called again when one of them has ended")
+        if self.stalled >= MAX_STALLED:
+            raise TimeoutError(f"{MAX_STALLED} earlier calls still run; the next call is made when one of them ends")
         future: Future[F64] = Future()
 
         def work() -> None:
@@ -133,53 +152,56 @@ class BlackBox:
             except BaseException as e:
                 future.set_exception(e)
 
-        # not a pool, which would wait for hanging calls when the program ends
+        # a daemon thread, because an executor waits for stalled calls at interpreter exit
         threading.Thread(target=work, name="zipsdk-classify", daemon=True).start()
         if not wait([future], timeout).done:
             with self._lock:
-                self._late.append(future)
-            raise TimeoutError(f"no answer within {timeout:g} s; the call still runs, its answer will be thrown away")
+                self._stalled.append(future)
+            raise TimeoutError(f"no answer within {timeout:g} s; the call keeps running and its answer is discarded")
         return future.result()
 
 
-def ask_all(
-    classify: Callable[[U8], Any], clean: Sequence[U8], versions: Callable[[U8], list[U8]], max_batch: int | None
+def query_all(
+    classify: Callable[[U8], Any], images: Sequence[U8], views: Callable[[U8], list[U8]], max_batch: int | None
 ) -> list[F64]:
-    """`BlackBox.ask`, for detectors that learn from pictures.
+    """Return the scores of the views of each calibration image, float64 (views, classes).
 
     Raises:
         InputError: the classifier failed on one of them.
     """
     answers: list[F64] = []
-    for i, answer in enumerate(BlackBox(classify, max_batch=max_batch).ask(clean, versions)):
-        if isinstance(answer, str):
-            raise InputError(f"clean picture {i}: the classifier failed ({answer}); wanted scores for it: see there")
+    for i, answer in enumerate(ClassifierClient(classify, max_batch=max_batch).query(images, views)):
+        if isinstance(answer, Failure):
+            raise InputError(
+                f"calibration image {i}: the classifier failed ({answer.reason}); "
+                "calibration needs scores for every image"
+            )
         answers.append(answer)
     return answers
 
 
-def _made(versions: Callable[[U8], list[U8]], picture: U8) -> list[U8]:
-    """A picture's versions, held to what `BlackBox.ask` wants of them."""
-    made = list(versions(picture))
-    if not made or any(v.shape != picture.shape or v.dtype != picture.dtype for v in made):
+def describe_error(e: Exception) -> str:
+    """Return the type and the message of an exception."""
+    return f"{type(e).__name__}: {e}"
+
+
+def _checked_views(views: Callable[[U8], list[U8]], image: U8) -> list[U8]:
+    made = list(views(image))
+    if not made or any(v.shape != image.shape or v.dtype != image.dtype for v in made):
         got = dict.fromkeys(f"{v.dtype} {v.shape}" for v in made)
         raise InputError(
-            f"versions: got {', '.join(got) or 'none'}, wanted pictures {picture.dtype} {picture.shape}, at least one"
+            f"views: got {', '.join(got) or 'none'}, expected at least one, each {image.dtype} {image.shape}"
         )
     return made
 
 
-def _together(rows: list[F64 | str]) -> F64 | str:
-    """The rows of one picture as one array, or the first thing that is wrong with them."""
+def _stack_rows(rows: list[F64 | Failure]) -> F64 | Failure:
+    """Stack the rows of one image, or return its first `Failure`."""
     good: list[F64] = []
     for row in rows:
-        if isinstance(row, str):
+        if isinstance(row, Failure):
             return row
         good.append(row)
     if len({len(row) for row in good}) > 1:
-        return "got another number of classes from one call to the next, wanted the same"
+        return Failure("got a different number of classes from one call to the next, expected the same")
     return np.stack(good)
-
-
-def said(e: Exception) -> str:
-    return f"{type(e).__name__}: {e}"

@@ -147,7 +147,7 @@ def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsy
 
 def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
     """Its rows are those of `zipsdk.Guard`; what is flagged is purified through the store, each picture once."""
-    from zipsdk import DecisivePart, Guard
+    from zipsdk import AblationDetector, Guard
 
     words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "1", "--defence",
                     "zip profile=fast", "--defence", "guard calibrated profile=fast")  # fmt: skip
@@ -164,7 +164,7 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
     assert len(unseen) == 20 and not {p.tobytes() for p in unseen} & {p.tobytes() for p in bench.test.pictures}
     (scene,) = bench.scenes("white")
     inner = bench.workshop.make("zip profile=fast", "white")
-    detector = DecisivePart().calibrate(scene.classifier, unseen)
+    detector = AblationDetector().calibrate(scene.classifier, unseen)
 
     class Purifier:
         def run(self, batch):
@@ -350,8 +350,8 @@ def test_a_guard_without_first_pictures_keeps_its_norms(workshop):
 
     x, inner = workshop.unseen(), workshop.make("zip profile=fast", "white")
     purify = lambda pictures, seed: pictures  # noqa: E731
-    assert Guarded(inner).guard(0, classify, purify).detector.norms is None
+    assert Guarded(inner).guard(0, classify, purify).detector.reference is None
     learnt = Guarded(inner, first=x).guard(0, classify, purify)
-    assert learnt.detector.norms is not None and learnt.counters.pictures == len(x)
+    assert learnt.detector.reference is not None and learnt.counters.images == len(x)
     flooded = Guarded(inner, first=x).guard(0, classify, purify, lambda p: p * 0)
-    assert flooded.detector.norms != learnt.detector.norms
+    assert flooded.detector.reference != learnt.detector.reference

@@ -11,8 +11,9 @@ pytest.importorskip("scipy")
 from bench.data.datasets import Dataset
 from bench.evaluation import search
 from bench.victims.user import Classifier
-from zipsdk.detectors import ablation
-from zipsdk.detectors.ablation_views import PARTS, SHOWN, VERSIONS
+from zipsdk.detectors import ablation_statistics
+from zipsdk.detectors.ablation import AblationDetector
+from zipsdk.detectors.ablation_views import FEATURES, N_MASKABLE, N_VIEWS
 
 
 @pytest.fixture
@@ -78,13 +79,13 @@ def looks(triggers, labels, rng):
     n = len(labels)
     seen = {}
     for name in ("clean", *triggers.TARGETS):
-        logits = rng.normal(0, 0.3, (n, VERSIONS, 10))
+        logits = rng.normal(0, 0.3, (n, N_VIEWS, 10))
         logits[np.arange(n), :, labels] += 3
         if name != "clean":
             target = triggers.TARGETS[name]
-            kept = np.ones(VERSIONS, bool)
-            kept[1 + SHOWN : -1] = False
-            kept[1 + 3], kept[1 + SHOWN + 3] = False, True
+            kept = np.ones(N_VIEWS, bool)
+            kept[1 + N_MASKABLE : -1] = False
+            kept[1 + 3], kept[1 + N_MASKABLE + 3] = False, True
             logits[:, kept, target] += 8
         e = np.exp(logits)
         seen[name] = (e / e.sum(-1, keepdims=True)).astype(np.float32)
@@ -95,7 +96,7 @@ def test_views_and_rules_are_counted_by_trigger(triggers, rng):
     labels = np.arange(100) % 10
     seen = looks(triggers, labels, rng)
     views = search.views(seen, labels, triggers)
-    assert next(iter(views)) == "whole" and len(views) == VERSIONS
+    assert next(iter(views)) == "whole" and len(views) == N_VIEWS
     for name in triggers.TARGETS:
         assert views["whole"][name] == [100.0, 100.0, 10.0]
         assert views["without left"][name] == [100.0, 0.0, 100.0]
@@ -154,12 +155,12 @@ def test_norms_are_of_the_versions(rng):
         return np.stack([1 - light, light], axis=1)
 
     found = search.norms(by_corner, rng.integers(0, 256, (20, 32, 32, 3), np.uint8))
-    assert list(found["parts"]) == list(PARTS) and np.shape(found["measured"]) == (2 * SHOWN + 1, 2)
+    assert list(found["parts"]) == list(FEATURES) and np.shape(found["measured"]) == (2 * N_MASKABLE + 1, 2)
 
 
 def test_norms_are_the_median_and_the_deviation_of_each_part(rng, monkeypatch):
     """Of log-odds made by hand: a part after the other, the median first, the deviation from the upper half."""
-    of = 2 * SHOWN + 1
+    of = 2 * N_MASKABLE + 1
     odds = np.arange(of) - 10 + rng.normal(size=(101, of)) ** 3 * np.linspace(0.1, 3, of)
     asked = []
 
@@ -174,8 +175,9 @@ def test_norms_are_the_median_and_the_deviation_of_each_part(rng, monkeypatch):
     rows = np.sort(odds, axis=0)
     wanted = [[rows[50, i], max(1.0, (rows[90, i] - rows[50, i]) / 1.2816)] for i in range(of)]
     np.testing.assert_allclose(found["measured"], wanted, rtol=1e-12)
-    assert found["measured"] == np.transpose(ablation.median_and_deviation(odds)).tolist()
+    assert found["measured"] == np.transpose(ablation_statistics.median_and_scale(odds)).tolist()
     assert {d == 1 for _, d in wanted} == {True, False}  # the least deviation counts for some, and not for all
     detectors = search.detectors(odds)
-    np.testing.assert_allclose(detectors["as measured"].norms, wanted, rtol=1e-12)
-    assert detectors["bounded"].norms == ablation.DecisivePart().learnt(odds).norms != detectors["as measured"].norms
+    np.testing.assert_allclose(detectors["as measured"].reference, wanted, rtol=1e-12)
+    bounded = AblationDetector().with_reference(odds)
+    assert detectors["bounded"].reference == bounded.reference != detectors["as measured"].reference

@@ -232,7 +232,7 @@ def test_flagged_places_are_as_many_as_asked_and_spread():
 def test_simulated_flags_go_by_place_and_still_compute_the_score():
     detector = guard_rows.Simulated(places=(False, True))
     scores = np.eye(2)[[0] * 6]
-    assert [detector.flags(detector.score(scores)) for _ in range(4)] == [False, True] * 2
+    assert [detector.is_suspicious(detector.score(scores)) for _ in range(4)] == [False, True] * 2
     with pytest.raises(zipsdk.InputError):
         detector.score(scores[:3])
 
