@@ -179,7 +179,7 @@ def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
 
 def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device, rng):
     gpu, cpu = make(device)
-    batches, asked, begin, count = [pictures(rng, 1, 32, 32) for _ in range(3)], threading.Event(), gpu._begin, []
+    batches, asked, submit, count = [pictures(rng, 1, 32, 32) for _ in range(3)], threading.Event(), gpu._submit, []
 
     def source():
         yield from batches[:2]
@@ -191,9 +191,9 @@ def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device,
         assert asked.wait(20)
         if len(count) == 2:
             raise EngineError("the device is lost")
-        return begin(*args)
+        return submit(*args)
 
-    gpu._begin = failing
+    gpu._submit = failing
     got = []
     with pytest.raises(EngineError, match="the device is lost"):
         got.extend(gpu.stream(source()))

@@ -112,9 +112,9 @@ def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
     gpu, cpu = make(device, profile="fast")
     batches = [pictures(rng, 1, side, side) for side in (40, 44, 48)]
     one_at_a_time(device, gpu, batches)
-    waits = [gpu._begin(list(batch), None, None) for batch in batches]
+    waits = [gpu._submit(list(batch)) for batch in batches]
     for wait, batch in reversed(list(zip(waits, batches, strict=True))):
-        assert_same(wait()[0], cpu.run(batch)[0])
+        assert_same(wait.result()[0], cpu.run(batch)[0])
     assert gpu._device_loop.pool.limit is None
     gpu.close()
     assert not device.used
@@ -129,10 +129,10 @@ def test_idle_buffers_are_given_up_before_those_of_a_batch_on_its_way(device, rn
             used.append(device.used)
     device.room = used[1] + used[2]
     gpu.run(batches[0])
-    waits = [gpu._begin(list(batch), None, None) for batch in batches[1:]]
+    waits = [gpu._submit(list(batch)) for batch in batches[1:]]
     assert [len(b.waiting) for b in gpu._device_loop.pool.sizes.values()] == [1, 1]
     for wait, batch in zip(waits, batches[1:], strict=True):
-        assert_same(wait()[0], cpu.run(batch)[0])
+        assert_same(wait.result()[0], cpu.run(batch)[0])
 
 
 def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
@@ -147,10 +147,10 @@ def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
     one_at_a_time(device, gpu, batches)
     bad.append(1)
     with np.errstate(invalid="ignore"):
-        first, second = (gpu._begin(list(batch), None, None) for batch in batches)
-        assert_same(second()[0], cpu.run(batches[1])[0])
+        first, second = (gpu._submit(list(batch)) for batch in batches)
+        assert_same(second.result()[0], cpu.run(batches[1])[0])
     with pytest.raises(EngineError, match="the result is not finite"):
-        first()
+        first.result()
     gpu.close()
     assert not device.used
 
@@ -167,13 +167,13 @@ def test_an_error_on_the_way_down_is_told_to_whom_the_batch_belongs(device, rng,
             raise MemoryError("no room for the result")
         download(*words)
 
-    first = gpu._begin(list(batches[0]), None, None)
+    first = gpu._submit(list(batches[0]))
     monkeypatch.setattr(device, "download", fails_once)
-    second = gpu._begin(list(batches[1]), None, None)
+    second = gpu._submit(list(batches[1]))
     assert failed
-    assert_same(second()[0], cpu.run(batches[1])[0])
+    assert_same(second.result()[0], cpu.run(batches[1])[0])
     with pytest.raises(MemoryError, match="no room for the result"):
-        first()
+        first.result()
     gpu.close()
     assert not device.used
 

@@ -82,11 +82,11 @@ def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, r
 def test_closing_leaves_a_batch_that_is_on_its_way(device, rng):
     gpu, cpu = make(device)
     batches = [pictures(rng, 1, 32, 32) for _ in range(4)]
-    finish = [gpu._begin([b[0]], None, None) for b in batches[:2]]
+    finish = [gpu._submit([b[0]]) for b in batches[:2]]
     gpu.close()
     assert device.used
     for wait, batch in zip(finish, batches, strict=False):
-        assert_same(wait()[0], cpu.run(batch)[0])
+        assert_same(wait.result()[0], cpu.run(batch)[0])
     for _ in range(2):
         assert_same(gpu.run(batches[3]), cpu.run(batches[3]))
     gpu.close()

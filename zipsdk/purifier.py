@@ -8,7 +8,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,21 +19,18 @@ from zipsdk import images
 from zipsdk._util.prefetch import Ahead
 from zipsdk._util.validation import is_whole
 from zipsdk.engines import load_engine
-from zipsdk.errors import EngineError, InputError, ZipError
-from zipsdk.sampling import memory, sampler
-from zipsdk.sampling.denoiser import Predictor
+from zipsdk.errors import InputError
+from zipsdk.pending import CpuBatch, DeviceBatch, PendingResult, PendingRun, SizeGroup
+from zipsdk.sampling import memory
+from zipsdk.sampling.cpu_loop import CpuLoop
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import equivalent_step, step_table
-from zipsdk.sampling.state import STRIP_PIXELS, StateRows, to_pictures, to_state
 from zipsdk.sampling.tiling import Layout, plan
-from zipsdk.transforms import Guide, GuidePerPicture, OneOf, Transform, parse, several, strip_unit
-from zipsdk.types import Engine
+from zipsdk.transforms import Guide, OneOf, Transform, parse, several, strip_unit
+from zipsdk.types import U8, U64, Engine
 
 if TYPE_CHECKING:
     from zipsdk.gpu.loop import DeviceLoop
-
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 
 #: Settings by name: the paper's 20 steps from pure noise, and a warm start that does the same work in 4 evaluations.
 #: `start` is of 1000 time steps; a model with more or fewer begins at the same share of its own.
@@ -147,8 +143,7 @@ class Purifier:
         # a canvas that the engine refuses is told now, not at the first picture
         plan(spec, spec.canvas, spec.canvas, self._divisor, canvas)
         self.canvas = None if canvas is None else int(canvas)
-        #: pixels of the largest canvas so far
-        self._evaluated = 0
+        self._cpu_loop = CpuLoop(engine, self.table, self.guides, clip_x0=self.clip_x0)
         self._device_loop, self._host_loop = self._open_device_loop(graph)
 
     def _open_device_loop(self, graph: bool) -> tuple[DeviceLoop | None, str]:
@@ -234,7 +229,7 @@ class Purifier:
                 anything is purified where `zipsdk.sampling.memory` can tell.
         """
         pictures, back = images.read(batch, layout=layout)
-        return back(self._begin([p.rgb for p in pictures], ids, progress)())
+        return self._submit([p.rgb for p in pictures], back, ids, progress).result()
 
     def stream(self, batches: Iterable[Any], *, layout: str = "NHWC") -> Iterator[Any]:
         """`run` over many batches, in order; the next batch is fetched and decoded while one computes.
@@ -263,7 +258,7 @@ class Purifier:
 
         # on a GPU one batch more is read ahead, so that it can go up while the last one computes
         depth = 1 if self._device_loop is None else 2
-        finish: Callable[[], Any] | None = None
+        finish: PendingRun | None = None
         reader = Ahead(fetch)
         ahead: deque[Future[Any]] = deque(reader.submit() for _ in range(depth))
         failed: Exception | None = None
@@ -275,142 +270,81 @@ class Purifier:
                         break
                     ahead.append(reader.submit())
                     pictures, back = read
-                    begun = self._finish(back, self._begin([p.rgb for p in pictures], None, None))
+                    begun = self._submit([p.rgb for p in pictures], back)
                 except Exception as e:
                     failed = e  # raised when what was begun before has been given back
                     break
                 before, finish = finish, begun
                 if before is not None:
-                    yield before()
+                    yield before.result()
                 # a result that is on its way must not wait for a batch that is not there yet
                 if self._device_loop is None or not ahead[0].done():
                     ready, finish = finish, None
-                    yield ready()
+                    yield ready.result()
             if finish is not None:
                 ready, finish = finish, None
-                yield ready()
+                yield ready.result()
             if failed is not None:
                 raise failed
         finally:
             for future in ahead:
                 future.cancel()
             reader.close()
-            if finish is not None:  # nobody wants it any more, and it must not stay in flight
-                with suppress(ZipError):
-                    finish()
+            if finish is not None:
+                finish.cancel()
 
-    @staticmethod
-    def _finish(back: Callable[[list[U8]], Any], wait: Callable[[], list[U8]]) -> Callable[[], Any]:
-        return lambda: back(wait())
-
-    def _begin(
-        self, pictures: list[U8], ids: npt.ArrayLike | None, progress: Callable[[int], None] | None
-    ) -> Callable[[], list[U8]]:
-        """Start on the pictures, on a GPU; what it returns waits for the results, or computes them here."""
+    def _submit(
+        self,
+        pictures: list[U8],
+        restore: Callable[[list[U8]], Any] = list,
+        ids: npt.ArrayLike | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> PendingRun:
+        """Start on the images. Raises before anything has started if one of them cannot be done."""
         seed = secrets.randbits(64) if self.seed is None else self.seed
-        numbers = picture_ids(pictures, ids, seed)
-        groups: dict[tuple[int, ...], list[int]] = {}
+        noise_keys = picture_ids(pictures, ids, seed)
+        places: dict[tuple[int, ...], list[int]] = {}
         for i, p in enumerate(pictures):
-            groups.setdefault(p.shape, []).append(i)
-        done = progress or (lambda n: None)
-        # what cannot be done is said before anything is begun
-        plans = {size: plan(self.engine.spec, size[0], size[1], self._divisor, self.canvas) for size in groups}
-        host = [s for s in groups if not self._on_device(plans[s])]
-        on_cpu = getattr(self.engine, "device", None) is None  # else its memory is not the host's
-        memory.check_run([(plans[s], len(groups[s]), s[0], s[1]) for s in host], strip_unit(self.guides),
-                         self.engine.spec.name if on_cpu else "", self._evaluated)  # fmt: skip
-        sizes = deque(groups)
-        waits: deque[tuple[list[int], Callable[[], Iterable[U8]]]] = deque()
+            places.setdefault(p.shape, []).append(i)
+        groups = [
+            SizeGroup(
+                members,
+                [pictures[i] for i in members],
+                plan(self.engine.spec, size[0], size[1], self._divisor, self.canvas),
+                noise_keys[members],
+                Noise(seed, noise_keys[members]).choice(len(self.guides)),
+                seed,
+                progress or (lambda n: None),
+            )
+            for size, members in places.items()
+        ]
+        self._check_memory([g for g in groups if not self._on_device(g.layout)])
+        return PendingRun(groups, self._start, restore)
 
-        def begin() -> None:
-            # two at a time: while one computes, the next goes up; each has buffers of its own, and sizes may be many
-            while sizes and len(waits) < 2:
-                size = sizes.popleft()
-                members = groups[size]
-                same = [pictures[i] for i in members]
-                waits.append((members, self._begin_size(same, plans[size], numbers[members], seed, done)))
-
-        def give_up() -> None:
-            """After an error: what is on its way on a GPU must not stay in flight."""
-            if self._device_loop is not None:
-                for _, result in waits:
-                    with suppress(Exception):  # the first error is the one that is told
-                        result()
-
-        try:
-            begin()
-        except BaseException:
-            give_up()
-            raise
-
-        def wait() -> list[U8]:
-            out: list[U8] = [np.empty(0, np.uint8)] * len(pictures)
-            try:
-                while waits:
-                    members, result = waits.popleft()
-                    for i, picture in zip(members, result(), strict=True):
-                        out[i] = picture
-                    begin()
-            except BaseException:
-                give_up()
-                raise
-            return out
-
-        return wait
+    def _check_memory(self, groups: list[SizeGroup]) -> None:
+        """Refuse images whose loop on the CPU does not fit; the GPU's loop checks its own memory."""
+        on_cpu = getattr(self.engine, "device", None) is None  # else the engine takes memory of the GPU
+        memory.check_run(
+            [(g.layout, len(g.images), *g.images[0].shape[:2]) for g in groups],
+            strip_unit(self.guides),
+            self.engine.spec.name if on_cpu else "",
+            self._cpu_loop.largest_canvas,
+        )
 
     def _on_device(self, layout: Layout) -> bool:
-        """Whether the loop runs on the GPU, whose memory it checks itself."""
+        """Whether the loop runs on the GPU for this layout."""
         return self._device_loop is not None and layout.windows == 1
 
-    def _begin_size(
-        self,
-        same: list[U8],
-        layout: Layout,
-        ids: npt.NDArray[np.uint64],
-        seed: int,
-        progress: Callable[[int], None],
-    ) -> Callable[[], Iterable[U8]]:
-        """Start on images of one size, each uint8 (H, W, 3), at least one."""
-        if self._device_loop is not None and self._on_device(layout):
-            which = Noise(seed, ids).choice(len(self.guides)) if len(self.guides) > 1 else 0
-            return self._device_loop.start(np.stack(same), layout, ids, which, seed, progress)
-
-        def compute() -> list[U8]:
-            predict = Predictor(self.engine, layout)
-            out: list[U8] = []
-            for i in range(0, len(same), layout.pictures_per_call):
-                part = slice(i, i + layout.pictures_per_call)
-                # a view of a single image: a copy of a large one costs memory
-                rgb = np.stack(same[part]) if len(same[part]) > 1 else same[i][None]
-                out += list(self._loop(rgb, layout, predict, Noise(seed, ids[part])))
-                self._evaluated = max(self._evaluated, layout.canvas_height * layout.canvas_width)
-                progress(len(rgb))
-            return out
-
-        return compute
-
-    def _loop(self, rgb: U8, layout: Layout, predict: Predictor, noise: Noise) -> U8:
-        """uint8 (N, H, W, 3) of one size -> the same, purified."""
-        n, height, width, _ = rgb.shape
-        x_p: F32 | StateRows = StateRows(rgb, layout.height, layout.width)
-        if n * layout.height * layout.width <= STRIP_PIXELS:  # one strip, read at every step: convert it once
-            x_p = to_state(rgb, layout.height, layout.width)
-        guide: sampler.GuideLike = self.guides[0]
-        if len(self.guides) > 1:
-            guide = GuidePerPicture(self.guides, noise.choice(len(self.guides)))
-        # a finite eps may still be too large for the steps after it
-        with np.errstate(over="ignore", invalid="ignore"):
-            x = sampler.purify(predict, x_p, self.table, guide, noise, clip_x0=self.clip_x0)
-            finite = np.isfinite(x.sum(dtype=np.float64))
-        if not finite:
-            raise EngineError(
-                "engine: got eps so large that the image is not finite, expected a noise prediction; "
-                "the model overflows: use its fp32 or bf16 export"
-            )
-        return to_pictures(x, height, width)
+    def _start(self, group: SizeGroup) -> PendingResult:
+        if self._device_loop is None or not self._on_device(group.layout):
+            return CpuBatch(self._cpu_loop, group)
+        g = group
+        return DeviceBatch(
+            self._device_loop.start(np.stack(g.images), g.layout, g.noise_keys, g.guide_index, g.seed, g.progress)
+        )
 
 
-def picture_ids(pictures: list[U8], ids: npt.ArrayLike | None, seed: int) -> npt.NDArray[np.uint64]:
+def picture_ids(pictures: list[U8], ids: npt.ArrayLike | None, seed: int) -> U64:
     """The pictures' ids as given, or a hash of each."""
     if ids is None:
         # keyed, so that whoever does not know the seed cannot choose a picture by its noise
