@@ -7,7 +7,7 @@ import secrets
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from functools import partial
 from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk import images
-from zipsdk._util.prefetch import Ahead
+from zipsdk._util.prefetch import Prefetcher
 from zipsdk._util.validation import is_whole
 from zipsdk.engines import load_engine
 from zipsdk.errors import InputError
@@ -249,49 +249,29 @@ class Purifier:
             raise InputError(
                 f"batches: got {type(batches).__name__}, expected an iterable of batches; for one batch use run"
             )
-        source = iter(batches)
-        nothing = object()
-
-        def fetch() -> Any:
-            batch = next(source, nothing)
-            return nothing if batch is nothing else images.read(batch, layout=layout)
-
-        # on a GPU one batch more is read ahead, so that it can go up while the last one computes
-        depth = 1 if self._device_loop is None else 2
-        finish: PendingRun | None = None
-        reader = Ahead(fetch)
-        ahead: deque[Future[Any]] = deque(reader.submit() for _ in range(depth))
+        # on a GPU one more batch is read ahead, to upload while the last one computes
+        reads = Prefetcher(map(partial(images.read, layout=layout), batches), 1 if self._device_loop is None else 2)
+        pending: deque[PendingRun] = deque()
         failed: Exception | None = None
+        more = True
         try:
-            while True:
+            while more:
                 try:
-                    read = ahead.popleft().result()
-                    if read is nothing:
-                        break
-                    ahead.append(reader.submit())
-                    pictures, back = read
-                    begun = self._submit([p.rgb for p in pictures], back)
-                except Exception as e:
-                    failed = e  # raised when what was begun before has been given back
-                    break
-                before, finish = finish, begun
-                if before is not None:
-                    yield before.result()
-                # a result that is on its way must not wait for a batch that is not there yet
-                if self._device_loop is None or not ahead[0].done():
-                    ready, finish = finish, None
-                    yield ready.result()
-            if finish is not None:
-                ready, finish = finish, None
-                yield ready.result()
+                    more = (read := next(reads, None)) is not None
+                    if read is not None:
+                        pictures, restore = read
+                        pending.append(self._submit([p.rgb for p in pictures], restore))
+                except Exception as e:  # raised after the results of the batches before it
+                    failed, more = e, False
+                # on a GPU the last batch stays in flight while the next one starts, if that has been read
+                while len(pending) > (1 if more and self._device_loop is not None and reads.ready else 0):
+                    yield pending.popleft().result()
             if failed is not None:
                 raise failed
         finally:
-            for future in ahead:
-                future.cancel()
-            reader.close()
-            if finish is not None:
-                finish.cancel()
+            reads.close()
+            for run in pending:
+                run.cancel()
 
     def _submit(
         self,
