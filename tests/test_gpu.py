@@ -161,7 +161,7 @@ def test_graph_off_gives_the_same_bits(device, rng):
 def test_stream_and_batches(device, rng, monkeypatch):
     monkeypatch.setattr(gpu_buffers, "MAX_PIXELS_A_BATCH", 2 * 32 * 32)
     on_gpu, plain = engines(device)
-    gpu, cpu = (zipsdk.Purifier(e, seed=5, profile="fast") for e in (on_gpu, plain))
+    gpu, cpu = (zipsdk.Purifier(e, seed=5, preset="fast") for e in (on_gpu, plain))
     batches = [pictures(rng, n, 32, 32) for n in (1, 5, 2, 3)]
     for got, batch in zip(gpu.stream(batches), batches, strict=True):
         assert_same(got, cpu.run(batch))

@@ -24,11 +24,11 @@ FIXED = {"min_side": 64, "max_side": 64}
 
 SETTINGS = {
     "paper": {},
-    "fast": {"profile": "fast"},
-    "fast joint": {"profile": "fast", "combine": "joint"},
+    "fast": {"preset": "fast"},
+    "fast joint": {"preset": "fast", "combine": "joint"},
     "clip": {"clip_x0": True, "steps": 7, "eta": 0.5},
     "blur 8": {"transforms": "blur8", "lam": 2.0},
-    "per picture": {"transforms": "blur2|blur4+gray|gray", "profile": "fast"},
+    "per picture": {"transforms": "blur2|blur4+gray|gray", "preset": "fast"},
 }
 
 
@@ -94,7 +94,7 @@ def test_after_the_first_call_nothing_is_allocated_and_one_copy_goes_each_way(de
 
 
 def test_what_is_captured(device, rng):
-    gpu, _ = make(device, make_spec(**FIXED), profile="fast")
+    gpu, _ = make(device, make_spec(**FIXED), preset="fast")
     for _ in range(2):
         gpu.run(pictures(rng, 2, 30, 30))
     captured = [entry[0] for entry in device.log if entry[-1] == "captured"]
@@ -340,7 +340,7 @@ def test_an_engine_that_cannot_be_captured_runs_step_by_step(device, rng):
 
 
 def test_larger_pictures_take_the_host_loop(device, rng):
-    gpu, cpu = make(device, make_spec(**FIXED), profile="fast")
+    gpu, cpu = make(device, make_spec(**FIXED), preset="fast")
     batch = pictures(rng, 1, 80, 100)
     np.testing.assert_array_equal(gpu.run(batch), cpu.run(batch))
     assert ("zip_ingest", "compute") not in device.log
@@ -348,7 +348,7 @@ def test_larger_pictures_take_the_host_loop(device, rng):
 
 def test_transforms_without_a_kernel_take_the_host_loop_and_say_so(device, rng):
     with pytest.warns(UserWarning, match="no GPU kernel for blur3.*the loop runs on the host"):
-        gpu, cpu = make(device, transforms="blur3", profile="fast")
+        gpu, cpu = make(device, transforms="blur3", preset="fast")
     assert gpu.info["loop"].startswith("host (no GPU kernel for blur3")
     batch = pictures(rng, 1, 48, 48)
     np.testing.assert_array_equal(gpu.run(batch), cpu.run(batch))
@@ -360,7 +360,7 @@ def test_a_plain_engine_says_that_the_loop_runs_on_the_host():
 
 def test_graphs_of_old_counts_are_dropped(device, rng, monkeypatch):
     monkeypatch.setattr(gpu_loop, "MAX_GRAPHS", 2)
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batch = pictures(rng, 8, 32, 32)
     for n in (5, 6, 7, 8, 5, 7):
         wanted = cpu.run(batch[:n])
@@ -403,6 +403,6 @@ def test_zip_tiny_on_the_fake_gpu(device, rng):
         "engine", lambda: enqueue(x, t, eps, batch, stream, size=size)
     )
     batch = pictures(rng, 5, 32, 32)
-    for profile in ("paper", "fast"):
-        got = zipsdk.Purifier(on_gpu, profile=profile, seed=1).run(batch)
-        assert_same(got, zipsdk.Purifier(engine, profile=profile, seed=1).run(batch))
+    for preset in ("paper", "fast"):
+        got = zipsdk.Purifier(on_gpu, preset=preset, seed=1).run(batch)
+        assert_same(got, zipsdk.Purifier(engine, preset=preset, seed=1).run(batch))

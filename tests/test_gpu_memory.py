@@ -69,7 +69,7 @@ def test_an_engine_out_of_memory_in_the_middle(device, rng):
 
 def test_idle_buffers_of_other_sizes_make_room(device, rng):
     """They are ours to give up: that they fill the memory is no reason to halve a batch, or to refuse it."""
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     small, large, used = pictures(rng, 1, 32, 32), pictures(rng, 8, 40, 40), []
     for batch in (small, large):
         with gpu:
@@ -96,7 +96,7 @@ def one_at_a_time(device, gpu, batches):
 @pytest.mark.parametrize("sides", [(40, 44, 48), (48, 44, 40)])
 def test_sizes_that_fit_one_at_a_time_only(device, rng, sides, n):
     """What others of the call hold for the moment is no reason to halve a batch, or to refuse it."""
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batches = [pictures(rng, n, side, side) for side in sides]
     one_at_a_time(device, gpu, batches)
     batch = [p for batch in batches for p in batch]
@@ -109,7 +109,7 @@ def test_sizes_that_fit_one_at_a_time_only(device, rng, sides, n):
 
 def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
     """As those of a stream, or of several threads."""
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batches = [pictures(rng, 1, side, side) for side in (40, 44, 48)]
     one_at_a_time(device, gpu, batches)
     waits = [gpu._submit(list(batch)) for batch in batches]
@@ -121,7 +121,7 @@ def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
 
 
 def test_idle_buffers_are_given_up_before_those_of_a_batch_on_its_way(device, rng):
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batches, used = [pictures(rng, 1, side, side) for side in (40, 44, 48)], []
     for batch in batches:
         with gpu:
@@ -142,7 +142,7 @@ def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
         def __call__(self, x, t):
             return super().__call__(x, t) * np.float32(np.inf if bad and x.shape[2] == 40 else 1)
 
-    gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device), profile="fast")
+    gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device), preset="fast")
     batches = [pictures(rng, 1, side, side) for side in (40, 44)]
     one_at_a_time(device, gpu, batches)
     bad.append(1)
@@ -156,7 +156,7 @@ def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
 
 
 def test_an_error_on_the_way_down_is_told_to_whom_the_batch_belongs(device, rng, monkeypatch):
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batches = [pictures(rng, 1, side, side) for side in (40, 44)]
     one_at_a_time(device, gpu, batches)
     download, failed = device.download, []
@@ -189,7 +189,7 @@ def test_a_few_large_pictures_leave_small_ones_their_batches(device, rng):
         FakeDeviceEngine.enqueue(engine, x, t, eps, batch, stream, size=size)
 
     engine.enqueue = enqueue
-    gpu, cpu = make(device, engine=engine, profile="fast")
+    gpu, cpu = make(device, engine=engine, preset="fast")
     small, large = pictures(rng, 64, 32, 32), pictures(rng, 5, 128, 128)
     gpu.run(small)
     assert {shape[0] for shape, _ in plain.calls} == {64}
@@ -202,7 +202,7 @@ def test_a_few_large_pictures_leave_small_ones_their_batches(device, rng):
 
 
 def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     loop, layout = gpu._device_loop, tiling.plan(gpu.engine.spec, 32, 32, 2)
     batch = pictures(rng, 2, 32, 32)
     device.pin_room = 10
@@ -223,7 +223,7 @@ def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
 
 
 def test_many_sizes_in_one_call_are_not_all_in_flight(device, rng):
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batch, together = [pictures(rng, 1, 32 + 4 * i, 32)[0] for i in range(9)], []
     gpu.engine.fail = lambda: together.append(len(gpu._device_loop.pool.sizes))
     for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):

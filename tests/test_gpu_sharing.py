@@ -15,7 +15,7 @@ from zipsdk.sampling import tiling
 
 
 def test_threads_share_a_purifier(device, rng):
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batches = [pictures(rng, 1 + i % 3, 32, 32) for i in range(12)]
     with ThreadPoolExecutor(4) as pool:
         for got, batch in zip(pool.map(gpu.run, batches), batches, strict=True):
@@ -23,7 +23,7 @@ def test_threads_share_a_purifier(device, rng):
 
 
 def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device, rng):
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     loop, threads, batch = gpu._device_loop, [], pictures(rng, 4, 32, 32)
     loop.pool.limit, canvases = 8 * 32 * 32, loop.canvases
 
@@ -56,7 +56,7 @@ def test_two_purifiers_of_one_device_keep_out_of_each_others_graphs(device, rng)
 
 
 def test_a_purifier_is_made_while_another_one_captures(device, rng):
-    batch, settings = pictures(rng, 2, 32, 32), {"transforms": "blur4", "profile": "fast"}
+    batch, settings = pictures(rng, 2, 32, 32), {"transforms": "blur4", "preset": "fast"}
     meanwhile = Meanwhile(device, lambda: make(device, **settings)[0].run(batch))
     gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
     for _ in range(3):
@@ -65,7 +65,7 @@ def test_a_purifier_is_made_while_another_one_captures(device, rng):
 
 
 def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, rng):
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batch = pictures(rng, 2, 32, 32)
     for _ in range(2):
         with gpu:

@@ -21,33 +21,17 @@ from zipsdk._util.validation import is_whole
 from zipsdk.engines import load_engine
 from zipsdk.errors import InputError
 from zipsdk.pending import CpuBatch, DeviceBatch, PendingResult, PendingRun, SizeGroup
+from zipsdk.presets import PresetName, preset_of
 from zipsdk.sampling import memory
 from zipsdk.sampling.cpu_loop import CpuLoop
 from zipsdk.sampling.noise import Noise
-from zipsdk.sampling.schedule import equivalent_step, step_table
+from zipsdk.sampling.schedule import step_table
 from zipsdk.sampling.tiling import Layout, plan
 from zipsdk.transforms import Guide, OneOf, Transform, parse, several, strip_unit
 from zipsdk.types import U8, U64, Engine
 
 if TYPE_CHECKING:
     from zipsdk.gpu.loop import DeviceLoop
-
-#: Settings by name: the paper's 20 steps from pure noise, and a warm start that does the same work in 4 evaluations.
-#: `start` is of 1000 time steps; a model with more or fewer begins at the same share of its own.
-PROFILES: dict[str, dict[str, int | None]] = {
-    "paper": {"steps": 20, "start": None},
-    "fast": {"steps": 4, "start": 400},
-}
-
-
-#: Transforms and lambda by what is feared; "default" is what the model recommends. docs/results.md has what they do.
-#: No fixed one holds against every trigger: that takes `zipsdk.Guard`.
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "patch": {"transforms": "blur2", "lam": 10.0},
-    "blended": {"transforms": "gray", "lam": 2.0},
-    "random": {"transforms": "blur2|gray|blur2+gray|blur4+gray", "lam": 10.0},
-}
 
 
 class Purifier:
@@ -57,21 +41,17 @@ class Purifier:
         engine: an engine from `zipsdk.load_engine`, a path to a model, a bundled model's name, or any object with
             `spec` and ``__call__(x, t) -> eps`` (see `zipsdk.types.Engine`).
         transforms: one or a list of them, `OneOf` for a random choice per picture, or a string such as "blur2+gray".
-            None takes the preset's, or what the model's spec recommends.
+            None takes what the model's spec recommends.
         lam: lambda in (0, inf]: how long the restored picture is held to the input. The paper uses 10 for patches and 2
-            for blended triggers. None takes the preset's, or what the model's spec recommends.
-        steps: UNet evaluations, 2 to the model's time steps (1000), or 1 with a warm start. None takes the profile's.
-            From pure noise take a divisor of 1000: the stride is 1000 // steps, so that 600, for example, begin at
-            t = 599, where the model expects a picture in the noise.
+            for blended triggers. None takes what the model's spec recommends.
+        preset: defaults of `steps` and `start`: "paper" (20 steps from pure noise) or "fast" (4 steps from a warm start
+            at t = 400 of 1000, or where another schedule has as much noise). Giving one of the two leaves the other.
+        steps: number of denoising steps, 2 to the model's time steps (1000), or 1 with a warm start. None takes the
+            preset's. From pure noise take a divisor of 1000: the stride is 1000 // steps, so that 600, for example,
+            begin at t = 599, where the model expects a picture in the noise.
+        start: warm start: begin at this time step, 1 to 999 of 1000, from the noised guide. None takes the preset's.
         eta: in [0, 1]: 1 draws fresh noise at every step (the paper), 0 none.
         combine: "mean" (the paper) or "joint"; see `zipsdk.transforms.Guide`.
-        profile: "paper" (20 steps from pure noise) or "fast" (4 from a warm start at t = 400 of 1000, and at the same
-            share of another number of time steps).
-        preset: "default", or for those who know what they fear, grey patches too ("patch") or smooth coloured blends
-            ("blended"); "random" draws the transforms for each picture, against an attacker who knows them. It stands
-            for `transforms` and `lam` where these are None; see `PRESETS`.
-        start: begin at this time step, 1 to 999 of 1000, from the noised guide, in place of the profile's; without
-            `steps` the stride is the paper's 50.
         seed: a whole number in 0..2^64-1. None draws fresh entropy from the operating system for each call of `run`: an
             attacker who can predict the noise has an easier job, so a fixed seed is for tests and for reproducing a
             result.
@@ -95,8 +75,7 @@ class Purifier:
         steps: int | None = None,
         eta: float = 1.0,
         combine: str = "mean",
-        profile: str = "paper",
-        preset: str = "default",
+        preset: PresetName = "paper",
         start: int | None = None,
         seed: int | None = None,
         clip_x0: bool = False,
@@ -110,16 +89,9 @@ class Purifier:
             raise InputError(f"engine: got {got}, wanted a model's name or path, or an object with spec and __call__")
         self.engine = engine
         spec = engine.spec
-        if not isinstance(profile, str) or profile not in PROFILES:
-            raise InputError(f"profile: got {profile!r}, wanted one of {', '.join(map(repr, PROFILES))}")
-        if not isinstance(preset, str) or preset not in PRESETS:
-            raise InputError(f"preset: got {preset!r}, wanted one of {', '.join(map(repr, PRESETS))}")
-        transforms = PRESETS[preset].get("transforms") if transforms is None else transforms
-        lam = PRESETS[preset].get("lam") if lam is None else lam
-        if start is None:
-            steps = PROFILES[profile]["steps"] if steps is None else steps
-            warm = PROFILES[profile]["start"]
-            start = None if warm is None else equivalent_step(spec, warm)
+        defaults = preset_of(preset)
+        steps = defaults.steps if steps is None else steps
+        start = defaults.start_for(spec) if start is None else start
         if seed is not None and not (is_whole(seed) and 0 <= int(seed) < 2**64):
             raise InputError(
                 f"seed: got {seed!r}, wanted a whole number in 0..2^64-1, or None for a fresh one each run"
@@ -128,7 +100,7 @@ class Purifier:
         if not isinstance(clip_x0, bool | np.bool_ | int):
             raise InputError(f"clip_x0: got {clip_x0!r}, expected True or False")
         self.table = step_table(spec, lam=lam, eta=eta, steps=steps, start=start)
-        self.lam, self.eta, self.profile, self.clip_x0 = float(lam), float(eta), profile, bool(clip_x0)
+        self.lam, self.eta, self.clip_x0 = float(lam), float(eta), bool(clip_x0)
         self.seed = None if seed is None else int(seed)
 
         if transforms is None:

@@ -11,6 +11,7 @@ from typing import Any
 from bench.defenses.base import U8, Classify
 from bench.defenses.diffusion import engine_of
 from bench.defenses.simple import Progress, checked, fingerprints
+from zipsdk.presets import PresetName
 from zipsdk.purifier import Purifier
 from zipsdk.transforms import OneOf, Transform
 from zipsdk.types import Engine
@@ -29,8 +30,7 @@ class Zip:
     engine: Engine
     transforms: str | Sequence[Transform] | OneOf | None = None
     lam: float | None = None
-    profile: str = "paper"
-    preset: str = "default"
+    preset: PresetName = "paper"
     steps: int | None = None
     start: int | None = None
     eta: float = 1.0
@@ -45,8 +45,8 @@ class Zip:
 
     @cached_property
     def _purifier(self) -> Purifier:
-        return Purifier(self.engine, self.transforms, lam=self.lam, profile=self.profile, preset=self.preset,
-                        steps=self.steps, start=self.start, eta=self.eta, combine=self.combine, seed=0)  # fmt: skip
+        return Purifier(self.engine, self.transforms, lam=self.lam, preset=self.preset, steps=self.steps,
+                        start=self.start, eta=self.eta, combine=self.combine, seed=0)  # fmt: skip
 
     @property
     def name(self) -> str:

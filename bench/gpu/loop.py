@@ -170,7 +170,7 @@ def torch_peers(module: Any, where: str, spec: ModelSpec, compiled: bool) -> dic
 def soak(engine: Any, seconds: float, sides: tuple[int, ...]) -> dict[str, Any]:
     """Batches of changing sizes for so long; free memory over time."""
     device, rng = engine.device, np.random.default_rng(0)
-    purifier = zipsdk.Purifier(engine, "blur2+gray", profile="fast", seed=1)
+    purifier = zipsdk.Purifier(engine, "blur2+gray", preset="fast", seed=1)
     samples, done, start = [], 0, time.perf_counter()
     while not samples or time.perf_counter() - start < seconds:
         for side in sides:
