@@ -60,9 +60,8 @@ def test_pictures_are_those_of_the_cpu(device, rng, settings, n, height, width, 
 def test_a_graph_serves_other_pictures_counts_and_seeds(device, rng):
     gpu, cpu = make(device, make_spec(**FIXED))
     for n, seed in ((4, 1), (3, 2), (2, 3), (4, 4)):  # all of one canvas
-        gpu.seed = cpu.seed = seed
         batch = pictures(rng, n, 32, 32)
-        assert_same(gpu.run(batch), cpu.run(batch))
+        assert_same(gpu.run(batch, seed=seed), cpu.run(batch, seed=seed))
     assert device.log.count(("graph", "compute")) == 3
 
 
@@ -177,7 +176,7 @@ def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
     assert waiting(gpu) == 0
 
 
-def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device, rng):
+def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device, rng, monkeypatch):
     gpu, cpu = make(device)
     batches, asked, submit, count = [pictures(rng, 1, 32, 32) for _ in range(3)], threading.Event(), gpu._submit, []
 
@@ -193,11 +192,12 @@ def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device,
             raise EngineError("the device is lost")
         return submit(*args)
 
-    gpu._submit = failing
+    monkeypatch.setattr(type(gpu), "_submit", lambda self, *args: failing(*args))
     got = []
     with pytest.raises(EngineError, match="the device is lost"):
         got.extend(gpu.stream(source()))
     assert len(got) == 1 and waiting(gpu) == 0
+    monkeypatch.undo()
     assert_same(got[0], cpu.run(batches[0]))
 
 
@@ -211,9 +211,9 @@ def test_a_stream_that_is_left_early_leaves_nothing_in_flight(device, rng):
         assert waiting(gpu) == 0
 
 
-def test_what_cannot_be_done_is_said_before_anything_is_begun(device, rng):
+def test_what_cannot_be_done_is_said_before_anything_is_begun(device, rng, monkeypatch):
     gpu, _ = make(device, make_spec(**FIXED))
-    gpu._divisor = 48  # cells that divide no canvas
+    monkeypatch.setattr(type(gpu), "_divisor", 48)  # cells that divide no canvas
     with pytest.raises(InputError):
         gpu.run([pictures(rng, 1, 64, 64)[0], pictures(rng, 1, 200, 64)[0]])
     assert waiting(gpu) == 0

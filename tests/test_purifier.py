@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -175,7 +176,39 @@ def test_info_says_what_ran():
 
 def test_defaults_come_from_the_model():
     purifier = Purifier(FakeEngine(make_spec(transforms=("blur4",), lam=2.0)))
-    assert (purifier.transforms, purifier.lam) == ("blur4", 2.0)
+    assert (purifier.info["transforms"], purifier.settings.lam) == ("blur4", 2.0)
+
+
+def test_settings_are_frozen():
+    purifier = Purifier(FakeEngine(), "blur2", seed=1)
+    for name in ("lam", "seed", "table", "guides", "engine", "settings", "preset"):
+        with pytest.raises(AttributeError, match="cannot be changed; build another one"):
+            setattr(purifier, name, 2)
+    with pytest.raises(AttributeError):
+        purifier.settings.lam = 2.0
+
+
+def test_a_seed_of_one_run():
+    batch, purifier = pictures(2), Purifier(FakeEngine(), "blur2", lam=2.0, seed=1)
+    once = purifier.run(batch, seed=7)
+    np.testing.assert_array_equal(once, Purifier(FakeEngine(), "blur2", lam=2.0, seed=7).run(batch))
+    np.testing.assert_array_equal(purifier.run(batch), Purifier(FakeEngine(), "blur2", lam=2.0, seed=1).run(batch))
+    np.testing.assert_array_equal(purifier.run(batch, seed=np.uint64(7)), once)
+    for bad in (-1, 2**64, 1.0, "1", True):
+        with pytest.raises(InputError, match="seed: got"):
+            purifier.run(batch, seed=bad)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"preset": "fast"}, {"transforms": OneOf(Blur(2), [Blur(4), Grayscale()]), "seed": 3},
+                {"lam": float("inf"), "start": 200, "steps": 1, "eta": 0, "combine": "joint", "canvas": 64},
+                {"transforms": (Blur(n) for n in (2, 4)), "clip_x0": True}],
+)  # fmt: skip
+def test_a_purifier_pickles(options):
+    purifier = Purifier(FakeEngine(), **options)
+    copy = pickle.loads(pickle.dumps(purifier))
+    assert copy.info == purifier.info and copy.table == purifier.table
+    np.testing.assert_array_equal(copy.run(pictures(3), seed=4), purifier.run(pictures(3), seed=4))
 
 
 def test_types_and_layouts_round_trip(tmp_path):

@@ -6,11 +6,12 @@ import hashlib
 import secrets
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from math import lcm
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,18 +21,41 @@ from zipsdk._util.prefetch import Prefetcher
 from zipsdk._util.validation import is_whole
 from zipsdk.engines import load_engine
 from zipsdk.errors import InputError
+from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.pending import CpuBatch, DeviceBatch, PendingResult, PendingRun, SizeGroup
 from zipsdk.presets import PresetName, preset_of
 from zipsdk.sampling import memory
 from zipsdk.sampling.cpu_loop import CpuLoop
 from zipsdk.sampling.noise import Noise
-from zipsdk.sampling.schedule import step_table
+from zipsdk.sampling.schedule import StepTable, step_table
 from zipsdk.sampling.tiling import Layout, plan
 from zipsdk.transforms import Guide, OneOf, Transform, parse, several, strip_unit
 from zipsdk.types import U8, U64, Engine
 
 if TYPE_CHECKING:
     from zipsdk.gpu.loop import DeviceLoop
+
+#: "mean" is the paper's; see `zipsdk.transforms.Guide`.
+Combine = Literal["mean", "joint"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hold the settings of a purifier, with the defaults of the preset and the model filled in.
+
+    `Purifier` describes the fields. ``Purifier(engine, **vars(settings))`` has the same settings.
+    """
+
+    transforms: tuple[Transform, ...] | OneOf
+    lam: float
+    steps: int
+    start: int | None
+    eta: float
+    combine: Combine
+    seed: int | None
+    clip_x0: bool
+    canvas: int | None
+    graph: bool
 
 
 class Purifier:
@@ -66,17 +90,25 @@ class Purifier:
         ModelError, EngineError, MissingExtra: the model cannot be loaded, or not run here.
     """
 
+    engine: Engine
+    settings: Settings
+    table: StepTable
+    guides: tuple[Guide, ...]
+    _cpu_loop: CpuLoop
+    _device_loop: DeviceLoop | None
+    _cpu_reason: str
+
     def __init__(
         self,
         engine: Engine | str | Path,
-        transforms: Transform | Sequence[Transform] | OneOf | str | None = None,
+        transforms: Transform | Iterable[Transform] | OneOf | str | None = None,
         *,
+        preset: PresetName = "paper",
         lam: float | None = None,
         steps: int | None = None,
-        eta: float = 1.0,
-        combine: str = "mean",
-        preset: PresetName = "paper",
         start: int | None = None,
+        eta: float = 1.0,
+        combine: Combine = "mean",
         seed: int | None = None,
         clip_x0: bool = False,
         canvas: int | None = None,
@@ -87,51 +119,62 @@ class Purifier:
         if not isinstance(engine, Engine) or isinstance(engine, type):  # a class has the members, too
             got = f"the class {engine.__name__}" if isinstance(engine, type) else type(engine).__name__
             raise InputError(f"engine: got {got}, wanted a model's name or path, or an object with spec and __call__")
-        self.engine = engine
-        spec = engine.spec
-        defaults = preset_of(preset)
-        steps = defaults.steps if steps is None else steps
-        start = defaults.start_for(spec) if start is None else start
-        if seed is not None and not (is_whole(seed) and 0 <= int(seed) < 2**64):
-            raise InputError(
-                f"seed: got {seed!r}, wanted a whole number in 0..2^64-1, or None for a fresh one each run"
-            )
-        lam = spec.lam if lam is None else lam
         if not isinstance(clip_x0, bool | np.bool_ | int):
             raise InputError(f"clip_x0: got {clip_x0!r}, expected True or False")
-        self.table = step_table(spec, lam=lam, eta=eta, steps=steps, start=start)
-        self.lam, self.eta, self.clip_x0 = float(lam), float(eta), bool(clip_x0)
-        self.seed = None if seed is None else int(seed)
+        spec, defaults = engine.spec, preset_of(preset)
+        seed = _checked_seed(seed)
+        lam = spec.lam if lam is None else lam
+        steps = defaults.steps if steps is None else steps
+        start = defaults.start_for(spec) if start is None else start
+        table = step_table(spec, lam=lam, eta=eta, steps=steps, start=start)
+        transforms = "+".join(spec.transforms) if transforms is None else transforms
+        transforms = parse(transforms) if isinstance(transforms, str) else transforms
+        transforms = transforms if isinstance(transforms, OneOf) else several(transforms)
+        choices = transforms.choices if isinstance(transforms, OneOf) else (transforms,)
+        guides = tuple(Guide(choice, combine) for choice in choices)
+        settings = Settings(
+            transforms=transforms,
+            lam=float(lam),
+            steps=len(table),
+            start=table.steps[0].t if table.warm else None,
+            eta=float(eta),
+            combine=combine,
+            seed=seed,
+            clip_x0=bool(clip_x0),
+            canvas=canvas if canvas is None else int(canvas),
+            graph=graph,
+        )
+        vars(self).update(engine=engine, settings=settings, table=table, guides=guides)
+        plan(spec, spec.canvas, spec.canvas, self._divisor, canvas)  # raises where the engine refuses the canvas
+        device_loop, cpu_reason = self._open_device_loop()
+        cpu_loop = CpuLoop(engine, table, guides, clip_x0=settings.clip_x0)
+        vars(self).update(_cpu_loop=cpu_loop, _device_loop=device_loop, _cpu_reason=cpu_reason)
 
-        if transforms is None:
-            transforms = "+".join(spec.transforms)
-        if isinstance(transforms, str):
-            transforms = parse(transforms)
-        choices = transforms.choices if isinstance(transforms, OneOf) else (several(transforms),)
-        self.guides = [Guide(c, combine) for c in choices]
-        self.transforms = "|".join("+".join(map(str, g.transforms)) for g in self.guides)
-        self.combine = combine
-        self._divisor = lcm(*(g.divisor for g in self.guides))
-        # a canvas that the engine refuses is told now, not at the first picture
-        plan(spec, spec.canvas, spec.canvas, self._divisor, canvas)
-        self.canvas = None if canvas is None else int(canvas)
-        self._cpu_loop = CpuLoop(engine, self.table, self.guides, clip_x0=self.clip_x0)
-        self._device_loop, self._host_loop = self._open_device_loop(graph)
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: a Purifier cannot be changed; build another one, or pass seed to run")
 
-    def _open_device_loop(self, graph: bool) -> tuple[DeviceLoop | None, str]:
-        """The loop on the engine's GPU, or None and why the loop runs on the host."""
-        engine: Any = self.engine
-        if not hasattr(engine, "enqueue"):
+    def __reduce__(self) -> tuple[Callable[[Engine], Purifier], tuple[Engine]]:
+        return partial(type(self), **vars(self.settings)), (self.engine,)
+
+    @property
+    def _divisor(self) -> int:
+        """Sides of tiles are multiples of this."""
+        return lcm(*(g.divisor for g in self.guides))
+
+    def _open_device_loop(self) -> tuple[DeviceLoop | None, str]:
+        """Return the loop on the engine's GPU, or None and why the loop runs on the CPU."""
+        engine = self.engine
+        if not isinstance(engine, DeviceEngine):
             return None, "the engine runs on the CPU"
         if engine.device is None:
-            return None, str(engine.host_loop)
-        from zipsdk.gpu.loop import DeviceLoop, rows_for
+            return None, str(getattr(engine, "host_loop", "the engine runs on the CPU"))
+        from zipsdk.gpu.loop import DeviceLoop, rows_for  # not needed where all runs on the CPU
 
         if rows_for(self.guides) is None:
-            reason = f"no GPU kernel for {self.transforms}: blurs by 2, 4, 8, 16 and gray have one"
+            reason = f"no GPU kernel for {_names(self.guides)}: blurs by 2, 4, 8, 16 and gray have one"
             warnings.warn(f"{reason}; the loop runs on the host, and the UNet alone on the GPU", stacklevel=4)
             return None, reason
-        return DeviceLoop(engine, self.table, self.guides, clip_x0=self.clip_x0, graph=graph), ""
+        return DeviceLoop(engine, self.table, self.guides, clip_x0=self.settings.clip_x0, graph=self.settings.graph), ""
 
     def close(self) -> None:
         """Give back the memory that the loop has on a GPU; on a CPU there is nothing to do. Also at the end of `with`.
@@ -155,25 +198,26 @@ class Purifier:
         It has the keys model, those of the engine's own `info` (see `zipsdk.load_engine`), loop (where it runs),
         evaluations, start (None from pure noise), transforms, combine, lam, eta, clip_x0, canvas and seed.
         """
+        settings = self.settings
         engine = getattr(self.engine, "info", None) or {"engine": type(self.engine).__name__}
         return {
             "model": self.engine.spec.name,
             **engine,
             "loop": self._where(),
-            "evaluations": len(self.table),
-            "start": self.table.steps[0].t if self.table.warm else None,
-            "transforms": self.transforms,
-            "combine": self.combine,
-            "lam": self.lam,
-            "eta": self.eta,
-            "clip_x0": self.clip_x0,
-            "canvas": self.canvas,
-            "seed": self.seed,
+            "evaluations": settings.steps,
+            "start": settings.start,
+            "transforms": _names(self.guides),
+            "combine": settings.combine,
+            "lam": settings.lam,
+            "eta": settings.eta,
+            "clip_x0": settings.clip_x0,
+            "canvas": settings.canvas,
+            "seed": settings.seed,
         }
 
     def _where(self) -> str:
         if self._device_loop is None:
-            return f"host ({self._host_loop})"
+            return f"host ({self._cpu_reason})"
         how = "one captured graph" if self._device_loop.graph else "launched step by step"
         return f"GPU ({how}; pictures larger than the canvas: on the host)"
 
@@ -183,6 +227,7 @@ class Purifier:
         *,
         layout: str = "NHWC",
         ids: npt.ArrayLike | None = None,
+        seed: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Any:
         """Purify pictures; what came in is what goes out: type, size, dtype, layout.
@@ -193,6 +238,7 @@ class Purifier:
             layout: "NHWC" or "NCHW", for arrays.
             ids: a number in 0..2^64-1 for each picture: with the seed it decides the picture's noise. Without it a hash
                 of the picture is used, so that the same picture gets the same noise wherever it stands.
+            seed: of this call alone; None takes the purifier's.
             progress: called with the number of pictures done since the last call.
 
         Raises:
@@ -201,7 +247,7 @@ class Purifier:
                 anything is purified where `zipsdk.sampling.memory` can tell.
         """
         pictures, back = images.read(batch, layout=layout)
-        return self._submit([p.rgb for p in pictures], back, ids, progress).result()
+        return self._submit([p.rgb for p in pictures], back, ids, seed, progress).result()
 
     def stream(self, batches: Iterable[Any], *, layout: str = "NHWC") -> Iterator[Any]:
         """`run` over many batches, in order; the next batch is fetched and decoded while one computes.
@@ -250,10 +296,12 @@ class Purifier:
         pictures: list[U8],
         restore: Callable[[list[U8]], Any] = list,
         ids: npt.ArrayLike | None = None,
+        seed: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> PendingRun:
         """Start on the images. Raises before anything has started if one of them cannot be done."""
-        seed = secrets.randbits(64) if self.seed is None else self.seed
+        seed = self.settings.seed if seed is None else _checked_seed(seed)
+        seed = secrets.randbits(64) if seed is None else seed
         noise_keys = picture_ids(pictures, ids, seed)
         places: dict[tuple[int, ...], list[int]] = {}
         for i, p in enumerate(pictures):
@@ -262,7 +310,7 @@ class Purifier:
             SizeGroup(
                 members,
                 [pictures[i] for i in members],
-                plan(self.engine.spec, size[0], size[1], self._divisor, self.canvas),
+                plan(self.engine.spec, size[0], size[1], self._divisor, self.settings.canvas),
                 noise_keys[members],
                 Noise(seed, noise_keys[members]).choice(len(self.guides)),
                 seed,
@@ -294,6 +342,20 @@ class Purifier:
         return DeviceBatch(
             self._device_loop.start(np.stack(g.images), g.layout, g.noise_keys, g.guide_index, g.seed, g.progress)
         )
+
+
+def _names(guides: Iterable[Guide]) -> str:
+    """Return the transforms as text, such as "blur2+gray" or "blur2|blur4"."""
+    return "|".join("+".join(map(str, g.transforms)) for g in guides)
+
+
+def _checked_seed(seed: int | None) -> int | None:
+    """Return the seed as Python's int. Raises InputError where it is none."""
+    if seed is not None and not (is_whole(seed) and 0 <= seed < 2**64):
+        raise InputError(
+            f"seed: got {seed!r}, expected an integer in 0..2^64-1, or None to draw a new one for each run"
+        )
+    return None if seed is None else int(seed)
 
 
 def picture_ids(pictures: list[U8], ids: npt.ArrayLike | None, seed: int) -> U64:

@@ -71,6 +71,6 @@ def check_options(recipe: Recipe, folder: Path) -> str:
     except InputError:
         return "InputError"
     demand(out.shape == images.shape and out.dtype == np.uint8, f"got {out.dtype} {out.shape}")
-    if purifier.seed is not None and recipe["ids"] == "none":
+    if purifier.settings.seed is not None and recipe["ids"] == "none":
         demand((purifier.run(images) == out).all(), "a seed gives another image the second time")
     return "accepted"
