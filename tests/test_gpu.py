@@ -111,7 +111,7 @@ def test_the_loops_own_graph(device, rng, settings):
         np.testing.assert_array_equal(got, off.run(batch))
         assert_same(got, cpu.run(batch))
     assert "one captured graph" in on.info["loop"]
-    (buffers,) = on._device_loop.pool.sizes.values()
+    (buffers,) = on._dispatcher.device_loop.pool.sizes.values()
     assert set(buffers.graphs) == {3, 4}
 
 
@@ -185,7 +185,7 @@ def test_memory_is_flat(device, rng):
     first = free()
     work()
     assert free() >= first - (1 << 20)
-    gpu._device_loop.close()
+    gpu._dispatcher.device_loop.close()
     assert free() >= before - (64 << 20)
 
 

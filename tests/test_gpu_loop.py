@@ -156,7 +156,7 @@ def test_stream_does_not_hold_a_result_back_for_a_batch_that_is_not_there(device
 
 
 def waiting(purifier):
-    return sum(len(b.waiting) for b in purifier._device_loop.pool.sizes.values())
+    return sum(len(b.waiting) for b in purifier._dispatcher.device_loop.pool.sizes.values())
 
 
 def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
@@ -178,7 +178,8 @@ def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
 
 def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device, rng, monkeypatch):
     gpu, cpu = make(device)
-    batches, asked, submit, count = [pictures(rng, 1, 32, 32) for _ in range(3)], threading.Event(), gpu._submit, []
+    batches, asked, count = [pictures(rng, 1, 32, 32) for _ in range(3)], threading.Event(), []
+    submit = gpu._dispatcher.submit
 
     def source():
         yield from batches[:2]
@@ -192,12 +193,11 @@ def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device,
             raise EngineError("the device is lost")
         return submit(*args)
 
-    monkeypatch.setattr(type(gpu), "_submit", lambda self, *args: failing(*args))
+    monkeypatch.setattr(gpu._dispatcher, "submit", failing)
     got = []
     with pytest.raises(EngineError, match="the device is lost"):
         got.extend(gpu.stream(source()))
     assert len(got) == 1 and waiting(gpu) == 0
-    monkeypatch.undo()
     assert_same(got[0], cpu.run(batches[0]))
 
 
@@ -211,9 +211,9 @@ def test_a_stream_that_is_left_early_leaves_nothing_in_flight(device, rng):
         assert waiting(gpu) == 0
 
 
-def test_what_cannot_be_done_is_said_before_anything_is_begun(device, rng, monkeypatch):
+def test_what_cannot_be_done_is_said_before_anything_is_begun(device, rng):
     gpu, _ = make(device, make_spec(**FIXED))
-    monkeypatch.setattr(type(gpu), "_divisor", 48)  # cells that divide no canvas
+    gpu._dispatcher.divisor = 48  # cells that divide no canvas
     with pytest.raises(InputError):
         gpu.run([pictures(rng, 1, 64, 64)[0], pictures(rng, 1, 200, 64)[0]])
     assert waiting(gpu) == 0
@@ -285,7 +285,7 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
             assert "it fell over" in str(e)
             failures += 1
     assert failures == 1
-    (buffers,) = gpu._device_loop.pool.sizes.values()
+    (buffers,) = gpu._dispatcher.device_loop.pool.sizes.values()
     assert not buffers.waiting and len(buffers.slots) == 2
 
 
@@ -366,7 +366,7 @@ def test_graphs_of_old_counts_are_dropped(device, rng, monkeypatch):
         wanted = cpu.run(batch[:n])
         for _ in range(3):
             assert_same(gpu.run(batch[:n]), wanted)
-    (buffers,) = gpu._device_loop.pool.sizes.values()
+    (buffers,) = gpu._dispatcher.device_loop.pool.sizes.values()
     assert list(buffers.graphs) == [5, 7]
 
 

@@ -22,7 +22,7 @@ def test_buffers_of_old_sizes_are_freed(device, rng):
     used = device.used
     for side in (32, 36, 40, 44, 48, 52, 56):
         gpu.run(pictures(rng, 1, side, side))
-    assert device.used == used and len(gpu._device_loop.pool.sizes) == gpu_buffers.MAX_SIZES
+    assert device.used == used and len(gpu._dispatcher.device_loop.pool.sizes) == gpu_buffers.MAX_SIZES
 
 
 def test_buffers_grow_with_the_batch_up_to_the_engines_limit(device, rng):
@@ -31,7 +31,7 @@ def test_buffers_grow_with_the_batch_up_to_the_engines_limit(device, rng):
     gpu, _ = make(device, engine=engine)
     for n in (1, 3, 4, 5, 6, 7, 2):
         gpu.run(pictures(rng, n, 33, 32))
-    assert sorted(b.canvases for b in gpu._device_loop.pool.sizes.values()) == [1, 2, 4, 6]
+    assert sorted(b.canvases for b in gpu._dispatcher.device_loop.pool.sizes.values()) == [1, 2, 4, 6]
     assert (2, 36, 32) in engine.prepared and (8, 36, 32) not in engine.prepared
 
 
@@ -78,7 +78,7 @@ def test_idle_buffers_of_other_sizes_make_room(device, rng):
     device.room = max(used)
     for batch in (large, small, large):
         assert_same(gpu.run(batch), cpu.run(batch))
-    assert gpu._device_loop.pool.limit is None
+    assert gpu._dispatcher.device_loop.pool.limit is None
 
 
 def one_at_a_time(device, gpu, batches):
@@ -104,7 +104,7 @@ def test_sizes_that_fit_one_at_a_time_only(device, rng, sides, n):
         warnings.simplefilter("error")
         for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
             assert_same(got, wanted)
-    assert gpu._device_loop.pool.limit is None
+    assert gpu._dispatcher.device_loop.pool.limit is None
 
 
 def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
@@ -112,10 +112,10 @@ def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
     gpu, cpu = make(device, preset="fast")
     batches = [pictures(rng, 1, side, side) for side in (40, 44, 48)]
     one_at_a_time(device, gpu, batches)
-    waits = [gpu._submit(list(batch)) for batch in batches]
+    waits = [gpu._submit(list(batch), list) for batch in batches]
     for wait, batch in reversed(list(zip(waits, batches, strict=True))):
         assert_same(wait.result()[0], cpu.run(batch)[0])
-    assert gpu._device_loop.pool.limit is None
+    assert gpu._dispatcher.device_loop.pool.limit is None
     gpu.close()
     assert not device.used
 
@@ -129,8 +129,8 @@ def test_idle_buffers_are_given_up_before_those_of_a_batch_on_its_way(device, rn
             used.append(device.used)
     device.room = used[1] + used[2]
     gpu.run(batches[0])
-    waits = [gpu._submit(list(batch)) for batch in batches[1:]]
-    assert [len(b.waiting) for b in gpu._device_loop.pool.sizes.values()] == [1, 1]
+    waits = [gpu._submit(list(batch), list) for batch in batches[1:]]
+    assert [len(b.waiting) for b in gpu._dispatcher.device_loop.pool.sizes.values()] == [1, 1]
     for wait, batch in zip(waits, batches[1:], strict=True):
         assert_same(wait.result()[0], cpu.run(batch)[0])
 
@@ -147,7 +147,7 @@ def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
     one_at_a_time(device, gpu, batches)
     bad.append(1)
     with np.errstate(invalid="ignore"):
-        first, second = (gpu._submit(list(batch)) for batch in batches)
+        first, second = (gpu._submit(list(batch), list) for batch in batches)
         assert_same(second.result()[0], cpu.run(batches[1])[0])
     with pytest.raises(EngineError, match="the result is not finite"):
         first.result()
@@ -167,9 +167,9 @@ def test_an_error_on_the_way_down_is_told_to_whom_the_batch_belongs(device, rng,
             raise MemoryError("no room for the result")
         download(*words)
 
-    first = gpu._submit(list(batches[0]))
+    first = gpu._submit(list(batches[0]), list)
     monkeypatch.setattr(device, "download", fails_once)
-    second = gpu._submit(list(batches[1]))
+    second = gpu._submit(list(batches[1]), list)
     assert failed
     assert_same(second.result()[0], cpu.run(batches[1])[0])
     with pytest.raises(MemoryError, match="no room for the result"):
@@ -203,7 +203,7 @@ def test_a_few_large_pictures_leave_small_ones_their_batches(device, rng):
 
 def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
     gpu, cpu = make(device, preset="fast")
-    loop, layout = gpu._device_loop, tiling.plan(gpu.engine.spec, 32, 32, 2)
+    loop, layout = gpu._dispatcher.device_loop, tiling.plan(gpu.engine.spec, 32, 32, 2)
     batch = pictures(rng, 2, 32, 32)
     device.pin_room = 10
     with pytest.raises(OutOfMemory, match="not even one canvas"), pytest.warns(UserWarning, match="do not fit"):
@@ -225,7 +225,7 @@ def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
 def test_many_sizes_in_one_call_are_not_all_in_flight(device, rng):
     gpu, cpu = make(device, preset="fast")
     batch, together = [pictures(rng, 1, 32 + 4 * i, 32)[0] for i in range(9)], []
-    gpu.engine.fail = lambda: together.append(len(gpu._device_loop.pool.sizes))
+    gpu.engine.fail = lambda: together.append(len(gpu._dispatcher.device_loop.pool.sizes))
     for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
         assert_same(got, wanted)
     assert max(together) == gpu_buffers.MAX_SIZES

@@ -24,7 +24,7 @@ def test_threads_share_a_purifier(device, rng):
 
 def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device, rng):
     gpu, cpu = make(device, preset="fast")
-    loop, threads, batch = gpu._device_loop, [], pictures(rng, 4, 32, 32)
+    loop, threads, batch = gpu._dispatcher.device_loop, [], pictures(rng, 4, 32, 32)
     loop.pool.limit, canvases = 8 * 32 * 32, loop.canvases
 
     def interrupted(layout):
@@ -82,7 +82,7 @@ def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, r
 def test_closing_leaves_a_batch_that_is_on_its_way(device, rng):
     gpu, cpu = make(device)
     batches = [pictures(rng, 1, 32, 32) for _ in range(4)]
-    finish = [gpu._submit([b[0]]) for b in batches[:2]]
+    finish = [gpu._submit([b[0]], list) for b in batches[:2]]
     gpu.close()
     assert device.used
     for wait, batch in zip(finish, batches, strict=False):

@@ -21,8 +21,8 @@ from PIL import Image
 import zipsdk
 from zipsdk import Blur, Grayscale, InputError, OneOf, Purifier
 from zipsdk.models.spec import ModelSpec
-from zipsdk.purifier import picture_ids
 from zipsdk.sampling.noise import Noise
+from zipsdk.sampling.noise_keys import noise_keys
 from zipsdk.sampling.sampler import purify
 from zipsdk.sampling.schedule import step_table
 from zipsdk.sampling.state import pad
@@ -400,7 +400,7 @@ def test_too_many_pixels_are_refused_with_what_helps():
     "ids", [[1], [1, 2, 3], [-1, 2], [0.5, 1.0], "ab", [True, 2], [2**64, 1], [[1], [2]], np.array([1.0, 2.0]), 7],
 )  # fmt: skip
 def test_bad_ids_are_refused(ids):
-    with pytest.raises(InputError, match=r"ids: got .*, wanted 2 whole numbers in 0\.\.2\^64-1"):
+    with pytest.raises(InputError, match=r"ids: got .*, expected a flat list of 2 integers in 0\.\.2\^64-1"):
         Purifier(FakeEngine(), "blur2").run(pictures(2), ids=ids)
 
 
@@ -457,4 +457,4 @@ def test_ids_of_images_are_the_keyed_hash_of_their_bytes_and_shape():
     image = pictures(1, 5, 7)[0]
     want = hashlib.blake2b(image.tobytes() + b"(5, 7, 3)", digest_size=8, key=(3).to_bytes(8, "little")).digest()
     for same in (image, np.asfortranarray(image)):
-        assert picture_ids([same], None, 3).tolist() == [int.from_bytes(want)]
+        assert noise_keys([same], None, 3).tolist() == [int.from_bytes(want)]

@@ -71,7 +71,7 @@ def whole_run(purifier: Purifier, images: np.ndarray, ids: list[int]) -> np.ndar
     """`Purifier.run` of uint8 (N, H, W, 3), all images in one call."""
     _, height, width, _ = images.shape
     engine: Engine = purifier.engine
-    layout = plan(engine.spec, height, width, purifier._divisor, purifier.settings.canvas)
+    layout = plan(engine.spec, height, width, purifier._dispatcher.divisor, purifier.settings.canvas)
     predictor = Predictor(engine, layout)
     noise = Noise(purifier.settings.seed, ids)
     guide: Any = purifier.guides[0]

@@ -70,7 +70,7 @@ def measure(engine: Any, batch: int, side: int, rounds: int, peers: dict[str, An
     rgb = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     ids = np.arange(batch, dtype=np.uint64)
     layout = plan(engine.spec, side, side, 2)
-    loops = {"loop": on._device_loop, "no graph": off._device_loop}
+    loops = {"loop": on._dispatcher.device_loop, "no graph": off._dispatcher.device_loop}
     if not loops["loop"].graph:
         del loops["no graph"]  # the same thing
     run = {name: (lambda loop=loop: loop.run(rgb, layout, ids, 0, 1)) for name, loop in loops.items()}
