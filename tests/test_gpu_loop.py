@@ -67,7 +67,7 @@ def test_a_graph_serves_other_pictures_counts_and_seeds(device, rng):
 
 def test_graph_off_gives_the_same_bits(device, rng):
     batch = pictures(rng, 4, 32, 48)
-    on, off = (make(device, graph=graph)[0] for graph in (True, False))
+    on, off = (make(device, cuda_graph=graph)[0] for graph in (True, False))
     for _ in range(2):
         np.testing.assert_array_equal(on.run(batch), off.run(batch))
     assert "one captured graph" in on.info["loop"] and "step by step" in off.info["loop"]
@@ -276,7 +276,7 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
         if len(count) == call:
             raise EngineError("it fell over")
 
-    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=fail), graph=call == 3)
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=fail), cuda_graph=call == 3)
     batch, failures = pictures(rng, 2, 32, 32), 0
     for _ in range(4):
         try:

@@ -62,7 +62,7 @@ class Dispatcher:
             reason = f"no GPU kernel for {names(self._guides)}: blurs by 2, 4, 8, 16 and gray have one"
             warnings.warn(f"{reason}; the loop runs on the host, and the UNet alone on the GPU", stacklevel=4)
             return None, reason
-        return DeviceLoop(engine, self._table, self._guides, clip_x0=settings.clip_x0, graph=settings.graph), ""
+        return DeviceLoop(engine, self._table, self._guides, clip_x0=settings.clip_x0, graph=settings.cuda_graph), ""
 
     @property
     def location(self) -> str:

@@ -53,8 +53,8 @@ class Purifier:
         clip_x0: clamp the estimate of the image to [-1, 1] at each step; the paper does not.
         canvas: side of the canvases, for models that take several sizes. None evaluates each image at its own size,
             which is as fast as tiling and keeps images apart.
-        graph: on a GPU, capture the loop into a CUDA graph if the engine allows it. The results are the same; turn it
-            off for profilers that cannot see into graphs.
+        cuda_graph: on a GPU, capture the loop into a CUDA graph if the engine allows it. The results are the same; turn
+            it off for profilers that cannot see into graphs.
 
     Attributes:
         engine: predicts the noise.
@@ -87,7 +87,7 @@ class Purifier:
         seed: int | None = None,
         clip_x0: bool = False,
         canvas: int | None = None,
-        graph: bool = True,
+        cuda_graph: bool = True,
     ):
         if isinstance(engine, str | Path):
             engine = load_engine(engine)
@@ -120,7 +120,7 @@ class Purifier:
             seed=seed,
             clip_x0=bool(clip_x0),
             canvas=int(canvas) if is_whole(canvas) else canvas,
-            graph=graph,
+            cuda_graph=cuda_graph,
         )
         dispatcher = Dispatcher(engine, table, guides, settings)
         vars(self).update(engine=engine, settings=settings, table=table, guides=guides, _dispatcher=dispatcher)

@@ -29,7 +29,7 @@ class Settings:
     seed: int | None
     clip_x0: bool
     canvas: int | None
-    graph: bool
+    cuda_graph: bool
 
 
 def checked_seed(seed: int | None) -> int | None:

@@ -66,7 +66,7 @@ def differences(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 def measure(engine: Any, batch: int, side: int, rounds: int, peers: dict[str, Any]) -> dict[str, Any]:
     """One batch size: loop, UNet, graph, peers."""
     device = engine.device
-    on, off = (zipsdk.Purifier(engine, "blur2+gray", seed=1, graph=graph) for graph in (True, False))
+    on, off = (zipsdk.Purifier(engine, "blur2+gray", seed=1, cuda_graph=graph) for graph in (True, False))
     rgb = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     ids = np.arange(batch, dtype=np.uint64)
     layout = plan(engine.spec, side, side, 2)
