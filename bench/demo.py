@@ -81,7 +81,7 @@ def restoration(pictures: dict[str, np.ndarray]) -> Image.Image:
         details,
         [blurred(x, 2) for x in details],
         [bicubic(x, 2) for x in details],
-        *(Purifier("zip-tiny", "blur2", profile=p, seed=SEED).run(np.stack(details)) for p in ("paper", "fast")),
+        *(Purifier("zip-tiny", "blur2", preset=p, seed=SEED).run(np.stack(details)) for p in ("paper", "fast")),
     ]
     titles = ("original", "blur 2", "bicubic", "purified, 20 evaluations", "purified, 4 evaluations")
     return contact_sheet(list(zip(*columns, strict=True)), titles)
@@ -91,7 +91,7 @@ def main() -> None:
     p = argparse.ArgumentParser(prog="python -m bench.demo", description=__doc__.split("\n")[0])
     p.add_argument("-o", "--output", type=Path, default=Path("demo"))
     p.add_argument("--side", type=int, default=384, help="long side of the photographs")
-    p.add_argument("--profile", default="paper")
+    p.add_argument("--preset", default="paper")
     args = p.parse_args()
     if args.side < SMALLEST:
         p.error(f"--side: got {args.side}, wanted at least {SMALLEST}: details of 64 x 64 pixels are shown")
@@ -111,7 +111,7 @@ def main() -> None:
 
     started = time.perf_counter()
     clean = args.output / "purified"
-    command = ["purify", str(originals), "-o", str(clean), "--seed", str(SEED), "--profile", args.profile,
+    command = ["purify", str(originals), "-o", str(clean), "--seed", str(SEED), "--preset", args.preset,
                "--transforms", "blur2+gray", "--sheet", str(args.output / "sheet.png"), "--overwrite"]  # fmt: skip
     print("zipsdk " + " ".join(command))
     if code := zipsdk_cli(command):
@@ -129,7 +129,7 @@ def main() -> None:
         page.paste(row, (0, i * row.height))
     page.save(args.output / "closeup.png")
     restoration(pictures).save(args.output / "restoration.png")
-    info = Purifier("zip-tiny", "blur2+gray", profile=args.profile, seed=SEED).info
+    info = Purifier("zip-tiny", "blur2+gray", preset=args.preset, seed=SEED).info
     record.write("demo", {"seconds": seconds, "pictures": {k: list(v.shape) for k, v in before.items()}, "info": info},
                  args.output)  # fmt: skip
     print(

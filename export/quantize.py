@@ -5,7 +5,7 @@
 
 Static quantisation by ONNX Runtime's own tools (Jacob et al. 2018, arXiv 1712.05877): activations are 8-bit with one
 scale a tensor, weights with one a channel. The scales are measured on what the model really sees, the states x_t of the
-loop at the steps of both profiles. Normalisation, time embedding, attention's products, the first and the last
+loop at the steps of both presets. Normalisation, time embedding, attention's products, the first and the last
 convolution stay float32, and so does each convolution that alone moves the estimated picture too far.
 """
 
@@ -43,7 +43,8 @@ from zipsdk.errors import InputError, ModelError, ZipError
 from zipsdk.images.sources import read_sample
 from zipsdk.models.sidecar import check_sidecar, sidecar_path, write_sidecar
 from zipsdk.models.spec import INT8, METADATA_KEY, ModelSpec
-from zipsdk.purifier import PROFILES, Purifier
+from zipsdk.presets import PRESETS
+from zipsdk.purifier import Purifier
 from zipsdk.sampling.schedule import alphas_cumprod
 from zipsdk.types import Engine
 
@@ -156,12 +157,12 @@ class _Spy:
 
 
 def loop_states(engine: Engine, pictures: list[U8]) -> list[State]:
-    """(x_t, t) of every evaluation of every profile; half of the pictures behind the spec's transforms, half behind a
+    """(x_t, t) of every evaluation of every preset; half of the pictures behind the spec's transforms, half behind a
     stronger blur."""
     spy = _Spy(engine)
     for part, transforms in ((pictures[::2], None), (pictures[1::2], "blur4")):
-        for profile in PROFILES:
-            Purifier(spy, transforms, profile=profile, seed=_SEED).run(part)
+        for preset in PRESETS:
+            Purifier(spy, transforms, preset=preset, seed=_SEED).run(part)
     return spy.states
 
 

@@ -1,4 +1,4 @@
-"""The protocols that a user's own objects follow."""
+"""Array types, and the protocols for objects that users pass in."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from zipsdk.models.spec import ModelSpec
 
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """A noise predictor. Any object with these two members can be passed to `zipsdk.Purifier`."""
+    """Predict noise. Any object with these two members can be passed to `zipsdk.Purifier`."""
 
     @property
     def spec(self) -> ModelSpec:
-        """The model's description of itself."""
+        """Return the model's specification."""
 
     def __call__(self, x: F32, t: F32) -> F32:
-        """Predict eps for x_t: x float32 (N, 3, H, W), t float32 (N,) of whole numbers; returns float32 like x."""
+        """Predict eps for x_t: x float32 (N, 3, H, W), t float32 (N,) of integers; returns float32 (N, 3, H, W)."""

@@ -11,6 +11,7 @@ from typing import Any
 from bench.defenses.base import U8, Classify
 from bench.defenses.diffusion import engine_of
 from bench.defenses.simple import Progress, checked, fingerprints
+from zipsdk.presets import PresetName
 from zipsdk.purifier import Purifier
 from zipsdk.transforms import OneOf, Transform
 from zipsdk.types import Engine
@@ -29,8 +30,7 @@ class Zip:
     engine: Engine
     transforms: str | Sequence[Transform] | OneOf | None = None
     lam: float | None = None
-    profile: str = "paper"
-    preset: str = "default"
+    preset: PresetName = "paper"
     steps: int | None = None
     start: int | None = None
     eta: float = 1.0
@@ -45,8 +45,8 @@ class Zip:
 
     @cached_property
     def _purifier(self) -> Purifier:
-        return Purifier(self.engine, self.transforms, lam=self.lam, profile=self.profile, preset=self.preset,
-                        steps=self.steps, start=self.start, eta=self.eta, combine=self.combine, seed=0)  # fmt: skip
+        return Purifier(self.engine, self.transforms, lam=self.lam, preset=self.preset, steps=self.steps,
+                        start=self.start, eta=self.eta, combine=self.combine, seed=0)  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ class Zip:
         every = len(p.table) == self.engine.spec.timesteps and self.eta == 1 and not p.table.warm
         steps = "Algorithm 1" if every else f"{len(p.table)} steps"
         more = [f"eta {self.eta:g}"] * (self.eta != 1) + [self.combine] * (self.combine != "mean")
-        return f"{p.transforms} + ZIP ({', '.join([f'lambda {p.lam:g}', steps, *more])})"
+        return f"{p.info['transforms']} + ZIP ({', '.join([f'lambda {p.settings.lam:g}', steps, *more])})"
 
     @property
     def evaluations(self) -> int:
@@ -65,7 +65,7 @@ class Zip:
         # the seed comes with the pictures; the last two are never anything but the purifier's defaults here
         left_out = ("seed", "threads", "model", "clip_x0", "canvas")
         info = {key: value for key, value in p.info.items() if key not in left_out}
-        if math.isinf(p.lam):
+        if math.isinf(p.settings.lam):
             info["lam"] = "inf"  # JSON has no number for it
         return {"defence": "ZIP", "version": self.VERSION, **info, "engine": engine_of(self.engine),
                 "steps": [step.t for step in p.table.steps],
@@ -74,7 +74,5 @@ class Zip:
     def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
         if not len(checked(pictures)):
             return pictures.copy()
-        # the seed is all that changes from run to run; a second Purifier would open, and capture, a second GPU loop
-        self._purifier.seed = seed
-        out: U8 = self._purifier.run(pictures, progress=progress)
+        out: U8 = self._purifier.run(pictures, seed=seed, progress=progress)
         return out

@@ -268,14 +268,14 @@ def defences(
     store: Store,
 ) -> dict[str, Any]:
     """CA, ASR and PA behind what was tried, and the share of clean pictures that a guard flags."""
-    fast = Zip(engine, profile="fast")
+    fast = Zip(engine, preset="fast")
     tried: dict[str, Zip | Guarded] = {
         "ZIP, blur2+gray, lambda 10": Zip(engine),
         "ZIP, blur2+gray, lambda 10, 6 from t = 400": Zip(engine, steps=6, start=400),
         "ZIP, blur2+gray, lambda 10, fast": fast,
-        "ZIP, blur2, lambda 2, fast": Zip(engine, "blur2", 2.0, profile="fast"),
-        "ZIP, gray, lambda 2, fast": Zip(engine, "gray", 2.0, profile="fast"),
-        "ZIP, blur4+gray, lambda 10, fast": Zip(engine, "blur4+gray", 10.0, profile="fast"),
+        "ZIP, blur2, lambda 2, fast": Zip(engine, "blur2", 2.0, preset="fast"),
+        "ZIP, gray, lambda 2, fast": Zip(engine, "gray", 2.0, preset="fast"),
+        "ZIP, blur4+gray, lambda 10, fast": Zip(engine, "blur4+gray", 10.0, preset="fast"),
         "Guard, SCALE-UP, ZIP fast": Guarded(fast, ScaleUp()),
         "Guard, decisive part, ZIP fast": Guarded(fast),
         "Guard, decisive part that learns, ZIP fast": Guarded(fast, first=clean),

@@ -124,7 +124,7 @@ def preset(dataset: str, attack: str) -> dict[str, Any]:
     attack = attack.removeprefix(ENHANCED)
     transforms = {"gtsrb": "blur2", "imagenette": "blur4" if attack in (*LAMBDA_2, "physicalba") else "blur2"}
     return {"transforms": transforms.get(dataset, "blur2+gray"), "lam": 2.0 if attack in LAMBDA_2 else 10.0,
-            "profile": "paper"}  # fmt: skip
+            "preset": "paper"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -186,14 +186,28 @@ class Workshop:
 
 _TYPES: dict[str, Any] = {"transforms": str, "combine": str, "profile": str, "preset": str, "lam": float, "eta": float,
                           "steps": int, "start": int}  # fmt: skip
+#: Transforms and lambda of "preset=NAME" in a line. "profile=NAME" in a line is the option `preset` of `Purifier`. The
+#: records name their rows so.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "patch": {"transforms": "blur2", "lam": 10.0},
+    "blended": {"transforms": "gray", "lam": 2.0},
+    "random": {"transforms": "blur2|gray|blur2+gray|blur4+gray", "lam": 10.0},
+}
 
 
 def _options(line: str, words: list[str]) -> dict[str, Any]:
-    out = {}
+    """Options of `Zip`."""
+    out: dict[str, Any] = {}
     for word in words:
         name, _, value = word.partition("=")
         try:
             out[name] = _TYPES[name](value)
         except (KeyError, ValueError) as e:
             raise InputError(f"defence: got {word!r} in {line!r}, wanted NAME=VALUE with {', '.join(_TYPES)}") from e
-    return out
+    setting = out.pop("preset", "default")
+    if setting not in _SETTINGS:
+        raise InputError(f"defence: got preset={setting} in {line!r}, wanted one of {', '.join(_SETTINGS)}")
+    if "profile" in out:
+        out["preset"] = out.pop("profile")
+    return {**_SETTINGS[setting], **out}

@@ -66,11 +66,11 @@ def differences(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 def measure(engine: Any, batch: int, side: int, rounds: int, peers: dict[str, Any]) -> dict[str, Any]:
     """One batch size: loop, UNet, graph, peers."""
     device = engine.device
-    on, off = (zipsdk.Purifier(engine, "blur2+gray", seed=1, graph=graph) for graph in (True, False))
+    on, off = (zipsdk.Purifier(engine, "blur2+gray", seed=1, cuda_graph=graph) for graph in (True, False))
     rgb = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     ids = np.arange(batch, dtype=np.uint64)
     layout = plan(engine.spec, side, side, 2)
-    loops = {"loop": on._device_loop, "no graph": off._device_loop}
+    loops = {"loop": on._dispatcher.device_loop, "no graph": off._dispatcher.device_loop}
     if not loops["loop"].graph:
         del loops["no graph"]  # the same thing
     run = {name: (lambda loop=loop: loop.run(rgb, layout, ids, 0, 1)) for name, loop in loops.items()}
@@ -170,7 +170,7 @@ def torch_peers(module: Any, where: str, spec: ModelSpec, compiled: bool) -> dic
 def soak(engine: Any, seconds: float, sides: tuple[int, ...]) -> dict[str, Any]:
     """Batches of changing sizes for so long; free memory over time."""
     device, rng = engine.device, np.random.default_rng(0)
-    purifier = zipsdk.Purifier(engine, "blur2+gray", profile="fast", seed=1)
+    purifier = zipsdk.Purifier(engine, "blur2+gray", preset="fast", seed=1)
     samples, done, start = [], 0, time.perf_counter()
     while not samples or time.perf_counter() - start < seconds:
         for side in sides:

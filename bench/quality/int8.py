@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 CARD = ROOT / "zipsdk/models/zip-tiny-int8.md"
 #: Batch, side and rounds of the timed evaluations.
 SHAPES = ((1, 32, 60), (64, 32, 9), (1, 256, 15))
-PROFILES = ("fast", "paper")
+PRESETS = ("fast", "paper")
 Run = Callable[[np.ndarray, np.ndarray], Any]
 
 
@@ -80,19 +80,19 @@ def pictures_of(name: str, folder: Path | None, limit: int) -> np.ndarray:
     return datasets.load(name, "test", folder, side=side, limit=limit).pictures
 
 
-def quality(engines: list[Any], pictures: np.ndarray, n: int, profile: str) -> dict[str, Any]:
+def quality(engines: list[Any], pictures: np.ndarray, n: int, preset: str) -> dict[str, Any]:
     """PSNR over what the blur leaves, of both models, and between them."""
     blur, outs = Blur(n), []
     for engine in engines:
-        purifier = zipsdk.Purifier(engine, [blur], profile=profile, seed=0)
-        with tqdm(total=len(pictures), unit="picture", desc=f"{profile}, blur{n}", leave=False) as bar:
+        purifier = zipsdk.Purifier(engine, [blur], preset=preset, seed=0)
+        with tqdm(total=len(pictures), unit="picture", desc=f"{preset}, blur{n}", leave=False) as bar:
             outs.append(purifier.run(pictures, progress=bar.update))
     base = np.array([psnr(blurred(x, n), x) for x in pictures])
     gains = [np.array([psnr(y, x) for y, x in zip(out, pictures, strict=True)]) - base for out in outs]
     energies = [np.sum([sharpness(y, x, blur) for y, x in zip(out, pictures, strict=True)], axis=0) for out in outs]
     lost = gains[1] - gains[0]
     return {
-        "pictures": len(pictures), "side": pictures.shape[1], "blur": n, "profile": profile,
+        "pictures": len(pictures), "side": pictures.shape[1], "blur": n, "preset": preset,
         "gain_db": [float(g.mean()) for g in gains],
         "gain_change_db": float(lost.mean()),
         "gain_change_standard_error": float(lost.std() / np.sqrt(len(lost))),
@@ -110,13 +110,13 @@ def defence(engines: list[Any], folder: Path | None, count: int, epochs: int | N
     classifier = training.train(poisoned, training.recipe(train, "small", 0, epochs))
     scene = Scene(test, "badnets", attack, target, classifier)
     rows = []
-    for profile in PROFILES:
+    for preset in PRESETS:
         counts = []
         for engine in engines:
-            with tqdm(total=2 * count, unit="picture", desc=f"BadNets, {profile}", leave=False) as bar:
-                counts.append(evaluate(scene, Zip(engine, profile=profile), 0, Store(None),
+            with tqdm(total=2 * count, unit="picture", desc=f"BadNets, {preset}", leave=False) as bar:
+                counts.append(evaluate(scene, Zip(engine, preset=preset), 0, Store(None),
                                                   bar.update))  # fmt: skip
-        rows.append({**scene.describe(), "profile": profile, "fp32": counts[0], "int8": counts[1]})
+        rows.append({**scene.describe(), "preset": preset, "fp32": counts[0], "int8": counts[1]})
     return rows
 
 
@@ -131,16 +131,16 @@ def text(content: dict[str, Any]) -> str:
     pictures = []
     for q in content["quality"]:
         numbers = [f"{q['gain_db'][i]:+.2f} dB / {q['sharpness'][i]:.2f}" for i in (0, 1)]
-        pictures.append([f"{q['data']} ({q['pictures']} of {q['side']} px), blur{q['blur']}", q["profile"], *numbers,
+        pictures.append([f"{q['data']} ({q['pictures']} of {q['side']} px), blur{q['blur']}", q["preset"], *numbers,
                          f"{q['psnr_between']:.1f} dB"])  # fmt: skip
     defences = []
     for row in content["defence"]:
         for model in ("fp32", "int8"):
             rates = (f"{100 * hits / of:.1f}" for hits, of in (row[model][k] for k in ("CA", "ASR", "PA")))
-            defences.append([row["profile"], model, *rates])
+            defences.append([row["preset"], model, *rates])
     tables = (
         table(["one evaluation", *names], speeds),
-        table(["clean pictures", "profile", "gain in PSNR / sharpness, fp32", "int8", "PSNR between"], pictures),
+        table(["clean pictures", "preset", "gain in PSNR / sharpness, fp32", "int8", "PSNR between"], pictures),
         table(["BadNets on CIFAR-10", "model", "CA, %", "ASR, %", "PA, %"], defences),
     )
     return "\n\n".join(tables)
@@ -163,8 +163,8 @@ def main() -> None:
     }  # fmt: skip
     content: dict[str, Any] = {"models": [e.info for e in engines], "speed": speed(contenders)}
     content["quality"] = [
-        {"data": name, **quality(engines, pictures_of(name, args.data, args.limit), n, profile)}
-        for name in ("cifar10", "imagenette") for n in (2, 4) for profile in PROFILES
+        {"data": name, **quality(engines, pictures_of(name, args.data, args.limit), n, preset)}
+        for name in ("cifar10", "imagenette") for n in (2, 4) for preset in PRESETS
     ]  # fmt: skip
     content["defence"] = defence(engines, args.data, args.pictures, args.epochs)
     print(text(content))

@@ -84,7 +84,7 @@ def main() -> None:
     p.add_argument("--side", type=int, default=160, help="photos are cut to their middle side x side")
     p.add_argument("--blurs", type=int, nargs="+", default=[2, 4])
     p.add_argument("--lam", type=float, default=10.0)
-    p.add_argument("--profile", default="paper")
+    p.add_argument("--preset", default="paper")
     p.add_argument("--eta", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--name", default="restoration", help="of the record; empty for none")
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     for source, pictures in sources:
         for n in args.blurs:
             purifier = zipsdk.Purifier(
-                args.model, [Blur(n)], lam=args.lam, profile=args.profile, eta=args.eta, seed=args.seed
+                args.model, [Blur(n)], lam=args.lam, preset=args.preset, eta=args.eta, seed=args.seed
             )
             result = measure(purifier, pictures, n)
             for method, r in result.items():

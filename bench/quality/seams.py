@@ -48,13 +48,13 @@ def main() -> None:
     p.add_argument("--model", default="zip-tiny")
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--canvas", type=int, default=256)
-    p.add_argument("--profile", default="fast")
+    p.add_argument("--preset", default="fast")
     p.add_argument("--name", default="seams")
     args = p.parse_args()
 
     x = photograph()
     engine = zipsdk.load_engine(args.model, threads=args.threads)
-    purifier = zipsdk.Purifier(engine, "blur2", profile=args.profile, seed=0, canvas=args.canvas)
+    purifier = zipsdk.Purifier(engine, "blur2", preset=args.preset, seed=0, canvas=args.canvas)
     clean = purifier.run(x)
 
     layout = plan(engine.spec, *x.shape[:2], divisor=2, canvas=args.canvas)
@@ -66,7 +66,7 @@ def main() -> None:
     rows, columns = borders(layout.ys, layout.height), borders(layout.xs, layout.width)
     cuts = [list(range(0, n, args.canvas)) for n in x.shape[:2]]
     parts = [x[y : y + args.canvas, c : c + args.canvas] for y in cuts[0] for c in cuts[1]]
-    separate = zipsdk.Purifier(engine, "blur2", profile=args.profile, seed=0).run(parts)
+    separate = zipsdk.Purifier(engine, "blur2", preset=args.preset, seed=0).run(parts)
     cut = np.zeros_like(x)
     for part, (y, c) in zip(separate, [(y, c) for y in cuts[0] for c in cuts[1]], strict=True):
         cut[y : y + part.shape[0], c : c + part.shape[1]] = part

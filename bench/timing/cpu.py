@@ -52,15 +52,15 @@ def main() -> None:
     engine = Watched(zipsdk.load_engine(args.model, device="cpu", threads=args.threads), watch)
     rng = np.random.default_rng(0)
     rows = []
-    print(f"{'pictures':<18}{'profile':<9}{'transforms':<12}{'evaluations':>12}{'ms/picture':>12}{'not UNet':>10}")
+    print(f"{'pictures':<18}{'preset':<9}{'transforms':<12}{'evaluations':>12}{'ms/picture':>12}{'not UNet':>10}")
     for shape in ((64, 32, 32, 3), (1, 32, 32, 3), (1, 256, 256, 3)):
         batch = rng.integers(0, 256, shape, np.uint8)
-        for profile in ("paper", "fast"):
-            purifier = zipsdk.Purifier(engine, "blur2+gray", profile=profile, seed=0)
+        for preset in ("paper", "fast"):
+            purifier = zipsdk.Purifier(engine, "blur2+gray", preset=preset, seed=0)
             row = measure(purifier, watch, batch, args.repeats)
             rows.append({**row, "info": purifier.info})
             name = "{} of {}x{}".format(shape[0], *shape[1:3])
-            print(f"{name:<18}{profile:<9}{'blur2+gray':<12}{len(purifier.table):>12}{row['ms_per_picture']:>12.1f}"
+            print(f"{name:<18}{preset:<9}{'blur2+gray':<12}{len(purifier.table):>12}{row['ms_per_picture']:>12.1f}"
                   f"{row['not_unet']:>10.1%}", flush=True)  # fmt: skip
     if args.name:
         print(record.write(args.name, {"rows": rows}))

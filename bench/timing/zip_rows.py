@@ -24,7 +24,7 @@ from bench.quality.restoration import psnr
 from zipsdk.errors import InputError
 from zipsdk.images import sources
 from zipsdk.models.sidecar import sha256_file
-from zipsdk.purifier import PROFILES
+from zipsdk.presets import PRESETS, PresetName
 from zipsdk.sampling.noise import STEP_INITIAL, Noise
 from zipsdk.sampling.schedule import PAPER_STEPS
 from zipsdk.types import Engine
@@ -245,19 +245,19 @@ class Bench:
                 rows.append(self._torch(f"eager-{n}", f"clean loop, eager torch, {here}", "eager", n, side))
         return rows
 
-    def _zip(self, key: str, letter: str, label: str, how: str, n: int, profile: str = "paper") -> Row:
-        evaluations = PROFILES[profile]["steps"] or PAPER_STEPS
+    def _zip(self, key: str, letter: str, label: str, how: str, n: int, preset: PresetName = "paper") -> Row:
+        evaluations = PRESETS[preset].steps
         part = min(self.args.measure or evaluations, evaluations)
         pictures, ids = self.some(n), np.arange(n)
 
         def make() -> Work:
-            runner, first = (self.runner(how, profile=profile, steps=k) for k in (part, 1))
+            runner, first = (self.runner(how, preset=preset, steps=k) for k in (part, 1))
 
             def check() -> dict[str, Any]:
                 steps = min(self.args.check, evaluations)
                 reference = Reference(self.spec, self.module, self.where)
                 got, wanted = (
-                    self.runner(how, profile=profile, steps=steps, seed=SEED, engine=engine).run(pictures, ids=ids)
+                    self.runner(how, preset=preset, steps=steps, seed=SEED, engine=engine).run(pictures, ids=ids)
                     for engine in (None, reference)
                 )
                 return {**compare(got, wanted), "evaluations": steps}
@@ -266,11 +266,11 @@ class Bench:
 
         return Row(key, letter, label, n, evaluations, make, self.args.rounds, part)
 
-    def runner(self, how: str, *, profile: str = "paper", steps: int | None = None, seed: int | None = None,
+    def runner(self, how: str, *, preset: PresetName = "paper", steps: int | None = None, seed: int | None = None,
                engine: Engine | None = None, canvas: int | None = None) -> Any:  # fmt: skip
         """Something with `run` for pictures of `side`: "whole", "tiled" or "own"."""
         side = (canvas or self.canvas) if how == "tiled" and self.spec.flexible else None
-        purifier = zipsdk.Purifier(engine or self.engine, TRANSFORMS, lam=LAMBDA, profile=profile, steps=steps,
+        purifier = zipsdk.Purifier(engine or self.engine, TRANSFORMS, lam=LAMBDA, preset=preset, steps=steps,
                                    start=WARM if steps == 1 else None, seed=seed, canvas=side)  # fmt: skip
         return Whole(purifier, self.canvas) if how == "whole" else purifier
 

@@ -107,7 +107,7 @@ def test_near_the_float_model_at_sizes_that_it_was_not_measured_on(source, made)
     engines = [zipsdk.load_engine(f, device="cpu") for f in (source, made[0])]
     for side in (32, 48):
         x = natural(3, side)
-        a, b = (zipsdk.Purifier(e, "blur2", profile="fast", seed=0).run(x) for e in engines)
+        a, b = (zipsdk.Purifier(e, "blur2", preset="fast", seed=0).run(x) for e in engines)
         assert np.any(a != b)
         assert psnr(a, b) > 40
 
@@ -136,7 +136,7 @@ def test_moved_is_the_estimated_picture_in_grey_levels(source):
     assert moved["200"] == pytest.approx(np.sqrt(np.mean((a - b) ** 2)), rel=1e-3)
 
 
-def test_states_are_those_of_both_profiles(source):
+def test_states_are_those_of_both_presets(source):
     states = quantize.loop_states(OnnxEngine(source, device="cpu"), pictures()[:2])
     steps = [int(t[0]) for _, t in states]
     one = [*range(950, -1, -50)], [400, 267, 133, 0]
@@ -192,8 +192,8 @@ def test_bundled_model(tmp_path):
     assert [e.spec.precision for e in engines] == ["fp32", "int8"]
     assert engines[1].spec.source_sha256 == engines[0].spec.source_sha256
     assert optimised(file, tmp_path)["QLinearConv"] == 45
-    for profile in ("fast", "paper"):
-        a, b = (zipsdk.Purifier(e, "blur2+gray", profile=profile, seed=0).run(natural(2, 64)) for e in engines)
+    for preset in ("fast", "paper"):
+        a, b = (zipsdk.Purifier(e, "blur2+gray", preset=preset, seed=0).run(natural(2, 64)) for e in engines)
         assert psnr(a, b) > 45
 
 

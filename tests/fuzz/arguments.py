@@ -78,7 +78,6 @@ def _calls() -> dict[str, Call]:
         "steps",
         "eta",
         "combine",
-        "profile",
         "preset",
         "start",
         "seed",

@@ -52,8 +52,7 @@ WORDS = ("", "-", "--", *PATHS, *NUMBERS, "1,2", "8,32,64", "2,1", ",", "gray", 
 OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "purify": {
         "-o": PATHS, "--out": PATHS, "--format": ("keep", "jpg", "webp", "gif"), "--overwrite": (), "--sheet": PATHS,
-        "--quiet": (), "--progress": (), "--profile": ("fast", "paper", "none"), "--preset": ("patch", "random",
-                    "none"),
+        "--quiet": (), "--progress": (), "--preset": ("fast", "paper", "none"),
         "--transforms": ("blur2", "blur0", "blur2+gray", "blur2|gray", "blur9999", "blur3", "gray", "+", "|",
                          "blur7+blur11"),
         "--lam": NUMBERS, "--steps": ("1", "2", "3", "0", "-1", "nan", "1" * 30), "--start": ("1", "400", "999",

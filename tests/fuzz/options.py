@@ -33,8 +33,7 @@ NEAR = {
     "steps": ("one", "two", "three", "np int"),
     "eta": ("zero", "half", "one", "np float"),
     "combine": ("mean", "joint"),
-    "profile": ("paper", "fast"),
-    "preset": ("patch", "random"),
+    "preset": ("paper", "fast"),
     "start": ("one", "999", "1000", "64", "np int"),
     "seed": ("zero", "2**64-1", "2**64", "np int"),
     "clip_x0": ("true", "zero"),
@@ -72,6 +71,6 @@ def check_options(recipe: Recipe, folder: Path) -> str:
     except InputError:
         return "InputError"
     demand(out.shape == images.shape and out.dtype == np.uint8, f"got {out.dtype} {out.shape}")
-    if purifier.seed is not None and recipe["ids"] == "none":
+    if purifier.settings.seed is not None and recipe["ids"] == "none":
         demand((purifier.run(images) == out).all(), "a seed gives another image the second time")
     return "accepted"

@@ -52,7 +52,7 @@ class Faulty:
 
 @cache
 def _bundled() -> Purifier | None:
-    return Purifier(zipsdk.load_engine(bundled()[0], device="cpu", threads=1), profile="fast") if bundled() else None
+    return Purifier(zipsdk.load_engine(bundled()[0], device="cpu", threads=1), preset="fast") if bundled() else None
 
 
 class Activities:

@@ -353,7 +353,7 @@ def test_with_a_purifier_on_mixed_sizes():
 
 def test_with_the_bundled_model():
     pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
-    purifier = zipsdk.Purifier("zip-tiny", profile="fast", seed=1)
+    purifier = zipsdk.Purifier("zip-tiny", preset="fast", seed=1)
     batch = dark(4, 32, 32)
     batch[1], batch[2] = poisoned(batch[1]), poisoned(batch[2])
     watch = Guard(backdoored, purifier)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -21,8 +22,8 @@ from tests.helpers.images import pictures
 from tests.helpers.paths import ROOT
 from zipsdk import Blur, Grayscale, InputError, OneOf, Purifier
 from zipsdk.models.spec import ModelSpec
-from zipsdk.purifier import picture_ids
 from zipsdk.sampling.noise import Noise
+from zipsdk.sampling.noise_keys import noise_keys
 from zipsdk.sampling.sampler import purify
 from zipsdk.sampling.schedule import step_table
 from zipsdk.sampling.state import pad
@@ -108,16 +109,20 @@ def test_one_of_draws_by_picture_and_matches_the_fixed_transform():
     np.testing.assert_array_equal(alone, mixed[3])
 
 
-@pytest.mark.parametrize(
-    ("preset", "transforms", "lam"),
-    [("default", "blur2+gray", 10), ("patch", "blur2", 10), ("blended", "gray", 2),
-     ("random", "blur2|gray|blur2+gray|blur4+gray", 10)],
-)  # fmt: skip
-def test_presets_stand_for_what_is_not_said(preset, transforms, lam):
-    info = Purifier(FakeEngine(), preset=preset).info
-    assert (info["transforms"], info["lam"]) == (transforms, lam)
-    said = Purifier(FakeEngine(), "blur4", lam=3, preset=preset).info
-    assert (said["transforms"], said["lam"]) == ("blur4", 3)
+def test_a_preset_is_two_defaults_and_explicit_values_change_nothing_else():
+    def info(**options):
+        made = Purifier(FakeEngine(), **options).info
+        return made["evaluations"], made["start"], made["transforms"], made["lam"]
+
+    assert info() == info(preset="paper") == (20, None, "blur2+gray", 10)
+    assert info(preset="fast") == (4, 400, "blur2+gray", 10)
+    assert info(preset="fast", start=400) == info(preset="fast")
+    assert info(preset="fast", steps=4) == info(preset="fast")
+    assert info(preset="fast", start=200) == (4, 200, "blur2+gray", 10)
+    assert info(preset="fast", steps=6) == (6, 400, "blur2+gray", 10)
+    assert info(start=400) == (20, 400, "blur2+gray", 10)
+    assert info(steps=7) == (7, None, "blur2+gray", 10)
+    assert info(preset="fast", transforms="blur4", lam=3) == (4, 400, "blur4", 3)
 
 
 def test_info_tells_settings_apart():
@@ -126,41 +131,41 @@ def test_info_tells_settings_apart():
     assert len(set(said)) == len(said)
 
 
-def test_evaluations_and_profiles():
+def test_evaluations_and_presets():
     def steps_of(**options):
         engine = FakeEngine()
         Purifier(engine, "blur2", **options).run(pictures(1))
         return [t for _, t in engine.calls]
 
     assert steps_of() == list(range(950, -1, -50))
-    assert steps_of(profile="fast") == [400, 267, 133, 0]
-    assert steps_of(start=400) == steps_of(profile="fast", steps=9) == list(range(400, -1, -50))
+    assert steps_of(preset="fast") == [400, 267, 133, 0]
+    assert steps_of(start=400, steps=9) == steps_of(preset="fast", steps=9) == list(range(400, -1, -50))
     assert steps_of(start=200, steps=4) == [200, 133, 67, 0]
     assert len(steps_of(steps=7)) == 7
 
 
 @pytest.mark.parametrize(("timesteps", "fast"), [(1000, [400, 267, 133, 0]), (4000, [1600, 1067, 533, 0]),
                                                   (250, [100, 67, 33, 0])])  # fmt: skip
-def test_a_profile_starts_at_the_same_noise_whatever_the_number_of_time_steps(timesteps, fast):
+def test_a_preset_starts_at_the_same_noise_whatever_the_number_of_time_steps(timesteps, fast):
     scale = 1000 / timesteps  # as models with more time steps have their betas
     spec = make_spec(timesteps=timesteps, beta_start=1e-4 * scale, beta_end=0.02 * scale)
-    steps = Purifier(FakeEngine(spec), profile="fast").table.steps
+    steps = Purifier(FakeEngine(spec), preset="fast").table.steps
     assert [s.t for s in steps] == fast
     assert steps[0].ab == pytest.approx(0.194, abs=0.01)
-    said = Purifier(FakeEngine(spec), profile="fast", start=200).table.steps
+    said = Purifier(FakeEngine(spec), preset="fast", start=200).table.steps
     assert said[0].t == 200  # what is said is taken as it is
 
 
 def test_fast_starts_in_as_much_noise_on_a_cosine_schedule():
     """alpha-bar is 0.194 at step 400 of the linear schedule, and 0.646 at step 400 of the cosine one."""
-    linear, cosine = (Purifier(FakeEngine(spec), profile="fast").table.steps for spec in
+    linear, cosine = (Purifier(FakeEngine(spec), preset="fast").table.steps for spec in
                       (make_spec(), make_spec(beta_schedule="cosine")))  # fmt: skip
     assert (linear[0].t, cosine[0].t) == (400, 707)
     assert cosine[0].ab == pytest.approx(linear[0].ab, abs=2e-3)
 
 
 def test_info_says_what_ran():
-    info = Purifier(FakeEngine(), OneOf(Blur(2), [Blur(4), Grayscale()]), lam=3, profile="fast").info
+    info = Purifier(FakeEngine(), OneOf(Blur(2), [Blur(4), Grayscale()]), lam=3, preset="fast").info
     assert info["transforms"] == "blur2|blur4+gray"
     assert (info["evaluations"], info["start"], info["lam"], info["seed"]) == (4, 400, 3.0, None)
     assert info["engine"] == "FakeEngine"
@@ -168,7 +173,39 @@ def test_info_says_what_ran():
 
 def test_defaults_come_from_the_model():
     purifier = Purifier(FakeEngine(make_spec(transforms=("blur4",), lam=2.0)))
-    assert (purifier.transforms, purifier.lam) == ("blur4", 2.0)
+    assert (purifier.info["transforms"], purifier.settings.lam) == ("blur4", 2.0)
+
+
+def test_settings_are_frozen():
+    purifier = Purifier(FakeEngine(), "blur2", seed=1)
+    for name in ("lam", "seed", "table", "guides", "engine", "settings", "preset"):
+        with pytest.raises(AttributeError, match="cannot be changed; build another one"):
+            setattr(purifier, name, 2)
+    with pytest.raises(AttributeError):
+        purifier.settings.lam = 2.0
+
+
+def test_a_seed_of_one_run():
+    batch, purifier = pictures(2), Purifier(FakeEngine(), "blur2", lam=2.0, seed=1)
+    once = purifier.run(batch, seed=7)
+    np.testing.assert_array_equal(once, Purifier(FakeEngine(), "blur2", lam=2.0, seed=7).run(batch))
+    np.testing.assert_array_equal(purifier.run(batch), Purifier(FakeEngine(), "blur2", lam=2.0, seed=1).run(batch))
+    np.testing.assert_array_equal(purifier.run(batch, seed=np.uint64(7)), once)
+    for bad in (-1, 2**64, 1.0, "1", True):
+        with pytest.raises(InputError, match="seed: got"):
+            purifier.run(batch, seed=bad)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"preset": "fast"}, {"transforms": OneOf(Blur(2), [Blur(4), Grayscale()]), "seed": 3},
+                {"lam": float("inf"), "start": 200, "steps": 1, "eta": 0, "combine": "joint", "canvas": 64},
+                {"transforms": (Blur(n) for n in (2, 4)), "clip_x0": True}],
+)  # fmt: skip
+def test_a_purifier_pickles(options):
+    purifier = Purifier(FakeEngine(), **options)
+    copy = pickle.loads(pickle.dumps(purifier))
+    assert copy.info == purifier.info and copy.table == purifier.table
+    np.testing.assert_array_equal(copy.run(pictures(3), seed=4), purifier.run(pictures(3), seed=4))
 
 
 def test_types_and_layouts_round_trip(tmp_path):
@@ -288,8 +325,8 @@ def test_a_bad_picture_stops_before_any_work():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"profile": "best"}, "'paper', 'fast'"),
-        ({"preset": "all"}, "'default', 'patch', 'blended', 'random'"),
+        ({"preset": "best"}, "'paper', 'fast'"),
+        ({"preset": ["fast"]}, "'paper', 'fast'"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"seed": True}, "seed"),
@@ -362,7 +399,7 @@ def test_too_many_pixels_are_refused_with_what_helps():
     "ids", [[1], [1, 2, 3], [-1, 2], [0.5, 1.0], "ab", [True, 2], [2**64, 1], [[1], [2]], np.array([1.0, 2.0]), 7],
 )  # fmt: skip
 def test_bad_ids_are_refused(ids):
-    with pytest.raises(InputError, match=r"ids: got .*, wanted 2 whole numbers in 0\.\.2\^64-1"):
+    with pytest.raises(InputError, match=r"ids: got .*, expected a flat list of 2 integers in 0\.\.2\^64-1"):
         Purifier(FakeEngine(), "blur2").run(pictures(2), ids=ids)
 
 
@@ -419,4 +456,4 @@ def test_ids_of_images_are_the_keyed_hash_of_their_bytes_and_shape():
     image = pictures(1, 5, 7)[0]
     want = hashlib.blake2b(image.tobytes() + b"(5, 7, 3)", digest_size=8, key=(3).to_bytes(8, "little")).digest()
     for same in (image, np.asfortranarray(image)):
-        assert picture_ids([same], None, 3).tolist() == [int.from_bytes(want)]
+        assert noise_keys([same], None, 3).tolist() == [int.from_bytes(want)]

@@ -1,28 +1,30 @@
-"""Reading ahead: a function called on a thread of its own, whose results are taken up in order."""
+"""Read ahead: fetch the next items of an iterator on a thread."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from zipsdk.errors import EngineError
 
 T = TypeVar("T")
+_END = object()
 
 
-class Pending(Future[T]):
-    """A result of a thread of this process; a forked child has no such thread, and is told so in place of waiting."""
+class _Item(Future[Any]):
+    """An item that a thread of this process fetches; a forked child has no such thread and gets an error."""
 
     def __init__(self) -> None:
         super().__init__()
         self._pid = os.getpid()
 
-    def result(self, timeout: float | None = None) -> T:
-        """Wait for the result. Raises EngineError in a forked child, and what the call raised."""
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the item. Raises EngineError in a forked child."""
         if self._pid != os.getpid():
             raise EngineError(
                 "stream: got a process forked after the stream was begun, expected the process that began it; "
@@ -31,41 +33,61 @@ class Pending(Future[T]):
         return super().result(timeout)
 
     def cancel(self) -> bool:
-        """Cancel the call. In a forked child nothing runs, and the lock may be held by a thread that is not there."""
+        """Cancel the fetch. Takes no lock in a forked child, where another thread of the parent may have held it."""
         return self._pid != os.getpid() or super().cancel()
 
     def done(self) -> bool:
-        """Whether `result` returns or raises at once."""
+        """Tell whether `result` returns or raises at once."""
         return self._pid != os.getpid() or super().done()
 
 
-class Ahead(Generic[T]):
-    """Calls of `fetch`, one after another, on one thread that nobody waits for: not `close`, nor the program's end.
+class Prefetcher(Generic[T]):
+    """Iterate over `source`, whose next items are fetched on a daemon thread.
+
+    Nothing waits for that thread, neither `close` nor the end of the program, because a source can block forever.
 
     Args:
-        fetch: called without arguments. It may wait for ever.
+        source: `next` is called on the thread; what it raises is raised in its place.
+        depth: number of items to fetch ahead.
     """
 
-    def __init__(self, fetch: Callable[[], T]):
-        self._fetch = fetch
-        self._wanted: SimpleQueue[Future[T] | None] = SimpleQueue()
-        # not a pool, whose threads the program waits for when it ends
+    def __init__(self, source: Iterable[T], depth: int):
+        self._source = iter(source)
+        self._requests: SimpleQueue[_Item | None] = SimpleQueue()
         threading.Thread(target=self._work, name="zipsdk-read", daemon=True).start()
+        self._items = deque(self._request() for _ in range(depth))
 
-    def submit(self) -> Future[T]:
-        """One more call; what it returns or raises is the future's."""
-        future: Future[T] = Pending()
-        self._wanted.put(future)
-        return future
+    def __iter__(self) -> Prefetcher[T]:
+        return self
+
+    def __next__(self) -> T:
+        item: T = self._items[0].result()
+        if item is _END:
+            raise StopIteration
+        self._items.popleft()
+        self._items.append(self._request())
+        return item
+
+    @property
+    def ready(self) -> bool:
+        """Whether `next` returns or raises at once."""
+        return self._items[0].done()
 
     def close(self) -> None:
-        """Have the thread end after the call that it is in, and those asked for whose futures are not cancelled."""
-        self._wanted.put(None)
+        """Cancel the fetches that have not begun, and let the thread end after the one that has."""
+        for item in self._items:
+            item.cancel()
+        self._requests.put(None)
+
+    def _request(self) -> _Item:
+        item = _Item()
+        self._requests.put(item)
+        return item
 
     def _work(self) -> None:
-        while (future := self._wanted.get()) is not None:
-            if future.set_running_or_notify_cancel():
+        while (item := self._requests.get()) is not None:
+            if item.set_running_or_notify_cancel():
                 try:
-                    future.set_result(self._fetch())
+                    item.set_result(next(self._source, _END))
                 except BaseException as e:
-                    future.set_exception(e)
+                    item.set_exception(e)

@@ -130,7 +130,8 @@ class Run:
         new = sum(r.job.name in self._todo for r in pictures)
         progress = self._progress if new == len(pictures) else None
         try:
-            clean = list(self._purifier.run([r.picture.rgb for r in pictures], progress=progress))
+            rgb = [r.picture.rgb for r in pictures]
+            clean = list(self._purifier.run(rgb, seed=self._manifest.seed, progress=progress))
             if progress is None:  # some were done before and only keep the others company
                 self._progress(new)
             return clean

@@ -120,11 +120,9 @@ def _purify(args: argparse.Namespace) -> int:
     engine = load_engine(args.model, device=args.device, threads=args.threads)
     purifier = Purifier(
         engine, args.transforms, lam=args.lam, steps=args.steps, eta=args.eta, combine=args.combine,
-        profile=args.profile, preset=args.preset, start=args.start, seed=args.seed, canvas=args.canvas,
+        preset=args.preset, start=args.start, seed=args.seed, canvas=args.canvas,
     )  # fmt: skip
     manifest = Manifest(out, jobs, _settings(purifier, args), args.seed, args.overwrite)
-    # one seed for the folder, so that a run that goes on draws what the first one would have drawn
-    purifier.seed = manifest.seed
 
     with progress_bar(" pictures", args.progress, args.quiet) as bar:
         run = Run(purifier, jobs, manifest, batch=args.batch, failure=bar.say, progress=bar.update)

@@ -9,7 +9,7 @@ from typing import Any
 import zipsdk
 from zipsdk._util.validation import MAX_THREADS, path_text, positive
 from zipsdk.engines.tensorrt.flavor import FLAVOURS
-from zipsdk.purifier import PRESETS, PROFILES
+from zipsdk.presets import PRESETS
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -34,16 +34,14 @@ _PURIFY = (
 examples:
   zipsdk purify photos -o clean                          a folder; its structure is kept
   zipsdk purify "photos/**/*.jpg" -o clean --format png  a glob; quote it, or the shell expands it and folders are lost
-  zipsdk purify photos -o clean --profile fast           4 evaluations a picture in place of 20
+  zipsdk purify photos -o clean --preset fast            4 steps an image instead of 20
   zipsdk purify photos -o clean --transforms blur4 --lam 2 --sheet
 
 what the settings mean:
   --transforms  destroy a trigger. blurN averages cells of N x N pixels, gray the colours; "+" joins several, and "|"
                 lets each picture draw one of several by chance: "blur2|blur4+gray"
   --lam         lambda, how long the restored picture is held to the input: 10 for patches, 2 for blended triggers
-  --preset      default: what the model recommends; patch: against grey patches too; blended: against smooth coloured
-                blends; random: each picture draws its transforms
-  --profile     paper: 20 evaluations from pure noise; fast: 4 from a warm start, the blurred picture plus noise
+  --preset      paper: 20 steps from pure noise; fast: 4 steps from a warm start, the transformed image plus noise
 
 inputs:
   What exists is taken as it is, also where its name has *, ? or [ in it; the rest of a glob is matched: * and ? and
@@ -151,20 +149,22 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     p.add_argument("--progress", action="store_true", help="show the progress bar even where there is no terminal")
 
     g = p.add_argument_group("settings (they decide the result)")
-    g.add_argument("--profile", choices=tuple(PROFILES), default="paper", help="how to walk (default: paper)")
     g.add_argument(
-        "--preset", choices=tuple(PRESETS), default="default", help="transforms and lambda by name (default: default)"
+        "--preset",
+        choices=tuple(PRESETS),
+        default="paper",
+        help="sampling preset: paper (20 steps) or fast (4 steps) (default: paper)",
     )
-    g.add_argument("--transforms", metavar="T", help='such as "blur2+gray" (default: the preset\'s)')
-    g.add_argument("--lam", type=float, help="lambda, above 0 (default: the preset's)")
+    g.add_argument("--transforms", metavar="T", help='such as "blur2+gray" (default: the model\'s)')
+    g.add_argument("--lam", type=float, help="lambda, above 0 (default: the model's)")
     g.add_argument(
         "--steps",
         type=int,
         metavar="N",
-        help="evaluations a picture; from pure noise take a divisor of 1000: 600, for example, begin at time step 599, "
-        "where the model expects a picture in the noise (default: the profile's, or one each 50 from --start)",
+        help="number of denoising steps (default: the preset's); without --start use a divisor of 1000 such as 20, 50 "
+        "or 100",
     )
-    g.add_argument("--start", type=int, metavar="T", help="warm start at this time step (default: the profile's)")
+    g.add_argument("--start", type=int, metavar="T", help="warm start at this time step (default: the preset's)")
     g.add_argument("--eta", type=float, default=1.0, help="1 fresh noise at each step, 0 none (default: 1, the paper)")
     g.add_argument(
         "--combine",

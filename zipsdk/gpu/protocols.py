@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from zipsdk.gpu.device import Device
 from zipsdk.types import Engine
 
+if TYPE_CHECKING:
+    from zipsdk.gpu.device import Device
 
+
+@runtime_checkable
 class DeviceEngine(Engine, Protocol):
     """An engine whose UNet reads and writes device memory on a given stream.
 

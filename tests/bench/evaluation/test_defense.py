@@ -42,7 +42,7 @@ def test_every_line_of_every_table_names_a_defence(workshop):
 
 
 def test_the_papers_settings(workshop):
-    assert tables.preset("cifar10", "badnets") == {"transforms": "blur2+gray", "lam": 10.0, "profile": "paper"}
+    assert tables.preset("cifar10", "badnets") == {"transforms": "blur2+gray", "lam": 10.0, "preset": "paper"}
     assert tables.preset("gtsrb", "enhanced-blended")["lam"] == 2
     assert tables.preset("imagenette", "physicalba")["transforms"] == "blur4"
     assert workshop.make("zip-paper", "blended").describe()["lam"] == 2

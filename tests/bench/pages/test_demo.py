@@ -35,7 +35,7 @@ def run(model, tmp_path, monkeypatch):
 
 
 def test_the_demo_leaves_pictures_sheets_and_a_record(run, capsys):
-    out = run("--side", "96", "--profile", "fast")
+    out = run("--side", "96", "--preset", "fast")
     assert sorted(p.stem for p in (out / "pictures").iterdir()) == NAMES
     before, after = (
         {name: np.asarray(Image.open(out / folder / f"{name}.png")) for name in NAMES}
@@ -58,12 +58,12 @@ def test_the_demo_leaves_pictures_sheets_and_a_record(run, capsys):
 
 
 def test_the_demo_is_the_same_every_time_and_begins_anew(run):
-    out = run("--side", "96", "--profile", "fast")
+    out = run("--side", "96", "--preset", "fast")
     first = {p.name: p.read_bytes() for p in sorted((out / "purified").glob("*.png"))}
     # as after a run that was killed before it noted what it had written
     (out / "purified" / ".zipsdk-manifest.jsonl").unlink()
     (out / "purified" / "astronaut.png").write_bytes(b"no picture")
-    run("--side", "96", "--profile", "fast")
+    run("--side", "96", "--preset", "fast")
     assert {p.name: p.read_bytes() for p in sorted((out / "purified").glob("*.png"))} == first and len(first) == 4
 
 
@@ -75,7 +75,7 @@ def test_sides_that_have_no_details_to_show_are_refused_at_once(run, tmp_path, c
 
 def test_where_purify_fails_the_demo_ends(run, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
-        run("--side", "96", "--profile", "slow")
+        run("--side", "96", "--preset", "slow")
     assert "slow" in capsys.readouterr().err
     monkeypatch.setattr(demo, "zipsdk_cli", lambda command: 3)
     with pytest.raises(SystemExit, match="3"):

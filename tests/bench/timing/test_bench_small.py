@@ -66,7 +66,7 @@ def test_a_batch_s_cost_is_the_median_a_picture_and_what_is_not_the_unet(clock):
 
 
 def test_the_command_of_the_cost_has_six_rows(monkeypatch, tmp_path, capsys):
-    """Each shape by both profiles; the engine counts what is really evaluated."""
+    """Each shape by both presets; the engine counts what is really evaluated."""
     engine = FakeEngine(make_spec(min_side=32, max_side=256))
     engine.info = {"engine": "fake"}
     asked = []

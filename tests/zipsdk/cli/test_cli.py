@@ -172,7 +172,7 @@ def test_a_picture_of_a_size_that_cannot_be_used_does_not_spoil_its_batch(purify
 
     src = folder(tmp_path / "in", 3)
     picture(src / "odd.png", 9, (24, 16))
-    monkeypatch.setattr("zipsdk.purifier.plan", refusing)
+    monkeypatch.setattr("zipsdk.dispatcher.plan", refusing)
     assert purify(src, "-o", tmp_path / "out") == 1
     assert "odd.png: too odd" in capsys.readouterr().err
     assert len(names(tmp_path / "out")) == 3
@@ -279,7 +279,7 @@ def test_a_sheet_is_written_over_a_sheet_and_over_nothing_else(purify, tmp_path,
     for sheet in (["--sheet", src / "000.png", src / "001.png"], [src / "001.png", "--sheet", src / "000.png"]):
         refused(capsys, purify("-o", out, *sheet), 2, "000.png: is there already, and is no sheet that zipsdk wrote")
     assert contents(src) == before and not out.exists()
-    for options in ([], ["--preset", "random"]):  # of both kinds
+    for options in ([], ["--transforms", "blur2|gray"]):  # of both kinds
         page = tmp_path / f"page{len(options)}.png"
         for _ in range(2):  # a finished run may be repeated
             assert purify(src, "-o", out / str(len(options)), *options, "--sheet", page) == 0
@@ -298,7 +298,7 @@ def test_a_sheet_among_the_pictures_is_no_picture(purify, tmp_path, capsys):
     refused(capsys, purify(src / "sheet.png", "-o", out, "--sheet", src / "sheet.png"), 2, "over a picture")
 
 
-@pytest.mark.parametrize("options", [["--preset", "random"], ["--transforms", "gray|blur2"]])
+@pytest.mark.parametrize("options", [["--transforms", "blur2|gray|blur2+gray"], ["--transforms", "gray|blur2"]])
 def test_a_sheet_has_no_transformed_column_where_each_picture_drew_its_own(purify, tmp_path, options):
     src, out = folder(tmp_path / "in", 2), tmp_path / "out"
     assert purify(src, "-o", out, *options, "--sheet") == 0

@@ -70,15 +70,15 @@ def test_every_option_reaches_the_purifier(purify, tmp_path, monkeypatch):
 
     def watched(engine, transforms, **options):
         assert transforms == "blur4"
-        assert options == {"lam": 3.0, "steps": 7, "eta": 0.5, "combine": "joint", "profile": "fast", "preset": "patch",
-                           "start": 350, "seed": 9, "canvas": 32}  # fmt: skip
+        assert options == {"lam": 3.0, "steps": 7, "eta": 0.5, "combine": "joint", "preset": "fast", "start": 350,
+                           "seed": 9, "canvas": 32}  # fmt: skip
         raise Stop
 
     monkeypatch.setattr("zipsdk.cli.Purifier", watched)
     src = folder(tmp_path / "in", 1)
     with pytest.raises(Stop):
         purify(src, "-o", tmp_path / "out", "--transforms", "blur4", "--lam", 3, "--eta", 0.5, "--combine", "joint",
-               "--profile", "fast", "--preset", "patch", "--start", 350, "--seed", 9, "--canvas", 32,
+               "--preset", "fast", "--start", 350, "--seed", 9, "--canvas", 32,
                steps=7)  # fmt: skip
 
 

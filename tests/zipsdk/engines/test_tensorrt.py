@@ -533,7 +533,7 @@ def test_a_plan_in_other_processes(copy, device, monkeypatch, rng):
 
     purifier = zipsdk.Purifier(engine)
     purifier.run(pictures(rng, 3, 32, 32))
-    pool, used = purifier._device_loop.pool, device.used
+    pool, used = purifier._dispatcher.device_loop.pool, device.used
     assert pool.sizes and {pool, engine} <= set(forks._tracked)
     kept = []
     with monkeypatch.context() as m:
@@ -578,7 +578,7 @@ def test_contexts_are_dropped_but_not_those_that_a_graph_holds(copy, device, mon
         for _ in range(3):
             assert_same(gpu.run(batch), cpu.run(batch))
     assert len(engine._contexts) == 2
-    (graphs,) = {tuple(b.graphs) for b in gpu._device_loop.pool.sizes.values() if len(b.graphs) == 2}
+    (graphs,) = {tuple(b.graphs) for b in gpu._dispatcher.device_loop.pool.sizes.values() if len(b.graphs) == 2}
     assert graphs == (3, 4)
 
 

@@ -103,7 +103,7 @@ class CopyOnCpu:
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_the_loops_own_graph(device, rng, settings):
     """Captured, replayed, for other pictures and counts, against launched step by step and against the CPU."""
-    on, off = (zipsdk.Purifier(CopyEngine(device), seed=5, graph=graph, **settings) for graph in (True, False))
+    on, off = (zipsdk.Purifier(CopyEngine(device), seed=5, cuda_graph=graph, **settings) for graph in (True, False))
     cpu = zipsdk.Purifier(CopyOnCpu(), seed=5, **settings)
     for n in (3, 4, 3, 4, 3):
         batch = pictures(rng, n, 32, 48)
@@ -111,7 +111,7 @@ def test_the_loops_own_graph(device, rng, settings):
         np.testing.assert_array_equal(got, off.run(batch))
         assert_same(got, cpu.run(batch))
     assert "one captured graph" in on.info["loop"]
-    (buffers,) = on._device_loop.pool.sizes.values()
+    (buffers,) = on._dispatcher.device_loop.pool.sizes.values()
     assert set(buffers.graphs) == {3, 4}
 
 
@@ -153,7 +153,7 @@ def test_pictures_are_those_of_the_cpu(device, rng, settings, n, side, fixed):
 
 def test_graph_off_gives_the_same_bits(device, rng):
     batch, (on_gpu, _) = pictures(rng, 3, 32, 48), engines(device)
-    on, off = (zipsdk.Purifier(on_gpu, seed=1, graph=graph) for graph in (True, False))
+    on, off = (zipsdk.Purifier(on_gpu, seed=1, cuda_graph=graph) for graph in (True, False))
     for _ in range(3):
         np.testing.assert_array_equal(on.run(batch), off.run(batch))
 
@@ -161,7 +161,7 @@ def test_graph_off_gives_the_same_bits(device, rng):
 def test_stream_and_batches(device, rng, monkeypatch):
     monkeypatch.setattr(gpu_buffers, "MAX_PIXELS_A_BATCH", 2 * 32 * 32)
     on_gpu, plain = engines(device)
-    gpu, cpu = (zipsdk.Purifier(e, seed=5, profile="fast") for e in (on_gpu, plain))
+    gpu, cpu = (zipsdk.Purifier(e, seed=5, preset="fast") for e in (on_gpu, plain))
     batches = [pictures(rng, n, 32, 32) for n in (1, 5, 2, 3)]
     for got, batch in zip(gpu.stream(batches), batches, strict=True):
         assert_same(got, cpu.run(batch))
@@ -185,7 +185,7 @@ def test_memory_is_flat(device, rng):
     first = free()
     work()
     assert free() >= first - (1 << 20)
-    gpu._device_loop.close()
+    gpu._dispatcher.device_loop.close()
     assert free() >= before - (64 << 20)
 
 

@@ -50,15 +50,14 @@ def test_pictures_are_those_of_the_cpu(device, rng, settings, n, height, width, 
 def test_a_graph_serves_other_pictures_counts_and_seeds(device, rng):
     gpu, cpu = make(device, make_spec(**FIXED))
     for n, seed in ((4, 1), (3, 2), (2, 3), (4, 4)):  # all of one canvas
-        gpu.seed = cpu.seed = seed
         batch = pictures(rng, n, 32, 32)
-        assert_same(gpu.run(batch), cpu.run(batch))
+        assert_same(gpu.run(batch, seed=seed), cpu.run(batch, seed=seed))
     assert device.log.count(("graph", "compute")) == 3
 
 
 def test_graph_off_gives_the_same_bits(device, rng):
     batch = pictures(rng, 4, 32, 48)
-    on, off = (make(device, graph=graph)[0] for graph in (True, False))
+    on, off = (make(device, cuda_graph=graph)[0] for graph in (True, False))
     for _ in range(2):
         np.testing.assert_array_equal(on.run(batch), off.run(batch))
     assert "one captured graph" in on.info["loop"] and "step by step" in off.info["loop"]
@@ -84,7 +83,7 @@ def test_after_the_first_call_nothing_is_allocated_and_one_copy_goes_each_way(de
 
 
 def test_what_is_captured(device, rng):
-    gpu, _ = make(device, make_spec(**FIXED), profile="fast")
+    gpu, _ = make(device, make_spec(**FIXED), preset="fast")
     for _ in range(2):
         gpu.run(pictures(rng, 2, 30, 30))
     captured = [entry[0] for entry in device.log if entry[-1] == "captured"]
@@ -147,7 +146,7 @@ def test_stream_does_not_hold_a_result_back_for_a_batch_that_is_not_there(device
 
 
 def waiting(purifier):
-    return sum(len(b.waiting) for b in purifier._device_loop.pool.sizes.values())
+    return sum(len(b.waiting) for b in purifier._dispatcher.device_loop.pool.sizes.values())
 
 
 def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
@@ -167,9 +166,10 @@ def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
     assert waiting(gpu) == 0
 
 
-def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device, rng):
+def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device, rng, monkeypatch):
     gpu, cpu = make(device)
-    batches, asked, begin, count = [pictures(rng, 1, 32, 32) for _ in range(3)], threading.Event(), gpu._begin, []
+    batches, asked, count = [pictures(rng, 1, 32, 32) for _ in range(3)], threading.Event(), []
+    submit = gpu._dispatcher.submit
 
     def source():
         yield from batches[:2]
@@ -181,9 +181,9 @@ def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device,
         assert asked.wait(20)
         if len(count) == 2:
             raise EngineError("the device is lost")
-        return begin(*args)
+        return submit(*args)
 
-    gpu._begin = failing
+    monkeypatch.setattr(gpu._dispatcher, "submit", failing)
     got = []
     with pytest.raises(EngineError, match="the device is lost"):
         got.extend(gpu.stream(source()))
@@ -203,7 +203,7 @@ def test_a_stream_that_is_left_early_leaves_nothing_in_flight(device, rng):
 
 def test_what_cannot_be_done_is_said_before_anything_is_begun(device, rng):
     gpu, _ = make(device, make_spec(**FIXED))
-    gpu._divisor = 48  # cells that divide no canvas
+    gpu._dispatcher.divisor = 48  # cells that divide no canvas
     with pytest.raises(InputError):
         gpu.run([pictures(rng, 1, 64, 64)[0], pictures(rng, 1, 200, 64)[0]])
     assert waiting(gpu) == 0
@@ -266,7 +266,7 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
         if len(count) == call:
             raise EngineError("it fell over")
 
-    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=fail), graph=call == 3)
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=fail), cuda_graph=call == 3)
     batch, failures = pictures(rng, 2, 32, 32), 0
     for _ in range(4):
         try:
@@ -275,7 +275,7 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
             assert "it fell over" in str(e)
             failures += 1
     assert failures == 1
-    (buffers,) = gpu._device_loop.pool.sizes.values()
+    (buffers,) = gpu._dispatcher.device_loop.pool.sizes.values()
     assert not buffers.waiting and len(buffers.slots) == 2
 
 
@@ -330,7 +330,7 @@ def test_an_engine_that_cannot_be_captured_runs_step_by_step(device, rng):
 
 
 def test_larger_pictures_take_the_host_loop(device, rng):
-    gpu, cpu = make(device, make_spec(**FIXED), profile="fast")
+    gpu, cpu = make(device, make_spec(**FIXED), preset="fast")
     batch = pictures(rng, 1, 80, 100)
     np.testing.assert_array_equal(gpu.run(batch), cpu.run(batch))
     assert ("zip_ingest", "compute") not in device.log
@@ -338,7 +338,7 @@ def test_larger_pictures_take_the_host_loop(device, rng):
 
 def test_transforms_without_a_kernel_take_the_host_loop_and_say_so(device, rng):
     with pytest.warns(UserWarning, match="no GPU kernel for blur3.*the loop runs on the host"):
-        gpu, cpu = make(device, transforms="blur3", profile="fast")
+        gpu, cpu = make(device, transforms="blur3", preset="fast")
     assert gpu.info["loop"].startswith("host (no GPU kernel for blur3")
     batch = pictures(rng, 1, 48, 48)
     np.testing.assert_array_equal(gpu.run(batch), cpu.run(batch))
@@ -350,13 +350,13 @@ def test_a_plain_engine_says_that_the_loop_runs_on_the_host():
 
 def test_graphs_of_old_counts_are_dropped(device, rng, monkeypatch):
     monkeypatch.setattr(gpu_loop, "MAX_GRAPHS", 2)
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batch = pictures(rng, 8, 32, 32)
     for n in (5, 6, 7, 8, 5, 7):
         wanted = cpu.run(batch[:n])
         for _ in range(3):
             assert_same(gpu.run(batch[:n]), wanted)
-    (buffers,) = gpu._device_loop.pool.sizes.values()
+    (buffers,) = gpu._dispatcher.device_loop.pool.sizes.values()
     assert list(buffers.graphs) == [5, 7]
 
 
@@ -393,6 +393,6 @@ def test_zip_tiny_on_the_fake_gpu(device, rng):
         "engine", lambda: enqueue(x, t, eps, batch, stream, size=size)
     )
     batch = pictures(rng, 5, 32, 32)
-    for profile in ("paper", "fast"):
-        got = zipsdk.Purifier(on_gpu, profile=profile, seed=1).run(batch)
-        assert_same(got, zipsdk.Purifier(engine, profile=profile, seed=1).run(batch))
+    for preset in ("paper", "fast"):
+        got = zipsdk.Purifier(on_gpu, preset=preset, seed=1).run(batch)
+        assert_same(got, zipsdk.Purifier(engine, preset=preset, seed=1).run(batch))

@@ -22,7 +22,7 @@ def test_buffers_of_old_sizes_are_freed(device, rng):
     used = device.used
     for side in (32, 36, 40, 44, 48, 52, 56):
         gpu.run(pictures(rng, 1, side, side))
-    assert device.used == used and len(gpu._device_loop.pool.sizes) == gpu_buffers.MAX_SIZES
+    assert device.used == used and len(gpu._dispatcher.device_loop.pool.sizes) == gpu_buffers.MAX_SIZES
 
 
 def test_buffers_grow_with_the_batch_up_to_the_engines_limit(device, rng):
@@ -31,7 +31,7 @@ def test_buffers_grow_with_the_batch_up_to_the_engines_limit(device, rng):
     gpu, _ = make(device, engine=engine)
     for n in (1, 3, 4, 5, 6, 7, 2):
         gpu.run(pictures(rng, n, 33, 32))
-    assert sorted(b.canvases for b in gpu._device_loop.pool.sizes.values()) == [1, 2, 4, 6]
+    assert sorted(b.canvases for b in gpu._dispatcher.device_loop.pool.sizes.values()) == [1, 2, 4, 6]
     assert (2, 36, 32) in engine.prepared and (8, 36, 32) not in engine.prepared
 
 
@@ -69,7 +69,7 @@ def test_an_engine_out_of_memory_in_the_middle(device, rng):
 
 def test_idle_buffers_of_other_sizes_make_room(device, rng):
     """They are ours to give up: that they fill the memory is no reason to halve a batch, or to refuse it."""
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     small, large, used = pictures(rng, 1, 32, 32), pictures(rng, 8, 40, 40), []
     for batch in (small, large):
         with gpu:
@@ -78,7 +78,7 @@ def test_idle_buffers_of_other_sizes_make_room(device, rng):
     device.room = max(used)
     for batch in (large, small, large):
         assert_same(gpu.run(batch), cpu.run(batch))
-    assert gpu._device_loop.pool.limit is None
+    assert gpu._dispatcher.device_loop.pool.limit is None
 
 
 def one_at_a_time(device, gpu, batches):
@@ -96,7 +96,7 @@ def one_at_a_time(device, gpu, batches):
 @pytest.mark.parametrize("sides", [(40, 44, 48), (48, 44, 40)])
 def test_sizes_that_fit_one_at_a_time_only(device, rng, sides, n):
     """What others of the call hold for the moment is no reason to halve a batch, or to refuse it."""
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batches = [pictures(rng, n, side, side) for side in sides]
     one_at_a_time(device, gpu, batches)
     batch = [p for batch in batches for p in batch]
@@ -104,24 +104,24 @@ def test_sizes_that_fit_one_at_a_time_only(device, rng, sides, n):
         warnings.simplefilter("error")
         for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
             assert_same(got, wanted)
-    assert gpu._device_loop.pool.limit is None
+    assert gpu._dispatcher.device_loop.pool.limit is None
 
 
 def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
     """As those of a stream, or of several threads."""
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batches = [pictures(rng, 1, side, side) for side in (40, 44, 48)]
     one_at_a_time(device, gpu, batches)
-    waits = [gpu._begin(list(batch), None, None) for batch in batches]
+    waits = [gpu._submit(list(batch), list) for batch in batches]
     for wait, batch in reversed(list(zip(waits, batches, strict=True))):
-        assert_same(wait()[0], cpu.run(batch)[0])
-    assert gpu._device_loop.pool.limit is None
+        assert_same(wait.result()[0], cpu.run(batch)[0])
+    assert gpu._dispatcher.device_loop.pool.limit is None
     gpu.close()
     assert not device.used
 
 
 def test_idle_buffers_are_given_up_before_those_of_a_batch_on_its_way(device, rng):
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batches, used = [pictures(rng, 1, side, side) for side in (40, 44, 48)], []
     for batch in batches:
         with gpu:
@@ -129,10 +129,10 @@ def test_idle_buffers_are_given_up_before_those_of_a_batch_on_its_way(device, rn
             used.append(device.used)
     device.room = used[1] + used[2]
     gpu.run(batches[0])
-    waits = [gpu._begin(list(batch), None, None) for batch in batches[1:]]
-    assert [len(b.waiting) for b in gpu._device_loop.pool.sizes.values()] == [1, 1]
+    waits = [gpu._submit(list(batch), list) for batch in batches[1:]]
+    assert [len(b.waiting) for b in gpu._dispatcher.device_loop.pool.sizes.values()] == [1, 1]
     for wait, batch in zip(waits, batches[1:], strict=True):
-        assert_same(wait()[0], cpu.run(batch)[0])
+        assert_same(wait.result()[0], cpu.run(batch)[0])
 
 
 def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
@@ -142,21 +142,21 @@ def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
         def __call__(self, x, t):
             return super().__call__(x, t) * np.float32(np.inf if bad and x.shape[2] == 40 else 1)
 
-    gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device), profile="fast")
+    gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device), preset="fast")
     batches = [pictures(rng, 1, side, side) for side in (40, 44)]
     one_at_a_time(device, gpu, batches)
     bad.append(1)
     with np.errstate(invalid="ignore"):
-        first, second = (gpu._begin(list(batch), None, None) for batch in batches)
-        assert_same(second()[0], cpu.run(batches[1])[0])
+        first, second = (gpu._submit(list(batch), list) for batch in batches)
+        assert_same(second.result()[0], cpu.run(batches[1])[0])
     with pytest.raises(EngineError, match="the result is not finite"):
-        first()
+        first.result()
     gpu.close()
     assert not device.used
 
 
 def test_an_error_on_the_way_down_is_told_to_whom_the_batch_belongs(device, rng, monkeypatch):
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batches = [pictures(rng, 1, side, side) for side in (40, 44)]
     one_at_a_time(device, gpu, batches)
     download, failed = device.download, []
@@ -167,13 +167,13 @@ def test_an_error_on_the_way_down_is_told_to_whom_the_batch_belongs(device, rng,
             raise MemoryError("no room for the result")
         download(*words)
 
-    first = gpu._begin(list(batches[0]), None, None)
+    first = gpu._submit(list(batches[0]), list)
     monkeypatch.setattr(device, "download", fails_once)
-    second = gpu._begin(list(batches[1]), None, None)
+    second = gpu._submit(list(batches[1]), list)
     assert failed
-    assert_same(second()[0], cpu.run(batches[1])[0])
+    assert_same(second.result()[0], cpu.run(batches[1])[0])
     with pytest.raises(MemoryError, match="no room for the result"):
-        first()
+        first.result()
     gpu.close()
     assert not device.used
 
@@ -189,7 +189,7 @@ def test_a_few_large_pictures_leave_small_ones_their_batches(device, rng):
         FakeDeviceEngine.enqueue(engine, x, t, eps, batch, stream, size=size)
 
     engine.enqueue = enqueue
-    gpu, cpu = make(device, engine=engine, profile="fast")
+    gpu, cpu = make(device, engine=engine, preset="fast")
     small, large = pictures(rng, 64, 32, 32), pictures(rng, 5, 128, 128)
     gpu.run(small)
     assert {shape[0] for shape, _ in plain.calls} == {64}
@@ -202,8 +202,8 @@ def test_a_few_large_pictures_leave_small_ones_their_batches(device, rng):
 
 
 def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
-    gpu, cpu = make(device, profile="fast")
-    loop, layout = gpu._device_loop, tiling.plan(gpu.engine.spec, 32, 32, 2)
+    gpu, cpu = make(device, preset="fast")
+    loop, layout = gpu._dispatcher.device_loop, tiling.plan(gpu.engine.spec, 32, 32, 2)
     batch = pictures(rng, 2, 32, 32)
     device.pin_room = 10
     with pytest.raises(OutOfMemory, match="not even one canvas"), pytest.warns(UserWarning, match="do not fit"):
@@ -223,9 +223,9 @@ def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
 
 
 def test_many_sizes_in_one_call_are_not_all_in_flight(device, rng):
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batch, together = [pictures(rng, 1, 32 + 4 * i, 32)[0] for i in range(9)], []
-    gpu.engine.fail = lambda: together.append(len(gpu._device_loop.pool.sizes))
+    gpu.engine.fail = lambda: together.append(len(gpu._dispatcher.device_loop.pool.sizes))
     for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
         assert_same(got, wanted)
     assert max(together) == gpu_buffers.MAX_SIZES

@@ -14,7 +14,7 @@ from zipsdk.sampling import tiling
 
 
 def test_threads_share_a_purifier(device, rng):
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batches = [pictures(rng, 1 + i % 3, 32, 32) for i in range(12)]
     with ThreadPoolExecutor(4) as pool:
         for got, batch in zip(pool.map(gpu.run, batches), batches, strict=True):
@@ -22,8 +22,8 @@ def test_threads_share_a_purifier(device, rng):
 
 
 def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device, rng):
-    gpu, cpu = make(device, profile="fast")
-    loop, threads, batch = gpu._device_loop, [], pictures(rng, 4, 32, 32)
+    gpu, cpu = make(device, preset="fast")
+    loop, threads, batch = gpu._dispatcher.device_loop, [], pictures(rng, 4, 32, 32)
     loop.pool.limit, canvases = 8 * 32 * 32, loop.canvases
 
     def interrupted(layout):
@@ -55,7 +55,7 @@ def test_two_purifiers_of_one_device_keep_out_of_each_others_graphs(device, rng)
 
 
 def test_a_purifier_is_made_while_another_one_captures(device, rng):
-    batch, settings = pictures(rng, 2, 32, 32), {"transforms": "blur4", "profile": "fast"}
+    batch, settings = pictures(rng, 2, 32, 32), {"transforms": "blur4", "preset": "fast"}
     meanwhile = Meanwhile(device, lambda: make(device, **settings)[0].run(batch))
     gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
     for _ in range(3):
@@ -64,7 +64,7 @@ def test_a_purifier_is_made_while_another_one_captures(device, rng):
 
 
 def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, rng):
-    gpu, cpu = make(device, profile="fast")
+    gpu, cpu = make(device, preset="fast")
     batch = pictures(rng, 2, 32, 32)
     for _ in range(2):
         with gpu:
@@ -81,11 +81,11 @@ def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, r
 def test_closing_leaves_a_batch_that_is_on_its_way(device, rng):
     gpu, cpu = make(device)
     batches = [pictures(rng, 1, 32, 32) for _ in range(4)]
-    finish = [gpu._begin([b[0]], None, None) for b in batches[:2]]
+    finish = [gpu._submit([b[0]], list) for b in batches[:2]]
     gpu.close()
     assert device.used
     for wait, batch in zip(finish, batches, strict=False):
-        assert_same(wait()[0], cpu.run(batch)[0])
+        assert_same(wait.result()[0], cpu.run(batch)[0])
     for _ in range(2):
         assert_same(gpu.run(batches[3]), cpu.run(batches[3]))
     gpu.close()

@@ -73,7 +73,7 @@ def test_purified_is_nearer_to_the_picture_than_blurred(engine):
     data = pytest.importorskip("skimage.data", reason="needs scikit-image's photographs: pip install 'zipsdk[bench]'")
     photo = data.astronaut()[0:256, 128:384]
     x = photo.reshape(2, 128, 2, 128, 3).transpose(0, 2, 1, 3, 4).reshape(4, 128, 128, 3)
-    clean = Purifier(engine, "blur2", profile="fast", seed=0).run(x)
+    clean = Purifier(engine, "blur2", preset="fast", seed=0).run(x)
     cells = (4, 64, 2, 64, 2, 3)
     blurred = np.broadcast_to(x.reshape(cells).mean((2, 4), keepdims=True), cells).reshape(x.shape)
     assert np.mean((clean - x.astype(float)) ** 2) < 0.85 * np.mean((blurred - x) ** 2)
@@ -105,7 +105,7 @@ def test_windows_leave_no_seam(engine):
     """A 200x150 picture in windows of 64: no line stands out where windows end."""
     y, x = np.mgrid[0:150, 0:200]
     smooth = np.uint8(np.stack([60 + 0.5 * x + 0.3 * y, 200 - 0.6 * x, 90 + 0.7 * y], -1))
-    clean = Purifier(engine, "blur2", profile="fast", seed=1, canvas=64).run(smooth).astype(float)
+    clean = Purifier(engine, "blur2", preset="fast", seed=1, canvas=64).run(smooth).astype(float)
     layout = plan(engine.spec, 150, 200, 2, 64)
     steps = np.abs(np.diff(clean, axis=1)).mean((0, 2))
     lines = np.array([c - 1 for x0 in layout.xs for c in (x0, x0 + 64) if 0 < c < 200])
@@ -128,7 +128,7 @@ def test_thin_pictures_are_restored_in_windows_as_well_as_whole(engine, limits, 
 
     y, x = np.mgrid[0:height, 0:300] / 64
     strip = np.uint8(127.5 + 100 * np.stack([np.sin(3 * x + 5 * y), np.sin(5 * x + 1), np.sin(4 * x - y + 2)], -1))
-    clean = (Purifier(e, "blur2", profile="fast", seed=1).run(strip) for e in (engine, Limited()))
+    clean = (Purifier(e, "blur2", preset="fast", seed=1).run(strip) for e in (engine, Limited()))
     whole, windows = (10 * np.log10(255**2 / np.mean((c - strip.astype(float)) ** 2)) for c in clean)
     assert whole > 30 and abs(whole - windows) < 1.5
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.fakes.engine import FakeEngine, make_spec
 from tests.helpers.whole_loop import whole_purify, whole_run, whole_windows
-from zipsdk import Blur, Grayscale, Linear, OneOf, Purifier, purifier
-from zipsdk.sampling import sampler, state
+from zipsdk import Blur, Grayscale, Linear, OneOf, Purifier
+from zipsdk.sampling import cpu_loop, sampler, state
 from zipsdk.sampling.denoiser import Predictor
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import step_table
@@ -54,7 +54,7 @@ def images(n: int, h: int, w: int) -> np.ndarray:
 @pytest.fixture(params=[1, 3000], ids=["thin", "some"])
 def thin(request, monkeypatch):
     """Strips as thin as the transforms allow, and of some rows."""
-    for module in (sampler, purifier, state):
+    for module in (sampler, cpu_loop, state):
         monkeypatch.setattr(module, "STRIP_PIXELS", request.param)
 
 

@@ -1,0 +1,137 @@
+"""Start the images of a call: each size on the loop of the GPU or of the CPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from math import lcm
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zipsdk.gpu.protocols import DeviceEngine
+from zipsdk.pending import CpuBatch, DeviceBatch, PendingResult, PendingRun, SizeGroup
+from zipsdk.sampling import memory
+from zipsdk.sampling.cpu_loop import CpuLoop
+from zipsdk.sampling.noise import Noise
+from zipsdk.sampling.schedule import StepTable
+from zipsdk.sampling.tiling import Layout, plan
+from zipsdk.settings import Settings
+from zipsdk.transforms import Guide, strip_unit
+from zipsdk.types import U8, U64, Engine
+
+if TYPE_CHECKING:
+    from zipsdk.gpu.loop import DeviceLoop
+
+
+class Dispatcher:
+    """Group images by size, check that they can be done, and start the groups.
+
+    Args:
+        engine: predicts the noise.
+        table: the steps.
+        guides: transforms; each image gets one of them, drawn from its noise.
+        settings: of the purifier.
+
+    Attributes:
+        divisor: sides of tiles are multiples of this.
+        device_loop: the loop on the engine's GPU, or None.
+        cpu_reason: why there is no device loop.
+
+    Raises:
+        InputError: the engine does not take the canvas.
+    """
+
+    def __init__(self, engine: Engine, table: StepTable, guides: Sequence[Guide], settings: Settings):
+        self._engine, self._table, self._guides, self._settings = engine, table, guides, settings
+        self.divisor = lcm(*(g.divisor for g in guides))
+        plan(engine.spec, engine.spec.canvas, engine.spec.canvas, self.divisor, settings.canvas)
+        self._cpu_loop = CpuLoop(engine, table, guides, clip_x0=settings.clip_x0)
+        self.device_loop, self.cpu_reason = self._open_device_loop()
+
+    def _open_device_loop(self) -> tuple[DeviceLoop | None, str]:
+        """Return the loop on the engine's GPU, or None and why the loop runs on the CPU."""
+        engine, settings = self._engine, self._settings
+        if not isinstance(engine, DeviceEngine):
+            return None, "the engine runs on the CPU"
+        if engine.device is None:
+            return None, str(getattr(engine, "host_loop", "the engine runs on the CPU"))
+        from zipsdk.gpu.loop import DeviceLoop, rows_for  # not needed where everything runs on the CPU
+
+        if rows_for(self._guides) is None:
+            reason = f"no GPU kernel for {names(self._guides)}: blurs by 2, 4, 8, 16 and gray have one"
+            warnings.warn(f"{reason}; the loop runs on the host, and the UNet alone on the GPU", stacklevel=4)
+            return None, reason
+        return DeviceLoop(engine, self._table, self._guides, clip_x0=settings.clip_x0, graph=settings.cuda_graph), ""
+
+    @property
+    def location(self) -> str:
+        """Where the loop runs, as text."""
+        if self.device_loop is None:
+            return f"host ({self.cpu_reason})"
+        how = "one captured graph" if self.device_loop.graph else "launched step by step"
+        return f"GPU ({how}; pictures larger than the canvas: on the host)"
+
+    def submit(
+        self,
+        images: Sequence[U8],
+        noise_keys: U64,
+        seed: int,
+        restore: Callable[[list[U8]], Any] = list,
+        progress: Callable[[int], None] = lambda n: None,
+    ) -> PendingRun:
+        """Start on the images of a call.
+
+        Args:
+            images: each uint8 (H, W, 3).
+            noise_keys: (N,), one for each image.
+            seed: of the noise.
+            restore: converts the purified images to what the caller gets.
+            progress: called with the number of images done since the last call.
+
+        Raises:
+            InputError, OutOfMemory: an image cannot be done; nothing has started.
+        """
+        places: dict[tuple[int, ...], list[int]] = {}
+        for i, image in enumerate(images):
+            places.setdefault(image.shape, []).append(i)
+        groups = [
+            SizeGroup(
+                places=members,
+                images=[images[i] for i in members],
+                layout=plan(self._engine.spec, shape[0], shape[1], self.divisor, self._settings.canvas),
+                noise_keys=noise_keys[members],
+                guide_index=Noise(seed, noise_keys[members]).choice(len(self._guides)),
+                seed=seed,
+                progress=progress,
+            )
+            for shape, members in places.items()
+        ]
+        self._check_memory([g for g in groups if not self._on_device(g.layout)])
+        return PendingRun(groups, self._start, restore)
+
+    def _check_memory(self, groups: Sequence[SizeGroup]) -> None:
+        """Refuse images that do not fit into the CPU's memory; the device loop checks the GPU's."""
+        engine_on_cpu = getattr(self._engine, "device", None) is None
+        memory.check_run(
+            [(g.layout, len(g.images), *g.images[0].shape[:2]) for g in groups],
+            strip_unit(self._guides),
+            self._engine.spec.name if engine_on_cpu else "",
+            self._cpu_loop.largest_canvas,
+        )
+
+    def _on_device(self, layout: Layout) -> bool:
+        return self.device_loop is not None and layout.windows == 1
+
+    def _start(self, group: SizeGroup) -> PendingResult:
+        g = group
+        if self.device_loop is None or not self._on_device(g.layout):
+            return CpuBatch(self._cpu_loop, g)
+        return DeviceBatch(
+            self.device_loop.start(np.stack(g.images), g.layout, g.noise_keys, g.guide_index, g.seed, g.progress)
+        )
+
+
+def names(guides: Sequence[Guide]) -> str:
+    """Return the transforms as text, such as "blur2+gray" or "blur2|blur4"."""
+    return "|".join("+".join(map(str, g.transforms)) for g in guides)

@@ -1,0 +1,44 @@
+"""Named defaults for the number of steps and where they start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from zipsdk.errors import InputError
+from zipsdk.models.spec import ModelSpec
+from zipsdk.sampling.schedule import PAPER_STEPS, equivalent_step
+
+PresetName = Literal["paper", "fast"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Hold the defaults of one preset.
+
+    Attributes:
+        steps: number of denoising steps.
+        start: time step of 1000 to start from, or None for pure noise; see `start_for`.
+    """
+
+    steps: int
+    start: int | None
+
+    def start_for(self, spec: ModelSpec) -> int | None:
+        """Return the time step of the model with as much noise as `start` of 1000, or None for pure noise."""
+        return None if self.start is None else equivalent_step(spec, self.start)
+
+
+#: The paper's 20 steps from pure noise, and 4 steps from the transformed image with noise added.
+PRESETS: dict[str, Preset] = {"paper": Preset(PAPER_STEPS, None), "fast": Preset(4, 400)}
+
+
+def preset_of(name: str) -> Preset:
+    """Return a preset by name.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+    if not isinstance(name, str) or name not in PRESETS:
+        raise InputError(f"preset: got {name!r}, expected one of {', '.join(map(repr, PRESETS))}")
+    return PRESETS[name]
