@@ -56,9 +56,9 @@ class Meanwhile:
 
 SETTINGS = {
     "paper": {},
-    "fast": {"profile": "fast"},
-    "fast joint": {"profile": "fast", "combine": "joint"},
+    "fast": {"preset": "fast"},
+    "fast joint": {"preset": "fast", "combine": "joint"},
     "clip": {"clip_x0": True, "steps": 7, "eta": 0.5},
     "blur 8": {"transforms": "blur8", "lam": 2.0},
-    "per picture": {"transforms": "blur2|blur4+gray|gray", "profile": "fast"},
+    "per picture": {"transforms": "blur2|blur4+gray|gray", "preset": "fast"},
 }
