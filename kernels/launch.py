@@ -1,7 +1,7 @@
 """Launch the kernels from Python, for tests and benchmarks: on the CPU through the g++ shim, on a GPU by the driver.
 
 Both have ``launch(name, grid, block, *arguments)``. An argument is a NumPy array (the shim reads and writes it) or an
-`int` (an address), a structured scalar such as `zipsdk.gpu.layout_row` gives (by value), `numpy.uint32` or
+`int` (an address), a structured scalar such as `zipsdk.gpu.structs.layout_row` gives (by value), `numpy.uint32` or
 `numpy.float32`.
 """
 

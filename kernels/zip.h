@@ -76,7 +76,7 @@ constexpr unsigned ZIP_INITIAL = 0xFFFFFFFFu; // zipsdk.sampling.noise.STEP_INIT
 
 static_assert(sizeof(ZipLayout) == 32 && sizeof(ZipBatch) == 16 && sizeof(ZipStep) == 32 &&
                   sizeof(ZipPicture) == 16 && sizeof(ZipGuide) == 48,
-              "zipsdk/gpu/__init__.py packs the same structs");
+              "zipsdk/gpu/structs.py packs the same structs");
 
 struct Half {
   unsigned short bits;

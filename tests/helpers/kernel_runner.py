@@ -12,8 +12,9 @@ import pytest
 
 from kernels.launch import Device, DriverError, Host
 from tests.helpers.kernel_cases import CASES, GUARD, LAUNCHES, Buffer, fenced, like
-from zipsdk import gpu
 from zipsdk.errors import EngineError
+from zipsdk.gpu import structs
+from zipsdk.gpu.fatbin import fatbin_path
 
 SEED = 0x1234567890ABCDEF
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -69,7 +70,7 @@ def runner(kind: str) -> Runner:
     """For the fixture `run`: "shim" or "gpu"."""
     if kind == "gpu":
         try:
-            return Runner(Device(gpu.fatbin().read_bytes()))
+            return Runner(Device(fatbin_path().read_bytes()))
         except (DriverError, EngineError) as e:
             pytest.skip(str(e))
     if shutil.which("g++") is None:
@@ -100,7 +101,7 @@ def state(case, rng, precision="f32", scale=1.0):
 
 
 def batch_of(case):
-    return gpu.batch_row(case.pictures, case.layout, SEED)
+    return structs.batch_row(case.pictures, case.layout, SEED)
 
 
 def rows(*values, dtype):

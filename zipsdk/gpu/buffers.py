@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import gpu
 from zipsdk._util import forks
+from zipsdk.gpu import structs
 from zipsdk.gpu.device import Device, Graph
 from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.sampling.schedule import StepTable
@@ -186,11 +186,13 @@ class Pool:
 
         steps = self._table.steps
         # step k begins at row k * canvases of `steps`: one for each canvas; its t at k * t_stride
-        rows = np.repeat(np.array([gpu.step_row(s, clip_x0=self._clip) for s in steps], gpu.STEP), canvases)
+        rows = np.repeat(np.array([structs.step_row(s, clip_x0=self._clip) for s in steps], structs.STEP), canvases)
         t_stride = round_up(4 * canvases, _ALIGN)
         t = np.repeat(np.array([s.t for s in steps], np.float32), t_stride // 4)
-        warm = np.repeat(np.array([gpu.warm_row(self._table)], gpu.STEP), canvases)
-        head = round_up(gpu.BATCH.itemsize + canvases * layout.pictures_per_canvas * gpu.PICTURE.itemsize, _ALIGN)
+        warm = np.repeat(np.array([structs.warm_row(self._table)], structs.STEP), canvases)
+        head = round_up(
+            structs.BATCH.itemsize + canvases * layout.pictures_per_canvas * structs.PICTURE.itemsize, _ALIGN
+        )
         buffers = Buffers(
             layout, height, width, canvases, x=alloc(4 * elements), x_p=alloc(elements), eps=alloc(4 * elements),
             t=constant(t), t_stride=t_stride, steps=constant(rows), warm=constant(warm), head=alloc(head),

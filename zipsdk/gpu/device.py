@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import gpu
 from zipsdk._util import forks
 from zipsdk._util.runtimes import load
 from zipsdk.errors import EngineError, OutOfMemory
+from zipsdk.gpu.fatbin import fatbin_path
 
 #: The CUDA driver's library, as `ctypes.CDLL` finds it.
 DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
@@ -194,7 +194,7 @@ class Device:
         """
         if name not in self._functions:
             if self._module is None:
-                self._module = self._cuda.module_from_buffer(gpu.fatbin().read_bytes())
+                self._module = self._cuda.module_from_buffer(fatbin_path().read_bytes())
             function = self._module.get_function(name)
             function.prepare(SIGNATURES[name])
             self._functions[name] = function
@@ -270,5 +270,5 @@ def _open(ordinal: int) -> Device:
         raise EngineError(f"device 'cuda:{ordinal}': the NVIDIA driver shows no GPU ({e}); {hint}") from e
     if not 0 <= ordinal < count:
         raise EngineError(f"device: got 'cuda:{ordinal}', wanted one of the {count} visible GPUs, cuda:0 first")
-    gpu.fatbin()  # without kernels there is no loop; told before anything is allocated
+    fatbin_path()  # without kernels there is no loop; told before anything is allocated
     return Device(cuda, ordinal)

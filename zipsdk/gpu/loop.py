@@ -21,8 +21,8 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import gpu
 from zipsdk.errors import EngineError, OutOfMemory
+from zipsdk.gpu import structs
 from zipsdk.gpu.buffers import Buffers, Pool, Slot, Ticket
 from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.sampling.schedule import StepTable
@@ -37,8 +37,8 @@ MAX_GRAPHS = 8
 
 def rows_for(guides: Sequence[Guide], *, joint: bool = False) -> npt.NDArray[np.void] | None:
     """The table of guides for the kernels, or None where they cannot do one of them."""
-    rows = [gpu.guide_row(g, joint=joint) for g in guides]
-    return None if any(r is None for r in rows) else np.array(rows, gpu.GUIDE)
+    rows = [structs.guide_row(g, joint=joint) for g in guides]
+    return None if any(r is None for r in rows) else np.array(rows, structs.GUIDE)
 
 
 class DeviceLoop:
@@ -249,7 +249,7 @@ class DeviceLoop:
         device, layout, n = self._device, b.layout, len(rgb)
         if not 0 < n <= b.capacity:
             raise EngineError(f"batch: got {n} pictures, wanted 1 to {b.capacity}; give fewer at a time")
-        batch, rows = gpu.batch_row(n, layout, seed), gpu.picture_rows(ids, which)
+        batch, rows = structs.batch_row(n, layout, seed), structs.picture_rows(ids, which)
         slot.host[: b.head_size + 16] = 0
         slot.host[: batch.nbytes] = batch.view(np.uint8)
         slot.host[batch.nbytes : batch.nbytes + rows.nbytes] = rows.view(np.uint8)
@@ -261,7 +261,7 @@ class DeviceLoop:
         device.copy(b.head, slot.device, b.head_size, device.compute)
 
         flag, pixels, who = slot.device + b.head_size, slot.device + b.head_size + 16, b.head + batch.nbytes
-        row = gpu.layout_row(layout, b.height, b.width)
+        row = structs.layout_row(layout, b.height, b.width)
         tile, stream = layout.height * layout.width, device.compute
         device.launch("zip_ingest", -(-n * tile // 4), pixels, b.x_p, b.x, who, row, b.head, stream=stream)
         self._steps(b, -(-n // layout.pictures_per_canvas))
@@ -301,8 +301,8 @@ class DeviceLoop:
 
     def _enqueue(self, b: Buffers, canvases: int) -> None:
         device, layout, stream = self._device, b.layout, self._device.compute
-        row = gpu.layout_row(layout, b.height, b.width)
-        who = b.head + gpu.BATCH.itemsize
+        row = structs.layout_row(layout, b.height, b.width)
+        who = b.head + structs.BATCH.itemsize
         area = layout.canvas_height * layout.canvas_width
         covered = layout.pictures_per_canvas * layout.height * layout.width
         # a warp for each 16 x 16 pixels of a tile
@@ -320,4 +320,4 @@ class DeviceLoop:
                 device.launch("zip_fill", canvases * area, b.x, row, b.head, stream=stream)
             self._engine.enqueue(b.x, b.t + k * b.t_stride, b.eps, canvases, stream.handle,
                                  size=(layout.canvas_height, layout.canvas_width))  # fmt: skip
-            step(b.eps, guides, b.steps + gpu.STEP.itemsize * k * b.canvases)
+            step(b.eps, guides, b.steps + structs.STEP.itemsize * k * b.canvases)

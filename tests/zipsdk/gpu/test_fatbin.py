@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.paths import ROOT
 from zipsdk import gpu
 from zipsdk.errors import EngineError
+from zipsdk.gpu.fatbin import build_info, fatbin_path
 
 SASS = [75, 80, 86, 87, 89, 90, 100, 120]
 KERNELS = ["zip_philox", "zip_ingest", "zip_fill", "zip_egress", "zip_apply"] + [
@@ -93,11 +94,11 @@ def test_without_nvcc_the_build_succeeds_and_says_so(tmp_path):
 def test_the_package_finds_its_fatbin(built, monkeypatch):
     folder, _ = built
     monkeypatch.setattr(gpu, "__path__", [str(ROOT / "zipsdk" / "gpu"), str(folder)])
-    assert gpu.fatbin().read_bytes()[:4] == struct.pack("<I", 0xBA55ED50)
-    assert gpu.build_info()["ptx"] == 75
+    assert fatbin_path().read_bytes()[:4] == struct.pack("<I", 0xBA55ED50)
+    assert build_info()["ptx"] == 75
 
 
 def test_a_package_without_kernels_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "__path__", [str(tmp_path)])
     with pytest.raises(EngineError, match="nvcc"):
-        gpu.fatbin()
+        fatbin_path()

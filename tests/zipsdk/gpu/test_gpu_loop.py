@@ -18,6 +18,7 @@ from zipsdk.errors import EngineError, InputError
 from zipsdk.gpu import buffers as gpu_buffers
 from zipsdk.gpu import loop as gpu_loop
 from zipsdk.gpu.device import SIGNATURES
+from zipsdk.gpu.fatbin import fatbin_path
 
 FIXED = {"min_side": 64, "max_side": 64}
 
@@ -369,7 +370,7 @@ def test_without_kernels_the_way_to_them_is_told(monkeypatch):
     """From the source: on no index is there a zipsdk of ours."""
     monkeypatch.setattr(gpu_package, "__path__", [])
     with pytest.raises(EngineError, match=r"from the folder of zipsdk's source: pip install .* --no-deps \.$"):
-        gpu_package.fatbin()
+        fatbin_path()
 
 
 def test_signatures_are_those_of_the_kernels():
