@@ -373,7 +373,7 @@ class Purifier:
         """Start on images of one size, each uint8 (H, W, 3), at least one."""
         if self._device_loop is not None and self._on_device(layout):
             which = Noise(seed, ids).choice(len(self.guides)) if len(self.guides) > 1 else 0
-            return self._device_loop.start(np.stack(same), layout, ids, which, seed, progress)
+            return self._device_loop.start(np.stack(same), layout, ids, which, seed, progress).result
 
         def compute() -> list[U8]:
             predict = Predictor(self.engine, layout)

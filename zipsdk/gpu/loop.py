@@ -14,7 +14,6 @@ canvases.
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -25,6 +24,7 @@ from zipsdk.errors import EngineError, OutOfMemory
 from zipsdk.gpu import structs
 from zipsdk.gpu.buffers import Buffers, Pool, Slot, Ticket
 from zipsdk.gpu.protocols import DeviceEngine
+from zipsdk.gpu.run import DeviceRun
 from zipsdk.sampling.schedule import StepTable
 from zipsdk.sampling.tiling import Layout
 from zipsdk.transforms import Guide
@@ -58,7 +58,7 @@ class DeviceLoop:
     ):  # fmt: skip
         if engine.device is None:
             raise EngineError("engine: it runs on no GPU; open it with device='cuda'")
-        self._engine, self._device, self._table, self._graph = engine, engine.device, table, graph
+        self._engine, self.device, self._table, self._graph = engine, engine.device, table, graph
         rows, joint = rows_for(guides), rows_for(guides, joint=True)
         if rows is None or joint is None:
             raise EngineError(f"transforms: {guides}: the kernels know blurs by 2, 4, 8 and 16 and grey alone")
@@ -69,7 +69,7 @@ class DeviceLoop:
         """Whether the steps run as one captured graph, from the second batch of a size on."""
         return self._graph and self._engine.capturable
 
-    # ---- what the front door calls
+    # ---- what the purifier calls
 
     def canvases(self, layout: Layout) -> int:
         """How many canvases one batch has at most; less after memory has run out."""
@@ -89,60 +89,18 @@ class DeviceLoop:
             OutOfMemory: not even one canvas fits.
             EngineError: the engine fails, or its answer is not finite.
         """
-        return self.start(rgb, layout, ids, which, seed)()
+        return self.start(rgb, layout, ids, which, seed).result()
 
     def start(
         self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int,
         progress: Callable[[int], None] = lambda n: None,
-    ) -> Callable[[], U8]:  # fmt: skip
-        """Like `run`, but returns as soon as the first batch is on its way; what it returns waits for the result.
+    ) -> DeviceRun:  # fmt: skip
+        """Start `run` and return as soon as its first batch is submitted.
 
-        While one batch computes, the next goes up; where memory has no room for both, it waits for the first. A batch
-        that does not fit into memory is done in halves.
+        While one batch computes, the next one uploads; if memory has no room for both, the second waits for the first.
+        A batch that does not fit into memory is halved.
         """
-        which = np.broadcast_to(np.asarray(which, np.uint32), len(rgb))
-        out = np.empty_like(rgb)
-        ahead = deque([slice(0, len(rgb))])
-        pending: deque[tuple[slice, Ticket]] = deque()
-
-        def submit() -> None:
-            part = ahead.popleft()
-            with self._device.lock:  # or another thread could lower the limit after the cut
-                most = self.canvases(layout) * layout.pictures_per_canvas
-                if part.stop - part.start > most:
-                    ahead.appendleft(slice(part.start + most, part.stop))
-                    part = slice(part.start, part.start + most)
-                try:
-                    pending.append((part, self.submit(rgb[part], layout, ids[part], which[part], seed)))
-                except OutOfMemory:
-                    ahead.appendleft(part)
-                    raise
-
-        def finish() -> U8:
-            try:
-                while ahead or pending:
-                    if ahead and len(pending) < 2:
-                        try:
-                            submit()
-                        except OutOfMemory as e:
-                            n = ahead[0].stop - ahead[0].start
-                            self._shrink(layout, -(-n // layout.pictures_per_canvas), e)
-                        continue
-                    part, ticket = pending.popleft()
-                    out[part] = self.collect(ticket)
-                    progress(part.stop - part.start)
-            finally:
-                for _, ticket in pending:  # after an error: nothing may stay in flight
-                    with suppress(EngineError):
-                        self.collect(ticket)
-            return out
-
-        if ahead[0].stop:
-            with suppress(OutOfMemory):  # `finish` comes back to it, and halves it
-                submit()
-        else:
-            ahead.clear()
-        return finish
+        return DeviceRun(self, rgb, layout, ids, which, seed, progress)
 
     def submit(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> Ticket:
         """Start on at most `canvases` full of pictures; returns at once, but where it must wait for memory.
@@ -150,7 +108,7 @@ class DeviceLoop:
         Raises:
             OutOfMemory: there is no room, with nothing else on its way.
         """
-        with self._device.lock, self._device.active():
+        with self.device.lock, self.device.active():
             # our own buffers may hold what is missing: the idle ones, then those of batches that others come for later
             for make_room in (self.pool.close, self._land):
                 try:
@@ -167,8 +125,8 @@ class DeviceLoop:
             self._start(buffers, slot, rgb, ids, which, seed)
         except BaseException:
             # whatever was put on the streams still uses the slot
-            self._device.compute.synchronize()
-            self._device.copies.synchronize()
+            self.device.compute.synchronize()
+            self.device.copies.synchronize()
             buffers.slots.append(slot)
             raise
         ticket = Ticket(buffers, slot, len(rgb))
@@ -181,7 +139,7 @@ class DeviceLoop:
         Raises:
             EngineError: the result is not finite.
         """
-        with self._device.lock, self._device.active():
+        with self.device.lock, self.device.active():
             result = self._bring_down(ticket) if ticket.result is None else ticket.result
         if isinstance(result, Exception):
             raise result
@@ -189,7 +147,7 @@ class DeviceLoop:
 
     def _bring_down(self, ticket: Ticket) -> U8 | Exception:
         """Wait for a batch that is on its way, keep what came of it for whoever collects it, and give its slot back."""
-        b, slot, device = ticket.buffers, ticket.slot, self._device
+        b, slot, device = ticket.buffers, ticket.slot, self.device
         size = 16 + ticket.pictures * b.height * b.width * 3
         result: U8 | Exception
         try:
@@ -221,16 +179,16 @@ class DeviceLoop:
                     self._bring_down(buffers.waiting[0])
         self.pool.close()
 
-    def _shrink(self, layout: Layout, canvases: int, error: OutOfMemory) -> None:
+    def halve_limit(self, layout: Layout, canvases: int, error: OutOfMemory) -> None:
         """After `error` with a batch of `canvases`: from now on at most half as many pixels, said once."""
         if canvases <= 1:
             raise OutOfMemory(f"{error}; not even one canvas of {layout.canvas_height}x{layout.canvas_width} fits: "
                               "use a smaller model or a GPU with more memory") from error  # fmt: skip
-        with self._device.lock, self._device.active():
+        with self.device.lock, self.device.active():
             first = self.pool.halve(layout, canvases)
         if first:
             warnings.warn(
-                f"{self._device.name}: {canvases} canvases do not fit into its memory; going on with "
+                f"{self.device.name}: {canvases} canvases do not fit into its memory; going on with "
                 f"{canvases // 2} of {layout.canvas_height}x{layout.canvas_width} at a time, or fewer",
                 stacklevel=2,
             )
@@ -239,14 +197,14 @@ class DeviceLoop:
         """Free all memory but what submitted batches use; the next batch takes it again. Nothing in a forked child."""
         if self.pool.forked:
             return
-        with self._device.lock, self._device.active():
+        with self.device.lock, self.device.active():
             self.pool.close()
 
     # ---- one batch
 
     def _start(self, b: Buffers, slot: Slot, rgb: U8, ids: npt.NDArray[np.uint64], which: npt.ArrayLike,
                seed: int) -> None:  # fmt: skip
-        device, layout, n = self._device, b.layout, len(rgb)
+        device, layout, n = self.device, b.layout, len(rgb)
         if not 0 < n <= b.capacity:
             raise EngineError(f"batch: got {n} pictures, wanted 1 to {b.capacity}; give fewer at a time")
         batch, rows = structs.batch_row(n, layout, seed), structs.picture_rows(ids, which)
@@ -281,11 +239,11 @@ class DeviceLoop:
                 b.ran[canvases] = keep
                 return
         b.graphs[canvases] = b.graphs.pop(canvases)  # the last one used is the last one dropped
-        b.graphs[canvases][0].launch(self._device.compute)
+        b.graphs[canvases][0].launch(self.device.compute)
 
     def _capture(self, b: Buffers, canvases: int, keep: object) -> bool:
         """Whether the steps are a graph now; the loop goes on without graphs where they cannot be."""
-        device = self._device
+        device = self.device
         if len(b.graphs) >= MAX_GRAPHS:
             device.compute.synchronize()
             b.graphs.pop(next(iter(b.graphs)))[0].close()
@@ -300,7 +258,7 @@ class DeviceLoop:
         return True
 
     def _enqueue(self, b: Buffers, canvases: int) -> None:
-        device, layout, stream = self._device, b.layout, self._device.compute
+        device, layout, stream = self.device, b.layout, self.device.compute
         row = structs.layout_row(layout, b.height, b.width)
         who = b.head + structs.BATCH.itemsize
         area = layout.canvas_height * layout.canvas_width
