@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,35 @@ class Ticket:
     result: U8 | Exception | None = None
 
 
+class WarmUp(Enum):
+    """How far the steps for one number of canvases are on their way to a CUDA graph."""
+
+    COLD = auto()  # not run yet, or the last run failed
+    WARM = auto()  # run uncaptured with the context
+    CAPTURED = auto()  # replayed as a graph
+
+
+@dataclass
+class StepGraph:
+    """The steps for one number of canvases.
+
+    Attributes:
+        state: cold, warm or captured.
+        context: returned by `DeviceEngine.prepare`; it must outlive the graph.
+        graph: of all steps, once captured.
+    """
+
+    state: WarmUp = WarmUp.COLD
+    context: object = None
+    graph: Graph | None = None
+
+    def reset(self) -> None:
+        """Return to the cold state. The graph must not be running."""
+        if self.graph is not None:
+            self.graph.close()
+        self.state, self.context, self.graph = WarmUp.COLD, None, None
+
+
 @dataclass
 class Buffers:
     """What pictures of one size need on the device; see `Pool.get`."""
@@ -69,8 +99,7 @@ class Buffers:
     slots: list[Slot]
     memory: list[int]
     waiting: list[Ticket] = field(default_factory=list)  # on their way, oldest first
-    ran: dict[int, object] = field(default_factory=dict)  # by canvases: what `prepare` gave, and has run uncaptured
-    graphs: dict[int, tuple[Graph, object]] = field(default_factory=dict)
+    step_graphs: dict[int, StepGraph] = field(default_factory=dict)  # by number of canvases, last used last
 
     @property
     def capacity(self) -> int:
@@ -205,8 +234,8 @@ class Pool:
 def _free(device: Device, buffers: Buffers) -> None:
     device.compute.synchronize()
     device.copies.synchronize()
-    for graph, _ in buffers.graphs.values():
-        graph.close()
+    for entry in buffers.step_graphs.values():
+        entry.reset()
     for address in buffers.memory:
         device.free(address)
     for slot in buffers.slots:

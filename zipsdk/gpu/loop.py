@@ -25,14 +25,12 @@ from zipsdk.gpu import structs
 from zipsdk.gpu.buffers import Buffers, Pool, Slot, Ticket
 from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.gpu.run import DeviceRun
+from zipsdk.gpu.steps import StepLauncher
 from zipsdk.sampling.schedule import StepTable
 from zipsdk.sampling.tiling import Layout
 from zipsdk.transforms import Guide
 
 U8 = npt.NDArray[np.uint8]
-
-#: Graphs that are kept for each of these, one for each count of canvases.
-MAX_GRAPHS = 8
 
 
 def rows_for(guides: Sequence[Guide], *, joint: bool = False) -> npt.NDArray[np.void] | None:
@@ -58,16 +56,17 @@ class DeviceLoop:
     ):  # fmt: skip
         if engine.device is None:
             raise EngineError("engine: it runs on no GPU; open it with device='cuda'")
-        self._engine, self.device, self._table, self._graph = engine, engine.device, table, graph
+        self.device = engine.device
         rows, joint = rows_for(guides), rows_for(guides, joint=True)
         if rows is None or joint is None:
             raise EngineError(f"transforms: {guides}: the kernels know blurs by 2, 4, 8 and 16 and grey alone")
         self.pool = Pool(engine, engine.device, table, (rows, joint), clip_x0=clip_x0)
+        self._steps = StepLauncher(engine, engine.device, self.pool, table, cuda_graph=graph)
 
     @property
     def graph(self) -> bool:
         """Whether the steps run as one captured graph, from the second batch of a size on."""
-        return self._graph and self._engine.capturable
+        return self._steps.cuda_graph
 
     # ---- what the purifier calls
 
@@ -222,60 +221,6 @@ class DeviceLoop:
         row = structs.layout_row(layout, b.height, b.width)
         tile, stream = layout.height * layout.width, device.compute
         device.launch("zip_ingest", -(-n * tile // 4), pixels, b.x_p, b.x, who, row, b.head, stream=stream)
-        self._steps(b, -(-n // layout.pictures_per_canvas))
+        self._steps.launch(b, -(-n // layout.pictures_per_canvas))
         device.launch("zip_egress", -(-n * tile // 4), b.x, pixels, flag, row, b.head, stream=stream)
         slot.done.record(stream)
-
-    def _steps(self, b: Buffers, canvases: int) -> None:
-        """All steps for so many canvases: as they are the first time, which warms everything up, then as a graph."""
-        if not self.graph or canvases not in b.graphs:
-            keep = self._engine.prepare(canvases, b.layout.canvas_height, b.layout.canvas_width)
-            # only what has itself run may be captured, and the engine may have dropped what ran before
-            ran = b.ran.pop(canvases, self) is keep  # the loop itself for nothing: `prepare` may give None
-            if not (ran and self.graph and self._capture(b, canvases, keep)):
-                self._enqueue(b, canvases)
-                if len(b.ran) >= MAX_GRAPHS:
-                    b.ran.pop(next(iter(b.ran)))
-                b.ran[canvases] = keep
-                return
-        b.graphs[canvases] = b.graphs.pop(canvases)  # the last one used is the last one dropped
-        b.graphs[canvases][0].launch(self.device.compute)
-
-    def _capture(self, b: Buffers, canvases: int, keep: object) -> bool:
-        """Whether the steps are a graph now; the loop goes on without graphs where they cannot be."""
-        device = self.device
-        if len(b.graphs) >= MAX_GRAPHS:
-            device.compute.synchronize()
-            b.graphs.pop(next(iter(b.graphs)))[0].close()
-        try:
-            with device.capture(device.compute) as graph:
-                self._enqueue(b, canvases)
-        except Exception as e:  # of PyCUDA, too
-            self._graph = False
-            warnings.warn(f"{device.name}: capturing the loop failed ({e}); it goes on step by step", stacklevel=2)
-            return False
-        b.graphs[canvases] = graph, keep
-        return True
-
-    def _enqueue(self, b: Buffers, canvases: int) -> None:
-        device, layout, stream = self.device, b.layout, self.device.compute
-        row = structs.layout_row(layout, b.height, b.width)
-        who = b.head + structs.BATCH.itemsize
-        area = layout.canvas_height * layout.canvas_width
-        covered = layout.pictures_per_canvas * layout.height * layout.width
-        # a warp for each 16 x 16 pixels of a tile
-        warps = -(-layout.height // 16) * -(-layout.width // 16) * layout.pictures_per_canvas * canvases
-
-        def step(e: int, guides: int, rows: int) -> None:
-            device.launch("zip_step_f32", 32 * warps, b.x, e, b.x_p, b.x, who, guides, rows, row, b.head,
-                          stream=stream)  # fmt: skip
-
-        guides, joint = self.pool.tables
-        if self._table.warm:
-            step(b.x, joint, b.warm)
-        for k, _ in enumerate(self._table.steps):
-            if layout.pictures_per_canvas > 1 or covered < area:
-                device.launch("zip_fill", canvases * area, b.x, row, b.head, stream=stream)
-            self._engine.enqueue(b.x, b.t + k * b.t_stride, b.eps, canvases, stream.handle,
-                                 size=(layout.canvas_height, layout.canvas_width))  # fmt: skip
-            step(b.eps, guides, b.steps + structs.STEP.itemsize * k * b.canvases)
