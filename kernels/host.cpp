@@ -1,4 +1,5 @@
 // The kernels as a shared library for tests: `zip_host_launch` has the form of cuLaunchKernel for 1-d launches.
+#define ZIPSDK_TEST_KERNELS
 #include "zip.cu"
 
 #include <utility>

@@ -73,6 +73,10 @@ class DriverError(RuntimeError):
     """A call of the CUDA driver failed."""
 
 
+class MissingKernelError(DriverError):
+    """The fatbin was built without the kernels that only tests and benchmarks launch."""
+
+
 class Device:
     """One GPU through libcuda alone: the primary context, which torch and the runtimes share, and the fatbin."""
 
@@ -93,7 +97,9 @@ class Device:
         self._functions: dict[str, ctypes.c_void_p] = {}
 
     def _call(self, function: str, *arguments: Any) -> None:
-        code = getattr(self._cuda, function)(*arguments)
+        self._check(function, getattr(self._cuda, function)(*arguments))
+
+    def _check(self, function: str, code: int) -> None:
         if code:
             text = ctypes.c_char_p()
             self._cuda.cuGetErrorString(code, ctypes.byref(text))
@@ -122,7 +128,10 @@ class Device:
         """On the default stream; returns before the kernel is done."""
         if name not in self._functions:
             function = ctypes.c_void_p()
-            self._call("cuModuleGetFunction", ctypes.byref(function), self._module, name.encode())
+            code = self._cuda.cuModuleGetFunction(ctypes.byref(function), self._module, name.encode())
+            if code == 500:  # CUDA_ERROR_NOT_FOUND
+                raise MissingKernelError(f"this fatbin has no {name}; build it by CMake with -DZIPSDK_TEST_KERNELS=ON")
+            self._check("cuModuleGetFunction", code)
             self._functions[name] = function
         pointers, values = _packed(arguments)
         self._call("cuLaunchKernel", self._functions[name], grid, 1, 1, block, 1, 1, 0, None, pointers, None)

@@ -4,8 +4,8 @@
 //   zip_apply      out = beta out + alpha M in, once for each axis: the host composes mean and joint out of these
 //   zip_finish     x0~ = x0 + w correction;  x_next = c x0~ + d e + s z
 // Arrays are shaped like x; pixels that belong to no picture are neither read nor written. Several passes over memory:
-// right for every matrix, meant for no particular speed. The loop does not use these yet: what zip_step cannot do, it
-// does on the host.
+// right for every matrix, meant for no particular speed. The loop does not launch these: what zip_step cannot do runs
+// on the CPU.
 #pragma once
 
 #include "noise.h"

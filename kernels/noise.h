@@ -79,16 +79,3 @@ ZIP_DEVICE void normals(const ZipBatch& batch, const ZipPicture& who, unsigned s
     z[2][m] = second[m] * third[m];
   }
 }
-
-// Philox alone, for tests on a device: words (4, n) -> (4, n).
-extern "C" __global__ void __launch_bounds__(256) zip_philox(const unsigned* in, unsigned* out, unsigned n,
-                                                             unsigned k0, unsigned k1) {
-  for (unsigned i = first_thread() * 4; i < n; i += threads() * 4) {
-    unsigned c[4][4] = {};
-    for (unsigned j = 0; j < 4; ++j)
-      for (unsigned m = 0; m < 4 && i + m < n; ++m) c[j][m] = in[j * size_t(n) + i + m];
-    philox(c[0], c[1], c[2], c[3], k0, k1);
-    for (unsigned j = 0; j < 4; ++j)
-      for (unsigned m = 0; m < 4 && i + m < n; ++m) out[j * size_t(n) + i + m] = c[j][m];
-  }
-}

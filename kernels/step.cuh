@@ -130,6 +130,3 @@ ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float
     step(x, e, x_p, x_next, pictures, guides, steps, a, batch);                                                        \
   }
 ZIP_STEP(zip_step_f32, float)
-ZIP_STEP(zip_step_f16, Half)
-ZIP_STEP(zip_step_bf16, Bfloat)
-#undef ZIP_STEP

@@ -4,5 +4,7 @@
 // place; zip_egress. Where pictures leave some of a canvas free, zip_fill goes before each run of the UNet.
 #include "egress.cuh"
 #include "ingest.cuh"
-#include "linear.cuh"
 #include "step.cuh"
+#ifdef ZIPSDK_TEST_KERNELS
+#include "test_kernels.cuh"
+#endif

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.launch import Device, DriverError, Host
+from kernels.launch import Device, DriverError, Host, MissingKernelError
 from tests.helpers.kernel_cases import CASES, GUARD, LAUNCHES, Buffer, fenced, like
 from zipsdk.errors import EngineError
 from zipsdk.gpu import structs
@@ -50,7 +50,10 @@ class Runner:
             for i, b in buffers.items():
                 device.upload(memory[i], b.raw)
             at = [memory[id(a)] + GUARD if isinstance(a, Buffer) else a for a in arguments]
-            device.launch(kernel, *self._shape(), *at)
+            try:
+                device.launch(kernel, *self._shape(), *at)
+            except MissingKernelError as e:
+                pytest.skip(str(e))
             device.synchronize()
             for i, b in buffers.items():
                 device.download(b.raw, memory[i])

@@ -23,7 +23,7 @@ MUTATIONS = [
     ("philox", "noise.h", "0x9E3779B9", "0x9E3779B8"),
     ("philox", "noise.h", "0xBB67AE85", "0xBB67AE84"),
     ("philox", "noise.h", "round < 10", "round < 9"),
-    ("zip_philox", "noise.h", "c[j][m] = in[j *", "c[m][j] = in[j *"),
+    ("zip_philox", "test_kernels.cuh", "c[j][m] = in[j *", "c[m][j] = in[j *"),
     ("normals", "noise.h", "row << 16", "row << 15"),
     ("normals", "noise.h", "who.id_high", "who.id_low"),
     ("normals", "noise.h", "z[1][m] = first[m] * sine[m]", "z[1][m] = first[m] * cosine[m]"),
