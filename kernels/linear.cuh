@@ -16,22 +16,17 @@ ZIP_DEVICE void residual(const float* x, const E* e, const unsigned char* x_p, f
                          ZipLayout a, const ZipBatch* batch) {
   const bool wide = wide_rows(a);
   const size_t plane = plane_of(a);
-  const unsigned across = ceil_div(a.tile_width, 4), each = across * a.tile_height;
-  const unsigned work = batch->pictures * each;
-  for (unsigned i = first_thread(); i < work; i += threads()) {
-    const unsigned picture = i / each, y = i % each / across, left = i % each % across * 4;
-    const unsigned count = within(left, a.tile_width);
-    const ZipStep k = steps[picture / (a.rows * a.columns)];
-    const size_t at = offset_of(a, picture, y, left);
+  for_each_quad(a, batch, a.tile_height, a.tile_width, [&](const Quad& q) {
+    const ZipStep k = steps[q.picture / (a.rows * a.columns)];
     ZIP_UNROLL for (int c = 0; c < 3; ++c) {
       float x_t[4], eps[4], guide[4], out[4];
-      load4(x + at + c * plane, count, wide, x_t);
-      load4(e + at + c * plane, count, wide, eps);
-      load4(x_p + at + c * plane, count, wide, guide);
+      load4(x + q.at + c * plane, q.count, wide, x_t);
+      load4(e + q.at + c * plane, q.count, wide, eps);
+      load4(x_p + q.at + c * plane, q.count, wide, guide);
       ZIP_UNROLL for (int j = 0; j < 4; ++j) out[j] = guide[j] - (k.a * x_t[j] - k.b * eps[j]);
-      store4(r + at + c * plane, count, wide, out);
+      store4(r + q.at + c * plane, q.count, wide, out);
     }
-  }
+  });
 }
 
 // matrix (n, n), row by row, acts on blocks of n along axis 0 (columns), 1 (rows) or 2 (colours, n = 3, or 1).
@@ -65,28 +60,23 @@ ZIP_DEVICE void finish(const float* x, const E* e, const float* correction, floa
                        const ZipStep* steps, ZipLayout a, const ZipBatch* batch) {
   const bool wide = wide_rows(a);
   const size_t plane = plane_of(a);
-  const unsigned across = ceil_div(a.tile_width, 4), each = across * a.tile_height;
-  const unsigned work = batch->pictures * each;
-  for (unsigned i = first_thread(); i < work; i += threads()) {
-    const unsigned picture = i / each, y = i % each / across, left = i % each % across * 4;
-    const unsigned count = within(left, a.tile_width);
-    const ZipStep k = steps[picture / (a.rows * a.columns)];
-    const size_t at = offset_of(a, picture, y, left);
+  for_each_quad(a, batch, a.tile_height, a.tile_width, [&](const Quad& q) {
+    const ZipStep k = steps[q.picture / (a.rows * a.columns)];
     float z[3][4] = {};
-    if (k.s != 0.0f) normals(*batch, pictures[picture], k.t, y, left, z);
+    if (k.s != 0.0f) normals(*batch, pictures[q.picture], k.t, q.y, q.left, z);
     ZIP_UNROLL for (int c = 0; c < 3; ++c) {
       float x_t[4], eps[4], toward[4], out[4];
-      load4(x + at + c * plane, count, wide, x_t);
-      load4(e + at + c * plane, count, wide, eps);
-      load4(correction + at + c * plane, count, wide, toward);
+      load4(x + q.at + c * plane, q.count, wide, x_t);
+      load4(e + q.at + c * plane, q.count, wide, eps);
+      load4(correction + q.at + c * plane, q.count, wide, toward);
       ZIP_UNROLL for (int j = 0; j < 4; ++j) {
         float x0 = fmaf(k.w, toward[j], k.a * x_t[j] - k.b * eps[j]);
         if (k.clip) x0 = clamp(x0, -1.0f, 1.0f);
         out[j] = fmaf(k.c, x0, fmaf(k.d, eps[j], k.s * z[c][j]));
       }
-      store4(x_next + at + c * plane, count, wide, out);
+      store4(x_next + q.at + c * plane, q.count, wide, out);
     }
-  }
+  });
 }
 
 #define ZIP_LINEAR(suffix, E)                                                                                          \

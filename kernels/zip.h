@@ -141,3 +141,21 @@ ZIP_DEVICE void store4(T* p, unsigned count, bool wide, const T (&v)[4]) {
 
 // How many of the four values from column x belong to a row of n.
 ZIP_DEVICE unsigned within(unsigned x, unsigned n) { return x >= n ? 0 : n - x < 4 ? n - x : 4; }
+
+// Four pixels of a row of one picture, with all their colors: the work of one thread in most kernels.
+struct Quad {
+  unsigned picture, y, left; // (y, left) is the first pixel
+  unsigned count;            // of pixels that exist, 1 to 4
+  size_t at;                 // offset of the first pixel in an array shaped like x
+};
+
+// Call body(quad) for each quad of this thread; a picture has `height` rows of `width` pixels.
+template <class Body>
+ZIP_DEVICE void for_each_quad(const ZipLayout& a, const ZipBatch* batch, unsigned height, unsigned width, Body body) {
+  const unsigned across = ceil_div(width, 4), each = across * height;
+  const unsigned work = batch->pictures * each;
+  for (unsigned i = first_thread(); i < work; i += threads()) {
+    const unsigned picture = i / each, y = i % each / across, left = i % each % across * 4;
+    body(Quad{picture, y, left, within(left, width), offset_of(a, picture, y, left)});
+  }
+}
