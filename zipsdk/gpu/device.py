@@ -51,21 +51,29 @@ class Stream(Protocol):
 
 
 class Graph:
-    """What was put on a stream while it was captured; `launch` does all of it again."""
+    """Replay the work that was put on a stream during a capture.
 
-    def __init__(self) -> None:
-        self._launch: Callable[[int], None] | None = None
-        self._destroy: Callable[[], None] | None = None
+    Args:
+        call: calls a function of the driver by name; raises EngineError if that fails.
+
+    Attributes:
+        executable: the CUgraphExec; null until the capture ends, and after `close`.
+    """
+
+    def __init__(self, call: Callable[..., None]):
+        self._call, self.executable = call, ctypes.c_void_p()
 
     def launch(self, stream: Stream) -> None:
-        if self._launch is None:
-            raise EngineError("graph: it was launched before its capture ended")
-        self._launch(stream.handle)
+        """Launch all of the work again."""
+        if not self.executable:
+            raise EngineError("graph: got a launch before the end of the capture; launch it afterwards")
+        self._call("cuGraphLaunch", self.executable, ctypes.c_void_p(stream.handle))
 
     def close(self) -> None:
-        if self._destroy is not None:
-            self._destroy()
-        self._launch = self._destroy = None
+        """Destroy the graph. It must not be running."""
+        if self.executable:
+            self._call("cuGraphExecDestroy", self.executable)
+        self.executable = ctypes.c_void_p()
 
 
 class Device:
@@ -210,7 +218,7 @@ class Device:
         Raises:
             EngineError: something inside cannot be captured (it allocated, or waited for the GPU).
         """
-        graph, recorded = Graph(), ctypes.c_void_p()
+        graph, recorded = Graph(self._call), ctypes.c_void_p()
         self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream.handle), CAPTURE_THREAD_LOCAL)
         try:
             yield graph
@@ -221,13 +229,10 @@ class Device:
                 self._driver.cuGraphDestroy(recorded)
             raise
         self._call("cuStreamEndCapture", ctypes.c_void_p(stream.handle), ctypes.byref(recorded))
-        executable = ctypes.c_void_p()
         try:
-            self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), recorded, ctypes.c_ulonglong(0))
+            self._call("cuGraphInstantiateWithFlags", ctypes.byref(graph.executable), recorded, ctypes.c_ulonglong(0))
         finally:
             self._call("cuGraphDestroy", recorded)
-        graph._launch = lambda handle: self._call("cuGraphLaunch", executable, ctypes.c_void_p(handle))
-        graph._destroy = lambda: self._call("cuGraphExecDestroy", executable)
 
     def _call(self, function: str, *arguments: Any) -> None:
         code = getattr(self._driver, function)(*arguments)
