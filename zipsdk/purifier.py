@@ -82,8 +82,8 @@ class Purifier:
         clip_x0: clamp the estimate of the picture at each step; the paper does not.
         canvas: side of the canvases, for models that take several sizes. None lets such a model see each picture at its
             own size, which is as fast as tiling and keeps neighbours apart.
-        graph: on a GPU, capture the loop into a CUDA graph where the engine can be captured. The pictures are the same
-            without; turn it off to profile, or where a tool cannot look into graphs.
+        cuda_graph: on a GPU, capture the loop into a CUDA graph where the engine can be captured. The pictures are the
+            same without; turn it off to profile, or where a tool cannot look into graphs.
 
     Raises:
         InputError: an option out of range.
@@ -105,7 +105,7 @@ class Purifier:
         seed: int | None = None,
         clip_x0: bool = False,
         canvas: int | None = None,
-        graph: bool = True,
+        cuda_graph: bool = True,
     ):
         if isinstance(engine, str | Path):
             engine = load_engine(engine)
@@ -149,22 +149,23 @@ class Purifier:
         self.canvas = None if canvas is None else int(canvas)
         #: pixels of the largest canvas so far
         self._evaluated = 0
-        self._device_loop, self._host_loop = self._open_device_loop(graph)
+        self._device_loop, self._host_loop = self._open_device_loop(cuda_graph)
 
-    def _open_device_loop(self, graph: bool) -> tuple[DeviceLoop | None, str]:
+    def _open_device_loop(self, cuda_graph: bool) -> tuple[DeviceLoop | None, str]:
         """The loop on the engine's GPU, or None and why the loop runs on the host."""
         engine: Any = self.engine
         if not hasattr(engine, "enqueue"):
             return None, "the engine runs on the CPU"
         if engine.device is None:
-            return None, str(engine.host_loop)
-        from zipsdk.gpu.loop import DeviceLoop, rows_for
+            return None, str(engine.cpu_loop_reason)
+        from zipsdk.gpu.loop import DeviceLoop
+        from zipsdk.gpu.structs import guide_table
 
-        if rows_for(self.guides) is None:
+        if guide_table(self.guides) is None:
             reason = f"no GPU kernel for {self.transforms}: blurs by 2, 4, 8, 16 and gray have one"
             warnings.warn(f"{reason}; the loop runs on the host, and the UNet alone on the GPU", stacklevel=4)
             return None, reason
-        return DeviceLoop(engine, self.table, self.guides, clip_x0=self.clip_x0, graph=graph), ""
+        return DeviceLoop(engine, self.table, self.guides, clip_x0=self.clip_x0, cuda_graph=cuda_graph), ""
 
     def close(self) -> None:
         """Give back the memory that the loop has on a GPU; on a CPU there is nothing to do. Also at the end of `with`.
@@ -207,7 +208,7 @@ class Purifier:
     def _where(self) -> str:
         if self._device_loop is None:
             return f"host ({self._host_loop})"
-        how = "one captured graph" if self._device_loop.graph else "launched step by step"
+        how = "one captured graph" if self._device_loop.cuda_graph else "launched step by step"
         return f"GPU ({how}; pictures larger than the canvas: on the host)"
 
     def run(

@@ -16,7 +16,7 @@ def make(device, spec=None, *, engine=None, **options):
     plain = FakeEngine(spec)
     on_gpu = engine or FakeDeviceEngine(plain, device)
     settings = {"seed": 5, **options}
-    cpu = {k: v for k, v in settings.items() if k != "graph"}
+    cpu = {k: v for k, v in settings.items() if k != "cuda_graph"}
     return zipsdk.Purifier(on_gpu, **settings), zipsdk.Purifier(plain, **cpu)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk.errors import OutOfMemory
-from zipsdk.gpu.buffers import Ticket
+from zipsdk.gpu.buffers import PendingBatch
 from zipsdk.sampling.tiling import Layout
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MAX_IN_FLIGHT = 2
 
 
 class DeviceRun:
-    """A run of `DeviceLoop` over images of one size; the first batch starts at once.
+    """Run a `DeviceLoop` over images of one size. The constructor submits the first batch.
 
     Args:
         loop: provides the engine and the buffers.
@@ -50,14 +50,14 @@ class DeviceRun:
         self._guide_index = np.broadcast_to(np.asarray(guide_index, np.uint32), len(rgb))
         self._progress = progress
         self._next = 0  # the first image that is not submitted yet
-        self._in_flight: deque[tuple[slice, Ticket]] = deque()
+        self._in_flight: deque[tuple[slice, PendingBatch]] = deque()
         self._out = np.empty_like(rgb)
         if len(rgb):
             with loop.device.lock, suppress(OutOfMemory):  # `result` tries again
                 self._submit(self._next_part())
 
     def result(self) -> U8:
-        """Wait for the images: uint8 (N, H, W, 3). After an error nothing stays in flight.
+        """Wait for all batches and return the images, uint8 (N, H, W, 3). After an error no batch stays in flight.
 
         Raises:
             OutOfMemory: not even one canvas fits.
@@ -84,7 +84,7 @@ class DeviceRun:
 
     def _submit_or_halve(self) -> None:
         """Submit the next batch. If it does not fit, halve the limit: the next call submits fewer images."""
-        with self._loop.device.lock:  # so that no other thread lowers the limit between the cut and the submission
+        with self._loop.device.lock:  # no other thread may lower the limit between cut and submission
             part = self._next_part()
             try:
                 self._submit(part)

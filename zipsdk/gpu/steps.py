@@ -5,27 +5,27 @@ from __future__ import annotations
 import warnings
 
 from zipsdk.gpu import structs
-from zipsdk.gpu.buffers import Buffers, Pool, StepGraph, WarmUp
+from zipsdk.gpu.buffers import BufferPool, Buffers, StepGraph, WarmUp
 from zipsdk.gpu.device import Device
 from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.sampling.schedule import StepTable
 
-#: Graphs that are kept for each `Buffers`, one for each number of canvases.
+#: Maximum of captured graphs in each `Buffers`, and of warm but uncaptured ones.
 MAX_GRAPHS = 8
 
 
 class StepLauncher:
-    """Put the steps of a batch on the compute stream, with the device's lock held.
+    """Launch the steps of a batch on the compute stream. The caller holds the device's lock.
 
     Args:
-        engine: with this device.
-        device: with the compute stream.
-        pool: with the tables of guides.
+        engine: runs on `device`.
+        device: has the compute stream.
+        pool: has the guide tables.
         table: the steps.
         cuda_graph: capture the steps where the engine can be captured.
     """
 
-    def __init__(self, engine: DeviceEngine, device: Device, pool: Pool, table: StepTable, *, cuda_graph: bool):
+    def __init__(self, engine: DeviceEngine, device: Device, pool: BufferPool, table: StepTable, *, cuda_graph: bool):
         self._engine, self._device, self._pool, self._table = engine, device, pool, table
         self._cuda_graph = cuda_graph
 
@@ -42,11 +42,11 @@ class StepLauncher:
             entry.graph.launch(self._device.compute)
             return
         context = self._engine.prepare(canvases, b.layout.canvas_height, b.layout.canvas_width)
-        # TensorRT needs an uncaptured run of this very context before a capture
+        # TensorRT needs an uncaptured run of this context before a capture
         warm = entry.state is WarmUp.WARM and entry.context is context
         if warm and self.cuda_graph and self._capture(b, canvases, entry):
             return
-        self._reset(entry)  # an error below leaves it cold
+        self._reset(entry)  # if the run fails, the entry stays cold
         self._enqueue(b, canvases)
         self._limit(b, WarmUp.WARM)
         entry.state, entry.context = WarmUp.WARM, context
@@ -58,7 +58,7 @@ class StepLauncher:
         try:
             with device.capture(device.compute) as graph:
                 self._enqueue(b, canvases)
-        except Exception as e:  # PyCUDA's own classes, too
+        except Exception as e:  # PyCUDA raises its own classes
             self._cuda_graph = False
             warnings.warn(f"{device.name}: capturing the loop failed ({e}); it goes on step by step", stacklevel=2)
             return False
@@ -79,23 +79,23 @@ class StepLauncher:
 
     def _enqueue(self, b: Buffers, canvases: int) -> None:
         device, layout, stream = self._device, b.layout, self._device.compute
-        row = structs.layout_row(layout, b.height, b.width)
-        who = b.head + structs.BATCH.itemsize
+        layout_row = structs.layout_row(layout, b.height, b.width)
+        image_table = b.batch_header + structs.BATCH.itemsize
         area = layout.canvas_height * layout.canvas_width
         covered = layout.pictures_per_canvas * layout.height * layout.width
         # a warp for each 16 x 16 pixels of a tile
         warps = -(-layout.height // 16) * -(-layout.width // 16) * layout.pictures_per_canvas * canvases
 
-        def step(e: int, guides: int, rows: int) -> None:
-            device.launch("zip_step_f32", 32 * warps, b.x, e, b.x_p, b.x, who, guides, rows, row, b.head,
-                          stream=stream)  # fmt: skip
+        def step(e: int, guide_table: int, step_table: int) -> None:
+            device.launch("zip_step_f32", 32 * warps, b.x, e, b.x_p, b.x, image_table, guide_table, step_table,
+                          layout_row, b.batch_header, stream=stream)  # fmt: skip
 
-        guides, joint = self._pool.tables
+        guides, joint = self._pool.guide_tables
         if self._table.warm:
-            step(b.x, joint, b.warm)
+            step(b.x, joint, b.warm_start_table)
         for k, _ in enumerate(self._table.steps):
             if layout.pictures_per_canvas > 1 or covered < area:
-                device.launch("zip_fill", canvases * area, b.x, row, b.head, stream=stream)
+                device.launch("zip_fill", canvases * area, b.x, layout_row, b.batch_header, stream=stream)
             self._engine.enqueue(b.x, b.t + k * b.t_stride, b.eps, canvases, stream.handle,
                                  size=(layout.canvas_height, layout.canvas_width))  # fmt: skip
-            step(b.eps, guides, b.steps + structs.STEP.itemsize * k * b.canvases)
+            step(b.eps, guides, b.step_table + structs.STEP.itemsize * k * b.canvases)

@@ -103,7 +103,7 @@ class CopyOnCpu:
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_the_loops_own_graph(device, rng, settings):
     """Captured, replayed, for other pictures and counts, against launched step by step and against the CPU."""
-    on, off = (zipsdk.Purifier(CopyEngine(device), seed=5, graph=graph, **settings) for graph in (True, False))
+    on, off = (zipsdk.Purifier(CopyEngine(device), seed=5, cuda_graph=graph, **settings) for graph in (True, False))
     cpu = zipsdk.Purifier(CopyOnCpu(), seed=5, **settings)
     for n in (3, 4, 3, 4, 3):
         batch = pictures(rng, n, 32, 48)
@@ -153,7 +153,7 @@ def test_pictures_are_those_of_the_cpu(device, rng, settings, n, side, fixed):
 
 def test_graph_off_gives_the_same_bits(device, rng):
     batch, (on_gpu, _) = pictures(rng, 3, 32, 48), engines(device)
-    on, off = (zipsdk.Purifier(on_gpu, seed=1, graph=graph) for graph in (True, False))
+    on, off = (zipsdk.Purifier(on_gpu, seed=1, cuda_graph=graph) for graph in (True, False))
     for _ in range(3):
         np.testing.assert_array_equal(on.run(batch), off.run(batch))
 

@@ -59,7 +59,7 @@ def test_a_graph_serves_other_pictures_counts_and_seeds(device, rng):
 
 def test_graph_off_gives_the_same_bits(device, rng):
     batch = pictures(rng, 4, 32, 48)
-    on, off = (make(device, graph=graph)[0] for graph in (True, False))
+    on, off = (make(device, cuda_graph=graph)[0] for graph in (True, False))
     for _ in range(2):
         np.testing.assert_array_equal(on.run(batch), off.run(batch))
     assert "one captured graph" in on.info["loop"] and "step by step" in off.info["loop"]
@@ -148,7 +148,7 @@ def test_stream_does_not_hold_a_result_back_for_a_batch_that_is_not_there(device
 
 
 def waiting(purifier):
-    return sum(len(b.waiting) for b in purifier._device_loop.pool.sizes.values())
+    return sum(len(b.pending) for b in purifier._device_loop.pool.sizes.values())
 
 
 def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
@@ -267,7 +267,7 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
         if len(count) == call:
             raise EngineError("it fell over")
 
-    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=fail), graph=call == 3)
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=fail), cuda_graph=call == 3)
     batch, failures = pictures(rng, 2, 32, 32), 0
     for _ in range(4):
         try:
@@ -277,7 +277,7 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
             failures += 1
     assert failures == 1
     (buffers,) = gpu._device_loop.pool.sizes.values()
-    assert not buffers.waiting and len(buffers.slots) == 2
+    assert not buffers.pending and len(buffers.staging) == 2
 
 
 def test_only_what_has_run_is_captured(device, rng):
