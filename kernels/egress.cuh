@@ -1,12 +1,11 @@
-// canvases -> pictures.
+// From canvases to images.
 #pragma once
 
 #include "zip.h"
 
-// zip_egress: pictures = round((x + 1) 127.5) clamped to 0..255, halves to even as numpy.rint; the padding of a tile is
-// left out. *nonfinite becomes 1 if a value is not finite (it is written as 0 or 255): the caller zeroes it before, and
-// must not use the pictures then.
-// A thread owns four pixels of a row with all their colours.
+// zip_egress: pictures = round((x + 1) 127.5) clamped to 0..255, halves to even like numpy.rint, without the padding of
+// the tiles. If a value is not finite, it is written as 0 or 255 and *nonfinite becomes 1: the caller zeroes *nonfinite
+// before the launch, and does not use the images then.
 extern "C" __global__ void __launch_bounds__(256)
     zip_egress(const float* x, unsigned char* pictures, unsigned* nonfinite, ZipLayout a, const ZipBatch* batch) {
   const bool wide = wide_rows(a), whole = a.picture_width % 4 == 0;
@@ -22,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(256)
         rgb[3 * j + c] = (unsigned char)rintf(clamp((v[j] + 1.0f) * 127.5f, 0.0f, 255.0f));
       }
     }
-    // every thread that gets here writes the same 1, so the race is harmless
+    // a harmless race: every thread writes 1
     if (!finite) *nonfinite = 1;
     unsigned char* to = pictures + ((size_t(q.picture) * a.picture_height + q.y) * a.picture_width + q.left) * 3;
     ZIP_UNROLL for (unsigned k = 0; k < 3; ++k) {
