@@ -190,8 +190,10 @@ class Bench:
         noise = self.noise
 
         class Begun:
-            def normal(self, step: int, height: int, width: int) -> np.ndarray:
-                return x if step == STEP_INITIAL else noise.normal(step, height, width)
+            def normal(self, step: int, height: int, width: int, top: int = 0) -> np.ndarray:
+                if step == STEP_INITIAL:
+                    return x[:, :, top : top + height]
+                return noise.normal(step, height, width, top)
 
         return sampler.purify(lambda *_: e, self.x_p, StepTable((self.step,), warm=False), guide, Begun())
 
