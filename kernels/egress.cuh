@@ -1,38 +1,32 @@
-// canvases -> pictures.
+// From canvases to images.
 #pragma once
 
 #include "zip.h"
 
-// zip_egress: pictures = round((x + 1) 127.5) clamped to 0..255, halves to even as numpy.rint; the padding of a tile is
-// left out. *nonfinite becomes 1 if a value is not finite (it is written as 0 or 255): the caller zeroes it before, and
-// must not use the pictures then.
-// A thread owns four pixels of a row with all their colours.
+// zip_egress: pictures = round((x + 1) 127.5) clamped to 0..255, halves to even like numpy.rint, without the padding of
+// the tiles. If a value is not finite, it is written as 0 or 255 and *nonfinite becomes 1: the caller zeroes *nonfinite
+// before the launch, and does not use the images then.
 extern "C" __global__ void __launch_bounds__(256)
     zip_egress(const float* x, unsigned char* pictures, unsigned* nonfinite, ZipLayout a, const ZipBatch* batch) {
   const bool wide = wide_rows(a), whole = a.picture_width % 4 == 0;
   const size_t plane = plane_of(a);
-  const unsigned across = ceil_div(a.picture_width, 4), each = across * a.picture_height;
-  const unsigned work = batch->pictures * each;
-  for (unsigned i = first_thread(); i < work; i += threads()) {
-    const unsigned picture = i / each, y = i % each / across, left = i % each % across * 4;
-    const unsigned count = within(left, a.picture_width);
-    const size_t at = offset_of(a, picture, y, left);
+  for_each_quad(a, batch, a.picture_height, a.picture_width, [&](const Quad& q) {
     unsigned char rgb[12];
     bool finite = true;
     ZIP_UNROLL for (int c = 0; c < 3; ++c) {
       float v[4];
-      load4(x + at + c * plane, count, wide, v);
+      load4(x + q.at + c * plane, q.count, wide, v);
       ZIP_UNROLL for (int j = 0; j < 4; ++j) {
         finite = finite && fabsf(v[j]) < INFINITY;
         rgb[3 * j + c] = (unsigned char)rintf(clamp((v[j] + 1.0f) * 127.5f, 0.0f, 255.0f));
       }
     }
-    // every thread that gets here writes the same 1, so the race is harmless
+    // a harmless race: every thread writes 1
     if (!finite) *nonfinite = 1;
-    unsigned char* to = pictures + ((size_t(picture) * a.picture_height + y) * a.picture_width + left) * 3;
+    unsigned char* to = pictures + ((size_t(q.picture) * a.picture_height + q.y) * a.picture_width + q.left) * 3;
     ZIP_UNROLL for (unsigned k = 0; k < 3; ++k) {
       const unsigned char part[4] = {rgb[4 * k], rgb[4 * k + 1], rgb[4 * k + 2], rgb[4 * k + 3]};
-      store4(to + 4 * k, 3 * count >= 4 * k ? within(4 * k, 3 * count) : 0, whole, part);
+      store4(to + 4 * k, 3 * q.count >= 4 * k ? within(4 * k, 3 * q.count) : 0, whole, part);
     }
-  }
+  });
 }

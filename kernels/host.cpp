@@ -1,4 +1,5 @@
-// The kernels as a shared library for tests: `zip_host_launch` has the form of cuLaunchKernel for 1-d launches.
+// The kernels as a shared library for tests: `zip_host_launch` is like cuLaunchKernel for 1-d launches.
+#define ZIPSDK_TEST_KERNELS
 #include "zip.cu"
 
 #include <utility>
@@ -19,7 +20,7 @@ struct Call<kernel> {
 struct Entry {
   const char* name;
   void (*run)(void**);
-  unsigned lanes; // threads that one call stands for
+  unsigned lanes; // threads that one call replaces
 };
 
 #define KERNEL(name, lanes) {#name, Call<name>::run, lanes}
@@ -32,7 +33,7 @@ constexpr Entry kernels[] = {
 
 } // namespace
 
-// 0, or 1 where there is no kernel of that name.
+// Return 0, or 1 if no kernel has that name.
 extern "C" int zip_host_launch(const char* name, unsigned grid, unsigned block, void** arguments) {
   for (const Entry& k : kernels) {
     if (std::strcmp(name, k.name) != 0) continue;

@@ -1,5 +1,5 @@
-// The host shim: what zip.h takes from CUDA, for g++. It is for tests: one thread at a time, no speed meant.
-// A kernel written for a warp (ZIP_LANES) runs as one call for its 32 lanes.
+// The host shim: the parts of CUDA that zip.h uses, for g++. For tests only: it runs one thread after the other.
+// One call of a kernel written for a warp (ZIP_LANES) computes all 32 lanes.
 #pragma once
 
 #include <cmath>
@@ -40,7 +40,7 @@ ZIP_DEVICE unsigned float_bits(float f) {
 ZIP_DEVICE float half_float(unsigned short h) {
   const unsigned sign = unsigned(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, fraction = h & 0x3ffu;
   if (exponent == 31) return bits_float(sign | 0x7f800000u | fraction << 13);
-  // a subnormal half is fraction 2^-24, which float holds exactly
+  // a subnormal half is fraction 2^-24, exact in float
   if (exponent == 0) return (sign ? -1.0f : 1.0f) * float(fraction) * 0x1p-24f;
   return bits_float(sign | (exponent + 112) << 23 | fraction << 13);
 }

@@ -1,52 +1,47 @@
-// pictures -> canvases.
+// From images to canvases.
 #pragma once
 
 #include "noise.h"
 
-// zip_ingest: x_p = the pictures on their tiles, mirrored at the bottom and the right up to the tile's size;
-//             x = z, the noise that a run begins from (x_T).
-// A thread owns four pixels of a row with all their colours. Pixels that belong to no picture are left alone.
+// zip_ingest: x_p = the images on their tiles, mirrored at the bottom and the right up to the size of the tile;
+//             x = z, the initial noise (x_T).
+// Pixels outside the images stay unchanged.
 extern "C" __global__ void __launch_bounds__(256)
-    zip_ingest(const unsigned char* pictures, unsigned char* x_p, float* x, const ZipPicture* who,
+    zip_ingest(const unsigned char* pictures, unsigned char* x_p, float* x, const ZipPicture* image_table,
                ZipLayout a, const ZipBatch* batch) {
   const bool wide = wide_rows(a), whole = a.picture_width % 4 == 0;
   const size_t plane = plane_of(a);
-  const unsigned across = ceil_div(a.tile_width, 4), each = across * a.tile_height;
-  const unsigned work = batch->pictures * each;
-  for (unsigned i = first_thread(); i < work; i += threads()) {
-    const unsigned picture = i / each, y = i % each / across, left = i % each % across * 4;
-    const unsigned count = within(left, a.tile_width);
+  for_each_quad(a, batch, a.tile_height, a.tile_width, [&](const Quad& q) {
     const unsigned char* row =
-        pictures + (size_t(picture) * a.picture_height + mirror(y, a.picture_height)) * a.picture_width * 3;
+        pictures + (size_t(q.picture) * a.picture_height + mirror(q.y, a.picture_height)) * a.picture_width * 3;
 
-    unsigned char rgb[12] = {}; // of four pixels, as stored
-    if (whole && left + 4 <= a.picture_width) {
+    unsigned char rgb[12] = {}; // of four pixels, interleaved
+    if (whole && q.left + 4 <= a.picture_width) {
       ZIP_UNROLL for (int k = 0; k < 3; ++k) {
-        const Four<unsigned char> q = *reinterpret_cast<const Four<unsigned char>*>(row + 3 * left + 4 * k);
-        ZIP_UNROLL for (int j = 0; j < 4; ++j) rgb[4 * k + j] = q.v[j];
+        const Four<unsigned char> four = *reinterpret_cast<const Four<unsigned char>*>(row + 3 * q.left + 4 * k);
+        ZIP_UNROLL for (int j = 0; j < 4; ++j) rgb[4 * k + j] = four.v[j];
       }
     } else {
-      ZIP_UNROLL for (unsigned j = 0; j < 4; ++j) if (j < count) {
-        const unsigned from = 3 * mirror(left + j, a.picture_width);
+      ZIP_UNROLL for (unsigned j = 0; j < 4; ++j) if (j < q.count) {
+        const unsigned from = 3 * mirror(q.left + j, a.picture_width);
         ZIP_UNROLL for (int c = 0; c < 3; ++c) rgb[3 * j + c] = row[from + c];
       }
     }
 
     float z[3][4];
-    normals(*batch, who[picture], ZIP_INITIAL, y, left, z);
-    const size_t at = offset_of(a, picture, y, left);
+    normals(*batch, image_table[q.picture], ZIP_INITIAL, q.y, q.left, z);
     ZIP_UNROLL for (int c = 0; c < 3; ++c) {
       const unsigned char bytes[4] = {rgb[c], rgb[3 + c], rgb[6 + c], rgb[9 + c]};
-      store4(x_p + at + c * plane, count, wide, bytes);
-      store4(x + at + c * plane, count, wide, z[c]);
+      store4(x_p + q.at + c * plane, q.count, wide, bytes);
+      store4(x + q.at + c * plane, q.count, wide, z[c]);
     }
-  }
+  });
 }
 
-// zip_fill: gives every pixel of x that belongs to no picture the value of one that does, so that the UNet sees nothing
-// foreign: places left over on the last canvas repeat its pictures, and the rest of the canvas mirrors the tiles, as
-// zipsdk.sampling.denoiser.Predictor does it. To be launched after ingest and after each step, where there are such pixels.
-// A thread owns a pixel with its colours. Pixels that are read are never written.
+// zip_fill: fill the pixels of x outside the images, like zipsdk.sampling.denoiser.Predictor: free tiles of the last
+// canvas repeat its images, and the rest of the canvas mirrors the tiles, so that the UNet sees only image content. If
+// such pixels exist, launch it after ingest and after each step.
+// A thread fills one pixel. No pixel is both read and written.
 extern "C" __global__ void __launch_bounds__(256) zip_fill(float* x, ZipLayout a, const ZipBatch* batch) {
   const size_t plane = plane_of(a);
   const unsigned per = a.rows * a.columns, area = a.height * a.width;

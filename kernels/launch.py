@@ -1,8 +1,8 @@
-"""Launch the kernels from Python, for tests and benchmarks: on the CPU through the g++ shim, on a GPU by the driver.
+"""Launch the kernels from Python, for tests and benchmarks: on the CPU by the g++ shim, on a GPU by the driver.
 
-Both have ``launch(name, grid, block, *arguments)``. An argument is a NumPy array (the shim reads and writes it) or an
-`int` (an address), a structured scalar such as `zipsdk.gpu.layout_row` gives (by value), `numpy.uint32` or
-`numpy.float32`.
+Both classes have ``launch(name, grid, block, *arguments)``. An argument is a NumPy array (on the CPU only; the kernel
+reads and writes it), an `int` (an address), a structured scalar such as `zipsdk.gpu.structs.layout_row` returns (passed
+by value), `numpy.uint32` or `numpy.float32`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-# another folder than this one is for kernels that someone changed on purpose (tests/tools/mutate_kernels.py)
+# tests/tools/mutate_kernels.py sets another folder, with changed kernels
 SOURCES = Path(os.environ.get("ZIPSDK_KERNELS", Path(__file__).parent))
 COMMON = ("-std=c++17", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 
 
 def _packed(arguments: tuple[Any, ...]) -> tuple[ctypes.Array[ctypes.c_void_p], list[Any]]:
-    """What cuLaunchKernel wants, and the values that it points to, which must outlive the call."""
+    """Return the pointers for cuLaunchKernel, and the values behind them, which must outlive the call."""
     values: list[Any] = []
     for a in arguments:
         if isinstance(a, np.ndarray):
             if not a.flags.c_contiguous:
-                raise ValueError(f"got an array of strides {a.strides} for {a.shape}, wanted a contiguous one")
+                raise ValueError(f"got an array of shape {a.shape} and strides {a.strides}, expected a contiguous one")
             values.append(ctypes.c_void_p(a.ctypes.data))
         elif isinstance(a, np.void):
             values.append(ctypes.create_string_buffer(a.tobytes(), a.nbytes))
@@ -38,16 +38,16 @@ def _packed(arguments: tuple[Any, ...]) -> tuple[ctypes.Array[ctypes.c_void_p], 
         elif isinstance(a, int):
             values.append(ctypes.c_void_p(a))
         else:
-            raise TypeError(f"got {type(a).__name__}, wanted what the module's docstring names")
+            raise TypeError(f"got {type(a).__name__}, expected an array, an address, a struct, uint32 or float32")
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
     return pointers, values
 
 
 class Host:
-    """The shim build.
+    """Build the g++ shim and launch its kernels.
 
     Args:
-        folder: where to put the library.
+        folder: for the library.
         flags: for g++, e.g. ("-O2", "-fsanitize=undefined").
     """
 
@@ -73,8 +73,12 @@ class DriverError(RuntimeError):
     """A call of the CUDA driver failed."""
 
 
+class MissingKernelError(DriverError):
+    """The fatbin was built without the kernels that only tests and benchmarks launch."""
+
+
 class Device:
-    """One GPU through libcuda alone: the primary context, which torch and the runtimes share, and the fatbin."""
+    """Launch the kernels of a fatbin on a GPU, by libcuda alone, in the primary context, which torch uses too."""
 
     def __init__(self, fatbin: bytes, ordinal: int = 0):
         try:
@@ -93,7 +97,9 @@ class Device:
         self._functions: dict[str, ctypes.c_void_p] = {}
 
     def _call(self, function: str, *arguments: Any) -> None:
-        code = getattr(self._cuda, function)(*arguments)
+        self._check(function, getattr(self._cuda, function)(*arguments))
+
+    def _check(self, function: str, code: int) -> None:
         if code:
             text = ctypes.c_char_p()
             self._cuda.cuGetErrorString(code, ctypes.byref(text))
@@ -119,10 +125,13 @@ class Device:
         self._call("cuMemcpyDtoDAsync_v2", ctypes.c_uint64(to), ctypes.c_uint64(address), ctypes.c_size_t(size), None)
 
     def launch(self, name: str, grid: int, block: int, *arguments: Any) -> None:
-        """On the default stream; returns before the kernel is done."""
+        """Launch on the default stream and return before the kernel is done."""
         if name not in self._functions:
             function = ctypes.c_void_p()
-            self._call("cuModuleGetFunction", ctypes.byref(function), self._module, name.encode())
+            code = self._cuda.cuModuleGetFunction(ctypes.byref(function), self._module, name.encode())
+            if code == 500:  # CUDA_ERROR_NOT_FOUND
+                raise MissingKernelError(f"this fatbin has no {name}; build it by CMake with -DZIPSDK_TEST_KERNELS=ON")
+            self._check("cuModuleGetFunction", code)
             self._functions[name] = function
         pointers, values = _packed(arguments)
         self._call("cuLaunchKernel", self._functions[name], grid, 1, 1, block, 1, 1, 0, None, pointers, None)
@@ -132,14 +141,14 @@ class Device:
         self._call("cuCtxSynchronize")
 
     def event(self) -> ctypes.c_void_p:
-        """A recorded event."""
+        """Record an event."""
         event = ctypes.c_void_p()
         self._call("cuEventCreate", ctypes.byref(event), 0)
         self._call("cuEventRecord", event, None)
         return event
 
     def elapsed(self, start: ctypes.c_void_p, end: ctypes.c_void_p) -> float:
-        """Seconds between two recorded events, which are destroyed."""
+        """Return the seconds between two recorded events, and destroy them."""
         milliseconds = ctypes.c_float()
         self._call("cuEventSynchronize", end)
         self._call("cuEventElapsedTime", ctypes.byref(milliseconds), start, end)

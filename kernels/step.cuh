@@ -1,44 +1,45 @@
-// One step of the loop, in one pass over memory.
+// One step of the loop in one pass over memory.
 #pragma once
 
 #include "noise.h"
 
-// What a lane holds: 2 rows x 4 columns of all colours, that is two whole cells of blur 2. One sum in place of x0 and e
-// is worth 24 registers.
+// The data of a lane: 2 rows x 4 columns x 3 colors, that is two cells of blur 2. `out` accumulates x_next, because
+// keeping x0 and e instead would need 24 more registers.
 struct Unit {
-  float out[3][2][4];     // x_next (colour, row, column), as far as it is known
-  float correction[3][2]; // sum over l >= 1 of the guide's terms, for each colour and each cell of blur 2
+  float out[3][2][4];     // x_next (color, row, column), partial sums
+  float correction[3][2]; // sum of the guide's terms with l >= 1 (color, cell of blur 2)
 };
 
-// Adds level l of the guide: sum holds the colours' sums of r over the lane's cell of 2^l x 2^l.
+// Add level l of the guide; red, green and blue are the sums of r over the lane's cell of 2^l x 2^l pixels.
 ZIP_DEVICE void add_level(const ZipGuide& p, int l, float red, float green, float blue, unsigned cell, Unit& u) {
   const float share = 1.0f / float(1u << (2 * l));
-  const float grey = p.grey[l] * ((red + green + blue) * (share / 3.0f));
-  u.correction[0][cell] += fmaf(p.blur[l], red * share, grey);
-  u.correction[1][cell] += fmaf(p.blur[l], green * share, grey);
-  u.correction[2][cell] += fmaf(p.blur[l], blue * share, grey);
+  const float gray = p.gray[l] * ((red + green + blue) * (share / 3.0f));
+  u.correction[0][cell] += fmaf(p.blur[l], red * share, gray);
+  u.correction[1][cell] += fmaf(p.blur[l], green * share, gray);
+  u.correction[2][cell] += fmaf(p.blur[l], blue * share, gray);
 }
 
 // x0     = a x_t - b e
 // x0~    = x0 + w P (x_P - x0)
 // x_next = c x0~ + d e + s z
-// with one row of coefficients for each canvas, one guide for each picture. x_next may be x. Pixels that belong to no
-// picture are left alone. Memory: x 4, e 4 or 2, x_p 1 and x_next 4 bytes an element, each once.
+// with one row of coefficients for each canvas and one guide for each image. x_next may be x. Pixels outside the images
+// stay unchanged. Memory traffic: x 4, e 4 or 2, x_p 1 and x_next 4 bytes per element, each once.
 //
-// A warp owns 16 x 16 pixels: lane 4 i + j the rows 2i, 2i+1 and the columns 4j ... 4j+3. A cell of blur 2 lies inside
-// a lane, one of blur 4, 8 or 16 in 2, 8 or 32 lanes, which add up their sums by shuffles.
+// A warp computes 16 x 16 pixels: lane 4 i + j has the rows 2i, 2i+1 and the columns 4j ... 4j+3. A cell of blur 2 lies
+// in one lane; one of blur 4, 8 or 16 spans 2, 8 or 32 lanes, which add their sums by shuffles.
 template <class E>
-ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float* x_next, const ZipPicture* pictures,
-                     const ZipGuide* guides, const ZipStep* steps, const ZipLayout& a, const ZipBatch* batch) {
+ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float* x_next,
+                     const ZipPicture* image_table, const ZipGuide* guide_table, const ZipStep* step_table,
+                     const ZipLayout& a, const ZipBatch* batch) {
   const bool wide = wide_rows(a);
   const size_t plane = plane_of(a);
   const unsigned across = ceil_div(a.tile_width, 16), each = across * ceil_div(a.tile_height, 16);
   const unsigned warps = batch->pictures * each;
   for (unsigned i = first_thread() / 32; i < warps; i += threads() / 32) {
     const unsigned picture = i / each, top = i % each / across * 16, left = i % each % across * 16;
-    const ZipPicture& who = pictures[picture];
-    const ZipGuide& p = guides[who.guide];
-    const ZipStep& k = steps[picture / (a.rows * a.columns)];
+    const ZipPicture& entry = image_table[picture];
+    const ZipGuide& p = guide_table[entry.guide];
+    const ZipStep& k = step_table[picture / (a.rows * a.columns)];
     PerLane<Unit> units;
     PerLane<float> red, green, blue; // sums of r = x_P - x0 over the lane's part of a cell
 
@@ -49,7 +50,7 @@ ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float
       float sums[3][2] = {};
       ZIP_UNROLL for (unsigned j = 0; j < 2; ++j) {
         const unsigned n = y + j < a.tile_height ? count : 0;
-        float grey[4] = {};
+        float gray[4] = {};
         ZIP_UNROLL for (int c = 0; c < 3; ++c) {
           const size_t here = at + c * plane + j * a.width;
           float x_t[4], eps[4], guide[4];
@@ -59,13 +60,13 @@ ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float
           ZIP_UNROLL for (int m = 0; m < 4; ++m) {
             const float x0 = k.a * x_t[m] - k.b * eps[m], r = guide[m] - x0;
             u.out[c][j][m] = fmaf(k.c, x0, k.d * eps[m]);
-            grey[m] += r;
+            gray[m] += r;
             sums[c][m / 2] += r;
           }
         }
-        const float share = k.c * k.w * p.grey[0] * (1.0f / 3.0f);
+        const float share = k.c * k.w * p.gray[0] * (1.0f / 3.0f);
         ZIP_UNROLL for (int c = 0; c < 3; ++c)
-          ZIP_UNROLL for (int m = 0; m < 4; ++m) u.out[c][j][m] = fmaf(share, grey[m], u.out[c][j][m]);
+          ZIP_UNROLL for (int m = 0; m < 4; ++m) u.out[c][j][m] = fmaf(share, gray[m], u.out[c][j][m]);
       }
       ZIP_UNROLL for (unsigned cell = 0; cell < 2; ++cell) {
         ZIP_UNROLL for (int c = 0; c < 3; ++c) u.correction[c][cell] = 0.0f;
@@ -76,7 +77,7 @@ ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float
       blue[lane] = sums[2][0] + sums[2][1];
     }
 
-    // the lanes that share a cell of blur 4, 8 and 16, beyond those that shared the one before
+    // for blur 4, 8 and 16: the lanes that join those of the cell one level below
     const int masks[3][2] = {{4, 0}, {1, 8}, {2, 16}};
     ZIP_UNROLL for (unsigned l = 2; l <= 4; ++l) {
       if (l > p.levels) break;
@@ -102,7 +103,7 @@ ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float
           ZIP_UNROLL for (int m = 0; m < 4; ++m)
             u.out[c][j][m] = fmaf(k.c * k.w, u.correction[c][m / 2], u.out[c][j][m]);
           if (!k.clip) continue;
-          // out is c x0~ + d e here, and e is read once more to tell the two apart
+          // out is c x0~ + d e here; reading e again gives x0~
           const float back = 1.0f / k.c;
           float eps[4];
           load4(e + at + c * plane + j * a.width, count, wide, eps);
@@ -113,7 +114,7 @@ ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float
         }
         if (k.s != 0.0f) {
           float z[3][4];
-          normals(*batch, who, k.t, y + j, column, z);
+          normals(*batch, entry, k.t, y + j, column, z);
           ZIP_UNROLL for (int c = 0; c < 3; ++c)
             ZIP_UNROLL for (int m = 0; m < 4; ++m) u.out[c][j][m] = fmaf(k.s, z[c][m], u.out[c][j][m]);
         }
@@ -125,11 +126,8 @@ ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float
 
 #define ZIP_STEP(name, E)                                                                                              \
   extern "C" __global__ void __launch_bounds__(256)                                                                    \
-      name(const float* x, const E* e, const unsigned char* x_p, float* x_next, const ZipPicture* pictures,            \
-           const ZipGuide* guides, const ZipStep* steps, ZipLayout a, const ZipBatch* batch) {                         \
-    step(x, e, x_p, x_next, pictures, guides, steps, a, batch);                                                        \
+      name(const float* x, const E* e, const unsigned char* x_p, float* x_next, const ZipPicture* image_table,         \
+           const ZipGuide* guide_table, const ZipStep* step_table, ZipLayout a, const ZipBatch* batch) {               \
+    step(x, e, x_p, x_next, image_table, guide_table, step_table, a, batch);                                           \
   }
 ZIP_STEP(zip_step_f32, float)
-ZIP_STEP(zip_step_f16, Half)
-ZIP_STEP(zip_step_bf16, Bfloat)
-#undef ZIP_STEP

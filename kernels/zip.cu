@@ -1,8 +1,10 @@
-// All kernels, as one file for nvcc (CMakeLists.txt: one fatbin) and for g++ (host.cpp).
+// All kernels as one file for nvcc (CMakeLists.txt: one fatbin) and for g++ (host.cpp).
 //
-// One batch: zip_ingest; for a warm start zip_step with the row that ZipStep names; 20 times the UNet and zip_step, in
-// place; zip_egress. Where pictures leave some of a canvas free, zip_fill goes before each run of the UNet.
+// One batch: zip_ingest; for a warm start zip_step with the row described at ZipStep; 20 times the UNet and zip_step in
+// place; zip_egress. If the images do not cover the canvases, zip_fill runs before each UNet call.
 #include "egress.cuh"
 #include "ingest.cuh"
-#include "linear.cuh"
 #include "step.cuh"
+#ifdef ZIPSDK_TEST_KERNELS
+#include "test_kernels.cuh"
+#endif

@@ -1,29 +1,29 @@
-// What all kernels share: the tables that the host uploads, where pictures lie on canvases, and 4-wide memory access.
+// Shared by all kernels: the structs that the host uploads, the position of images on canvases, 4-wide memory access.
 //
-// Letters as in zipsdk/sampling/schedule.py. Arrays, all on the device:
-//   pictures  uint8  (k, picture_height, picture_width, 3)   what came in, and what goes out
-//   x_p       uint8  (canvases, 3, height, width)            the same on canvases, the only form in which x_P is kept
+// Letters as in zipsdk/sampling/schedule.py. Arrays, all in device memory:
+//   pictures  uint8  (k, picture_height, picture_width, 3)   the images, input and output
+//   x_p       uint8  (canvases, 3, height, width)            the images on canvases; x_P in [-1, 1] is never stored
 //   x         float  (canvases, 3, height, width)            the state x_t
-//   e         float, half or bfloat16, shaped like x         what the UNet gave
+//   e         float, half or bfloat16, shaped like x         the output of the UNet
 //
-// Picture p lies on canvas p / (rows columns), in its tile p % (rows columns), row by row. Nothing here synchronises or
-// uses shared memory, every loop is grid-stride, and any 1-d launch whose block is a multiple of 32 is right.
-// Counts of pixels and of threads' work must stay below 2^31.
+// Image p lies on canvas p / (rows columns), in its tile p % (rows columns), row-major. The kernels use no barriers and
+// no shared memory, and every loop is grid-stride: any 1-d launch whose block is a multiple of 32 is correct.
+// The number of pixels and of work items must stay below 2^31.
 #pragma once
 
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
 #define ZIP_DEVICE static __device__ __forceinline__
 #define ZIP_UNROLL _Pragma("unroll")
-// A kernel that needs its neighbours is written for a warp: what stands under ZIP_LANES(lane) is done by each lane, and
-// what must live from one such part to the next is PerLane. The host shim makes a loop and an array of these.
+// A kernel that reads other pixels is written for a warp: each lane runs the statement under ZIP_LANES(lane), and
+// PerLane holds the values that live from one such statement to the next. The host shim uses a loop and an array.
 #define ZIP_LANES(lane) if (const unsigned lane = threadIdx.x % 32; true)
 template <class T>
 struct PerLane {
   T mine;
   __device__ __forceinline__ T& operator[](unsigned) { return mine; }
 };
-// Each lane's value becomes its own plus that of the lane whose number differs in the bits of `mask`.
+// Add to each lane's value that of lane ^ mask.
 static __device__ __forceinline__ void add_across(PerLane<float>& v, int mask) {
   v.mine += __shfl_xor_sync(0xffffffffu, v.mine, mask);
 }
@@ -34,40 +34,40 @@ ZIP_DEVICE float half_float(unsigned short bits) { return __half2float(__ushort_
 #include "host.h"
 #endif
 
-// Where pictures of one size lie (zipsdk.sampling.tiling.Layout). Passed by value: it is fixed for a captured graph.
+// Position of images of one size (zipsdk.sampling.tiling.Layout). Passed by value: constant in a captured graph.
 struct ZipLayout {
   unsigned height, width;                 // of a canvas
   unsigned rows, columns;                 // tiles on a canvas
-  unsigned tile_height, tile_width;       // a picture padded to what the transforms divide
-  unsigned picture_height, picture_width; // a picture as it came
+  unsigned tile_height, tile_width;       // an image padded to a multiple of the transforms' cells
+  unsigned picture_height, picture_width; // an image without padding
 };
 
-// What changes from batch to batch. Read from device memory, so that one captured graph serves them all.
+// Header of a batch. Read from device memory, so that one captured graph serves all batches.
 struct ZipBatch {
-  unsigned pictures; // k; the last canvas may have places left over
+  unsigned pictures; // k; the last canvas may have free tiles
   unsigned canvases; // ceil(k / (rows columns))
   unsigned seed_low, seed_high;
 };
 
 // One canvas at one step: x0 = a x_t - b e;  x0 += w P(x_P - x0);  x_next = c x0 + d e + s z.
-// The first state of a warm start has this form too: a = b = d = 0, w = 1, c = sqrt(ab), s = sqrt(1-ab),
+// The initial state of a warm start has this form, too: a = b = d = 0, w = 1, c = sqrt(ab), s = sqrt(1-ab),
 // t = ZIP_INITIAL, the joint guide, and any finite x and e.
 struct ZipStep {
   float a, b, c, d, w, s;
-  unsigned t;    // counts in the noise
+  unsigned t;    // time step, a counter of the noise
   unsigned clip; // clamp x0 to [-1, 1]
 };
 
-// One picture: the id that its noise belongs to, and its row of the table of guides.
+// One image: its noise key and its row of the guide table.
 struct ZipPicture {
   unsigned id_low, id_high, guide, unused;
 };
 
-// P = sum over l of blur[l] B_l + grey[l] G B_l, with B_l the mean over cells of 2^l x 2^l and G that of the colours.
-// Every mean and every joint projector of blurs by 2, 4, 8, 16 and grey has this form, because G commutes with B_l and
-// B_l B_m = B_max(l,m). blur[0] is 0: it would let everything through.
+// P = sum over l of blur[l] B_l + gray[l] G B_l, with B_l the mean over cells of 2^l x 2^l and G that over the colors.
+// Every mean and every joint projector of blurs by 2, 4, 8, 16 and gray has this form, because G commutes with B_l and
+// B_l B_m = B_max(l,m). blur[0] is 0, because B_0 = I would keep everything.
 struct ZipGuide {
-  float blur[5], grey[5];
+  float blur[5], gray[5];
   unsigned levels; // the highest l in use
   unsigned unused;
 };
@@ -76,7 +76,7 @@ constexpr unsigned ZIP_INITIAL = 0xFFFFFFFFu; // zipsdk.sampling.noise.STEP_INIT
 
 static_assert(sizeof(ZipLayout) == 32 && sizeof(ZipBatch) == 16 && sizeof(ZipStep) == 32 &&
                   sizeof(ZipPicture) == 16 && sizeof(ZipGuide) == 48,
-              "zipsdk/gpu/__init__.py packs the same structs");
+              "zipsdk/gpu/structs.py packs the same structs");
 
 struct Half {
   unsigned short bits;
@@ -89,14 +89,14 @@ ZIP_DEVICE unsigned first_thread() { return blockIdx.x * blockDim.x + threadIdx.
 ZIP_DEVICE unsigned threads() { return gridDim.x * blockDim.x; }
 ZIP_DEVICE unsigned ceil_div(unsigned n, unsigned d) { return (n + d - 1) / d; }
 
-// Index i of a line of n mirrored at its end, as numpy.pad(mode="reflect") does it.
+// Index i of a line of n, mirrored at its end like numpy.pad(mode="reflect").
 ZIP_DEVICE unsigned mirror(unsigned i, unsigned n) {
   if (i < n || n == 1) return i < n ? i : 0;
   const unsigned period = 2 * (n - 1), j = i % period;
   return j < n ? j : period - j;
 }
 
-// Where colour 0 of a picture's pixel (y, x) lies in an array shaped like x; the next colour is one plane further.
+// Offset of color 0 of an image's pixel (y, x) in an array shaped like x; the next color is one plane further.
 ZIP_DEVICE size_t offset_of(const ZipLayout& a, unsigned picture, unsigned y, unsigned x) {
   const unsigned per = a.rows * a.columns, tile = picture % per;
   const unsigned row = tile / a.columns * a.tile_height + y, column = tile % a.columns * a.tile_width + x;
@@ -104,7 +104,7 @@ ZIP_DEVICE size_t offset_of(const ZipLayout& a, unsigned picture, unsigned y, un
 }
 ZIP_DEVICE size_t plane_of(const ZipLayout& a) { return size_t(a.height) * a.width; }
 
-// Whether every tile's rows begin at a multiple of four elements, so that one access may take four.
+// Whether the rows of every tile begin at a multiple of four elements, so that one access can read four.
 ZIP_DEVICE bool wide_rows(const ZipLayout& a) { return a.width % 4 == 0 && a.tile_width % 4 == 0; }
 
 ZIP_DEVICE float value(float v) { return v; }
@@ -118,7 +118,7 @@ struct alignas(4 * sizeof(T)) Four {
   T v[4];
 };
 
-// Up to four values of a row. `wide` says that p is aligned for four.
+// Load or store up to four values of a row. If `wide`, p is aligned to four values.
 template <class T>
 ZIP_DEVICE void load4(const T* p, unsigned count, bool wide, float (&v)[4]) {
   if (wide && count == 4) {
@@ -139,5 +139,23 @@ ZIP_DEVICE void store4(T* p, unsigned count, bool wide, const T (&v)[4]) {
   }
 }
 
-// How many of the four values from column x belong to a row of n.
+// Number of the four values from column x that lie in a row of n.
 ZIP_DEVICE unsigned within(unsigned x, unsigned n) { return x >= n ? 0 : n - x < 4 ? n - x : 4; }
+
+// Four pixels of a row of one image, with all their colors: the work item of most kernels.
+struct Quad {
+  unsigned picture, y, left; // (y, left) is the first pixel
+  unsigned count;            // of pixels that exist, 1 to 4
+  size_t at;                 // offset of the first pixel in an array shaped like x
+};
+
+// Call body(quad) for each quad of this thread; an image has `height` rows of `width` pixels.
+template <class Body>
+ZIP_DEVICE void for_each_quad(const ZipLayout& a, const ZipBatch* batch, unsigned height, unsigned width, Body body) {
+  const unsigned across = ceil_div(width, 4), each = across * height;
+  const unsigned work = batch->pictures * each;
+  for (unsigned i = first_thread(); i < work; i += threads()) {
+    const unsigned picture = i / each, y = i % each / across, left = i % each % across * 4;
+    body(Quad{picture, y, left, within(left, width), offset_of(a, picture, y, left)});
+  }
+}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zipsdk.gpu.protocols import DeviceEngine
-from zipsdk.pending import CpuBatch, DeviceBatch, PendingResult, PendingRun, SizeGroup
+from zipsdk.pending import CpuBatch, PendingResult, PendingRun, SizeGroup
 from zipsdk.sampling import memory
 from zipsdk.sampling.cpu_loop import CpuLoop
 from zipsdk.sampling.noise import Noise
@@ -55,21 +55,23 @@ class Dispatcher:
         if not isinstance(engine, DeviceEngine):
             return None, "the engine runs on the CPU"
         if engine.device is None:
-            return None, str(getattr(engine, "host_loop", "the engine runs on the CPU"))
-        from zipsdk.gpu.loop import DeviceLoop, rows_for  # not needed where everything runs on the CPU
+            return None, str(getattr(engine, "cpu_loop_reason", "the engine runs on the CPU"))
+        from zipsdk.gpu.loop import DeviceLoop  # not needed where everything runs on the CPU
+        from zipsdk.gpu.structs import guide_table
 
-        if rows_for(self._guides) is None:
+        if guide_table(self._guides) is None:
             reason = f"no GPU kernel for {names(self._guides)}: blurs by 2, 4, 8, 16 and gray have one"
             warnings.warn(f"{reason}; the loop runs on the host, and the UNet alone on the GPU", stacklevel=4)
             return None, reason
-        return DeviceLoop(engine, self._table, self._guides, clip_x0=settings.clip_x0, graph=settings.cuda_graph), ""
+        options = {"clip_x0": settings.clip_x0, "cuda_graph": settings.cuda_graph}
+        return DeviceLoop(engine, self._table, self._guides, **options), ""
 
     @property
     def location(self) -> str:
         """Where the loop runs, as text."""
         if self.device_loop is None:
             return f"host ({self.cpu_reason})"
-        how = "one captured graph" if self.device_loop.graph else "launched step by step"
+        how = "one captured graph" if self.device_loop.cuda_graph else "launched step by step"
         return f"GPU ({how}; pictures larger than the canvas: on the host)"
 
     def submit(
@@ -127,9 +129,7 @@ class Dispatcher:
         g = group
         if self.device_loop is None or not self._on_device(g.layout):
             return CpuBatch(self._cpu_loop, g)
-        return DeviceBatch(
-            self.device_loop.start(np.stack(g.images), g.layout, g.noise_keys, g.guide_index, g.seed, g.progress)
-        )
+        return self.device_loop.start(np.stack(g.images), g.layout, g.noise_keys, g.guide_index, g.seed, g.progress)
 
 
 def names(guides: Sequence[Guide]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,26 +61,6 @@ class CpuBatch:
 
     def cancel(self) -> None:
         """Do nothing: no work has started."""
-
-
-class DeviceBatch:
-    """A group on the GPU.
-
-    Args:
-        wait: as returned by `zipsdk.gpu.loop.DeviceLoop.start`.
-    """
-
-    def __init__(self, wait: Callable[[], Iterable[U8]]):
-        self._wait = wait
-
-    def result(self) -> Iterable[U8]:
-        """Wait for the images."""
-        return self._wait()
-
-    def cancel(self) -> None:
-        """Wait for the GPU and drop the images."""
-        with suppress(Exception):
-            self.result()
 
 
 class PendingRun:

@@ -71,7 +71,7 @@ def measure(engine: Any, batch: int, side: int, rounds: int, peers: dict[str, An
     ids = np.arange(batch, dtype=np.uint64)
     layout = plan(engine.spec, side, side, 2)
     loops = {"loop": on._dispatcher.device_loop, "no graph": off._dispatcher.device_loop}
-    if not loops["loop"].graph:
+    if not loops["loop"].cuda_graph:
         del loops["no graph"]  # the same thing
     run = {name: (lambda loop=loop: loop.run(rgb, layout, ids, 0, 1)) for name, loop in loops.items()}
     first = run["loop"]()
@@ -98,7 +98,7 @@ def measure(engine: Any, batch: int, side: int, rounds: int, peers: dict[str, An
         evaluations()
         device.compute.synchronize()
         captured = None
-        if loops["loop"].graph:  # as the loop has them, or what launching costs would count as the UNet's
+        if loops["loop"].cuda_graph:  # as the loop has them, or what launching costs would count as the UNet's
             with device.capture(device.compute) as captured:
                 evaluations()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zipsdk import gpu
+from zipsdk.gpu import structs
 from zipsdk.sampling import noise, sampler, schedule
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import Step, StepTable
@@ -73,7 +73,7 @@ class Case:
 
     @property
     def row(self) -> np.void:
-        return gpu.layout_row(self.layout, *self.size)
+        return structs.layout_row(self.layout, *self.size)
 
     def place(self, i: int) -> tuple[int, slice, slice]:
         """Where picture i lies: canvas, rows, columns."""

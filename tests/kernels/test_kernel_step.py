@@ -8,7 +8,7 @@ import pytest
 from tests.fakes.engine import make_spec
 from tests.helpers.kernel_cases import BY_NAME, Buffer, ExactNoise, assert_close, like, make_case, one_step, steps_of
 from tests.helpers.kernel_runner import BACKENDS, SEED, batch_of, by_case, ids_of, rows, runner, state
-from zipsdk import gpu
+from zipsdk.gpu import structs
 from zipsdk.sampling import sampler
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import step_table
@@ -47,8 +47,9 @@ def test_step(run, rng, case, precision):
     for i, guide in enumerate(guides_of(case)):
         step = (visited[0], visited[-6], visited[-1])[i % 3]
         x, e, value, x_p = state(case, rng, precision)
-        got = launch_step(run, case, x, e, x_p, gpu.picture_rows(ids), rows(gpu.guide_row(guide), dtype=gpu.GUIDE),
-                          rows(*[gpu.step_row(step)] * case.canvases, dtype=gpu.STEP), precision)  # fmt: skip
+        got = launch_step(run, case, x, e, x_p, structs.picture_rows(ids),
+                          rows(structs.guide_row(guide), dtype=structs.GUIDE),
+                          rows(*[structs.step_row(step)] * case.canvases, dtype=structs.STEP), precision)  # fmt: skip
         assert np.isnan(got.transpose(0, 2, 3, 1)[case.nobody()]).all()
         arguments = [case.pictures_of(v) for v in (x, value, x_p)]
         results.append([case.pictures_of(got), *both(arguments, step, guide, ids)])
@@ -64,9 +65,9 @@ def test_step_with_rows_for_each_canvas_and_guides_for_each_picture(run, rng, na
     which = rng.integers(0, len(guides), case.pictures)
     mine = [visited[(3 * c + 1) % 20] for c in range(case.canvases)]
     x, e, _, x_p = state(case, rng)
-    got = launch_step(run, case, x, e, x_p, gpu.picture_rows(ids, which),
-                      rows(*map(gpu.guide_row, guides), dtype=gpu.GUIDE),
-                      rows(*map(gpu.step_row, mine), dtype=gpu.STEP))  # fmt: skip
+    got = launch_step(run, case, x, e, x_p, structs.picture_rows(ids, which),
+                      rows(*map(structs.guide_row, guides), dtype=structs.GUIDE),
+                      rows(*map(structs.step_row, mine), dtype=structs.STEP))  # fmt: skip
     per, arguments = case.layout.pictures_per_canvas, [case.pictures_of(v) for v in (x, e, x_p)]
     for i in range(case.pictures):
         one, step = [v[i : i + 1] for v in arguments], mine[i // per]
@@ -79,8 +80,8 @@ def test_step_in_place_and_repeated_gives_the_same_bits(run, rng, name):
     case = BY_NAME[name]
     step, guide = steps_of(make_spec())[3], Guide(parse("blur4+gray"))
     x, e, _, x_p = state(case, rng)
-    tables = (gpu.picture_rows(ids_of(case.pictures)), rows(gpu.guide_row(guide), dtype=gpu.GUIDE),
-              rows(*[gpu.step_row(step)] * case.canvases, dtype=gpu.STEP))  # fmt: skip
+    tables = (structs.picture_rows(ids_of(case.pictures)), rows(structs.guide_row(guide), dtype=structs.GUIDE),
+              rows(*[structs.step_row(step)] * case.canvases, dtype=structs.STEP))  # fmt: skip
     first = launch_step(run, case, x, e, x_p, *tables)
     np.testing.assert_array_equal(first, launch_step(run, case, x, e, x_p, *tables))
     same = like(x)
@@ -93,8 +94,8 @@ def test_250_launches_of_the_step_are_equal(run, rng):
     case = BY_NAME["tiles"]
     step, guide = steps_of(make_spec())[3], Guide(parse("blur16+gray"))
     x, e, _, x_p = state(case, rng)
-    tables = (gpu.picture_rows(ids_of(case.pictures)), rows(gpu.guide_row(guide), dtype=gpu.GUIDE),
-              rows(*[gpu.step_row(step)] * case.canvases, dtype=gpu.STEP))  # fmt: skip
+    tables = (structs.picture_rows(ids_of(case.pictures)), rows(structs.guide_row(guide), dtype=structs.GUIDE),
+              rows(*[structs.step_row(step)] * case.canvases, dtype=structs.STEP))  # fmt: skip
     first = launch_step(run, case, x, e, x_p, *tables)
     for _ in range(249):
         np.testing.assert_array_equal(first, launch_step(run, case, x, e, x_p, *tables))
@@ -105,8 +106,9 @@ def test_step_clamps_x0(run, rng, case):
     step, guide = steps_of(make_spec(), lam=2.0)[-4], Guide(parse(case.guides[-1]))
     ids = ids_of(case.pictures)
     x, e, value, x_p = state(case, rng, scale=2.0)
-    got = launch_step(run, case, x, e, x_p, gpu.picture_rows(ids), rows(gpu.guide_row(guide), dtype=gpu.GUIDE),
-                      rows(*[gpu.step_row(step, clip_x0=True)] * case.canvases, dtype=gpu.STEP))  # fmt: skip
+    got = launch_step(run, case, x, e, x_p, structs.picture_rows(ids),
+                      rows(structs.guide_row(guide), dtype=structs.GUIDE),
+                      rows(*[structs.step_row(step, clip_x0=True)] * case.canvases, dtype=structs.STEP))  # fmt: skip
     arguments = [case.pictures_of(v) for v in (x, value, x_p)]
     plain, exact = both(arguments, step, guide, ids, clip_x0=True)
     assert_close("step, clamped", case.pictures_of(got), plain, exact)
@@ -117,9 +119,9 @@ def test_step_makes_a_warm_start(run, rng, case):
     table = step_table(make_spec(), lam=10.0, start=400)
     guide, ids = Guide(parse(case.guides[-1])), ids_of(case.pictures)
     x, _, _, x_p = state(case, rng)
-    joint = rows(gpu.guide_row(guide, joint=True), dtype=gpu.GUIDE)
-    got = launch_step(run, case, x, x, x_p, gpu.picture_rows(ids), joint,
-                      rows(*[gpu.warm_row(table)] * case.canvases, dtype=gpu.STEP))  # fmt: skip
+    joint = rows(structs.guide_row(guide, joint=True), dtype=structs.GUIDE)
+    got = launch_step(run, case, x, x, x_p, structs.picture_rows(ids), joint,
+                      rows(*[structs.warm_row(table)] * case.canvases, dtype=structs.STEP))  # fmt: skip
     want = []
     for dtype, source in ((np.float32, Noise(SEED, ids)), (np.float64, ExactNoise(SEED, ids))):
         rgb = case.pictures_of(x_p).astype(dtype) * dtype(1 / 127.5) - dtype(1)
@@ -207,8 +209,8 @@ def test_linear_kernels(run, rng, size, transforms, combine, precision):
     ids, visited = ids_of(3), steps_of(make_spec())
     for step, clip in ((visited[0], False), (visited[-5], True), (visited[-1], False)):
         x, e, value, x_p = state(case, rng, precision)
-        steps = rows(*[gpu.step_row(step, clip_x0=clip)] * case.canvases, dtype=gpu.STEP)
-        got = by_linear(run, case, precision, x, e, x_p, gpu.picture_rows(ids), steps, guide)
+        steps = rows(*[structs.step_row(step, clip_x0=clip)] * case.canvases, dtype=structs.STEP)
+        got = by_linear(run, case, precision, x, e, x_p, structs.picture_rows(ids), steps, guide)
         assert np.isnan(got.transpose(0, 2, 3, 1)[case.nobody()]).all()
         arguments = [case.pictures_of(v) for v in (x, value, x_p)]
         plain, exact = both(arguments, step, guide, ids, clip_x0=clip)
@@ -216,6 +218,6 @@ def test_linear_kernels(run, rng, size, transforms, combine, precision):
 
 
 def test_a_guide_without_a_row():
-    assert gpu.guide_row(Guide([Blur(3)])) is None
-    assert gpu.guide_row(Guide([Grayscale(), SEPARABLE])) is None
-    assert gpu.guide_row(Guide(parse("blur2+blur4+gray"), "joint"))["blur"].tolist() == [0, 1, 0, 0, 0]
+    assert structs.guide_row(Guide([Blur(3)])) is None
+    assert structs.guide_row(Guide([Grayscale(), SEPARABLE])) is None
+    assert structs.guide_row(Guide(parse("blur2+blur4+gray"), "joint"))["blur"].tolist() == [0, 1, 0, 0, 0]

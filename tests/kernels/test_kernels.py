@@ -12,7 +12,7 @@ from tests.fakes.engine import FakeEngine, make_spec
 from tests.helpers.kernel_cases import BY_NAME, Buffer, assert_close, counter_with, exact_normals
 from tests.helpers.kernel_runner import BACKENDS, SEED, batch_of, by_case, ids_of, rows, runner
 from tests.helpers.philox import VECTORS
-from zipsdk import gpu
+from zipsdk.gpu import structs
 from zipsdk.sampling import sampler
 from zipsdk.sampling.denoiser import Predictor
 from zipsdk.sampling.noise import STEP_INITIAL, Noise, philox4x32
@@ -48,7 +48,7 @@ def test_ingest(run, rng, case):
     """x_P is exact, x_T is the twin's noise, and what belongs to no picture is left alone."""
     pictures = rng.integers(0, 256, (case.pictures, *case.size, 3), np.uint8)
     x_p, x, ids = Buffer(case.shape, np.uint8), Buffer(case.shape, np.float32), ids_of(case.pictures)
-    run("zip_ingest", pictures, x_p, x, gpu.picture_rows(ids), case.row, batch_of(case))
+    run("zip_ingest", pictures, x_p, x, structs.picture_rows(ids), case.row, batch_of(case))
     a = case.layout
     want = pad(pictures, a.height, a.width).transpose(0, 3, 1, 2) if len(pictures) else pictures.reshape(0, 3, 32, 32)
     np.testing.assert_array_equal(case.pictures_of(x_p.array), want)
@@ -65,8 +65,8 @@ def test_normals_have_no_weak_spot(run):
     layout = Layout(side, side, side, side)
     ids = ids_of(n)
     x, x_p = Buffer((n, 3, side, side), np.float32), Buffer((n, 3, side, side), np.uint8)
-    run("zip_ingest", np.zeros((n, side, side, 3), np.uint8), x_p, x, gpu.picture_rows(ids),
-        gpu.layout_row(layout, side, side), gpu.batch_row(n, layout, SEED))  # fmt: skip
+    run("zip_ingest", np.zeros((n, side, side, 3), np.uint8), x_p, x, structs.picture_rows(ids),
+        structs.layout_row(layout, side, side), structs.batch_row(n, layout, SEED))  # fmt: skip
     plain, exact = Noise(SEED, ids).normal(STEP_INITIAL, side, side), exact_normals(SEED, ids, STEP_INITIAL, side, side)
     assert_close("normals", x.array, plain, exact)
     assert np.mean((x.array - exact) ** 2) <= np.mean((plain - exact) ** 2)
@@ -80,12 +80,13 @@ def test_normals_at_the_ends_of_the_words(run, word):
     for place in (0, 2):
         row, column, step, picture = counter_with(word, place, SEED, side)
         x = np.zeros((1, 3, side, side), np.float32)
-        steps = np.zeros(1, gpu.STEP)
+        steps = np.zeros(1, structs.STEP)
         steps["s"], steps["t"] = 1, step
         out = Buffer(x.shape, np.float32)
         ids = np.array([picture], np.uint64)
-        run("zip_step_f32", x, x, np.zeros(x.shape, np.uint8), out, gpu.picture_rows(ids), np.zeros(1, gpu.GUIDE),
-            steps, gpu.layout_row(layout, side, side), gpu.batch_row(1, layout, SEED))  # fmt: skip
+        run("zip_step_f32", x, x, np.zeros(x.shape, np.uint8), out, structs.picture_rows(ids),
+            np.zeros(1, structs.GUIDE), steps, structs.layout_row(layout, side, side),
+            structs.batch_row(1, layout, SEED))  # fmt: skip
         plain, exact = Noise(SEED, ids).normal(step, side, side), exact_normals(SEED, ids, step, side, side)
         at = (0, slice(0, 2) if place == 0 else slice(2, 3), row, column)
         assert np.abs(out.array[at] - exact[at]).max() <= max(2e-6, 2 * np.abs(plain[at] - exact[at]).max())
@@ -133,8 +134,8 @@ def test_egress_rounds_halves_to_even(run):
     assert halves.any(0).sum() > 100
     layout = Layout(1, 256, 1, 256)
     out, flag = Buffer((1, 1, 256, 3), np.uint8), Buffer((1,), np.uint32, np.zeros(1, np.uint32))
-    run("zip_egress", np.tile(row.astype(np.float32), (1, 3, 1, 1)), out, flag, gpu.layout_row(layout, 1, 256),
-        gpu.batch_row(1, layout, 0))  # fmt: skip
+    run("zip_egress", np.tile(row.astype(np.float32), (1, 3, 1, 1)), out, flag, structs.layout_row(layout, 1, 256),
+        structs.batch_row(1, layout, 0))  # fmt: skip
     half = np.arange(256) + 0.5
     want = np.where(halves.any(0), np.clip(np.rint(half), 0, 255), 128)
     np.testing.assert_array_equal(out.array[0, 0, :, 0], want)
@@ -164,22 +165,22 @@ def test_the_whole_loop_gives_the_pictures_of_the_cpu_path(run, rng, name, start
     noise, engine = Noise(SEED, ids), FakeEngine()
     which = noise.choice(len(guides))
 
-    who, batch = gpu.picture_rows(ids, which), batch_of(case)
+    who, batch = structs.picture_rows(ids, which), batch_of(case)
     x, x_p = Buffer(case.shape, np.float32), Buffer(case.shape, np.uint8)
-    mine = rows(*map(gpu.guide_row, guides), dtype=gpu.GUIDE)
+    mine = rows(*map(structs.guide_row, guides), dtype=structs.GUIDE)
 
     def step(e, row, table_of_guides):
-        steps = rows(*[row] * case.canvases, dtype=gpu.STEP)
+        steps = rows(*[row] * case.canvases, dtype=structs.STEP)
         run("zip_step_f32", x, e, x_p, x, who, table_of_guides, steps, case.row, batch)
         run("zip_fill", x, case.row, batch)
 
     run("zip_ingest", pictures, x_p, x, who, case.row, batch)
     run("zip_fill", x, case.row, batch)
     if table.warm:
-        step(x, gpu.warm_row(table), rows(*[gpu.guide_row(g, joint=True) for g in guides], dtype=gpu.GUIDE))
+        step(x, structs.warm_row(table), rows(*[structs.guide_row(g, joint=True) for g in guides], dtype=structs.GUIDE))
     for s in table.steps:
         e = engine(x.array, np.full(max(1, case.canvases), s.t, np.float32))
-        step(e, gpu.step_row(s), mine)
+        step(e, structs.step_row(s), mine)
     out, flag = Buffer(pictures.shape, np.uint8), Buffer((1,), np.uint32, np.zeros(1, np.uint32))
     run("zip_egress", x, out, flag, case.row, batch)
     assert flag.array[0] == 0

@@ -14,8 +14,8 @@ from zipsdk._util import cpus
 from zipsdk._util.runtimes import TELEMETRY, BrokenPackageError, load, reinstall, required, telemetry_is_off
 from zipsdk.engines import load_engine
 from zipsdk.engines.tensorrt.flavor import FLAVOURS, capabilities, runtime
-from zipsdk.gpu import build_info
 from zipsdk.gpu.device import DRIVER, open_device
+from zipsdk.gpu.fatbin import build_info
 from zipsdk.models import bundled
 
 

@@ -51,19 +51,19 @@ class OnnxEngine:
         ort = load("onnxruntime")
         self.path = Path(path)
         self._ort = ort
-        #: the GPU that the loop can run on, too; None where it cannot, and then `host_loop` says why
+        #: the GPU that the loop can run on, too; None where it cannot, and then `cpu_loop_reason` says why
         self.device: Device | None = None
-        self.host_loop = "the engine runs on the CPU"
+        self.cpu_loop_reason = "the engine runs on the CPU"
         ordinal = _ordinal(device, ort.get_available_providers())
         wanted: list[Any] = ["CPUExecutionProvider"]
         if ordinal is not None:
             options_cuda = {"device_id": str(ordinal)}
             try:
                 self.device = open_device(ordinal)
-                self.host_loop = ""
+                self.cpu_loop_reason = ""
                 options_cuda["user_compute_stream"] = str(self.device.compute.handle)
             except (EngineError, MissingExtra) as e:
-                self.host_loop = str(e)
+                self.cpu_loop_reason = str(e)
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()  # CUDA's libraries may lie in Python packages, where no loader looks
             wanted = [("CUDAExecutionProvider", options_cuda), "CPUExecutionProvider"]
@@ -94,7 +94,7 @@ class OnnxEngine:
             )
         if ordinal is not None and self.device is None:
             warnings.warn(
-                f"the UNet runs on the GPU and the loop around it on the host, which is slower: {self.host_loop}",
+                f"the UNet runs on the GPU and the loop around it on the host, which is slower: {self.cpu_loop_reason}",
                 stacklevel=3,
             )
         metadata = session.get_modelmeta().custom_metadata_map

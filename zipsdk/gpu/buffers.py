@@ -1,17 +1,18 @@
-"""What the loop holds on a GPU: buffers for each size of pictures, allocated once and kept while there is room."""
+"""Allocate the memory of the loop once for each image size, and keep it while there is room."""
 
 from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import gpu
 from zipsdk._util import forks
+from zipsdk.gpu import structs
 from zipsdk.gpu.device import Device, Graph
 from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.sampling.schedule import StepTable
@@ -19,39 +20,89 @@ from zipsdk.sampling.tiling import Layout, round_up
 
 U8 = npt.NDArray[np.uint8]
 
-#: Canvas pixels in one batch, at most, and where memory allows: 8 canvases of 256x256, 512 of 32x32. Larger ones are
-#: hardly faster a picture, and a big UNet's activations grow with them.
+#: Maximum of canvas pixels in one batch: 8 canvases of 256x256, 512 of 32x32. Larger batches are hardly faster for each
+#: image, and the activations of a big UNet grow with them.
 MAX_PIXELS_A_BATCH = 1 << 19
-#: Sizes of pictures, and of batches by powers of two, whose buffers are kept.
+#: Image sizes, times batch sizes by powers of two, whose buffers are kept.
 MAX_SIZES = 4
+#: Bytes for the flag of `zip_egress`; a multiple of 16 keeps the pixels after it aligned.
+FLAG_SIZE = 16
 
-_ALIGN = 256  # what cudaMalloc aligns to, and what TensorRT wants of each address
+_ALIGN = 256  # alignment of cudaMalloc; TensorRT needs it of every address
 
 
 @dataclass
-class Slot:
-    """A batch's pictures on their way: pinned host memory and as much device memory."""
+class StagingBuffer:
+    """Memory for the upload and the download of one batch: its header, the flag of `zip_egress`, its pixels.
+
+    Attributes:
+        host: pinned memory.
+        device: address of as many bytes of device memory.
+        uploaded, computed, downloaded: events of the batch that uses the buffer.
+    """
 
     host: U8
     device: int
-    up: Any
-    done: Any
-    down: Any
+    uploaded: Any
+    computed: Any
+    downloaded: Any
 
 
 @dataclass(eq=False)
-class Ticket:
-    """A batch that was submitted: on its way while `result` is None, then its pictures, or what went wrong."""
+class PendingBatch:
+    """A submitted batch. `result` is None while it is on the GPU, then its images or the error to raise."""
 
     buffers: Buffers
-    slot: Slot
+    staging: StagingBuffer
     pictures: int
     result: U8 | Exception | None = None
 
 
+class WarmUp(Enum):
+    """Progress of the steps for one number of canvases toward a CUDA graph."""
+
+    COLD = auto()  # not run yet, or the last run failed
+    WARM = auto()  # run uncaptured with the context
+    CAPTURED = auto()  # replayed as a graph
+
+
+@dataclass
+class StepGraph:
+    """The steps for one number of canvases.
+
+    Attributes:
+        state: cold, warm or captured.
+        context: returned by `DeviceEngine.prepare`; it must outlive the graph.
+        graph: of all steps, once captured.
+    """
+
+    state: WarmUp = WarmUp.COLD
+    context: object = None
+    graph: Graph | None = None
+
+    def reset(self) -> None:
+        """Return to the cold state. The graph must not be running."""
+        if self.graph is not None:
+            self.graph.close()
+        self.state, self.context, self.graph = WarmUp.COLD, None, None
+
+
 @dataclass
 class Buffers:
-    """What pictures of one size need on the device; see `Pool.get`."""
+    """Device memory for images of one size; see `BufferPool.acquire`.
+
+    Attributes:
+        layout, height, width: of the images.
+        canvases: maximum in one batch.
+        x, x_p, eps: addresses of the arrays on canvases; see kernels/zip.h.
+        t: address of the time steps; those of step k begin `t_stride` * k bytes further.
+        step_table, warm_start_table: addresses of ZipStep rows, one for each canvas (and step).
+        batch_header: address of `header_size` bytes: ZipBatch, then a ZipPicture for each image.
+        staging: buffers that no batch uses.
+        memory: every address to free.
+        pending: batches on the GPU, oldest first.
+        step_graphs: by number of canvases, most recently used last.
+    """
 
     layout: Layout
     height: int
@@ -62,36 +113,35 @@ class Buffers:
     eps: int
     t: int
     t_stride: int
-    steps: int
-    warm: int
-    head: int
-    head_size: int
-    slots: list[Slot]
+    step_table: int
+    warm_start_table: int
+    batch_header: int
+    header_size: int
     memory: list[int]
-    waiting: list[Ticket] = field(default_factory=list)  # on their way, oldest first
-    ran: dict[int, object] = field(default_factory=dict)  # by canvases: what `prepare` gave, and has run uncaptured
-    graphs: dict[int, tuple[Graph, object]] = field(default_factory=dict)
+    staging: list[StagingBuffer] = field(default_factory=list)
+    pending: list[PendingBatch] = field(default_factory=list)
+    step_graphs: dict[int, StepGraph] = field(default_factory=dict)
 
     @property
     def capacity(self) -> int:
-        """Pictures in one batch, at most."""
+        """Maximum of images in one batch."""
         return self.canvases * self.layout.pictures_per_canvas
 
     @property
-    def slot_size(self) -> int:
-        # what goes up: the batch, its rows, the flag of egress (zeroed so), the pictures; what comes down: the last two
-        return self.head_size + 16 + self.capacity * self.height * self.width * 3
+    def staging_size(self) -> int:
+        """Bytes of a staging buffer."""
+        return self.header_size + FLAG_SIZE + self.capacity * self.height * self.width * 3
 
 
-class Pool:
-    """The buffers of one loop, at most `MAX_SIZES`, and its tables of guides.
+class BufferPool:
+    """The buffers of one loop, at most `MAX_SIZES`, and its guide tables.
 
-    Called with the device's lock held and its context active, but for `canvases`.
+    All methods except `canvases` need the device's lock and its active context.
 
     Args:
         engine: with a `device`.
         table, clip_x0: as for the loop.
-        guides: the rows of `guides` and of their joint ones, GUIDE.
+        guides: the tables of guides and of their joint projectors, GUIDE.
     """
 
     def __init__(
@@ -99,12 +149,12 @@ class Pool:
         clip_x0: bool,
     ):  # fmt: skip
         self._engine, self._device, self._table, self._guides, self._clip = engine, device, table, guides, clip_x0
-        self.tables: list[int] = []  # the addresses of the guides, from the first batch on
+        self.guide_tables: list[int] = []  # addresses, from the first batch on
         self.sizes: dict[tuple[int, int, int], Buffers] = {}
-        self.limit: int | None = None  # canvas pixels, where memory has shown one
-        self.forked = False  # a child has no use of a pool that it inherits
+        self.limit: int | None = None  # canvas pixels in one batch, after memory ran out
+        self.forked = False  # in a child, which cannot use or free the buffers
         forks.track(self)
-        weakref.finalize(self, device.free_later, partial(_free_all, device, self.sizes, self.tables))
+        weakref.finalize(self, device.free_later, partial(_free_all, device, self.sizes, self.guide_tables))
 
     def after_fork(self) -> None:
         """Keep pinned memory and events, whose destructors would call into CUDA."""
@@ -112,22 +162,26 @@ class Pool:
         self.forked = True
 
     def canvases(self, layout: Layout) -> int:
-        """How many canvases one batch has at most; less after memory has run out."""
+        """Return the maximum of canvases in one batch; it is lower after memory ran out."""
         pixels = MAX_PIXELS_A_BATCH if self.limit is None else min(MAX_PIXELS_A_BATCH, self.limit)
         most = max(1, pixels // (layout.canvas_height * layout.canvas_width))
         return most if self._engine.max_batch is None else min(most, self._engine.max_batch)
 
-    def get(self, layout: Layout, height: int, width: int, canvases: int) -> Buffers:
-        """For pictures of this size on at least so many canvases, or as many as one batch has. Raises OutOfMemory."""
-        for rows in self._guides[len(self.tables) :]:
-            self.tables.append(self._constant(rows))
-        # by powers of two, so that neither one picture pays for the largest batch nor each count has its own
+    def acquire(self, layout: Layout, height: int, width: int, canvases: int) -> Buffers:
+        """Return buffers for images of this size on `canvases` canvases, or the maximum of one batch if that is less.
+
+        Raises:
+            OutOfMemory: there is no room.
+        """
+        for rows in self._guides[len(self.guide_tables) :]:
+            self.guide_tables.append(self._constant(rows))
+        # powers of two: a single image does not pay for the largest batch, and few sizes exist
         room = min(self.canvases(layout), 1 << (canvases - 1).bit_length())
         key = (height, width, room)
         if key in self.sizes:
-            self.sizes[key] = self.sizes.pop(key)  # the last one used is the last one dropped
+            self.sizes[key] = self.sizes.pop(key)  # the most recently used is last
             return self.sizes[key]
-        idle = [k for k, b in self.sizes.items() if not b.waiting]
+        idle = [k for k, b in self.sizes.items() if not b.pending]
         for old in idle[: max(0, len(self.sizes) - MAX_SIZES + 1)]:
             _free(self._device, self.sizes.pop(old))
         memory: list[int] = []
@@ -139,37 +193,38 @@ class Pool:
             raise
         return self.sizes[key]
 
-    def slot(self, size: int, memory: list[int]) -> Slot:
-        """A slot of so many bytes, whose device memory is then in `memory` too. Raises OutOfMemory."""
+    def staging_buffer(self, size: int, memory: list[int]) -> StagingBuffer:
+        """Allocate a staging buffer of `size` bytes and append its device address to `memory`. Raises OutOfMemory."""
         device = self._device
-        # what a failure leaves is freed with it, but for `device`, which is taken last
-        slot = Slot(host=device.pinned(size), up=device.event(), done=device.event(), down=device.event(),
-                    device=device.alloc(size))  # fmt: skip
-        memory.append(slot.device)
-        return slot
+        # device memory last: after a failure the garbage collector frees everything else
+        staging = StagingBuffer(
+            host=device.pinned(size), uploaded=device.event(), computed=device.event(), downloaded=device.event(),
+            device=device.alloc(size),
+        )  # fmt: skip
+        memory.append(staging.device)
+        return staging
 
     def halve(self, layout: Layout, canvases: int) -> bool:
-        """After a batch of so many canvases did not fit: at most half as many pixels from now on. Whether this is the
-        first time."""
+        """Halve the limit after a batch of `canvases` did not fit. Return whether this is the first time."""
         first = self.limit is None
-        # in pixels: a few large canvases say little of how many small ones fit
+        # in pixels, because a few large canvases do not tell how many small ones fit
         half = canvases // 2 * layout.canvas_height * layout.canvas_width
-        self.limit = min(half, self.limit or half)  # another thread may have been here
+        self.limit = min(half, self.limit or half)  # another thread may have lowered it further
         self.close()
         return first
 
     def close(self) -> None:
-        """Free all but what batches on their way use."""
+        """Free everything that no pending batch uses."""
         for key, buffers in list(self.sizes.items()):
-            if not buffers.waiting:
+            if not buffers.pending:
                 _free(self._device, self.sizes.pop(key))
-        while self.tables and not self.sizes:
-            self._device.free(self.tables.pop())
+        while self.guide_tables and not self.sizes:
+            self._device.free(self.guide_tables.pop())
 
     def _constant(self, rows: npt.NDArray[Any]) -> int:
         address = self._device.alloc(rows.nbytes)
-        self._device.upload(address, rows.view(np.uint8), self._device.compute)  # not pinned: it is waited for
-        self._device.compute.synchronize()
+        self._device.upload(address, rows.view(np.uint8), self._device.compute)
+        self._device.compute.synchronize()  # `rows` is not pinned
         return address
 
     def _make(self, layout: Layout, height: int, width: int, canvases: int, memory: list[int]) -> Buffers:
@@ -184,37 +239,39 @@ class Pool:
             memory.append(self._constant(rows))
             return memory[-1]
 
+        def for_each_canvas(rows: list[np.void]) -> int:
+            return constant(np.repeat(np.array(rows, structs.STEP), canvases))
+
         steps = self._table.steps
-        # step k begins at row k * canvases of `steps`: one for each canvas; its t at k * t_stride
-        rows = np.repeat(np.array([gpu.step_row(s, clip_x0=self._clip) for s in steps], gpu.STEP), canvases)
         t_stride = round_up(4 * canvases, _ALIGN)
-        t = np.repeat(np.array([s.t for s in steps], np.float32), t_stride // 4)
-        warm = np.repeat(np.array([gpu.warm_row(self._table)], gpu.STEP), canvases)
-        head = round_up(gpu.BATCH.itemsize + canvases * layout.pictures_per_canvas * gpu.PICTURE.itemsize, _ALIGN)
+        images = canvases * layout.pictures_per_canvas
+        header_size = round_up(structs.BATCH.itemsize + images * structs.PICTURE.itemsize, _ALIGN)
         buffers = Buffers(
             layout, height, width, canvases, x=alloc(4 * elements), x_p=alloc(elements), eps=alloc(4 * elements),
-            t=constant(t), t_stride=t_stride, steps=constant(rows), warm=constant(warm), head=alloc(head),
-            head_size=head, slots=[], memory=memory,
+            t=constant(np.repeat(np.array([s.t for s in steps], np.float32), t_stride // 4)), t_stride=t_stride,
+            step_table=for_each_canvas([structs.step_row(s, clip_x0=self._clip) for s in steps]),
+            warm_start_table=for_each_canvas([structs.warm_row(self._table)]),
+            batch_header=alloc(header_size), header_size=header_size, memory=memory,
         )  # fmt: skip
-        buffers.slots = [self.slot(buffers.slot_size, memory) for _ in range(2)]
+        buffers.staging = [self.staging_buffer(buffers.staging_size, memory) for _ in range(2)]
         return buffers
 
 
 def _free(device: Device, buffers: Buffers) -> None:
     device.compute.synchronize()
     device.copies.synchronize()
-    for graph, _ in buffers.graphs.values():
-        graph.close()
+    for entry in buffers.step_graphs.values():
+        entry.reset()
     for address in buffers.memory:
         device.free(address)
-    for slot in buffers.slots:
-        # pinned memory can be freed in here alone; outside, a traceback or a ticket may still hold the slot
-        vars(slot).clear()
+    for staging in buffers.staging:
+        # drop pinned memory now, in the active context: a traceback or a batch may still hold the staging buffer
+        vars(staging).clear()
 
 
-def _free_all(device: Device, sizes: dict[tuple[int, int, int], Buffers], tables: list[int]) -> None:
-    """What a loop that is gone had."""
+def _free_all(device: Device, sizes: dict[tuple[int, int, int], Buffers], guide_tables: list[int]) -> None:
+    """Free the memory of a loop that was garbage-collected."""
     for buffers in sizes.values():
         _free(device, buffers)
-    for address in tables:
+    for address in guide_tables:
         device.free(address)

@@ -1,9 +1,8 @@
-"""One GPU: memory, streams, events, kernels and captured graphs, by PyCUDA and, for graphs, by the driver itself.
+"""Use one GPU: memory, streams, events, kernels and captured graphs. Graphs call the driver, the rest calls PyCUDA.
 
-Everything happens in the primary context, the one that the CUDA runtime uses, so that memory and streams can be shared
-with TensorRT, ONNX Runtime and torch in one process. Every method of `Device` wants that context: ``with
-device.active():``. Whoever puts work on its streams holds ``device.lock``, because all that one thread puts on a stream
-while another captures it would become part of the graph.
+All work uses the primary context, which the CUDA runtime uses too: TensorRT, ONNX Runtime and torch can share memory
+and streams in one process. Every method of `Device` needs that context: ``with device.active():``. Code that puts work
+on the streams holds ``device.lock``: work that another thread adds during a capture would become part of the graph.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import gpu
 from zipsdk._util import forks
 from zipsdk._util.runtimes import load
 from zipsdk.errors import EngineError, OutOfMemory
+from zipsdk.gpu.fatbin import fatbin_path
 
-#: The CUDA driver's library, as `ctypes.CDLL` finds it.
+#: The library of the CUDA driver, for `ctypes.CDLL`.
 DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 
-BLOCK = 256  # threads; the kernels are compiled for at most this many
-NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: work that others put on the default stream does not hold ours up
-CAPTURE_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate meanwhile
+BLOCK = 256  # threads; __launch_bounds__ of the kernels
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: do not wait for the default stream
+CAPTURE_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate during a capture
 
-# how `struct` packs each kernel's arguments; a layout of 32 bytes goes by value
+#: The kernels that the loop launches, and their arguments in the format of `struct`: P an address, 32s a ZipLayout.
 SIGNATURES = {
     "zip_ingest": "PPPP32sP",
     "zip_fill": "P32sP",
@@ -42,7 +41,7 @@ SIGNATURES = {
 
 
 class Stream(Protocol):
-    """What the loop needs of a `pycuda.driver.Stream`."""
+    """The part of `pycuda.driver.Stream` that the loop uses."""
 
     @property
     def handle(self) -> int: ...
@@ -51,32 +50,40 @@ class Stream(Protocol):
 
 
 class Graph:
-    """What was put on a stream while it was captured; `launch` does all of it again."""
+    """Replay the work that was put on a stream during a capture.
 
-    def __init__(self) -> None:
-        self._launch: Callable[[int], None] | None = None
-        self._destroy: Callable[[], None] | None = None
+    Args:
+        call: calls a function of the driver by name; raises EngineError if that fails.
+
+    Attributes:
+        executable: the CUgraphExec; null until the capture ends, and after `close`.
+    """
+
+    def __init__(self, call: Callable[..., None]):
+        self._call, self.executable = call, ctypes.c_void_p()
 
     def launch(self, stream: Stream) -> None:
-        if self._launch is None:
-            raise EngineError("graph: it was launched before its capture ended")
-        self._launch(stream.handle)
+        """Launch all of the work again."""
+        if not self.executable:
+            raise EngineError("graph: got a launch before the end of the capture; launch it afterwards")
+        self._call("cuGraphLaunch", self.executable, ctypes.c_void_p(stream.handle))
 
     def close(self) -> None:
-        if self._destroy is not None:
-            self._destroy()
-        self._launch = self._destroy = None
+        """Destroy the graph. It must not be running."""
+        if self.executable:
+            self._call("cuGraphExecDestroy", self.executable)
+        self.executable = ctypes.c_void_p()
 
 
 class Device:
-    """A GPU; see `open_device`.
+    """Use a GPU; `open_device` returns one.
 
     Attributes:
-        ordinal: its number among the visible GPUs.
-        name, capability, total_memory: what it is, e.g. "NVIDIA GeForce RTX 3070", (8, 6), bytes.
+        ordinal: its index among the visible GPUs.
+        name, capability, total_memory: for example "NVIDIA GeForce RTX 3070", (8, 6), bytes.
         compute, copies: the two streams of the loop.
-        lock: re-entrant, one for all who use the streams.
-        forked: True in a child forked after the GPU was opened, where nothing of it can be used.
+        lock: re-entrant; protects the streams.
+        forked: True in a child forked after the GPU was opened, which cannot use it.
     """
 
     def __init__(self, cuda: Any, ordinal: int):
@@ -90,7 +97,7 @@ class Device:
         self._processors: int = device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
         self._context = device.retain_primary_context()
         self.forked = False
-        # left to the interpreter's end, PyCUDA would detach it like a context of its own, which CUDA refuses
+        # at exit PyCUDA would detach it like a context that it created, which CUDA refuses
         atexit.register(self._detach)
         self._memory: dict[int, Any] = {}
         self._to_free: list[Callable[[], None]] = []
@@ -121,7 +128,7 @@ class Device:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """The primary context is the thread's current one inside.
+        """Make the primary context current in this thread.
 
         Raises:
             EngineError: this process was forked after the GPU was opened.
@@ -133,10 +140,8 @@ class Device:
         finally:
             self._context.pop()
 
-    # ---- memory
-
     def alloc(self, size: int) -> int:
-        """The address of `size` new bytes. Raises OutOfMemory."""
+        """Allocate `size` bytes and return their address. Raises OutOfMemory."""
         while self._to_free:
             self._to_free.pop()()
         try:
@@ -147,17 +152,18 @@ class Device:
         return int(memory)
 
     def free(self, address: int) -> None:
+        """Free memory of `alloc`."""
         self._memory.pop(address).free()
 
     def free_later(self, free: Callable[[], None]) -> None:
-        """Have `free` called before the next `alloc`: for what is gone without having been closed.
+        """Call `free` before the next `alloc`: for the finalizers of objects that were not closed.
 
-        A finalizer runs in any thread and at any moment, also while a stream is captured, when nothing may be freed.
+        A finalizer runs in any thread at any moment, even during a capture, when freeing is not allowed.
         """
         self._to_free.append(free)
 
     def pinned(self, size: int) -> npt.NDArray[np.uint8]:
-        """Host memory that the GPU copies from and to by itself: uint8 (size,), zeros."""
+        """Allocate page-locked host memory, uint8 (size,), zeros. Raises OutOfMemory."""
         try:
             memory: npt.NDArray[np.uint8] = self._cuda.pagelocked_zeros(size, np.uint8)
         except self._cuda.MemoryError as e:
@@ -165,86 +171,80 @@ class Device:
         return memory
 
     def upload(self, address: int, array: npt.NDArray[Any], stream: Stream) -> None:
-        """Asynchronous where `array` is `pinned`: it must not change until the stream has passed here."""
+        """Copy to the GPU. Asynchronous if `array` is pinned: do not change it before the copy has run."""
         self._cuda.memcpy_htod_async(address, array, stream)
 
     def download(self, array: npt.NDArray[Any], address: int, stream: Stream) -> None:
-        """Asynchronous where `array` is `pinned`."""
+        """Copy from the GPU. Asynchronous if `array` is pinned."""
         self._cuda.memcpy_dtoh_async(array, address, stream)
 
     def copy(self, to: int, address: int, size: int, stream: Stream) -> None:
-        """From device memory to device memory."""
+        """Copy inside device memory."""
         self._cuda.memcpy_dtod_async(to, address, size, stream)
 
-    # ---- order
-
     def event(self) -> Any:
-        """To record(stream), stream.wait_for_event(event) and event.synchronize()."""
+        """Create an event: event.record(stream), stream.wait_for_event(event), event.synchronize()."""
         return self._cuda.Event()
-
-    # ---- work
 
     def launch(self, name: str, work: int, *arguments: int | np.void, stream: Stream) -> None:
         """Launch a kernel of the fatbin.
 
         Args:
             name: one of `SIGNATURES`.
-            work: threads that have something to do; the kernels loop, so any grid is right.
-            arguments: addresses, and structs by value.
+            work: number of threads with work. The kernels are grid-stride loops, so any grid is correct.
+            arguments: addresses, or structs by value.
+            stream: to launch on.
         """
         if name not in self._functions:
             if self._module is None:
-                self._module = self._cuda.module_from_buffer(gpu.fatbin().read_bytes())
+                self._module = self._cuda.module_from_buffer(fatbin_path().read_bytes())
             function = self._module.get_function(name)
             function.prepare(SIGNATURES[name])
             self._functions[name] = function
-        # eight blocks for each multiprocessor fill it; beyond that, looping is cheaper than more blocks
+        # eight blocks fill a multiprocessor; more blocks cost more than more iterations
         grid = max(1, min(-(-work // BLOCK), 8 * self._processors))
         values = [a.tobytes() if isinstance(a, np.void) else a for a in arguments]
         self._functions[name].prepared_async_call((grid, 1), (BLOCK, 1, 1), stream, *values)
 
     @contextmanager
     def capture(self, stream: Stream) -> Iterator[Graph]:
-        """What is put on `stream` inside is not run but becomes the graph, which can be launched afterwards.
+        """Capture the work that is put on `stream` inside, without running it, as a graph to launch afterwards.
 
         Raises:
-            EngineError: something inside cannot be captured (it allocated, or waited for the GPU).
+            EngineError: the work cannot be captured, because it allocates or waits for the GPU.
         """
-        graph, recorded = Graph(), ctypes.c_void_p()
+        graph, recorded = Graph(self._call), ctypes.c_void_p()
         self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream.handle), CAPTURE_THREAD_LOCAL)
         try:
             yield graph
         except BaseException:
-            # the capture must end in any case, or the stream stays unusable
+            # an unfinished capture would leave the stream unusable
             self._driver.cuStreamEndCapture(ctypes.c_void_p(stream.handle), ctypes.byref(recorded))
             if recorded:
                 self._driver.cuGraphDestroy(recorded)
             raise
         self._call("cuStreamEndCapture", ctypes.c_void_p(stream.handle), ctypes.byref(recorded))
-        executable = ctypes.c_void_p()
         try:
-            self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), recorded, ctypes.c_ulonglong(0))
+            self._call("cuGraphInstantiateWithFlags", ctypes.byref(graph.executable), recorded, ctypes.c_ulonglong(0))
         finally:
             self._call("cuGraphDestroy", recorded)
-        graph._launch = lambda handle: self._call("cuGraphLaunch", executable, ctypes.c_void_p(handle))
-        graph._destroy = lambda: self._call("cuGraphExecDestroy", executable)
 
     def _call(self, function: str, *arguments: Any) -> None:
         code = getattr(self._driver, function)(*arguments)
         if code == 2:  # CUDA_ERROR_OUT_OF_MEMORY
-            raise OutOfMemory(f"{self.name}: {function} found no memory; use smaller batches")
+            raise OutOfMemory(f"{self.name}: {function} ran out of memory; use smaller batches")
         if code:
             text = ctypes.c_char_p()
             self._driver.cuGetErrorString(code, ctypes.byref(text))
-            raise EngineError(f"{self.name}: {function} gives error {code}, {(text.value or b'unknown').decode()}")
+            raise EngineError(f"{self.name}: {function} returned error {code}: {(text.value or b'unknown').decode()}")
 
 
 def open_device(ordinal: int = 0) -> Device:
-    """The GPU with this number; the same object each time.
+    """Open the GPU with this index. Later calls return the same object.
 
     Raises:
         MissingExtra: PyCUDA is not installed, or is broken.
-        EngineError: there is no driver, no such GPU, no compiled kernels in this installation, or this process was
+        EngineError: there is no driver, no such GPU, or no compiled kernels in this installation; or this process was
             forked after the GPU was opened.
     """
     with forks.opening():
@@ -265,10 +265,10 @@ def _open(ordinal: int) -> Device:
         count = cuda.Device.count()
     except cuda.Error as e:
         hint = "see zipsdk doctor"
-        if "initialization error" in str(e) or "not initialized" in str(e):  # what CUDA says after a fork
+        if "initialization error" in str(e) or "not initialized" in str(e):  # CUDA's message after a fork
             hint += ", or start this process by spawn or forkserver if its parent used CUDA"
         raise EngineError(f"device 'cuda:{ordinal}': the NVIDIA driver shows no GPU ({e}); {hint}") from e
     if not 0 <= ordinal < count:
-        raise EngineError(f"device: got 'cuda:{ordinal}', wanted one of the {count} visible GPUs, cuda:0 first")
-    gpu.fatbin()  # without kernels there is no loop; told before anything is allocated
+        raise EngineError(f"device: got 'cuda:{ordinal}', expected one of the {count} visible GPUs, from cuda:0")
+    fatbin_path()  # fail before anything is allocated
     return Device(cuda, ordinal)

@@ -1,205 +1,218 @@
-"""The loop on a GPU: pictures up once, ingest, 20 x (engine, step) as one captured graph, egress, pictures down once.
+"""Run the sampling loop on a GPU: upload, ingest, 20 x (engine, step) as one captured graph, egress, download.
 
-What `zipsdk.sampling.sampler.purify` does, on device memory that is allocated once for each size of pictures. Nothing
-in the loop allocates or waits. Two streams: one computes, the other copies, so that the next batch goes up and the last
-one comes down while this one computes.
+It computes what `zipsdk.sampling.sampler.purify` computes, in device memory that is allocated once for each image size.
+The loop neither allocates nor waits. There are two streams, one for kernels and one for copies: while one batch
+computes, the next one uploads and the last one downloads.
 
     copies    up 0 | up 1 |                   | down 0 | up 2 | ...
     compute        | ingest graph egress of 0 | ingest graph egress of 1 | ...
 
-A batch and its pictures' rows lie in device memory that the graph reads, so one graph serves every batch with as many
-canvases.
+The graph reads the header of the batch from device memory, so one graph serves every batch with as many canvases.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk import gpu
 from zipsdk.errors import EngineError, OutOfMemory
-from zipsdk.gpu.buffers import Buffers, Pool, Slot, Ticket
+from zipsdk.gpu import structs
+from zipsdk.gpu.buffers import FLAG_SIZE, BufferPool, Buffers, PendingBatch, StagingBuffer
 from zipsdk.gpu.protocols import DeviceEngine
+from zipsdk.gpu.run import DeviceRun
+from zipsdk.gpu.steps import StepLauncher
 from zipsdk.sampling.schedule import StepTable
 from zipsdk.sampling.tiling import Layout
 from zipsdk.transforms import Guide
 
 U8 = npt.NDArray[np.uint8]
-
-#: Graphs that are kept for each of these, one for each count of canvases.
-MAX_GRAPHS = 8
-
-
-def rows_for(guides: Sequence[Guide], *, joint: bool = False) -> npt.NDArray[np.void] | None:
-    """The table of guides for the kernels, or None where they cannot do one of them."""
-    rows = [gpu.guide_row(g, joint=joint) for g in guides]
-    return None if any(r is None for r in rows) else np.array(rows, gpu.GUIDE)
+U64 = npt.NDArray[np.uint64]
 
 
 class DeviceLoop:
-    """Purify batches of pictures of one size each, on the engine's GPU.
+    """Purify batches of images of one size each, on the engine's GPU.
 
     Args:
         engine: with a `device`.
         table: `zipsdk.sampling.schedule.step_table`.
-        guides: transforms; each picture says which one is its own.
-        clip_x0: clamp the estimate of the picture at each step.
-        graph: capture the loop into a CUDA graph where the engine can be captured.
+        guides: each image uses one of them.
+        clip_x0: clamp the estimate of the image at each step.
+        cuda_graph: capture the loop into a CUDA graph where the engine can be captured.
+
+    Raises:
+        EngineError: the engine has no GPU, or the kernels cannot do one of the guides.
     """
 
     def __init__(
         self, engine: DeviceEngine, table: StepTable, guides: Sequence[Guide], *, clip_x0: bool = False,
-        graph: bool = True,
+        cuda_graph: bool = True,
     ):  # fmt: skip
         if engine.device is None:
-            raise EngineError("engine: it runs on no GPU; open it with device='cuda'")
-        self._engine, self._device, self._table, self._graph = engine, engine.device, table, graph
-        rows, joint = rows_for(guides), rows_for(guides, joint=True)
-        if rows is None or joint is None:
-            raise EngineError(f"transforms: {guides}: the kernels know blurs by 2, 4, 8 and 16 and grey alone")
-        self.pool = Pool(engine, engine.device, table, (rows, joint), clip_x0=clip_x0)
+            raise EngineError("engine: got one without a GPU, expected one on a GPU; open it with device='cuda'")
+        self.device = engine.device
+        tables = structs.guide_table(guides), structs.guide_table(guides, joint=True)
+        if tables[0] is None or tables[1] is None:
+            raise EngineError(
+                f"transforms: got {guides}, expected only blurs by 2, 4, 8 and 16 and gray, which have a GPU kernel; "
+                "use these, or device='cpu'"
+            )
+        self.pool = BufferPool(engine, self.device, table, (tables[0], tables[1]), clip_x0=clip_x0)
+        self._steps = StepLauncher(engine, self.device, self.pool, table, cuda_graph=cuda_graph)
 
     @property
-    def graph(self) -> bool:
+    def cuda_graph(self) -> bool:
         """Whether the steps run as one captured graph, from the second batch of a size on."""
-        return self._graph and self._engine.capturable
-
-    # ---- what the front door calls
+        return self._steps.cuda_graph
 
     def canvases(self, layout: Layout) -> int:
-        """How many canvases one batch has at most; less after memory has run out."""
+        """Return the maximum of canvases in one batch; it is lower after memory ran out."""
         return self.pool.canvases(layout)
 
-    def run(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> U8:
-        """Purify any number of pictures of one size.
+    def run(self, rgb: U8, layout: Layout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> U8:
+        """Purify any number of images of one size.
 
         Args:
             rgb: uint8 (N, H, W, 3).
             layout: for this size; one window.
-            ids: (N,), the pictures' ids.
-            which: (N,) or one number, the pictures' guides.
+            ids: (N,), the noise keys of the images.
+            guide_index: (N,) or one number, the guide of each image.
             seed: of the noise.
 
         Raises:
             OutOfMemory: not even one canvas fits.
-            EngineError: the engine fails, or its answer is not finite.
+            EngineError: the engine fails, or its result is not finite.
         """
-        return self.start(rgb, layout, ids, which, seed)()
+        return self.start(rgb, layout, ids, guide_index, seed).result()
 
     def start(
-        self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int,
+        self, rgb: U8, layout: Layout, ids: U64, guide_index: npt.ArrayLike, seed: int,
         progress: Callable[[int], None] = lambda n: None,
-    ) -> Callable[[], U8]:  # fmt: skip
-        """Like `run`, but returns as soon as the first batch is on its way; what it returns waits for the result.
+    ) -> DeviceRun:  # fmt: skip
+        """Start `run` and return as soon as its first batch is submitted.
 
-        While one batch computes, the next goes up; where memory has no room for both, it waits for the first. A batch
-        that does not fit into memory is done in halves.
+        While one batch computes, the next one uploads; if memory has no room for both, the second waits for the first.
+        A batch that does not fit into memory is halved. `progress` is called with the number of images done since the
+        last call.
         """
-        which = np.broadcast_to(np.asarray(which, np.uint32), len(rgb))
-        out = np.empty_like(rgb)
-        ahead = deque([slice(0, len(rgb))])
-        pending: deque[tuple[slice, Ticket]] = deque()
+        return DeviceRun(self, rgb, layout, ids, guide_index, seed, progress)
 
-        def submit() -> None:
-            part = ahead.popleft()
-            with self._device.lock:  # or another thread could lower the limit after the cut
-                most = self.canvases(layout) * layout.pictures_per_canvas
-                if part.stop - part.start > most:
-                    ahead.appendleft(slice(part.start + most, part.stop))
-                    part = slice(part.start, part.start + most)
-                try:
-                    pending.append((part, self.submit(rgb[part], layout, ids[part], which[part], seed)))
-                except OutOfMemory:
-                    ahead.appendleft(part)
-                    raise
-
-        def finish() -> U8:
-            try:
-                while ahead or pending:
-                    if ahead and len(pending) < 2:
-                        try:
-                            submit()
-                        except OutOfMemory as e:
-                            n = ahead[0].stop - ahead[0].start
-                            self._shrink(layout, -(-n // layout.pictures_per_canvas), e)
-                        continue
-                    part, ticket = pending.popleft()
-                    out[part] = self.collect(ticket)
-                    progress(part.stop - part.start)
-            finally:
-                for _, ticket in pending:  # after an error: nothing may stay in flight
-                    with suppress(EngineError):
-                        self.collect(ticket)
-            return out
-
-        if ahead[0].stop:
-            with suppress(OutOfMemory):  # `finish` comes back to it, and halves it
-                submit()
-        else:
-            ahead.clear()
-        return finish
-
-    def submit(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> Ticket:
-        """Start on at most `canvases` full of pictures; returns at once, but where it must wait for memory.
+    def submit(self, rgb: U8, layout: Layout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> PendingBatch:
+        """Submit one batch of at most `canvases(layout)` canvases. Wait only if its memory must be freed first.
 
         Raises:
-            OutOfMemory: there is no room, with nothing else on its way.
+            OutOfMemory: there is no room, with no other batch on the GPU.
         """
-        with self._device.lock, self._device.active():
-            # our own buffers may hold what is missing: the idle ones, then those of batches that others come for later
-            for make_room in (self.pool.close, self._land):
+        with self.device.lock, self.device.active():
+            # the loop's own buffers may hold the missing memory: idle ones first, then those of pending batches
+            for make_room in (self.pool.close, self._drain):
                 try:
-                    return self._submit(rgb, layout, ids, which, seed)
+                    return self._submit(rgb, layout, ids, guide_index, seed)
                 except OutOfMemory:
                     make_room()
-            return self._submit(rgb, layout, ids, which, seed)
+            return self._submit(rgb, layout, ids, guide_index, seed)
 
-    def _submit(self, rgb: U8, layout: Layout, ids: npt.NDArray[np.uint64], which: npt.ArrayLike, seed: int) -> Ticket:
-        _, height, width, _ = rgb.shape
-        buffers = self.pool.get(layout, height, width, -(-len(rgb) // layout.pictures_per_canvas))
-        slot = buffers.slots.pop() if buffers.slots else self.pool.slot(buffers.slot_size, buffers.memory)
-        try:
-            self._start(buffers, slot, rgb, ids, which, seed)
-        except BaseException:
-            # whatever was put on the streams still uses the slot
-            self._device.compute.synchronize()
-            self._device.copies.synchronize()
-            buffers.slots.append(slot)
-            raise
-        ticket = Ticket(buffers, slot, len(rgb))
-        buffers.waiting.append(ticket)
-        return ticket
-
-    def collect(self, ticket: Ticket) -> U8:
-        """Wait for a batch; uint8 (N, H, W, 3), a new array.
+    def collect(self, batch: PendingBatch) -> U8:
+        """Wait for a batch and return its images, uint8 (N, H, W, 3), a new array.
 
         Raises:
             EngineError: the result is not finite.
         """
-        with self._device.lock, self._device.active():
-            result = self._bring_down(ticket) if ticket.result is None else ticket.result
+        with self.device.lock, self.device.active():
+            result = self._collect(batch) if batch.result is None else batch.result
         if isinstance(result, Exception):
             raise result
         return result
 
-    def _bring_down(self, ticket: Ticket) -> U8 | Exception:
-        """Wait for a batch that is on its way, keep what came of it for whoever collects it, and give its slot back."""
-        b, slot, device = ticket.buffers, ticket.slot, self._device
-        size = 16 + ticket.pictures * b.height * b.width * 3
+    def halve_limit(self, layout: Layout, canvases: int, error: OutOfMemory) -> None:
+        """Halve the pixels of a batch after `error` with `canvases` canvases, and warn the first time.
+
+        Raises:
+            OutOfMemory: `canvases` is 1.
+        """
+        if canvases <= 1:
+            raise OutOfMemory(
+                f"{error}; not even one canvas of {layout.canvas_height}x{layout.canvas_width} fits: "
+                "use a smaller model or a GPU with more memory"
+            ) from error
+        with self.device.lock, self.device.active():
+            first = self.pool.halve(layout, canvases)
+        if first:
+            warnings.warn(
+                f"{self.device.name}: {canvases} canvases do not fit into its memory; going on with "
+                f"{canvases // 2} of {layout.canvas_height}x{layout.canvas_width} at a time, or fewer",
+                stacklevel=2,
+            )
+
+    def close(self) -> None:
+        """Free all memory that no pending batch uses; the next batch allocates again. Do nothing in a forked child."""
+        if self.pool.forked:
+            return
+        with self.device.lock, self.device.active():
+            self.pool.close()
+
+    def _submit(self, rgb: U8, layout: Layout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> PendingBatch:
+        _, height, width, _ = rgb.shape
+        b = self.pool.acquire(layout, height, width, -(-len(rgb) // layout.pictures_per_canvas))
+        staging = b.staging.pop() if b.staging else self.pool.staging_buffer(b.staging_size, b.memory)
+        try:
+            self._enqueue(b, staging, rgb, ids, guide_index, seed)
+        except BaseException:
+            # work that is already on the streams still uses the staging buffer
+            self.device.compute.synchronize()
+            self.device.copies.synchronize()
+            b.staging.append(staging)
+            raise
+        batch = PendingBatch(b, staging, len(rgb))
+        b.pending.append(batch)
+        return batch
+
+    def _enqueue(
+        self, b: Buffers, staging: StagingBuffer, rgb: U8, ids: U64, guide_index: npt.ArrayLike, seed: int
+    ) -> None:
+        device, layout, n = self.device, b.layout, len(rgb)
+        if not 0 < n <= b.capacity:
+            raise EngineError(f"batch: got {n} images, expected 1 to {b.capacity}; submit fewer at a time")
+        batch, images = structs.batch_row(n, layout, seed), structs.picture_rows(ids, guide_index)
+        start = b.header_size + FLAG_SIZE  # of the pixels
+        staging.host[:start] = 0
+        staging.host[: batch.nbytes] = batch.view(np.uint8)
+        staging.host[batch.nbytes : batch.nbytes + images.nbytes] = images.view(np.uint8)
+        staging.host[start : start + rgb.size] = rgb.reshape(-1)
+
+        device.upload(staging.device, staging.host[: start + rgb.size], device.copies)
+        staging.uploaded.record(device.copies)
+        device.compute.wait_for_event(staging.uploaded)
+        device.copy(b.batch_header, staging.device, b.header_size, device.compute)
+
+        flag, pixels, image_table = (
+            staging.device + b.header_size,
+            staging.device + start,
+            b.batch_header + batch.nbytes,
+        )
+        row = structs.layout_row(layout, b.height, b.width)
+        quads, stream = -(-n * layout.height * layout.width // 4), device.compute
+        device.launch("zip_ingest", quads, pixels, b.x_p, b.x, image_table, row, b.batch_header, stream=stream)
+        self._steps.launch(b, -(-n // layout.pictures_per_canvas))
+        device.launch("zip_egress", quads, b.x, pixels, flag, row, b.batch_header, stream=stream)
+        staging.computed.record(stream)
+
+    def _collect(self, batch: PendingBatch) -> U8 | Exception:
+        """Wait for a batch on the GPU, store its result for `collect`, and release its staging buffer."""
+        b, staging, device = batch.buffers, batch.staging, self.device
+        size = FLAG_SIZE + batch.pictures * b.height * b.width * 3
         result: U8 | Exception
         try:
-            # asked for now and not when the batch was submitted: the copy stream would have held up the next one
-            device.copies.wait_for_event(slot.done)
-            part = slot.host[b.head_size : b.head_size + size]
-            device.download(part, slot.device + b.head_size, device.copies)
-            slot.down.record(device.copies)
-            slot.down.synchronize()
-            result = part[16:].reshape(ticket.pictures, b.height, b.width, 3).copy()
+            # not when the batch is submitted: the copy stream would hold up the upload of the next one
+            device.copies.wait_for_event(staging.computed)
+            part = staging.host[b.header_size : b.header_size + size]
+            device.download(part, staging.device + b.header_size, device.copies)
+            staging.downloaded.record(device.copies)
+            staging.downloaded.synchronize()
+            result = part[FLAG_SIZE:].reshape(batch.pictures, b.height, b.width, 3).copy()
             if part[:4].any():
                 result = EngineError(
                     "engine: the result is not finite; the model overflows: use its fp32 or bf16 export"
@@ -208,116 +221,15 @@ class DeviceLoop:
             result = e if isinstance(e, Exception) else EngineError("engine: the wait for a batch was interrupted")
             raise
         finally:
-            ticket.result = result
-            b.waiting.remove(ticket)
-            b.slots.append(slot)
+            batch.result = result
+            b.pending.remove(batch)
+            b.staging.append(staging)
         return result
 
-    def _land(self) -> None:
-        """Bring everything down that is on its way, and free all memory."""
+    def _drain(self) -> None:
+        """Collect all pending batches, and free all memory."""
         for buffers in self.pool.sizes.values():
-            while buffers.waiting:
-                with suppress(Exception):  # whoever collects it is told
-                    self._bring_down(buffers.waiting[0])
+            while buffers.pending:
+                with suppress(Exception):  # `collect` raises it
+                    self._collect(buffers.pending[0])
         self.pool.close()
-
-    def _shrink(self, layout: Layout, canvases: int, error: OutOfMemory) -> None:
-        """After `error` with a batch of `canvases`: from now on at most half as many pixels, said once."""
-        if canvases <= 1:
-            raise OutOfMemory(f"{error}; not even one canvas of {layout.canvas_height}x{layout.canvas_width} fits: "
-                              "use a smaller model or a GPU with more memory") from error  # fmt: skip
-        with self._device.lock, self._device.active():
-            first = self.pool.halve(layout, canvases)
-        if first:
-            warnings.warn(
-                f"{self._device.name}: {canvases} canvases do not fit into its memory; going on with "
-                f"{canvases // 2} of {layout.canvas_height}x{layout.canvas_width} at a time, or fewer",
-                stacklevel=2,
-            )
-
-    def close(self) -> None:
-        """Free all memory but what submitted batches use; the next batch takes it again. Nothing in a forked child."""
-        if self.pool.forked:
-            return
-        with self._device.lock, self._device.active():
-            self.pool.close()
-
-    # ---- one batch
-
-    def _start(self, b: Buffers, slot: Slot, rgb: U8, ids: npt.NDArray[np.uint64], which: npt.ArrayLike,
-               seed: int) -> None:  # fmt: skip
-        device, layout, n = self._device, b.layout, len(rgb)
-        if not 0 < n <= b.capacity:
-            raise EngineError(f"batch: got {n} pictures, wanted 1 to {b.capacity}; give fewer at a time")
-        batch, rows = gpu.batch_row(n, layout, seed), gpu.picture_rows(ids, which)
-        slot.host[: b.head_size + 16] = 0
-        slot.host[: batch.nbytes] = batch.view(np.uint8)
-        slot.host[batch.nbytes : batch.nbytes + rows.nbytes] = rows.view(np.uint8)
-        slot.host[b.head_size + 16 : b.head_size + 16 + rgb.size] = rgb.reshape(-1)
-
-        device.upload(slot.device, slot.host[: b.head_size + 16 + rgb.size], device.copies)
-        slot.up.record(device.copies)
-        device.compute.wait_for_event(slot.up)
-        device.copy(b.head, slot.device, b.head_size, device.compute)
-
-        flag, pixels, who = slot.device + b.head_size, slot.device + b.head_size + 16, b.head + batch.nbytes
-        row = gpu.layout_row(layout, b.height, b.width)
-        tile, stream = layout.height * layout.width, device.compute
-        device.launch("zip_ingest", -(-n * tile // 4), pixels, b.x_p, b.x, who, row, b.head, stream=stream)
-        self._steps(b, -(-n // layout.pictures_per_canvas))
-        device.launch("zip_egress", -(-n * tile // 4), b.x, pixels, flag, row, b.head, stream=stream)
-        slot.done.record(stream)
-
-    def _steps(self, b: Buffers, canvases: int) -> None:
-        """All steps for so many canvases: as they are the first time, which warms everything up, then as a graph."""
-        if not self.graph or canvases not in b.graphs:
-            keep = self._engine.prepare(canvases, b.layout.canvas_height, b.layout.canvas_width)
-            # only what has itself run may be captured, and the engine may have dropped what ran before
-            ran = b.ran.pop(canvases, self) is keep  # the loop itself for nothing: `prepare` may give None
-            if not (ran and self.graph and self._capture(b, canvases, keep)):
-                self._enqueue(b, canvases)
-                if len(b.ran) >= MAX_GRAPHS:
-                    b.ran.pop(next(iter(b.ran)))
-                b.ran[canvases] = keep
-                return
-        b.graphs[canvases] = b.graphs.pop(canvases)  # the last one used is the last one dropped
-        b.graphs[canvases][0].launch(self._device.compute)
-
-    def _capture(self, b: Buffers, canvases: int, keep: object) -> bool:
-        """Whether the steps are a graph now; the loop goes on without graphs where they cannot be."""
-        device = self._device
-        if len(b.graphs) >= MAX_GRAPHS:
-            device.compute.synchronize()
-            b.graphs.pop(next(iter(b.graphs)))[0].close()
-        try:
-            with device.capture(device.compute) as graph:
-                self._enqueue(b, canvases)
-        except Exception as e:  # of PyCUDA, too
-            self._graph = False
-            warnings.warn(f"{device.name}: capturing the loop failed ({e}); it goes on step by step", stacklevel=2)
-            return False
-        b.graphs[canvases] = graph, keep
-        return True
-
-    def _enqueue(self, b: Buffers, canvases: int) -> None:
-        device, layout, stream = self._device, b.layout, self._device.compute
-        row = gpu.layout_row(layout, b.height, b.width)
-        who = b.head + gpu.BATCH.itemsize
-        area = layout.canvas_height * layout.canvas_width
-        covered = layout.pictures_per_canvas * layout.height * layout.width
-        # a warp for each 16 x 16 pixels of a tile
-        warps = -(-layout.height // 16) * -(-layout.width // 16) * layout.pictures_per_canvas * canvases
-
-        def step(e: int, guides: int, rows: int) -> None:
-            device.launch("zip_step_f32", 32 * warps, b.x, e, b.x_p, b.x, who, guides, rows, row, b.head,
-                          stream=stream)  # fmt: skip
-
-        guides, joint = self.pool.tables
-        if self._table.warm:
-            step(b.x, joint, b.warm)
-        for k, _ in enumerate(self._table.steps):
-            if layout.pictures_per_canvas > 1 or covered < area:
-                device.launch("zip_fill", canvases * area, b.x, row, b.head, stream=stream)
-            self._engine.enqueue(b.x, b.t + k * b.t_stride, b.eps, canvases, stream.handle,
-                                 size=(layout.canvas_height, layout.canvas_width))  # fmt: skip
-            step(b.eps, guides, b.steps + gpu.STEP.itemsize * k * b.canvases)

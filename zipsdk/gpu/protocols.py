@@ -1,4 +1,4 @@
-"""What the loop on a GPU asks of an engine."""
+"""The interface of an engine that the loop on a GPU can use."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class DeviceEngine(Engine, Protocol):
-    """An engine whose UNet reads and writes device memory on a given stream.
+    """Run a UNet on device memory, on a given stream.
 
-    `prepare` and `enqueue` are called with the device's lock held; `__call__` takes it where it uses the streams.
+    The caller of `prepare` and `enqueue` holds the device's lock; `__call__` takes it before it uses the streams.
     """
 
     @property
     def device(self) -> Device | None:
-        """Where it runs; None where the loop on the device cannot be had, and then `host_loop` says why."""
+        """The GPU of the engine; None if the loop must run on the CPU, for the reason in `cpu_loop_reason`."""
 
     @property
     def capturable(self) -> bool:
@@ -27,12 +27,13 @@ class DeviceEngine(Engine, Protocol):
 
     @property
     def max_batch(self) -> int | None:
-        """The largest batch of one `enqueue`; None for no limit."""
+        """Maximum batch of one `enqueue`; None for no limit."""
 
     def prepare(self, batch: int, height: int, width: int) -> object:
-        """Allocate what an `enqueue` of this shape needs; what it returns must outlive a graph captured of it.
+        """Allocate what an `enqueue` of this shape needs, and return the context that it will use.
 
-        It returns the same object again until it had to make a new one, which must run before it is captured.
+        The context must outlive a graph captured from it. Later calls return the same object until the engine has to
+        make a new one, which must run once before it is captured.
 
         Raises:
             OutOfMemory: there is no room.
@@ -41,7 +42,12 @@ class DeviceEngine(Engine, Protocol):
     def enqueue(
         self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
     ) -> None:
-        """eps for x_t, asynchronously: float32 device memory x and eps (batch, 3, H, W), t (batch,), each 256-aligned.
+        """Put one UNet call on a stream: predict eps from x_t.
 
-        `stream` is a CUstream as a number; `size` is (H, W), by default the model's canvas.
+        Args:
+            x, eps: addresses of float32 device memory (batch, 3, H, W), aligned to 256 bytes.
+            t: address of float32 device memory (batch,), aligned to 256 bytes.
+            batch: number of canvases.
+            stream: a CUstream as a number.
+            size: (H, W), by default the model's canvas.
         """

@@ -77,6 +77,8 @@ def test_a_rehearsal_wants_a_folder_and_a_gpu_is_missed(tmp_path, capsys):
 def test_every_step_of_the_real_check_can_be_parsed(tmp_path):
     """A wrong option would show on the card only."""
     parsed = 0
+    assert any("-DZIPSDK_TEST_KERNELS=ON" in word for step in gpu_check.steps(gpu_check_arguments(), tmp_path)
+               for word in step.command)  # fmt: skip
     for step in gpu_check.steps(gpu_check_arguments(quick=False), tmp_path):
         if "bench.gpu.loop" in step.command:
             words = step.command[step.command.index("bench.gpu.loop") + 1 :]

@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-#include "../../kernels/host.cpp"
+#include "../../../kernels/host.cpp"
 
 // cuda.h maps these names to their second versions; callers by name ask for either
 #undef cuCtxPopCurrent

@@ -8,16 +8,21 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from kernels.launch import Device, MissingKernelError
 from tests.helpers.paths import ROOT
 from zipsdk import gpu
 from zipsdk.errors import EngineError
+from zipsdk.gpu.device import SIGNATURES
+from zipsdk.gpu.fatbin import build_info, fatbin_path
 
 SASS = [75, 80, 86, 87, 89, 90, 100, 120]
-KERNELS = ["zip_philox", "zip_ingest", "zip_fill", "zip_egress", "zip_apply"] + [
-    f"zip_{kind}_{precision}" for kind in ("step", "residual", "finish") for precision in ("f32", "f16", "bf16")
+SHIPPED = ["zip_egress", "zip_fill", "zip_ingest", "zip_step_f32"]
+FOR_TESTS = ["zip_philox", "zip_apply", "zip_step_f16", "zip_step_bf16"] + [
+    f"zip_{kind}_{precision}" for kind in ("residual", "finish") for precision in ("f32", "f16", "bf16")
 ]
 
 
@@ -40,17 +45,27 @@ def cmake(*arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory) -> tuple[Path, str]:
-    """The folder that CMake installed into, and what the build printed."""
+def build(folder: Path, *options: str) -> tuple[Path, str]:
+    """Build the kernels and return the folder that CMake installed into, and what the build printed."""
     for tool in ("cmake", "nvcc"):
         if shutil.which(tool) is None:
             pytest.skip(f"no {tool} here, so the kernels cannot be compiled")
-    folder = tmp_path_factory.mktemp("cmake")
-    log = cmake("-S", str(ROOT), "-B", str(folder / "build"))
+    log = cmake("-S", str(ROOT), "-B", str(folder / "build"), *options)
     log += cmake("--build", str(folder / "build"))
     cmake("--install", str(folder / "build"), "--prefix", str(folder / "installed"))
     return folder / "installed" / "zipsdk" / "gpu", log
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> tuple[Path, str]:
+    """The kernels as they ship."""
+    return build(tmp_path_factory.mktemp("cmake"))
+
+
+@pytest.fixture(scope="module")
+def built_for_tests(tmp_path_factory) -> tuple[Path, str]:
+    """The kernels with those that only tests and benchmarks launch."""
+    return build(tmp_path_factory.mktemp("cmake"), "-DZIPSDK_TEST_KERNELS=ON")
 
 
 def test_the_fatbin_holds_every_target(built):
@@ -64,14 +79,25 @@ def test_the_fatbin_holds_every_target(built):
         assert info["sass"] == SASS
 
 
-def test_every_kernel_is_compiled_without_spills(built):
+def test_the_shipped_kernels_are_those_that_the_loop_can_launch():
+    assert sorted(SIGNATURES) == SHIPPED
+
+
+BUILDS = [
+    pytest.param("built", SHIPPED, id="shipped"),
+    pytest.param("built_for_tests", SHIPPED + FOR_TESTS, id="tests", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("which", "kernels"), BUILDS)
+def test_every_kernel_is_compiled_without_spills(request, which, kernels):
     """`pytest -rP` shows registers and spills."""
-    _, log = built
+    _, log = request.getfixturevalue(which)
     heads = list(re.finditer(r"Compiling entry function '(\w+)' for '(sm_\d+)'", log))
     sass = {m[2] for m in heads}
     assert len(sass) >= 5
     for arch in sorted(sass):
-        assert sorted(m[1] for m in heads if m[2] == arch) == sorted(KERNELS)
+        assert sorted(m[1] for m in heads if m[2] == arch) == sorted(kernels)
     for m in heads:
         after = log[m.end() :]
         registers = int(re.search(r"Used (\d+) registers", after)[1])
@@ -93,11 +119,19 @@ def test_without_nvcc_the_build_succeeds_and_says_so(tmp_path):
 def test_the_package_finds_its_fatbin(built, monkeypatch):
     folder, _ = built
     monkeypatch.setattr(gpu, "__path__", [str(ROOT / "zipsdk" / "gpu"), str(folder)])
-    assert gpu.fatbin().read_bytes()[:4] == struct.pack("<I", 0xBA55ED50)
-    assert gpu.build_info()["ptx"] == 75
+    assert fatbin_path().read_bytes()[:4] == struct.pack("<I", 0xBA55ED50)
+    assert build_info()["ptx"] == 75
 
 
 def test_a_package_without_kernels_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "__path__", [str(tmp_path)])
     with pytest.raises(EngineError, match="nvcc"):
-        gpu.fatbin()
+        fatbin_path()
+
+
+def test_a_missing_test_kernel_says_how_to_build_it():
+    device = object.__new__(Device)
+    device._functions, device._module = {}, None
+    device._cuda = SimpleNamespace(cuModuleGetFunction=lambda *_: 500)
+    with pytest.raises(MissingKernelError, match="no zip_apply; build it by CMake with -DZIPSDK_TEST_KERNELS=ON"):
+        device.launch("zip_apply", 1, 32)

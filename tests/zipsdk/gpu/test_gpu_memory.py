@@ -130,7 +130,7 @@ def test_idle_buffers_are_given_up_before_those_of_a_batch_on_its_way(device, rn
     device.room = used[1] + used[2]
     gpu.run(batches[0])
     waits = [gpu._submit(list(batch), list) for batch in batches[1:]]
-    assert [len(b.waiting) for b in gpu._dispatcher.device_loop.pool.sizes.values()] == [1, 1]
+    assert [len(b.pending) for b in gpu._dispatcher.device_loop.pool.sizes.values()] == [1, 1]
     for wait, batch in zip(waits, batches[1:], strict=True):
         assert_same(wait.result()[0], cpu.run(batch)[0])
 

@@ -29,7 +29,7 @@ def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device,
     def interrupted(layout):
         most = canvases(layout)
         if not threads:
-            threads.append(threading.Thread(target=loop._shrink, args=(layout, 4, OutOfMemory("no room"))))
+            threads.append(threading.Thread(target=loop.halve_limit, args=(layout, 4, OutOfMemory("no room"))))
             threads[0].start()
             threads[0].join(0.3)
         return most
@@ -38,7 +38,7 @@ def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device,
     assert_same(gpu.run(batch), cpu.run(batch))
     threads[0].join(30)
     assert loop.pool.limit == 2 * 32 * 32
-    loop._shrink(tiling.plan(gpu.engine.spec, 32, 32, 2), 16, OutOfMemory("no room"))
+    loop.halve_limit(tiling.plan(gpu.engine.spec, 32, 32, 2), 16, OutOfMemory("no room"))
     assert loop.pool.limit == 2 * 32 * 32  # a larger batch of an older limit raises none
 
 

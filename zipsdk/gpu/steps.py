@@ -1,0 +1,101 @@
+"""Launch the denoising steps of one batch: one by one at first, then as a CUDA graph."""
+
+from __future__ import annotations
+
+import warnings
+
+from zipsdk.gpu import structs
+from zipsdk.gpu.buffers import BufferPool, Buffers, StepGraph, WarmUp
+from zipsdk.gpu.device import Device
+from zipsdk.gpu.protocols import DeviceEngine
+from zipsdk.sampling.schedule import StepTable
+
+#: Maximum of captured graphs in each `Buffers`, and of warm but uncaptured ones.
+MAX_GRAPHS = 8
+
+
+class StepLauncher:
+    """Launch the steps of a batch on the compute stream. The caller holds the device's lock.
+
+    Args:
+        engine: runs on `device`.
+        device: has the compute stream.
+        pool: has the guide tables.
+        table: the steps.
+        cuda_graph: capture the steps where the engine can be captured.
+    """
+
+    def __init__(self, engine: DeviceEngine, device: Device, pool: BufferPool, table: StepTable, *, cuda_graph: bool):
+        self._engine, self._device, self._pool, self._table = engine, device, pool, table
+        self._cuda_graph = cuda_graph
+
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether the steps of a batch run as one captured graph after a warm-up."""
+        return self._cuda_graph and self._engine.capturable
+
+    def launch(self, b: Buffers, canvases: int) -> None:
+        """Launch all steps on the first `canvases` canvases of `b`."""
+        entry = b.step_graphs.pop(canvases, None) or StepGraph()
+        b.step_graphs[canvases] = entry  # the most recently used is last
+        if self.cuda_graph and entry.graph is not None:
+            entry.graph.launch(self._device.compute)
+            return
+        context = self._engine.prepare(canvases, b.layout.canvas_height, b.layout.canvas_width)
+        # TensorRT needs an uncaptured run of this context before a capture
+        warm = entry.state is WarmUp.WARM and entry.context is context
+        if warm and self.cuda_graph and self._capture(b, canvases, entry):
+            return
+        self._reset(entry)  # if the run fails, the entry stays cold
+        self._enqueue(b, canvases)
+        self._limit(b, WarmUp.WARM)
+        entry.state, entry.context = WarmUp.WARM, context
+
+    def _capture(self, b: Buffers, canvases: int, entry: StepGraph) -> bool:
+        """Capture the steps and launch them. Return False, and capture nothing from now on, if that fails."""
+        self._limit(b, WarmUp.CAPTURED)
+        device = self._device
+        try:
+            with device.capture(device.compute) as graph:
+                self._enqueue(b, canvases)
+        except Exception as e:  # PyCUDA raises its own classes
+            self._cuda_graph = False
+            warnings.warn(f"{device.name}: capturing the loop failed ({e}); it goes on step by step", stacklevel=2)
+            return False
+        entry.state, entry.graph = WarmUp.CAPTURED, graph
+        graph.launch(device.compute)
+        return True
+
+    def _limit(self, b: Buffers, state: WarmUp) -> None:
+        """Make room for one more entry of this state: reset the least recently used one."""
+        same = [n for n, entry in b.step_graphs.items() if entry.state is state]
+        if len(same) >= MAX_GRAPHS:
+            self._reset(b.step_graphs.pop(same[0]))
+
+    def _reset(self, entry: StepGraph) -> None:
+        if entry.graph is not None:
+            self._device.compute.synchronize()  # it may be running
+        entry.reset()
+
+    def _enqueue(self, b: Buffers, canvases: int) -> None:
+        device, layout, stream = self._device, b.layout, self._device.compute
+        layout_row = structs.layout_row(layout, b.height, b.width)
+        image_table = b.batch_header + structs.BATCH.itemsize
+        area = layout.canvas_height * layout.canvas_width
+        covered = layout.pictures_per_canvas * layout.height * layout.width
+        # a warp for each 16 x 16 pixels of a tile
+        warps = -(-layout.height // 16) * -(-layout.width // 16) * layout.pictures_per_canvas * canvases
+
+        def step(e: int, guide_table: int, step_table: int) -> None:
+            device.launch("zip_step_f32", 32 * warps, b.x, e, b.x_p, b.x, image_table, guide_table, step_table,
+                          layout_row, b.batch_header, stream=stream)  # fmt: skip
+
+        guides, joint = self._pool.guide_tables
+        if self._table.warm:
+            step(b.x, joint, b.warm_start_table)
+        for k, _ in enumerate(self._table.steps):
+            if layout.pictures_per_canvas > 1 or covered < area:
+                device.launch("zip_fill", canvases * area, b.x, layout_row, b.batch_header, stream=stream)
+            self._engine.enqueue(b.x, b.t + k * b.t_stride, b.eps, canvases, stream.handle,
+                                 size=(layout.canvas_height, layout.canvas_width))  # fmt: skip
+            step(b.eps, guides, b.step_table + structs.STEP.itemsize * k * b.canvases)
