@@ -112,7 +112,7 @@ def test_strips_of_eps_may_be_overwritten_before_the_next(spec, size, unit, monk
     """As the loop does: a window below must never see rows that are changed already."""
     layout = plan(spec, *size, divisor=2)
     monkeypatch.setattr("zipsdk.sampling.tiling.MAX_PIXELS_A_CALL", 3 * layout.canvas_height * layout.canvas_width)
-    monkeypatch.setattr("whole_loop.MAX_PIXELS_A_CALL", 3 * layout.canvas_height * layout.canvas_width)
+    monkeypatch.setattr("tests.helpers.whole_loop.MAX_PIXELS_A_CALL", 3 * layout.canvas_height * layout.canvas_width)
     engine = FakeEngine(spec)
     x = np.random.default_rng(1).standard_normal((1, 3, layout.height, layout.width)).astype(np.float32)
     predictor = Predictor(engine, layout)
