@@ -371,7 +371,7 @@ def test_what_the_plan_cannot_be_is_told_before_the_export(tmp_path, monkeypatch
     monkeypatch.setattr(command, "export_onnx", lambda *_, **__: pytest.fail("it was exported first"))
     run = [str(tmp_path / "ema.safetensors"), "-o", str(tmp_path / "out"), "--name", "small", "--engine"]
     fake = types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(__members__={"SM86": 0}))
-    monkeypatch.setattr(build, "runtime", lambda flavour: fake)
+    monkeypatch.setattr(build, "runtime", lambda flavor: fake)
     for found, options, text in (
         ([], [], "zipsdk[rtx]"),
         (["trt", "rtx"], [], "say which one"),

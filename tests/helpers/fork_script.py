@@ -21,7 +21,7 @@ import numpy as np
 
 import zipsdk
 from zipsdk.detectors.classifier_client import MAX_STALLED, ClassifierClient, Failure
-from zipsdk.models import find
+from zipsdk.models import resolve
 
 x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
 t = np.zeros(len(x), np.float32)
@@ -112,7 +112,7 @@ def files() -> dict[str, str]:
     """Children whose model file is another one, or missing, by now; and one that changed its working directory."""
     copies = [Path(f"{name}.onnx") for name in ("moved", "missing", "other")]
     for copy in copies:
-        shutil.copy(find("zip-tiny"), copy)
+        shutil.copy(resolve("zip-tiny"), copy)
     moved, missing, other = (zipsdk.load_engine(copy, device="cpu", threads=2) for copy in copies)
 
     def change_folder() -> None:
@@ -128,7 +128,7 @@ def files() -> dict[str, str]:
         return False
 
     copies[1].unlink()
-    shutil.copy(find("zip-tiny-int8"), copies[2])
+    shutil.copy(resolve("zip-tiny-int8"), copies[2])
     return {
         "chdir": in_child(change_folder),
         "missing": in_child(lambda: refused(missing, "got no such file in a forked process")),

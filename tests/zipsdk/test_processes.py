@@ -20,7 +20,7 @@ from tests.helpers.paths import ROOT
 from zipsdk import EngineError, ModelError
 from zipsdk._util import forks
 from zipsdk.gpu.device import Device
-from zipsdk.models import find
+from zipsdk.models import resolve
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
 forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -85,7 +85,7 @@ def test_an_engine_is_sent_to_a_spawned_process(evaluation):
 def test_a_pickled_engine_finds_its_file_or_says_so(evaluation, tmp_path, monkeypatch):
     """From another working directory, and by name where zipsdk is installed elsewhere."""
     for name in ("zip-tiny", "zip-tiny-int8"):
-        (tmp_path / f"{name}.onnx").write_bytes(find(name).read_bytes())
+        (tmp_path / f"{name}.onnx").write_bytes(resolve(name).read_bytes())
     monkeypatch.chdir(tmp_path)
     saved = pickle.dumps(zipsdk.load_engine("./zip-tiny.onnx", device="cpu", threads=1))
     assert len(saved) < 2000  # no weights

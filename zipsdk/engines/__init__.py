@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zipsdk._util.validation import is_path
 from zipsdk.errors import InputError, ModelError
-from zipsdk.models import bundled, find
+from zipsdk.models import list_models, resolve
 from zipsdk.types import Engine
 
 
@@ -39,10 +39,10 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
     if not isinstance(device, str):
         raise InputError(f"device: got {device!r}, wanted 'auto', 'cpu', 'cuda' or 'cuda:N'")
     name = str(model)
-    path = find(name) or Path(model)
+    path = resolve(name) or Path(model)
     if not path.exists():
         raise ModelError(
-            f"model: got {name!r}, which is neither a file nor one of {', '.join(bundled())}; check the path"
+            f"model: got {name!r}, which is neither a file nor one of {', '.join(list_models())}; check the path"
         )
     if path.suffix == ".plan":
         from zipsdk.engines.tensorrt.engine import TensorRTEngine

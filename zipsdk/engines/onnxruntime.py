@@ -22,7 +22,7 @@ from zipsdk._util.validation import MAX_THREADS, is_whole
 from zipsdk.engines.sessions import Session, short
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory, ZipError
 from zipsdk.gpu.device import Device, open_device
-from zipsdk.models import find
+from zipsdk.models import resolve
 from zipsdk.models.spec import METADATA_KEY, ModelSpec
 
 F32 = npt.NDArray[np.float32]
@@ -266,7 +266,7 @@ def _opened_again(path: str, device: str, threads: int, spec: ModelSpec) -> Onnx
     """Open a pickled engine's file in this process. Raises as `OnnxEngine`, and ModelError where the file changed."""
     file = Path(path)
     # zipsdk may lie elsewhere in the other process
-    engine = OnnxEngine((not file.exists() and find(file.stem)) or file, device=device, threads=threads)
+    engine = OnnxEngine((not file.exists() and resolve(file.stem)) or file, device=device, threads=threads)
     if engine.spec != spec:
         raise ModelError(f"{path}: got another model than the pickled engine had, expected {spec.name}; copy that file")
     return engine

@@ -23,7 +23,7 @@ from zipsdk.cli import doctor
 from zipsdk.engines.tensorrt import build, flavor, plan_file
 from zipsdk.engines.tensorrt import engine as trt_engine
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory
-from zipsdk.models import find
+from zipsdk.models import resolve
 from zipsdk.models.sidecar import sidecar_path, write_sidecar
 from zipsdk.models.spec import ModelSpec
 
@@ -36,7 +36,7 @@ def tiny(tmp_path_factory):
     """The bundled model as a plan for one small size."""
     path = tmp_path_factory.mktemp("plan") / "tiny.plan"
     batches, sizes = np.array(BATCHES), np.array([32])  # numbers of NumPy do
-    record = build.build(find("zip-tiny"), path, batches=batches, sizes=sizes, targets=["sm86", "sm89"])
+    record = build.build(resolve("zip-tiny"), path, batches=batches, sizes=sizes, targets=["sm86", "sm89"])
     return path, record
 
 
@@ -65,7 +65,7 @@ def test_the_bundled_model_is_built(tiny):
     assert len(header) == 64 and path.stat().st_size > 1e6
     said = plan_file.read_plan(path)
     assert said["plan"] == record["plan"]
-    assert said["plan"]["flavour"] == "rtx" and said["plan"]["runtime"] == trt.__version__
+    assert said["plan"]["flavor"] == "rtx" and said["plan"]["runtime"] == trt.__version__
     assert said["plan"]["targets"] == ["sm86", "sm89"] and said["plan"]["batches"] == [1, 4]
     spec = said["spec"]
     assert (spec.min_side, spec.canvas, spec.max_side, spec.name) == (32, 32, 32, "zip-tiny")
@@ -102,12 +102,12 @@ def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
         ({"targets": ["sm90"]}, "sm90.*wanted some of sm80, sm86"),
         ({"targets": ["ampere"]}, "wanted some of"),
         ({"targets": ["sm86", "sm86"]}, "each once"),
-        ({"flavour": "torch"}, "wanted one of trt, rtx"),
+        ({"flavor": "torch"}, "wanted one of trt, rtx"),
     ],
 )
 def test_options_that_cannot_be_met(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        build.build(find("zip-tiny"), tmp_path / "x.plan", **{"flavour": "rtx", **options})
+        build.build(resolve("zip-tiny"), tmp_path / "x.plan", **{"flavor": "rtx", **options})
     assert not list(tmp_path.iterdir())
 
 
@@ -115,21 +115,21 @@ def test_models_that_cannot_be_built(tmp_path):
     onnx = pytest.importorskip("onnx")
     broken = tmp_path / "broken.onnx"
     with pytest.raises(ModelError, match="no such file"):
-        build.build(broken, tmp_path / "x.plan", flavour="rtx")
+        build.build(broken, tmp_path / "x.plan", flavor="rtx")
     broken.write_bytes(b"\xff" * 100)
     with pytest.raises(ModelError, match="not a readable ONNX model"):
-        build.build(broken, tmp_path / "x.plan", flavour="rtx")
-    model = onnx.load(str(find("zip-tiny")))
+        build.build(broken, tmp_path / "x.plan", flavor="rtx")
+    model = onnx.load(str(resolve("zip-tiny")))
     metadata = list(model.metadata_props)
     del model.metadata_props[:]
     onnx.save(model, str(broken))
     with pytest.raises(ModelError, match="without a zipsdk spec"):
-        build.build(broken, tmp_path / "x.plan", flavour="rtx")
+        build.build(broken, tmp_path / "x.plan", flavor="rtx")
     model.metadata_props.extend(metadata)
     model.graph.node[3].op_type = "Unheard"
     onnx.save(model, str(broken))
     with pytest.raises(ModelError, match=r"TensorRT-RTX .* cannot read it .*Unheard"):
-        build.build(broken, tmp_path / "x.plan", flavour="rtx")
+        build.build(broken, tmp_path / "x.plan", flavor="rtx")
     assert [p.name for p in tmp_path.iterdir()] == ["broken.onnx"]
 
 
@@ -137,7 +137,7 @@ def test_what_tensorrt_says_reaches_the_user(tmp_path, monkeypatch):
     """It answers None; why stands in its log. A profile that contradicts the graph is such a case."""
     monkeypatch.setattr(build, "_sizes", lambda spec, sizes: (spec, (6, 6, 6)))  # not a multiple of 4
     with pytest.raises(EngineError, match=r"TensorRT-RTX .* cannot build it \(.{20}"):
-        build.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,))
+        build.build(resolve("zip-tiny"), tmp_path / "x.plan", flavor="rtx", batches=(1,))
     assert not list(tmp_path.iterdir())
 
 
@@ -166,7 +166,9 @@ def test_a_stopped_build_leaves_nothing(tmp_path, how, kind, message):
         return len(calls) < 50 or how == "Ctrl-C"
 
     with pytest.raises(kind, match=message):
-        build.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,), sizes=(32,), progress=progress)
+        build.build(
+            resolve("zip-tiny"), tmp_path / "x.plan", flavor="rtx", batches=(1,), sizes=(32,), progress=progress
+        )
     assert len(calls) == 50 and not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -190,7 +192,7 @@ def test_ctrl_c_while_the_logger_runs_stops_the_build(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(build, "collecting_logger", pressing)
     with pytest.raises(KeyboardInterrupt):
-        build.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,), sizes=(32,))
+        build.build(resolve("zip-tiny"), tmp_path / "x.plan", flavor="rtx", batches=(1,), sizes=(32,))
     assert pressed and not list(tmp_path.iterdir())
     assert "Exception caught" not in capfd.readouterr().err
 
@@ -219,7 +221,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_build(tmp_path):
     (tmp_path / "file").write_text("")
     calls = []
     with pytest.raises(OSError):
-        build.build(find("zip-tiny"), tmp_path / "file" / "x.plan", flavour="rtx", batches=(1,), sizes=(32,),
+        build.build(resolve("zip-tiny"), tmp_path / "file" / "x.plan", flavor="rtx", batches=(1,), sizes=(32,),
                    progress=lambda *step: calls.append(step) or True)  # fmt: skip
     assert not calls
 
@@ -227,24 +229,24 @@ def test_a_place_that_cannot_be_written_is_found_before_the_build(tmp_path):
 def test_all_targets_are_named_to_the_builder(tmp_path):
     """What the sidecar lists must be what the plan was built for: unset is not the same plan."""
     made = []
-    for name, targets in (("a", None), ("b", [f"sm{n}" for n in flavor.capabilities(trt)])):
+    for name, targets in (("a", None), ("b", [f"sm{n}" for n in flavor.compute_capabilities(trt)])):
         path = tmp_path / f"{name}.plan"
-        record = build.build(find("zip-tiny"), path, flavour="rtx", batches=(1,), sizes=(32,), targets=targets)
+        record = build.build(resolve("zip-tiny"), path, flavor="rtx", batches=(1,), sizes=(32,), targets=targets)
         made.append((path.read_bytes(), record["plan"]["targets"]))
     assert made[0] == made[1]
 
 
-def test_flavours(monkeypatch):
+def test_flavors(monkeypatch):
     assert "rtx" in flavor.installed()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingExtra, match=r"tensorrt is not usable here.*zipsdk\[gpu\]"):
         flavor.runtime("trt")
     monkeypatch.setattr(build, "installed", list)
     with pytest.raises(MissingExtra, match="tensorrt"):
-        build.build(find("zip-tiny"), "x.plan")
+        build.build(resolve("zip-tiny"), "x.plan")
     monkeypatch.setattr(build, "installed", lambda: ["trt", "rtx"])
     with pytest.raises(InputError, match="say which one"):
-        build.build(find("zip-tiny"), "x.plan")
+        build.build(resolve("zip-tiny"), "x.plan")
 
 
 def test_classic_tensorrt_takes_no_targets():
@@ -279,7 +281,7 @@ def refuse(path, kind, message, **options):
 
 def test_a_model_quantised_for_cpus_has_no_plan(tmp_path):
     with pytest.raises(ModelError, match="quantised for ONNX Runtime on CPUs"):
-        build.build(find("zip-tiny-int8"), tmp_path / "x.plan", flavour="rtx")
+        build.build(resolve("zip-tiny-int8"), tmp_path / "x.plan", flavor="rtx")
     assert not list(tmp_path.iterdir())
 
 
@@ -309,7 +311,7 @@ def test_a_plan_without_its_sidecar_or_with_another_ones(copy):
         ({"batches": "many"}, "batches: got 'many', wanted a list"),
         ({"batches": []}, r"batches \[\]"),
         ({"batches": [1, "8"]}, "whole numbers"),
-        ({"flavour": "onnx"}, "flavour 'onnx'"),
+        ({"flavor": "onnx"}, "flavor 'onnx'"),
         ({"targets": None}, "targets: got None"),
         ({"targets": [86]}, r"targets: got \[86\], wanted such as"),
         ({"targets": []}, r"targets: got \[\], wanted such as"),
@@ -322,15 +324,15 @@ def test_an_edited_sidecar(copy, changes, message):
     refuse(copy, ModelError, message)
 
 
-def test_another_version_and_another_flavour(copy, monkeypatch):
+def test_another_version_and_another_flavor(copy, monkeypatch):
     edit(copy, runtime="1.0.0")
     refuse(copy, EngineError, r"built by TensorRT-RTX 1.0.0, and .* is installed.*build it again")
-    edit(copy, flavour="trt")
+    edit(copy, flavor="trt")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     refuse(copy, MissingExtra, r"tensorrt is not usable here.*zipsdk\[gpu\]")
     # the RTX module under the other's name
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    refuse(copy, EngineError, "module of the other flavour")
+    refuse(copy, EngineError, "module of the other flavor")
 
 
 @pytest.mark.parametrize("device", [0, None, "cpu"])
@@ -375,7 +377,7 @@ def opened(copy, device, monkeypatch, *, capability=(8, 6), plain=None, **option
     device.capability = capability
     fake = fake_trt.module(trt, device, plain, batches=BATCHES, **options)
     monkeypatch.setattr(trt_engine, "open_device", lambda ordinal: device)
-    monkeypatch.setattr(trt_engine, "runtime", lambda flavour: fake)
+    monkeypatch.setattr(trt_engine, "runtime", lambda flavor: fake)
     return zipsdk.load_engine(copy), plain, fake
 
 

@@ -16,7 +16,7 @@ from tests.helpers.images import natural, pictures
 from tests.helpers.paths import ROOT
 from zipsdk import EngineError, InputError, ModelError, Purifier, load_engine
 from zipsdk.engines.onnxruntime import _parts
-from zipsdk.models import bundled, find
+from zipsdk.models import list_models, resolve
 from zipsdk.sampling.tiling import plan
 
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
@@ -28,8 +28,8 @@ def engine():
 
 
 def test_bundled_model_is_small_and_says_what_it_is(engine):
-    path = find("zip-tiny")
-    assert bundled() == ["zip-tiny", "zip-tiny-int8"]
+    path = resolve("zip-tiny")
+    assert list_models() == ["zip-tiny", "zip-tiny-int8"]
     assert path is not None and path.stat().st_size < 12e6
     spec = engine.spec
     assert (spec.name, spec.canvas, spec.flexible) == ("zip-tiny", 64, True)
@@ -134,7 +134,7 @@ def test_thin_pictures_are_restored_in_windows_as_well_as_whole(engine, limits, 
 
 
 def test_a_damaged_model_is_named(tmp_path):
-    source = find("zip-tiny")
+    source = resolve("zip-tiny")
     for f in source.parent.glob("zip-tiny.onnx*"):
         shutil.copy(f, tmp_path / f.name)
     broken = tmp_path / "zip-tiny.onnx"

@@ -1,6 +1,6 @@
 """ONNX -> TensorRT plan, with TensorRT 10 and 11 ("trt") and TensorRT for RTX ("rtx").
 
-One code path: what the flavours and versions differ in is asked of the module (``hasattr``), never of a version's
+One code path: what the flavors and versions differ in is asked of the module (``hasattr``), never of a version's
 number. Networks are strongly typed: precision is in the graph. A plan is code, so beside it lies a JSON file with its
 hash and all that decides whether it can run somewhere; see `zipsdk.engines.tensorrt.engine` for the running.
 
@@ -23,7 +23,7 @@ from typing import Any
 from zipsdk._util.atomic import write_atomically
 from zipsdk._util.runtimes import load
 from zipsdk._util.validation import is_whole
-from zipsdk.engines.tensorrt.flavor import RTX_LOWEST, capabilities, collecting_logger, installed, runtime
+from zipsdk.engines.tensorrt.flavor import RTX_LOWEST, collecting_logger, compute_capabilities, installed, runtime
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError
 from zipsdk.models.sidecar import check_sidecar, sha256_file, write_sidecar
 from zipsdk.models.spec import METADATA_KEY, ModelSpec
@@ -50,29 +50,29 @@ def spec_of(path: Path) -> ModelSpec:
 
 
 def check_options(
-    flavour: str | None, batches: Sequence[int], targets: Sequence[str] | None
+    flavor: str | None, batches: Sequence[int], targets: Sequence[str] | None
 ) -> tuple[Any, str, list[int], list[int]]:
-    """The options of `build` that need no model: the flavour's module and name, the batches, and the targets' numbers.
+    """The options of `build` that need no model: the flavor's module and name, the batches, and the targets' numbers.
 
     Raises:
         InputError, EngineError, MissingExtra: as `build`.
     """
-    if flavour is None:
+    if flavor is None:
         found = installed()
         if not found:
             raise MissingExtra("tensorrt", "gpu", "nor is tensorrt_rtx, which zipsdk[rtx] brings")
         if len(found) > 1:
-            raise InputError(f"flavour: both {' and '.join(found)} are installed; say which one")
-        flavour = found[0]
-    trt = runtime(flavour)
-    return trt, flavour, _batches(batches), _targets(trt, flavour, targets)
+            raise InputError(f"flavor: both {' and '.join(found)} are installed; say which one")
+        flavor = found[0]
+    trt = runtime(flavor)
+    return trt, flavor, _batches(batches), _targets(trt, flavor, targets)
 
 
 def build(
     model: str | Path,
     output: str | Path,
     *,
-    flavour: str | None = None,
+    flavor: str | None = None,
     batches: Sequence[int] = (1, 8, 64),
     sizes: Sequence[int] | None = None,
     targets: Sequence[str] | None = None,
@@ -83,7 +83,7 @@ def build(
     Args:
         model: an ``.onnx`` file that zipsdk exported.
         output: the plan; written atomically, an interrupted build leaves nothing.
-        flavour: "trt" or "rtx"; None takes the only one that is installed.
+        flavor: "trt" or "rtx"; None takes the only one that is installed.
         batches: one optimisation profile each. The first serves batches up to the first number, the second those above
             it up to the second number, and so on; each is tuned for its largest.
         sizes: sides of the canvas: (only one,) or (smallest, the one to tune for, largest). None takes all that the
@@ -105,7 +105,7 @@ def build(
         KeyboardInterrupt: Ctrl-C was pressed; the build stops at its next step.
     """
     model, output = Path(model), Path(output)
-    trt, flavour, batches, numbers = check_options(flavour, batches, targets)
+    trt, flavor, batches, numbers = check_options(flavor, batches, targets)
     if not model.is_file():
         raise ModelError(f"{model}: there is no such file; check the path")
     check_sidecar(model)
@@ -121,11 +121,11 @@ def build(
 
     log = collecting_logger(trt)
     # named even where all are wanted: what TensorRT-RTX takes by itself makes another plan than this list does
-    plan = _compile(trt, log, model, spec, sides, batches, numbers if flavour == "rtx" else None, progress)
+    plan = _compile(trt, log, model, spec, sides, batches, numbers if flavor == "rtx" else None, progress)
     write_atomically(output, memoryview(plan))
     record = {
         "plan": {
-            "flavour": flavour,
+            "flavor": flavor,
             "runtime": trt.__version__,
             "targets": [f"sm{n}" for n in numbers],
             "batches": list(batches),
@@ -277,11 +277,11 @@ def _sizes(spec: ModelSpec, sizes: Sequence[int] | None) -> tuple[ModelSpec, tup
     return dataclasses.replace(spec, min_side=low, canvas=usual, max_side=high), (low, usual, high)
 
 
-def _targets(trt: Any, flavour: str, targets: Sequence[str] | None) -> list[int]:
-    """Compute capabilities times ten that the plan is for."""
+def _targets(trt: Any, flavor: str, targets: Sequence[str] | None) -> list[int]:
+    """Return the compute capabilities, times ten, that the plan is for."""
     if targets is not None and (not isinstance(targets, Iterable) or not all(isinstance(t, str) for t in targets)):
         raise InputError(f"targets: got {targets!r}, expected names of GPUs, such as ['sm86']")
-    if flavour == "trt":
+    if flavor == "trt":
         if targets:
             raise InputError(
                 f"targets: got {', '.join(targets)}, but TensorRT builds for the GPU that is present; "
@@ -291,7 +291,7 @@ def _targets(trt: Any, flavour: str, targets: Sequence[str] | None) -> list[int]
 
         major, minor = open_device(0).capability
         return [10 * major + minor]
-    known = capabilities(trt)
+    known = compute_capabilities(trt)
     if targets is None:
         return known
     numbers = []

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk._util import forks
-from zipsdk.engines.tensorrt.flavor import FLAVOURS, RTX_LOWEST, capabilities, collecting_logger, runtime
+from zipsdk.engines.tensorrt.flavor import FLAVORS, RTX_LOWEST, collecting_logger, compute_capabilities, runtime
 from zipsdk.engines.tensorrt.plan_file import read_plan
 from zipsdk.errors import EngineError, InputError, ModelError, OutOfMemory
 from zipsdk.gpu.device import Device, open_device
@@ -81,9 +81,9 @@ class TensorRTEngine:
         plan = record["plan"]
         self._batches: list[int] = plan["batches"]
         self.max_batch: int | None = self._batches[-1]
-        self.flavour: str = plan["flavour"]
-        self._trt = runtime(self.flavour)
-        name = FLAVOURS[self.flavour][2]
+        self.flavor: str = plan["flavor"]
+        self._trt = runtime(self.flavor)
+        name = FLAVORS[self.flavor][2]
         if plan["runtime"] != self._trt.__version__:
             raise EngineError(
                 f"{self.path}: built by {name} {plan['runtime']}, and {self._trt.__version__} is installed; plans are "
@@ -118,20 +118,20 @@ class TensorRTEngine:
     def _check_gpu(self, plan: dict[str, Any], name: str) -> None:
         number = 10 * self.device.capability[0] + self.device.capability[1]
         gpu = f"{self.device.name} (sm{number})"
-        if self.flavour == "rtx":
+        if self.flavor == "rtx":
             if number < RTX_LOWEST:
                 raise EngineError(
                     f"{self.path}: got {gpu}, wanted sm{RTX_LOWEST} or newer for {name}, which is known to return "
                     "zeros in silence below; use the ONNX file with ONNX Runtime, or TensorRT"
                 )
-            if number not in capabilities(self._trt):
+            if number not in compute_capabilities(self._trt):
                 raise EngineError(
                     f"{self.path}: {name} does not support {gpu}; use the ONNX file with ONNX Runtime, or TensorRT"
                 )
         if f"sm{number}" not in plan["targets"]:
             raise EngineError(
                 f"{self.path}: built for {', '.join(plan['targets'])}, and this is {gpu}; build it again, "
-                + (f"with --target sm{number}" if self.flavour == "rtx" else "on this machine")
+                + (f"with --target sm{number}" if self.flavor == "rtx" else "on this machine")
             )
 
     def _check_tensors(self) -> None:
@@ -169,7 +169,7 @@ class TensorRTEngine:
     def info(self) -> dict[str, Any]:
         return {
             "engine": self.runtime,
-            "providers": [FLAVOURS[self.flavour][2]],
+            "providers": [FLAVORS[self.flavor][2]],
             "precision": self.spec.precision,
             "device": self.device.name,
             "batches": self._batches,

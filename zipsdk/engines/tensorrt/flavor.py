@@ -8,38 +8,38 @@ from typing import Any
 from zipsdk._util.runtimes import load
 from zipsdk.errors import EngineError, InputError, MissingExtra
 
-#: flavour -> (module, the extra of zipsdk that brings it, its name)
-FLAVOURS = {"trt": ("tensorrt", "gpu", "TensorRT"), "rtx": ("tensorrt_rtx", "rtx", "TensorRT-RTX")}
+#: flavor -> (module, the extra of zipsdk that brings it, its name)
+FLAVORS = {"trt": ("tensorrt", "gpu", "TensorRT"), "rtx": ("tensorrt_rtx", "rtx", "TensorRT-RTX")}
 #: TensorRT-RTX accepts sm75, and has been reported to return zeros there, in silence, for dynamic float32 shapes.
 RTX_LOWEST = 80
 
 
-def runtime(flavour: str) -> Any:
-    """The flavour's module.
+def runtime(flavor: str) -> Any:
+    """The flavor's module.
 
     Raises:
-        InputError: no such flavour.
+        InputError: no such flavor.
         MissingExtra: it is not installed, or is broken.
-        EngineError: it is the other flavour's module.
+        EngineError: it is the other flavor's module.
     """
-    if not isinstance(flavour, str) or flavour not in FLAVOURS:
-        raise InputError(f"flavour: got {flavour!r}, wanted one of {', '.join(FLAVOURS)}")
-    module = FLAVOURS[flavour][0]
+    if not isinstance(flavor, str) or flavor not in FLAVORS:
+        raise InputError(f"flavor: got {flavor!r}, wanted one of {', '.join(FLAVORS)}")
+    module = FLAVORS[flavor][0]
     trt = load(module)
-    if hasattr(trt, "ComputeCapability") != (flavour == "rtx"):
-        raise EngineError(f"{module}: got a module of the other flavour; install one of zipsdk[gpu] and zipsdk[rtx]")
+    if hasattr(trt, "ComputeCapability") != (flavor == "rtx"):
+        raise EngineError(f"{module}: got a module of the other flavor; install one of zipsdk[gpu] and zipsdk[rtx]")
     return trt
 
 
 def installed() -> list[str]:
-    """Flavours that can be imported here."""
+    """Flavors that can be imported here."""
     found = []
-    for flavour in FLAVOURS:
+    for flavor in FLAVORS:
         try:
-            runtime(flavour)
+            runtime(flavor)
         except (MissingExtra, EngineError):
             continue
-        found.append(flavour)
+        found.append(flavor)
     return found
 
 
@@ -63,7 +63,7 @@ def collecting_logger(trt: Any) -> Any:
     return Logger()
 
 
-def capabilities(trt: Any) -> list[int]:
+def compute_capabilities(trt: Any) -> list[int]:
     """What TensorRT-RTX knows and zipsdk allows, e.g. [80, 86, 89, 120, 121]."""
     known = [int(name[2:]) for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
     return sorted(n for n in known if n >= RTX_LOWEST)

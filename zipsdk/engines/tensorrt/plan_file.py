@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from zipsdk.engines.tensorrt.flavor import FLAVOURS
+from zipsdk.engines.tensorrt.flavor import FLAVORS
 from zipsdk.errors import ModelError
 from zipsdk.models.sidecar import check_sidecar, sidecar_path
 from zipsdk.models.spec import ModelSpec
@@ -26,7 +26,7 @@ def read_plan(path: Path) -> dict[str, Any]:
             "known: copy both files, or build it again with zipsdk build"
         )
     plan, spec = record.get("plan"), record.get("spec")
-    kinds = {"flavour": str, "runtime": str, "targets": list, "batches": list, "sizes": list}
+    kinds = {"flavor": str, "runtime": str, "targets": list, "batches": list, "sizes": list}
     if not isinstance(plan, dict) or not isinstance(spec, dict):
         raise ModelError(f"{sidecar_path(path)}: speaks of no plan; build it again with zipsdk build")
     for key, kind in kinds.items():
@@ -36,10 +36,10 @@ def read_plan(path: Path) -> dict[str, Any]:
             )
     batches, targets = plan["batches"], plan["targets"]
     whole = bool(batches) and all(type(b) is int and b > 0 for b in batches)
-    if plan["flavour"] not in FLAVOURS or not whole or batches != sorted(set(batches)):
+    if plan["flavor"] not in FLAVORS or not whole or batches != sorted(set(batches)):
         raise ModelError(
-            f"{sidecar_path(path)}: got flavour {plan['flavour']!r} and batches {batches}, wanted one of "
-            f"{', '.join(FLAVOURS)} and rising whole numbers; build it again"
+            f"{sidecar_path(path)}: got flavor {plan['flavor']!r} and batches {batches}, wanted one of "
+            f"{', '.join(FLAVORS)} and rising whole numbers; build it again"
         )
     if not targets or not all(isinstance(t, str) and re.fullmatch(r"sm\d+", t) for t in targets):
         raise ModelError(f"{sidecar_path(path)}: targets: got {targets}, wanted such as ['sm86']; build it again")
