@@ -15,8 +15,9 @@ from export.flags import Flags, refuse
 from export.to_onnx import NORMS, check_temporary_folder, export_onnx
 from export.unet import UNet
 from export.unet_config import PREDICTIONS
-from zipsdk.engines.tensorrt.build import build, check_options
+from zipsdk.engines.tensorrt.build import build
 from zipsdk.engines.tensorrt.flavor import FLAVORS
+from zipsdk.engines.tensorrt.request import BuildRequest
 from zipsdk.errors import InputError, ZipError
 from zipsdk.models.betas import SCHEDULES
 from zipsdk.models.sidecar import sidecar_path
@@ -185,7 +186,7 @@ def run(args: argparse.Namespace) -> Path:
     targets = args.target.split(",") if args.target else None
     check_temporary_folder()
     if args.engine:  # before minutes of work, and not after them
-        check_options(args.flavor, batches, targets)
+        BuildRequest.from_options(args.flavor, batches, targets)
     flags = flags_of(args)
     if args.random_adm:
         refuse(flags, Flags.__dataclass_fields__, Path("--random-adm"), "the published model")

@@ -32,7 +32,7 @@ from zipsdk.cli.console import (  # fmt: skip
     tell,
 )
 from zipsdk.engines import load_engine
-from zipsdk.engines.tensorrt.build import spec_of
+from zipsdk.engines.tensorrt.build import read_spec
 from zipsdk.engines.tensorrt.flavor import FLAVORS
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
 from zipsdk.images.contact_sheet import MAX_ROWS, before_after, contact_sheet, is_sheet
@@ -226,7 +226,7 @@ def _onnx_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
         engine = load_engine(path, device=device)
     except MissingExtra as e:
         try:
-            return spec_of(path), {"engine": f"not here: {e}"}
+            return read_spec(path), {"engine": f"not here: {e}"}
         except MissingExtra:
             raise e from None
     return engine.spec, dict(getattr(engine, "info", {}))
@@ -268,7 +268,7 @@ def _build(args: argparse.Namespace) -> int:
         )["plan"]  # fmt: skip
     took = time.perf_counter() - start
     sides = sorted(set(record["sizes"]))
-    tell(f"{out}: {out.stat().st_size / 1e6:,.1f} MB in {took:.1f} s by {FLAVORS[record['flavor']][2]} "
+    tell(f"{out}: {out.stat().st_size / 1e6:,.1f} MB in {took:.1f} s by {FLAVORS[record['flavor']].name} "
           f"{record['runtime']}")  # fmt: skip
     tell(
         f"  for {', '.join(record['targets'])}; batches up to {max(record['batches'])}, sides {sides[0]} to {sides[-1]}"

@@ -128,11 +128,11 @@ def _capability() -> int:
 
 
 def _tensorrt(driver: bool) -> Iterator[Check]:
-    for flavor, (_, extra, name) in FLAVORS.items():
-        fix = f"pip install 'zipsdk[{extra}]'"
+    for flavor in FLAVORS.values():
+        name, fix = flavor.name, f"pip install 'zipsdk[{flavor.extra}]'"
         try:
-            trt = runtime(flavor)
-            known = compute_capabilities(trt) if flavor == "rtx" else []
+            trt = runtime(flavor.key)
+            known = compute_capabilities(trt) if flavor.key == "rtx" else []
         except Exception as e:
             yield _unusable(name, e, fix)
             continue
@@ -144,7 +144,7 @@ def _tensorrt(driver: bool) -> Iterator[Check]:
                 yield Check(name, False, f"{builds}; it runs none here, for this GPU is sm{number}", fix)
             else:
                 yield Check(name, True, builds)
-        elif flavor == "rtx":
+        elif flavor.key == "rtx":
             yield Check(name, False, f"{builds}; it runs none here, for there is no GPU", "see CUDA driver above")
         else:
             yield Check(

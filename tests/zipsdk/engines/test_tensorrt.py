@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -20,7 +21,7 @@ from tests.helpers.gpu_pairs import Meanwhile, assert_same, pictures
 from zipsdk import cli
 from zipsdk._util import forks
 from zipsdk.cli import doctor
-from zipsdk.engines.tensorrt import build, flavor, plan_file
+from zipsdk.engines.tensorrt import build, flavor, plan_file, request
 from zipsdk.engines.tensorrt import engine as trt_engine
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory
 from zipsdk.models import resolve
@@ -89,7 +90,7 @@ def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batches": ()}, "wanted whole numbers of at least 1"),
+        ({"batches": ()}, "expected whole numbers of at least 1"),
         ({"batches": (4, 1)}, "each larger than the one before"),
         ({"batches": (0,)}, "at least 1"),
         ({"batches": (1, 4.0)}, "whole numbers"),
@@ -98,11 +99,11 @@ def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
         ({"sizes": (32.0,)}, "in whole pixels"),
         ({"sizes": (32, 64)}, "one side, or the smallest, the usual and the largest"),
         ({"sizes": (64, 32, 128)}, "rising multiples"),
-        ({"targets": ["sm75"]}, "sm75.*return zeros in silence.*wanted some of sm80"),
-        ({"targets": ["sm90"]}, "sm90.*wanted some of sm80, sm86"),
-        ({"targets": ["ampere"]}, "wanted some of"),
+        ({"targets": ["sm75"]}, "sm75.*return zeros without an error.*expected some of sm80"),
+        ({"targets": ["sm90"]}, "sm90.*expected some of sm80, sm86"),
+        ({"targets": ["ampere"]}, "expected some of"),
         ({"targets": ["sm86", "sm86"]}, "each once"),
-        ({"flavor": "torch"}, "wanted one of trt, rtx"),
+        ({"flavor": "torch"}, "expected one of trt, rtx"),
     ],
 )
 def test_options_that_cannot_be_met(tmp_path, options, message):
@@ -135,7 +136,8 @@ def test_models_that_cannot_be_built(tmp_path):
 
 def test_what_tensorrt_says_reaches_the_user(tmp_path, monkeypatch):
     """It answers None; why stands in its log. A profile that contradicts the graph is such a case."""
-    monkeypatch.setattr(build, "_sizes", lambda spec, sizes: (spec, (6, 6, 6)))  # not a multiple of 4
+    unsupported = lambda spec, sizes: dataclasses.replace(spec, multiple=2, min_side=6, canvas=6, max_side=6)  # noqa: E731
+    monkeypatch.setattr(build, "restrict_sizes", unsupported)  # not a multiple of 4
     with pytest.raises(EngineError, match=r"TensorRT-RTX .* cannot build it \(.{20}"):
         build.build(resolve("zip-tiny"), tmp_path / "x.plan", flavor="rtx", batches=(1,))
     assert not list(tmp_path.iterdir())
@@ -199,10 +201,11 @@ def test_ctrl_c_while_the_logger_runs_stops_the_build(tmp_path, monkeypatch, cap
 
 def test_a_handler_of_the_callers_is_left_alone_and_threads_may_build(tmp_path, monkeypatch):
     seen, results = [], []
-    monkeypatch.setattr(build, "_serialized", lambda *args: seen.append(signal.getsignal(signal.SIGINT)) or b"")
+    builder = types.SimpleNamespace(build=lambda *args: seen.append(signal.getsignal(signal.SIGINT)) or b"")
+    monkeypatch.setattr(build, "PlanBuilder", lambda *args: builder)
 
     def compile_():
-        results.append(build._compile(None, None, None, None, None, None, None, None))
+        results.append(build.compile_plan(None, None, None, None))
 
     mine = lambda *_: None  # noqa: E731
     previous = signal.signal(signal.SIGINT, mine)
@@ -241,17 +244,17 @@ def test_flavors(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingExtra, match=r"tensorrt is not usable here.*zipsdk\[gpu\]"):
         flavor.runtime("trt")
-    monkeypatch.setattr(build, "installed", list)
+    monkeypatch.setattr(request, "installed", list)
     with pytest.raises(MissingExtra, match="tensorrt"):
         build.build(resolve("zip-tiny"), "x.plan")
-    monkeypatch.setattr(build, "installed", lambda: ["trt", "rtx"])
-    with pytest.raises(InputError, match="say which one"):
+    monkeypatch.setattr(request, "installed", lambda: ["trt", "rtx"])
+    with pytest.raises(InputError, match="choose one"):
         build.build(resolve("zip-tiny"), "x.plan")
 
 
 def test_classic_tensorrt_takes_no_targets():
     with pytest.raises(InputError, match="builds for the GPU that is present"):
-        build._targets(types.SimpleNamespace(), "trt", ["sm86"])
+        request._check_targets(types.SimpleNamespace(), "trt", ["sm86"])
 
 
 # ---- the command
@@ -279,8 +282,8 @@ def refuse(path, kind, message, **options):
         zipsdk.load_engine(path, **options)
 
 
-def test_a_model_quantised_for_cpus_has_no_plan(tmp_path):
-    with pytest.raises(ModelError, match="quantised for ONNX Runtime on CPUs"):
+def test_a_model_quantized_for_cpus_has_no_plan(tmp_path):
+    with pytest.raises(ModelError, match="quantized for ONNX Runtime on CPUs"):
         build.build(resolve("zip-tiny-int8"), tmp_path / "x.plan", flavor="rtx")
     assert not list(tmp_path.iterdir())
 

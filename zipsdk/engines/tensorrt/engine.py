@@ -83,7 +83,7 @@ class TensorRTEngine:
         self.max_batch: int | None = self._batches[-1]
         self.flavor: str = plan["flavor"]
         self._trt = runtime(self.flavor)
-        name = FLAVORS[self.flavor][2]
+        name = FLAVORS[self.flavor].name
         if plan["runtime"] != self._trt.__version__:
             raise EngineError(
                 f"{self.path}: built by {name} {plan['runtime']}, and {self._trt.__version__} is installed; plans are "
@@ -169,7 +169,7 @@ class TensorRTEngine:
     def info(self) -> dict[str, Any]:
         return {
             "engine": self.runtime,
-            "providers": [FLAVORS[self.flavor][2]],
+            "providers": [FLAVORS[self.flavor].name],
             "precision": self.spec.precision,
             "device": self.device.name,
             "batches": self._batches,
