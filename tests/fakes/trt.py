@@ -197,6 +197,8 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
                 delattr(owner, name)
     real = ("ComputeCapability", "TensorIOMode", "ILogger", "ExecutionContextAllocationStrategy", "float32",
             "DynamicShapesKernelSpecializationStrategy", "__version__")  # fmt: skip
-    made = types.SimpleNamespace(Runtime=Runtime, log=log, **{name: getattr(trt, name) for name in real})
+    made = types.SimpleNamespace(
+        Runtime=Runtime, IExecutionContext=Context, log=log, **{name: getattr(trt, name) for name in real}
+    )
     assert np.dtype(np.float32).itemsize == 4
     return made

@@ -340,7 +340,7 @@ def test_another_version_and_another_flavor(copy, monkeypatch):
 
 @pytest.mark.parametrize("device", [0, None, "cpu"])
 def test_a_device_that_no_plan_runs_on(device):
-    with pytest.raises(InputError, match=f"device: got {device!r} for a plan, wanted 'auto'"):
+    with pytest.raises(InputError, match=f"device: got {device!r} for a plan, expected 'auto'"):
         trt_engine.TensorRTEngine("x.plan", device=device)
 
 
@@ -359,11 +359,11 @@ def test_no_driver(copy, monkeypatch):
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("plan", {"batches": [1, 64]}, r"profile 1: got \[2, 3, 32, 32\] to \[4, .* wanted .* to \[64, 3, 32, 32\]"),
-        ("plan", {"batches": [1, 2, 4]}, "got 2 profiles, wanted 3"),
-        ("spec", {"min_side": 256, "canvas": 256, "max_side": 256}, "profile 0: got .* wanted .*256"),
-        ("spec", {"min_side": 16}, "profile 0: got .* wanted .*16"),
-        ("spec", {"input_x": "eps", "output": "x"}, "eps: wanted an input of the plan"),
+        ("plan", {"batches": [1, 64]}, r"profile 1: got \[2, 3, 32, 32\] to \[4, .* expected .* to \[64, 3, 32, 32\]"),
+        ("plan", {"batches": [1, 2, 4]}, "got 2 profiles, expected 3"),
+        ("spec", {"min_side": 256, "canvas": 256, "max_side": 256}, "profile 0: got .* expected .*256"),
+        ("spec", {"min_side": 16}, "profile 0: got .* expected .*16"),
+        ("spec", {"input_x": "eps", "output": "x"}, "eps: expected an input of the plan"),
     ],
 )
 def test_a_sidecar_edited_with_sense_is_held_against_the_plan(copy, device, monkeypatch, part, changes, message):
@@ -387,9 +387,9 @@ def opened(copy, device, monkeypatch, *, capability=(8, 6), plain=None, **option
 @pytest.mark.parametrize(
     ("capability", "message"),
     [
-        ((7, 5), r"sm75\), wanted sm80 or newer.*zeros in silence"),
+        ((7, 5), r"sm75\), expected sm80 or newer.*zeros without an error"),
         ((9, 0), r"does not support .*sm90"),
-        ((12, 0), "built for sm86, sm89, and this is .*sm120.*--target sm120"),
+        ((12, 0), "built for sm86, sm89, and this GPU is .*sm120.*--target sm120"),
     ],
 )
 def test_gpus_that_it_is_not_for(copy, device, monkeypatch, capability, message):
@@ -401,7 +401,7 @@ def test_gpus_that_it_is_not_for(copy, device, monkeypatch, capability, message)
     ("method", "kind", "message"),
     [
         ("deserialize_cuda_engine", EngineError, r"cannot open it on fake GPU \(header does not fit\)"),
-        ("get_tensor_dtype", ModelError, "wanted float32"),
+        ("get_tensor_dtype", ModelError, "expected float32"),
     ],
 )
 def test_what_it_refuses_to_open(copy, device, monkeypatch, method, kind, message):
@@ -450,7 +450,7 @@ def test_on_arrays(copy, device, monkeypatch, rng):
     for n in (1, 4, 7, 4):
         x, t = rng.standard_normal((n, 3, 32, 32), np.float32), np.arange(n, dtype=np.float32)
         np.testing.assert_array_equal(engine(x, t), plain(x, t))
-    with pytest.raises(InputError, match="got a batch of 5, wanted at most 4"):
+    with pytest.raises(InputError, match="got a batch of 5, expected at most 4"):
         engine.prepare(5, 32, 32)
 
 
