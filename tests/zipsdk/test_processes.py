@@ -57,12 +57,12 @@ def test_a_fork_by_code_that_calls_no_hooks_is_seen_by_the_process_number(evalua
     engine = zipsdk.load_engine("zip-tiny", device="cpu", threads=2)
     x, t = evaluation
     wanted, one = engine(x, t), engine(x[:1], t[:1])
-    inherited = engine._session._session, engine._shared
+    inherited = engine._session._session, engine._sharded._shared
     number = os.getpid() + 1
     monkeypatch.setattr(os, "getpid", lambda: number)
     np.testing.assert_array_equal(engine(x, t), wanted)
     np.testing.assert_array_equal(engine(x[:1], t[:1]), one)
-    assert engine._session._session is not inherited[0] and engine._shared is not inherited[1]
+    assert engine._session._session is not inherited[0] and engine._sharded._shared is not inherited[1]
 
 
 def test_a_session_on_a_gpu_is_refused_in_a_forked_child(evaluation):

@@ -37,7 +37,7 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
     if not is_path(model):
         raise InputError(f"model: got {type(model).__name__}, expected a bundled model's name or a path")
     if not isinstance(device, str):
-        raise InputError(f"device: got {device!r}, wanted 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        raise InputError(f"device: got {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
     name = str(model)
     path = resolve(name) or Path(model)
     if not path.exists():
@@ -49,7 +49,7 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
 
         return TensorRTEngine(path, device=device)
     if path.suffix != ".onnx":
-        raise ModelError(f"{path}: got a {path.suffix or 'suffix-less'} file, wanted .onnx or .plan")
+        raise ModelError(f"{path}: got a {path.suffix or 'suffix-less'} file, expected .onnx or .plan")
     from zipsdk.engines.onnxruntime import open_onnx
 
     return open_onnx(path, device=device, threads=threads)

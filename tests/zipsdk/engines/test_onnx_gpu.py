@@ -74,5 +74,5 @@ def test_onnx_takes_the_loops_stream_and_no_other(rng):
     t, eps = np.zeros(1, np.float32), x.copy()
     arguments = (x.ctypes.data, t.ctypes.data, eps.ctypes.data, 1)
     engine.enqueue(*arguments, engine.device.compute.handle, size=(32, 32))
-    with pytest.raises(EngineError, match="wanted the one that the session was opened with"):
+    with pytest.raises(EngineError, match="expected the stream that the session was opened with"):
         engine.enqueue(*arguments, engine.device.copies.handle, size=(32, 32))

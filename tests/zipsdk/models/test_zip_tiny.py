@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.images import natural, pictures
 from tests.helpers.paths import ROOT
 from zipsdk import EngineError, InputError, ModelError, Purifier, load_engine
-from zipsdk.engines.onnxruntime import _parts
+from zipsdk.engines.sessions import split_batch
 from zipsdk.models import list_models, resolve
 from zipsdk.sampling.tiling import plan
 
@@ -165,10 +165,10 @@ def test_devices_are_never_swapped_in_silence():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"threads": "2"}, "threads: got '2', wanted a whole number"),
-        ({"threads": 1.5}, "threads: got 1.5, wanted a whole number"),
-        ({"device": 0}, "device: got 0, wanted 'auto'"),
-        ({"device": None}, "device: got None, wanted 'auto'"),
+        ({"threads": "2"}, "threads: got '2', expected a whole number"),
+        ({"threads": 1.5}, "threads: got 1.5, expected a whole number"),
+        ({"device": 0}, "device: got 0, expected 'auto'"),
+        ({"device": None}, "device: got None, expected 'auto'"),
     ],
 )
 def test_options_of_another_kind_are_refused(options, said):
@@ -214,7 +214,7 @@ def test_threads_are_counted(engine):
     ],
 )
 def test_how_a_batch_is_shared_out(n, side, threads, sizes):
-    parts = _parts(n, side * side, threads)
+    parts = split_batch(n, side * side, threads)
     assert sorted(part.stop - part.start for part in parts) == sizes
     assert [i for part in parts for i in range(part.start, part.stop)] == (list(range(n)) if sizes else [])
 
