@@ -229,7 +229,7 @@ def _onnx_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
             return read_spec(path), {"engine": f"not here: {e}"}
         except MissingExtra:
             raise e from None
-    return engine.spec, dict(getattr(engine, "info", {}))
+    return engine.spec, engine.info
 
 
 def _plan_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
@@ -238,7 +238,7 @@ def _plan_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
 
     record = read_plan(path)
     try:
-        runs = {**getattr(load_engine(path, device=device), "info", {})}
+        runs = load_engine(path, device=device).info
     except (EngineError, MissingExtra) as e:
         runs = {"engine": f"not here: {e}"}
     return record["spec"], {**record["plan"], **runs}

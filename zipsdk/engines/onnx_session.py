@@ -8,15 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from zipsdk._util import forks
 from zipsdk.errors import EngineError, ModelError
 from zipsdk.models.sidecar import check_sidecar
 from zipsdk.models.spec import METADATA_KEY, ModelSpec
-
-F32 = npt.NDArray[np.float32]
+from zipsdk.types import F32
 
 
 class OnnxSession:

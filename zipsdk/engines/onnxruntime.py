@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zipsdk._util import forks
 from zipsdk._util.cpus import usable_cpus
@@ -22,8 +21,7 @@ from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, Out
 from zipsdk.gpu.device import Device, open_device
 from zipsdk.models import resolve
 from zipsdk.models.spec import ModelSpec
-
-F32 = npt.NDArray[np.float32]
+from zipsdk.types import F32
 
 #: Bindings that are kept, one for each set of addresses: about ten image sizes with 20 steps each.
 MAX_BINDINGS = 256

@@ -10,11 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from zipsdk._util import forks
-
-F32 = npt.NDArray[np.float32]
+from zipsdk.types import F32
 
 #: Pixels of one evaluation on one core. The activations of zip-tiny then fit a core's cache; with half as many pixels
 #: the fixed cost of an evaluation becomes visible.

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zipsdk._util import forks
 from zipsdk.engines.tensorrt.context_api import choose_api
@@ -23,8 +22,7 @@ from zipsdk.engines.tensorrt.plan_file import read_plan
 from zipsdk.errors import EngineError, InputError, ModelError
 from zipsdk.gpu.device import Device, open_device
 from zipsdk.models.spec import ModelSpec
-
-F32 = npt.NDArray[np.float32]
+from zipsdk.types import F32
 
 #: Execution contexts that are kept, one for each shape.
 MAX_CONTEXTS = 32
