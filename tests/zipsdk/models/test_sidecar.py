@@ -4,11 +4,13 @@ import errno
 import hashlib
 import json
 import os
+import threading
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
-from zipsdk._util import atomic
+from zipsdk._util import atomic, locks
 from zipsdk.errors import ModelError
 from zipsdk.models import sidecar
 
@@ -160,3 +162,28 @@ def test_a_folder_that_cannot_be_synced(tmp_path, monkeypatch, number, raised):
             atomic.sync_folder(tmp_path)
     else:
         atomic.sync_folder(tmp_path)
+
+
+def test_a_lock_is_held_until_the_file_is_closed(tmp_path):
+    first, second = (FileIO(tmp_path / "f", "a+") for _ in range(2))
+    with first, second:
+        assert locks.try_lock(first)
+        assert not locks.try_lock(second)
+        first.close()
+        assert locks.try_lock(second)
+
+
+def test_a_locked_folder_is_waited_for(tmp_path):
+    pytest.importorskip("fcntl", reason="folders are not locked on Windows")
+    entered = threading.Event()
+
+    def enter():
+        with locks.locked_folder(tmp_path):
+            entered.set()
+
+    with locks.locked_folder(tmp_path):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(10)
+    thread.join()
