@@ -294,7 +294,7 @@ def test_a_damaged_plan(copy):
     copy.write_bytes(data)
     refuse(copy, ModelError, "SHA-256 .* changed or damaged")
     copy.write_bytes(data[:-1])
-    refuse(copy, ModelError, "got .* bytes, wanted")
+    refuse(copy, ModelError, "got .* bytes, expected")
 
 
 def test_a_plan_without_its_sidecar_or_with_another_ones(copy):
@@ -303,22 +303,22 @@ def test_a_plan_without_its_sidecar_or_with_another_ones(copy):
     sidecar.unlink()
     refuse(copy, ModelError, "opened only if its hash is known")
     sidecar.write_text(text.replace('"tiny.plan"', '"other.plan"'))
-    refuse(copy, ModelError, "speaks of .*other.plan")
+    refuse(copy, ModelError, "got the files .*other.plan")
     write_sidecar(copy, {})
-    refuse(copy, ModelError, "speaks of no plan")
+    refuse(copy, ModelError, "got no record of a plan")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batches": "many"}, "batches: got 'many', wanted a list"),
+        ({"batches": "many"}, "batches: got 'many', expected a list"),
         ({"batches": []}, r"batches \[\]"),
         ({"batches": [1, "8"]}, "whole numbers"),
         ({"flavor": "onnx"}, "flavor 'onnx'"),
         ({"targets": None}, "targets: got None"),
-        ({"targets": [86]}, r"targets: got \[86\], wanted such as"),
-        ({"targets": []}, r"targets: got \[\], wanted such as"),
-        ({"batches": [4, 1]}, r"batches \[4, 1\], wanted .*rising"),
+        ({"targets": [86]}, r"targets: got \[86\], expected names such as"),
+        ({"targets": []}, r"targets: got \[\], expected names such as"),
+        ({"batches": [4, 1]}, r"batches \[4, 1\], expected .*rising"),
         ({"batches": [1, 1]}, "rising"),
     ],
 )

@@ -51,13 +51,13 @@ def test_one_flipped_bit(model, name, where):
     raw = bytearray(file.read_bytes())
     raw[where] ^= 1
     file.write_bytes(raw)
-    with pytest.raises(ModelError, match=rf"{name}: got SHA-256 \w+, wanted \w+"):
+    with pytest.raises(ModelError, match=rf"{name}: got SHA-256 \w+, expected \w+"):
         sidecar.check_sidecar(model)
 
 
 def test_cut_short(model):
     model.write_bytes(model.read_bytes()[:-1])
-    with pytest.raises(ModelError, match="got 499 bytes, wanted 500"):
+    with pytest.raises(ModelError, match="got 499 bytes, expected 500"):
         sidecar.check_sidecar(model)
 
 
@@ -71,7 +71,7 @@ def test_missing_file(model, name):
 def test_renamed_model(model):
     other = model.rename(model.with_name("n.onnx"))
     sidecar.sidecar_path(model).rename(sidecar.sidecar_path(other))
-    with pytest.raises(ModelError, match=r"wanted 'n\.onnx'"):
+    with pytest.raises(ModelError, match=r"expected 'n\.onnx'"):
         sidecar.check_sidecar(other)
 
 
@@ -105,7 +105,7 @@ def test_unreadable_sidecar(model, text):
 
 def test_later_format(model):
     sidecar.sidecar_path(model).write_text('{"format": 2, "files": {}}')
-    with pytest.raises(ModelError, match="got format 2, wanted 1"):
+    with pytest.raises(ModelError, match="got format 2, expected 1"):
         sidecar.check_sidecar(model)
 
 
