@@ -51,9 +51,9 @@ class TensorRTEngine:
         plan = record["plan"]
         self._batches: list[int] = plan["batches"]
         self.max_batch: int | None = self._batches[-1]
-        self.flavor: str = plan["flavor"]
-        self._trt = runtime(self.flavor)
-        name = FLAVORS[self.flavor].name
+        self.flavor = FLAVORS[plan["flavor"]]
+        self._trt = runtime(self.flavor.key)
+        name = self.flavor.name
         if plan["runtime"] != self._trt.__version__:
             raise EngineError(
                 f"{self.path}: built by {name} {plan['runtime']}, and {self._trt.__version__} is installed; a plan "
@@ -89,7 +89,7 @@ class TensorRTEngine:
     def _check_gpu(self, plan: dict[str, Any], name: str) -> None:
         number = 10 * self.device.capability[0] + self.device.capability[1]
         gpu = f"{self.device.name} (sm{number})"
-        if self.flavor == "rtx":
+        if self.flavor.key == "rtx":
             if number < RTX_LOWEST:
                 raise EngineError(
                     f"{self.path}: got {gpu}, expected sm{RTX_LOWEST} or newer for {name}, which is known to return "
@@ -102,7 +102,7 @@ class TensorRTEngine:
         if f"sm{number}" not in plan["targets"]:
             raise EngineError(
                 f"{self.path}: built for {', '.join(plan['targets'])}, and this GPU is {gpu}; build it again "
-                + (f"with --target sm{number}" if self.flavor == "rtx" else "on this machine")
+                + (f"with --target sm{number}" if self.flavor.key == "rtx" else "on this machine")
             )
 
     def _check_tensors(self) -> None:
@@ -144,7 +144,7 @@ class TensorRTEngine:
         """What runs the model: see `zipsdk.load_engine`."""
         return {
             "engine": self.runtime,
-            "providers": [FLAVORS[self.flavor].name],
+            "providers": [self.flavor.name],
             "precision": self.spec.precision,
             "device": self.device.name,
             "batches": self._batches,
