@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 # folders that cannot be synced: on some network file systems, or without read access
@@ -17,16 +18,25 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> 
     Raises OSError where the file cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    replace_file(path, data, path.with_name(f".{path.name}.{secrets.token_hex(4)}.part"))
+    sync_folder(path.parent)
+
+
+def replace_file(path: Path, data: bytes | memoryview, temporary: Path) -> None:
+    """Write `data` to `temporary`, a new file in the same folder, and rename it to `path`.
+
+    After a power failure `path` may have its old content until `sync_folder` was called. Raises OSError where the file
+    cannot be written; `temporary` is deleted then.
+    """
     try:
-        with part.open("xb") as f:
+        with temporary.open("xb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
+        temporary.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError, ValueError):  # keep the first error
+            temporary.unlink(missing_ok=True)
 
 
 def sync_folder(path: str | os.PathLike[str]) -> None:
