@@ -38,7 +38,7 @@ def run(*arguments, cwd=ROOT, **changes):
     "scenario", [pytest.param("combinations", marks=pytest.mark.slow), "ways_out", "files", "streams"]
 )
 def test_a_forked_child_works_and_ends_normally(scenario, tmp_path):
-    done = run(ROOT / "tests" / "fork_script.py", scenario, cwd=tmp_path)
+    done = run(ROOT / "tests" / "helpers" / "fork_script.py", scenario, cwd=tmp_path)
     ended = json.loads(done.stdout)
     assert ended and set(ended.values()) == {"0"}, (ended, done.stderr)
 
