@@ -37,7 +37,8 @@ class OnnxEngine:
             of many small images each thread takes some.
 
     Attributes:
-        device: the GPU that the whole loop can run on; None where it cannot, and then `cpu_loop_reason` holds the reason.
+        device: the GPU that the whole loop can run on; None where it cannot, and then `cpu_loop_reason` holds the
+            reason.
 
     Raises:
         ModelError: the file is damaged, has no spec, or disagrees with it.
