@@ -15,8 +15,9 @@ from export.flags import Flags, refuse
 from export.to_onnx import NORMS, check_temporary_folder, export_onnx
 from export.unet import UNet
 from export.unet_config import PREDICTIONS
-from zipsdk.engines.tensorrt.build import build, check_options
-from zipsdk.engines.tensorrt.flavor import FLAVOURS
+from zipsdk.engines.tensorrt.build import build
+from zipsdk.engines.tensorrt.flavor import FLAVORS
+from zipsdk.engines.tensorrt.request import BuildRequest
 from zipsdk.errors import InputError, ZipError
 from zipsdk.models.betas import SCHEDULES
 from zipsdk.models.sidecar import sidecar_path
@@ -117,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
 
     g = p.add_argument_group("TensorRT; zipsdk build --help says more")
     g.add_argument("--engine", action="store_true", help="go on and compile DIR/NAME.plan")
-    g.add_argument("--flavour", choices=tuple(FLAVOURS), help="default: what is installed")
+    g.add_argument("--flavor", choices=tuple(FLAVORS), help="default: what is installed")
     g.add_argument(
         "--batch", default="1,8,64", metavar="B,...", help="the largest batch of each profile; default 1,8,64"
     )
@@ -185,7 +186,7 @@ def run(args: argparse.Namespace) -> Path:
     targets = args.target.split(",") if args.target else None
     check_temporary_folder()
     if args.engine:  # before minutes of work, and not after them
-        check_options(args.flavour, batches, targets)
+        BuildRequest.from_options(args.flavor, batches, targets)
     flags = flags_of(args)
     if args.random_adm:
         refuse(flags, Flags.__dataclass_fields__, Path("--random-adm"), "the published model")
@@ -221,9 +222,9 @@ def run(args: argparse.Namespace) -> Path:
     if args.engine:
         # told to somebody who waits: a big UNet takes minutes
         print(f"  compiling {plan} ...", flush=True)
-        built = build(path, plan, flavour=args.flavour, batches=batches, targets=targets)["plan"]
+        built = build(path, plan, flavor=args.flavor, batches=batches, targets=targets)["plan"]
         took = time.monotonic() - done
-        print(f"  {plan} {plan.stat().st_size / 1e6:,.2f} MB for {', '.join(built['targets'])} by {built['flavour']} "
+        print(f"  {plan} {plan.stat().st_size / 1e6:,.2f} MB for {', '.join(built['targets'])} by {built['flavor']} "
               f"{built['runtime']} in {took:.1f} s")  # fmt: skip
     return path
 

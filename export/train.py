@@ -12,6 +12,7 @@ for ``python -m export``) and ``log.jsonl`` (training loss, and the held-out los
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import random
@@ -20,14 +21,15 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch as safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from export import checkpoints
 from export.training_data import Pictures
 from export.unet import ZIP_TINY, UNet, UNetConfig
+from zipsdk._util.atomic import write_atomically
 from zipsdk.errors import ZipError
 
 #: The steps that the 20-step loop visits: where the held-out loss is read.
@@ -152,12 +154,6 @@ def seed_everything(seed: int | None, samples: int) -> None:
     random.seed(value)
 
 
-def save_atomically(path: Path, save: object) -> None:
-    part = path.with_suffix(".part")
-    save(part)  # type: ignore[operator]
-    part.replace(path)
-
-
 def train(config: UNetConfig, args: argparse.Namespace) -> None:
     out: Path = args.output
     out.mkdir(parents=True, exist_ok=True)
@@ -195,11 +191,11 @@ def train(config: UNetConfig, args: argparse.Namespace) -> None:
     def save() -> None:
         state = {"config": config.to_dict(), "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                  "ema": ema, "step": step, "samples": samples}  # fmt: skip
-        save_atomically(latest, lambda f: torch.save(state, f))
+        file = io.BytesIO()
+        torch.save(state, file)
+        write_atomically(latest, file.getbuffer())
         meta = {"config": json.dumps(config.to_dict()), "samples": str(samples)}
-        save_atomically(
-            out / "ema.safetensors", lambda f: save_file({k: v.contiguous() for k, v in ema.items()}, f, meta)
-        )
+        write_atomically(out / "ema.safetensors", safetensors.save({k: v.contiguous() for k, v in ema.items()}, meta))
 
     averaged = UNet(config).to(device, memory_format=torch.channels_last)
 

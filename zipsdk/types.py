@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -27,3 +27,11 @@ class Engine(Protocol):
 
     def __call__(self, x: F32, t: F32) -> F32:
         """Predict eps for x_t: x float32 (N, 3, H, W), t float32 (N,) of integers; returns float32 (N, 3, H, W)."""
+
+
+class LoadedEngine(Engine, Protocol):
+    """An engine that `zipsdk.load_engine` returns."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Return what runs the model, as JSON values; `zipsdk.load_engine` lists the keys."""

@@ -26,7 +26,7 @@ from bench.defenses.base import U8, Classify
 from bench.defenses.simple import Progress, as_transforms, checked, fingerprints, names, noise_of, parts
 from zipsdk.batch.discovery import same_file
 from zipsdk.errors import InputError
-from zipsdk.models import find
+from zipsdk.models import resolve
 from zipsdk.models.sidecar import model_hashes
 from zipsdk.models.spec import ModelSpec
 from zipsdk.sampling import sampler
@@ -51,7 +51,7 @@ def engine_of(engine: Engine) -> dict[str, Any]:
     runs = {key: value for key, value in info.items() if key != "threads"}
     path = getattr(engine, "path", None)
     # the spec names the checkpoint, of which there may be many files: quantized on other pictures, in other precisions
-    bundled = find(spec.name)
+    bundled = resolve(spec.name)
     known = path is None or (bundled is not None and same_file(path, bundled))
     file = {} if known else {"files": _hashes(path)}
     return {"model": {**{field: getattr(spec, field) for field in fields}, **file}, "runs": runs}

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 from bench.common import record
 from bench.defenses.base import Defence
 from bench.defenses.guarded import Guarded
 from bench.evaluation.cache import hash_of
 from bench.evaluation.evaluate import Scene
+from zipsdk._util.locks import locked_folder
 
 
 class Rows:
@@ -80,21 +73,6 @@ class Rows:
     def write(self) -> None:
         """Write the record, with what other processes have added to it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _alone_in(self.folder):
+        with locked_folder(self.folder):
             self._merge()
             record.write(self.name, self.content, self.folder)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock when the process dies."""
-    if fcntl is None:
-        yield
-        return
-    at = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(at, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(at)

@@ -365,20 +365,20 @@ def test_command_errors(tmp_path, capsys):
 
 
 def test_what_the_plan_cannot_be_is_told_before_the_export(tmp_path, monkeypatch, capsys):
-    from zipsdk.engines.tensorrt import build
+    from zipsdk.engines.tensorrt import request
 
     save_file(seeded(FREE).state_dict(), tmp_path / "ema.safetensors", {"config": json.dumps(FREE.to_dict())})
     monkeypatch.setattr(command, "export_onnx", lambda *_, **__: pytest.fail("it was exported first"))
     run = [str(tmp_path / "ema.safetensors"), "-o", str(tmp_path / "out"), "--name", "small", "--engine"]
     fake = types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(__members__={"SM86": 0}))
-    monkeypatch.setattr(build, "runtime", lambda flavour: fake)
+    monkeypatch.setattr(request, "runtime", lambda flavor: fake)
     for found, options, text in (
         ([], [], "zipsdk[rtx]"),
-        (["trt", "rtx"], [], "say which one"),
+        (["trt", "rtx"], [], "choose one"),
         (["rtx"], ["--batch", "1,x"], "batches: got [1, 0]"),
         (["rtx"], ["--target", "sm86,sm99"], "targets: got 'sm99'"),
     ):
-        monkeypatch.setattr(build, "installed", lambda found=found: found)
+        monkeypatch.setattr(request, "installed", lambda found=found: found)
         assert command.main([*run, *options]) == 1
         assert text in capsys.readouterr().err
     (tmp_path / "out").mkdir()

@@ -20,7 +20,7 @@ from export import quantize  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from zipsdk.engines.onnxruntime import OnnxEngine  # noqa: E402
 from zipsdk.errors import InputError, ModelError  # noqa: E402
-from zipsdk.models import find  # noqa: E402
+from zipsdk.models import resolve  # noqa: E402
 from zipsdk.models.sidecar import check_sidecar  # noqa: E402
 from zipsdk.models.spec import ModelSpec  # noqa: E402
 from zipsdk.sampling.schedule import alphas_cumprod  # noqa: E402
@@ -186,7 +186,7 @@ def test_command(source, made, tmp_path, capsys):
 
 
 def test_bundled_model(tmp_path):
-    file = find("zip-tiny-int8")
+    file = resolve("zip-tiny-int8")
     assert file is not None and (file.parent / "zip-tiny-int8.md").exists()
     engines = [zipsdk.load_engine(name, device="cpu") for name in ("zip-tiny", "zip-tiny-int8")]
     assert [e.spec.precision for e in engines] == ["fp32", "int8"]

@@ -1,8 +1,8 @@
-"""TensorRT's running side for a machine without a GPU, held to the real module's names and signatures.
+"""A fake of TensorRT's runtime for machines without a GPU, with the real module's names and signatures.
 
-Each class stands for one of `tensorrt_rtx`. A method or an argument that the real class does not have fails the test:
-pybind11 writes every signature into the docstring, and calls are checked against these. What an evaluation gives comes
-from a plain engine. Nothing of this shows that TensorRT itself computes the right thing: that takes a GPU.
+Each class stands for one of `tensorrt_rtx`. A method or an argument that the real class lacks fails the test: pybind11
+writes every signature into the docstring, and calls are checked against these. A plain engine computes the results.
+Whether TensorRT computes correctly can be tested on a GPU only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.fakes.device import view
 
 
 def signatures(real, name):
-    """(fewest, most arguments without self, their names) for each overload."""
+    """Return (fewest arguments, most arguments, names) for each overload, without self."""
     found = []
     for text in re.findall(rf"{name}\((self[^\n]*)\) ->", getattr(real, name).__doc__):
         # types hold commas within brackets, defaults hold angle brackets
@@ -31,7 +31,7 @@ def signatures(real, name):
 
 
 def like(real):
-    """Class decorator: public methods and attributes must be those of the class `real`."""
+    """Decorate a class whose public methods and attributes must exist in the class `real`."""
 
     def decorate(cls):
         for name, member in list(vars(cls).items()):
@@ -61,12 +61,12 @@ def like(real):
 
 
 def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=True, lacks=()):
-    """A module like `trt` whose plans run `plain` on the fake `device`.
+    """Create a module like `trt` whose plans run `plain` on the fake `device`.
 
     Args:
         batches: of the plan's profiles; its sides are 32.
-        refuse: methods that say no.
-        lacks: methods that it does not have, as older versions of TensorRT.
+        refuse: methods that fail.
+        lacks: methods to leave out, as in older versions of TensorRT.
     """
     log = []
     spec = plain.spec
@@ -78,7 +78,7 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
     class Context:
         def __init__(self):
             self._log, self._shapes, self._at, self._profile, self._memory = log, {}, {}, None, None
-            self._ran = False  # since its shapes were set
+            self._ran = False  # since the shapes were set
 
         def set_optimization_profile_async(self, profile_index, stream_handle):
             assert stream_handle in device.streams
@@ -172,7 +172,7 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
             return Config()
 
         def create_execution_context(self, runtime_config):
-            if "create_runtime_config" in lacks:  # then it takes the strategy itself
+            if "create_runtime_config" in lacks:  # then the argument is the strategy
                 assert runtime_config == trt.ExecutionContextAllocationStrategy.USER_MANAGED
                 return Context()
             assert runtime_config._strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -197,6 +197,8 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
                 delattr(owner, name)
     real = ("ComputeCapability", "TensorIOMode", "ILogger", "ExecutionContextAllocationStrategy", "float32",
             "DynamicShapesKernelSpecializationStrategy", "__version__")  # fmt: skip
-    made = types.SimpleNamespace(Runtime=Runtime, log=log, **{name: getattr(trt, name) for name in real})
+    made = types.SimpleNamespace(
+        Runtime=Runtime, IExecutionContext=Context, log=log, **{name: getattr(trt, name) for name in real}
+    )
     assert np.dtype(np.float32).itemsize == 4
     return made

@@ -94,7 +94,7 @@ def _calls() -> dict[str, Call]:
         calls[f"ScaleUp({name})"] = lambda v, _, n=name: zipsdk.ScaleUp(**{n: v})
     for name in make_spec().__dataclass_fields__:
         calls[f"ModelSpec({name})"] = lambda v, _, n=name: make_spec(**{n: v})
-    for name in ("flavour", "batches", "sizes", "targets"):
+    for name in ("flavor", "batches", "sizes", "targets"):
         # without a model, so that nothing is built
         calls[f"build({name})"] = lambda v, folder, n=name: build(folder / "none.onnx", folder / "x.plan", **{n: v})
     return calls

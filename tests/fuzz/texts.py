@@ -83,7 +83,7 @@ SIDECAR: dict[str, Any] = {
 PLAN: dict[str, Any] = {
     **SIDECAR,
     "spec": SPEC,
-    "plan": {"flavour": "rtx", "runtime": "1.7.1", "targets": ["sm86"], "batches": [1, 8], "sizes": [32, 32, 32],
+    "plan": {"flavor": "rtx", "runtime": "1.7.1", "targets": ["sm86"], "batches": [1, 8], "sizes": [32, 32, 32],
              "platform": "linux_x86_64", "device": "x"},
 }  # fmt: skip
 

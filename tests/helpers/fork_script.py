@@ -1,7 +1,7 @@
-"""Fork children from a process that holds engines; print how each child ended, as JSON. Argument: the scenario.
+"""Fork children from a process that holds engines; print how each child ended as JSON. Argument: the scenario.
 
-A program of its own: a child must end by the interpreter's normal exit, which no test process may do. Each child is
-killed after a minute, which then reads "hang".
+This is a separate program because a child must end by the interpreter's normal exit. A child that runs for a minute is
+killed and reported as "hang".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 import zipsdk
 from zipsdk.detectors.classifier_client import MAX_STALLED, ClassifierClient, Failure
-from zipsdk.models import find
+from zipsdk.models import resolve
 
 x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
 t = np.zeros(len(x), np.float32)
@@ -29,7 +29,7 @@ pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
 
 
 def in_child(work) -> str:
-    """Fork; run `work` in the child, which ends normally, 7 where `work` returns False; say how it ended."""
+    """Run `work` in a forked child; return its exit code: 0, 7 if `work` returned False, or "hang"."""
     pid = os.fork()
     if not pid:
         sys.exit(0 if work() is not False else 7)
@@ -45,7 +45,7 @@ def in_child(work) -> str:
 
 
 def combinations() -> dict[str, str]:
-    """Threads, run before the fork or not, run in the child or not, dropped in the child or not."""
+    """Combine: threads; run before the fork or not; run in the child or not; deleted in the child or not."""
     ended = {}
     for threads in (1, 2):
         holder = [zipsdk.load_engine("zip-tiny", device="cpu", threads=threads)]
@@ -58,7 +58,7 @@ def combinations() -> dict[str, str]:
 
                     def work(run=run, drop=drop, holder=holder, wanted=wanted) -> bool:
                         same = not run or np.array_equal(holder[0](x, t), wanted)
-                        # of one picture, too: another session than the one for batches
+                        # one image uses another session than a batch
                         same = same and (not run or np.allclose(holder[0](x[:1], t[:1]), wanted[:1], atol=1e-5))
                         if drop:
                             holder.clear()
@@ -71,7 +71,7 @@ def combinations() -> dict[str, str]:
 
 
 def ways_out() -> dict[str, str]:
-    """A purifier, with other ends of the child, children of children, and another thread at work during the fork."""
+    """Fork with a purifier: other ways to end, children of children, and a busy thread during the fork."""
     purifier = zipsdk.Purifier(zipsdk.load_engine("zip-tiny", device="cpu", threads=2), steps=1, start=400, seed=1)
     wanted = purifier.run(pictures)
 
@@ -109,10 +109,10 @@ def ways_out() -> dict[str, str]:
 
 
 def files() -> dict[str, str]:
-    """Children whose model file is another one, or missing, by now; and one that changed its working directory."""
+    """Fork after the model file was replaced or deleted, and change the working directory in a child."""
     copies = [Path(f"{name}.onnx") for name in ("moved", "missing", "other")]
     for copy in copies:
-        shutil.copy(find("zip-tiny"), copy)
+        shutil.copy(resolve("zip-tiny"), copy)
     moved, missing, other = (zipsdk.load_engine(copy, device="cpu", threads=2) for copy in copies)
 
     def change_folder() -> None:
@@ -128,7 +128,7 @@ def files() -> dict[str, str]:
         return False
 
     copies[1].unlink()
-    shutil.copy(find("zip-tiny-int8"), copies[2])
+    shutil.copy(resolve("zip-tiny-int8"), copies[2])
     return {
         "chdir": in_child(change_folder),
         "missing": in_child(lambda: refused(missing, "got no such file in a forked process")),
@@ -137,7 +137,7 @@ def files() -> dict[str, str]:
 
 
 def streams() -> dict[str, str]:
-    """A stream that was begun before the fork, and a classifier of which calls hang."""
+    """Fork during a stream, and with stalled classifier calls."""
     batches = iter([pictures] * 4)
     purifier = zipsdk.Purifier("zip-tiny", steps=1, start=400, seed=1)
     stream = purifier.stream(batches)

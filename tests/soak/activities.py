@@ -24,7 +24,7 @@ from tests.fuzz.seeds import base_files
 from zipsdk import Guard, Purifier, images
 from zipsdk.cli import main
 from zipsdk.errors import EngineError, InputError, OutOfMemory, ZipError
-from zipsdk.models import bundled
+from zipsdk.models import list_models
 
 SUFFIXES = (".png", ".jpg", ".webp", ".tif", ".bmp", ".avif")
 MOST_PIXELS = 10_000
@@ -52,7 +52,11 @@ class Faulty:
 
 @cache
 def _bundled() -> Purifier | None:
-    return Purifier(zipsdk.load_engine(bundled()[0], device="cpu", threads=1), preset="fast") if bundled() else None
+    return (
+        Purifier(zipsdk.load_engine(list_models()[0], device="cpu", threads=1), preset="fast")
+        if list_models()
+        else None
+    )
 
 
 class Activities:

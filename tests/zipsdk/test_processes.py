@@ -1,4 +1,4 @@
-"""Processes: forked children that end normally, engines in spawned processes, programs that end without a warning."""
+"""Test forked children, engines in spawned processes, and programs that end without a warning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.paths import ROOT
 from zipsdk import EngineError, ModelError
 from zipsdk._util import forks
 from zipsdk.gpu.device import Device
-from zipsdk.models import find
+from zipsdk.models import resolve
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
 forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -38,7 +38,7 @@ def run(*arguments, cwd=ROOT, **changes):
     "scenario", [pytest.param("combinations", marks=pytest.mark.slow), "ways_out", "files", "streams"]
 )
 def test_a_forked_child_works_and_ends_normally(scenario, tmp_path):
-    done = run(ROOT / "tests" / "fork_script.py", scenario, cwd=tmp_path)
+    done = run(ROOT / "tests" / "helpers" / "fork_script.py", scenario, cwd=tmp_path)
     ended = json.loads(done.stdout)
     assert ended and set(ended.values()) == {"0"}, (ended, done.stderr)
 
@@ -53,20 +53,20 @@ def evaluate(engine, x, t):
     return engine(x, t), engine.info
 
 
-def test_a_fork_by_code_that_calls_no_hooks_is_seen_by_the_process_number(evaluation, monkeypatch):
+def test_a_fork_without_hooks_is_detected_by_the_process_id(evaluation, monkeypatch):
     engine = zipsdk.load_engine("zip-tiny", device="cpu", threads=2)
     x, t = evaluation
     wanted, one = engine(x, t), engine(x[:1], t[:1])
-    inherited = engine._session._session, engine._shared
+    inherited = engine._session._session, engine._sharded._shared
     number = os.getpid() + 1
     monkeypatch.setattr(os, "getpid", lambda: number)
     np.testing.assert_array_equal(engine(x, t), wanted)
     np.testing.assert_array_equal(engine(x[:1], t[:1]), one)
-    assert engine._session._session is not inherited[0] and engine._shared is not inherited[1]
+    assert engine._session._session is not inherited[0] and engine._sharded._shared is not inherited[1]
 
 
 def test_a_session_on_a_gpu_is_refused_in_a_forked_child(evaluation):
-    """The CPU's session under a GPU's name: only the refusal is looked at."""
+    """Use a CPU session under a GPU's name; only the refusal is tested."""
     engine = zipsdk.load_engine("zip-tiny", device="cpu", threads=1)
     engine._session._device = "cuda:1"
     engine._session.after_fork()
@@ -74,7 +74,7 @@ def test_a_session_on_a_gpu_is_refused_in_a_forked_child(evaluation):
         engine(*evaluation)
 
 
-def test_an_engine_is_sent_to_a_spawned_process(evaluation):
+def test_an_engine_can_be_sent_to_a_spawned_process(evaluation):
     engine = zipsdk.load_engine("zip-tiny", device="cpu", threads=2)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         eps, info = pool.apply(evaluate, (engine, *evaluation))
@@ -82,10 +82,10 @@ def test_an_engine_is_sent_to_a_spawned_process(evaluation):
     assert info == engine.info
 
 
-def test_a_pickled_engine_finds_its_file_or_says_so(evaluation, tmp_path, monkeypatch):
-    """From another working directory, and by name where zipsdk is installed elsewhere."""
+def test_a_pickled_engine_finds_its_file_or_raises(evaluation, tmp_path, monkeypatch):
+    """Unpickle in another working directory, and by name where zipsdk is installed elsewhere."""
     for name in ("zip-tiny", "zip-tiny-int8"):
-        (tmp_path / f"{name}.onnx").write_bytes(find(name).read_bytes())
+        (tmp_path / f"{name}.onnx").write_bytes(resolve(name).read_bytes())
     monkeypatch.chdir(tmp_path)
     saved = pickle.dumps(zipsdk.load_engine("./zip-tiny.onnx", device="cpu", threads=1))
     assert len(saved) < 2000  # no weights
@@ -93,13 +93,13 @@ def test_a_pickled_engine_finds_its_file_or_says_so(evaluation, tmp_path, monkey
     wanted = zipsdk.load_engine("zip-tiny", device="cpu", threads=1)(*evaluation)
     for _ in range(2):
         np.testing.assert_array_equal(pickle.loads(saved)(*evaluation), wanted)
-        (tmp_path / "zip-tiny.onnx").unlink(missing_ok=True)  # then the bundled one of that name is the same
+        (tmp_path / "zip-tiny.onnx").unlink(missing_ok=True)  # then the bundled model of that name is used
     (tmp_path / "zip-tiny-int8.onnx").rename(tmp_path / "zip-tiny.onnx")
     with pytest.raises(ModelError, match="got another model than the pickled engine had, expected zip-tiny"):
         pickle.loads(saved)
 
 
-# ---- a GPU that was opened before the fork: CUDA itself is a fake, the fork is not
+# ---- a GPU that was opened before the fork, with a fake CUDA and a real fork
 
 
 class Context:
@@ -133,14 +133,14 @@ def test_a_gpu_refuses_work_in_a_forked_child(opened):
     assert context.calls == ["push", "pop"] * 2 and device in forks._tracked  # once when the streams were made
     device.lock.acquire()
     device.after_fork()
-    assert device.lock.acquire(blocking=False)  # a thread that is not there may have held the old one
+    assert device.lock.acquire(blocking=False)  # a thread of the parent may have held the old one
     with pytest.raises(EngineError, match=r"A40: got a process forked .* spawn or forkserver"), device.active():
         pytest.fail("it was let in")
     device._detach()
     assert context.calls == ["push", "pop"] * 2  # CUDA was not called again
 
 
-def test_a_device_that_was_cached_before_the_fork_is_refused(opened, monkeypatch):
+def test_a_device_cached_before_the_fork_is_refused(opened, monkeypatch):
     from zipsdk.gpu import device as module
 
     device, _ = opened
@@ -151,31 +151,31 @@ def test_a_device_that_was_cached_before_the_fork_is_refused(opened, monkeypatch
         module.open_device(0)
 
 
-def test_everything_alive_is_told_of_a_fork_though_one_of_it_fails(monkeypatch):
+def test_all_tracked_objects_are_notified_of_a_fork_although_one_fails(monkeypatch):
     monkeypatch.setattr(forks, "_tracked", weakref.WeakSet())
     monkeypatch.setattr(forks, "_opening", forks._opening)
 
     class Thing:
         def __init__(self, fail):
-            self.fail, self.told = fail, False
+            self.fail, self.notified = fail, False
 
         def after_fork(self):
-            self.told = True
+            self.notified = True
             if self.fail:
                 raise RuntimeError("in the child")
 
     things = [Thing(fail) for fail in (True, False, True)]
     for thing in things:
         forks.track(thing)
-    forks._in_child()  # what the hook calls; real forks are in the scenarios above
-    assert all(thing.told for thing in things)
+    forks._in_child()  # called by the hook; the scenarios above fork for real
+    assert all(thing.notified for thing in things)
 
 
-# ---- the end of a program
+# ---- end of a program
 
 
 @pytest.mark.parametrize("options", [["-W", "error"], ["-X", "dev", "-W", "error"]], ids=["errors", "dev"])
-def test_a_program_with_a_purifier_ends_without_a_word(options):
+def test_a_program_with_a_purifier_ends_without_output(options):
     code = (
         "import numpy as np, zipsdk\n"
         "p = zipsdk.Purifier(zipsdk.load_engine('zip-tiny', device='cpu', threads=2), steps=1, start=400, seed=1)\n"
@@ -187,7 +187,7 @@ def test_a_program_with_a_purifier_ends_without_a_word(options):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a process of its own on Windows")
-def test_a_program_that_is_interrupted_at_work_ends_by_the_interrupt():
+def test_an_interrupted_program_ends_by_the_signal():
     code = (
         "import numpy as np, zipsdk\n"
         "p = zipsdk.Purifier(zipsdk.load_engine('zip-tiny', device='cpu', threads=2), seed=1)\n"
@@ -200,8 +200,8 @@ def test_a_program_that_is_interrupted_at_work_ends_by_the_interrupt():
     try:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == -signal.SIGINT and said.strip().endswith("KeyboardInterrupt"), said
-    assert said.count("Traceback") == 1, said
+    assert process.returncode == -signal.SIGINT and errors.strip().endswith("KeyboardInterrupt"), errors
+    assert errors.count("Traceback") == 1, errors

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of images or models."""
+"""Provide helpers that are independent of images and models."""

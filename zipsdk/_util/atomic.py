@@ -1,35 +1,48 @@
-"""Write files and make folders that a crash or a power failure leaves whole or absent."""
+"""Write files and create folders so that a crash or a power failure leaves them complete or absent."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
-# of folders that cannot be opened or synced by themselves: some network file systems, and folders without read access
+# folders that cannot be synced: on some network file systems, or without read access
 _NO_SYNC = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EBADF}
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write `data` so that `path` holds either what it held before or all of it, whenever process or machine dies."""
+    """Write a file; after a crash at any time, `path` has either its old content or all of `data`.
+
+    Raises OSError where the file cannot be written.
+    """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    replace_file(path, data, path.with_name(f".{path.name}.{secrets.token_hex(4)}.part"))
+    sync_folder(path.parent)
+
+
+def replace_file(path: Path, data: bytes | memoryview, temporary: Path) -> None:
+    """Write `data` to `temporary`, a new file in the same folder, and rename it to `path`.
+
+    After a power failure `path` may have its old content until `sync_folder` was called. Raises OSError where the file
+    cannot be written; `temporary` is deleted then.
+    """
     try:
-        with part.open("xb") as f:
+        with temporary.open("xb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
+        temporary.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError, ValueError):  # keep the first error
+            temporary.unlink(missing_ok=True)
 
 
 def sync_folder(path: str | os.PathLike[str]) -> None:
-    """Put the names in a folder on disk, so that what was renamed into it survives a power failure.
+    """Write a folder's names to disk, so that a rename into it survives a power failure.
 
-    Nothing happens on Windows and where the file system cannot do it. Raises OSError as `os.fsync` does.
+    Does nothing on Windows and where the file system does not support it. Raises OSError as `os.fsync` does.
     """
     if os.name == "nt":
         return
@@ -45,7 +58,7 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
-    """Make a folder and those above it where they are missing, and put their names on disk.
+    """Create a folder and its missing parents, and write their names to disk.
 
     Raises OSError as `Path.mkdir` does.
     """

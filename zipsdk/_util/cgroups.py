@@ -1,4 +1,4 @@
-"""Find the control groups of this process: the folders where the kernel keeps their limits.
+"""Find the folders in which the kernel keeps the limits of this process's control groups.
 
 Sources: the Linux kernel's documentation of cgroup v1 and v2, and proc(5) for cgroup and mountinfo.
 """
@@ -11,13 +11,13 @@ from pathlib import Path, PurePosixPath
 
 
 def group_folders(controller: str, root: Path = Path("/")) -> Iterator[Path]:
-    """Yield the folders of this process's groups, each followed by those above it up to the mount; none off Linux.
+    """Yield the folders of this process's groups, each followed by its parents up to the mount; none outside Linux.
 
     Args:
-        controller: of cgroup v1, "memory" for example. A folder of v2 has the files of all controllers.
-        root: stands for ``/`` where the kernel's files are read.
+        controller: a controller of cgroup v1, such as "memory"; a folder of v2 has the files of all controllers.
+        root: folder to read the kernel's files in, instead of ``/``.
     """
-    own: dict[str, str] = {}  # "" for v2, else a controller of v1 -> the group's path
+    own: dict[str, str] = {}  # controller of v1, or "" for v2 -> the group's path
     for line in read_text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, separator, path = rest.partition(":")
@@ -38,9 +38,9 @@ def group_folders(controller: str, root: Path = Path("/")) -> Iterator[Path]:
         top = root / _unescape(fields[4]).lstrip("/")
         try:
             inside = PurePosixPath(group).relative_to(_unescape(fields[3]))
-        except ValueError:  # in a container the mount is the group itself, and the path is the host's
+        except ValueError:  # in a container: the mount is the group, the path is the host's
             inside = PurePosixPath()
-        if ".." in inside.parts:  # a group outside this namespace's root
+        if ".." in inside.parts:  # the group is outside this namespace's root
             inside = PurePosixPath()
         folder = top / inside
         yield folder
@@ -48,7 +48,7 @@ def group_folders(controller: str, root: Path = Path("/")) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """Read a file of the kernel; "" where it is missing or not readable."""
+    """Read a kernel file; return "" where it is missing or unreadable."""
     try:
         return path.read_text(errors="surrogateescape")
     except OSError:

@@ -1,4 +1,4 @@
-"""Count the CPUs that this process may use: affinity, Python's own limit, and the CPU quota of a container.
+"""Count the CPUs that this process may use, by affinity, Python's own limit and the CPU quota of a container.
 
 Sources: the Linux kernel's documentation of cgroup v1 (cpu.cfs_quota_us over cpu.cfs_period_us) and v2 (cpu.max).
 """
@@ -15,18 +15,18 @@ from zipsdk._util.cgroups import group_folders, read_text
 def usable_cpus(root: Path = Path("/")) -> int:
     """Count the CPUs that threads of this process keep busy without being throttled: at least 1.
 
-    The smaller of `allowed_cores` and the quota rounded down. Rounded up, a thread too many would spend the quota
-    waiting for the others, and the kernel then stops all of them until the next period.
+    The smaller of `allowed_cores` and the quota, rounded down. With one thread more, the waiting threads would use up
+    the quota, and the kernel would stop all of them until the next period.
 
     Args:
-        root: stands for ``/`` where the kernel's files are read.
+        root: folder to read the kernel's files in, instead of ``/``.
     """
     cores, quota = allowed_cores(), cpu_quota(root)
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def allowed_cores() -> int:
-    """Count the cores of the process's affinity, or fewer where ``PYTHON_CPU_COUNT`` or ``-X cpu_count`` say so."""
+    """Count the cores of the process's affinity, limited by ``PYTHON_CPU_COUNT`` and ``-X cpu_count``."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if hasattr(os, "process_cpu_count"):  # Python 3.13, which reads the variable itself
         return min(cores, os.process_cpu_count() or cores)
@@ -35,13 +35,13 @@ def allowed_cores() -> int:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return the CPU time per time that this process's control groups leave it, in CPUs; None without a limit.
+    """Return the CPU quota of this process's control groups, in CPUs; None without a limit.
 
-    The tightest limit of the process's own group and of all above it that are visible here counts. What cannot be read
-    or understood limits nothing.
+    The lowest limit of the process's group and its visible parents counts. A file that cannot be read or parsed sets no
+    limit.
 
     Args:
-        root: stands for ``/`` where the kernel's files are read.
+        root: folder to read the kernel's files in, instead of ``/``.
     """
     limits: list[float] = []
     for folder in group_folders("cpu", root):
@@ -52,7 +52,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def describe(root: Path = Path("/")) -> str:
-    """Describe the CPUs for people: ``2 cores`` or ``8 cores, quota 1.5, 1 thread by default``."""
+    """Describe the CPUs in words: ``2 cores`` or ``8 cores, quota 1.5, 1 thread by default``."""
     cores, quota = allowed_cores(), cpu_quota(root)
     text = f"{cores} core{'s' * (cores != 1)}"
     if quota is None:

@@ -1,7 +1,7 @@
-"""Survive `os.fork`: objects that hold threads, locks or native handles are told in the child, before it goes on.
+"""Survive `os.fork`: notify objects that hold threads, locks or native handles in the child, before its own code runs.
 
-A child has only the thread that forked. A native session whose threads do not exist there waits for them in its
-destructor, so the child would never end; a lock that another thread held stays locked for good.
+Only the forking thread exists in the child. The destructor of a native session waits for the session's threads, so the
+child would never end; a lock that another thread held is never released.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ class Forkable(Protocol):
     """An object with state that a forked child cannot use."""
 
     def after_fork(self) -> None:
-        """Replace that state. Called in the child, before any other Python code of it runs; must not raise."""
+        """Replace that state. Called in the child before any other Python code; must not raise."""
 
 
 _tracked: weakref.WeakSet[Forkable] = weakref.WeakSet()
-# held while a native library sets itself up, whose own locks no child could release
+# held while a native library initializes: a child could not release that library's locks
 _opening = threading.RLock()
 
 
 def track(thing: Forkable) -> None:
-    """Have `thing.after_fork()` called in every child that is forked from now on, while `thing` lives."""
+    """Call `thing.after_fork()` in every later forked child, as long as `thing` exists."""
     _tracked.add(thing)
 
 
 @contextmanager
 def opening() -> Iterator[None]:
-    """Keep other threads from forking inside: for code that opens or closes a native library's sessions."""
+    """Block forks by other threads inside; for code that opens or closes a native library's sessions."""
     with _opening:
         yield
 
 
 def keep_forever(*things: object) -> None:
-    """Keep objects alive to the end of the process and past the interpreter's, so that no destructor runs."""
+    """Keep objects alive beyond the end of the interpreter, so that their destructors never run."""
     for thing in things:
-        # a reference that nothing owns: module globals are dropped at the interpreter's end
+        # an unowned reference: the interpreter clears module globals when it ends
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
@@ -50,7 +50,7 @@ def _in_child() -> None:
     global _opening
     _opening = threading.RLock()
     for thing in list(_tracked):
-        with suppress(Exception):  # the others must be told in any case
+        with suppress(Exception):  # notify the others even if one fails
             thing.after_fork()
 
 

@@ -1,8 +1,8 @@
-"""Optional packages: import them, name what is wrong with a broken one, and keep ONNX Runtime's telemetry off.
+"""Import optional packages, explain what is wrong with broken ones, and keep ONNX Runtime's telemetry off.
 
-ONNX Runtime from 1.29 starts a telemetry thread when it is imported. The thread keeps a device id and the program's
-path in a database under the user's cache folder, looks up and contacts a collector, and makes a forked child hang when
-the child ends. Source: Privacy.md in the onnxruntime wheel; system calls of 1.32 traced on Linux.
+ONNX Runtime from 1.29 starts a telemetry thread at its import. The thread stores a device id and the program's path in
+a database under the user's cache folder, contacts a collector, and makes a forked child hang at its end.
+Source: Privacy.md in the onnxruntime wheel; system calls of 1.32 traced on Linux.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from zipsdk.errors import MissingExtra
 
-#: The variable that ONNX Runtime reads once, when it is imported: 1, true, yes or on turn its telemetry off.
+#: ONNX Runtime reads this variable once, at its import: 1, true, yes or on turn telemetry off.
 TELEMETRY = "ORT_DISABLE_TELEMETRY"
 #: The first version with telemetry on by default outside Windows.
 _TELEMETRY_SINCE = (1, 29)
@@ -27,13 +27,13 @@ _TELEMETRY_SINCE = (1, 29)
 
 @dataclass(frozen=True)
 class Package:
-    """A package that zipsdk imports when it is needed.
+    """A package that zipsdk imports on demand.
 
     Attributes:
-        extra: the extra of zipsdk that brings it; "" for one that zipsdk always needs.
-        oldest: its oldest version that zipsdk supports.
-        names: what must exist in it.
-        distribution: its name for pip, where that is another one.
+        extra: the extra of zipsdk that installs it; "" for one that zipsdk always needs.
+        oldest: the oldest version that zipsdk supports.
+        names: attributes that it must have.
+        distribution: its name for pip, if different.
     """
 
     extra: str
@@ -62,11 +62,11 @@ PACKAGES = {
 
 
 class BrokenPackageError(MissingExtra):
-    """An optional package is found but cannot be used; the message names its place and the command that repairs it.
+    """An optional package exists but cannot be used; the message names its location and the command that repairs it.
 
     Attributes:
         why: what was found and what was expected.
-        fix: the command, or what to rename.
+        fix: the command to run, or the file to rename.
     """
 
     def __init__(self, package: str, why: str, fix: str):
@@ -79,9 +79,9 @@ class BrokenPackageError(MissingExtra):
 
 
 def load(name: str) -> Any:
-    """Import an optional package and check that it is whole.
+    """Import an optional package and check that it is complete.
 
-    Every import of ONNX Runtime in zipsdk comes through here, so that its telemetry is off before it starts.
+    All imports of ONNX Runtime in zipsdk use this function, so that telemetry is off before it starts.
 
     Args:
         name: a key of `PACKAGES`.
@@ -91,8 +91,8 @@ def load(name: str) -> Any:
 
     Raises:
         MissingExtra: the package is not installed.
-        BrokenPackageError: the package is a folder without ``__init__.py``, is hidden by a file of the same name,
-            raises when it is imported, or lacks names that zipsdk uses because it is too old.
+        BrokenPackageError: the package is a folder without ``__init__.py``, is shadowed by a file of the same name,
+            raises at import, or is too old and lacks names that zipsdk uses.
     """
     if name == "onnxruntime":
         disable_telemetry()
@@ -121,8 +121,7 @@ _too_late = False  # ONNX Runtime was imported before zipsdk, with the variable 
 def disable_telemetry() -> None:
     """Turn ONNX Runtime's telemetry off for this process and its children; keep a value that the user set.
 
-    An empty variable counts as unset. `import zipsdk` calls this as well, for programs that import ONNX Runtime
-    themselves afterwards.
+    An empty variable counts as unset. `import zipsdk` calls this too, for programs that import ONNX Runtime later.
     """
     global _too_late
     if not os.environ.get(TELEMETRY, "").strip():
@@ -131,19 +130,19 @@ def disable_telemetry() -> None:
 
 
 def telemetry_is_off() -> bool:
-    """Whether the variable keeps ONNX Runtime's telemetry off, by the words that ONNX Runtime 1.32 takes."""
+    """Tell whether the variable turns telemetry off, by the values that ONNX Runtime 1.32 accepts."""
     return os.environ.get(TELEMETRY, "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def _warn_of_telemetry(ort: Any) -> None:
-    """Say once that the program imported ONNX Runtime first, which started its telemetry for good."""
+    """Warn once if the program imported ONNX Runtime before zipsdk, which started telemetry for good."""
     global _too_late
     if not _too_late:
         return
     _too_late = False
     if _version(ort) >= _TELEMETRY_SINCE:
         if hasattr(ort, "disable_telemetry_events"):
-            ort.disable_telemetry_events()  # fewer events; the thread, its files and its contacts stay
+            ort.disable_telemetry_events()  # fewer events; the thread, its files and its connections stay
         warnings.warn(
             f"onnxruntime was imported before zipsdk with its telemetry on, which cannot be turned off afterwards; "
             f"import zipsdk first, or set {TELEMETRY}=1 (0 keeps telemetry on and hides this warning)",
@@ -152,7 +151,7 @@ def _warn_of_telemetry(ort: Any) -> None:
 
 
 def _version(module: Any) -> tuple[int, ...]:
-    """Return the leading numbers of a module's version, () where there are none."""
+    """Return the first two numbers of a module's version, () where there are none."""
     parts = str(getattr(module, "__version__", "")).split(".")[:2]
     return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else ()
 
@@ -160,11 +159,11 @@ def _version(module: Any) -> tuple[int, ...]:
 def _import(module: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
-    except (Exception, SystemExit) as e:  # a broken package raises anything, and a script of that name may exit
+    except (Exception, SystemExit) as e:  # broken packages raise anything, and a script of that name may exit
         text = (str(e).strip().split("\n")[0] or type(e).__name__)[:300]
         place = _place(module)
         if isinstance(e, ModuleNotFoundError) and (place is None or e.name != module):
-            # the package itself, or one that it needs: pip installs both
+            # the package or one of its dependencies; pip installs both
             raise _missing(name, text) from e
         _check_file(place, module, name)
         raise BrokenPackageError(
@@ -180,10 +179,10 @@ def _missing(name: str, why: str) -> MissingExtra:
 
 
 def _place(module: str) -> Path | None:
-    """Return the file that `module` would be imported from; None where none is found."""
+    """Return the file that `module` would be imported from, or None."""
     try:
         spec = importlib.util.find_spec(module)
-    except Exception:  # of a parent that does not load, or of a module put in sys.modules by hand
+    except Exception:  # a parent that fails to load, or a module put into sys.modules by hand
         return None
     return Path(spec.origin) if spec is not None and spec.origin and spec.has_location else None
 
@@ -202,7 +201,7 @@ def _check_place(module: Any, top: str, name: str) -> None:
 
 
 def _check_file(place: Path | None, module: str, name: str) -> None:
-    """Refuse a single file that hides a package: every top-level name of `PACKAGES` is a folder."""
+    """Refuse a single file that shadows a package: every top-level name of `PACKAGES` is a folder."""
     if place is not None and "." not in module and place.name == f"{module}.py":
         raise BrokenPackageError(
             name, f"got the file {place}, expected the installed package, which this file hides", "rename this file"
@@ -227,12 +226,12 @@ def _lacking(module: Any, name: str, missing: list[str]) -> BrokenPackageError:
 
 
 def reinstall(name: str) -> str:
-    """Return the command that puts the files of a package of `PACKAGES` back."""
+    """Return the command that reinstalls a package of `PACKAGES`."""
     top = name.partition(".")[0]
     try:
-        # read only after a failure: pip's records of all packages take a while
+        # only after a failure, because reading pip's records of all packages is slow
         installed = sorted(set(metadata.packages_distributions().get(top, [])))
-    except Exception:  # records that cannot be read
+    except Exception:  # unreadable records
         installed = []
     if not installed:
         return required(name)
@@ -241,4 +240,4 @@ def reinstall(name: str) -> str:
     return f"pip install --force-reinstall --no-deps {installed[0]}"
 
 
-disable_telemetry()  # at `import zipsdk`, because the program may import ONNX Runtime itself before `load` does
+disable_telemetry()  # at `import zipsdk`, because the program may import ONNX Runtime before `load` does

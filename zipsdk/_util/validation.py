@@ -1,4 +1,4 @@
-"""What options are asked before they are used: numbers of Python and of NumPy alike, and words of a command line."""
+"""Check the types of options (Python and NumPy numbers, paths), and parse command-line values."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from argparse import ArgumentTypeError
 from numbers import Integral, Real
 from typing import TypeGuard
 
-#: More threads than any machine has cores: a slip of the keyboard, and each takes its stack.
+#: Above any machine's number of cores: more is a typing error.
 MAX_THREADS = 1024
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether it is an integer; True and False are none."""
+    """Tell whether a value is an integer; bool is not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a real number that a float holds, perhaps not finite; True and False are none."""
+    """Tell whether a value is a real number that fits a float, finite or not; bool is not."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
     try:
@@ -28,26 +28,26 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
-    """Whether it is a path as text, or an object that stands for one; bytes are none."""
+    """Tell whether a value is a path: str, or os.PathLike of str; bytes is not."""
     return isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str))
 
 
 def positive(text: str) -> int:
-    """A count of a command line, for `argparse`.
+    """Parse a positive integer, for `argparse`.
 
     Raises:
-        ArgumentTypeError: it is no whole number of at least 1.
+        ArgumentTypeError: the text is not an integer of at least 1.
     """
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"got {text!r}, wanted a whole number of at least 1")
+        raise ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
     return int(text)
 
 
 def path_text(text: str) -> str:
-    """Return a path of a command line, for `argparse`.
+    """Check a path, for `argparse`.
 
     Raises:
-        ArgumentTypeError: it is empty, as an unset variable of a shell is, or has a zero byte in it.
+        ArgumentTypeError: the text is empty, as an unset shell variable is, or has a zero byte.
     """
     if not text:
         raise ArgumentTypeError(

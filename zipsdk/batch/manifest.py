@@ -22,18 +22,16 @@ import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from zipsdk._util.atomic import make_folder, sync_folder
+from zipsdk._util.locks import try_lock
 from zipsdk._util.validation import is_whole
 from zipsdk.errors import InputError
 
 MANIFEST = ".zipsdk-manifest.jsonl"
-#: The byte that is locked on Windows, where others cannot read what is locked: far beyond the end.
-_LOCKED = 1 << 30
 _LEFTOVER = re.compile(r"\.zipsdk-[0-9a-f]{16}\.tmp")  # what images.save writes before it renames
 
 
@@ -77,7 +75,9 @@ class Manifest:
             self._file = FileIO(self._path, "a+")  # unbuffered: closing it after an error has nothing left to write
         except OSError as e:
             raise InputError(f"{out}: cannot be used as the output folder ({e.strerror}); choose another") from e
-        _lock(self._file, out)
+        if not try_lock(self._file):
+            self._file.close()
+            raise InputError(f"{out}: another zipsdk run writes there; wait for it, or use another output folder")
         try:
             header = None if overwrite else self._load()
             if header is not None:
@@ -236,29 +236,6 @@ def fingerprint(path: Path) -> tuple[int, int]:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _lock(file: FileIO, out: Path) -> None:
-    """One run at a time in a folder; the system lets go of the lock when the process dies, however it dies."""
-    try:
-        _take_lock(file)
-    except (BlockingIOError, PermissionError) as e:
-        file.close()
-        raise InputError(f"{out}: another zipsdk run writes there; wait for it, or use another output folder") from e
-    except OSError:
-        pass  # a file system without locks
-
-
-def _take_lock(file: FileIO) -> None:
-    """Raises BlockingIOError, and on Windows PermissionError, where another process has it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        msvcrt: Any = import_module("msvcrt")  # elsewhere mypy does not know what is in it
-        file.seek(_LOCKED)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _remove_leftovers(folders: set[Path]) -> None:

@@ -32,11 +32,11 @@ from zipsdk.cli.console import (  # fmt: skip
     tell,
 )
 from zipsdk.engines import load_engine
-from zipsdk.engines.tensorrt.build import spec_of
-from zipsdk.engines.tensorrt.flavor import FLAVOURS
+from zipsdk.engines.tensorrt.build import read_spec
+from zipsdk.engines.tensorrt.flavor import FLAVORS
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, PictureError, ZipError
 from zipsdk.images.contact_sheet import MAX_ROWS, before_after, contact_sheet, is_sheet
-from zipsdk.models import bundled, find
+from zipsdk.models import list_models, resolve
 from zipsdk.models.sidecar import check_sidecar, model_hashes, sha256_file
 from zipsdk.models.spec import ModelSpec
 from zipsdk.purifier import Purifier
@@ -157,7 +157,7 @@ def _settings(purifier: Purifier, args: argparse.Namespace) -> dict[str, Any]:
     and the batch decides which pictures share a canvas.
     """
     return {
-        "model": model_hashes(find(args.model) or Path(args.model)),
+        "model": model_hashes(resolve(args.model) or Path(args.model)),
         "steps": [step.t for step in purifier.table.steps],
         **{key: purifier.info[key] for key in ("start", "transforms", "combine", "lam", "eta", "canvas")},
         "format": args.format,
@@ -203,7 +203,7 @@ def _write_sheet(path: Path, purifier: Purifier, out: Path, jobs: Sequence[Job])
 
 
 def _info(args: argparse.Namespace) -> int:
-    path = find(args.model) or Path(args.model)
+    path = resolve(args.model) or Path(args.model)
     model, runs = (_plan_info if path.suffix == ".plan" and path.exists() else _onnx_info)(path, args.device)
     sidecar = check_sidecar(path)
     checked = "matches its sidecar" if sidecar else "not checked: there is no sidecar beside it"
@@ -226,10 +226,10 @@ def _onnx_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
         engine = load_engine(path, device=device)
     except MissingExtra as e:
         try:
-            return spec_of(path), {"engine": f"not here: {e}"}
+            return read_spec(path), {"engine": f"not here: {e}"}
         except MissingExtra:
             raise e from None
-    return engine.spec, dict(getattr(engine, "info", {}))
+    return engine.spec, engine.info
 
 
 def _plan_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
@@ -238,7 +238,7 @@ def _plan_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
 
     record = read_plan(path)
     try:
-        runs = {**getattr(load_engine(path, device=device), "info", {})}
+        runs = load_engine(path, device=device).info
     except (EngineError, MissingExtra) as e:
         runs = {"engine": f"not here: {e}"}
     return record["spec"], {**record["plan"], **runs}
@@ -247,7 +247,7 @@ def _plan_info(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
 def _build(args: argparse.Namespace) -> int:
     from zipsdk.engines.tensorrt.build import build
 
-    model = find(args.model) or Path(args.model)
+    model = resolve(args.model) or Path(args.model)
     out = Path(args.out)
     if out.suffix != ".plan":
         raise InputError(f"-o: got {out.name!r}, wanted a name that ends in .plan")
@@ -263,12 +263,12 @@ def _build(args: argparse.Namespace) -> int:
             return True
 
         record = build(
-            model, out, flavour=args.flavour, batches=args.batch, sizes=args.size, targets=args.target,
+            model, out, flavor=args.flavor, batches=args.batch, sizes=args.size, targets=args.target,
             progress=progress,
         )["plan"]  # fmt: skip
     took = time.perf_counter() - start
     sides = sorted(set(record["sizes"]))
-    tell(f"{out}: {out.stat().st_size / 1e6:,.1f} MB in {took:.1f} s by {FLAVOURS[record['flavour']][2]} "
+    tell(f"{out}: {out.stat().st_size / 1e6:,.1f} MB in {took:.1f} s by {FLAVORS[record['flavor']].name} "
           f"{record['runtime']}")  # fmt: skip
     tell(
         f"  for {', '.join(record['targets'])}; batches up to {max(record['batches'])}, sides {sides[0]} to {sides[-1]}"
@@ -277,8 +277,8 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _models(args: argparse.Namespace) -> int:
-    for name in bundled():
-        path = find(name) or Path(name)
+    for name in list_models():
+        path = resolve(name) or Path(name)
         spec, _ = _onnx_info(path, "cpu")
         export = (check_sidecar(path) or {}).get("export", {})
         parameters = f"{export['parameters']:,} parameters" if "parameters" in export else "parameters unknown"
@@ -286,7 +286,7 @@ def _models(args: argparse.Namespace) -> int:
         if spec.flexible:
             sides += f" (takes {spec.min_side} to {spec.max_side})"
         tell(f"{name}  {sides}, {parameters}, {spec.licence or 'licence unknown'}")
-    if not bundled():
+    if not list_models():
         tell("no model comes with this build of zipsdk; pass the path of an .onnx file as --model")
     return 0
 

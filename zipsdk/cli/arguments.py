@@ -8,7 +8,7 @@ from typing import Any
 
 import zipsdk
 from zipsdk._util.validation import MAX_THREADS, path_text, positive
-from zipsdk.engines.tensorrt.flavor import FLAVOURS
+from zipsdk.engines.tensorrt.flavor import FLAVORS
 from zipsdk.presets import PRESETS
 
 Command = Callable[[argparse.Namespace], int]
@@ -204,7 +204,7 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     )
     p.add_argument("-o", "--out", required=True, type=path_text, metavar="PLAN", help="the plan to write, NAME.plan")
     p.add_argument(
-        "--flavour", choices=tuple(FLAVOURS), help="TensorRT (trt) or TensorRT-RTX (rtx) (default: what is installed)"
+        "--flavor", choices=tuple(FLAVORS), help="TensorRT (trt) or TensorRT-RTX (rtx) (default: what is installed)"
     )
     p.add_argument(
         "--batch", type=_numbers, default=[1, 8, 64], metavar="B,...", help="the largest batch of each profile "

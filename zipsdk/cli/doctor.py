@@ -13,10 +13,10 @@ import numpy as np
 from zipsdk._util import cpus
 from zipsdk._util.runtimes import TELEMETRY, BrokenPackageError, load, reinstall, required, telemetry_is_off
 from zipsdk.engines import load_engine
-from zipsdk.engines.tensorrt.flavor import FLAVOURS, capabilities, runtime
+from zipsdk.engines.tensorrt.flavor import FLAVORS, compute_capabilities, runtime
 from zipsdk.gpu.device import DRIVER, open_device
 from zipsdk.gpu.fatbin import build_info
-from zipsdk.models import bundled
+from zipsdk.models import list_models
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ def _capability() -> int:
 
 
 def _tensorrt(driver: bool) -> Iterator[Check]:
-    for flavour, (_, extra, name) in FLAVOURS.items():
-        fix = f"pip install 'zipsdk[{extra}]'"
+    for flavor in FLAVORS.values():
+        name, fix = flavor.name, f"pip install 'zipsdk[{flavor.extra}]'"
         try:
-            trt = runtime(flavour)
-            known = capabilities(trt) if flavour == "rtx" else []
+            trt = runtime(flavor.key)
+            known = compute_capabilities(trt) if flavor.key == "rtx" else []
         except Exception as e:
             yield _unusable(name, e, fix)
             continue
@@ -144,7 +144,7 @@ def _tensorrt(driver: bool) -> Iterator[Check]:
                 yield Check(name, False, f"{builds}; it runs none here, for this GPU is sm{number}", fix)
             else:
                 yield Check(name, True, builds)
-        elif flavour == "rtx":
+        elif flavor.key == "rtx":
             yield Check(name, False, f"{builds}; it runs none here, for there is no GPU", "see CUDA driver above")
         else:
             yield Check(
@@ -178,7 +178,7 @@ def _device(driver: bool) -> Check:
 
 def _self_tests() -> Iterator[Check]:
     """One evaluation of each bundled model."""
-    for model in bundled():
+    for model in list_models():
         name = f"model {model}"
         try:
             engine = load_engine(model)

@@ -1,4 +1,4 @@
-"""Engines: what evaluates the UNet."""
+"""Load the engines that evaluate the UNet."""
 
 from __future__ import annotations
 
@@ -6,50 +6,50 @@ from pathlib import Path
 
 from zipsdk._util.validation import is_path
 from zipsdk.errors import InputError, ModelError
-from zipsdk.models import bundled, find
-from zipsdk.types import Engine
+from zipsdk.models import list_models, resolve
+from zipsdk.types import LoadedEngine
 
 
-def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) -> Engine:
-    """Open a model.
+def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) -> LoadedEngine:
+    """Load a model.
+
+    A forked child may use the engine: on the CPU it opens the file again at the first evaluation; on a GPU it raises an
+    EngineError, because CUDA does not survive a fork. Engines pickle as path and options.
 
     Args:
-        model: a bundled model's name (``"zip-tiny"``) or a path to an ``.onnx`` file, or to a ``.plan`` that
+        model: the name of a bundled model (``"zip-tiny"``) or the path of an ``.onnx`` file or of a ``.plan`` that
             ``zipsdk build`` made.
-        device: "auto", "cpu", or "cuda" / "cuda:N". One that is asked for by name and cannot be had is an error; "auto"
-            takes the best that works.
+        device: "auto", "cpu", or "cuda" / "cuda:N". "auto" takes the fastest that works; a named device that is not
+            available is an error.
         threads: CPU threads; 0 for as many as the process's affinity and CPU quota allow.
 
     Returns:
         An engine with `spec`, ``__call__(x_t float32 (N, 3, H, W), t (N,)) -> eps`` of x_t's shape and dtype, and
-        `info`, with the keys engine (runtime and version), providers and precision; threads with ONNX Runtime, batches
-        with TensorRT; device, the GPU's name, where the loop can run on it.
+        `info` with the keys engine (runtime and version), providers and precision; threads with ONNX Runtime; batches
+        with TensorRT; device, the GPU's name, where the whole loop can run on it.
 
     Raises:
-        InputError: no such device, or threads that are no whole number from 0 on.
+        InputError: there is no such device, or `threads` is not a whole number from 0.
         ModelError: there is no such model, or it is damaged.
-        EngineError: it cannot run here.
+        EngineError: it cannot run on this machine.
         MissingExtra: its runtime is not installed, or is broken.
-
-    A forked child may use the engine: on the CPU it opens the file again at the first evaluation; on a GPU it gets an
-    EngineError, because CUDA does not survive a fork. Engines pickle as path and options.
     """
     if not is_path(model):
         raise InputError(f"model: got {type(model).__name__}, expected a bundled model's name or a path")
     if not isinstance(device, str):
-        raise InputError(f"device: got {device!r}, wanted 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        raise InputError(f"device: got {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
     name = str(model)
-    path = find(name) or Path(model)
+    path = resolve(name) or Path(model)
     if not path.exists():
         raise ModelError(
-            f"model: got {name!r}, which is neither a file nor one of {', '.join(bundled())}; check the path"
+            f"model: got {name!r}, which is neither a file nor one of {', '.join(list_models())}; check the path"
         )
     if path.suffix == ".plan":
         from zipsdk.engines.tensorrt.engine import TensorRTEngine
 
         return TensorRTEngine(path, device=device)
     if path.suffix != ".onnx":
-        raise ModelError(f"{path}: got a {path.suffix or 'suffix-less'} file, wanted .onnx or .plan")
+        raise ModelError(f"{path}: got a {path.suffix or 'suffix-less'} file, expected .onnx or .plan")
     from zipsdk.engines.onnxruntime import open_onnx
 
     return open_onnx(path, device=device, threads=threads)

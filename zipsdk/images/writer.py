@@ -7,13 +7,13 @@ import os
 import secrets
 import struct
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from zipsdk._util.atomic import replace_file
 from zipsdk._util.validation import is_path
 from zipsdk.errors import InputError, PictureError
 from zipsdk.images.pixels import upright
@@ -57,8 +57,6 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     options = WRITERS[kind][2]
     cautions: list[str] = []
-    # in the same folder, because a rename is atomic within one file system only
-    temporary = target.with_name(f".zipsdk-{secrets.token_hex(8)}.tmp")
     try:
         image.load()  # so that damaged pixels are not taken for malformed EXIF
         metadata, orientation = metadata_of(image, cautions)
@@ -86,20 +84,12 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
             del metadata["exif"]
             encoded = io.BytesIO()
             bare.save(encoded, kind, **options, **metadata)
-        with temporary.open("xb") as f:
-            f.write(encoded.getbuffer())
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(target)
+        replace_file(target, encoded.getbuffer(), target.with_name(f".zipsdk-{secrets.token_hex(8)}.tmp"))
     except Exception as exc:
         raise PictureError(
             f"{target}: cannot be written ({type(exc).__name__}: {exc}): "
             f"check that the folder is there, that you may write to it, and that the disk has room"
         ) from exc
-    finally:
-        # gone already when all went well; `finally`, so that Ctrl-C leaves nothing behind either
-        with suppress(OSError, ValueError):
-            temporary.unlink(missing_ok=True)
     if cautions:
         warnings.warn(f"{target}: {'; '.join(cautions)}", UserWarning, stacklevel=2)
 

@@ -1,4 +1,4 @@
-"""The models that come with zipsdk."""
+"""Find the models that are installed with zipsdk."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 
 
-def bundled() -> list[str]:
-    """Names of the bundled models."""
+def list_models() -> list[str]:
+    """Return the names of the bundled models."""
     return sorted(p.stem for p in _HERE.glob("*.onnx"))
 
 
-def find(name: str) -> Path | None:
-    """The file of a bundled model, or None where there is none of that name."""
-    return _HERE / f"{name}.onnx" if name in bundled() else None
+def resolve(name: str) -> Path | None:
+    """Return the file of a bundled model, None if no bundled model has this name."""
+    return _HERE / f"{name}.onnx" if name in list_models() else None

@@ -1,8 +1,8 @@
-"""Model files: their hashes, and the JSON file beside them.
+"""Write and check sidecars, the JSON files beside model files.
 
-Beside ``model.onnx`` lies ``model.onnx.json`` (beside ``model.plan``, ``model.plan.json``), the sidecar: the size and
-the SHA-256 of each file that the model consists of, and whatever the exporter or the builder has to say. Checking it
-takes the standard library alone.
+The sidecar of ``model.onnx`` is ``model.onnx.json``, that of ``model.plan`` is ``model.plan.json``. It holds the size
+and the SHA-256 of each file of the model, and records of the exporter or the builder. Checking it needs only the
+standard library.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ FORMAT = 1
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, as 64 lower-case hex digits. Raises OSError as `open` does."""
+    """Return the SHA-256 of a file as 64 lower-case hex digits. Raises OSError as `open` does."""
     with Path(path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def sidecar_path(path: str | os.PathLike[str]) -> Path:
-    """``a/model.onnx`` -> ``a/model.onnx.json``: the whole name, so that an ONNX file and a plan do not share one."""
+    """Return ``a/model.onnx.json`` for ``a/model.onnx``; the suffix stays, so that an ONNX file and a plan differ."""
     path = Path(path)
     return path.with_name(path.name + ".json")
 
 
 def model_hashes(path: str | os.PathLike[str]) -> Any:
-    """What tells a model from every other: the sidecar's "files", or where there is none the file's SHA-256.
+    """Return an identity of a model: the sidecar's "files", or without a sidecar the file's SHA-256.
 
-    The hashes are not checked against the files: `check_sidecar` does, with which loaders begin.
+    The hashes are not checked against the files; `check_sidecar` does that when a model is loaded.
     """
     sidecar = sidecar_path(path)
     return json.loads(sidecar.read_bytes())["files"] if sidecar.exists() else sha256_file(path)
@@ -46,12 +46,12 @@ def model_hashes(path: str | os.PathLike[str]) -> Any:
 def write_sidecar(
     path: str | os.PathLike[str], extra: Mapping[str, Any], companions: Iterable[str | os.PathLike[str]] = ()
 ) -> Path:
-    """Hash a finished model file and the files it needs beside it, and write its sidecar atomically.
+    """Hash a model file and its companions, and write its sidecar atomically.
 
     Args:
         path: the model file.
-        extra: further JSON-able entries; "format" and "files" are taken.
-        companions: other files of the model (external data), in the same folder.
+        extra: further entries that JSON can hold; "format" and "files" are reserved.
+        companions: further files of the model (external data), in the same folder.
 
     Returns:
         The sidecar's path.
@@ -63,7 +63,7 @@ def write_sidecar(
             raise ValueError(f"{file} is not in the folder of {path}")
         files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
     if taken := {"format", "files"} & extra.keys():
-        raise ValueError(f"a sidecar writes {sorted(taken)} itself")
+        raise ValueError(f"extra: got the reserved keys {sorted(taken)}; rename them")
     sidecar = sidecar_path(path)
     text = json.dumps({"format": FORMAT, "files": files, **extra}, indent=1, sort_keys=True)
     write_atomically(sidecar, text.encode() + b"\n")
@@ -71,17 +71,17 @@ def write_sidecar(
 
 
 def check_sidecar(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Check a model file, and the files it needs, against its sidecar.
+    """Check a model file and its companions against the sidecar.
 
     Returns:
-        What the sidecar says, or None when there is no sidecar.
+        The sidecar's content, or None when there is no sidecar.
 
     Raises:
-        ModelError: the model or a file it needs is missing or is not the one that the sidecar was written for, or the
-            sidecar cannot be read; or the model is no file, which would be waited for forever if it is a pipe.
+        ModelError: a file of the model is missing or differs from the sidecar, the sidecar cannot be read, or the model
+            is not a regular file: reading a pipe could block forever.
     """
     path = Path(path)
-    with suppress(OSError):  # a missing model is the loader's to tell
+    with suppress(OSError):  # the loader reports a missing model
         if not stat.S_ISREG(path.stat().st_mode):
             raise ModelError(
                 f"{path}: got a folder, a pipe or a device, expected a model file; copy it to a file first"
@@ -96,32 +96,35 @@ def check_sidecar(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     try:
         record = json.loads(text)
         if record["format"] != FORMAT:
-            raise ModelError(f"{sidecar}: got format {record['format']!r}, wanted {FORMAT}; export the model again")
-        wanted = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in record["files"].items()}
+            raise ModelError(f"{sidecar}: got format {record['format']!r}, expected {FORMAT}; export the model again")
+        expected = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in record["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         if isinstance(e, ModelError):
             raise
-        raise ModelError(f"{sidecar}: is not a sidecar of a model ({e!r}); copy it again or export again") from e
-    if path.name not in wanted:
+        raise ModelError(f"{sidecar}: not the sidecar of a model ({e!r}); copy it again or export again") from e
+    if path.name not in expected:
         raise ModelError(
-            f"{sidecar}: speaks of {sorted(wanted)}, wanted {path.name!r}; give the model its old name, or export again"
+            f"{sidecar}: got the files {sorted(expected)}, expected {path.name!r}; restore the model's name, "
+            "or export again"
         )
-    for name, (size, sha256) in wanted.items():
+    for name, (size, sha256) in expected.items():
         _check_file(path, name, size, sha256)
     return dict(record)
 
 
 def _check_file(model: Path, name: str, size: int, sha256: str) -> None:
-    if Path(name).name != name:  # a sidecar must not make us read files elsewhere
-        raise ModelError(f"{sidecar_path(model)}: got the file name {name!r}, wanted one without folders; export again")
+    if Path(name).name != name:  # a sidecar must not name files elsewhere
+        raise ModelError(
+            f"{sidecar_path(model)}: got the file name {name!r}, expected one without folders; export again"
+        )
     file = model.with_name(name)
     advice = "copy or download it again, or export again"
     try:
         got_size = file.stat().st_size
-        if got_size != size:  # said first: a copy cut short is common, and hashing gigabytes takes seconds
-            raise ModelError(f"{file}: got {got_size} bytes, wanted {size}; {advice}")
+        if got_size != size:  # before hashing: truncated copies are common, and hashing gigabytes takes seconds
+            raise ModelError(f"{file}: got {got_size} bytes, expected {size}; {advice}")
         got = sha256_file(file)
     except OSError as e:
         raise ModelError(f"{file}: {model.name} needs it, and it cannot be read ({e.strerror}); {advice}") from e
     if got != sha256:
-        raise ModelError(f"{file}: got SHA-256 {got}, wanted {sha256}: the file was changed or damaged; {advice}")
+        raise ModelError(f"{file}: got SHA-256 {got}, expected {sha256}: the file was changed or damaged; {advice}")

@@ -15,7 +15,7 @@ pytest.importorskip("skimage")
 from bench.defenses.diffusion import DDNM, DiffPure, clamped, engine_of
 from bench.evaluation.cache import hash_of
 from zipsdk import Purifier
-from zipsdk.models import find
+from zipsdk.models import resolve
 from zipsdk.sampling.noise import STEP_INITIAL
 from zipsdk.transforms import Blur, Guide
 
@@ -88,7 +88,7 @@ def test_two_files_of_one_checkpoint_are_two_models(tmp_path):
         e.path.write_bytes(content)
     assert len({hash_of(said) for said in (same, engine_of(engine), engine_of(other))}) == 3
     engine.path = tmp_path / "link"
-    engine.path.symlink_to(find("zip-tiny"))
+    engine.path.symlink_to(resolve("zip-tiny"))
     engine.spec = replace(engine.spec, name="zip-tiny")
     assert "files" not in engine_of(engine)["model"]
 

@@ -243,7 +243,7 @@ def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_pat
         (["--defence", "none", "--defence", ""], "got '', wanted one of"),
         (["--defence", "none", "--attacks", "white", "blendd"], "got 'blendd', wanted one of"),
         (["--defence", "none", "--defence", "bdmae", "--mae", "nowhere"], "nowhere"),
-        (["--defence", "none", "--seeds", "-1"], "got '-1', wanted a whole number of at least 1"),
+        (["--defence", "none", "--seeds", "-1"], "got '-1', expected a whole number of at least 1"),
     ],
 )
 def test_a_slip_is_told_before_anything_is_done(folder, tmp_path, capsys, monkeypatch, slip, said):

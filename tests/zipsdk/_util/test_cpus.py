@@ -1,4 +1,4 @@
-"""How many CPUs a process may use: /proc and /sys of other machines, made of files."""
+"""Test the CPU count with imitations of /proc and /sys of other machines."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def machine(tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_quota_is_the_tightest_on_the_way_to_the_root(machine, name):
+def test_the_lowest_quota_up_to_the_root_counts(machine, name):
     group, mounts, files, quota = CASES[name]
     assert cpus.cpu_quota(machine(group, mounts, files)) == quota
 
@@ -77,11 +77,11 @@ def test_the_quota_is_the_tightest_on_the_way_to_the_root(machine, name):
     "text",
     ["", "\n", "max", "-1 100000", "0 100000", "100000 0", "1e5 1e5", "nan 1", "1 2 3", "٣ ٣", "9" * 400, "1.5 1"],
 )
-def test_a_limit_that_cannot_be_understood_limits_nothing(machine, text):
+def test_an_unparsable_limit_is_ignored(machine, text):
     assert cpus.cpu_quota(machine("0::/\n", V2, {"sys/fs/cgroup/cpu.max": text})) is None
 
 
-def test_files_that_are_missing_limit_nothing(tmp_path, monkeypatch):
+def test_missing_files_set_no_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(cpus, "allowed_cores", lambda: 6)
     assert cpus.cpu_quota(tmp_path) is None and cpus.usable_cpus(tmp_path) == 6
     assert cpus.describe(tmp_path) == "6 cores"
@@ -109,7 +109,7 @@ def test_threads_are_the_quota_rounded_down(machine, monkeypatch, cores, quota, 
 @pytest.mark.parametrize(
     ("limit", "cores"), [("", 4), ("3", 3), ("9", 4), ("default", 4), ("0", 4), ("-1", 4), ("x", 4), ("1" * 99, 4)]
 )
-def test_cores_are_those_of_the_affinity_and_of_pythons_limit(monkeypatch, limit, cores):
+def test_cores_follow_affinity_and_pythons_limit(monkeypatch, limit, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2, 5, 7})
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.delattr(os, "process_cpu_count", raising=False)  # Python 3.13 has read the variable at its start
@@ -119,7 +119,7 @@ def test_cores_are_those_of_the_affinity_and_of_pythons_limit(monkeypatch, limit
     assert cpus.allowed_cores() == 2
 
 
-def test_the_engine_takes_no_more_threads_than_the_quota(monkeypatch):
+def test_the_engine_uses_no_more_threads_than_the_quota(monkeypatch):
     pytest.importorskip("onnxruntime")
     from zipsdk.engines import onnxruntime
 

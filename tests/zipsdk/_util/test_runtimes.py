@@ -1,4 +1,4 @@
-"""Optional packages that are broken in every way, and ONNX Runtime's telemetry, which stays off."""
+"""Test broken optional packages, and that ONNX Runtime's telemetry stays off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPTIONAL = ("onnxruntime", "onnx", "tensorrt", "tensorrt_rtx", "pycuda")
 
 
 def put(folder: Path, package: str, how: str) -> None:
-    """Lay a package that is broken in this way into a folder that comes first on the path."""
+    """Write a package that is broken in this way into a folder that is first on the path."""
     if how == "shadow":
         (folder / f"{package}.py").write_text("x = 1\n")
     elif how == "script":
@@ -64,7 +64,7 @@ WAYS = {
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
-    """``broken(package, how)``: the package as the next import finds it; the real one is back after the test."""
+    """Return ``broken(package, how)``, which breaks a package for later imports until the test ends."""
 
     def build(package: str, how: str) -> Path:
         put(tmp_path, package, how)
@@ -88,7 +88,7 @@ def broken(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("package", ["onnxruntime", "tensorrt"])
-def test_a_broken_package_is_named_with_its_repair(broken, package, how):
+def test_a_broken_package_is_reported_with_its_repair(broken, package, how):
     folder = broken(package, how)
     kind, text, fix = WAYS[how]
     with pytest.raises(MissingExtra) as e:
@@ -98,13 +98,13 @@ def test_a_broken_package_is_named_with_its_repair(broken, package, how):
     assert "\n" not in str(e.value)
 
 
-def test_a_submodule_is_held_to_its_packages_place(broken):
+def test_a_submodule_must_be_in_its_packages_folder(broken):
     broken("pycuda", "namespace")
     with pytest.raises(BrokenPackageError, match=r"pycuda.driver: got the folder .*pycuda without __init__.py"):
         runtimes.load("pycuda.driver")
 
 
-def test_what_is_old_says_which_version_is_wanted(broken):
+def test_an_old_package_is_reported_with_the_expected_version(broken):
     broken("onnx", "old")
     with pytest.raises(
         BrokenPackageError, match=r"got version 0.1 without load, expected 1.18 or newer; pip install --up"
@@ -112,7 +112,7 @@ def test_what_is_old_says_which_version_is_wanted(broken):
         runtimes.load("onnx")
 
 
-def test_what_is_not_installed_says_how_to_install_it(monkeypatch):
+def test_a_missing_package_is_reported_with_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtra, match=r"onnxruntime is not usable here .*: pip install 'zipsdk\[cpu\]'") as e:
         runtimes.load("onnxruntime")
@@ -133,7 +133,7 @@ def test_what_is_not_installed_says_how_to_install_it(monkeypatch):
         ),
     ],
 )
-def test_the_repair_is_of_what_pip_has(monkeypatch, installed, fix):
+def test_the_repair_names_the_installed_distribution(monkeypatch, installed, fix):
     monkeypatch.setattr(runtimes.metadata, "packages_distributions", lambda: {"onnxruntime": installed})
     assert runtimes.reinstall("onnxruntime") == fix
     monkeypatch.setattr(runtimes.metadata, "packages_distributions", lambda: 1 / 0)  # records that cannot be read
@@ -155,15 +155,15 @@ print(json.dumps([[c.name, c.ok, c.detail, c.fix] for c in lines]))
 
 
 @pytest.mark.parametrize("how", ["shadow", "script", "empty", "library", "dependency"])
-def test_doctor_names_each_broken_package_and_never_raises(tmp_path, how):
-    """All of them at once, so that no line hides another."""
+def test_doctor_reports_each_broken_package(tmp_path, how):
+    """Break all of them at once: no line may hide another."""
     for package in OPTIONAL:
         put(tmp_path, package, how)
     check_doctor(tmp_path, how)
 
 
-def test_doctor_names_left_over_folders(tmp_path):
-    """The real packages are out of sight, as after an uninstall: only what zipsdk always needs is there."""
+def test_doctor_reports_leftover_folders(tmp_path):
+    """Hide the real packages, as after an uninstall; only the required packages remain."""
     for package in OPTIONAL:
         put(tmp_path, package, "namespace")
     site = Path(pytest.__file__).parent.parent
@@ -216,7 +216,7 @@ CI = (
 
 
 def probe(home: Path, *prefix: str, first: str = "", options: tuple[str, ...] = (), **changes: str):
-    """What a program with a fresh home leaves there: (new threads, the variable, files, stderr)."""
+    """Run a program with an empty home folder; return (new threads, the variable, files, stderr)."""
     home.mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ORT_")) and k not in CI}
     environment |= {"HOME": str(home), "USERPROFILE": str(home), "LOCALAPPDATA": str(home), **changes}
@@ -239,10 +239,10 @@ def has_telemetry() -> bool:
 
 
 @pytest.mark.parametrize("value", [None, "", " ", "1", "true"])
-def test_a_program_leaves_no_files_and_has_no_thread_of_telemetry(tmp_path, value):
+def test_a_program_has_no_telemetry_files_or_threads(tmp_path, value):
     changes = {} if value is None else {"ORT_DISABLE_TELEMETRY": value}
-    more, variable, files, said, _ = probe(tmp_path / "home", options=("-W", "error"), **changes)
-    assert (more, files, said) == (0, [], "")
+    more, variable, files, errors, _ = probe(tmp_path / "home", options=("-W", "error"), **changes)
+    assert (more, files, errors) == (0, [], "")
     assert variable == (value if value and value.strip() else "1")
 
 
@@ -255,23 +255,23 @@ def test_it_runs_without_a_network(tmp_path):
     assert (more, files) == (0, [])
 
 
-def test_a_user_who_wants_telemetry_keeps_it(tmp_path):
-    more, variable, files, said, _ = probe(tmp_path / "home", ORT_DISABLE_TELEMETRY="0")
-    assert variable == "0" and said == ""
+def test_a_user_can_turn_telemetry_on(tmp_path):
+    more, variable, files, errors, _ = probe(tmp_path / "home", ORT_DISABLE_TELEMETRY="0")
+    assert variable == "0" and errors == ""
     if has_telemetry():  # the tests above would see it
         assert more == 1 and "deviceid" in {p.name for p in files}
 
 
-def test_a_runtime_that_was_imported_first_is_warned_of(tmp_path):
+def test_an_earlier_import_of_the_runtime_warns(tmp_path):
     pytest.importorskip("onnxruntime")
-    *_, said, _ = probe(tmp_path / "home", first="import onnxruntime")
-    assert ("onnxruntime was imported before zipsdk with its telemetry on" in said) == has_telemetry()
+    *_, errors, _ = probe(tmp_path / "home", first="import onnxruntime")
+    assert ("onnxruntime was imported before zipsdk with its telemetry on" in errors) == has_telemetry()
     for i, value in enumerate(("1", "0")):  # off from the start, and on by the user's own wish
-        *_, said, _ = probe(tmp_path / f"home{i}", first="import onnxruntime", ORT_DISABLE_TELEMETRY=value)
-        assert said == ""
+        *_, errors, _ = probe(tmp_path / f"home{i}", first="import onnxruntime", ORT_DISABLE_TELEMETRY=value)
+        assert errors == ""
 
 
-def test_an_old_runtime_imported_first_is_no_reason_to_warn(monkeypatch, recwarn):
+def test_an_earlier_import_of_an_old_runtime_does_not_warn(monkeypatch, recwarn):
     for version, warned in (("1.28.0", False), ("1.29.0", True), ("unknown", False)):
         ort = ModuleType("onnxruntime")
         ort.__version__ = version

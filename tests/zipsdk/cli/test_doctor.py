@@ -110,13 +110,13 @@ def test_the_capability_is_the_first_gpu_s(machine, driver, number):
 def test_the_line_of_tensorrt_asks_the_driver_which_gpu_it_is(machine, monkeypatch, capability, supported, line):
     machine(Driver(("a", capability)))
 
-    def runtime(flavour):
-        if flavour == "trt":
+    def runtime(flavor):
+        if flavor == "trt":
             raise MissingExtra("tensorrt", "gpu", "no module")
         return SimpleNamespace(__version__="1.2")
 
     monkeypatch.setattr(doctor, "runtime", runtime)
-    monkeypatch.setattr(doctor, "capabilities", lambda trt: supported)
+    monkeypatch.setattr(doctor, "compute_capabilities", lambda trt: supported)
     missing, found = doctor._tensorrt(True)
     assert found == doctor.Check("TensorRT-RTX", *line)
     assert (missing.name, missing.ok, missing.fix) == ("TensorRT", False, "pip install 'zipsdk[gpu]'")
@@ -160,9 +160,9 @@ def test_a_machine_with_a_gpu_from_first_line_to_last(machine, monkeypatch, caps
     monkeypatch.setitem(sys.modules, "onnxruntime", ort)
     monkeypatch.setattr(doctor, "open_device", lambda number: device)
     monkeypatch.setattr(doctor, "build_info", lambda: {"nvcc": "13.0", "sass": [86]})
-    monkeypatch.setattr(doctor, "runtime", lambda flavour: trt)
-    monkeypatch.setattr(doctor, "capabilities", lambda trt: [86])
-    monkeypatch.setattr(doctor, "bundled", lambda: ["toy"])
+    monkeypatch.setattr(doctor, "runtime", lambda flavor: trt)
+    monkeypatch.setattr(doctor, "compute_capabilities", lambda trt: [86])
+    monkeypatch.setattr(doctor, "list_models", lambda: ["toy"])
     monkeypatch.setattr(doctor, "load_engine", lambda name: FakeEngine())
     assert cli.main(["doctor", "--json"]) == 0
     lines = {line["name"]: line for line in json.loads(capsys.readouterr().out)["checks"]}
@@ -183,7 +183,7 @@ def test_a_model_that_answers_nonsense_is_not_ok(monkeypatch, answer, said):
         def __call__(self, x, t):
             return answer(x)
 
-    monkeypatch.setattr(doctor, "bundled", lambda: ["toy"])
+    monkeypatch.setattr(doctor, "list_models", lambda: ["toy"])
     monkeypatch.setattr(doctor, "load_engine", lambda name: Broken())
     (check,) = doctor._self_tests()
     assert check.name == "model toy" and not check.ok and said in check.detail and check.fix

@@ -1,4 +1,4 @@
-"""ONNX Runtime's engine as the loop on a device uses it: memory by address, one stream, one lock."""
+"""Test `OnnxEngine` as the GPU loop uses it: memory by address, one stream, one lock."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.fakes.device import FakeDevice
 from zipsdk.errors import EngineError
 
 
-def test_onnx_enqueue_reads_and_writes_the_memory_that_it_is_given(rng):
-    """The binding by address, on the CPU's provider, against the plain call."""
+def test_enqueue_reads_and_writes_the_given_memory(rng):
+    """Compare bindings by address with the plain call, on the CPU provider."""
     pytest.importorskip("onnxruntime")
     engine = zipsdk.load_engine("zip-tiny", device="cpu")
     x = rng.standard_normal((3, 3, 32, 64), np.float32)
@@ -28,20 +28,20 @@ def test_onnx_enqueue_reads_and_writes_the_memory_that_it_is_given(rng):
         engine.enqueue(x.ctypes.data, t.ctypes.data, eps.ctypes.data, 3, 0, size=(31, 64))
 
 
-def test_onnx_auto_falls_back_with_the_reason_and_cuda_by_name_does_not(monkeypatch):
-    """An onnxruntime that was built with CUDA, on a machine that has none."""
+def test_auto_falls_back_with_a_reason_and_cuda_by_name_does_not(monkeypatch):
+    """Simulate an onnxruntime built with CUDA on a machine without CUDA."""
     ort = pytest.importorskip("onnxruntime")
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: both)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
-    with warnings.catch_warnings(record=True) as said:  # onnxruntime adds one of its own
+    with warnings.catch_warnings(record=True) as caught:  # onnxruntime adds a warning
         warnings.simplefilter("always")
         engine = zipsdk.load_engine("zip-tiny")
-    assert any("running on the CPU, because the GPU cannot be used: " in str(w.message) for w in said)
+    assert any("running on the CPU, because the GPU cannot be used: " in str(w.message) for w in caught)
     assert engine.providers == ["CPUExecutionProvider"] and engine.device is None
     assert zipsdk.Purifier(engine).info["loop"] == "host (the engine runs on the CPU)"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # onnxruntime's own, before it goes on without the provider
+        warnings.simplefilter("ignore")  # onnxruntime warns before it continues without the provider
         with pytest.raises(EngineError, match="CUDAExecutionProvider"):
             zipsdk.load_engine("zip-tiny", device="cuda:0")
     monkeypatch.undo()
@@ -49,8 +49,8 @@ def test_onnx_auto_falls_back_with_the_reason_and_cuda_by_name_does_not(monkeypa
         zipsdk.load_engine("zip-tiny", device="cuda")
 
 
-def test_onnx_waits_while_another_thread_uses_its_gpus_stream(rng):
-    """Its session runs on the loop's stream; what it puts there during a capture would go into the graph."""
+def test_a_call_waits_while_another_thread_uses_the_stream(rng):
+    """The session runs on the loop's stream, and a capture would record its work."""
     pytest.importorskip("onnxruntime")
     engine = zipsdk.load_engine("zip-tiny", device="cpu")
     x, t, answered = rng.standard_normal((1, 3, 32, 32), np.float32), np.zeros(1, np.float32), threading.Event()
@@ -66,7 +66,7 @@ def test_onnx_waits_while_another_thread_uses_its_gpus_stream(rng):
     np.testing.assert_array_equal(got[0], wanted)
 
 
-def test_onnx_takes_the_loops_stream_and_no_other(rng):
+def test_enqueue_refuses_other_streams(rng):
     pytest.importorskip("onnxruntime")
     engine = zipsdk.load_engine("zip-tiny", device="cpu")
     engine.device = FakeDevice(None)
@@ -74,5 +74,5 @@ def test_onnx_takes_the_loops_stream_and_no_other(rng):
     t, eps = np.zeros(1, np.float32), x.copy()
     arguments = (x.ctypes.data, t.ctypes.data, eps.ctypes.data, 1)
     engine.enqueue(*arguments, engine.device.compute.handle, size=(32, 32))
-    with pytest.raises(EngineError, match="wanted the one that the session was opened with"):
+    with pytest.raises(EngineError, match="expected the stream that the session was opened with"):
         engine.enqueue(*arguments, engine.device.copies.handle, size=(32, 32))

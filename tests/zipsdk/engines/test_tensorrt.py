@@ -1,7 +1,8 @@
-"""TensorRT: plans are really built, by TensorRT-RTX on the CPU; running them is rehearsed, see tests/fakes/trt.py."""
+"""Test plans: TensorRT-RTX really builds them on the CPU; running them is simulated, see tests/fakes/trt.py."""
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -20,10 +21,10 @@ from tests.helpers.gpu_pairs import Meanwhile, assert_same, pictures
 from zipsdk import cli
 from zipsdk._util import forks
 from zipsdk.cli import doctor
-from zipsdk.engines.tensorrt import build, flavor, plan_file
+from zipsdk.engines.tensorrt import build, flavor, plan_file, request
 from zipsdk.engines.tensorrt import engine as trt_engine
 from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory
-from zipsdk.models import find
+from zipsdk.models import resolve
 from zipsdk.models.sidecar import sidecar_path, write_sidecar
 from zipsdk.models.spec import ModelSpec
 
@@ -33,16 +34,16 @@ BATCHES = (1, 4)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The bundled model as a plan for one small size."""
+    """Build the bundled model as a plan for one small size."""
     path = tmp_path_factory.mktemp("plan") / "tiny.plan"
-    batches, sizes = np.array(BATCHES), np.array([32])  # numbers of NumPy do
-    record = build.build(find("zip-tiny"), path, batches=batches, sizes=sizes, targets=["sm86", "sm89"])
+    batches, sizes = np.array(BATCHES), np.array([32])  # NumPy's numbers are accepted
+    record = build.build(resolve("zip-tiny"), path, batches=batches, sizes=sizes, targets=["sm86", "sm89"])
     return path, record
 
 
 @pytest.fixture
 def copy(tiny, tmp_path):
-    """A plan that a test may spoil."""
+    """Copy the plan for a test that changes it."""
     path = tmp_path / "tiny.plan"
     for source in (tiny[0], sidecar_path(tiny[0])):
         (tmp_path / source.name).write_bytes(source.read_bytes())
@@ -50,7 +51,7 @@ def copy(tiny, tmp_path):
 
 
 def edit(path, **changes):
-    """Change the plan's part of the sidecar."""
+    """Change the sidecar's record of the plan."""
     record = json.loads(sidecar_path(path).read_text())
     record["plan"].update(changes)
     sidecar_path(path).write_text(json.dumps(record))
@@ -63,18 +64,18 @@ def test_the_bundled_model_is_built(tiny):
     path, record = tiny
     header = path.read_bytes()[: trt.Runtime(trt.Logger()).engine_header_size]
     assert len(header) == 64 and path.stat().st_size > 1e6
-    said = plan_file.read_plan(path)
-    assert said["plan"] == record["plan"]
-    assert said["plan"]["flavour"] == "rtx" and said["plan"]["runtime"] == trt.__version__
-    assert said["plan"]["targets"] == ["sm86", "sm89"] and said["plan"]["batches"] == [1, 4]
-    spec = said["spec"]
+    read = plan_file.read_plan(path)
+    assert read["plan"] == record["plan"]
+    assert read["plan"]["flavor"] == "rtx" and read["plan"]["runtime"] == trt.__version__
+    assert read["plan"]["targets"] == ["sm86", "sm89"] and read["plan"]["batches"] == [1, 4]
+    spec = read["spec"]
     assert (spec.min_side, spec.canvas, spec.max_side, spec.name) == (32, 32, 32, "zip-tiny")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
-    """The true graph at a reduced width, exported and built by one command."""
+    """Export and build the real graph at a reduced width by one command."""
     pytest.importorskip("torch")
     from export.__main__ import main
 
@@ -89,7 +90,7 @@ def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batches": ()}, "wanted whole numbers of at least 1"),
+        ({"batches": ()}, "expected whole numbers of at least 1"),
         ({"batches": (4, 1)}, "each larger than the one before"),
         ({"batches": (0,)}, "at least 1"),
         ({"batches": (1, 4.0)}, "whole numbers"),
@@ -98,46 +99,47 @@ def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
         ({"sizes": (32.0,)}, "in whole pixels"),
         ({"sizes": (32, 64)}, "one side, or the smallest, the usual and the largest"),
         ({"sizes": (64, 32, 128)}, "rising multiples"),
-        ({"targets": ["sm75"]}, "sm75.*return zeros in silence.*wanted some of sm80"),
-        ({"targets": ["sm90"]}, "sm90.*wanted some of sm80, sm86"),
-        ({"targets": ["ampere"]}, "wanted some of"),
+        ({"targets": ["sm75"]}, "sm75.*return zeros without an error.*expected some of sm80"),
+        ({"targets": ["sm90"]}, "sm90.*expected some of sm80, sm86"),
+        ({"targets": ["ampere"]}, "expected some of"),
         ({"targets": ["sm86", "sm86"]}, "each once"),
-        ({"flavour": "torch"}, "wanted one of trt, rtx"),
+        ({"flavor": "torch"}, "expected one of trt, rtx"),
     ],
 )
-def test_options_that_cannot_be_met(tmp_path, options, message):
+def test_invalid_options(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        build.build(find("zip-tiny"), tmp_path / "x.plan", **{"flavour": "rtx", **options})
+        build.build(resolve("zip-tiny"), tmp_path / "x.plan", **{"flavor": "rtx", **options})
     assert not list(tmp_path.iterdir())
 
 
-def test_models_that_cannot_be_built(tmp_path):
+def test_invalid_models(tmp_path):
     onnx = pytest.importorskip("onnx")
     broken = tmp_path / "broken.onnx"
     with pytest.raises(ModelError, match="no such file"):
-        build.build(broken, tmp_path / "x.plan", flavour="rtx")
+        build.build(broken, tmp_path / "x.plan", flavor="rtx")
     broken.write_bytes(b"\xff" * 100)
     with pytest.raises(ModelError, match="not a readable ONNX model"):
-        build.build(broken, tmp_path / "x.plan", flavour="rtx")
-    model = onnx.load(str(find("zip-tiny")))
+        build.build(broken, tmp_path / "x.plan", flavor="rtx")
+    model = onnx.load(str(resolve("zip-tiny")))
     metadata = list(model.metadata_props)
     del model.metadata_props[:]
     onnx.save(model, str(broken))
     with pytest.raises(ModelError, match="without a zipsdk spec"):
-        build.build(broken, tmp_path / "x.plan", flavour="rtx")
+        build.build(broken, tmp_path / "x.plan", flavor="rtx")
     model.metadata_props.extend(metadata)
     model.graph.node[3].op_type = "Unheard"
     onnx.save(model, str(broken))
     with pytest.raises(ModelError, match=r"TensorRT-RTX .* cannot read it .*Unheard"):
-        build.build(broken, tmp_path / "x.plan", flavour="rtx")
+        build.build(broken, tmp_path / "x.plan", flavor="rtx")
     assert [p.name for p in tmp_path.iterdir()] == ["broken.onnx"]
 
 
-def test_what_tensorrt_says_reaches_the_user(tmp_path, monkeypatch):
-    """It answers None; why stands in its log. A profile that contradicts the graph is such a case."""
-    monkeypatch.setattr(build, "_sizes", lambda spec, sizes: (spec, (6, 6, 6)))  # not a multiple of 4
+def test_tensorrts_messages_reach_the_user(tmp_path, monkeypatch):
+    """TensorRT returns None and logs the reason, for example for a profile that contradicts the graph."""
+    unsupported = lambda spec, sizes: dataclasses.replace(spec, multiple=2, min_side=6, canvas=6, max_side=6)  # noqa: E731
+    monkeypatch.setattr(build, "restrict_sizes", unsupported)  # not a multiple of 4
     with pytest.raises(EngineError, match=r"TensorRT-RTX .* cannot build it \(.{20}"):
-        build.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,))
+        build.build(resolve("zip-tiny"), tmp_path / "x.plan", flavor="rtx", batches=(1,))
     assert not list(tmp_path.iterdir())
 
 
@@ -148,12 +150,12 @@ class Mistake(Exception):
 @pytest.mark.parametrize(
     ("how", "kind", "message"),
     [
-        ("says no", EngineError, "was stopped; nothing was written"),
+        ("returns False", EngineError, "was stopped; nothing was written"),
         ("raises", Mistake, "in the caller"),
         ("Ctrl-C", KeyboardInterrupt, "^$"),
     ],
 )
-def test_a_stopped_build_leaves_nothing(tmp_path, how, kind, message):
+def test_a_stopped_build_leaves_no_file(tmp_path, how, kind, message):
     calls = []
 
     def progress(phase, step, steps):
@@ -166,13 +168,15 @@ def test_a_stopped_build_leaves_nothing(tmp_path, how, kind, message):
         return len(calls) < 50 or how == "Ctrl-C"
 
     with pytest.raises(kind, match=message):
-        build.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,), sizes=(32,), progress=progress)
+        build.build(
+            resolve("zip-tiny"), tmp_path / "x.plan", flavor="rtx", batches=(1,), sizes=(32,), progress=progress
+        )
     assert len(calls) == 50 and not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_while_the_logger_runs_stops_the_build(tmp_path, monkeypatch, capfd):
-    """Python raises KeyboardInterrupt in whichever callback runs first, mostly the logger: it was lost there."""
+    """Python raises KeyboardInterrupt in the first callback, usually the logger, where it was lost."""
     make, pressed = build.collecting_logger, []
 
     def pressing(trt):
@@ -190,17 +194,18 @@ def test_ctrl_c_while_the_logger_runs_stops_the_build(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(build, "collecting_logger", pressing)
     with pytest.raises(KeyboardInterrupt):
-        build.build(find("zip-tiny"), tmp_path / "x.plan", flavour="rtx", batches=(1,), sizes=(32,))
+        build.build(resolve("zip-tiny"), tmp_path / "x.plan", flavor="rtx", batches=(1,), sizes=(32,))
     assert pressed and not list(tmp_path.iterdir())
     assert "Exception caught" not in capfd.readouterr().err
 
 
-def test_a_handler_of_the_callers_is_left_alone_and_threads_may_build(tmp_path, monkeypatch):
+def test_the_callers_signal_handler_is_kept_and_threads_may_build(tmp_path, monkeypatch):
     seen, results = [], []
-    monkeypatch.setattr(build, "_serialized", lambda *args: seen.append(signal.getsignal(signal.SIGINT)) or b"")
+    builder = types.SimpleNamespace(build=lambda *args: seen.append(signal.getsignal(signal.SIGINT)) or b"")
+    monkeypatch.setattr(build, "PlanBuilder", lambda *args: builder)
 
     def compile_():
-        results.append(build._compile(None, None, None, None, None, None, None, None))
+        results.append(build.compile_plan(None, None, None, None))
 
     mine = lambda *_: None  # noqa: E731
     previous = signal.signal(signal.SIGINT, mine)
@@ -215,41 +220,41 @@ def test_a_handler_of_the_callers_is_left_alone_and_threads_may_build(tmp_path, 
     assert results == [b"", b""]
 
 
-def test_a_place_that_cannot_be_written_is_found_before_the_build(tmp_path):
+def test_an_unwritable_output_is_found_before_the_build(tmp_path):
     (tmp_path / "file").write_text("")
     calls = []
     with pytest.raises(OSError):
-        build.build(find("zip-tiny"), tmp_path / "file" / "x.plan", flavour="rtx", batches=(1,), sizes=(32,),
+        build.build(resolve("zip-tiny"), tmp_path / "file" / "x.plan", flavor="rtx", batches=(1,), sizes=(32,),
                    progress=lambda *step: calls.append(step) or True)  # fmt: skip
     assert not calls
 
 
-def test_all_targets_are_named_to_the_builder(tmp_path):
-    """What the sidecar lists must be what the plan was built for: unset is not the same plan."""
+def test_all_targets_are_passed_to_the_builder(tmp_path):
+    """The plan must be built for the targets in its sidecar; TensorRT-RTX's default gives another plan."""
     made = []
-    for name, targets in (("a", None), ("b", [f"sm{n}" for n in flavor.capabilities(trt)])):
+    for name, targets in (("a", None), ("b", [f"sm{n}" for n in flavor.compute_capabilities(trt)])):
         path = tmp_path / f"{name}.plan"
-        record = build.build(find("zip-tiny"), path, flavour="rtx", batches=(1,), sizes=(32,), targets=targets)
+        record = build.build(resolve("zip-tiny"), path, flavor="rtx", batches=(1,), sizes=(32,), targets=targets)
         made.append((path.read_bytes(), record["plan"]["targets"]))
     assert made[0] == made[1]
 
 
-def test_flavours(monkeypatch):
+def test_flavors(monkeypatch):
     assert "rtx" in flavor.installed()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingExtra, match=r"tensorrt is not usable here.*zipsdk\[gpu\]"):
         flavor.runtime("trt")
-    monkeypatch.setattr(build, "installed", list)
+    monkeypatch.setattr(request, "installed", list)
     with pytest.raises(MissingExtra, match="tensorrt"):
-        build.build(find("zip-tiny"), "x.plan")
-    monkeypatch.setattr(build, "installed", lambda: ["trt", "rtx"])
-    with pytest.raises(InputError, match="say which one"):
-        build.build(find("zip-tiny"), "x.plan")
+        build.build(resolve("zip-tiny"), "x.plan")
+    monkeypatch.setattr(request, "installed", lambda: ["trt", "rtx"])
+    with pytest.raises(InputError, match="choose one"):
+        build.build(resolve("zip-tiny"), "x.plan")
 
 
 def test_classic_tensorrt_takes_no_targets():
     with pytest.raises(InputError, match="builds for the GPU that is present"):
-        build._targets(types.SimpleNamespace(), "trt", ["sm86"])
+        request._check_targets(types.SimpleNamespace(), "trt", ["sm86"])
 
 
 # ---- the command
@@ -264,9 +269,9 @@ def test_build_and_info_commands(tmp_path, capsys):
     assert cli.main(["build", "zip-tiny", "-o", str(tmp_path / "z.onnx")]) == 2
     assert "ends in .plan" in capsys.readouterr().err
     assert cli.main(["info", str(out), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["runs"]["targets"] == ["sm86"] and said["spec"]["canvas"] == 32
-    assert said["hash"] == "matches its sidecar"
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["runs"]["targets"] == ["sm86"] and shown["spec"]["canvas"] == 32
+    assert shown["hash"] == "matches its sidecar"
 
 
 # ---- plans that are refused before they are opened
@@ -277,9 +282,9 @@ def refuse(path, kind, message, **options):
         zipsdk.load_engine(path, **options)
 
 
-def test_a_model_quantised_for_cpus_has_no_plan(tmp_path):
-    with pytest.raises(ModelError, match="quantised for ONNX Runtime on CPUs"):
-        build.build(find("zip-tiny-int8"), tmp_path / "x.plan", flavour="rtx")
+def test_a_model_quantized_for_cpus_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="quantized for ONNX Runtime on CPUs"):
+        build.build(resolve("zip-tiny-int8"), tmp_path / "x.plan", flavor="rtx")
     assert not list(tmp_path.iterdir())
 
 
@@ -289,31 +294,31 @@ def test_a_damaged_plan(copy):
     copy.write_bytes(data)
     refuse(copy, ModelError, "SHA-256 .* changed or damaged")
     copy.write_bytes(data[:-1])
-    refuse(copy, ModelError, "got .* bytes, wanted")
+    refuse(copy, ModelError, "got .* bytes, expected")
 
 
-def test_a_plan_without_its_sidecar_or_with_another_ones(copy):
+def test_a_missing_or_foreign_sidecar(copy):
     sidecar = sidecar_path(copy)
     text = sidecar.read_text()
     sidecar.unlink()
     refuse(copy, ModelError, "opened only if its hash is known")
     sidecar.write_text(text.replace('"tiny.plan"', '"other.plan"'))
-    refuse(copy, ModelError, "speaks of .*other.plan")
+    refuse(copy, ModelError, "got the files .*other.plan")
     write_sidecar(copy, {})
-    refuse(copy, ModelError, "speaks of no plan")
+    refuse(copy, ModelError, "got no record of a plan")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batches": "many"}, "batches: got 'many', wanted a list"),
+        ({"batches": "many"}, "batches: got 'many', expected a list"),
         ({"batches": []}, r"batches \[\]"),
         ({"batches": [1, "8"]}, "whole numbers"),
-        ({"flavour": "onnx"}, "flavour 'onnx'"),
+        ({"flavor": "onnx"}, "flavor 'onnx'"),
         ({"targets": None}, "targets: got None"),
-        ({"targets": [86]}, r"targets: got \[86\], wanted such as"),
-        ({"targets": []}, r"targets: got \[\], wanted such as"),
-        ({"batches": [4, 1]}, r"batches \[4, 1\], wanted .*rising"),
+        ({"targets": [86]}, r"targets: got \[86\], expected names such as"),
+        ({"targets": []}, r"targets: got \[\], expected names such as"),
+        ({"batches": [4, 1]}, r"batches \[4, 1\], expected .*rising"),
         ({"batches": [1, 1]}, "rising"),
     ],
 )
@@ -322,20 +327,20 @@ def test_an_edited_sidecar(copy, changes, message):
     refuse(copy, ModelError, message)
 
 
-def test_another_version_and_another_flavour(copy, monkeypatch):
+def test_plans_of_another_version_or_flavor(copy, monkeypatch):
     edit(copy, runtime="1.0.0")
     refuse(copy, EngineError, r"built by TensorRT-RTX 1.0.0, and .* is installed.*build it again")
-    edit(copy, flavour="trt")
+    edit(copy, flavor="trt")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     refuse(copy, MissingExtra, r"tensorrt is not usable here.*zipsdk\[gpu\]")
-    # the RTX module under the other's name
+    # the RTX module under the other name
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    refuse(copy, EngineError, "module of the other flavour")
+    refuse(copy, EngineError, "module of the other flavor")
 
 
 @pytest.mark.parametrize("device", [0, None, "cpu"])
-def test_a_device_that_no_plan_runs_on(device):
-    with pytest.raises(InputError, match=f"device: got {device!r} for a plan, wanted 'auto'"):
+def test_devices_that_run_no_plan(device):
+    with pytest.raises(InputError, match=f"device: got {device!r} for a plan, expected 'auto'"):
         trt_engine.TensorRTEngine("x.plan", device=device)
 
 
@@ -348,21 +353,21 @@ def test_no_driver(copy, monkeypatch):
     refuse(copy, InputError, "got 'cpu' for a plan", device="cpu")
 
 
-# ---- running, rehearsed
+# ---- running, simulated
 
 
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("plan", {"batches": [1, 64]}, r"profile 1: got \[2, 3, 32, 32\] to \[4, .* wanted .* to \[64, 3, 32, 32\]"),
-        ("plan", {"batches": [1, 2, 4]}, "got 2 profiles, wanted 3"),
-        ("spec", {"min_side": 256, "canvas": 256, "max_side": 256}, "profile 0: got .* wanted .*256"),
-        ("spec", {"min_side": 16}, "profile 0: got .* wanted .*16"),
-        ("spec", {"input_x": "eps", "output": "x"}, "eps: wanted an input of the plan"),
+        ("plan", {"batches": [1, 64]}, r"profile 1: got \[2, 3, 32, 32\] to \[4, .* expected .* to \[64, 3, 32, 32\]"),
+        ("plan", {"batches": [1, 2, 4]}, "got 2 profiles, expected 3"),
+        ("spec", {"min_side": 256, "canvas": 256, "max_side": 256}, "profile 0: got .* expected .*256"),
+        ("spec", {"min_side": 16}, "profile 0: got .* expected .*16"),
+        ("spec", {"input_x": "eps", "output": "x"}, "eps: expected an input of the plan"),
     ],
 )
-def test_a_sidecar_edited_with_sense_is_held_against_the_plan(copy, device, monkeypatch, part, changes, message):
-    """It passes every check of its own, and the plan's hash fits."""
+def test_a_consistently_edited_sidecar_is_compared_with_the_plan(copy, device, monkeypatch, part, changes, message):
+    """The sidecar is valid and has the plan's hash, but differs from the plan."""
     record = json.loads(sidecar_path(copy).read_text())
     record[part].update(changes)
     sidecar_path(copy).write_text(json.dumps(record))
@@ -375,19 +380,19 @@ def opened(copy, device, monkeypatch, *, capability=(8, 6), plain=None, **option
     device.capability = capability
     fake = fake_trt.module(trt, device, plain, batches=BATCHES, **options)
     monkeypatch.setattr(trt_engine, "open_device", lambda ordinal: device)
-    monkeypatch.setattr(trt_engine, "runtime", lambda flavour: fake)
+    monkeypatch.setattr(trt_engine, "runtime", lambda flavor: fake)
     return zipsdk.load_engine(copy), plain, fake
 
 
 @pytest.mark.parametrize(
     ("capability", "message"),
     [
-        ((7, 5), r"sm75\), wanted sm80 or newer.*zeros in silence"),
+        ((7, 5), r"sm75\), expected sm80 or newer.*zeros without an error"),
         ((9, 0), r"does not support .*sm90"),
-        ((12, 0), "built for sm86, sm89, and this is .*sm120.*--target sm120"),
+        ((12, 0), "built for sm86, sm89, and this GPU is .*sm120.*--target sm120"),
     ],
 )
-def test_gpus_that_it_is_not_for(copy, device, monkeypatch, capability, message):
+def test_unsupported_gpus(copy, device, monkeypatch, capability, message):
     with pytest.raises(EngineError, match=message):
         opened(copy, device, monkeypatch, capability=capability)
 
@@ -396,10 +401,10 @@ def test_gpus_that_it_is_not_for(copy, device, monkeypatch, capability, message)
     ("method", "kind", "message"),
     [
         ("deserialize_cuda_engine", EngineError, r"cannot open it on fake GPU \(header does not fit\)"),
-        ("get_tensor_dtype", ModelError, "wanted float32"),
+        ("get_tensor_dtype", ModelError, "expected float32"),
     ],
 )
-def test_what_it_refuses_to_open(copy, device, monkeypatch, method, kind, message):
+def test_plans_that_cannot_be_opened(copy, device, monkeypatch, method, kind, message):
     with pytest.raises(kind, match=message) as caught:
         opened(copy, device, monkeypatch, refuse=(method,)) if method != "get_tensor_dtype" else _half(
             copy, device, monkeypatch
@@ -417,8 +422,8 @@ def _half(copy, device, monkeypatch):
     "method", ["create_execution_context", "set_optimization_profile_async", "set_input_shape", "set_tensor_address",
                "execute_async_v3"],
 )  # fmt: skip
-def test_every_no_of_tensorrt_is_an_error(copy, device, monkeypatch, method):
-    """It raises nothing by itself: a result that goes unread would be a picture full of noise."""
+def test_every_refusal_of_tensorrt_is_an_error(copy, device, monkeypatch, method):
+    """TensorRT does not raise: an ignored result would give an image of noise."""
     engine, _, _ = opened(copy, device, monkeypatch, refuse=(method,))
     with pytest.raises(EngineError, match=r"tiny.plan: TensorRT-RTX .* refuses"):
         zipsdk.Purifier(engine).run(np.zeros((1, 32, 32, 3), np.uint8))
@@ -435,7 +440,7 @@ def test_the_loop_with_a_plan(copy, device, monkeypatch, rng, capturable):
     assert (("graph", "compute") in device.log) == capturable
     assert ("one captured graph" in gpu.info["loop"]) == capturable
     assert gpu.info["engine"].startswith("TensorRT-RTX ") and gpu.info["device"] == "fake GPU"
-    # a context for each batch, of the profile that it belongs to
+    # one context for each batch size, of its profile
     profiles = [entry[1] for entry in fake.log if entry[0] == "set_optimization_profile_async"]
     assert sorted(profiles) == [0, 1, 1, 1]
 
@@ -445,7 +450,7 @@ def test_on_arrays(copy, device, monkeypatch, rng):
     for n in (1, 4, 7, 4):
         x, t = rng.standard_normal((n, 3, 32, 32), np.float32), np.arange(n, dtype=np.float32)
         np.testing.assert_array_equal(engine(x, t), plain(x, t))
-    with pytest.raises(InputError, match="got a batch of 5, wanted at most 4"):
+    with pytest.raises(InputError, match="got a batch of 5, expected at most 4"):
         engine.prepare(5, 32, 32)
 
 
@@ -458,8 +463,8 @@ def test_on_arrays(copy, device, monkeypatch, rng):
          "get_device_memory_size_for_profile_v2", "set_device_memory"),
     ],
 )  # fmt: skip
-def test_the_loop_with_less_than_tensorrt_rtx_has(copy, device, monkeypatch, rng, lacks):
-    """The other side of each hasattr, which classic TensorRT takes; its own signatures cannot be had here."""
+def test_the_loop_without_newer_functions(copy, device, monkeypatch, rng, lacks):
+    """Test the calls that classic TensorRT uses; its own signatures are not available here."""
     engine, plain, fake = opened(copy, device, monkeypatch, lacks=lacks)
     gpu, cpu = zipsdk.Purifier(engine, seed=3), zipsdk.Purifier(plain, seed=3)
     for n in (1, 3, 4):
@@ -468,18 +473,18 @@ def test_the_loop_with_less_than_tensorrt_rtx_has(copy, device, monkeypatch, rng
     assert not {entry[0] for entry in fake.log} & set(lacks)
 
 
-def test_scratch_memory_grows_by_what_is_needed_where_twice_as_much_does_not_fit(copy, device, monkeypatch):
+def test_scratch_memory_grows_to_the_needed_size_if_twice_the_size_does_not_fit(copy, device, monkeypatch):
     engine, _, _ = opened(copy, device, monkeypatch)
     with device.active():
         engine.prepare(3, 32, 32)
-        device.room = device.used + 4500  # 4000 are needed; doubled it would be 6000
+        device.room = device.used + 4500  # 4000 needed; doubled 6000
         engine.prepare(4, 32, 32)
         assert engine._memory.size == 4000
 
 
 @pytest.mark.parametrize("spare", [0, 20_000, 49_152, 49_168])
-def test_arrays_after_memory_has_run_out(copy, device, monkeypatch, rng, spare):
-    """What was freed must not be used again, and what was allocated must not be lost."""
+def test_arrays_after_running_out_of_memory(copy, device, monkeypatch, rng, spare):
+    """Freed memory must not be used again, and allocated memory must not leak."""
     engine, plain, _ = opened(copy, device, monkeypatch)
     x, t = rng.standard_normal((4, 3, 32, 32), np.float32), np.zeros(4, np.float32)
     engine(x[:1], t[:1])
@@ -508,7 +513,7 @@ def test_arrays_wait_while_another_thread_captures(copy, device, monkeypatch, rn
     np.testing.assert_array_equal(meanwhile.end(), plain(x, t))
 
 
-def test_memory_of_an_engine_that_is_gone_is_given_back(copy, device, monkeypatch, rng):
+def test_memory_of_a_deleted_engine_is_freed(copy, device, monkeypatch, rng):
     engine, _, _ = opened(copy, device, monkeypatch)
     gpu = zipsdk.Purifier(engine, seed=3)
     for n in (1, 3, 4):
@@ -525,7 +530,7 @@ def test_memory_of_an_engine_that_is_gone_is_given_back(copy, device, monkeypatc
 
 
 def test_a_plan_in_other_processes(copy, device, monkeypatch, rng):
-    """Pickled, it is opened again; inherited by a forked child, nothing of it is freed by CUDA there."""
+    """Unpickling opens the plan again; a forked child frees nothing by CUDA."""
     engine, _, _ = opened(copy, device, monkeypatch)
     make, arguments = engine.__reduce__()
     again = make(*arguments)
@@ -549,7 +554,7 @@ def test_a_plan_in_other_processes(copy, device, monkeypatch, rng):
     assert device.used < used
 
 
-def test_arrays_of_other_types_and_no_pictures(copy, device, monkeypatch, rng):
+def test_arrays_of_other_types_and_empty_batches(copy, device, monkeypatch, rng):
     engine, plain, _ = opened(copy, device, monkeypatch)
     x = rng.standard_normal((2, 3, 32, 32), np.float32)
     got = engine(x.astype(np.float64), np.array([7, 9]))
@@ -558,19 +563,19 @@ def test_arrays_of_other_types_and_no_pictures(copy, device, monkeypatch, rng):
 
 
 @pytest.mark.parametrize(("capability", "ok"), [((7, 5), False), ((8, 6), True), ((9, 0), False), ((12, 0), True)])
-def test_doctor_asks_whether_tensorrt_rtx_supports_the_gpu(monkeypatch, capability, ok):
+def test_doctor_checks_that_tensorrt_rtx_supports_the_gpu(monkeypatch, capability, ok):
     monkeypatch.setattr(doctor, "_capability", lambda: 10 * capability[0] + capability[1])
     (check,) = [line for line in doctor._tensorrt(True) if line.name == "TensorRT-RTX"]
     assert check.ok == ok
     assert ok or f"this GPU is sm{capability[0]}{capability[1]}" in check.detail
 
 
-def test_contexts_are_dropped_but_not_those_that_a_graph_holds(copy, device, monkeypatch, rng):
+def test_old_contexts_are_dropped_unless_a_graph_uses_them(copy, device, monkeypatch, rng):
     monkeypatch.setattr(trt_engine, "MAX_CONTEXTS", 2)
     engine, plain, _ = opened(copy, device, monkeypatch)
     gpu, cpu = zipsdk.Purifier(engine, seed=3), zipsdk.Purifier(plain, seed=3)
     batches = [pictures(rng, n, 32, 32) for n in (1, 2, 3, 4)]
-    for _ in range(3):  # each context is dropped before it could be captured
+    for _ in range(3):  # each context is dropped before it can be captured
         for batch in batches:
             assert_same(gpu.run(batch), cpu.run(batch))
     assert ("graph", "compute") not in device.log
@@ -586,7 +591,7 @@ def test_contexts_are_dropped_but_not_those_that_a_graph_holds(copy, device, mon
     assert graphs == (3, 4)
 
 
-def test_the_fake_refuses_what_the_real_module_does_not_have():
+def test_the_fake_refuses_names_that_the_real_module_lacks():
     with pytest.raises(AssertionError, match="has no enqueue_v9"):
 
         @fake_trt.like(trt.IExecutionContext)

@@ -1,21 +1,23 @@
-"""Sidecars: a model file is what it was when it was written, or it is refused with a reason."""
+"""Test sidecars, atomic writes and locks: changed model files are refused with a reason."""
 
 import errno
 import hashlib
 import json
 import os
+import threading
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
-from zipsdk._util import atomic
+from zipsdk._util import atomic, locks
 from zipsdk.errors import ModelError
 from zipsdk.models import sidecar
 
 
 @pytest.fixture
 def model(tmp_path):
-    """A model of two files with its sidecar."""
+    """Create a model of two files with its sidecar."""
     path = tmp_path / "m.onnx"
     path.write_bytes(b"graph" * 100)
     data = tmp_path / "m.onnx.data"
@@ -49,13 +51,13 @@ def test_one_flipped_bit(model, name, where):
     raw = bytearray(file.read_bytes())
     raw[where] ^= 1
     file.write_bytes(raw)
-    with pytest.raises(ModelError, match=rf"{name}: got SHA-256 \w+, wanted \w+"):
+    with pytest.raises(ModelError, match=rf"{name}: got SHA-256 \w+, expected \w+"):
         sidecar.check_sidecar(model)
 
 
-def test_cut_short(model):
+def test_truncated_file(model):
     model.write_bytes(model.read_bytes()[:-1])
-    with pytest.raises(ModelError, match="got 499 bytes, wanted 500"):
+    with pytest.raises(ModelError, match="got 499 bytes, expected 500"):
         sidecar.check_sidecar(model)
 
 
@@ -69,12 +71,12 @@ def test_missing_file(model, name):
 def test_renamed_model(model):
     other = model.rename(model.with_name("n.onnx"))
     sidecar.sidecar_path(model).rename(sidecar.sidecar_path(other))
-    with pytest.raises(ModelError, match=r"wanted 'n\.onnx'"):
+    with pytest.raises(ModelError, match=r"expected 'n\.onnx'"):
         sidecar.check_sidecar(other)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes among its files")
-def test_a_model_that_is_no_file(tmp_path):
+def test_a_model_that_is_not_a_regular_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.onnx")
     (tmp_path / "folder.onnx").mkdir()
     for name in ("pipe.onnx", "folder.onnx"):
@@ -82,7 +84,7 @@ def test_a_model_that_is_no_file(tmp_path):
             sidecar.check_sidecar(tmp_path / name)
 
 
-def test_another_folder_is_not_read(model):
+def test_files_of_another_folder_are_not_read(model):
     path = sidecar.sidecar_path(model)
     record = json.loads(path.read_text())
     record["files"]["../secret"] = record["files"]["m.onnx.data"]
@@ -103,11 +105,11 @@ def test_unreadable_sidecar(model, text):
 
 def test_later_format(model):
     sidecar.sidecar_path(model).write_text('{"format": 2, "files": {}}')
-    with pytest.raises(ModelError, match="got format 2, wanted 1"):
+    with pytest.raises(ModelError, match="got format 2, expected 1"):
         sidecar.check_sidecar(model)
 
 
-def test_companions_lie_beside(model, tmp_path):
+def test_companions_must_be_in_the_models_folder(model, tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "d").write_bytes(b"")
     with pytest.raises(ValueError, match="not in the folder"):
@@ -127,9 +129,9 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_made_folders_and_written_files_are_synced(tmp_path, monkeypatch):
-    """A power failure must not lose a name that something else already counts on."""
+    """A power failure must not lose a name that another file refers to."""
     if not Path("/proc/self/fd").exists():
-        pytest.skip("watches file descriptors in /proc, as Linux has it")
+        pytest.skip("watches file descriptors in /proc, which Linux has")
     synced, fsync = [], os.fsync
 
     def watching(fd):
@@ -146,8 +148,8 @@ def test_made_folders_and_written_files_are_synced(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "raised"), [(errno.EINVAL, False), (errno.EACCES, False), (errno.EIO, True)])
-def test_a_folder_that_cannot_be_synced(tmp_path, monkeypatch, number, raised):
-    """Some network file systems cannot; a broken disk is another matter."""
+def test_sync_errors_of_a_folder(tmp_path, monkeypatch, number, raised):
+    """Some network file systems do not support it; a broken disk is an error."""
     if os.name == "nt":
         pytest.skip("Windows syncs no folders")
 
@@ -160,3 +162,28 @@ def test_a_folder_that_cannot_be_synced(tmp_path, monkeypatch, number, raised):
             atomic.sync_folder(tmp_path)
     else:
         atomic.sync_folder(tmp_path)
+
+
+def test_a_lock_is_held_until_the_file_is_closed(tmp_path):
+    first, second = (FileIO(tmp_path / "f", "a+") for _ in range(2))
+    with first, second:
+        assert locks.try_lock(first)
+        assert not locks.try_lock(second)
+        first.close()
+        assert locks.try_lock(second)
+
+
+def test_a_locked_folder_is_waited_for(tmp_path):
+    pytest.importorskip("fcntl", reason="folders are not locked on Windows")
+    entered = threading.Event()
+
+    def enter():
+        with locks.locked_folder(tmp_path):
+            entered.set()
+
+    with locks.locked_folder(tmp_path):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(10)
+    thread.join()

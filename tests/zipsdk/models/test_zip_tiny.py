@@ -1,4 +1,4 @@
-"""The bundled model, run for real."""
+"""Test the bundled model with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from tests.helpers.images import natural, pictures
 from tests.helpers.paths import ROOT
 from zipsdk import EngineError, InputError, ModelError, Purifier, load_engine
-from zipsdk.engines.onnxruntime import _parts
-from zipsdk.models import bundled, find
+from zipsdk.engines.sessions import split_batch
+from zipsdk.models import list_models, resolve
 from zipsdk.sampling.tiling import plan
 
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
@@ -27,9 +27,9 @@ def engine():
     return load_engine("zip-tiny", device="cpu")
 
 
-def test_bundled_model_is_small_and_says_what_it_is(engine):
-    path = find("zip-tiny")
-    assert bundled() == ["zip-tiny", "zip-tiny-int8"]
+def test_bundled_model_is_small_and_has_a_spec(engine):
+    path = resolve("zip-tiny")
+    assert list_models() == ["zip-tiny", "zip-tiny-int8"]
     assert path is not None and path.stat().st_size < 12e6
     spec = engine.spec
     assert (spec.name, spec.canvas, spec.flexible) == ("zip-tiny", 64, True)
@@ -38,8 +38,8 @@ def test_bundled_model_is_small_and_says_what_it_is(engine):
     assert engine.info["providers"] == ["CPUExecutionProvider"]
 
 
-def test_the_bundled_model_is_what_the_export_makes_of_the_weights_in_the_repository(engine):
-    """Its spec names their hash, and it gives what they give, but for weights that are stored as float16."""
+def test_the_bundled_model_is_the_export_of_the_weights_in_the_repository(engine):
+    """Its spec has their hash, and its outputs differ only by weights stored as float16."""
     torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
     from export import checkpoints
 
@@ -59,7 +59,7 @@ def test_the_bundled_model_is_what_the_export_makes_of_the_weights_in_the_reposi
 
 
 def test_the_model_denoises(engine):
-    """Better than saying nothing: at each noise level its eps is far nearer to the noise than zero, or than x_t, is."""
+    """At each noise level, eps is much closer to the noise than zero or x_t."""
     x0 = natural(4, 64).transpose(0, 3, 1, 2) / np.float32(127.5) - 1
     rng = np.random.default_rng(0)
     for t, ab, most in ((50, 0.970, 0.35), (200, 0.656, 0.1), (500, 0.078, 0.03)):
@@ -69,7 +69,7 @@ def test_the_model_denoises(engine):
         assert np.mean((got - eps) ** 2) < most
 
 
-def test_purified_is_nearer_to_the_picture_than_blurred(engine):
+def test_purified_is_closer_to_the_image_than_blurred(engine):
     data = pytest.importorskip("skimage.data", reason="needs scikit-image's photographs: pip install 'zipsdk[bench]'")
     photo = data.astronaut()[0:256, 128:384]
     x = photo.reshape(2, 128, 2, 128, 3).transpose(0, 2, 1, 3, 4).reshape(4, 128, 128, 3)
@@ -81,8 +81,8 @@ def test_purified_is_nearer_to_the_picture_than_blurred(engine):
 
 @pytest.mark.parametrize("side", [32, 64])
 def test_same_alone_in_a_batch_of_7_and_in_another_process(engine, side):
-    """The loop adds nothing that depends on the batch. ONNX Runtime's own sums may: one grey level in fewer than one
-    value of 10,000 is allowed."""
+    """The loop is independent of the batch. ONNX Runtime's sums are not: one gray level in fewer than one of 10,000
+    values is allowed."""
     batch = np.concatenate([natural(4, side), pictures(3, side, side)])
     purifier = Purifier(engine, "blur2+gray", steps=4, seed=3)
     together = purifier.run(batch)
@@ -102,7 +102,7 @@ def test_same_alone_in_a_batch_of_7_and_in_another_process(engine, side):
 
 
 def test_windows_leave_no_seam(engine):
-    """A 200x150 picture in windows of 64: no line stands out where windows end."""
+    """Purify a 200x150 image in windows of 64: no line is visible at their edges."""
     y, x = np.mgrid[0:150, 0:200]
     smooth = np.uint8(np.stack([60 + 0.5 * x + 0.3 * y, 200 - 0.6 * x, 90 + 0.7 * y], -1))
     clean = Purifier(engine, "blur2", preset="fast", seed=1, canvas=64).run(smooth).astype(float)
@@ -110,15 +110,15 @@ def test_windows_leave_no_seam(engine):
     steps = np.abs(np.diff(clean, axis=1)).mean((0, 2))
     lines = np.array([c - 1 for x0 in layout.xs for c in (x0, x0 + 64) if 0 < c < 200])
     around = np.setdiff1d(np.concatenate([lines - 2, lines + 2]), lines)
-    # the spread of a step between lines of noise is what a seam has to rise above
+    # a seam must exceed the spread of the differences between lines
     assert abs(steps[lines].mean() - steps[around].mean()) < 4 * steps.std() / np.sqrt(len(lines))
 
 
 @pytest.mark.parametrize("limits", [{"max_side": 128}, {"canvas": 128, "min_side": 128, "max_side": 128}],
                          ids=["flexible", "fixed"])  # fmt: skip
 @pytest.mark.parametrize("height", [1, 2])
-def test_thin_pictures_are_restored_in_windows_as_well_as_whole(engine, limits, height):
-    """Measured: 0.1 to 0.4 dB less, of 34 to 36 dB. When windows repeated the noise it was 8 to 9 dB less."""
+def test_thin_images_are_restored_in_windows_as_well_as_whole(engine, limits, height):
+    """Measured: 0.1 to 0.4 dB less, of 34 to 36 dB; 8 to 9 dB less when windows repeat the noise."""
 
     class Limited:
         spec = dataclasses.replace(engine.spec, **limits)
@@ -133,8 +133,8 @@ def test_thin_pictures_are_restored_in_windows_as_well_as_whole(engine, limits, 
     assert whole > 30 and abs(whole - windows) < 1.5
 
 
-def test_a_damaged_model_is_named(tmp_path):
-    source = find("zip-tiny")
+def test_a_damaged_model_is_refused(tmp_path):
+    source = resolve("zip-tiny")
     for f in source.parent.glob("zip-tiny.onnx*"):
         shutil.copy(f, tmp_path / f.name)
     broken = tmp_path / "zip-tiny.onnx"
@@ -152,7 +152,7 @@ def test_a_damaged_model_is_named(tmp_path):
         load_engine(broken)
 
 
-def test_devices_are_never_swapped_in_silence():
+def test_a_named_device_is_never_replaced():
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         with pytest.raises(EngineError, match=r"zipsdk\[gpu\]"):
             load_engine("zip-tiny", device="cuda:0")
@@ -163,22 +163,22 @@ def test_devices_are_never_swapped_in_silence():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"threads": "2"}, "threads: got '2', wanted a whole number"),
-        ({"threads": 1.5}, "threads: got 1.5, wanted a whole number"),
-        ({"device": 0}, "device: got 0, wanted 'auto'"),
-        ({"device": None}, "device: got None, wanted 'auto'"),
+        ({"threads": "2"}, "threads: got '2', expected a whole number"),
+        ({"threads": 1.5}, "threads: got 1.5, expected a whole number"),
+        ({"device": 0}, "device: got 0, expected 'auto'"),
+        ({"device": None}, "device: got None, expected 'auto'"),
     ],
 )
-def test_options_of_another_kind_are_refused(options, said):
-    with pytest.raises(InputError, match=said):
+def test_options_of_other_types_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
         load_engine("zip-tiny", **{"device": "cpu", **options})
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_forked_child_shares_its_batches_out_to_threads_of_its_own():
-    """In a process of its own and with an alarm: a child that waits for its parent's threads waits for ever."""
+def test_a_forked_child_splits_batches_among_its_own_threads():
+    """Run in a separate process with an alarm: a child that waits for its parent's threads never ends."""
     code = (
         "import os, signal, numpy as np; from zipsdk import load_engine\n"
         "engine = load_engine('zip-tiny', device='cpu', threads=2)\n"
@@ -189,8 +189,8 @@ def test_a_forked_child_shares_its_batches_out_to_threads_of_its_own():
         "    os._exit(not np.array_equal(engine(x, t), wanted))\n"
         "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    assert said.stdout == "0\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "0\n"
 
 
 def test_threads_are_counted(engine):
@@ -204,23 +204,23 @@ def test_threads_are_counted(engine):
         (64, 32, 2, [8] * 8),
         (64, 32, 1, [8] * 8),
         (20, 32, 2, [5] * 4),
-        (9, 32, 2, [4, 5]),  # no part is larger than what the other thread has
+        (9, 32, 2, [4, 5]),  # no shard is larger than the other thread's work
         (4, 32, 5, [1] * 4),
         (2, 64, 2, [1, 1]),
-        (3, 32, 2, []),  # one thread would wait for a third of the time
+        (3, 32, 2, []),  # one thread would idle for a third of the time
         (1, 32, 2, []),
         (64, 128, 2, []),
         (0, 32, 2, []),
     ],
 )
-def test_how_a_batch_is_shared_out(n, side, threads, sizes):
-    parts = _parts(n, side * side, threads)
+def test_split_batch(n, side, threads, sizes):
+    parts = split_batch(n, side * side, threads)
     assert sorted(part.stop - part.start for part in parts) == sizes
     assert [i for part in parts for i in range(part.start, part.stop)] == (list(range(n)) if sizes else [])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_batch_that_is_shared_out_keeps_its_order(threads):
+def test_a_split_batch_keeps_its_order(threads):
     x = np.random.default_rng(0).standard_normal((18, 3, 32, 32)).astype(np.float32)
     t = np.linspace(0, 950, 18).round().astype(np.float32)
     engine = load_engine("zip-tiny", device="cpu", threads=threads)

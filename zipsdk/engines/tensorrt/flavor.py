@@ -1,50 +1,71 @@
-"""TensorRT and TensorRT-RTX: which of them is installed, what it knows, and how it reports errors."""
+"""TensorRT and TensorRT-RTX: which of them is installed, which GPUs it supports, and how it reports errors."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from zipsdk._util.runtimes import load
 from zipsdk.errors import EngineError, InputError, MissingExtra
 
-#: flavour -> (module, the extra of zipsdk that brings it, its name)
-FLAVOURS = {"trt": ("tensorrt", "gpu", "TensorRT"), "rtx": ("tensorrt_rtx", "rtx", "TensorRT-RTX")}
-#: TensorRT-RTX accepts sm75, and has been reported to return zeros there, in silence, for dynamic float32 shapes.
+
+@dataclass(frozen=True)
+class Flavor:
+    """One of NVIDIA's two TensorRT libraries.
+
+    Attributes:
+        key: "trt" or "rtx".
+        module: its Python module.
+        extra: the extra of zipsdk that installs it.
+        name: its name in messages.
+    """
+
+    key: str
+    module: str
+    extra: str
+    name: str
+
+
+FLAVORS = {
+    "trt": Flavor("trt", "tensorrt", "gpu", "TensorRT"),
+    "rtx": Flavor("rtx", "tensorrt_rtx", "rtx", "TensorRT-RTX"),
+}
+#: TensorRT-RTX accepts sm75 but is reported to return zeros there, without an error, for dynamic float32 shapes.
 RTX_LOWEST = 80
 
 
-def runtime(flavour: str) -> Any:
-    """The flavour's module.
+def runtime(flavor: str) -> Any:
+    """Import the module of a flavor.
 
     Raises:
-        InputError: no such flavour.
-        MissingExtra: it is not installed, or is broken.
-        EngineError: it is the other flavour's module.
+        InputError: there is no such flavor.
+        MissingExtra: the module is not installed, or is broken.
+        EngineError: the module is the other flavor's.
     """
-    if not isinstance(flavour, str) or flavour not in FLAVOURS:
-        raise InputError(f"flavour: got {flavour!r}, wanted one of {', '.join(FLAVOURS)}")
-    module = FLAVOURS[flavour][0]
+    if not isinstance(flavor, str) or flavor not in FLAVORS:
+        raise InputError(f"flavor: got {flavor!r}, expected one of {', '.join(FLAVORS)}")
+    module = FLAVORS[flavor].module
     trt = load(module)
-    if hasattr(trt, "ComputeCapability") != (flavour == "rtx"):
-        raise EngineError(f"{module}: got a module of the other flavour; install one of zipsdk[gpu] and zipsdk[rtx]")
+    if hasattr(trt, "ComputeCapability") != (flavor == "rtx"):
+        raise EngineError(f"{module}: got a module of the other flavor; install one of zipsdk[gpu] and zipsdk[rtx]")
     return trt
 
 
 def installed() -> list[str]:
-    """Flavours that can be imported here."""
+    """Return the keys of the flavors that can be imported."""
     found = []
-    for flavour in FLAVOURS:
+    for flavor in FLAVORS:
         try:
-            runtime(flavour)
+            runtime(flavor)
         except (MissingExtra, EngineError):
             continue
-        found.append(flavour)
+        found.append(flavor)
     return found
 
 
 def collecting_logger(trt: Any) -> Any:
-    """A logger that keeps errors in `errors` in place of printing: TensorRT says None or False, and the reason here."""
+    """Create a logger that keeps errors: TensorRT returns None or False and explains only in its log."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -56,14 +77,14 @@ def collecting_logger(trt: Any) -> Any:
                 self.errors.append(message.strip())
 
         def text(self) -> str:
-            """What has gone wrong since the last call, in one line."""
-            said, self.errors = list(dict.fromkeys(self.errors)), []
-            return re.sub(r"\s+", " ", "; ".join(said))[:600] or "it gave no reason"
+            """Return the errors since the last call, in one line."""
+            messages, self.errors = list(dict.fromkeys(self.errors)), []
+            return re.sub(r"\s+", " ", "; ".join(messages))[:600] or "no reason given"
 
     return Logger()
 
 
-def capabilities(trt: Any) -> list[int]:
-    """What TensorRT-RTX knows and zipsdk allows, e.g. [80, 86, 89, 120, 121]."""
+def compute_capabilities(trt: Any) -> list[int]:
+    """Return the GPUs that TensorRT-RTX knows and zipsdk allows, such as [80, 86, 89, 120, 121]."""
     known = [int(name[2:]) for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
     return sorted(n for n in known if n >= RTX_LOWEST)
