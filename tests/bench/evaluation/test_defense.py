@@ -212,7 +212,7 @@ def test_costs_and_a_sheet(folder, tmp_path, monkeypatch):
 
 def test_a_users_own_black_box(folder, tmp_path, capsys):
     defense.main([*command(folder, tmp_path, "table1", "--attacks", "white", "--defence", "none"),
-                  "--classifier", "test_defense:bright"])  # fmt: skip
+                  "--classifier", f"{__name__}:bright"])  # fmt: skip
     (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
     assert row["CA"] == [32, 32] and row["ASR"] == [0, 16] and "clean classifier" not in row
 
@@ -220,7 +220,7 @@ def test_a_users_own_black_box(folder, tmp_path, capsys):
 def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_path, monkeypatch):
     """Clean pictures do not tell a backdoor, of whatever trigger, from none."""
     words = command(folder, tmp_path, "table1", "--attacks", "white", "badnets", "--defence", "none")
-    words += ["--classifier", "test_defense:box"]
+    words += ["--classifier", f"{__name__}:box"]
     trigger = registry.make("white", 32)
 
     def backdoored(pictures):
@@ -251,7 +251,7 @@ def test_a_slip_is_told_before_anything_is_done(folder, tmp_path, capsys, monkey
         pytest.importorskip("transformers", reason="ViT-MAE needs transformers")
     monkeypatch.setattr(defense, "evaluate", None)
     with pytest.raises(SystemExit):
-        defense.main([*command(folder, tmp_path, "table1"), "--classifier", "test_defense:bright", *slip])
+        defense.main([*command(folder, tmp_path, "table1"), "--classifier", f"{__name__}:bright", *slip])
     assert said in capsys.readouterr().err
 
 
@@ -269,14 +269,14 @@ def test_equal_pictures_teach_a_guard_once(folder, tmp_path):
 
 def test_of_few_pictures_a_guard_gets_a_fifth(folder, tmp_path):
     words = [w for w in command(folder, tmp_path, "agnostic", "--attacks", "white") if w not in ("--pictures", "32")]
-    defense.main([*words, "--defence", "none", "--classifier", "test_defense:bright"])
+    defense.main([*words, "--defence", "none", "--classifier", f"{__name__}:bright"])
     (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
     assert row["CA"] == [26, 26]  # of 32
 
 
 def test_a_black_box_of_other_classes_is_told(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        defense.main([*command(folder, tmp_path, "table1"), "--classifier", "test_defense:ternary"])
+        defense.main([*command(folder, tmp_path, "table1"), "--classifier", f"{__name__}:ternary"])
     said = capsys.readouterr().err
     assert "got 3 scores a picture, wanted 2" in said and "in this order: dark, light;" in said
 
@@ -321,7 +321,7 @@ def test_a_clean_classifier_is_trained_as_the_attacks_own(folder, tmp_path, monk
 
 def test_a_target_that_is_no_class_is_refused_with_a_classifier_of_ones_own_too(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        defense.main([*command(folder, tmp_path, "table1", "--classifier", "test_defense:bright"), "--target", "2"])
+        defense.main([*command(folder, tmp_path, "table1", "--classifier", f"{__name__}:bright"), "--target", "2"])
     assert "target: got 2, wanted 0 to 1" in capsys.readouterr().err
 
 
