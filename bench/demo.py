@@ -22,7 +22,7 @@ from bench.quality.restoration import bicubic, blurred
 from zipsdk import Blur, Purifier
 from zipsdk.cli import main as zipsdk_cli
 from zipsdk.images.contact_sheet import contact_sheet, transformed
-from zipsdk.transforms import Guide
+from zipsdk.sampling.guidance import Guidance
 
 SEED = 1
 #: BadNets (Gu et al. 2017) at 256 px in the paper: a random 9 x 9 patch, 3 pixels from the corner.
@@ -58,7 +58,7 @@ def with_blend(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.rint((1 - BLEND) * x + BLEND * noise).astype(np.uint8)
 
 
-def closeup(name: str, before: np.ndarray, after: np.ndarray, guide: Guide) -> Image.Image:
+def closeup(name: str, before: np.ndarray, after: np.ndarray, guide: Guidance) -> Image.Image:
     """The lower right 32 x 32 pixels of a picture before, blurred and purified, eight times enlarged."""
     crops = [x[-32:, -32:] for x in (before, transformed(guide, before), after)]
     page = Image.new("RGB", (3 * 264 + 8, 256 + 28), "white")
@@ -118,7 +118,7 @@ def main() -> None:
         raise SystemExit(code)
     seconds = time.perf_counter() - started
 
-    guide = Guide([Blur(2)])
+    guide = Guidance([Blur(2)])
     rows = [
         closeup(name, x, np.asarray(Image.open(clean / f"{name}.png")), guide)
         for name, x in before.items()

@@ -20,9 +20,6 @@ from zipsdk.errors import InputError
 
 Array = npt.NDArray[Any]
 
-#: A guide's divisor at most: to try its transforms on a picture of that side takes 0.4 GB.
-MAX_DIVISOR = 2048
-
 
 @runtime_checkable
 class Transform(Protocol):
@@ -229,7 +226,7 @@ class SeparableLinear:
 
 
 def several(given: Transform | Iterable[Transform]) -> tuple[Transform, ...]:
-    """One transform or several that act together, as a tuple; `Guide` looks at each.
+    """One transform or several that act together, as a tuple; `Guidance` looks at each.
 
     Raises:
         InputError: neither.
@@ -281,90 +278,3 @@ def parse(text: str) -> list[Transform] | OneOf:
 
     choices = [[one(n) for n in part.split("+")] for part in text.replace(" ", "").lower().split("|")]
     return OneOf(*choices) if len(choices) > 1 else choices[0]
-
-
-class Guide:
-    """Several transforms acting together: what holds the restored picture to the input.
-
-    Args:
-        transforms: at least one.
-        combine: "mean" averages the P_n (the paper, equation 11); "joint" is I - (I-P_1)(I-P_2)..., that is
-            P1 + P2 - P1 P2, which honours every transform at once. It is an orthogonal projection where the transforms
-            commute, as blurs (one n a multiple of the other) and grey do.
-
-    Attributes:
-        strip_unit: a strip of a multiple of this many rows is projected the same alone as within its image; None where
-            a transform is not `local`, so that only whole images are.
-
-    Raises:
-        InputError: no transform, an unknown `combine`, a divisor above `MAX_DIVISOR`, or transforms that together keep
-            everything.
-    """
-
-    def __init__(self, transforms: Iterable[Transform], combine: str = "mean"):
-        self.transforms = tuple(transforms)
-        if not self.transforms:
-            raise InputError("transforms: got none, wanted at least one; without one a trigger passes untouched")
-        for t in self.transforms:
-            if not isinstance(t, Transform) or isinstance(t, type):  # a class has the members, too
-                raise InputError(f"transforms: got {t!r}, wanted objects such as Blur(2) or Grayscale()")
-        if not isinstance(combine, str) or combine not in ("mean", "joint"):
-            raise InputError(f"combine: got {combine!r}, wanted 'mean' (the paper) or 'joint'")
-        self.combine = combine
-        self.divisor = lcm(*(t.divisor for t in self.transforms))
-        self.strip_unit = self.divisor if all(getattr(t, "local", False) for t in self.transforms) else None
-        side, names = self.divisor, "+".join(map(str, self.transforms))
-        if side > MAX_DIVISOR:
-            raise InputError(
-                f"transforms: {names}: got cells that fit together every {side} pixels only, wanted at most "
-                f"{MAX_DIVISOR}; choose smaller cells, or some whose sides divide one another"
-            )
-        probe = np.random.default_rng(0).standard_normal((1, 3, side, side))
-        if np.abs(probe - self.joint(probe)).max() < 1e-6:
-            raise InputError(f"transforms: {names} together keep everything, so a trigger passes; drop one of them")
-
-    def joint(self, x: Array) -> Array:
-        """P x for the joint projector: everything that at least one transform lets through."""
-        if len(self.transforms) == 1:
-            return self.transforms[0].project(x)
-        rest = x
-        for t in self.transforms:
-            rest = rest - t.project(rest)
-        return x - rest
-
-    def __call__(self, r: Array) -> Array:
-        """The combined projection of `r` (N, 3, H, W): a new array."""
-        if self.combine == "joint" or len(self.transforms) == 1:
-            return self.joint(r)
-        total = self.transforms[0].project(r)
-        for t in self.transforms[1:]:
-            total += t.project(r)
-        total *= 1.0 / len(self.transforms)
-        return total
-
-
-def strip_unit(guides: Iterable[Guide]) -> int | None:
-    """Return the rows that strips are multiples of for several guides; see `Guide`."""
-    units = [g.strip_unit for g in guides]
-    return None if None in units else lcm(*(u for u in units if u is not None))
-
-
-class GuidePerPicture:
-    """Guides chosen picture by picture: `which` (N,) numbers into `guides`."""
-
-    def __init__(self, guides: Sequence[Guide], which: npt.NDArray[np.intp]):
-        self._parts = [(g, np.flatnonzero(which == i)) for i, g in enumerate(guides)]
-        self.strip_unit = strip_unit(guides)
-
-    def _each(self, x: Array, joint: bool) -> Array:
-        out = np.empty_like(x)
-        for guide, where in self._parts:
-            if len(where):
-                out[where] = guide.joint(x[where]) if joint else guide(x[where])
-        return out
-
-    def joint(self, x: Array) -> Array:
-        return self._each(x, True)
-
-    def __call__(self, r: Array) -> Array:
-        return self._each(r, False)

@@ -31,11 +31,12 @@ from zipsdk.models.sidecar import model_hashes
 from zipsdk.models.spec import ModelSpec
 from zipsdk.sampling import sampler
 from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import PAPER_STEPS, StepTable, step_table
 from zipsdk.sampling.state import to_pictures, to_state
 from zipsdk.sampling.tiling import plan
-from zipsdk.transforms import Guide, Transform
+from zipsdk.transforms import Transform
 from zipsdk.types import Engine
 
 Array = npt.NDArray[Any]
@@ -106,12 +107,12 @@ def ancestral(spec: ModelSpec, t_star: int, evaluations: int) -> StepTable:
 
 @dataclass(frozen=True)
 class Start:
-    """In place of a `Guide`, for loops that hold the picture to nothing: it decides only what is noised at the start.
+    """In place of a `Guidance`, where a loop holds the picture to nothing: it decides only what is noised at the start.
 
     guide: its joint projection is; None for the picture itself.
     """
 
-    guide: Guide | None = None
+    guide: Guidance | None = None
 
     def joint(self, x: Array) -> Array:
         return x.copy() if self.guide is None else self.guide.joint(x)
@@ -181,7 +182,7 @@ class DiffPure:
 
     @cached_property
     def _start(self) -> Start:
-        return Start(Guide(as_transforms(self.transforms), "joint") if self.transforms else None)
+        return Start(Guidance(as_transforms(self.transforms), "joint") if self.transforms else None)
 
     @property
     def name(self) -> str:
@@ -218,7 +219,7 @@ class DDNM:
     the input's A x. By default ZIP's 20 steps; ``steps=100`` is as published.
 
     Args:
-        transforms: several are joined, as one operator that gives all their outputs (`Guide`'s "joint": exact where
+        transforms: several are joined, as one operator that gives all their outputs (`Guidance`'s "joint": exact where
             they commute): of a mean of projections, which the ZIP paper takes, the null space has no meaning.
         eta: 0.85 as published.
 
@@ -245,8 +246,8 @@ class DDNM:
         return StepTable(tuple(rows), warm=False)
 
     @cached_property
-    def _guide(self) -> Guide:
-        return Guide(as_transforms(self.transforms), "joint")
+    def _guide(self) -> Guidance:
+        return Guidance(as_transforms(self.transforms), "joint")
 
     @property
     def name(self) -> str:

@@ -19,7 +19,7 @@ from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.noise_keys import noise_keys
 from zipsdk.sampling.state import to_pictures, to_state
 from zipsdk.sampling.tiling import MAX_PIXELS_A_CALL, round_up
-from zipsdk.transforms import Guide, OneOf, Transform, parse
+from zipsdk.transforms import OneOf, Transform, parse
 
 F32 = npt.NDArray[np.float32]
 Progress = Callable[[int], None] | None
@@ -164,8 +164,8 @@ class BlurOnly:
         _ = self._guide
 
     @cached_property
-    def _guide(self) -> Guide:
-        return Guide(as_transforms(self.transforms), "joint")
+    def _guide(self) -> Guidance:
+        return Guidance(as_transforms(self.transforms), "joint")
 
     @property
     def name(self) -> str:

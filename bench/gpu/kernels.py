@@ -38,10 +38,11 @@ from zipsdk.gpu import structs
 from zipsdk.gpu.fatbin import build_info, fatbin_path
 from zipsdk.models.spec import ModelSpec
 from zipsdk.sampling import sampler
+from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import STEP_INITIAL, Noise
 from zipsdk.sampling.schedule import Step, StepTable, step_table
 from zipsdk.sampling.tiling import Layout
-from zipsdk.transforms import Blur, Grayscale, Guide, Linear
+from zipsdk.transforms import Blur, Grayscale, Linear
 
 SIDE = 256
 Work = Callable[[], Any]
@@ -158,7 +159,7 @@ class Bench:
         self.elements = int(np.prod(shape))
         spec = ModelSpec(name="bench", canvas=SIDE, multiple=SIDE, min_side=SIDE, max_side=SIDE)
         self.table = step_table(spec, lam=LAMBDA)
-        self.guide = Guide([Blur(2), Grayscale()])
+        self.guide = Guidance([Blur(2), Grayscale()])
         self.noise = Noise(seed, np.arange(canvases))
         self.x, self.e = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
         self.rgb = rng.integers(0, 256, (canvases, SIDE, SIDE, 3), np.uint8)
@@ -185,7 +186,7 @@ class Bench:
         self.machine.launch(kernel, -(-work // block), block,
                             *(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments))  # fmt: skip
 
-    def reference(self, x: np.ndarray, e: np.ndarray, guide: Guide) -> np.ndarray:
+    def reference(self, x: np.ndarray, e: np.ndarray, guide: Guidance) -> np.ndarray:
         """One step of zipsdk.sampling.sampler; `x` is changed."""
         noise = self.noise
 
@@ -294,12 +295,12 @@ class Bench:
             return k.c * (x_0 + k.w * p) + k.d * e + k.s * (torch.randn_like(x) if z is None else z)
 
         kernel()
-        want = self.reference(self.x.copy(), self.e, Guide([transform]))
+        want = self.reference(self.x.copy(), self.e, Guidance([transform]))
         check("Linear", self.out, want, 1e-5)
         check("torch", plain(self.machine.array(self.noise.normal(k.t, SIDE, SIDE))), want, 1e-4)
         works: dict[str, Work] = {"kernel": kernel, "torch": plain}
         if isinstance(self.machine, Cpu):
-            works["numpy"] = lambda: self.reference(self.x.copy(), self.e, Guide([transform]))
+            works["numpy"] = lambda: self.reference(self.x.copy(), self.e, Guidance([transform]))
         return 13 * self.elements, works
 
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from zipsdk.purifier import Purifier
 from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.guidance import PerImageGuidance
 from zipsdk.sampling.noise import STEP_INITIAL, Noise
 from zipsdk.sampling.schedule import StepTable
 from zipsdk.sampling.state import pad
 from zipsdk.sampling.tiling import MAX_PIXELS_A_CALL, Layout, plan
-from zipsdk.transforms import GuidePerPicture
 from zipsdk.types import Engine
 
 
@@ -76,7 +76,7 @@ def whole_run(purifier: Purifier, images: np.ndarray, ids: list[int]) -> np.ndar
     noise = Noise(purifier.settings.seed, ids)
     guide: Any = purifier.guides[0]
     if len(purifier.guides) > 1:
-        guide = GuidePerPicture(purifier.guides, noise.choice(len(purifier.guides)))
+        guide = PerImageGuidance(purifier.guides, noise.choice(len(purifier.guides)))
 
     def eps(x: np.ndarray, t: int) -> np.ndarray:
         return whole_windows(predictor, engine, layout, x, t) if layout.windows > 1 else predictor(x, t)

@@ -10,9 +10,10 @@ from tests.helpers.kernel_cases import BY_NAME, Buffer, ExactNoise, assert_close
 from tests.helpers.kernel_runner import BACKENDS, SEED, batch_of, by_case, ids_of, rows, runner, state
 from zipsdk.gpu import structs
 from zipsdk.sampling import sampler
+from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import step_table
-from zipsdk.transforms import Blur, Grayscale, Guide, Linear, parse
+from zipsdk.transforms import Blur, Grayscale, Linear, parse
 
 PRECISIONS = ("f32", "f16", "bf16")
 
@@ -29,7 +30,7 @@ def launch_step(run, case, x, e, x_p, who, guides, steps, precision="f32"):
 
 
 def guides_of(case):
-    return [Guide(parse(text), combine) for text in case.guides for combine in ("mean", "joint")]
+    return [Guidance(parse(text), combine) for text in case.guides for combine in ("mean", "joint")]
 
 
 def both(arguments, step, guide, ids, clip_x0=False):
@@ -78,7 +79,7 @@ def test_step_with_rows_for_each_canvas_and_guides_for_each_picture(run, rng, na
 @pytest.mark.parametrize("name", ["three", "gap"])
 def test_step_in_place_and_repeated_gives_the_same_bits(run, rng, name):
     case = BY_NAME[name]
-    step, guide = steps_of(make_spec())[3], Guide(parse("blur4+gray"))
+    step, guide = steps_of(make_spec())[3], Guidance(parse("blur4+gray"))
     x, e, _, x_p = state(case, rng)
     tables = (structs.picture_rows(ids_of(case.pictures)), rows(structs.guide_row(guide), dtype=structs.GUIDE),
               rows(*[structs.step_row(step)] * case.canvases, dtype=structs.STEP))  # fmt: skip
@@ -92,7 +93,7 @@ def test_step_in_place_and_repeated_gives_the_same_bits(run, rng, name):
 @pytest.mark.stress
 def test_250_launches_of_the_step_are_equal(run, rng):
     case = BY_NAME["tiles"]
-    step, guide = steps_of(make_spec())[3], Guide(parse("blur16+gray"))
+    step, guide = steps_of(make_spec())[3], Guidance(parse("blur16+gray"))
     x, e, _, x_p = state(case, rng)
     tables = (structs.picture_rows(ids_of(case.pictures)), rows(structs.guide_row(guide), dtype=structs.GUIDE),
               rows(*[structs.step_row(step)] * case.canvases, dtype=structs.STEP))  # fmt: skip
@@ -103,7 +104,7 @@ def test_250_launches_of_the_step_are_equal(run, rng):
 
 @by_case
 def test_step_clamps_x0(run, rng, case):
-    step, guide = steps_of(make_spec(), lam=2.0)[-4], Guide(parse(case.guides[-1]))
+    step, guide = steps_of(make_spec(), lam=2.0)[-4], Guidance(parse(case.guides[-1]))
     ids = ids_of(case.pictures)
     x, e, value, x_p = state(case, rng, scale=2.0)
     got = launch_step(run, case, x, e, x_p, structs.picture_rows(ids),
@@ -117,7 +118,7 @@ def test_step_clamps_x0(run, rng, case):
 @by_case
 def test_step_makes_a_warm_start(run, rng, case):
     table = step_table(make_spec(), lam=10.0, start=400)
-    guide, ids = Guide(parse(case.guides[-1])), ids_of(case.pictures)
+    guide, ids = Guidance(parse(case.guides[-1])), ids_of(case.pictures)
     x, _, _, x_p = state(case, rng)
     joint = rows(structs.guide_row(guide, joint=True), dtype=structs.GUIDE)
     got = launch_step(run, case, x, x, x_p, structs.picture_rows(ids), joint,
@@ -204,7 +205,7 @@ SEPARABLE = Linear.separable(LOW_RANK.standard_normal((3, 8)), LOW_RANK.standard
     ids=["separable", "separable and gray", "blur3 and gray", "gray", "blur5 and separable"],
 )  # fmt: skip
 def test_linear_kernels(run, rng, size, transforms, combine, precision):
-    guide = Guide(transforms, combine)
+    guide = Guidance(transforms, combine)
     case = make_case("linear", 3, size, (size[0] * 2 + 1, size[1] * 2), "", grid=(2, 2))
     ids, visited = ids_of(3), steps_of(make_spec())
     for step, clip in ((visited[0], False), (visited[-5], True), (visited[-1], False)):

@@ -15,11 +15,12 @@ from tests.helpers.philox import VECTORS
 from zipsdk.gpu import structs
 from zipsdk.sampling import sampler
 from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.guidance import Guidance, PerImageGuidance
 from zipsdk.sampling.noise import STEP_INITIAL, Noise, philox4x32
 from zipsdk.sampling.schedule import step_table
 from zipsdk.sampling.state import pad
 from zipsdk.sampling.tiling import Layout
-from zipsdk.transforms import Guide, GuidePerPicture, parse
+from zipsdk.transforms import parse
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -160,7 +161,7 @@ def test_the_whole_loop_gives_the_pictures_of_the_cpu_path(run, rng, name, start
     case = BY_NAME[name]
     a, ids = case.layout, ids_of(case.pictures)
     pictures = rng.integers(0, 256, (case.pictures, *case.size, 3), np.uint8)
-    guides = [Guide(parse(t)) for t in case.guides]
+    guides = [Guidance(parse(t)) for t in case.guides]
     table = step_table(make_spec(), lam=10.0, start=start)
     noise, engine = Noise(SEED, ids), FakeEngine()
     which = noise.choice(len(guides))
@@ -189,7 +190,7 @@ def test_the_whole_loop_gives_the_pictures_of_the_cpu_path(run, rng, name, start
 
     rgb = pad(pictures, a.height, a.width).transpose(0, 3, 1, 2).astype(np.float32) * np.float32(1 / 127.5) - 1
     want = sampler.purify(Predictor(engine, a), np.ascontiguousarray(rgb), table,
-                          GuidePerPicture(guides, which), noise)  # fmt: skip
+                          PerImageGuidance(guides, which), noise)  # fmt: skip
     want = np.clip(np.rint((want + 1) * np.float32(127.5)), 0, 255)[:, :, : case.size[0], : case.size[1]]
     difference = np.abs(out.array.transpose(0, 3, 1, 2) - want)
     # the engine's place beside others on a canvas, and the last bit of the normals, may turn a rounding

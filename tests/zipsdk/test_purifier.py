@@ -27,7 +27,6 @@ from zipsdk.sampling.noise_keys import noise_keys
 from zipsdk.sampling.sampler import purify
 from zipsdk.sampling.schedule import step_table
 from zipsdk.sampling.state import pad
-from zipsdk.transforms import Guide
 
 
 def test_run_is_the_float64_loop_rounded_to_8_bit():
@@ -41,7 +40,7 @@ def test_run_is_the_float64_loop_rounded_to_8_bit():
         lambda x, t: engine(x, np.full(len(x), t, np.float64)),
         x_p,
         step_table(engine.spec, lam=10.0),
-        Guide([Blur(2), Grayscale()]),
+        Guidance([Blur(2), Grayscale()]),
         Noise(5, [7, 8, 9]),
     )
     want = np.clip((want + 1) * 127.5, 0, 255)[:, :, :34, :41].transpose(0, 2, 3, 1)

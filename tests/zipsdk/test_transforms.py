@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zipsdk import transforms
 from zipsdk.errors import InputError
-from zipsdk.transforms import Blur, Grayscale, Guide, Linear, OneOf, Transform, parse
+from zipsdk.sampling import guidance
+from zipsdk.sampling.guidance import Guidance
+from zipsdk.transforms import Blur, Grayscale, Linear, OneOf, Transform, parse
 
 RNG = np.random.default_rng(5)
 TRANSFORMS = [
@@ -64,7 +65,7 @@ def test_blur_and_gray_literally():
 def test_joint_is_the_orthogonal_projection_on_both_range_spaces():
     side = 4
     d = 3 * side * side
-    guide = Guide([Blur(2), Grayscale()], "joint")
+    guide = Guidance([Blur(2), Grayscale()], "joint")
     p = guide(np.eye(d).reshape(d, 3, side, side)).reshape(d, d)
     p1, p2 = (t.project(np.eye(d).reshape(d, 3, side, side)).reshape(d, d) for t in guide.transforms)
     np.testing.assert_allclose(p, p1 + p2 - p1 @ p2, atol=1e-12)
@@ -72,19 +73,19 @@ def test_joint_is_the_orthogonal_projection_on_both_range_spaces():
     np.testing.assert_allclose(p, p.T, atol=1e-12)
     # its rank: blurred colours and grey detail, 3/4 n^2 + n^2 - n^2/4
     assert round(np.trace(p)) == 12 + 16 - 4
-    mean = Guide([Blur(2), Grayscale()])
+    mean = Guidance([Blur(2), Grayscale()])
     np.testing.assert_allclose(mean(np.eye(d).reshape(d, 3, side, side)).reshape(d, d), (p1 + p2) / 2, atol=1e-12)
 
 
 def test_guide_divisor_is_the_least_common_multiple():
-    assert Guide([Blur(4), Blur(6), Grayscale()]).divisor == 12
+    assert Guidance([Blur(4), Blur(6), Grayscale()]).divisor == 12
 
 
 def test_the_largest_divisor_itself_is_taken(monkeypatch):
-    monkeypatch.setattr(transforms, "MAX_DIVISOR", 12)
-    assert Guide([Blur(4), Blur(6)]).divisor == 12
-    with pytest.raises(InputError, match="every 14 pixels only, wanted at most 12"):
-        Guide([Blur(2), Blur(7)])
+    monkeypatch.setattr(guidance, "MAX_DIVISOR", 12)
+    assert Guidance([Blur(4), Blur(6)]).divisor == 12
+    with pytest.raises(InputError, match="every 14 pixels only, expected at most 12"):
+        Guidance([Blur(2), Blur(7)])
 
 
 @pytest.mark.parametrize(
@@ -102,14 +103,17 @@ def test_the_largest_divisor_itself_is_taken(monkeypatch):
         (lambda: Linear(np.ones((2, 12)), block=(2, 2.0)), "whole numbers"),
         (lambda: Linear(np.ones((2, 3)), block=(1,)), "height, width"),
         (lambda: Linear.separable(np.eye(2), np.eye(2)), "keep everything"),
-        (lambda: Guide([]), "at least one"),
-        (lambda: Guide([Blur(2)], "sum"), "combine"),
-        (lambda: Guide(["blur2"]), "objects such as"),
-        (lambda: Guide([Grayscale]), "got <class .*Grayscale'>, wanted objects such as"),
-        (lambda: Guide([Grayscale(), Linear([[1, -1, 0], [0, 1, -1]])]), "keep everything"),
+        (lambda: Guidance([]), "at least one"),
+        (lambda: Guidance([Blur(2)], "sum"), "combine"),
+        (lambda: Guidance(["blur2"]), "objects such as"),
+        (lambda: Guidance([Grayscale]), "got <class .*Grayscale'>, expected objects such as"),
+        (lambda: Guidance([Grayscale(), Linear([[1, -1, 0], [0, 1, -1]])]), "keep everything"),
         # before they are tried, on gigabytes and terabytes
-        (lambda: Guide([Blur(9999)]), "blur9999: got cells that fit together every 9999 pixels only"),
-        (lambda: Guide([Blur(97), Blur(101), Blur(103)]), "every 1009091 pixels only, wanted at most 2048; choose"),
+        (lambda: Guidance([Blur(9999)]), "blur9999: got cells that align every 9999 pixels only"),
+        (
+            lambda: Guidance([Blur(97), Blur(101), Blur(103)]),
+            "every 1009091 pixels only, expected at most 2048; choose",
+        ),
         (lambda: OneOf(Blur(2)), "at least 2"),
         (lambda: OneOf(5, Blur(2)), "got 5, wanted one such as"),
         (lambda: parse("blur"), "wanted blurN"),

@@ -27,7 +27,6 @@ from zipsdk.gpu.run import DeviceRun
 from zipsdk.gpu.steps import StepLauncher
 from zipsdk.sampling.schedule import StepTable
 from zipsdk.sampling.tiling import Layout
-from zipsdk.transforms import Guide
 
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]

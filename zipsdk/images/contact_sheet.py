@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw
 
+from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.state import pad
 from zipsdk.sampling.tiling import round_up
-from zipsdk.transforms import Guide
 
 U8 = npt.NDArray[np.uint8]
 
@@ -57,7 +57,7 @@ def _fit(rgb: U8) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
-def transformed(guide: Guide, rgb: U8) -> U8:
+def transformed(guide: Guidance, rgb: U8) -> U8:
     """What the transforms leave of a picture uint8 (H, W, 3): all that the loop sees of it."""
     height, width, _ = rgb.shape
     padded = pad(rgb[None], round_up(height, guide.divisor), round_up(width, guide.divisor))
@@ -66,7 +66,7 @@ def transformed(guide: Guide, rgb: U8) -> U8:
     return np.ascontiguousarray(out[0, :, :height, :width].transpose(1, 2, 0))
 
 
-def before_after(guide: Guide, pairs: Iterable[tuple[U8, U8]]) -> Image.Image:
+def before_after(guide: Guidance, pairs: Iterable[tuple[U8, U8]]) -> Image.Image:
     """A page of (picture, purified picture) pairs with what the transforms left of each in between; as they come, as
     for `contact_sheet`."""
     name = "+".join(map(str, guide.transforms))

@@ -39,8 +39,8 @@ class NoiseSource(Protocol):
         """
 
 
-class GuideLike(Protocol):
-    """An optional attribute `strip_unit` permits strips; see `zipsdk.transforms.Guide`."""
+class GuidanceLike(Protocol):
+    """An optional attribute `strip_unit` permits strips; see `zipsdk.sampling.guidance.Guidance`."""
 
     def __call__(self, r: Array) -> Array:
         """The combined projection of `r`."""
@@ -68,11 +68,11 @@ def _normal(noise: NoiseSource, step: int, x: Array, top: int) -> Array:
 
 
 def first_state(
-    x_p: Array | StateRows, table: StepTable, guide: GuideLike, noise: NoiseSource, *, unit: int | None = None
+    x_p: Array | StateRows, table: StepTable, guidance: GuidanceLike, noise: NoiseSource, *, unit: int | None = None
 ) -> Array:
-    """Make x_T: pure noise, or for a warm start the noised guide sqrt(ab) P(x_P) + sqrt(1-ab) z.
+    """Make x_T: pure noise, or for a warm start the noised guidance sqrt(ab) P(x_P) + sqrt(1-ab) z.
 
-    The guide is what the transforms let through, never x_P itself: that would carry the trigger in.
+    The guidance is what the transforms let through, never x_P itself: that would carry the trigger in.
 
     Args:
         unit: rows that strips are multiples of; None for whole images.
@@ -86,7 +86,7 @@ def first_state(
         if not table.warm:
             part[...] = z
             continue
-        start = guide.joint(_rows(x_p, top, bottom))
+        start = guidance.joint(_rows(x_p, top, bottom))
         start *= ab**0.5
         z *= (1.0 - ab) ** 0.5
         np.add(start, z, out=part)
@@ -97,7 +97,7 @@ def purify(
     eps: Callable[[Array, int], Array],
     x_p: Array | StateRows,
     table: StepTable,
-    guide: GuideLike,
+    guidance: GuidanceLike,
     noise: NoiseSource,
     *,
     clip_x0: bool = False,
@@ -111,7 +111,7 @@ def purify(
         x_p: the images to purify, (N, 3, H, W) in [-1, 1]; its dtype (float32; float64 as reference) is the state's.
             `zipsdk.sampling.state.StateRows` converts them on the way.
         table: `zipsdk.sampling.schedule.step_table`. With all T steps and eta = 1 this is Algorithm 1.
-        guide: `zipsdk.transforms.Guide`. Without a `strip_unit` each step takes the images whole.
+        guidance: `zipsdk.sampling.guidance.Guidance`. Without a `strip_unit` each step takes the images whole.
         noise: `zipsdk.sampling.noise.Noise`, or anything with its `normal`.
         clip_x0: clamp x0~ to [-1, 1] at each step (e is kept as predicted). The paper does not.
         callback: called after each step with the step and x0~ (valid during the call); takes the images whole.
@@ -120,15 +120,15 @@ def purify(
         The restored images, a new array like `x_p`; values may leave [-1, 1] a little.
     """
     n, _, height, width = x_p.shape
-    unit = getattr(guide, "strip_unit", None) if callback is None else None
+    unit = getattr(guidance, "strip_unit", None) if callback is None else None
     predict = getattr(eps, "strips", None) if unit is not None else None
-    x = first_state(x_p, table, guide, noise, unit=unit)
+    x = first_state(x_p, table, guidance, noise, unit=unit)
     for step in table.steps:
         parts = predict(x, step.t, unit) if predict else iter([(0, height, eps(x, step.t))])
         for first, last, e in parts:
             for top, bottom in _strips(first, last, n * width, unit):
                 part, e_part = x[:, :, top:bottom], e[:, :, top - first : bottom - first]
-                x0, scratch = _estimate(part, e_part, _rows(x_p, top, bottom), step, guide)
+                x0, scratch = _estimate(part, e_part, _rows(x_p, top, bottom), step, guidance)
                 if clip_x0:
                     np.clip(x0, -1.0, 1.0, out=x0)
                 if callback is not None:
@@ -144,12 +144,12 @@ def purify(
     return x
 
 
-def _estimate(x: Array, e: Array, x_p: Array, step: Step, guide: GuideLike) -> tuple[Array, Array]:
+def _estimate(x: Array, e: Array, x_p: Array, step: Step, guidance: GuidanceLike) -> tuple[Array, Array]:
     """x0~ of a strip, and an array of its shape that is free; `x` is overwritten."""
     x0 = np.multiply(e, step.b)
     x *= step.a
     np.subtract(x, x0, out=x0)  # x0 = a x_t - b e
-    correction = guide(x_p - x0)
+    correction = guidance(x_p - x0)
     correction *= step.w
     x0 += correction
     return x0, correction

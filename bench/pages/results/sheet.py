@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from bench.attacks.registry import Attack
 from zipsdk.images.contact_sheet import contact_sheet, transformed
-from zipsdk.transforms import Guide, parse
+from zipsdk.sampling.guidance import Guidance
+from zipsdk.transforms import parse
 
 U8 = npt.NDArray[np.uint8]
 
@@ -41,7 +42,7 @@ def draw(
     apart = max(1, len(pictures) // max(rows, len(triggers)))  # they stand class by class
     lines = []
     for i, (name, trigger) in enumerate(triggers.items()):
-        guide = Guide(parse(transforms[name]))
+        guide = Guidance(parse(transforms[name]))
         picked = pictures[i * apart :: len(triggers) * apart][: max(1, rows // len(triggers))]
         triggered = trigger.apply(picked)
         for x, bad, good in zip(picked, triggered, treat(name, triggered), strict=True):

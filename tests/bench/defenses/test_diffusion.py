@@ -17,7 +17,7 @@ from bench.evaluation.cache import hash_of
 from zipsdk import Purifier
 from zipsdk.models import resolve
 from zipsdk.sampling.noise import STEP_INITIAL
-from zipsdk.transforms import Blur, Guide
+from zipsdk.transforms import Blur
 
 # ---- DiffPure
 
@@ -105,7 +105,7 @@ def test_blurred_diffpure_noises_the_blur_never_the_picture():
     defence = DiffPure(FakeEngine(), 100, "blur2")
     got = [defence.restore(eps_model, x, Fixed(1)) for x in (x_p, swapped)]
     assert np.abs(x_p - swapped).max() > 0.1 and np.abs(got[0] - got[1]).max() < ROUNDING
-    assert Guide([Blur(2)]).joint(x_p).shape == x_p.shape
+    assert Guidance([Blur(2)]).joint(x_p).shape == x_p.shape
 
 
 # ---- DDNM

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from zipsdk.images.contact_sheet import before_after, contact_sheet
-from zipsdk.transforms import Blur, Guide
+from zipsdk.sampling.guidance import Guidance
+from zipsdk.transforms import Blur
 
 
 @pytest.mark.parametrize("size", [(300, 260), (9, 14)])  # made smaller, made larger
-@pytest.mark.parametrize("guide", [None, Guide([Blur(4)])])
+@pytest.mark.parametrize("guide", [None, Guidance([Blur(4)])])
 def test_pairs_are_fitted_as_they_come(guide, size):
     def pair(i):
         return tuple(np.random.default_rng((i, j)).integers(0, 256, (*size, 3), np.uint8) for j in range(2))

@@ -182,7 +182,7 @@ from tests.fakes.transforms import Global
 from zipsdk import Purifier
 from zipsdk.sampling import memory
 from zipsdk.sampling.tiling import plan
-from zipsdk.transforms import strip_unit
+from zipsdk.sampling.guidance import strip_unit
 
 h, w, side, transforms = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 

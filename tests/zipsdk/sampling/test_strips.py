@@ -10,11 +10,11 @@ from tests.helpers.whole_loop import whole_purify, whole_run, whole_windows
 from zipsdk import Blur, Grayscale, Linear, OneOf, Purifier
 from zipsdk.sampling import cpu_loop, sampler, state
 from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import step_table
 from zipsdk.sampling.state import StateRows, to_pictures, to_state
 from zipsdk.sampling.tiling import plan
-from zipsdk.transforms import Guide
 
 FIXED = make_spec(min_side=64, max_side=64)
 FLEXIBLE = make_spec()
@@ -94,7 +94,7 @@ def test_every_option_gives_the_same_bits(size, options):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_an_array_in_floating_point_goes_in_strips_too(dtype):
     x_p = np.random.default_rng(0).uniform(-1, 1, (2, 3, 48, 24)).astype(dtype)
-    table, guide, engine = step_table(FLEXIBLE, lam=2.0, start=300), Guide([Blur(4), Grayscale()]), FakeEngine()
+    table, guide, engine = step_table(FLEXIBLE, lam=2.0, start=300), Guidance([Blur(4), Grayscale()]), FakeEngine()
 
     def eps(x, t):
         return engine(x, np.full(len(x), t))
@@ -168,6 +168,6 @@ def test_noise_of_a_strip_is_that_of_the_whole(top, width):
 
 
 def test_no_images_give_no_images():
-    table, guide = step_table(FLEXIBLE, lam=2.0, start=300), Guide([Blur(2)])
+    table, guide = step_table(FLEXIBLE, lam=2.0, start=300), Guidance([Blur(2)])
     got = sampler.purify(lambda x, t: x, np.zeros((0, 3, 32, 32)), table, guide, Noise(1, []))
     assert got.shape == (0, 3, 32, 32)
