@@ -22,6 +22,7 @@ from zipsdk.errors import InputError, ZipError
 from zipsdk.models.betas import SCHEDULES
 from zipsdk.models.sidecar import sidecar_path
 from zipsdk.models.spec import PRECISIONS, ModelSpec
+from zipsdk.transforms import recommended
 
 EXAMPLES = """\
 what goes in
@@ -141,7 +142,7 @@ def spec_for(model: UNet, args: argparse.Namespace, name: str, sha256: str, trai
     canvas, multiple = config.image_size, config.downsampling
     # Attention learns over as many pixels as it was trained on; convolutions alone do not mind the size.
     free = not config.attention_downsampling
-    return ModelSpec(
+    spec = ModelSpec(
         name=name,
         canvas=canvas,
         multiple=multiple,
@@ -158,6 +159,8 @@ def spec_for(model: UNet, args: argparse.Namespace, name: str, sha256: str, trai
         transforms=tuple(args.transforms),
         lam=args.lam,
     )
+    recommended(spec)  # refuse unknown names before the export
+    return spec
 
 
 def flags_of(args: argparse.Namespace) -> Flags:

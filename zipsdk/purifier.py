@@ -103,8 +103,8 @@ class Purifier:
         start = defaults.start_for(spec) if start is None else start
         table = step_table(spec, lam=lam, eta=eta, steps=steps, start=start)
         if transforms is None:
-            transforms = "+".join(spec.transforms)
-        if isinstance(transforms, str):
+            transforms = recommended(spec)
+        elif isinstance(transforms, str):
             transforms = parse(transforms)
         if not isinstance(transforms, OneOf):
             transforms = several(transforms)

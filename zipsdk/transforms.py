@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk._util.validation import is_whole
-from zipsdk.errors import InputError
+from zipsdk.errors import InputError, ModelError
+from zipsdk.models.spec import ModelSpec
 
 Array = npt.NDArray[Any]
 
@@ -278,3 +279,15 @@ def parse(text: str) -> list[Transform] | OneOf:
 
     choices = [[one(n) for n in part.split("+")] for part in text.replace(" ", "").lower().split("|")]
     return OneOf(*choices) if len(choices) > 1 else choices[0]
+
+
+def recommended(spec: ModelSpec) -> list[Transform] | OneOf:
+    """Parse the transforms that a model recommends.
+
+    Raises:
+        ModelError: an unknown name.
+    """
+    try:
+        return parse("+".join(spec.transforms))
+    except InputError as e:
+        raise ModelError(f"{spec.name}: model spec: {e}; export the model again") from e

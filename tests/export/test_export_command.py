@@ -124,6 +124,12 @@ def test_what_the_file_says_of_the_model_is_handed_on(handed):
     assert (got.licence, got.training_data) == ("MIT", "noise")
 
 
+def test_an_unknown_transform_is_refused_before_the_export(handed, tmp_path, capsys):
+    handed()  # patch the loader
+    assert command.main([str(tmp_path / "best.pt"), "-o", str(tmp_path), "--transforms", "blurr2"]) == 1
+    assert "got 'blurr2' in 'blurr2'" in capsys.readouterr().err
+
+
 def test_with_attention_the_canvas_is_the_only_size(handed):
     attention = UNetConfig(image_size=64, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
                            attention_downsampling=(2,), num_head_channels=4)  # fmt: skip

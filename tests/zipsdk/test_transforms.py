@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import FakeEngine, make_spec
 
-from zipsdk.errors import InputError
+from zipsdk import Purifier
+from zipsdk.errors import InputError, ModelError
 from zipsdk.sampling import guidance
 from zipsdk.sampling.guidance import Guidance
-from zipsdk.transforms import Blur, Grayscale, Linear, OneOf, Transform, parse
+from zipsdk.transforms import Blur, Grayscale, Linear, OneOf, Transform, parse, recommended
 
 RNG = np.random.default_rng(5)
 TRANSFORMS = [
@@ -139,3 +141,11 @@ def test_parse():
     assert isinstance(one_of, OneOf)
     assert one_of.choices == ((Blur(2),), (Blur(4), Grayscale()))
     assert str(one_of) == "blur2|blur4+gray"
+
+
+def test_a_model_that_recommends_an_unknown_transform_is_refused():
+    spec = make_spec(transforms=("blur2", "blurr2"))
+    with pytest.raises(ModelError, match=r"fake: model spec: transforms: got 'blurr2' in 'blur2\+blurr2'"):
+        Purifier(FakeEngine(spec))
+    assert Purifier(FakeEngine(spec), "blur4").transforms == "blur4"
+    assert recommended(make_spec(transforms=("blur4", "gray"))) == [Blur(4), Grayscale()]

@@ -10,14 +10,13 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
 from zipsdk._util.validation import is_number, is_whole
-from zipsdk.errors import InputError, ModelError
+from zipsdk.errors import ModelError
 from zipsdk.models.betas import LEAST_ALPHA_BAR, SCHEDULES, betas, cumulative
-from zipsdk.transforms import parse
 
 #: Format 2 adds noise schedules to format 1, which knows "linear" alone and is still written for it, so that older
 #: versions read what they can run.
@@ -28,13 +27,13 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 #: What `python -m export.quantize` makes of it: 8-bit convolutions, the rest float32.
 INT8 = "int8"
 
-#: What a field of a type may hold; JSON has lists for tuples.
-_KINDS: dict[str, Callable[[object], bool]] = {
-    "str": lambda value: isinstance(value, str),
-    "int": is_whole,
-    "float": is_number,
-    "tuple[str, ...]": lambda value: isinstance(value, list | tuple) and all(isinstance(v, str) for v in value),
-    "tuple[float, ...]": lambda value: isinstance(value, list | tuple) and all(is_number(v) for v in value),
+#: The check of a field's value, by the type of the field. JSON has lists in place of tuples.
+_CHECKS: dict[object, Callable[[object], bool]] = {
+    str: lambda value: isinstance(value, str),
+    int: is_whole,
+    float: is_number,
+    tuple[str, ...]: lambda value: isinstance(value, list | tuple) and all(isinstance(v, str) for v in value),
+    tuple[float, ...]: lambda value: isinstance(value, list | tuple) and all(is_number(v) for v in value),
 }
 
 
@@ -59,7 +58,7 @@ class ModelSpec:
         input_x, input_t, output: tensor names in the graph.
         source_sha256: of the checkpoint that it was exported from.
         licence, training_data: free text.
-        transforms: recommended transforms as `zipsdk.transforms.parse` reads them, e.g. ("blur2", "gray").
+        transforms: recommended transforms, e.g. ("blur2", "gray"); `zipsdk.transforms.recommended` parses them.
         lam: recommended lambda, in (0, inf].
 
     Raises:
@@ -93,11 +92,12 @@ class ModelSpec:
             if not ok:
                 raise ModelError(f"model spec: got {got!r}, wanted {what}; export the model again")
 
-        for f in dataclasses.fields(self):
-            if not _KINDS[str(f.type)](value := getattr(self, f.name)):
-                raise ModelError(f"model spec: {f.name}: got {value!r}, wanted {f.type}; export the model again")
-            if isinstance(value, np.generic):  # JSON knows none
-                object.__setattr__(self, f.name, value.item())
+        for name, kind in get_type_hints(type(self)).items():
+            if not _CHECKS[kind](value := getattr(self, name)):
+                wanted = kind.__name__ if isinstance(kind, type) else kind
+                raise ModelError(f"model spec: {name}: got {value!r}, wanted {wanted}; export the model again")
+            if isinstance(value, np.generic):  # JSON cannot hold NumPy's numbers
+                object.__setattr__(self, name, value.item())
         object.__setattr__(self, "transforms", tuple(self.transforms))
         object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
         want(self.channels == 3, "channels = 3 (RGB)", self.channels)
@@ -120,10 +120,6 @@ class ModelSpec:
         )
         want(all(s % self.multiple == 0 for s in sides), f"sides that are multiples of {self.multiple}", sides)
         want(self.lam > 0, "lam in (0, inf]", self.lam)
-        try:
-            parse("+".join(self.transforms))
-        except InputError as e:
-            raise ModelError(f"model spec: {e}; export the model again") from e
 
     @property
     def flexible(self) -> bool:

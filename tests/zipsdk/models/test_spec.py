@@ -92,7 +92,6 @@ def test_only_a_name_and_the_sides_are_required():
         ({"timesteps": 100_001}, "got 100001, wanted timesteps in 2..100000"),
         ({"precision": "fp8"}, "got 'fp8', wanted precision in"),
         ({"lam": -1}, "got -1, wanted lam in (0, inf]"),
-        ({"transforms": ["blurr2"]}, "blurr2"),
         # sides
         ({"multiple": 3}, "multiples of 3"),
         ({"multiple": 0}, "multiple >= 1"),
