@@ -19,7 +19,7 @@ from zipsdk.engines.tensorrt.build import build
 from zipsdk.engines.tensorrt.flavor import FLAVORS
 from zipsdk.engines.tensorrt.request import BuildRequest
 from zipsdk.errors import InputError, ZipError
-from zipsdk.models.betas import SCHEDULES
+from zipsdk.models.noise_schedule import SCHEDULES
 from zipsdk.models.sidecar import sidecar_path
 from zipsdk.models.spec import PRECISIONS, ModelSpec
 from zipsdk.transforms import recommended

@@ -24,7 +24,6 @@ from export.unet import UNet, UNetConfig
 from zipsdk.errors import InputError, ModelError
 from zipsdk.images.sources import decode, read_files
 from zipsdk.models.spec import ModelSpec
-from zipsdk.sampling.schedule import alphas_cumprod
 
 Array = NDArray[np.float32]
 #: (x_t, t) -> eps, float32 (N, 3, S, S) and float32 (N,).
@@ -70,7 +69,7 @@ def check(
         "largest_gain": LARGEST_GAIN, "largest_other_gain": LARGEST_OTHER_GAIN, "levels": {}, "others": {},
     }  # fmt: skip
     x0 = leaves(count(spec), spec.canvas) if images is None else images
-    ab_all, rng = alphas_cumprod(spec), np.random.default_rng(0)
+    ab_all, rng = spec.alphas_cumprod(), np.random.default_rng(0)
     snr = np.log(ab_all / (1 - ab_all))
     variance = (x0 - x0.mean((2, 3), keepdims=True)).var((1, 2, 3))
     for level in levels:

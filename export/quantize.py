@@ -219,7 +219,7 @@ def build(model: onnx.ModelProto, scales: TensorsData, nodes: list[str]) -> onnx
 
 def signal(spec: ModelSpec, t: float) -> float:
     """alpha bar at step t."""
-    return float(alphas_cumprod(spec)[int(t)])
+    return float(spec.alphas_cumprod()[int(t)])
 
 
 def moved(model: onnx.ModelProto, spec: ModelSpec, probes: list[State], wanted: list[F32]) -> dict[str, float]:

@@ -15,18 +15,13 @@ from export.flags import NOISE, Flags, Say
 from export.unet_config import PREDICTIONS
 from zipsdk._util.validation import is_number, is_whole
 from zipsdk.errors import ModelError
-from zipsdk.models.betas import SCHEDULES
+from zipsdk.models.noise_schedule import SCHEDULES, NoiseSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseProcess:
-    """The forward process and what the network predicts; fields as in `export.unet.UNetConfig`. Ho et al. 2020's."""
+class NoiseProcess(NoiseSchedule):
+    """Extend the noise schedule by what the network predicts, one of `PREDICTIONS`."""
 
-    beta_schedule: str = "linear"
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    timesteps: int = 1000
-    betas: tuple[float, ...] = ()
     prediction: str = "epsilon"
 
     def __str__(self) -> str:

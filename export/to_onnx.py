@@ -34,7 +34,6 @@ from export.unet import GroupNorm, UNet
 from zipsdk.errors import InputError, ModelError
 from zipsdk.models.sidecar import sidecar_path, write_sidecar
 from zipsdk.models.spec import METADATA_KEY, PRECISIONS, ModelSpec
-from zipsdk.sampling.schedule import alphas_cumprod
 
 #: Largest ||got - wanted|| / ||wanted|| of the prediction, by (precision, store). Sound models stay below a fifth of it
 #: (a trained 2.5 M-parameter v model: 3e-5, 5e-4, 7e-4, 2e-2; 553 M random weights: 2e-5 in fp32, 9e-4 in fp16), and
@@ -152,7 +151,7 @@ def _check_request(model: UNet, spec: ModelSpec, precision: str, opset: int, sto
         raise ModelError(f"got a model of {config.out_channels} output channels, wanted 3: see checkpoint.epsilon_only")
     if spec.multiple % config.downsampling:
         raise ModelError(f"spec.multiple: got {spec.multiple}, wanted a multiple of {config.downsampling}")
-    if not np.array_equal(alphas_cumprod(spec), config.alphas_cumprod()):
+    if not np.array_equal(spec.alphas_cumprod(), config.alphas_cumprod()):
         got, wanted = ((s.beta_schedule, s.timesteps, s.beta_start, s.beta_end) for s in (spec, config))
         raise ModelError(f"spec's noise schedule: got {got}, the model has {wanted}; build the spec from the model")
     narrow = precision == "fp16" or store == "fp16"

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from zipsdk.models.betas import SCHEDULES, betas, cumulative
+from zipsdk.models.noise_schedule import SCHEDULES, NoiseSchedule
 
 #: What a network's last convolution may give.
 PREDICTIONS = ("epsilon", "v", "sample")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig:
+class UNetConfig(NoiseSchedule):
     """Everything that shapes cannot tell about a UNet, and what they can.
 
     `attention_downsampling` lists the downsampling factors (not the resolutions) that carry attention.
@@ -24,7 +22,6 @@ class UNetConfig:
     `time_scale` multiplies t before the embedding: 1000 / T for guided-diffusion's ``rescale_timesteps``.
     `prediction` is what the last convolution gives: "epsilon", "v" (Salimans & Ho 2022) or "sample" (x0). `UNet` turns
     the latter two into epsilon with `alphas_cumprod`, so that the outside of every model is the same.
-    `beta_schedule`, `beta_start`, `beta_end`, `timesteps` and `betas` are those of `zipsdk.models.spec.ModelSpec`.
 
     Raises:
         ValueError: an unknown prediction, embedding order or schedule.
@@ -46,12 +43,8 @@ class UNetConfig:
     norm_eps: float = 1e-5
     asymmetric_downsampling: bool = False
     prediction: str = "epsilon"
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    timesteps: int = 1000
-    # `to_dict` leaves out the defaults from here on, so that training states from before these fields stay equal
-    beta_schedule: str = "linear"
-    betas: tuple[float, ...] = ()
+    # `to_dict` leaves out the defaults from here on, and of `beta_schedule` and `betas`, so that training states from
+    # before these fields stay equal
     num_heads: int = 0
     time_scale: float = 1.0
 
@@ -61,10 +54,6 @@ class UNetConfig:
         ):  # fmt: skip
             if (got := getattr(self, field)) not in known:
                 raise ValueError(f"{field}: got {got!r}, expected one of {known}")
-
-    def alphas_cumprod(self) -> np.ndarray:
-        """Return alpha-bar for t = 0..T-1, float64 (T,)."""
-        return cumulative(betas(self.beta_schedule, self.timesteps, self.beta_start, self.beta_end, self.betas))
 
     def heads(self, channels: int) -> int:
         """Return the number of heads of an attention block of so many channels."""

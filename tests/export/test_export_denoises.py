@@ -19,7 +19,6 @@ from export.leaves import leaves  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
 from zipsdk.errors import InputError, ModelError  # noqa: E402
-from zipsdk.models.betas import betas, cumulative  # noqa: E402
 from zipsdk.models.spec import ModelSpec  # noqa: E402
 
 WEIGHTS = ROOT / "export" / "zip-tiny.safetensors"
@@ -54,7 +53,7 @@ def trained_on(model, **noise):
     """A model of another schedule: the trained one, told the step at which its own schedule has as much noise."""
     own = model.config.alphas_cumprod()
     spec = spec_of(**noise)
-    theirs = cumulative(betas(spec.beta_schedule, spec.timesteps, spec.beta_start, spec.beta_end))
+    theirs = spec.alphas_cumprod()
     right = denoises.of_torch(model)
 
     def predict(x, t):

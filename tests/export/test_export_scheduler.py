@@ -18,7 +18,6 @@ from export.unet import UNet, UNetConfig  # noqa: E402
 from tests.helpers.beta_schedules import cosine, linear, oracle, scaled_linear  # noqa: E402
 from tests.helpers.diffusers import DDPM, DDPM_JSON, folder_of  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
-from zipsdk.sampling.schedule import alphas_cumprod  # noqa: E402
 
 #: As DDPMScheduler.save_pretrained writes it.
 DDPM_SCHEDULER = {
@@ -72,7 +71,7 @@ def test_the_pipelines_noise_process_is_the_models(pipeline, changes, wanted, fo
     assert noise["beta_schedule"] in said[0] and f"{noise['timesteps']} steps" in said[0]
     # the file that is written and the torch model have the same alpha-bar, which is the formula's
     spec = spec_for(model, parser().parse_args(["x", "-o", "y"]), "n", "", "")
-    np.testing.assert_allclose(alphas_cumprod(spec), formula(), rtol=1e-9)
+    np.testing.assert_allclose(spec.alphas_cumprod(), formula(), rtol=1e-9)
     np.testing.assert_allclose(model.alphas_cumprod.numpy(), formula(), rtol=1e-6)
 
 

@@ -23,7 +23,6 @@ from zipsdk.errors import InputError, ModelError  # noqa: E402
 from zipsdk.models import resolve  # noqa: E402
 from zipsdk.models.sidecar import check_sidecar  # noqa: E402
 from zipsdk.models.spec import ModelSpec  # noqa: E402
-from zipsdk.sampling.schedule import alphas_cumprod  # noqa: E402
 
 CONFIG = UNetConfig(
     image_size=32, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4, prediction="v"
@@ -130,7 +129,7 @@ def test_moved_is_the_estimated_picture_in_grey_levels(source):
     model, engine = onnx.load(source), OnnxEngine(source, device="cpu")
     x, t = np.random.default_rng(0).standard_normal((1, 3, 32, 32), np.float32), np.full(1, 200, np.float32)
     eps = engine(x, t)
-    ab = alphas_cumprod(engine.spec)[200]
+    ab = engine.spec.alphas_cumprod()[200]
     a, b = ((x.astype(float) - np.sqrt(1 - ab) * e) / np.sqrt(ab) * 127.5 for e in (eps, eps + np.float32(0.1)))
     moved = quantize.moved(model, engine.spec, [(x, t)], [eps + np.float32(0.1)])
     assert moved["200"] == pytest.approx(np.sqrt(np.mean((a - b) ** 2)), rel=1e-3)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tests.fakes.engine import make_spec
-from zipsdk.sampling.schedule import alphas_cumprod
 
-AB = alphas_cumprod(make_spec())
+AB = make_spec().alphas_cumprod()
 #: Rounding alone parts the literal forms from the loops: 3.6e-13 at most was measured, for DDNM, whose steps begin at
 #: 1/sqrt(ab) = 100 with a larger state, 2.8e-12.
 ROUNDING = 1e-12

@@ -16,7 +16,7 @@ import numpy as np
 
 from zipsdk._util.validation import is_number, is_whole
 from zipsdk.errors import ModelError
-from zipsdk.models.betas import LEAST_ALPHA_BAR, SCHEDULES, betas, cumulative
+from zipsdk.models.noise_schedule import MIN_ALPHA_BAR, SCHEDULES, NoiseSchedule
 
 #: Format 2 adds noise schedules to format 1, which knows "linear" alone and is still written for it, so that older
 #: versions read what they can run.
@@ -38,7 +38,7 @@ _CHECKS: dict[object, Callable[[object], bool]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec:
+class ModelSpec(NoiseSchedule):
     """A diffusion model as the loop sees it: eps = model(x_t, t).
 
     Attributes:
@@ -47,11 +47,8 @@ class ModelSpec:
         multiple: sides must be multiples of this.
         min_side, max_side: the sides it can take. Both equal to `canvas` means that only the canvas size works.
         channels: picture channels, 3 (RGB).
-        beta_schedule: the noise schedule, "linear", "scaled_linear", "cosine" or "betas" (`zipsdk.models.betas`);
-            `zipsdk.sampling.schedule.alphas_cumprod` computes it.
-        beta_start, beta_end: first and last beta of "linear" and "scaled_linear"; the others ignore them.
-        timesteps: number of noise levels T, 2 to 100,000.
-        betas: the list of "betas", T numbers in (0, 1); empty for the others.
+        beta_schedule, beta_start, beta_end, timesteps, betas: the noise schedule (`NoiseSchedule`); T is 2 to 100,000,
+            betas are in (0, 1).
         prediction: what the graph gives; only "epsilon" is known (an exporter turns other kinds into it).
         precision: of the weights and the convolutions: "fp32", "fp16", "bf16" or "int8". Input and output are float32
             always.
@@ -71,11 +68,6 @@ class ModelSpec:
     min_side: int
     max_side: int
     channels: int = 3
-    beta_schedule: str = "linear"
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    timesteps: int = 1000
-    betas: tuple[float, ...] = ()
     prediction: str = "epsilon"
     precision: str = "fp32"
     input_x: str = "x"
@@ -107,8 +99,8 @@ class ModelSpec:
         wanted = self.timesteps if self.beta_schedule == "betas" else 0
         want(len(self.betas) == wanted, f"{wanted} betas, as beta_schedule and timesteps say", len(self.betas))
         want(all(0 < beta < 1 for beta in self.betas), "betas in (0, 1)", [b for b in self.betas if not 0 < b < 1][:3])
-        last = float(cumulative(self._betas())[-1])
-        want(last >= LEAST_ALPHA_BAR, f"a schedule whose alpha-bar stays above {LEAST_ALPHA_BAR:g}", last)
+        last = float(self.alphas_cumprod()[-1])
+        want(last >= MIN_ALPHA_BAR, f"a schedule whose alpha-bar stays above {MIN_ALPHA_BAR:g}", last)
         want(self.prediction == "epsilon", "prediction = 'epsilon'", self.prediction)
         known = (*PRECISIONS, INT8)
         want(self.precision in known, f"precision in {known}", self.precision)
@@ -125,9 +117,6 @@ class ModelSpec:
     def flexible(self) -> bool:
         """Whether sizes other than the canvas work."""
         return self.min_side < self.max_side
-
-    def _betas(self) -> np.ndarray:
-        return betas(self.beta_schedule, self.timesteps, self.beta_start, self.beta_end, self.betas)
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)

@@ -22,7 +22,7 @@ import numpy as np
 
 from zipsdk._util.validation import is_number, is_whole
 from zipsdk.errors import InputError
-from zipsdk.models.betas import betas, cumulative
+from zipsdk.models.noise_schedule import NoiseSchedule
 from zipsdk.models.spec import ModelSpec
 
 #: The paper's setting: 20 evaluations (appendix E.3).
@@ -75,11 +75,6 @@ class StepTable:
         return len(self.steps)
 
 
-def alphas_cumprod(spec: ModelSpec) -> np.ndarray:
-    """Return alpha-bar for t = 0..T-1, float64 (T,), of the model's noise schedule (`zipsdk.models.betas`)."""
-    return cumulative(betas(spec.beta_schedule, spec.timesteps, spec.beta_start, spec.beta_end, spec.betas))
-
-
 def equivalent_step(spec: ModelSpec, step: int) -> int:
     """Translate a step of Ho et al.'s schedule (linear, 1e-4 to 0.02, 1000 steps) into the model's.
 
@@ -92,8 +87,8 @@ def equivalent_step(spec: ModelSpec, step: int) -> int:
         ``T * step // 1000`` where the log signal-to-noise ratio there is within 0.1 of the wanted one, as with Ho et
         al.'s betas scaled to another T; else the step in 1..T-1 where it is nearest.
     """
-    wanted = cumulative(betas("linear", 1000))[step]
-    found = alphas_cumprod(spec)
+    wanted = NoiseSchedule().alphas_cumprod()[step]
+    found = spec.alphas_cumprod()
     apart = np.abs(np.log(found / (1.0 - found)) - math.log(wanted / (1.0 - wanted)))
     same_share = spec.timesteps * step // 1000
     return max(1, same_share if apart[same_share] <= 0.1 else int(np.argmin(apart)))
@@ -165,7 +160,7 @@ def step_table(
     if not (is_number(eta) and 0 <= eta <= 1):
         raise InputError(f"eta: got {eta!r}, wanted a number from 0 (deterministic) to 1 (the paper)")
     lam, eta = float(lam), float(eta)  # NumPy's float32 would draw the rows down to its own precision
-    ab_all = alphas_cumprod(spec)
+    ab_all = spec.alphas_cumprod()
     visited = visited_steps(spec.timesteps, steps, start)
     rows = []
     for t, t_next in zip(visited, [*visited[1:], None], strict=True):

@@ -8,8 +8,8 @@ import pytest
 from tests.fakes.engine import FakeEngine, make_spec
 from tests.helpers.beta_schedules import FORMULAS, oracle
 from zipsdk import Purifier
-from zipsdk.models.betas import betas
-from zipsdk.sampling.schedule import alphas_cumprod, equivalent_step, step_table
+from zipsdk.models.noise_schedule import NoiseSchedule
+from zipsdk.sampling.schedule import equivalent_step, step_table
 
 
 @pytest.mark.parametrize("schedule", FORMULAS)
@@ -19,17 +19,17 @@ from zipsdk.sampling.schedule import alphas_cumprod, equivalent_step, step_table
 def test_alpha_bar_is_the_papers(schedule, timesteps, start, end):
     spec = make_spec(beta_schedule=schedule, timesteps=timesteps, beta_start=start, beta_end=end)
     wanted = oracle(FORMULAS[schedule], timesteps, start, end)
-    np.testing.assert_allclose(alphas_cumprod(spec), wanted, rtol=1e-9, atol=0)
+    np.testing.assert_allclose(spec.alphas_cumprod(), wanted, rtol=1e-9, atol=0)
 
 
 def test_given_betas_are_taken_as_they_are():
     given = (0.1, 0.5, 0.25)
     spec = make_spec(beta_schedule="betas", timesteps=3, betas=given)
-    np.testing.assert_allclose(alphas_cumprod(spec), [0.9, 0.45, 0.3375], rtol=1e-15)
+    np.testing.assert_allclose(spec.alphas_cumprod(), [0.9, 0.45, 0.3375], rtol=1e-15)
     with pytest.raises(ValueError, match="betas: got 3 numbers, expected timesteps = 4"):
-        betas("betas", 4, given=given)
+        NoiseSchedule(beta_schedule="betas", timesteps=4, betas=given).alphas_cumprod()
     with pytest.raises(ValueError, match="schedule: got 'sigmoid', expected one of"):
-        betas("sigmoid", 4)
+        NoiseSchedule(beta_schedule="sigmoid", timesteps=4).alphas_cumprod()
 
 
 CHANGES = [
@@ -47,7 +47,7 @@ def test_the_loop_runs_on_any_schedule(changes):
     """Each row preserves the variance: the part of x0, of the old noise and of the new make up alpha-bar_next and the
     rest. A perfect predictor returns the image through the whole loop, in float32."""
     spec = make_spec(**changes)
-    ab = alphas_cumprod(spec)
+    ab = spec.alphas_cumprod()
     table = step_table(spec, lam=10, steps=20)
     for row in table.steps:
         assert row.ab == ab[row.t] and 0 < row.ab < row.ab_next <= 1
@@ -75,6 +75,6 @@ def test_the_loop_runs_on_any_schedule(changes):
 def test_a_start_means_the_same_noise_on_every_schedule(changes, wanted):
     spec = make_spec(**changes)
     assert equivalent_step(spec, 400) == wanted
-    got, meant = alphas_cumprod(spec)[wanted], alphas_cumprod(make_spec())[400]
+    got, meant = spec.alphas_cumprod()[wanted], make_spec().alphas_cumprod()[400]
     assert got == pytest.approx(meant, rel=0.05)
     assert equivalent_step(spec, 0) >= 1

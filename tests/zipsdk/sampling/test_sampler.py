@@ -12,7 +12,7 @@ from zipsdk.errors import InputError
 from zipsdk.sampling import sampler
 from zipsdk.sampling.guidance import Guidance, PerImageGuidance
 from zipsdk.sampling.noise import STEP_INITIAL, Noise
-from zipsdk.sampling.schedule import alphas_cumprod, step_table, visited_steps
+from zipsdk.sampling.schedule import step_table, visited_steps
 from zipsdk.transforms import Blur, Grayscale, Linear
 
 SPEC = make_spec()
@@ -60,7 +60,7 @@ def literal_x_tilde(x_t, eps_t, x_p, ab, lam, transforms):
 
 def literal_algorithm_2(eps, x_p, transforms, noise, lam, eta, visited, spec=SPEC):
     """Algorithm 2 (appendix D), t-1 being the next visited step, alpha-bar 1 after the last."""
-    ab_all = alphas_cumprod(spec)
+    ab_all = spec.alphas_cumprod()
     x_t = noise.normal(STEP_INITIAL, *x_p.shape[-2:])
     for t, t_next in zip(visited, [*visited[1:], None], strict=True):
         ab, ab_next = ab_all[t], 1.0 if t_next is None else ab_all[t_next]
@@ -244,7 +244,7 @@ def test_theorem_3_2_and_corollary_3_2_1_on_a_linear_denoiser(rng):
 def gaussian_eps(mean, eigenvalues, basis):
     """The exact eps of x0 ~ N(mean, C), C = basis diag(eigenvalues) basis^T:
     eps = sqrt(1-ab) (ab C + (1-ab) I)^-1 (x - sqrt(ab) mean)."""
-    ab_all = alphas_cumprod(SPEC)
+    ab_all = SPEC.alphas_cumprod()
 
     def eps(x: np.ndarray, t: int) -> np.ndarray:
         ab = ab_all[t]
