@@ -30,12 +30,12 @@ from zipsdk.models import resolve
 from zipsdk.models.sidecar import model_hashes
 from zipsdk.models.spec import ModelSpec
 from zipsdk.sampling import sampler
-from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.denoiser import TiledDenoiser
 from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import PAPER_STEPS, StepTable, step_table
-from zipsdk.sampling.state import to_pictures, to_state
-from zipsdk.sampling.tiling import plan
+from zipsdk.sampling.state import to_model_range, to_uint8
+from zipsdk.sampling.tiling import plan_tiles
 from zipsdk.transforms import Transform
 from zipsdk.types import Engine
 
@@ -80,13 +80,13 @@ def through(
         loop: (eps in picture space, x_p float32 (n, 3, h, w) in [-1, 1], its noise) -> the like of x_p.
     """
     _, height, width, _ = checked(pictures).shape
-    layout = plan(engine.spec, height, width, divisor)
-    predict = Predictor(engine, layout)
+    layout = plan_tiles(engine.spec, height, width, divisor)
+    predict = TiledDenoiser(engine, layout)
     noise = noise_of(pictures, seed)
     out = np.empty_like(pictures)
-    for part in parts(pictures, layout.pictures_per_call, progress):
-        x = loop(predict, to_state(pictures[part], layout.height, layout.width), Noise(seed, noise.ids[part]))
-        out[part] = to_pictures(x, height, width)
+    for part in parts(pictures, layout.images_per_call, progress):
+        x = loop(predict, to_model_range(pictures[part], layout.height, layout.width), Noise(seed, noise.ids[part]))
+        out[part] = to_uint8(x, height, width)
     return out
 
 

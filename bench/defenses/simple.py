@@ -179,5 +179,5 @@ class BlurOnly:
         h, w = round_up(height, self._guide.divisor), round_up(width, self._guide.divisor)
         out = np.empty_like(pictures)
         for part in parts(pictures, max(1, MAX_PIXELS_A_CALL // (h * w)), progress):
-            out[part] = to_pictures(self._guide.joint(to_state(pictures[part], h, w)), height, width)
+            out[part] = to_uint8(self._guide.joint(to_model_range(pictures[part], h, w)), height, width)
         return out

@@ -41,7 +41,7 @@ from zipsdk.sampling import sampler
 from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import STEP_INITIAL, Noise
 from zipsdk.sampling.schedule import Step, StepTable, step_table
-from zipsdk.sampling.tiling import Layout
+from zipsdk.sampling.tiling import TileLayout
 from zipsdk.transforms import Blur, Grayscale, Linear
 
 SIDE = 256

@@ -28,7 +28,7 @@ from bench.common import record
 from bench.quality.restoration import psnr
 from zipsdk.errors import ZipError
 from zipsdk.models.spec import ModelSpec
-from zipsdk.sampling.tiling import plan, round_up
+from zipsdk.sampling.tiling import plan_tiles, round_up
 
 
 def _median(values: list[float]) -> float:
@@ -75,8 +75,8 @@ def measure(engine: Any, batch: int, side: int, rounds: int, peers: dict[str, An
         del loops["no graph"]  # the same thing
     run = {name: (lambda loop=loop: loop.run(rgb, layout, ids, 0, 1)) for name, loop in loops.items()}
     first = run["loop"]()
-    steps, canvases = len(on.table), -(-batch // layout.pictures_per_canvas)
-    elements = canvases * 3 * layout.canvas_height * layout.canvas_width
+    steps, canvases = len(on.table), -(-batch // layout.images_per_frame)
+    elements = canvases * 3 * layout.frame_height * layout.frame_width
     stride = round_up(4 * canvases, 256)  # TensorRT wants each address aligned
     visited = np.repeat(np.array([step.t for step in on.table.steps], np.float32), stride // 4)
     normals = np.random.default_rng(1).standard_normal(elements, np.float32)  # zeros would be multiplied faster
@@ -91,10 +91,10 @@ def measure(engine: Any, batch: int, side: int, rounds: int, peers: dict[str, An
     def evaluations() -> None:
         for k in range(steps):
             engine.enqueue(x, t + k * stride, eps, canvases, device.compute.handle,
-                           size=(layout.canvas_height, layout.canvas_width))  # fmt: skip
+                           size=(layout.frame_height, layout.frame_width))  # fmt: skip
 
     with device.active():
-        keep = engine.prepare(canvases, layout.canvas_height, layout.canvas_width)
+        keep = engine.prepare(canvases, layout.frame_height, layout.frame_width)
         evaluations()
         device.compute.synchronize()
         captured = None

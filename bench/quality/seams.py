@@ -17,7 +17,7 @@ from PIL import Image
 
 import zipsdk
 from bench.common import record
-from zipsdk.sampling.tiling import plan
+from zipsdk.sampling.tiling import plan_tiles
 
 
 def photograph() -> np.ndarray:
@@ -57,7 +57,7 @@ def main() -> None:
     purifier = zipsdk.Purifier(engine, "blur2", preset=args.preset, seed=0, canvas=args.canvas)
     clean = purifier.run(x)
 
-    layout = plan(engine.spec, *x.shape[:2], divisor=2, canvas=args.canvas)
+    layout = plan_tiles(engine.spec, *x.shape[:2], divisor=2, canvas=args.canvas)
 
     # where one window ends and where the next begins
     def borders(corners: tuple[int, ...], length: int) -> list[int]:

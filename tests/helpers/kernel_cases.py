@@ -13,7 +13,7 @@ from zipsdk.gpu import structs
 from zipsdk.sampling import noise, sampler, schedule
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import Step, StepTable
-from zipsdk.sampling.tiling import Layout
+from zipsdk.sampling.tiling import TileLayout
 
 GUARD, PATTERN = 64, 0xA5
 #: (grid, block): one warp, odd counts, more threads than work. Every result must be the same for all of them.
@@ -60,16 +60,16 @@ class Case:
     name: str
     pictures: int
     size: tuple[int, int]
-    layout: Layout
+    layout: TileLayout
     guides: tuple[str, ...]
 
     @property
     def canvases(self) -> int:
-        return -(-self.pictures // self.layout.pictures_per_canvas)
+        return -(-self.pictures // self.layout.images_per_frame)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return (self.canvases, 3, self.layout.canvas_height, self.layout.canvas_width)
+        return (self.canvases, 3, self.layout.frame_height, self.layout.frame_width)
 
     @property
     def row(self) -> np.void:
@@ -78,7 +78,7 @@ class Case:
     def place(self, i: int) -> tuple[int, slice, slice]:
         """Where picture i lies: canvas, rows, columns."""
         a = self.layout
-        canvas, tile = divmod(i, a.pictures_per_canvas)
+        canvas, tile = divmod(i, a.images_per_frame)
         y, x = tile // a.columns * a.height, tile % a.columns * a.width
         return canvas, slice(y, y + a.height), slice(x, x + a.width)
 
@@ -102,7 +102,7 @@ class Case:
 def make_case(
     name: str, k: int, tile: tuple[int, int], canvas: tuple[int, int], guides: str, size=None, grid=(1, 1)
 ) -> Case:
-    layout = Layout(*tile, *canvas, rows=grid[0], columns=grid[1])
+    layout = TileLayout(*tile, *canvas, rows=grid[0], columns=grid[1])
     return Case(name, k, size or tile, layout, tuple(guides.split()))
 
 

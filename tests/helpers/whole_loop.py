@@ -7,30 +7,28 @@ from typing import Any
 import numpy as np
 
 from zipsdk.purifier import Purifier
-from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.denoiser import TiledDenoiser
 from zipsdk.sampling.guidance import PerImageGuidance
 from zipsdk.sampling.noise import STEP_INITIAL, Noise
 from zipsdk.sampling.schedule import StepTable
 from zipsdk.sampling.state import pad
-from zipsdk.sampling.tiling import MAX_PIXELS_A_CALL, Layout, plan
+from zipsdk.sampling.tiling import MAX_PIXELS_A_CALL, TileLayout, plan_tiles
 from zipsdk.types import Engine
 
 
-def whole_windows(predictor: Predictor, engine: Engine, a: Layout, x: np.ndarray, t: int) -> np.ndarray:
+def whole_windows(predictor: TiledDenoiser, engine: Engine, a: TileLayout, x: np.ndarray, t: int) -> np.ndarray:
     """Blend eps of overlapping windows into an array for the whole image."""
     n = len(x)
-    places = [(y, left, wy, wx) for y, wy in zip(a.ys, predictor._wy, strict=True)
-              for left, wx in zip(a.xs, predictor._wx, strict=True)]  # fmt: skip
+    places = [(y, left, wy, wx) for y, wy in zip(a.ys, predictor._row_weights, strict=True)
+              for left, wx in zip(a.xs, predictor._column_weights, strict=True)]  # fmt: skip
     out = np.zeros_like(x)
-    calls = max(1, MAX_PIXELS_A_CALL // (n * a.canvas_height * a.canvas_width))
+    calls = max(1, MAX_PIXELS_A_CALL // (n * a.frame_height * a.frame_width))
     for i in range(0, len(places), calls):
         group = places[i : i + calls]
-        cut = np.concatenate(
-            [x[:, :, y : y + a.canvas_height, left : left + a.canvas_width] for y, left, _, _ in group]
-        )
+        cut = np.concatenate([x[:, :, y : y + a.frame_height, left : left + a.frame_width] for y, left, _, _ in group])
         eps = engine(cut, np.full(len(cut), t, np.float32))
         for j, (y, left, wy, wx) in enumerate(group):
-            window = out[:, :, y : y + a.canvas_height, left : left + a.canvas_width]
+            window = out[:, :, y : y + a.frame_height, left : left + a.frame_width]
             window += eps[j * n : (j + 1) * n] * (wy[:, None] * wx[None, :])
     return out
 

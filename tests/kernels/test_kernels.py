@@ -14,12 +14,12 @@ from tests.helpers.kernel_runner import BACKENDS, SEED, batch_of, by_case, ids_o
 from tests.helpers.philox import VECTORS
 from zipsdk.gpu import structs
 from zipsdk.sampling import sampler
-from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.denoiser import TiledDenoiser
 from zipsdk.sampling.guidance import Guidance, PerImageGuidance
 from zipsdk.sampling.noise import STEP_INITIAL, Noise, philox4x32
 from zipsdk.sampling.schedule import step_table
 from zipsdk.sampling.state import pad
-from zipsdk.sampling.tiling import Layout
+from zipsdk.sampling.tiling import TileLayout
 from zipsdk.transforms import parse
 
 
@@ -63,7 +63,7 @@ def test_ingest(run, rng, case):
 def test_normals_have_no_weak_spot(run):
     """A million of them, so that the logarithm near 1 and every octant of the circle are met."""
     n, side = 10, 192
-    layout = Layout(side, side, side, side)
+    layout = TileLayout(side, side, side, side)
     ids = ids_of(n)
     x, x_p = Buffer((n, 3, side, side), np.float32), Buffer((n, 3, side, side), np.uint8)
     run("zip_ingest", np.zeros((n, side, side, 3), np.uint8), x_p, x, structs.picture_rows(ids),
@@ -77,7 +77,7 @@ def test_normals_have_no_weak_spot(run):
 def test_normals_at_the_ends_of_the_words(run, word):
     """Pixels whose first or third Philox word is the one wanted, found by running Philox backwards."""
     side = 256
-    layout = Layout(side, side, side, side)
+    layout = TileLayout(side, side, side, side)
     for place in (0, 2):
         row, column, step, picture = counter_with(word, place, SEED, side)
         x = np.zeros((1, 3, side, side), np.float32)
@@ -104,7 +104,7 @@ def test_fill_does_what_the_predictor_does(run, rng, case):
     run("zip_fill", x, case.row, batch_of(case))
     seen = []
     if case.pictures:
-        Predictor(lambda x, t: seen.append(x) or x, a)(pictures, 0)
+        TiledDenoiser(lambda x, t: seen.append(x) or x, a)(pictures, 0)
     np.testing.assert_array_equal(x.array, np.concatenate(seen) if seen else np.empty(case.shape, np.float32))
 
 
@@ -133,7 +133,7 @@ def test_egress_rounds_halves_to_even(run):
     halves = (candidates + np.float32(1)) * np.float32(127.5) % 1 == 0.5
     row = np.where(halves.any(0), np.take_along_axis(candidates, halves.argmax(0)[None], 0)[0], 0)
     assert halves.any(0).sum() > 100
-    layout = Layout(1, 256, 1, 256)
+    layout = TileLayout(1, 256, 1, 256)
     out, flag = Buffer((1, 1, 256, 3), np.uint8), Buffer((1,), np.uint32, np.zeros(1, np.uint32))
     run("zip_egress", np.tile(row.astype(np.float32), (1, 3, 1, 1)), out, flag, structs.layout_row(layout, 1, 256),
         structs.batch_row(1, layout, 0))  # fmt: skip
@@ -189,7 +189,7 @@ def test_the_whole_loop_gives_the_pictures_of_the_cpu_path(run, rng, name, start
         return
 
     rgb = pad(pictures, a.height, a.width).transpose(0, 3, 1, 2).astype(np.float32) * np.float32(1 / 127.5) - 1
-    want = sampler.purify(Predictor(engine, a), np.ascontiguousarray(rgb), table,
+    want = sampler.purify(TiledDenoiser(engine, a), np.ascontiguousarray(rgb), table,
                           PerImageGuidance(guides, which), noise)  # fmt: skip
     want = np.clip(np.rint((want + 1) * np.float32(127.5)), 0, 255)[:, :, : case.size[0], : case.size[1]]
     difference = np.abs(out.array.transpose(0, 3, 1, 2) - want)

@@ -335,9 +335,9 @@ def test_a_bad_picture_stops_before_any_work():
         ({"transforms": "sharpen"}, "blurN"),
         ({"combine": "median"}, "combine"),
         ({"canvas": 30}, "canvas"),
-        ({"canvas": 64, "transforms": "blur3"}, "divide the canvas"),
-        ({"canvas": 64.0}, "canvas: got 64.0, wanted a multiple"),
-        ({"canvas": "64"}, "canvas: got '64', wanted a multiple"),
+        ({"canvas": 64, "transforms": "blur3"}, "divides the UNet input"),
+        ({"canvas": 64.0}, "canvas: got 64.0, expected a multiple"),
+        ({"canvas": "64"}, "canvas: got '64', expected a multiple"),
         ({"steps": 0}, "steps"),
         ({"steps": 1}, "steps: got 1 from pure noise"),
         ({"steps": 2.5}, "steps"),
@@ -390,7 +390,7 @@ def test_too_many_pixels_are_refused_with_what_helps():
     many = np.broadcast_to(np.uint8(0), (1, 20_000, 20_000, 1))
     with pytest.raises(InputError, match=r"20000 x 20000 pixels, .* make them smaller, or cut them into parts"):
         Purifier(FakeEngine(), "blur2").run(many)
-    with pytest.raises(InputError, match="wanted sides of at most 65536: cut it into parts"):
+    with pytest.raises(InputError, match="expected sides of at most 65536; cut the image"):
         Purifier(FakeEngine(), "blur2").run(np.zeros((1, 1, 65537, 3), np.uint8))
 
 

@@ -16,7 +16,7 @@ from zipsdk.gpu import structs
 from zipsdk.gpu.device import Device, Graph
 from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.sampling.schedule import StepTable
-from zipsdk.sampling.tiling import Layout, round_up
+from zipsdk.sampling.tiling import TileLayout, round_up
 
 U8 = npt.NDArray[np.uint8]
 
@@ -104,7 +104,7 @@ class Buffers:
         step_graphs: by number of canvases, most recently used last.
     """
 
-    layout: Layout
+    layout: TileLayout
     height: int
     width: int
     canvases: int
@@ -164,7 +164,7 @@ class BufferPool:
     def canvases(self, layout: Layout) -> int:
         """Return the maximum of canvases in one batch; it is lower after memory ran out."""
         pixels = MAX_PIXELS_A_BATCH if self.limit is None else min(MAX_PIXELS_A_BATCH, self.limit)
-        most = max(1, pixels // (layout.canvas_height * layout.canvas_width))
+        most = max(1, pixels // (layout.frame_height * layout.frame_width))
         return most if self._engine.max_batch is None else min(most, self._engine.max_batch)
 
     def acquire(self, layout: Layout, height: int, width: int, canvases: int) -> Buffers:
@@ -227,9 +227,9 @@ class BufferPool:
         self._device.compute.synchronize()  # `rows` is not pinned
         return address
 
-    def _make(self, layout: Layout, height: int, width: int, canvases: int, memory: list[int]) -> Buffers:
-        self._engine.prepare(canvases, layout.canvas_height, layout.canvas_width)
-        elements = canvases * 3 * layout.canvas_height * layout.canvas_width
+    def _make(self, layout: TileLayout, height: int, width: int, canvases: int, memory: list[int]) -> Buffers:
+        self._engine.prepare(canvases, layout.frame_height, layout.frame_width)
+        elements = canvases * 3 * layout.frame_height * layout.frame_width
 
         def alloc(size: int) -> int:
             memory.append(self._device.alloc(size))

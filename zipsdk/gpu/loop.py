@@ -26,7 +26,7 @@ from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.gpu.run import DeviceRun
 from zipsdk.gpu.steps import StepLauncher
 from zipsdk.sampling.schedule import StepTable
-from zipsdk.sampling.tiling import Layout
+from zipsdk.sampling.tiling import TileLayout
 
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]

@@ -1,7 +1,7 @@
 """Check before the loop starts whether an image fits into memory: what it needs against what is available.
 
-A process that exceeds the limit of its control group is killed without a message, so the check comes first. What
-cannot be read limits nothing: off Linux, images are not checked.
+A process that exceeds the limit of its control group is killed without a message, so the check comes first. A limit
+that cannot be read is ignored: off Linux, images are not checked.
 
 Sources: proc(5) for meminfo and statm; the Linux kernel's documentation of cgroup v1 and v2 for the memory controller.
 """
@@ -16,45 +16,43 @@ from pathlib import Path
 from zipsdk._util.cgroups import group_folders, read_text
 from zipsdk.errors import OutOfMemory
 from zipsdk.sampling.state import STRIP_PIXELS
-from zipsdk.sampling.tiling import MAX_PIXELS_A_CALL, Layout
+from zipsdk.sampling.tiling import MAX_PIXELS_A_CALL, TileLayout
 
-#: Runs that need less are not checked: reading the kernel's files takes longer than a small image is worth.
+#: Runs that need fewer bytes are not checked: reading the kernel's files would take longer than they do.
 CHECKED_FROM = 64_000_000
-#: Bytes of a pixel in float32, three colors.
+#: Bytes of a pixel in float32, three channels.
 _PIXEL = 12
 #: Arrays of a strip that exist at once: x0~, P of the difference with what its transforms make, noise, input.
 _STRIP_ARRAYS = 8
-#: Bytes a pixel of one evaluation that ONNX Runtime takes for a bundled model on a CPU, measured at 256 to 512 a side.
-#: Of other models it is not known, and not counted.
+#: Bytes per pixel that ONNX Runtime takes for one UNet call of a bundled model on a CPU, measured at sides of 256 to
+#: 512. Other models were not measured and count as 0.
 _ENGINE = {"zip-tiny": 2400, "zip-tiny-int8": 2900}
 
 
-def loop_bytes(layout: Layout, images: int, unit: int | None) -> int:
+def loop_bytes(layout: TileLayout, images: int, unit: int | None) -> int:
     """Estimate the peak memory of the loop, in bytes, without the images as read, the results and the engine.
 
     Args:
-        images: that go through the loop together.
-        unit: rows that strips are multiples of; None where the transforms see whole images.
+        images: number of images that go through the loop together.
+        unit: rows that strips are multiples of; None if the transforms need whole images.
     """
     row = images * layout.width
     state = row * layout.height
-    canvas = layout.canvas_height * layout.canvas_width
     if layout.windows > 1:
-        windows = min(layout.windows, max(1, MAX_PIXELS_A_CALL // (images * canvas)))
-        # the windows of a call, their eps and one of them weighted; rows of eps that wait, and their copy
-        engine = (2 * windows + 1) * images * canvas
-        held = min(layout.height, layout.canvas_height * (1 + -(-windows // len(layout.xs))))
+        windows = min(layout.windows, max(1, MAX_PIXELS_A_CALL // (images * layout.frame_pixels)))
+        # the windows of a call, their eps and one of them weighted; incomplete rows of eps, and their copy
+        engine = (2 * windows + 1) * images * layout.frame_pixels
+        held = min(layout.height, layout.frame_height * (1 + -(-windows // len(layout.xs))))
         eps = engine + 2 * row * held
     else:
-        canvases = -(-images // layout.pictures_per_canvas)
-        eps = state if layout.pictures_per_canvas == 1 else 3 * canvases * canvas
+        eps = state if layout.images_per_frame == 1 else 3 * layout.frames(images) * layout.frame_pixels
     strip = state if unit is None else min(state, max(STRIP_PIXELS, row * unit))
     return _PIXEL * (state + eps + _STRIP_ARRAYS * strip)
 
 
-def engine_bytes(name: str, layout: Layout) -> int:
-    """Estimate what the engine takes for one canvas; 0 for models that were not measured."""
-    return _ENGINE.get(name, 0) * layout.canvas_height * layout.canvas_width
+def engine_bytes(name: str, layout: TileLayout) -> int:
+    """Estimate the engine's memory for one frame, in bytes; 0 for models that were not measured."""
+    return _ENGINE.get(name, 0) * layout.frame_pixels
 
 
 def check(height: int, width: int, need: int, images: int = 1) -> None:
@@ -76,7 +74,7 @@ def check(height: int, width: int, need: int, images: int = 1) -> None:
 
 
 def available(root: Path = Path("/")) -> int | None:
-    """Return the bytes that this process can still take before it fails or is killed; None where nothing tells.
+    """Return the bytes that this process can still take before it fails or is killed; None if no limit is known.
 
     The least of what the machine has (with swap), what each control group leaves (files in its cache count as free) and
     what the process's limit of address space leaves.
@@ -124,14 +122,16 @@ def _number(path: Path) -> int | None:
     return int(text) if re.fullmatch(r"\d{1,20}", text) else None
 
 
-def check_run(groups: Sequence[tuple[Layout, int, int, int]], unit: int | None, model: str, evaluated: int = 0) -> None:
+def check_run(
+    groups: Sequence[tuple[TileLayout, int, int, int]], unit: int | None, model: str, largest_frame: int = 0
+) -> None:
     """Check a run: the loop of one call at a time, and the results of all images.
 
     Args:
-        groups: of images of one size: layout, number, height and width.
+        groups: layout, number, height and width of the images of each size.
         unit: as for `loop_bytes`.
         model: name in the spec.
-        evaluated: pixels of the largest canvas that this engine has evaluated: it keeps that memory.
+        largest_frame: pixels of the largest frame that this engine has run on, whose memory it keeps.
 
     Raises:
         OutOfMemory: an image does not fit; the message names the one that needs most.
@@ -140,9 +140,9 @@ def check_run(groups: Sequence[tuple[Layout, int, int, int]], unit: int | None, 
     results = sum(3 * n * height * width for _, n, height, width in groups)
     needs = []
     for layout, n, height, width in groups:
-        more = engine_bytes(model, layout) if layout.canvas_height * layout.canvas_width > evaluated else 0
-        needs.append((loop_bytes(layout, min(n, layout.pictures_per_call), unit) + more, height, width))
+        more = engine_bytes(model, layout) if layout.frame_pixels > largest_frame else 0
+        needs.append((loop_bytes(layout, min(n, layout.images_per_call), unit) + more, height, width))
     if needs:
         need, height, width = max(needs)
-        # at the end the results are there twice, while they are given the caller's type
+        # at the end there are two copies of the results, while they are converted to the caller's type
         check(height, width, max(need + results, 2 * results), total)

@@ -107,7 +107,7 @@ def purify(
 
     Args:
         eps: (x_t (N, 3, H, W), t) -> the predicted noise, same shape. It must not keep or change x_t. A
-            `zipsdk.sampling.denoiser.Predictor` is asked for its strips.
+            `zipsdk.sampling.denoiser.TiledDenoiser` is asked for its strips.
         x_p: the images to purify, (N, 3, H, W) in [-1, 1]; its dtype (float32; float64 as reference) is the state's.
             `zipsdk.sampling.state.StateRows` converts them on the way.
         table: `zipsdk.sampling.schedule.step_table`. With all T steps and eta = 1 this is Algorithm 1.

@@ -1,4 +1,4 @@
-"""uint8 images -> the loop's float32 state and back, in strips of rows where an image is large."""
+"""Convert uint8 images to the loop's float32 state and back, in strips of rows if an image is large."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 
-#: Pixels that are converted, or go through the elementwise part of a step, at once: their arrays stay in the cache.
+#: Pixels that are converted, or go through the elementwise part of a step, at once, so that they stay in the cache.
 STRIP_PIXELS = 1 << 15
 
 
-def pad(pictures: Array, height: int, width: int) -> Array:
-    """Mirror (N, H, W, 3) pictures at the bottom and the right up to height x width; 1-pixel sides repeat."""
-    _, h, w, _ = pictures.shape
+def pad(images: Array, height: int, width: int) -> Array:
+    """Mirror images (N, H, W, 3) at the bottom and the right up to height x width; sides of 1 pixel repeat."""
+    _, h, w, _ = images.shape
     if (h, w) == (height, width):
-        return pictures
-    return np.pad(pictures, ((0, 0), (0, height - h), (0, width - w), (0, 0)), mode="reflect")
+        return images
+    return np.pad(images, ((0, 0), (0, height - h), (0, width - w), (0, 0)), mode="reflect")
 
 
-def to_state(pictures: Array, height: int, width: int) -> F32:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, height, width) in [-1, 1], padded; see `pad`."""
-    return _to_float(pad(pictures, height, width))
+def to_model_range(images: Array, height: int, width: int) -> F32:
+    """Convert images, uint8 (N, H, W, 3), to a padded state, float32 (N, 3, height, width) in [-1, 1]; see `pad`."""
+    return _to_float(pad(images, height, width))
 
 
 def _to_float(images: Array) -> F32:
@@ -35,11 +35,11 @@ def _to_float(images: Array) -> F32:
 
 
 class StateRows:
-    """`to_state` of large images, a strip at a time: what `zipsdk.sampling.sampler.purify` takes in place of an array.
+    """Convert large images as `to_model_range` does, a strip at a time. `zipsdk.sampling.sampler` takes it as x_P.
 
     Args:
-        images: uint8 (N, H, W, 3); they are not copied.
-        height, width: of the state, as for `to_state`.
+        images: uint8 (N, H, W, 3), not copied.
+        height, width: size of the state, as for `to_model_range`.
     """
 
     dtype = np.dtype(np.float32)
@@ -58,11 +58,11 @@ class StateRows:
         return _to_float(part if part.shape[2] == len(self._columns) else part[:, :, self._columns])
 
 
-def to_pictures(x: F32, height: int, width: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
-    """Convert a state back: (N, 3, H, W) -> uint8 (N, height, width, 3), cut, rounded and clipped.
+def to_uint8(x: F32, height: int, width: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+    """Convert a state (N, 3, H, W) to images, uint8 (N, height, width, 3): crop, round and clip.
 
     Args:
-        out: takes the result, if given.
+        out: receives the result; None for a new array.
     """
     n = len(x)
     if out is None:

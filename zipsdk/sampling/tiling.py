@@ -1,13 +1,13 @@
-"""How pictures of any size meet an engine that has its own: tiles, windows, padding.
+"""Map images of any size to the input sizes that an engine takes.
 
-The loop's state lives in picture space: noise, transforms and ids belong to pictures. Only the UNet sees canvases, so a
-layout is no more than a wrapper around the engine, from (x_t, t) in picture space to eps in picture space:
+The state of the loop, its noise and its transforms belong to images. A *frame* is one input of the UNet. A `TileLayout`
+says how images fill frames, in the first of three ways that applies:
 
-- direct: the engine takes the (padded) picture as it is;
-- tiled: pictures smaller than the canvas share one, in arrival order, row by row (paper 3.4.2);
-- windows: larger pictures are cut into overlapping windows whose eps are blended with weights that fall towards the
-  window's border. All windows read and write one state, so they agree in their overlaps at every step: no seams. Where
-  an engine takes several sizes, windows are no longer than the picture along its short side.
+- direct: the engine takes the padded image as it is;
+- tiled: small images share a frame, in order of arrival, row by row (paper 3.4.2);
+- windowed: a large image is cut into overlapping windows, a frame each. Their eps are blended with weights that fall
+  towards the window's border. All windows read and write one state, so they agree in their overlaps at every step and
+  leave no seams. If an engine takes several sizes, windows are no longer than the image along its short side.
 """
 
 from __future__ import annotations
@@ -16,41 +16,40 @@ from dataclasses import dataclass
 from math import lcm
 
 import numpy as np
-import numpy.typing as npt
 
 from zipsdk._util.validation import is_whole
 from zipsdk.errors import InputError
 from zipsdk.models.spec import ModelSpec
 from zipsdk.sampling.noise import MAX_SIDE
+from zipsdk.types import F32
 
-F32 = npt.NDArray[np.float32]
-
-#: Canvas pixels that one engine call gets at most: 64 canvases of 64x64. It bounds memory, not results.
+#: Largest number of frame pixels in one engine call: 64 frames of 64x64. It bounds memory and does not change results.
 MAX_PIXELS_A_CALL = 1 << 18
 
 
 def round_up(n: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is at least `n`."""
     return -(-n // multiple) * multiple
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where pictures of one size go.
+class TileLayout:
+    """Place images of one size on frames.
 
     Attributes:
-        height, width: the state's size in picture space: the picture, padded to what transforms and engine divide and
-            to one window at least.
-        canvas_height, canvas_width: what the engine sees.
-        rows, columns: tiles on a canvas; 1 and 1 otherwise.
-        ys, xs: the windows' top and left corners; a single 0 each where one canvas holds the picture.
-        overlap: between neighbouring windows, in pixels; less by up to what transforms and engine divide, because most
-            corners lie at multiples of that.
+        height, width: size of the state: the image, padded to what the transforms and the engine divide and to at least
+            one window.
+        frame_height, frame_width: size of the engine's input.
+        rows, columns: tiles on a frame; 1 and 1 unless tiled.
+        ys, xs: top and left corners of the windows; a single 0 each unless windowed.
+        overlap: of adjacent windows, in pixels. Most corners lie at multiples of what the transforms and the engine
+            divide, so the true overlap may be less by up to that.
     """
 
     height: int
     width: int
-    canvas_height: int
-    canvas_width: int
+    frame_height: int
+    frame_width: int
     rows: int = 1
     columns: int = 1
     ys: tuple[int, ...] = (0,)
@@ -58,80 +57,122 @@ class Layout:
     overlap: int = 0
 
     @property
-    def pictures_per_canvas(self) -> int:
+    def images_per_frame(self) -> int:
+        """Number of tiles on a frame."""
         return self.rows * self.columns
 
     @property
     def windows(self) -> int:
+        """Number of windows of an image, 1 unless windowed."""
         return len(self.ys) * len(self.xs)
 
-    def canvas_pixels(self, pictures: int) -> int:
-        """Pixels that the engine evaluates for `pictures` of them."""
-        canvases = -(-pictures // self.pictures_per_canvas) * self.windows
-        return canvases * self.canvas_height * self.canvas_width
+    @property
+    def frame_pixels(self) -> int:
+        """Number of pixels of a frame."""
+        return self.frame_height * self.frame_width
+
+    def frames(self, images: int) -> int:
+        """Return the number of frames that `images` take."""
+        return -(-images // self.images_per_frame) * self.windows
 
     @property
-    def pictures_per_call(self) -> int:
-        """How many pictures to put through the loop together."""
-        canvases = max(1, MAX_PIXELS_A_CALL // (self.canvas_height * self.canvas_width * self.windows))
-        return canvases * self.pictures_per_canvas
+    def images_per_call(self) -> int:
+        """Number of images that go through the loop together."""
+        return max(1, MAX_PIXELS_A_CALL // (self.frame_pixels * self.windows)) * self.images_per_frame
 
 
-def plan(spec: ModelSpec, height: int, width: int, divisor: int, canvas: int | None = None) -> Layout:
-    """The layout for pictures of height x width.
+def plan_tiles(spec: ModelSpec, height: int, width: int, divisor: int, canvas: int | None = None) -> TileLayout:
+    """Choose the layout for images of height x width.
 
     Args:
-        divisor: the transforms' divisor.
-        canvas: a canvas side to use in place of the engine's own choice (engines that take several sizes only).
+        divisor: of the transforms; see `zipsdk.sampling.guidance.Guidance`.
+        canvas: side of the frames; None lets the engine see each image at its own size, if it takes several sizes.
 
     Raises:
-        InputError: the engine does not take that canvas, the transforms' cells do not fit into it, or the picture has
-            more rows or columns than `zipsdk.sampling.noise` tells apart.
+        InputError: the engine does not take frames of that size, the transforms' cells do not divide it, or the image
+            has more rows or columns than `zipsdk.sampling.noise` can number.
     """
+    _check_frame_size(spec, canvas)
+    any_size = canvas is None and spec.flexible
+    if any_size and (layout := direct(spec, height, width, divisor)):
+        return layout
+    side = canvas or (_largest_frame(spec, divisor) if any_size else spec.canvas)
+    if side < spec.min_side or side % divisor:
+        sides = f"any side of {spec.min_side}..{spec.max_side} that {spec.name} takes"
+        raise InputError(
+            f"transforms: got cells of {divisor} pixels, expected a size that divides "
+            f"{sides if any_size else f'the UNet input of {side}'}; choose another blur"
+        )
+    if max(height, width) > (most := MAX_SIDE // divisor * divisor):
+        raise InputError(
+            f"image: got {width} x {height} pixels, expected sides of at most {most}; cut the image into parts"
+        )
+    return tiled(side, height, width, divisor) or windowed(spec, side, height, width, divisor, square=not any_size)
+
+
+def direct(spec: ModelSpec, height: int, width: int, divisor: int) -> TileLayout | None:
+    """Return the layout of an image that is a frame itself; None if it is too large for the engine."""
+    h, w = (_padded(spec, n, divisor) for n in (height, width))
+    return TileLayout(h, w, h, w) if max(h, w) <= spec.max_side else None
+
+
+def tiled(side: int, height: int, width: int, divisor: int) -> TileLayout | None:
+    """Return the layout of images that share frames of side x side; None if one does not fit."""
+    h, w = round_up(height, divisor), round_up(width, divisor)
+    return TileLayout(h, w, side, side, rows=side // h, columns=side // w) if max(h, w) <= side else None
+
+
+def windowed(spec: ModelSpec, side: int, height: int, width: int, divisor: int, *, square: bool) -> TileLayout:
+    """Return the layout of an image that is cut into overlapping windows.
+
+    Args:
+        side: largest side of a window.
+        square: windows are side x side; else as small as the same number of them allows.
+    """
+    unit = lcm(spec.multiple, divisor)
+    # a quarter is wide enough for the sharpest features of the UNet, and costs 1.3 to 1.8 times the frames
+    overlap = side // 4
+    frame_height, frame_width = (
+        side if square else _window_side(_padded(spec, n, divisor), side, overlap, unit, spec.min_side)
+        for n in (height, width)
+    )
+    # the image is padded, with noise of its own, because a UNet does not know noise that is mirrored
+    h, w = max(round_up(height, divisor), frame_height), max(round_up(width, divisor), frame_width)
+    if side % unit or unit > overlap:  # corners that far apart would leave gaps
+        unit = 1
+    ys, xs = _corners(h, frame_height, overlap, unit), _corners(w, frame_width, overlap, unit)
+    return TileLayout(h, w, frame_height, frame_width, ys=ys, xs=xs, overlap=overlap)
+
+
+def _check_frame_size(spec: ModelSpec, canvas: int | None) -> None:
+    """Raise InputError if the engine does not take frames of that side."""
     if canvas is not None and (
         not is_whole(canvas) or canvas % spec.multiple or not spec.min_side <= canvas <= spec.max_side
     ):
         sides = f"{spec.min_side}..{spec.max_side}" if spec.flexible else str(spec.canvas)
-        raise InputError(f"canvas: got {canvas!r}, wanted a multiple of {spec.multiple} in {sides} for {spec.name}")
+        raise InputError(f"canvas: got {canvas!r}, expected a multiple of {spec.multiple} in {sides} for {spec.name}")
+
+
+def _largest_frame(spec: ModelSpec, divisor: int) -> int:
     unit = lcm(spec.multiple, divisor)
-    h, w = (max(round_up(n, unit), round_up(spec.min_side, unit)) for n in (height, width))
-    free = canvas is None and spec.flexible
-    if free and max(h, w) <= spec.max_side:
-        return Layout(h, w, h, w)
-    side = canvas or (spec.max_side // unit * unit if free else spec.canvas)
-    if side < spec.min_side or side % divisor:
-        sides = f"any side of {spec.min_side}..{spec.max_side} that {spec.name} takes"
-        raise InputError(
-            f"transforms: their cells of {divisor} pixels do not divide {sides if free else f'the canvas of {side}'}; "
-            "choose a blur that does"
-        )
-    if max(height, width) > (most := MAX_SIDE // divisor * divisor):
-        raise InputError(f"picture: got {width} x {height} pixels, wanted sides of at most {most}: cut it into parts")
-    # a quarter: wide enough for the UNet's sharpest features to settle, at 1.3 to 1.8 times the evaluations
-    overlap = side // 4
-    # no larger than it takes to cover a side with as many, a short side with one: no window need be square
-    tall, wide = (_window(n, side, overlap, unit, spec.min_side) for n in (h, w)) if free else (side, side)
-    h, w = round_up(height, divisor), round_up(width, divisor)
-    if max(h, w) <= side:
-        return Layout(h, w, side, side, rows=side // h, columns=side // w)
-    # padded here and not by the predictor: noise that is mirrored over and over is nothing that the UNet knows
-    h, w = max(h, tall), max(w, wide)
-    if side % unit or unit > overlap:  # corners that far apart would leave gaps
-        unit = 1
-    return Layout(h, w, tall, wide, ys=_corners(h, tall, overlap, unit), xs=_corners(w, wide, overlap, unit),
-                  overlap=overlap)  # fmt: skip
+    return spec.max_side // unit * unit
 
 
-def _window(length: int, most: int, overlap: int, unit: int, least: int) -> int:
-    """The smallest side for as many windows as windows of `most` are needed to cover `length`; a multiple of `unit`."""
-    if length <= most:
+def _padded(spec: ModelSpec, length: int, divisor: int) -> int:
+    """Return the least side for `length` that the engine and the transforms divide."""
+    return round_up(max(length, spec.min_side), lcm(spec.multiple, divisor))
+
+
+def _window_side(length: int, largest: int, overlap: int, unit: int, smallest: int) -> int:
+    """Return the least window, a multiple of `unit`, that covers `length` in as many windows as `largest` does."""
+    if length <= largest:
         return length
-    n = -(-(length - overlap) // (most - overlap))
-    return min(most, round_up(max(least, -(-(length + (n - 1) * overlap) // n)), unit))
+    n = -(-(length - overlap) // (largest - overlap))
+    return min(largest, round_up(max(smallest, -(-(length + (n - 1) * overlap) // n)), unit))
 
 
 def _corners(length: int, side: int, overlap: int, unit: int) -> tuple[int, ...]:
-    """Evenly spread corners of windows that cover `length`, at multiples of `unit` but for the last."""
+    """Return evenly spread corners of windows that cover `length`, all but the last at multiples of `unit`."""
     if length <= side:
         return (0,)
     n = -(-(length - overlap) // (side - overlap))
@@ -140,7 +181,7 @@ def _corners(length: int, side: int, overlap: int, unit: int) -> tuple[int, ...]
 
 
 def ramp(length: int, corners: tuple[int, ...], side: int, overlap: int) -> list[F32]:
-    """For each window its weights along one axis, float32 (side,), summing to 1 over the windows at every pixel."""
+    """Return each window's weights along one axis, float32 (side,); at every pixel they sum to 1 over the windows."""
     raw = []
     for corner in corners:
         i = np.arange(side)

@@ -163,12 +163,12 @@ def test_a_broken_picture_is_told_about_and_the_run_goes_on(purify, tmp_path, ca
 def test_a_picture_of_a_size_that_cannot_be_used_does_not_spoil_its_batch(purify, tmp_path, capsys, monkeypatch):
     from zipsdk.sampling import tiling
 
-    plan = tiling.plan
+    plan_tiles = tiling.plan_tiles
 
     def refusing(spec, height, *rest):
         if height == 24:
             raise InputError("too odd")
-        return plan(spec, height, *rest)
+        return plan_tiles(spec, height, *rest)
 
     src = folder(tmp_path / "in", 3)
     picture(src / "odd.png", 9, (24, 16))

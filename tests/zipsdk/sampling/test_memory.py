@@ -16,7 +16,7 @@ from zipsdk import Purifier
 from zipsdk._util.cgroups import group_folders
 from zipsdk.errors import OutOfMemory
 from zipsdk.sampling import memory
-from zipsdk.sampling.tiling import plan
+from zipsdk.sampling.tiling import plan_tiles
 
 resource = pytest.importorskip("resource")  # not on Windows
 MB = 1_000_000
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused_before_any_work(room):
     engine = FakeEngine(FIXED)
     purifier = Purifier(engine, "blur2", steps=2, seed=0)
     batch = [image(40, 40), image(200, 400)]
-    layout = plan(FIXED, 200, 400, 2)
+    layout = plan_tiles(FIXED, 200, 400, 2)
     need = memory.loop_bytes(layout, 1, 2) + sum(i.size for i in batch)
     room(need - 1)
     with pytest.raises(OutOfMemory, match=r"got 400 x 200 pixels, .*expected at most .* batch of 2; pass fewer images"):
@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused_before_any_work(room):
 def test_many_images_need_little_more_than_one(room):
     """One at a time: of the others only the results."""
     purifier = Purifier(FakeEngine(FIXED), "blur2", steps=2, seed=0)
-    one = memory.loop_bytes(plan(FIXED, 600, 600, 2), 1, 2)
+    one = memory.loop_bytes(plan_tiles(FIXED, 600, 600, 2), 1, 2)
     batch = np.stack([image(600, 600)] * 3)
     room(one + batch.size)
     np.testing.assert_array_equal(purifier.run(batch, ids=[1, 2, 3])[1], purifier.run(batch[1], ids=[2]))
@@ -157,7 +157,7 @@ def test_many_images_need_little_more_than_one(room):
 def test_the_memory_of_a_bundled_model_counts_until_it_has_been_taken(room):
     engine = FakeEngine(make_spec(name="zip-tiny", min_side=64, max_side=64))
     purifier = Purifier(engine, "blur2", steps=2, seed=0)
-    layout = plan(engine.spec, 128, 128, 2)
+    layout = plan_tiles(engine.spec, 128, 128, 2)
     loop = memory.loop_bytes(layout, 1, 2) + 3 * 128 * 128
     room(loop + 2400 * 64 * 64 - 1)
     with pytest.raises(OutOfMemory):
@@ -181,7 +181,7 @@ from tests.fakes.engine import make_spec
 from tests.fakes.transforms import Global
 from zipsdk import Purifier
 from zipsdk.sampling import memory
-from zipsdk.sampling.tiling import plan
+from zipsdk.sampling.tiling import plan_tiles
 from zipsdk.sampling.guidance import strip_unit
 
 h, w, side, transforms = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]

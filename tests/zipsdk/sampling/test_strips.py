@@ -13,8 +13,8 @@ from zipsdk.sampling.denoiser import Predictor
 from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import step_table
-from zipsdk.sampling.state import StateRows, to_pictures, to_state
-from zipsdk.sampling.tiling import plan
+from zipsdk.sampling.state import StateRows, to_model_range, to_uint8
+from zipsdk.sampling.tiling import plan_tiles
 
 FIXED = make_spec(min_side=64, max_side=64)
 FLEXIBLE = make_spec()
@@ -115,7 +115,7 @@ def test_strips_of_eps_may_be_overwritten_before_the_next(spec, size, unit, monk
     monkeypatch.setattr("tests.helpers.whole_loop.MAX_PIXELS_A_CALL", 3 * layout.canvas_height * layout.canvas_width)
     engine = FakeEngine(spec)
     x = np.random.default_rng(1).standard_normal((1, 3, layout.height, layout.width)).astype(np.float32)
-    predictor = Predictor(engine, layout)
+    predictor = TiledDenoiser(engine, layout)
     want = whole_windows(predictor, engine, layout, x, 7) if layout.windows > 1 else predictor(x, 7)
     changed, got, done = x.copy(), np.empty_like(x), 0
     for top, bottom, eps in predictor.strips(changed, 7, unit):
@@ -131,10 +131,11 @@ def test_strips_of_eps_may_be_overwritten_before_the_next(spec, size, unit, monk
 def test_windows_hold_eps_of_a_few_rows_only(monkeypatch):
     """Never more than one row of windows, the rows of one call and those that overlap."""
     monkeypatch.setattr("zipsdk.sampling.tiling.MAX_PIXELS_A_CALL", 64 * 64)
-    layout = plan(FIXED, 500, 130, divisor=2)
+    layout = plan_tiles(FIXED, 500, 130, divisor=2)
     x = np.zeros((1, 3, layout.height, layout.width), np.float32)
     strips = [
-        (bottom - top, eps.base.shape[2]) for top, bottom, eps in Predictor(FakeEngine(FIXED), layout).strips(x, 3, 2)
+        (bottom - top, eps.base.shape[2])
+        for top, bottom, eps in TiledDenoiser(FakeEngine(FIXED), layout).strips(x, 3, 2)
     ]
     assert len(strips) == len(layout.ys)
     assert {held for _, held in strips} == {64}  # the state has 500 rows
@@ -144,7 +145,7 @@ def test_windows_hold_eps_of_a_few_rows_only(monkeypatch):
 def test_rows_of_a_state_are_those_of_the_whole(size):
     batch = images(2, *size)
     for height, width in ((size[0], size[1]), (size[0] + 3, size[1]), (64, 64)):
-        want, rows = to_state(batch, height, width), StateRows(batch, height, width)
+        want, rows = to_model_range(batch, height, width), StateRows(batch, height, width)
         assert rows.shape == want.shape and rows.dtype == want.dtype
         for top, bottom in ((0, height), (0, 1), (height // 2, height), (height - 1, height)):
             np.testing.assert_array_equal(rows.rows(top, bottom), want[:, :, top:bottom])
@@ -155,9 +156,9 @@ def test_a_state_becomes_images_in_the_array_that_is_given():
     x = np.random.default_rng(0).uniform(-1.2, 1.2, (2, 3, 37, 41)).astype(np.float32)
     want = np.clip(np.rint((x[:, :, :35, :40] + np.float32(1)) * np.float32(127.5)), 0, 255).transpose(0, 2, 3, 1)
     out = np.zeros((2, 35, 40, 3), np.uint8)
-    assert to_pictures(x, 35, 40, out) is out
+    assert to_uint8(x, 35, 40, out) is out
     np.testing.assert_array_equal(out, want)
-    np.testing.assert_array_equal(to_pictures(x, 35, 40), want)
+    np.testing.assert_array_equal(to_uint8(x, 35, 40), want)
 
 
 @pytest.mark.parametrize("top", [1, 7, 33])

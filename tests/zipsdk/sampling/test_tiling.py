@@ -9,8 +9,8 @@ from tests.fakes.engine import FakeEngine, make_spec
 from zipsdk import Purifier
 from zipsdk.errors import EngineError, InputError
 from zipsdk.sampling import state, tiling
-from zipsdk.sampling.denoiser import Predictor
-from zipsdk.sampling.tiling import plan
+from zipsdk.sampling.denoiser import TiledDenoiser
+from zipsdk.sampling.tiling import plan_tiles
 
 FIXED = make_spec(min_side=64, max_side=64)
 FLEXIBLE = make_spec()
@@ -30,24 +30,24 @@ class Pointwise(FakeEngine):
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (16, 16), (21, 21), (32, 32), (33, 20), (64, 64), (65, 64), (150, 70),
                                   (7, 300), (200, 131), (264, 64)])  # fmt: skip
 def test_every_pixel_comes_back_to_its_place(spec, n, size, rng):
-    layout = plan(spec, *size, divisor=2)
+    layout = plan_tiles(spec, *size, divisor=2)
     assert layout.height >= size[0] and layout.width >= size[1]
     assert layout.height % 2 == 0 and layout.width % 2 == 0
     engine = Pointwise(spec)
     x = rng.standard_normal((n, 3, layout.height, layout.width)).astype(np.float32)
-    got = Predictor(engine, layout)(x, 7)
+    got = TiledDenoiser(engine, layout)(x, 7)
     # window weights sum to 1 up to rounding
     np.testing.assert_allclose(got, x * np.float32(7 / 8), rtol=0, atol=3e-6)
     for shape, t in engine.calls:
         assert t == 7
-        assert shape[2:] == (layout.canvas_height, layout.canvas_width)
+        assert shape[2:] == (layout.frame_height, layout.frame_width)
         assert spec.flexible or shape[2:] == (64, 64)
         assert shape[0] * shape[2] * shape[3] <= tiling.MAX_PIXELS_A_CALL
 
 
 def test_tiles_stand_row_by_row_in_arrival_order():
-    layout = plan(FIXED, 32, 32, divisor=2)
-    assert (layout.rows, layout.columns, layout.pictures_per_canvas) == (2, 2, 4)
+    layout = plan_tiles(FIXED, 32, 32, divisor=2)
+    assert (layout.rows, layout.columns, layout.images_per_frame) == (2, 2, 4)
     seen = []
 
     def engine(x, t):
@@ -56,7 +56,7 @@ def test_tiles_stand_row_by_row_in_arrival_order():
 
     engine.spec = FIXED
     x = np.broadcast_to(np.arange(5, dtype=np.float32)[:, None, None, None], (5, 3, 32, 32)).copy()
-    Predictor(engine, layout)(x, 1)
+    TiledDenoiser(engine, layout)(x, 1)
     (canvases,) = seen
     assert canvases.shape == (2, 3, 64, 64)
     assert [canvases[0, 0, y, x_] for y, x_ in ((0, 0), (0, 40), (40, 0), (40, 40))] == [0, 1, 2, 3]
@@ -65,7 +65,7 @@ def test_tiles_stand_row_by_row_in_arrival_order():
 
 @pytest.mark.parametrize("side", [20, 21, 30, 31, 32])
 def test_as_many_tiles_as_fit(side):
-    assert plan(FIXED, side, side, divisor=2).pictures_per_canvas == (64 // (side + side % 2)) ** 2
+    assert plan_tiles(FIXED, side, side, divisor=2).images_per_frame == (64 // (side + side % 2)) ** 2
 
 
 def test_uncovered_border_mirrors_the_tiles():
@@ -78,13 +78,13 @@ def test_uncovered_border_mirrors_the_tiles():
 
     engine.spec = FIXED
     x = np.random.default_rng(0).standard_normal((4, 3, 30, 30)).astype(np.float32)
-    Predictor(engine, plan(FIXED, 30, 30, divisor=2))(x, 1)
+    TiledDenoiser(engine, plan_tiles(FIXED, 30, 30, divisor=2))(x, 1)
     np.testing.assert_array_equal(seen[0][:, :, 60:64], seen[0][:, :, 58:54:-1])
 
 
 @pytest.mark.parametrize("length", [65, 66, 100, 128, 129, 333, 1200])
 def test_windows_cover_everything_and_weights_sum_to_one(length):
-    layout = plan(FIXED, length + length % 2, 64, divisor=2)
+    layout = plan_tiles(FIXED, length + length % 2, 64, divisor=2)
     side, total = 64, np.zeros(layout.height)
     assert layout.ys[0] == 0 and layout.ys[-1] + side == layout.height
     for corner, weight in zip(layout.ys, tiling.ramp(layout.height, layout.ys, side, layout.overlap), strict=True):
@@ -102,17 +102,17 @@ def test_windows_agree_in_their_overlaps(rng):
         return x + np.arange(len(x), dtype=np.float32)[:, None, None, None]  # each window answers differently
 
     engine.spec = FIXED
-    layout = plan(FIXED, 160, 64, divisor=2)
-    eps = Predictor(engine, layout)(np.zeros((1, 3, 160, 64), np.float32), 1)
+    layout = plan_tiles(FIXED, 160, 64, divisor=2)
+    eps = TiledDenoiser(engine, layout)(np.zeros((1, 3, 160, 64), np.float32), 1)
     steps = np.abs(np.diff(eps[0, 0, :, 10]))
     assert steps.max() <= 1.5 / layout.overlap  # a ramp across the overlap, where a hard seam would jump by 1
 
 
 def test_flexible_engine_sees_pictures_at_their_own_size():
-    layout = plan(FLEXIBLE, 50, 97, divisor=8)
-    assert (layout.canvas_height, layout.canvas_width) == (layout.height, layout.width) == (56, 104)
-    assert plan(FLEXIBLE, 3, 3, divisor=2).height == 32  # not below what it was trained on
-    assert plan(FLEXIBLE, 32, 32, divisor=2, canvas=64).pictures_per_canvas == 4  # but tiles where asked
+    layout = plan_tiles(FLEXIBLE, 50, 97, divisor=8)
+    assert (layout.frame_height, layout.frame_width) == (layout.height, layout.width) == (56, 104)
+    assert plan_tiles(FLEXIBLE, 3, 3, divisor=2).height == 32  # not below what it was trained on
+    assert plan_tiles(FLEXIBLE, 32, 32, divisor=2, canvas=64).images_per_frame == 4  # but tiles where asked
 
 
 @pytest.mark.parametrize("spec", [FLEXIBLE, make_spec(multiple=16, min_side=48), FIXED], ids=["4", "16", "fixed"])
@@ -120,19 +120,19 @@ def test_flexible_engine_sees_pictures_at_their_own_size():
 def test_plans_hold_what_they_say(spec, divisor):
     """Canvases that the engine takes, filled by windows that leave no gap, for all sides around the limits."""
     if not spec.flexible and 64 % divisor:
-        with pytest.raises(InputError, match="do not divide the canvas of 64"):
-            plan(spec, 32, 32, divisor)
+        with pytest.raises(InputError, match="expected a size that divides the UNet input of 64"):
+            plan_tiles(spec, 32, 32, divisor)
         return
     sides = (1, 2, 31, 33, 48, 63, 64, 65, 119, 121, 127, 128, 129, 257, 1000)
     for height in sides:
         for width in sides:
-            a = plan(spec, height, width, divisor)
+            a = plan_tiles(spec, height, width, divisor)
             assert a.height >= height and a.width >= width and not a.height % divisor and not a.width % divisor
-            for side in (a.canvas_height, a.canvas_width):
+            for side in (a.frame_height, a.frame_width):
                 assert not side % spec.multiple and spec.min_side <= side <= spec.max_side
             for length, side, corners in (
-                (a.height, a.canvas_height, a.ys),
-                (a.width, a.canvas_width, a.xs),
+                (a.height, a.frame_height, a.ys),
+                (a.width, a.frame_width, a.xs),
             ):
                 if a.windows > 1:
                     assert corners[0] == 0 and corners[-1] + side == length
@@ -141,18 +141,18 @@ def test_plans_hold_what_they_say(spec, divisor):
 
 def test_windows_of_a_thin_picture_are_thin():
     """Square ones would be four times the work, and mostly padding."""
-    layout = plan(FLEXIBLE, 1, 4000, divisor=2)
-    assert (layout.canvas_height, layout.canvas_width, layout.height, layout.ys) == (32, 128, 32, (0,))
-    assert layout.canvas_pixels(1) < 1.4 * 32 * 4000
-    tall = plan(FLEXIBLE, 4000, 1, divisor=2)
-    assert (tall.canvas_width, tall.canvas_height, tall.xs, tall.ys) == (32, 128, (0,), layout.xs)
+    layout = plan_tiles(FLEXIBLE, 1, 4000, divisor=2)
+    assert (layout.frame_height, layout.frame_width, layout.height, layout.ys) == (32, 128, 32, (0,))
+    assert layout.frames(1) * layout.frame_pixels < 1.4 * 32 * 4000
+    tall = plan_tiles(FLEXIBLE, 4000, 1, divisor=2)
+    assert (tall.frame_width, tall.frame_height, tall.xs, tall.ys) == (32, 128, (0,), layout.xs)
 
 
 @pytest.mark.parametrize("length", [129, 200, 224, 225, 300, 1000])
 def test_windows_are_no_larger_than_as_many_must_be(length):
     """For 129 pixels two windows of 128 would be four times its area twice over."""
-    layout = plan(FLEXIBLE, length, length, divisor=2)
-    side, state = layout.canvas_width, layout.width
+    layout = plan_tiles(FLEXIBLE, length, length, divisor=2)
+    side, state = layout.frame_width, layout.width
     most = len(tiling._corners(state, 128, 32, 4))
     assert layout.overlap == 32 and side % 4 == 0 and len(layout.xs) == len(layout.ys) == most
     assert most * side - (most - 1) * 32 >= state > most * (side - 4) - (most - 1) * 32
@@ -176,16 +176,16 @@ def test_no_noise_is_repeated_to_fill_a_window(spec):
 
 @pytest.mark.parametrize("side", [500, 505, 511, 512, 513, 600])
 def test_a_blur_that_does_not_divide_the_largest_canvas_has_smaller_ones(side):
-    layout = plan(make_spec(max_side=512), side, side, divisor=3)
-    assert layout.canvas_height == layout.canvas_width <= 504 and layout.canvas_width % 12 == 0
+    layout = plan_tiles(make_spec(max_side=512), side, side, divisor=3)
+    assert layout.frame_height == layout.frame_width <= 504 and layout.frame_width % 12 == 0
 
 
 def test_noise_that_would_repeat_is_refused():
-    assert plan(FLEXIBLE, 1, 65536, divisor=2).width == 65536
+    assert plan_tiles(FLEXIBLE, 1, 65536, divisor=2).width == 65536
     for size, divisor, most in (((1, 65537), 2, 65536), ((70000, 9), 1, 65536), ((1, 65536), 3, 65535)):
-        said = f"picture: got {size[1]} x {size[0]} pixels, wanted sides of at most {most}: cut it into parts"
+        said = f"image: got {size[1]} x {size[0]} pixels, expected sides of at most {most}; cut the image into parts"
         with pytest.raises(InputError, match=said):
-            plan(FLEXIBLE, *size, divisor=divisor)
+            plan_tiles(FLEXIBLE, *size, divisor=divisor)
 
 
 def test_padding_mirrors_and_single_pixels_repeat():
@@ -198,20 +198,22 @@ def test_padding_mirrors_and_single_pixels_repeat():
 
 
 def test_bad_plans_are_refused():
-    with pytest.raises(InputError, match="do not divide the canvas of 64"):
-        plan(FIXED, 32, 32, divisor=3)
-    with pytest.raises(InputError, match=r"cells of 9 pixels do not divide any side of 48..64 that fake takes"):
-        plan(make_spec(multiple=16, min_side=48, max_side=64), 32, 32, divisor=9)
+    with pytest.raises(InputError, match="cells of 3 pixels, expected a size that divides the UNet input of 64"):
+        plan_tiles(FIXED, 32, 32, divisor=3)
+    with pytest.raises(
+        InputError, match=r"9 pixels, expected a size that divides any side of 48\.\.64 that fake takes"
+    ):
+        plan_tiles(make_spec(multiple=16, min_side=48, max_side=64), 32, 32, divisor=9)
     for side in (30, 62, 256, 64.0, "64", True):
         with pytest.raises(InputError, match="canvas: got"):
-            plan(FLEXIBLE, 32, 32, divisor=2, canvas=side)
+            plan_tiles(FLEXIBLE, 32, 32, divisor=2, canvas=side)
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
         (lambda x: x.astype(np.float64), "float32 array"),
-        (lambda x: x[:, :2], "wanted eps"),
+        (lambda x: x[:, :2], "expected eps"),
         (lambda x: x.tolist(), "got list"),
         (lambda x: x * np.float32(np.nan), "not finite"),
     ],
@@ -222,7 +224,7 @@ def test_a_wrong_answer_of_the_engine_is_named(answer, said):
 
     engine.spec = FIXED
     with pytest.raises(EngineError, match=said):
-        Predictor(engine, plan(FIXED, 64, 64, divisor=2))(np.ones((1, 3, 64, 64), np.float32), 1)
+        TiledDenoiser(engine, plan_tiles(FIXED, 64, 64, divisor=2))(np.ones((1, 3, 64, 64), np.float32), 1)
 
 
 def test_an_engine_that_returns_its_input_is_harmless():
@@ -231,6 +233,6 @@ def test_an_engine_that_returns_its_input_is_harmless():
 
     engine.spec = FIXED
     x = np.ones((1, 3, 64, 64), np.float32)
-    eps = Predictor(engine, plan(FIXED, 64, 64, divisor=2))(x, 1)
+    eps = TiledDenoiser(engine, plan_tiles(FIXED, 64, 64, divisor=2))(x, 1)
     x *= 5
     assert (eps == 1).all()
