@@ -201,7 +201,7 @@ class DiffPure:
 
     def restore(self, predict: Predict, x_p: Array, noise: sampler.NoiseSource) -> Array:
         """The loop on a state (N, 3, H, W) in [-1, 1], in its dtype."""
-        return sampler.purify(clamped(predict, self.table), x_p, self.table, self._start, noise)
+        return sampler.sample(clamped(predict, self.table), x_p, self.table, self._start, noise)
 
     def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
         divisor = self._start.guide.divisor if self._start.guide else 1
@@ -264,7 +264,7 @@ class DDNM:
 
     def restore(self, predict: Predict, x_p: Array, noise: sampler.NoiseSource) -> Array:
         """The loop on a state (N, 3, H, W) in [-1, 1], in its dtype."""
-        return sampler.purify(predict, x_p, self.table, self._guide, noise)
+        return sampler.sample(predict, x_p, self.table, self._guide, noise)
 
     def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
         return through(self.engine, pictures, self._guide.divisor, seed, self.restore, progress)

@@ -154,7 +154,7 @@ class SampDetox:
         """
         first, second = self.tables
         height, width = size or x_p.shape[-2:]
-        restored = np.clip(sampler.purify(predict, x_p, first, Start(), noise), -1.0, 1.0)
+        restored = np.clip(sampler.sample(predict, x_p, first, Start(), noise), -1.0, 1.0)
         inside = zip(x_p[:, :, :height, :width], restored[:, :, :height, :width], strict=True)
         level = np.stack([levels(x, y, self.t2, self.data_range) for x, y in inside])
         level = pad(level[..., None], *x_p.shape[-2:])[..., 0]

@@ -196,7 +196,7 @@ class Bench:
                     return x[:, :, top : top + height]
                 return noise.normal(step, height, width, top)
 
-        return sampler.purify(lambda *_: e, self.x_p, StepTable((self.step,), warm=False), guide, Begun())
+        return sampler.sample(lambda *_: e, self.x_p, StepTable((self.step,), warm=False), guide, Begun())
 
     def torch_bodies(self, e: torch.Tensor) -> dict[str, Work]:
         x, x_p, k = self.machine.array(self.x), self.machine.array(self.x_p), self.step

@@ -97,7 +97,7 @@ def parts(engine: Engine, pictures: U8, side: int | None, steps: int | None, fol
     purifier = zipsdk.Purifier(Watched(engine, watch), TRANSFORMS, lam=LAMBDA, canvas=side, steps=steps,
                                start=WARM if steps == 1 else None)  # fmt: skip
     inside = [
-        (sampler, "purify", "step"), (noise.Noise, "normal", "noise"), (denoiser.Predictor, "__call__", "tile"),
+        (sampler, "sample", "step"), (noise.Noise, "normal", "noise"), (denoiser.TiledDenoiser, "__call__", "tile"),
     ]  # fmt: skip
     with ExitStack() as stack:
         for owner, name, part in inside:

@@ -36,7 +36,7 @@ def check_spec(recipe: Recipe, folder: Path) -> str:
     try:
         table = step_table(spec, lam=spec.lam, eta=1.0, steps=4, start=None)
         demand(all(np.isfinite([s.ab, s.ab_next, s.w, s.s]).all() for s in table.steps), "a step is not finite")
-        layout = tiling.plan(spec, recipe["side"], recipe["side"], 2, None)
+        layout = tiling.plan_tiles(spec, recipe["side"], recipe["side"], 2, None)
         demand(layout.height >= recipe["side"], "the layout is smaller than the image")
     except InputError:
         return "InputError"

@@ -167,7 +167,7 @@ class ExactNoise:
 
 
 class _Begun:
-    """A noise whose first state is x_t, so that `reverse.purify` does a single step from there."""
+    """A noise whose first state is x_t, so that `sampler.sample` does a single step from there."""
 
     def __init__(self, x: np.ndarray, source: Any):
         self.x, self.source = x, source
@@ -187,7 +187,7 @@ def one_step(
     x_p -= 1
     table = StepTable((step,), warm=False)
     begun = _Begun(x.astype(dtype), source)
-    return sampler.purify(lambda *_: e.astype(dtype), x_p, table, guide, begun, clip_x0=clip_x0)
+    return sampler.sample(lambda *_: e.astype(dtype), x_p, table, guide, begun, clip_x0=clip_x0)
 
 
 def steps_of(spec: Any, lam: float = 10.0, **options: Any) -> tuple[Step, ...]:

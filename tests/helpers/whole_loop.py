@@ -33,8 +33,8 @@ def whole_windows(predictor: TiledDenoiser, engine: Engine, a: TileLayout, x: np
     return out
 
 
-def whole_purify(eps: Any, x_p: np.ndarray, table: StepTable, guide: Any, noise: Any, clip_x0: bool) -> np.ndarray:
-    """`zipsdk.sampling.sampler.purify` with every array as large as the images."""
+def whole_sample(eps: Any, x_p: np.ndarray, table: StepTable, guide: Any, noise: Any, clip_x0: bool) -> np.ndarray:
+    """`zipsdk.sampling.sampler.sample` with every array as large as the images."""
     size = x_p.shape[-2:]
     x = noise.normal(STEP_INITIAL, *size).astype(x_p.dtype, copy=False)
     if table.warm:

@@ -126,7 +126,7 @@ def test_step_makes_a_warm_start(run, rng, case):
     want = []
     for dtype, source in ((np.float32, Noise(SEED, ids)), (np.float64, ExactNoise(SEED, ids))):
         rgb = case.pictures_of(x_p).astype(dtype) * dtype(1 / 127.5) - dtype(1)
-        want.append(sampler.first_state(rgb, table, guide, source))
+        want.append(sampler.initial_latent(rgb, table, guide, source))
     assert_close("warm start", case.pictures_of(got), *want)
 
 

@@ -189,7 +189,7 @@ def test_the_whole_loop_gives_the_pictures_of_the_cpu_path(run, rng, name, start
         return
 
     rgb = pad(pictures, a.height, a.width).transpose(0, 3, 1, 2).astype(np.float32) * np.float32(1 / 127.5) - 1
-    want = sampler.purify(TiledDenoiser(engine, a), np.ascontiguousarray(rgb), table,
+    want = sampler.sample(TiledDenoiser(engine, a), np.ascontiguousarray(rgb), table,
                           PerImageGuidance(guides, which), noise)  # fmt: skip
     want = np.clip(np.rint((want + 1) * np.float32(127.5)), 0, 255)[:, :, : case.size[0], : case.size[1]]
     difference = np.abs(out.array.transpose(0, 3, 1, 2) - want)

@@ -36,7 +36,7 @@ def test_run_is_the_float64_loop_rounded_to_8_bit():
 
     engine = FakeEngine()
     x_p = pad(batch, 36, 44).transpose(0, 3, 1, 2) / 127.5 - 1.0
-    want = purify(
+    want = sample(
         lambda x, t: engine(x, np.full(len(x), t, np.float64)),
         x_p,
         step_table(engine.spec, lam=10.0),

@@ -1,19 +1,19 @@
-"""Algorithms 1 and 2 of the paper as one pure function over a noise predictor, a table of steps, transforms and noise.
+"""Run Algorithms 1 and 2 of the paper: a pure function of a noise predictor, a table of steps, transforms and noise.
 
-The loop in the form of x0, which equals the paper's lines 4 to 11 exactly (the noise terms of line 6 cancel when
-x_t = sqrt(ab) x0 + sqrt(1-ab) e is put in):
+The loop is written in x0, which equals the paper's lines 4 to 11 exactly (the noise terms of line 6 cancel when
+x_t = sqrt(ab) x0 + sqrt(1-ab) e is substituted):
 
     e      = eps(x_t, t)
     x0     = (x_t - sqrt(1-ab) e) / sqrt(ab)                  line 10, of x_t
     x0~    = x0 + w P (x_P - x0)                              lines 5 to 10, w = 1 - ab^lambda, P the mean of A_n^+ A_n
     x_next = sqrt(ab') x0~ + sqrt(1 - ab' - s^2) e + s z      line 11, equation 12
 
-One subtraction in picture space in place of N rectified estimates, no transform of e, and nothing grows: the paper's
-form multiplies and divides by sqrt(ab), about 0.01 at the start. The tests hold this function to the paper's literal
-form, in float64, for both algorithms.
+This takes one subtraction in image space in place of N rectified estimates, no transform of e, and keeps all values
+small: the paper's form multiplies and divides by sqrt(ab), about 0.01 at the start. The tests compare this function
+with the paper's literal form, in float64, for both algorithms.
 
-A step is elementwise but for eps, and for P within cells of a few rows. So images go through it in strips of rows, in
-place: one float32 state is all that grows with an image. The result is the same bit for bit, whatever the strips.
+A step is elementwise, except for eps and for P, which acts within cells of a few rows. So strips of rows go through it
+in place, and only one float32 state grows with the image. The strips do not change the result by a bit.
 """
 
 from __future__ import annotations
@@ -32,25 +32,27 @@ Array = npt.NDArray[Any]
 
 
 class NoiseSource(Protocol):
-    def normal(self, step: int, height: int, width: int, top: int = 0) -> Array:
-        """Standard normals (N, 3, height, width) for a time step, of the rows from `top` on.
+    """Draw the noise of a run; see `zipsdk.sampling.noise.Noise`."""
 
-        `top` is passed for images in strips alone, so a source for small images can do without.
+    def normal(self, step: int, height: int, width: int, top: int = 0) -> Array:
+        """Draw standard normals (N, 3, height, width) for a time step, of the rows from `top` on.
+
+        `top` is passed only for images in strips, so a source for small images may leave it out.
         """
 
 
 class GuidanceLike(Protocol):
-    """An optional attribute `strip_unit` permits strips; see `zipsdk.sampling.guidance.Guidance`."""
+    """Project images; an optional attribute `strip_unit` permits strips. See `zipsdk.sampling.guidance.Guidance`."""
 
     def __call__(self, r: Array) -> Array:
-        """The combined projection of `r`."""
+        """Return the combined projection of `r`."""
 
     def joint(self, x: Array) -> Array:
-        """The joint projection of `x`."""
+        """Return the joint projection of `x`."""
 
 
 def _strips(top: int, bottom: int, row: int, unit: int | None) -> Iterator[tuple[int, int]]:
-    """Cut rows top..bottom into strips of `unit` rows or multiples; `row`: pixels in a row of all images together."""
+    """Cut rows top..bottom into strips of multiples of `unit` rows; `row` is the pixels in a row of all images."""
     step = bottom - top if unit is None else max(1, STRIP_PIXELS // max(1, row * unit)) * unit
     for a in range(top, bottom, step):
         yield a, min(a + step, bottom)
@@ -61,18 +63,18 @@ def _rows(x_p: Array | StateRows, top: int, bottom: int) -> Array:
 
 
 def _normal(noise: NoiseSource, step: int, x: Array, top: int) -> Array:
-    """Noise for a strip `x` that begins at row `top`, in its dtype."""
+    """Draw noise for a strip `x` that begins at row `top`, in its dtype."""
     height, width = x.shape[-2:]
     z = noise.normal(step, height, width, top) if top else noise.normal(step, height, width)
     return z.astype(x.dtype, copy=False)
 
 
-def first_state(
+def initial_latent(
     x_p: Array | StateRows, table: StepTable, guidance: GuidanceLike, noise: NoiseSource, *, unit: int | None = None
 ) -> Array:
-    """Make x_T: pure noise, or for a warm start the noised guidance sqrt(ab) P(x_P) + sqrt(1-ab) z.
+    """Draw x_T: pure noise, or for a warm start the noised joint projection sqrt(ab) P x_P + sqrt(1-ab) z.
 
-    The guidance is what the transforms let through, never x_P itself: that would carry the trigger in.
+    A warm start never takes x_P itself, which would bring the trigger with it.
 
     Args:
         unit: rows that strips are multiples of; None for whole images.
@@ -93,7 +95,7 @@ def first_state(
     return x
 
 
-def purify(
+def sample(
     eps: Callable[[Array, int], Array],
     x_p: Array | StateRows,
     table: StepTable,
@@ -103,26 +105,26 @@ def purify(
     clip_x0: bool = False,
     callback: Callable[[Step, Array], None] | None = None,
 ) -> Array:
-    """Run the loop.
+    """Sample the restored images.
 
     Args:
-        eps: (x_t (N, 3, H, W), t) -> the predicted noise, same shape. It must not keep or change x_t. A
-            `zipsdk.sampling.denoiser.TiledDenoiser` is asked for its strips.
-        x_p: the images to purify, (N, 3, H, W) in [-1, 1]; its dtype (float32; float64 as reference) is the state's.
-            `zipsdk.sampling.state.StateRows` converts them on the way.
-        table: `zipsdk.sampling.schedule.step_table`. With all T steps and eta = 1 this is Algorithm 1.
-        guidance: `zipsdk.sampling.guidance.Guidance`. Without a `strip_unit` each step takes the images whole.
-        noise: `zipsdk.sampling.noise.Noise`, or anything with its `normal`.
-        clip_x0: clamp x0~ to [-1, 1] at each step (e is kept as predicted). The paper does not.
-        callback: called after each step with the step and x0~ (valid during the call); takes the images whole.
+        eps: predicts the noise of x_t (N, 3, H, W) at t, in the same shape. It must not keep or change x_t. A
+            `zipsdk.sampling.denoiser.TiledDenoiser` predicts it in strips.
+        x_p: the images to purify, (N, 3, H, W) in [-1, 1], or `zipsdk.sampling.state.StateRows`, which converts them
+            strip by strip. The state has the same dtype: float32, or float64 as a reference.
+        table: from `zipsdk.sampling.schedule.step_table`. With all T steps and eta = 1 this is Algorithm 1.
+        guidance: `zipsdk.sampling.guidance.Guidance`. Without a `strip_unit` each step needs whole images.
+        noise: `zipsdk.sampling.noise.Noise`, or any object with its `normal`.
+        clip_x0: clamp x0~ to [-1, 1] at each step, and keep e as predicted. The paper does not.
+        callback: called after each step with the step and x0~ of whole images, valid during the call.
 
     Returns:
-        The restored images, a new array like `x_p`; values may leave [-1, 1] a little.
+        The restored images, a new array like `x_p`; values may be slightly outside [-1, 1].
     """
     n, _, height, width = x_p.shape
     unit = getattr(guidance, "strip_unit", None) if callback is None else None
     predict = getattr(eps, "strips", None) if unit is not None else None
-    x = first_state(x_p, table, guidance, noise, unit=unit)
+    x = initial_latent(x_p, table, guidance, noise, unit=unit)
     for step in table.steps:
         parts = predict(x, step.t, unit) if predict else iter([(0, height, eps(x, step.t))])
         for first, last, e in parts:
@@ -140,12 +142,12 @@ def purify(
                     z = _normal(noise, step.t, part, top)
                     z *= step.s
                     part += z
-            del e, e_part  # else it would stay while the engine makes the next
+            del e, e_part  # free it before the engine predicts the next
     return x
 
 
 def _estimate(x: Array, e: Array, x_p: Array, step: Step, guidance: GuidanceLike) -> tuple[Array, Array]:
-    """x0~ of a strip, and an array of its shape that is free; `x` is overwritten."""
+    """Return x0~ of a strip and a scratch array of its shape; overwrite `x`."""
     x0 = np.multiply(e, step.b)
     x *= step.a
     np.subtract(x, x0, out=x0)  # x0 = a x_t - b e

@@ -148,9 +148,9 @@ def test_sampdetox_map_is_made_of_the_picture_alone():
 
 
 def zip_free(defence: SampDetox, x: np.ndarray) -> np.ndarray:
-    from zipsdk.sampling.sampler import purify
+    from zipsdk.sampling.sampler import sample
 
-    return purify(eps_model, x, defence.tables[0], Start(), Fixed(len(x)))
+    return sample(eps_model, x, defence.tables[0], Start(), Fixed(len(x)))
 
 
 def test_sampdetox_says_what_is_too_small():

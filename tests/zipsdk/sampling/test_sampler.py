@@ -99,7 +99,7 @@ def x_p(rng) -> np.ndarray:
 def test_loop_equals_algorithm_2_as_printed(x_p, name, lam, eta):
     transforms, noise = TRANSFORM_SETS[name], Fixed(2)
     table = step_table(SPEC, lam=lam, eta=eta, steps=20)
-    got = sampler.purify(eps_model, x_p, table, Guidance(transforms), noise)
+    got = sampler.sample(eps_model, x_p, table, Guidance(transforms), noise)
     want = literal_algorithm_2(eps_model, x_p, transforms, noise, lam, eta, list(range(950, -1, -50)))
     assert np.isfinite(want).all()
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
@@ -110,7 +110,7 @@ def test_all_steps_at_eta_1_are_algorithm_1_as_printed(x_p, name):
     spec = make_spec(timesteps=250, beta_end=0.08)
     transforms, noise = TRANSFORM_SETS[name], Fixed(2)
     table = step_table(spec, lam=10.0, eta=1.0, steps=250)
-    got = sampler.purify(eps_model, x_p, table, Guidance(transforms), noise)
+    got = sampler.sample(eps_model, x_p, table, Guidance(transforms), noise)
     want = literal_algorithm_1(eps_model, x_p, transforms, noise, 10.0, spec)
     assert np.isfinite(want).all()
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
@@ -122,7 +122,7 @@ def test_the_oracle_notices_a_changed_coefficient(x_p):
     bent = dataclasses.replace(
         table, steps=tuple(dataclasses.replace(s, w=s.w * (1 + 1e-6)) if s.t == 300 else s for s in table.steps)
     )
-    got = sampler.purify(eps_model, x_p, bent, Guidance([Blur(2)]), noise)
+    got = sampler.sample(eps_model, x_p, bent, Guidance([Blur(2)]), noise)
     want = literal_algorithm_2(eps_model, x_p, [Blur(2)], noise, 2.0, 1.0, list(range(950, -1, -50)))
     assert np.abs(got - want).max() > 1e-9
 
@@ -130,8 +130,8 @@ def test_the_oracle_notices_a_changed_coefficient(x_p):
 def test_float32_loop_stays_close_to_float64(x_p):
     table, noise = step_table(SPEC, lam=10.0), Fixed(2)
     guide = Guidance([Blur(2), Grayscale()])
-    want = sampler.purify(eps_model, x_p, table, guide, noise)
-    got = sampler.purify(eps_model, x_p.astype(np.float32), table, guide, noise)
+    want = sampler.sample(eps_model, x_p, table, guide, noise)
+    got = sampler.sample(eps_model, x_p.astype(np.float32), table, guide, noise)
     assert got.dtype == np.float32
     # 1/sqrt(ab) = 97 at the first step multiplies the 6e-8 of float32: measured 5e-7 of the largest value
     assert np.abs(got - want).max() < 2e-6 * np.abs(want).max()
@@ -140,10 +140,10 @@ def test_float32_loop_stays_close_to_float64(x_p):
 def test_joint_with_infinite_lambda_keeps_both_constraints(x_p):
     blur, gray = Blur(2), Grayscale()
     table = step_table(SPEC, lam=np.inf)
-    got = sampler.purify(eps_model, x_p, table, Guidance([blur, gray], "joint"), Fixed(2))
+    got = sampler.sample(eps_model, x_p, table, Guidance([blur, gray], "joint"), Fixed(2))
     for a in (blur, gray):
         np.testing.assert_allclose(a.forward(got), a.forward(x_p), atol=1e-9)
-    mean = sampler.purify(eps_model, x_p, table, Guidance([blur, gray], "mean"), Fixed(2))
+    mean = sampler.sample(eps_model, x_p, table, Guidance([blur, gray], "mean"), Fixed(2))
     assert np.abs(blur.forward(mean) - blur.forward(x_p)).max() > 1e-2  # the mean of two honours neither exactly
 
 
@@ -153,8 +153,8 @@ def test_warm_start_begins_from_the_guide_and_never_from_the_picture(x_p):
     table = step_table(SPEC, lam=2.0, start=400)
     assert [s.t for s in table.steps] == [400, 350, 300, 250, 200, 150, 100, 50, 0]
     trigger = x_p - Blur(2).project(x_p)
-    a = sampler.purify(eps_model, x_p, table, guide, Fixed(2))
-    b = sampler.purify(eps_model, x_p + 3 * trigger, table, guide, Fixed(2))
+    a = sampler.sample(eps_model, x_p, table, guide, Fixed(2))
+    b = sampler.sample(eps_model, x_p + 3 * trigger, table, guide, Fixed(2))
     np.testing.assert_allclose(a, b, atol=1e-10)
 
     noise, ab = Fixed(2), table.steps[0].ab
@@ -162,34 +162,34 @@ def test_warm_start_begins_from_the_guide_and_never_from_the_picture(x_p):
     z = noise.normal(STEP_INITIAL, 8, 16)
     p = [Blur(2).project, Grayscale().project]
     want = np.sqrt(ab) * (p[0](x_p) + p[1](x_p) - p[0](p[1](x_p))) + np.sqrt(1 - ab) * z
-    np.testing.assert_allclose(sampler.first_state(x_p, table, joint, noise), want, atol=1e-12)
+    np.testing.assert_allclose(sampler.initial_latent(x_p, table, joint, noise), want, atol=1e-12)
 
 
 def test_clip_keeps_every_estimate_in_range(x_p):
     seen: list[float] = []
     table = step_table(SPEC, lam=2.0)
-    sampler.purify(eps_model, x_p, table, Guidance([Blur(2)]), Fixed(2), clip_x0=True,
+    sampler.sample(eps_model, x_p, table, Guidance([Blur(2)]), Fixed(2), clip_x0=True,
                    callback=lambda step, x0: seen.append(np.abs(x0).max()))  # fmt: skip
     assert len(seen) == 20
     assert max(seen) <= 1.0
     unclipped: list[float] = []
-    sampler.purify(eps_model, x_p, table, Guidance([Blur(2)]), Fixed(2),
+    sampler.sample(eps_model, x_p, table, Guidance([Blur(2)]), Fixed(2),
                    callback=lambda step, x0: unclipped.append(np.abs(x0).max()))  # fmt: skip
     assert max(unclipped) > 1.0
 
 
 def test_input_is_not_changed(x_p):
     before = x_p.copy()
-    sampler.purify(eps_model, x_p, step_table(SPEC, lam=2.0, start=200), Guidance([Blur(2)]), Fixed(2))
+    sampler.sample(eps_model, x_p, step_table(SPEC, lam=2.0, start=200), Guidance([Blur(2)]), Fixed(2))
     np.testing.assert_array_equal(x_p, before)
 
 
 def test_guides_per_picture_equal_separate_runs(x_p):
     guides = [Guidance([Blur(2)]), Guidance([Grayscale()])]
     table, noise = step_table(SPEC, lam=10.0, start=300), Fixed(2)
-    both = sampler.purify(eps_model, x_p, table, PerImageGuidance(guides, np.array([1, 0])), noise)
+    both = sampler.sample(eps_model, x_p, table, PerImageGuidance(guides, np.array([1, 0])), noise)
     for i, g in enumerate((guides[1], guides[0])):
-        alone = sampler.purify(eps_model, x_p, table, g, noise)
+        alone = sampler.sample(eps_model, x_p, table, g, noise)
         np.testing.assert_allclose(both[i], alone[i], atol=1e-12)
 
 
@@ -221,7 +221,7 @@ def test_theorem_3_2_and_corollary_3_2_1_on_a_linear_denoiser(rng):
             return epsilons[key][-1]
 
         table = step_table(spec, lam=np.inf, steps=100)
-        final = sampler.purify(recorded, picture, table, Guidance([blur]), Fixed(1))
+        final = sampler.sample(recorded, picture, table, Guidance([blur]), Fixed(1))
         states[key].append(final)
         np.testing.assert_allclose(blur.forward(final), blur.forward(picture), atol=1e-9)  # the corollary
 
@@ -274,7 +274,7 @@ def test_loop_reaches_the_posterior_of_a_gaussian(rng):
     noise = Noise(11, np.arange(n))
     x_p = np.repeat(truth, n, axis=0)
     table = step_table(SPEC, lam=np.inf, eta=1.0, steps=1000)
-    samples = sampler.purify(eps, x_p, table, Guidance([gray]), noise).reshape(n, d)
+    samples = sampler.sample(eps, x_p, table, Guidance([gray]), noise).reshape(n, d)
 
     in_range = values > 0.5
     coordinates = samples @ basis
@@ -311,7 +311,7 @@ def test_correlated_gaussian_posterior_mean(rng):
     want = covariance @ a.T @ np.linalg.solve(a @ covariance @ a.T, y)
 
     table = step_table(SPEC, lam=np.inf, eta=1.0, steps=200)
-    samples = sampler.purify(eps, np.repeat(truth, n, axis=0), table, Guidance([blur]), Noise(5, np.arange(n)))
+    samples = sampler.sample(eps, np.repeat(truth, n, axis=0), table, Guidance([blur]), Noise(5, np.arange(n)))
     got = samples.reshape(n, d).mean(0)
     spread = samples.reshape(n, d).std(0)
     prior_only = np.linalg.norm(blur.project(truth).reshape(-1) - want)

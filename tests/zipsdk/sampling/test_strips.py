@@ -99,9 +99,9 @@ def test_an_array_in_floating_point_goes_in_strips_too(dtype):
     def eps(x, t):
         return engine(x, np.full(len(x), t))
 
-    got = sampler.purify(eps, x_p, table, guide, Noise(3, [4, 5]))
+    got = sampler.sample(eps, x_p, table, guide, Noise(3, [4, 5]))
     assert got.dtype == dtype
-    np.testing.assert_array_equal(got, whole_purify(eps, x_p.copy(), table, guide, Noise(3, [4, 5]), False))
+    np.testing.assert_array_equal(got, whole_sample(eps, x_p.copy(), table, guide, Noise(3, [4, 5]), False))
 
 
 @pytest.mark.parametrize("unit", [1, 2, 6, 16])
@@ -170,5 +170,5 @@ def test_noise_of_a_strip_is_that_of_the_whole(top, width):
 
 def test_no_images_give_no_images():
     table, guide = step_table(FLEXIBLE, lam=2.0, start=300), Guidance([Blur(2)])
-    got = sampler.purify(lambda x, t: x, np.zeros((0, 3, 32, 32)), table, guide, Noise(1, []))
+    got = sampler.sample(lambda x, t: x, np.zeros((0, 3, 32, 32)), table, guide, Noise(1, []))
     assert got.shape == (0, 3, 32, 32)
