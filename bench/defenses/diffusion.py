@@ -85,7 +85,9 @@ def through(
     noise = noise_of(pictures, seed)
     out = np.empty_like(pictures)
     for part in parts(pictures, layout.images_per_call, progress):
-        x = loop(predict, to_model_range(pictures[part], layout.height, layout.width), Noise(seed, noise.ids[part]))
+        x = loop(
+            predict, to_model_range(pictures[part], layout.height, layout.width), Noise(seed, noise.noise_keys[part])
+        )
         out[part] = to_uint8(x, height, width)
     return out
 

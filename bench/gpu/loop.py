@@ -126,8 +126,8 @@ def measure(engine: Any, batch: int, side: int, rounds: int, peers: dict[str, An
         "faster_than": {name: _ratio(times[name], times["loop"]) for name in times if name not in ("loop", "UNet")},
         "repeats_bit_for_bit": bool((run["loop"]() == first).all()),
         "graph_off_equal": bool((run["no graph"]() == first).all()) if "no graph" in run else None,
-        "one_by_one": differences(np.concatenate([on.run(p[None], ids=ids[i : i + 1]) for i, p in enumerate(rgb)]),
-                                  on.run(rgb, ids=ids)),
+        "one_by_one": differences(np.concatenate([on.run(p[None], noise_keys=[i]) for i, p in enumerate(rgb)]),
+                                  on.run(rgb, noise_keys=ids)),
         "runs": on.info,
     }  # fmt: skip
 

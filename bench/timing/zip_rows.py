@@ -306,7 +306,7 @@ class Bench:
                 steps = min(self.args.check, PAPER_STEPS)
                 reference = self.runner("own", steps=steps, seed=SEED,
                                         engine=Reference(spec, self.module, self.where))  # fmt: skip
-                return {**compare(on(steps, draw), reference.run(pictures, ids=ids)), "evaluations": steps}
+                return {**compare(on(steps, draw), reference.run(pictures, noise_keys=ids)), "evaluations": steps}
 
             how = "torch.compile" if kind == "compiled" else "eager"
             runs = {"engine": f"torch {torch.__version__.split('+')[0]}, {how}", "providers": [self.where],

@@ -56,7 +56,7 @@ def _calls() -> dict[str, Call]:
         "Purifier(engine)": lambda v, _: zipsdk.Purifier(v),
         "run(batch)": lambda v, _: _purifier().run(v),
         "run(layout)": lambda v, _: _purifier().run(BATCH, layout=v),
-        "run(ids)": lambda v, _: _purifier().run(BATCH, ids=v),
+        "run(ids)": lambda v, _: _purifier().run(BATCH, noise_keys=v),
         "stream(batches)": lambda v, _: list(_purifier().stream(v)),
         "stream(layout)": lambda v, _: list(_purifier().stream([BATCH], layout=v)),
         "images.read(max_pixels)": lambda v, _: images.read(BATCH, max_pixels=v),

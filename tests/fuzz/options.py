@@ -67,7 +67,7 @@ def check_options(recipe: Recipe, folder: Path) -> str:
         demand(len(purifier.table) <= 1000, "more steps than time steps")
         if len(purifier.table) > 30:
             return "accepted, not run"
-        out = purifier.run(images, ids=VALUES[recipe["ids"]])
+        out = purifier.run(images, noise_keys=VALUES[recipe["ids"]])
     except InputError:
         return "InputError"
     demand(out.shape == images.shape and out.dtype == np.uint8, f"got {out.dtype} {out.shape}")

@@ -32,7 +32,7 @@ from zipsdk.sampling.state import pad
 def test_run_is_the_float64_loop_rounded_to_8_bit():
     batch = pictures(3, 34, 41)
     purifier = Purifier(FakeEngine(), [Blur(2), Grayscale()], lam=10.0, seed=5)
-    got = purifier.run(batch, ids=[7, 8, 9])
+    got = purifier.run(batch, noise_keys=[7, 8, 9])
 
     engine = FakeEngine()
     x_p = pad(batch, 36, 44).transpose(0, 3, 1, 2) / 127.5 - 1.0
@@ -94,7 +94,7 @@ def test_fresh_randomness_by_default_and_fixed_by_seed():
     np.testing.assert_array_equal(fixed.run(batch), fixed.run(batch))
     other = Purifier(FakeEngine(), "blur2", lam=2.0, seed=5)
     assert not np.array_equal(fixed.run(batch), other.run(batch))
-    twins = fixed.run(np.stack([batch[0], batch[0]]), ids=[1, 2])
+    twins = fixed.run(np.stack([batch[0], batch[0]]), noise_keys=[1, 2])
     assert not np.array_equal(twins[0], twins[1])
 
 
@@ -330,7 +330,7 @@ def test_a_bad_picture_stops_before_any_work():
         ({"seed": 2**64}, "seed"),
         ({"seed": True}, "seed"),
         ({"seed": 1.0}, "seed"),
-        ({"lam": 0}, "random one"),
+        ({"lam": 0}, "random image"),
         ({"transforms": []}, "at least one"),
         ({"transforms": "sharpen"}, "blurN"),
         ({"combine": "median"}, "combine"),
@@ -403,17 +403,17 @@ def test_bad_ids_are_refused(ids):
 
 
 @pytest.mark.parametrize("ids", [[2**63, 1], (2**64 - 1, 0), [np.uint64(2**63), np.int8(1)]])
-def test_ids_on_both_sides_of_half_the_range(ids):
+def test_noise_keys_on_both_sides_of_half_the_range(ids):
     """Which NumPy makes floats of."""
     purifier = Purifier(FakeEngine(), "blur2", seed=1)
-    want = purifier.run(pictures(2), ids=np.array([int(i) for i in ids], np.uint64))
-    np.testing.assert_array_equal(purifier.run(pictures(2), ids=ids), want)
+    want = purifier.run(pictures(2), noise_keys=np.array([int(i) for i in ids], np.uint64))
+    np.testing.assert_array_equal(purifier.run(pictures(2), noise_keys=ids), want)
 
 
 def test_no_ids_for_no_pictures():
     purifier = Purifier(FakeEngine(), "blur2")
-    assert purifier.run(pictures(0), ids=[]).shape == (0, 32, 32, 3)
-    assert purifier.run([], ids=()) == []
+    assert purifier.run(pictures(0), noise_keys=[]).shape == (0, 32, 32, 3)
+    assert purifier.run([], noise_keys=()) == []
 
 
 def test_not_an_engine():

@@ -1,10 +1,10 @@
-"""Counter-based normal noise: z = f(seed, picture id, step, pixel), the same on every machine and in every order.
+"""Draw counter-based normal noise: z = f(seed, noise key, step, pixel), the same on every machine and in every order.
 
-Philox4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3") keyed by the 64-bit seed.
-The counter holds (row << 16 | column, step, picture id low, picture id high), so a picture gets the same noise alone or
-in a batch, in any tile, padded or not. Of the four words that a counter gives, Box-Muller makes four normals, of which
-the three colours of the pixel take the first three. The CUDA kernels compute the same thing: the integers agree bit for
-bit, the normals to about 2e-6.
+Philox4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3"), keyed by the 64-bit seed. The
+counter is (row << 16 | column, step, noise key low, noise key high), so an image gets the same noise alone or in a
+batch, in any tile, padded or not. Box-Muller turns the four words of a counter into four normals, and the three
+channels of the pixel take the first three. The CUDA kernels compute the same: the integers agree bit for bit, the
+normals to about 2e-6.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy.typing as npt
 U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
 
-#: Rows and columns of a picture have 16 bits of the counter each: beyond, the noise would repeat.
+#: Rows and columns of an image have 16 bits of the counter each; a larger image would repeat its noise.
 MAX_SIDE = 1 << 16
 
-#: In place of a time step: the noise that a run begins from, and the draw that chooses a picture's transforms.
+#: In place of a time step: the noise that a run starts from, and the draw that chooses an image's transforms.
 STEP_INITIAL = 0xFFFFFFFF
 STEP_CHOICE = 0xFFFFFFFE
 
@@ -28,15 +28,15 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _ROUNDS = 10
-# counters a block: the working set (five uint64 arrays) stays in the second-level cache
+# counters per block: the working set, five uint64 arrays, stays in the second-level cache
 _BLOCK = 8192
 
 
 def philox4x32(counter: U64, key: tuple[int, int]) -> U64:
-    """Ten rounds of Philox4x32.
+    """Run ten rounds of Philox4x32.
 
     Args:
-        counter: uint64 (4, n), each value below 2^32; it is overwritten.
+        counter: uint64 (4, n), each value below 2^32; overwritten.
         key: two 32-bit words.
 
     Returns:
@@ -62,7 +62,7 @@ def philox4x32(counter: U64, key: tuple[int, int]) -> U64:
 
 
 def _box_muller(u1: U64, u2: U64, cos: F32, sin: F32 | None) -> None:
-    """Two words -> normals sqrt(-2 ln u1) cos(2 pi u2) and ... sin(2 pi u2), in float32.
+    """Turn two words into the normals sqrt(-2 ln u1) cos(2 pi u2) and sqrt(-2 ln u1) sin(2 pi u2), in float32.
 
     u = (word + 0.5) 2^-32, so the logarithm is finite: |z| <= 6.8.
     """
@@ -83,16 +83,16 @@ def _box_muller(u1: U64, u2: U64, cos: F32, sin: F32 | None) -> None:
 
 
 class Noise:
-    """The noise of a batch of pictures.
+    """Draw the noise of a batch of images.
 
     Args:
         seed: 0..2^64-1.
-        ids: uint64 (N,), one for each picture.
+        noise_keys: uint64 (N,), one for each image.
     """
 
-    def __init__(self, seed: int, ids: npt.ArrayLike):
+    def __init__(self, seed: int, noise_keys: npt.ArrayLike):
         self.seed = seed
-        self.ids = np.asarray(ids, dtype=np.uint64)
+        self.noise_keys = np.asarray(noise_keys, dtype=np.uint64)
         self._key = (seed & 0xFFFFFFFF, seed >> 32)
 
     def normal(self, step: int, height: int, width: int, top: int = 0) -> F32:
@@ -100,29 +100,29 @@ class Noise:
 
         Args:
             step: time step, or `STEP_INITIAL`.
-            height, width: of what is returned; width, and top + height, at most `MAX_SIDE`.
+            height, width: of the result; width, and top + height, are at most `MAX_SIDE`.
             top: first row in the image. The values of a row do not depend on the other rows that are drawn with it.
 
         Returns:
-            float32 (N, 3, height, width). Scratch memory is bounded whatever the size.
+            float32 (N, 3, height, width). Scratch memory does not grow with the size.
         """
-        out = np.empty((len(self.ids), 3, height, width), np.float32)
-        # blocks of whole pictures while they are small, of whole rows when they are large
-        pictures, rows = max(1, _BLOCK // (height * width)), max(1, min(height, _BLOCK // width))
-        for i in range(0, len(self.ids), pictures):
+        out = np.empty((len(self.noise_keys), 3, height, width), np.float32)
+        # blocks of whole images if they are small, of whole rows if they are large
+        images, rows = max(1, _BLOCK // (height * width)), max(1, min(height, _BLOCK // width))
+        for i in range(0, len(self.noise_keys), images):
             for y in range(0, height, rows):
-                self._fill(out[i : i + pictures, :, y : y + rows], step, slice(i, i + pictures), top + y)
+                self._fill(out[i : i + images, :, y : y + rows], step, slice(i, i + images), top + y)
         return out
 
-    def _fill(self, block: F32, step: int, pictures: slice, top: int) -> None:
-        """Write the noise of some images' rows, from row `top` on, into `block` (n, 3, rows, width)."""
+    def _fill(self, block: F32, step: int, images: slice, top: int) -> None:
+        """Write the noise of these images' rows, from row `top` on, into `block` (n, 3, rows, width)."""
         n, _, height, width = block.shape
         counter = np.empty((4, n, height, width), np.uint64)
         y = np.arange(top, top + height, dtype=np.uint64)[:, None] << np.uint64(16)
         counter[0] = y | np.arange(width, dtype=np.uint64)
         counter[1] = step
-        counter[2] = (self.ids[pictures] & _MASK)[:, None, None]
-        counter[3] = (self.ids[pictures] >> _SHIFT)[:, None, None]
+        counter[2] = (self.noise_keys[images] & _MASK)[:, None, None]
+        counter[3] = (self.noise_keys[images] >> _SHIFT)[:, None, None]
         r = philox4x32(counter.reshape(4, -1), self._key).reshape(counter.shape)
         z = np.empty((3, n, height, width), np.float32)
         _box_muller(r[0], r[1], z[0], z[1])
@@ -130,11 +130,11 @@ class Noise:
         block[...] = z.transpose(1, 0, 2, 3)
 
     def choice(self, n: int) -> npt.NDArray[np.intp]:
-        """For each picture a number in 0..n-1: intp (N,)."""
-        counter = np.zeros((4, len(self.ids)), np.uint64)
+        """Draw a number in 0..n-1 for each image: intp (N,)."""
+        counter = np.zeros((4, len(self.noise_keys)), np.uint64)
         counter[1] = STEP_CHOICE
-        counter[2] = self.ids & _MASK
-        counter[3] = self.ids >> _SHIFT
-        # multiply-shift in place of a modulo: no bias towards small numbers beyond 2^-32
+        counter[2] = self.noise_keys & _MASK
+        counter[3] = self.noise_keys >> _SHIFT
+        # multiply-shift, because a modulo would prefer small numbers; the bias is below 2^-32
         drawn: U64 = (philox4x32(counter, self._key)[0] * np.uint64(n)) >> _SHIFT
         return drawn.astype(np.intp)

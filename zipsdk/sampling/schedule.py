@@ -1,6 +1,6 @@
-"""The noise schedule, and the frozen table of steps that the loop walks through.
+"""Compute the table of the steps that the loop takes.
 
-Everything here is float64 and made before the loop starts; the loop and the kernels only read rows.
+All values are float64 and computed before the loop starts; the loop and the kernels only read rows.
 
     here      paper             authors' code   meaning
     t         t                 t, i            time step that the UNet sees, 0-based: 950, 900, ..., 0
@@ -9,8 +9,8 @@ Everything here is float64 and made before the loop starts; the loop and the ker
     w         1 - ab^lambda     1-at**...       weight of the rectified estimate (paper 3.3.3)
     s         sigma_t           sigma_t         standard deviation of the fresh noise
 
-The paper prints alpha-bar_{t-1} and the one-step sigma in its strided Algorithm 2; read literally, that would leave
-out most of each stride. As in the authors' code, "t-1" is the next visited step.
+The paper prints alpha-bar_{t-1} and the one-step sigma in its strided Algorithm 2; read literally, that would skip
+most of each stride. As in the authors' code, "t-1" is the next visited step.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from zipsdk.errors import InputError
 from zipsdk.models.noise_schedule import NoiseSchedule
 from zipsdk.models.spec import ModelSpec
 
-#: The paper's setting: 20 evaluations (appendix E.3).
+#: The paper's number of steps (appendix E.3).
 PAPER_STEPS = 20
 
 
 @dataclass(frozen=True)
 class Step:
-    """One row: x0 = a x_t - b e;  x0 += w P(x_P - x0);  x_next = c x0 + d e + s z."""
+    """Hold one row: x0 = a x_t - b e;  x0 += w P(x_P - x0);  x_next = c x0 + d e + s z."""
 
     t: int
     ab: float
@@ -41,7 +41,7 @@ class Step:
 
     @property
     def a(self) -> float:
-        """1 / sqrt(ab): about 100 at t = 950, which is why the state is never half precision."""
+        """1 / sqrt(ab): about 100 at t = 950, too large for a state in half precision."""
         return 1.0 / math.sqrt(self.ab)
 
     @property
@@ -56,16 +56,16 @@ class Step:
 
     @property
     def d(self) -> float:
-        """sqrt(1 - ab_next - s^2), the share of the predicted noise that stays."""
-        # eta = 1 at the last step gives 0 up to rounding, which may be a hair below
+        """sqrt(1 - ab_next - s^2), the share of the predicted noise that remains."""
+        # with eta = 1 the last step gives 0 up to rounding, which may be negative
         return math.sqrt(max(0.0, 1.0 - self.ab_next - self.s**2))
 
 
 @dataclass(frozen=True)
 class StepTable:
-    """The steps of one run, first to last.
+    """Hold the steps of one run, first to last.
 
-    `warm` tells whether the loop begins from the noised guide (True) or from pure noise (False).
+    `warm` says whether the loop starts from the noised projection of the input (True) or from pure noise (False).
     """
 
     steps: tuple[Step, ...]
@@ -84,44 +84,43 @@ def equivalent_step(spec: ModelSpec, step: int) -> int:
         step: in 0..999.
 
     Returns:
-        ``T * step // 1000`` where the log signal-to-noise ratio there is within 0.1 of the wanted one, as with Ho et
-        al.'s betas scaled to another T; else the step in 1..T-1 where it is nearest.
+        ``T * step // 1000`` if the log signal-to-noise ratio there is within 0.1 of the target's, as with Ho et al.'s
+        betas scaled to another T; else the step in 1..T-1 where it is nearest.
     """
-    wanted = NoiseSchedule().alphas_cumprod()[step]
+    target = NoiseSchedule().alphas_cumprod()[step]
     found = spec.alphas_cumprod()
-    apart = np.abs(np.log(found / (1.0 - found)) - math.log(wanted / (1.0 - wanted)))
+    apart = np.abs(np.log(found / (1.0 - found)) - math.log(target / (1.0 - target)))
     same_share = spec.timesteps * step // 1000
     return max(1, same_share if apart[same_share] <= 0.1 else int(np.argmin(apart)))
 
 
 def visited_steps(timesteps: int, steps: int | None, start: int | None) -> list[int]:
-    """The time steps of one run, descending to 0.
+    """Return the time steps of one run, descending to 0.
 
-    Without `start`: 0, S, 2S, ... with the stride S = timesteps // steps, as the paper's 950, 900, ..., 0.
-    With `start`: `steps` of them evenly spread from `start` to 0, or `start` alone; without `steps`, the paper's stride
-    from there (9 from t = 400).
+    Without `start`: the multiples of the stride timesteps // steps, as the paper's 950, 900, ..., 0.
+    With `start`: `steps` time steps evenly spread from `start` to 0, or `start` alone if `steps` is 1. Without `steps`,
+    about the paper's stride from there (9 from t = 400).
 
     Raises:
-        InputError: `steps` outside 1..timesteps, 1 without `start`, `start` outside 1..timesteps-1, no whole numbers,
-            or more steps than there are.
+        InputError: `steps` outside 1..timesteps, 1 without `start`, or more than start + 1; `start` outside
+            1..timesteps-1; a value that is no whole number.
     """
     if steps is not None and not (is_whole(steps) and 1 <= steps <= timesteps):
         raise InputError(
-            f"steps: got {steps!r}, wanted a whole number in 1..{timesteps}, the UNet evaluations; 20 is the paper's"
+            f"steps: got {steps!r}, expected a whole number in 1..{timesteps}, the UNet calls; the paper takes 20"
         )
     if start is None:
-        # t = 0 alone: the UNet would take pure noise for an all but clean picture and hand it back
-        if steps == 1:
+        if steps == 1:  # at t = 0 alone, the UNet would return the pure noise
             raise InputError(
-                "steps: got 1 from pure noise, wanted 2 or more; a single one needs a warm start, such as start=400"
+                "steps: got 1 from pure noise, expected 2 or more; a single step needs a warm start, such as start=400"
             )
         n = min(PAPER_STEPS, timesteps) if steps is None else int(steps)
         stride = timesteps // n
         return [i * stride for i in reversed(range(n))]
     if not (is_whole(start) and 1 <= start < timesteps):
         raise InputError(
-            f"start: got {start!r}, wanted a time step, a whole number in 1..{timesteps - 1}, "
-            "or None to begin from pure noise"
+            f"start: got {start!r}, expected a time step, a whole number in 1..{timesteps - 1}, "
+            "or None to start from pure noise"
         )
     start = int(start)
     if steps is None:
@@ -129,7 +128,7 @@ def visited_steps(timesteps: int, steps: int | None, start: int | None) -> list[
         steps = -(-start // stride) + 1
     if steps > start + 1:
         raise InputError(
-            f"steps: got {steps} from start={start}, wanted at most {start + 1}; raise start or lower steps"
+            f"steps: got {steps} from start={start}, expected at most {start + 1}; raise start or lower steps"
         )
     if steps == 1:
         return [start]
@@ -140,13 +139,13 @@ def visited_steps(timesteps: int, steps: int | None, start: int | None) -> list[
 def step_table(
     spec: ModelSpec, *, lam: float, eta: float = 1.0, steps: int | None = None, start: int | None = None
 ) -> StepTable:
-    """The table of Algorithm 2 (paper, appendix D), with the step indices of the authors' code.
+    """Compute the table of Algorithm 2 (paper, appendix D), with the step indices of the authors' code.
 
     ``steps=spec.timesteps, eta=1`` is Algorithm 1, exactly: for a stride of one, s^2 is the posterior variance
     (1-ab_next)/(1-ab) beta and the mean of Algorithm 1, written in x0 and e, has the coefficients of `Step`.
 
     Args:
-        lam: lambda in (0, inf]. The consistency weight is 1 - ab^lambda, so a small lambda lets go of the input early.
+        lam: lambda in (0, inf]. The consistency weight is 1 - ab^lambda, which decays sooner for a small lambda.
         eta: 0 (deterministic DDIM) to 1 (ancestral noise, the paper).
 
     Raises:
@@ -154,12 +153,12 @@ def step_table(
     """
     if not (is_number(lam) and lam > 0):
         reason = (
-            "0 ignores the picture and gives a random one" if is_number(lam) and lam == 0 else "it must be positive"
+            "0 ignores the input and gives a random image" if is_number(lam) and lam == 0 else "it must be positive"
         )
-        raise InputError(f"lam: got {lam!r}, wanted a number in (0, inf]: {reason}; the paper uses 2 and 10")
+        raise InputError(f"lam: got {lam!r}, expected a number in (0, inf]: {reason}; the paper uses 2 and 10")
     if not (is_number(eta) and 0 <= eta <= 1):
-        raise InputError(f"eta: got {eta!r}, wanted a number from 0 (deterministic) to 1 (the paper)")
-    lam, eta = float(lam), float(eta)  # NumPy's float32 would draw the rows down to its own precision
+        raise InputError(f"eta: got {eta!r}, expected a number from 0 (deterministic) to 1 (the paper)")
+    lam, eta = float(lam), float(eta)  # NumPy's float32 would reduce the rows to its own precision
     ab_all = spec.alphas_cumprod()
     visited = visited_steps(spec.timesteps, steps, start)
     rows = []

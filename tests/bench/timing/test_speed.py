@@ -56,7 +56,7 @@ def test_every_loop_of_torch_is_the_purifier(kind):
     """Same weights, same noise: 8-bit pictures differ by one level where rounding tips. Measured: 72 dB and more."""
     pictures = synthetic(3, 32, seed=4)
     engine = zip_rows.Reference(make_spec(), Tiny(), "cpu")
-    wanted = zipsdk.Purifier(engine, zip_rows.TRANSFORMS, lam=10.0, seed=7).run(pictures, ids=np.arange(3))
+    wanted = zipsdk.Purifier(engine, zip_rows.TRANSFORMS, lam=10.0, seed=7).run(pictures, noise_keys=np.arange(3))
     got = speed_torch.Loop(Tiny(), kind)(pictures, draw_for(3, 32))
     difference = compare(got, wanted)
     assert difference["largest"] <= 1

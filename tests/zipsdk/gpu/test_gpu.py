@@ -144,8 +144,8 @@ def test_pictures_are_those_of_the_cpu(device, rng, settings, n, side, fixed):
     on_gpu, plain = engines(device, **({"min_side": 64, "max_side": 64} if fixed else {}))
     gpu, cpu = (zipsdk.Purifier(e, seed=5, **settings) for e in (on_gpu, plain))
     batch, ids = pictures(rng, n, side, side), np.arange(n)
-    wanted = cpu.run(batch, ids=ids)
-    runs = [gpu.run(batch, ids=ids) for _ in range(3)]
+    wanted = cpu.run(batch, noise_keys=ids)
+    runs = [gpu.run(batch, noise_keys=ids) for _ in range(3)]
     assert_same(runs[0], wanted)
     for again in runs[1:]:
         np.testing.assert_array_equal(runs[0], again)

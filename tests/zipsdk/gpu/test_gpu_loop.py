@@ -40,8 +40,8 @@ def test_pictures_are_those_of_the_cpu(device, rng, settings, n, height, width, 
     """Alone on a canvas and padded, tiled with places left over, with gaps beside the tiles."""
     gpu, cpu = make(device, make_spec(**FIXED) if fixed else None, **settings)
     batch, ids = pictures(rng, n, height, width), rng.integers(0, 2**63, n)
-    wanted = cpu.run(batch, ids=ids)
-    first, captured, replayed = (gpu.run(batch, ids=ids) for _ in range(3))
+    wanted = cpu.run(batch, noise_keys=ids)
+    first, captured, replayed = (gpu.run(batch, noise_keys=ids) for _ in range(3))
     assert_same(first, wanted)
     np.testing.assert_array_equal(first, captured)
     np.testing.assert_array_equal(first, replayed)

@@ -219,7 +219,7 @@ def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
     gpu.close()
     assert not device.used and not device.pinned_now
     for ticket in tickets:
-        assert_same(loop.collect(ticket), cpu.run(batch, ids=ids))
+        assert_same(loop.collect(ticket), cpu.run(batch, noise_keys=ids))
 
 
 def test_many_sizes_in_one_call_are_not_all_in_flight(device, rng):

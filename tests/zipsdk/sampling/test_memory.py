@@ -151,7 +151,7 @@ def test_many_images_need_little_more_than_one(room):
     one = memory.loop_bytes(plan_tiles(FIXED, 600, 600, 2), 1, 2)
     batch = np.stack([image(600, 600)] * 3)
     room(one + batch.size)
-    np.testing.assert_array_equal(purifier.run(batch, ids=[1, 2, 3])[1], purifier.run(batch[1], ids=[2]))
+    np.testing.assert_array_equal(purifier.run(batch, noise_keys=[1, 2, 3])[1], purifier.run(batch[1], noise_keys=[2]))
 
 
 def test_the_memory_of_a_bundled_model_counts_until_it_has_been_taken(room):

@@ -66,7 +66,7 @@ def test_strips_give_the_same_bits_as_whole_images(size, spec, guide):
     transforms, combine = GUIDES[guide]
     p = Purifier(FakeEngine(spec), transforms, combine=combine, steps=3, seed=5, lam=2.0)
     batch = images(2, *size)
-    np.testing.assert_array_equal(p.run(batch, ids=[7, 2**64 - 1]), whole_run(p, batch, [7, 2**64 - 1]))
+    np.testing.assert_array_equal(p.run(batch, noise_keys=[7, 2**64 - 1]), whole_run(p, batch, [7, 2**64 - 1]))
 
 
 @pytest.mark.usefixtures("thin")
@@ -87,7 +87,7 @@ def test_strips_give_the_same_bits_as_whole_images(size, spec, guide):
 def test_every_option_gives_the_same_bits(size, options):
     p = Purifier(FakeEngine(FLEXIBLE), "blur2+blur8+gray", **{"steps": 3, "seed": 1, **options})
     batch = images(3, *size)
-    np.testing.assert_array_equal(p.run(batch, ids=[1, 2, 3]), whole_run(p, batch, [1, 2, 3]))
+    np.testing.assert_array_equal(p.run(batch, noise_keys=[1, 2, 3]), whole_run(p, batch, [1, 2, 3]))
 
 
 @pytest.mark.usefixtures("thin")
