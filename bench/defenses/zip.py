@@ -67,6 +67,7 @@ class Zip:
         info = {key: value for key, value in p.info.items() if key not in left_out}
         if math.isinf(p.settings.lam):
             info["lam"] = "inf"  # JSON has no number for it
+        info["evaluations"] = info.pop("steps")  # the name in the records and in the keys of the store
         return {"defence": "ZIP", "version": self.VERSION, **info, "engine": engine_of(self.engine),
                 "steps": [step.t for step in p.table.steps],
                 "choices": [fingerprints(g.transforms) for g in p.guides]}  # fmt: skip

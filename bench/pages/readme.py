@@ -26,7 +26,7 @@ def restoration() -> str:
             cells = [
                 f"{r['data']} ({r['pictures']} of {r['size'][0]} px)",
                 f"blur{r['blur']}",
-                str(info["evaluations"]),
+                str(info["steps"]),
             ]
             for method in ("A+A x", "bicubic", "zip"):
                 m = results[method]
@@ -48,7 +48,7 @@ def cost() -> str:
     for r in record["rows"]:
         name = f"{r['pictures']} of {r['size'][0]}x{r['size'][1]}"
         low, high = r["ms_min_max"]
-        rows.append([name, str(r["info"]["evaluations"]),
+        rows.append([name, str(r["info"]["steps"]),
                      f"{r['ms_per_picture']:.0f} ({low:.0f} to {high:.0f})", f"{r['not_unet']:.1%}"])  # fmt: skip
     machine, threads = record["machine"], record["rows"][0]["info"]["threads"]
     header = ["pictures at once", "evaluations", "ms a picture, median (spread)", "of it not the UNet"]

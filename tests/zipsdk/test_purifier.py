@@ -166,7 +166,7 @@ def test_fast_starts_in_as_much_noise_on_a_cosine_schedule():
 def test_info_says_what_ran():
     info = Purifier(FakeEngine(), OneOf(Blur(2), [Blur(4), Grayscale()]), lam=3, preset="fast").info
     assert info["transforms"] == "blur2|blur4+gray"
-    assert (info["evaluations"], info["start"], info["lam"], info["seed"]) == (4, 400, 3.0, None)
+    assert (info["steps"], info["start"], info["lam"], info["seed"]) == (4, 400, 3.0, None)
     assert info["engine"] == "FakeEngine"
 
 

@@ -46,7 +46,7 @@ def test_the_demo_leaves_pictures_sheets_and_a_record(run, capsys):
         assert after[name].shape == before[name].shape and (after[name] != before[name]).any(), name
     record = json.loads((out / "demo.json").read_text())
     assert record["pictures"]["astronaut"] == [96, 96, 3] and record["seconds"] > 0
-    assert record["info"]["evaluations"] == 4
+    assert record["info"]["steps"] == 4
     assert record["info"]["transforms"] == "blur2+gray" and record["info"]["model"] == "toy"
     with Image.open(out / "closeup.png") as page:
         assert page.size == (800, 3 * 284)  # three rows of three crops

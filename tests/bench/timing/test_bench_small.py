@@ -79,7 +79,7 @@ def test_the_command_of_the_cost_has_six_rows(monkeypatch, tmp_path, capsys):
     content = json.loads((tmp_path / "made.json").read_text())
     rows = content["rows"]
     wanted = [(n, s, e) for n, s in ((64, 32), (1, 32), (1, 256)) for e in (20, 4)]
-    assert [(r["pictures"], r["size"][0], r["info"]["evaluations"]) for r in rows] == wanted
+    assert [(r["pictures"], r["size"][0], r["info"]["steps"]) for r in rows] == wanted
     assert all(0 <= r["not_unet"] <= 1 and r["ms_per_picture"] > 0 for r in rows)
     assert content["command"] == "python -m bench.timing.cpu --repeats 1 --threads 2 --name made"
     assert len(engine.calls) == 2 * 3 * (20 + 4)  # once to warm up, once measured
