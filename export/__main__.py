@@ -52,7 +52,7 @@ which precision
 
 examples
   python -m export 256x256_diffusion_uncond.pt -o models --name adm256 --precision fp16 \\
-      --licence "MIT (code); model card: research use" --training-data "ILSVRC 2012"
+      --license "MIT (code); model card: research use" --training-data "ILSVRC 2012"
   python -m export ddpm-cifar10-32/ -o models
   python -m export my-pipeline/ -o models --images photos/     # checked on images like those it was trained on
   python -m export ema_0.9999_500000.pt -o models --image-size 32 --heads 4 --noise-schedule cosine --timesteps 4000
@@ -110,10 +110,10 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--no-denoise-check", action="store_true", help="leave it out, which the sidecar records")
 
     g = p.add_argument_group("what the file says of the model")
-    g.add_argument("--licence", default="", help="of the weights")
+    g.add_argument("--license", default="", help="of the weights")
     g.add_argument("--training-data", default="", help="what it was trained on")
-    g.add_argument("--min-side", type=int, help="smallest side it takes; default: the canvas, 32 without attention")
-    g.add_argument("--max-side", type=int, help="largest side it takes; default: the canvas, 512 without attention")
+    g.add_argument("--min-side", type=int, help="smallest side it takes; default: the image size, 32 without attention")
+    g.add_argument("--max-side", type=int, help="largest side it takes; default: the image size, 512 without attention")
     g.add_argument("--transforms", nargs="+", default=["blur2", "gray"], help="recommended; default: blur2 gray")
     g.add_argument("--lam", type=float, default=10.0, help="recommended lambda; default %(default)s")
 
@@ -139,22 +139,22 @@ def default_name(path: Path) -> str:
 
 def spec_for(model: UNet, args: argparse.Namespace, name: str, sha256: str, training_data: str) -> ModelSpec:
     config = model.config
-    canvas, multiple = config.image_size, config.downsampling
+    size, multiple = config.image_size, config.downsampling
     # Attention learns over as many pixels as it was trained on; convolutions alone do not mind the size.
     free = not config.attention_downsampling
     spec = ModelSpec(
         name=name,
-        canvas=canvas,
+        image_size=size,
         multiple=multiple,
-        min_side=args.min_side or (min(canvas, max(32, multiple)) if free else canvas),
-        max_side=args.max_side or (max(canvas, 512) if free else canvas),
+        min_side=args.min_side or (min(size, max(32, multiple)) if free else size),
+        max_side=args.max_side or (max(size, 512) if free else size),
         beta_schedule=config.beta_schedule,
         beta_start=config.beta_start,
         beta_end=config.beta_end,
         timesteps=config.timesteps,
         betas=config.betas,
         source_sha256=sha256,
-        licence=args.licence,
+        license=args.license,
         training_data=training_data,
         transforms=tuple(args.transforms),
         lam=args.lam,
@@ -214,7 +214,7 @@ def run(args: argparse.Namespace) -> Path:
     done = time.monotonic()
 
     files = [f for f in (path, path.with_name(path.name + ".data"), sidecar_path(path)) if f.exists()]
-    sides = f"{spec.min_side} to {spec.max_side} by {spec.multiple}" if spec.flexible else f"{spec.canvas} only"
+    sides = f"{spec.min_side} to {spec.max_side} by {spec.multiple}" if spec.flexible else f"{spec.image_size} only"
     errors = ", ".join(f"{e:.1e} at t = {t}" for t, e in report["parity"]["relative_error"].items())
     print(f"{name}: {report['parameters']:,} parameters in {report['tensors']} tensors; sides {sides}")
     print(f"  {args.precision}{', weights stored as fp16' if args.store_fp16 else ''}, opset {args.opset}")

@@ -68,7 +68,7 @@ def check(
         "images": "drawn" if images is None else len(images), "largest_share": LARGEST_SHARE,
         "largest_gain": LARGEST_GAIN, "largest_other_gain": LARGEST_OTHER_GAIN, "levels": {}, "others": {},
     }  # fmt: skip
-    x0 = leaves(count(spec), spec.canvas) if images is None else images
+    x0 = leaves(count(spec), spec.image_size) if images is None else images
     ab_all, rng = spec.alphas_cumprod(), np.random.default_rng(0)
     snr = np.log(ab_all / (1 - ab_all))
     variance = (x0 - x0.mean((2, 3), keepdims=True)).var((1, 2, 3))
@@ -137,7 +137,7 @@ def _nearest(values: NDArray[np.float64], wanted: float) -> int:
 
 def count(spec: ModelSpec) -> int:
     """Return how many images to use: 8 of 64x64, 1 at least."""
-    return int(max(1, min(16, _PIXELS // spec.canvas**2)))
+    return int(max(1, min(16, _PIXELS // spec.image_size**2)))
 
 
 def load_images(source: Path, spec: ModelSpec) -> NDArray[np.float64]:
@@ -152,7 +152,7 @@ def load_images(source: Path, spec: ModelSpec) -> NDArray[np.float64]:
     files = list(read_files(source))
     if not files:
         raise InputError(f"{source}: got no image in it, expected at least one to noise and denoise")
-    wanted, side = count(spec), spec.canvas
+    wanted, side = count(spec), spec.image_size
     images = []
     for data in files[:: max(1, len(files) // wanted)][:wanted]:
         image = Image.fromarray(decode(data))

@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     target = args.output / f"{args.name or args.model.stem + '-int8'}.onnx"
     try:
         check_temporary_folder()
-        side = OnnxEngine(args.model, device="cpu").spec.canvas
+        side = OnnxEngine(args.model, device="cpu").spec.image_size
         report = quantize(args.model, target, [x for d in args.data for x in read_sample(d, args.limit, side)])
     except (ZipError, OSError) as e:
         print(f"python -m export.quantize: {e}", file=sys.stderr)

@@ -58,7 +58,7 @@ def export_onnx(
 
     Inputs of the graph: ``spec.input_x`` float32 (N,3,H,W) and ``spec.input_t`` float32 (N,), whole numbers in
     0..T-1; output ``spec.output`` float32 (N,3,H,W). N is free; H and W are free multiples of ``spec.multiple`` when
-    the spec is flexible, else the canvas.
+    the spec is flexible, else the image size.
 
     Args:
         model: float32, on the CPU, three output channels; it is left as it is.
@@ -169,10 +169,10 @@ def _check_request(model: UNet, spec: ModelSpec, precision: str, opset: int, sto
 def _build(model: UNet, spec: ModelSpec, opset: int, store: str, norm: str) -> ir.Model:
     batch, height, width = (torch.export.Dim(name) for name in ("N", "h", "w"))
     sizes: dict[int, Any] = {0: batch}
-    side = spec.canvas
+    side = spec.image_size
     if spec.flexible:
         # torch.export takes a size of 1 for a constant, so the example has two of each step at least
-        side = max(spec.canvas, 2 * spec.multiple)
+        side = max(spec.image_size, 2 * spec.multiple)
         sizes |= {2: spec.multiple * height, 3: spec.multiple * width}
     example = (torch.zeros(2, 3, side, side), torch.zeros(2))
     with _quiet(), torch.no_grad():
@@ -265,15 +265,15 @@ def _check_graph(file: Path, norms: int, norm: str) -> None:
 
 
 def _probes(model: UNet, spec: ModelSpec) -> Iterator[tuple[Array, Array]]:
-    """Noised pictures: t = 950 and 500 in one batch of the canvas size, t = 0 in another size where sizes are free."""
+    """Noised pictures: t = 950 and 500 in one batch of the image size, t = 0 in another size where sizes are free."""
     rng = np.random.default_rng(0)
     last = spec.timesteps - 1
-    other = spec.canvas
+    other = spec.image_size
     if spec.flexible:
-        other = spec.min_side if spec.min_side < spec.canvas else spec.canvas + spec.multiple
-    for steps, height in (((950, 500), spec.canvas), ((0,), other)):
+        other = spec.min_side if spec.min_side < spec.image_size else spec.image_size + spec.multiple
+    for steps, height in (((950, 500), spec.image_size), ((0,), other)):
         t = np.array([s * (last + 1) // 1000 for s in steps])
-        shape = (len(t), 3, height, spec.canvas)
+        shape = (len(t), 3, height, spec.image_size)
         coarse = rng.uniform(-1, 1, (len(t), 3, 4, 4))
         rows, columns = (np.arange(n) * 4 // n for n in shape[2:])
         ab = model.alphas_cumprod.numpy()[t][:, None, None, None].astype(np.float64)

@@ -56,16 +56,16 @@ class Pictures:
 
     def batch(self, samples: int) -> Tensor:
         """A batch of about `samples` 32x32 pictures' worth of pixels, of one of three kinds drawn at random:
-        tiles one by one, tiles two by two on a 64x64 canvas, 64x64 crops of photos."""
+        tiles one by one, tiles two by two on 64x64 images, 64x64 crops of photos."""
         kind = random.random()
-        canvases = max(1, samples // 4)
+        grids = max(1, samples // 4)
         if not self.photos or (len(self.tiles) and kind < 0.3):
             batch = self._tiles(samples)
         elif len(self.tiles) and kind < 0.5:
-            t = self._tiles(4 * canvases).reshape(canvases, 2, 2, 32, 32, 3)
-            batch = t.transpose(0, 1, 3, 2, 4, 5).reshape(canvases, 64, 64, 3)
+            t = self._tiles(4 * grids).reshape(grids, 2, 2, 32, 32, 3)
+            batch = t.transpose(0, 1, 3, 2, 4, 5).reshape(grids, 64, 64, 3)
         else:
-            batch = np.stack([self._crop(64) for _ in range(canvases)])
+            batch = np.stack([self._crop(64) for _ in range(grids)])
         x = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1
         mirrored = torch.rand(len(x), 1, 1, 1) < 0.5
         return torch.where(mirrored, x.flip(-1), x)

@@ -67,7 +67,7 @@ class UNetConfig(NoiseSchedule):
 
     @property
     def downsampling(self) -> int:
-        """The factor between the canvas and the coarsest feature map: canvas sides are multiples of it."""
+        """Return the factor between the image and the coarsest feature map; image sides are multiples of it."""
         return 1 << (len(self.channel_mult) - 1)
 
     def to_dict(self) -> dict[str, Any]:

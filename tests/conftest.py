@@ -53,11 +53,11 @@ def device(host):
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """eps = 0.2 x + 0.1 (mean of the 3x3 pixels around): neighbours on a canvas see each other."""
+    """eps = 0.2 x + 0.1 (mean of the 3x3 pixels around): neighbours in a frame see each other."""
     import onnx  # not for all tests: a machine without it can run the others
     from onnx import TensorProto, helper
 
-    spec = make_spec(name="toy", canvas=32, multiple=4, min_side=8, max_side=64, licence="CC0")
+    spec = make_spec(name="toy", image_size=32, multiple=4, min_side=8, max_side=64, license="CC0")
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
     t = helper.make_tensor_value_info("t", TensorProto.FLOAT, ["N"])
     eps = helper.make_tensor_value_info("eps", TensorProto.FLOAT, ["N", 3, "H", "W"])

@@ -46,8 +46,8 @@ Predict = Callable[[Array, int], Array]
 def engine_of(engine: Engine) -> dict[str, Any]:
     """What of an engine decides the pictures: weights, schedule, sizes, and what it runs on."""
     spec = engine.spec
-    fields = ("name", "source_sha256", "precision", "canvas", "multiple", "min_side", "max_side", "beta_schedule",
-              "beta_start", "beta_end", "timesteps")  # fmt: skip
+    fields = ("name", "source_sha256", "precision", "multiple", "min_side", "max_side", "beta_schedule", "beta_start",
+              "beta_end", "timesteps")  # fmt: skip
     info = getattr(engine, "info", None) or {"engine": type(engine).__name__}
     runs = {key: value for key, value in info.items() if key != "threads"}
     path = getattr(engine, "path", None)
@@ -55,7 +55,10 @@ def engine_of(engine: Engine) -> dict[str, Any]:
     bundled = resolve(spec.name)
     known = path is None or (bundled is not None and same_file(path, bundled))
     file = {} if known else {"files": _hashes(path)}
-    return {"model": {**{field: getattr(spec, field) for field in fields}, **file}, "runs": runs}
+    return {
+        "model": {**{field: getattr(spec, field) for field in fields}, "canvas": spec.image_size, **file},
+        "runs": runs,
+    }
 
 
 @cache

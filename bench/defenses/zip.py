@@ -63,7 +63,7 @@ class Zip:
     def describe(self) -> dict[str, Any]:
         p = self._purifier
         # the seed comes with the pictures; the last two are never anything but the purifier's defaults here
-        left_out = ("seed", "threads", "model", "clip_x0", "canvas")
+        left_out = ("seed", "threads", "model", "clip_x0", "tile_size")
         info = {key: value for key, value in p.info.items() if key not in left_out}
         if math.isinf(p.settings.lam):
             info["lam"] = "inf"  # JSON has no number for it

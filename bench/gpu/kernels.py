@@ -157,7 +157,7 @@ class Bench:
         rng = np.random.default_rng(seed)
         shape = (canvases, 3, SIDE, SIDE)
         self.elements = int(np.prod(shape))
-        spec = ModelSpec(name="bench", canvas=SIDE, multiple=SIDE, min_side=SIDE, max_side=SIDE)
+        spec = ModelSpec(name="bench", image_size=SIDE, multiple=SIDE, min_side=SIDE, max_side=SIDE)
         self.table = step_table(spec, lam=LAMBDA)
         self.guide = Guidance([Blur(2), Grayscale()])
         self.noise = Noise(seed, np.arange(canvases))

@@ -225,7 +225,7 @@ def open_engine(args: argparse.Namespace) -> tuple[Any, Any, ModelSpec, str]:
         sides = {"min_side": 32, "max_side": 512}
     if args.precision != "fp32":
         module.to_torso({"fp16": torch.float16, "bf16": torch.bfloat16}[args.precision])
-    spec = ModelSpec(name=name, canvas=config.image_size, multiple=config.downsampling, precision=args.precision,
+    spec = ModelSpec(name=name, image_size=config.image_size, multiple=config.downsampling, precision=args.precision,
                      beta_schedule=config.beta_schedule, beta_start=config.beta_start, beta_end=config.beta_end,
                      timesteps=config.timesteps, betas=config.betas,
                      **sides)  # fmt: skip
@@ -280,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"python -m bench.gpu.loop: {e}", file=sys.stderr)
         return 3
     peers = {} if module is None else torch_peers(module, where, spec, not args.no_compile)
-    side = 32 if args.rehearse and engine.spec.flexible else engine.spec.canvas
+    side = 32 if args.rehearse and engine.spec.flexible else engine.spec.image_size
     rows = []
     for batch in map(int, args.batch.split(",")):
         rows.append(measure(engine, batch, side, args.rounds, peers))
@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
         rgb = np.random.default_rng(3).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
         got, want = (zipsdk.Purifier(e, "blur2+gray", seed=2).run(rgb) for e in (engine, cpu))
         payload["against_cpu"] = differences(got, want)
-    payload["soak"] = soak(engine, args.soak, (32, 48, 64) if engine.spec.flexible else (engine.spec.canvas,))
+    payload["soak"] = soak(engine, args.soak, (32, 48, 64) if engine.spec.flexible else (engine.spec.image_size,))
     print(f"soak: {payload['soak']}")
     card = "rehearsal" if args.rehearse else engine.device.name.lower().replace(" ", "-")
     name = f"loop-{engine.spec.name}-{engine.spec.precision}-{'torch' if module is not None else 'engine'}-{card}"

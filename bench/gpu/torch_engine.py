@@ -65,7 +65,7 @@ class TorchEngine:
     def enqueue(
         self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
     ) -> None:
-        shape = (batch, 3, *(size or (self.spec.canvas,) * 2))
+        shape = (batch, 3, *(size or (self.spec.image_size,) * 2))
         with torch.inference_mode():
             if self._stream is None:
                 self._evaluate(self._tensor(x, shape), self._tensor(t, (batch,)), self._tensor(eps, shape))

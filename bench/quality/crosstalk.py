@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     squares[:, 12:20, 12:20] = 255
     engine = zipsdk.load_engine(args.model, threads=args.threads)
     direct = zipsdk.Purifier(engine, "blur2+gray", seed=0)
-    tiled = zipsdk.Purifier(engine, "blur2+gray", seed=0, canvas=64)
+    tiled = zipsdk.Purifier(engine, "blur2+gray", seed=0, tile_size=64)
 
     def among(neighbours: np.ndarray) -> np.ndarray:
         """The subjects, each on the upper left tile of a canvas with three of the neighbours."""

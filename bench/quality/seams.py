@@ -57,7 +57,7 @@ def main() -> None:
     purifier = zipsdk.Purifier(engine, "blur2", preset=args.preset, seed=0, canvas=args.canvas)
     clean = purifier.run(x)
 
-    layout = plan_tiles(engine.spec, *x.shape[:2], divisor=2, canvas=args.canvas)
+    layout = plan_tiles(engine.spec, *x.shape[:2], divisor=2, tile_size=args.canvas)
 
     # where one window ends and where the next begins
     def borders(corners: tuple[int, ...], length: int) -> list[int]:

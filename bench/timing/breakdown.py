@@ -94,7 +94,7 @@ def parts(engine: Engine, pictures: U8, side: int | None, steps: int | None, fol
     files = [folder / f"{i}.png" for i in range(len(pictures))]
     for file, picture in zip(files, pictures, strict=True):
         Image.fromarray(picture).save(file)
-    purifier = zipsdk.Purifier(Watched(engine, watch), TRANSFORMS, lam=LAMBDA, canvas=side, steps=steps,
+    purifier = zipsdk.Purifier(Watched(engine, watch), TRANSFORMS, lam=LAMBDA, tile_size=side, steps=steps,
                                start=WARM if steps == 1 else None)  # fmt: skip
     inside = [
         (sampler, "sample", "step"), (noise.Noise, "normal", "noise"), (denoiser.TiledDenoiser, "__call__", "tile"),
@@ -125,7 +125,7 @@ def overhead(engine: Engine, pictures: U8, side: int | None, rounds: int, steps:
     shares = quartiles([1 - p["UNet"] / sum(p[k] for k in LOOP) for p in each])
     return {
         "pictures": len(pictures), "size": list(pictures.shape[1:3]), "rounds": rounds,
-        "canvas": side or (None if engine.spec.flexible else engine.spec.canvas),
+        "canvas": side or (None if engine.spec.flexible else engine.spec.image_size),
         "evaluations": steps or 20,
         "ms": {k: 1e3 * float(np.median([p[k] for p in each])) / len(pictures) for k in PARTS},
         "not_unet": shares["median"], "not_unet_quartiles": shares,

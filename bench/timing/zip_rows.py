@@ -168,7 +168,7 @@ class Bench:
             engine = zipsdk.load_engine(model, device=args.device, threads=args.threads)
         self.engine, self.spec = engine, engine.spec
         self.side = args.side
-        self.canvas = args.canvas or (min(256, self.spec.max_side) if self.spec.flexible else self.spec.canvas)
+        self.canvas = args.canvas or (min(256, self.spec.max_side) if self.spec.flexible else self.spec.image_size)
         if self.canvas % self.side:
             raise InputError(f"--side: got {self.side}, wanted one that divides the canvas of {self.canvas}")
         self.tiles = (self.canvas // self.side) ** 2

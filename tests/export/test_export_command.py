@@ -52,9 +52,9 @@ def test_the_defaults_of_the_command_are_those_of_the_parts(handed, tmp_path):
     assert got["flags"] == Flags()
     assert (got["precision"], got["options"]) == ("fp32", {"opset": 21, "store": "same", "norm": "group"})
     spec = got["spec"]
-    assert (spec.name, spec.canvas, spec.multiple, spec.min_side, spec.max_side) == ("best", 64, 2, 32, 512)
+    assert (spec.name, spec.image_size, spec.multiple, spec.min_side, spec.max_side) == ("best", 64, 2, 32, 512)
     assert (spec.beta_start, spec.beta_end, spec.timesteps) == (2e-4, 0.03, 500)
-    assert (spec.transforms, spec.lam, spec.licence, spec.training_data) == (("blur2", "gray"), 10.0, "", "")
+    assert (spec.transforms, spec.lam, spec.license, spec.training_data) == (("blur2", "gray"), 10.0, "", "")
     assert spec.source_sha256 == "ab" * 32
 
 
@@ -119,9 +119,9 @@ def test_heads_are_given_once(handed, capsys):
 
 def test_what_the_file_says_of_the_model_is_handed_on(handed):
     got = handed("--min-side", "16", "--max-side", "128", "--transforms", "blur4", "gray", "--lam", "2",
-                 "--licence", "MIT", "--training-data", "noise")["spec"]  # fmt: skip
+                 "--license", "MIT", "--training-data", "noise")["spec"]  # fmt: skip
     assert (got.min_side, got.max_side, got.transforms, got.lam) == (16, 128, ("blur4", "gray"), 2.0)
-    assert (got.licence, got.training_data) == ("MIT", "noise")
+    assert (got.license, got.training_data) == ("MIT", "noise")
 
 
 def test_an_unknown_transform_is_refused_before_the_export(handed, tmp_path, capsys):
@@ -130,11 +130,11 @@ def test_an_unknown_transform_is_refused_before_the_export(handed, tmp_path, cap
     assert "got 'blurr2' in 'blurr2'" in capsys.readouterr().err
 
 
-def test_with_attention_the_canvas_is_the_only_size(handed):
+def test_with_attention_the_image_size_is_the_only_size(handed):
     attention = UNetConfig(image_size=64, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
                            attention_downsampling=(2,), num_head_channels=4)  # fmt: skip
     spec = handed(config_=attention)["spec"]
-    assert (spec.min_side, spec.canvas, spec.max_side, spec.flexible) == (64, 64, 64, False)
+    assert (spec.min_side, spec.image_size, spec.max_side, spec.flexible) == (64, 64, 64, False)
 
 
 @pytest.mark.parametrize(

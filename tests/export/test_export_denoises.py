@@ -39,7 +39,7 @@ def few_images(monkeypatch):
 
 
 def spec_of(**noise):
-    return ModelSpec(name="n", canvas=32, multiple=4, min_side=32, max_side=32, **noise)
+    return ModelSpec(name="n", image_size=32, multiple=4, min_side=32, max_side=32, **noise)
 
 
 def read_as(model, **changes):

@@ -28,8 +28,8 @@ FIXED = UNetConfig(
     image_size=16, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_downsampling=(2,),
     num_head_channels=4, norm_groups=4, resblock_updown=True,
 )  # fmt: skip
-FREE_SPEC = ModelSpec(name="free", canvas=32, multiple=2, min_side=16, max_side=64, source_sha256="ab" * 32)
-FIXED_SPEC = ModelSpec(name="fixed", canvas=16, multiple=2, min_side=16, max_side=16)
+FREE_SPEC = ModelSpec(name="free", image_size=32, multiple=2, min_side=16, max_side=64, source_sha256="ab" * 32)
+FIXED_SPEC = ModelSpec(name="fixed", image_size=16, multiple=2, min_side=16, max_side=16)
 
 
 def seeded(config):
@@ -337,7 +337,7 @@ def test_float16_overflow_of_activations_is_seen(tmp_path):
 def test_command(tmp_path, capsys):
     save_file(seeded(FREE).state_dict(), tmp_path / "ema.safetensors", {"config": json.dumps(FREE.to_dict())})
     out = tmp_path / "out"
-    options = ["--licence", "Apache-2.0", "--training-data", "noise", "--min-side", "16", "--lam", "2"]
+    options = ["--license", "Apache-2.0", "--training-data", "noise", "--min-side", "16", "--lam", "2"]
     options.append("--no-denoise-check")  # random weights
     assert command.main([str(tmp_path / "ema.safetensors"), "-o", str(out), "--name", "small", *options]) == 0
     printed = capsys.readouterr()
@@ -350,7 +350,7 @@ def test_command(tmp_path, capsys):
     spec = ModelSpec.from_json(session.get_modelmeta().custom_metadata_map["zipsdk"], "small")
     sha256 = checkpoints.sha256_file(tmp_path / "ema.safetensors")
     assert spec == ModelSpec(
-        name="small", canvas=32, multiple=2, min_side=16, max_side=512, source_sha256=sha256, licence="Apache-2.0",
+        name="small", image_size=32, multiple=2, min_side=16, max_side=512, source_sha256=sha256, license="Apache-2.0",
         training_data="noise", lam=2.0,
     )  # fmt: skip
 
@@ -404,6 +404,6 @@ def test_random_weights_are_called_so(tmp_path, monkeypatch, capsys):
     assert path.name == "adm256-32ch-random-weights-bf16.onnx"
     assert named.name == "adm-random-weights"
     assert "random weights" in spec.training_data
-    assert (spec.canvas, spec.min_side, spec.max_side, spec.multiple) == (256, 256, 256, 32)
+    assert (spec.image_size, spec.min_side, spec.max_side, spec.multiple) == (256, 256, 256, 32)
     assert model.config.model_channels == 32
     capsys.readouterr()

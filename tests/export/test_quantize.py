@@ -27,7 +27,7 @@ from zipsdk.models.spec import ModelSpec  # noqa: E402
 CONFIG = UNetConfig(
     image_size=32, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4, prediction="v"
 )
-SPEC = ModelSpec(name="small", canvas=32, multiple=2, min_side=16, max_side=64)
+SPEC = ModelSpec(name="small", image_size=32, multiple=2, min_side=16, max_side=64)
 
 
 def natural(n, side):

@@ -214,7 +214,7 @@ class FakeDeviceEngine:
     def enqueue(self, x, t, eps, batch, stream, *, size=None):
         self.fail()
         assert self.device.depth
-        shape = (batch, 3, *(size or (self.spec.canvas,) * 2))
+        shape = (batch, 3, *(size or (self.spec.image_size,) * 2))
 
         def work():
             view(eps, shape)[:] = self.plain(view(x, shape).copy(), view(t, (batch,)))

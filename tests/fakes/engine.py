@@ -9,7 +9,7 @@ from zipsdk.models.spec import ModelSpec
 
 def make_spec(**changes: object) -> ModelSpec:
     """A model of 64x64 that takes 32 to 128, changed as asked."""
-    fields = {"name": "fake", "canvas": 64, "multiple": 4, "min_side": 32, "max_side": 128}
+    fields = {"name": "fake", "image_size": 64, "multiple": 4, "min_side": 32, "max_side": 128}
     return ModelSpec(**{**fields, **changes})
 
 

@@ -82,7 +82,7 @@ def _calls() -> dict[str, Call]:
         "start",
         "seed",
         "clip_x0",
-        "canvas",
+        "tile_size",
         "transforms",
     ):
         calls[f"Purifier({name})"] = lambda v, _, n=name: _purifier(**{n: v})

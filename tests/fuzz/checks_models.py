@@ -83,7 +83,7 @@ def check_graph(recipe: Recipe, folder: Path) -> str:
     )
     spec = engine.spec
     try:
-        side = min(spec.canvas, 64)
+        side = min(spec.image_size, 64)
         x = np.zeros((1, 3, side, side), np.float32)
         eps = engine(x, np.zeros(1, np.float32))
     except EngineError:

@@ -80,7 +80,7 @@ def test_tiled_pictures_get_the_same_noise_in_any_tile():
             return np.tanh(x) * np.float32(0.5)
 
     batch = pictures(9)
-    tiled = Purifier(Pointwise(), "blur2", seed=1, canvas=64)
+    tiled = Purifier(Pointwise(), "blur2", seed=1, tile_size=64)
     direct = Purifier(Pointwise(), "blur2", seed=1)
     np.testing.assert_array_equal(tiled.run(batch), direct.run(batch))
     np.testing.assert_array_equal(tiled.run(batch[[5, 1, 8]]), direct.run(batch)[[5, 1, 8]])
@@ -125,7 +125,7 @@ def test_a_preset_is_two_defaults_and_explicit_values_change_nothing_else():
 
 
 def test_info_tells_settings_apart():
-    settings = [{}, {"canvas": 64}, {"clip_x0": True}, {"eta": 0.5}, {"combine": "joint"}, {"steps": 10}]
+    settings = [{}, {"tile_size": 64}, {"clip_x0": True}, {"eta": 0.5}, {"combine": "joint"}, {"steps": 10}]
     said = [json.dumps(Purifier(FakeEngine(), "blur2+gray", seed=0, **s).info) for s in settings]
     assert len(set(said)) == len(said)
 
@@ -334,10 +334,10 @@ def test_a_bad_picture_stops_before_any_work():
         ({"transforms": []}, "at least one"),
         ({"transforms": "sharpen"}, "blurN"),
         ({"combine": "median"}, "combine"),
-        ({"canvas": 30}, "canvas"),
-        ({"canvas": 64, "transforms": "blur3"}, "divides the UNet input"),
-        ({"canvas": 64.0}, "canvas: got 64.0, expected a multiple"),
-        ({"canvas": "64"}, "canvas: got '64', expected a multiple"),
+        ({"tile_size": 30}, "tile_size"),
+        ({"tile_size": 64, "transforms": "blur3"}, "divides the UNet input"),
+        ({"tile_size": 64.0}, "tile_size: got 64.0, expected a multiple"),
+        ({"tile_size": "64"}, "tile_size: got '64', expected a multiple"),
         ({"steps": 0}, "steps"),
         ({"steps": 1}, "steps: got 1 from pure noise"),
         ({"steps": 2.5}, "steps"),
@@ -358,8 +358,8 @@ def test_bad_options_are_refused_at_once(options, said):
 def test_numbers_of_numpy_are_numbers():
     """And what they give is Python's, which can be written as JSON."""
     options = {"lam": np.float32(2), "steps": np.int64(3), "start": np.int32(200), "seed": np.uint64(5)}
-    purifier = Purifier(FakeEngine(), "blur2", canvas=np.int64(64), eta=np.float64(1), **options)
-    plain = Purifier(FakeEngine(), "blur2", canvas=64, lam=2, steps=3, start=200, seed=5)
+    purifier = Purifier(FakeEngine(), "blur2", tile_size=np.int64(64), eta=np.float64(1), **options)
+    plain = Purifier(FakeEngine(), "blur2", tile_size=64, lam=2, steps=3, start=200, seed=5)
     assert purifier.table == plain.table and purifier.info == plain.info and json.dumps(purifier.info)
     np.testing.assert_array_equal(purifier.run(pictures(3)), plain.run(pictures(3)))
 

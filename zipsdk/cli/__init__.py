@@ -159,7 +159,7 @@ def _settings(purifier: Purifier, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": model_hashes(resolve(args.model) or Path(args.model)),
         "steps": [step.t for step in purifier.table.steps],
-        **{key: purifier.info[key] for key in ("start", "transforms", "combine", "lam", "eta", "canvas")},
+        **{key: purifier.info[key] for key in ("start", "transforms", "combine", "lam", "eta", "tile_size")},
         "format": args.format,
     }
 
@@ -282,7 +282,7 @@ def _models(args: argparse.Namespace) -> int:
         spec, _ = _onnx_info(path, "cpu")
         export = (check_sidecar(path) or {}).get("export", {})
         parameters = f"{export['parameters']:,} parameters" if "parameters" in export else "parameters unknown"
-        sides = f"{spec.canvas}x{spec.canvas}"
+        sides = f"{spec.image_size}x{spec.image_size}"
         if spec.flexible:
             sides += f" (takes {spec.min_side} to {spec.max_side})"
         tell(f"{name}  {sides}, {parameters}, {spec.licence or 'licence unknown'}")

@@ -182,7 +182,7 @@ def _self_tests() -> Iterator[Check]:
         name = f"model {model}"
         try:
             engine = load_engine(model)
-            side = engine.spec.canvas
+            side = engine.spec.image_size
             x = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
             start = time.perf_counter()
             eps = engine(x, np.full(1, engine.spec.timesteps // 2, np.float32))

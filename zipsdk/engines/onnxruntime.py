@@ -157,7 +157,7 @@ class OnnxEngine:
                 f"{self.device.compute.handle:#x} (engine.device.compute)"
             )
         session = self._session.get()
-        height, width = size or (self.spec.canvas, self.spec.canvas)
+        height, width = size or (self.spec.image_size, self.spec.image_size)
         key = (x, t, eps, batch, height, width)
         if key not in self._bindings:
             if len(self._bindings) >= MAX_BINDINGS:

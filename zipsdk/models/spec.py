@@ -1,6 +1,6 @@
-"""What a model file says of itself.
+"""Describe a model: the metadata that travels with its file.
 
-A `ModelSpec` travels as one JSON string under the key ``zipsdk`` of an ONNX file's metadata, and in the JSON file
+A `ModelSpec` is one JSON string under the key ``zipsdk`` of an ONNX file's metadata, and an entry of the JSON file
 beside a TensorRT plan. Loaders check it before they run anything.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -18,9 +18,10 @@ from zipsdk._util.validation import is_number, is_whole
 from zipsdk.errors import ModelError
 from zipsdk.models.noise_schedule import MIN_ALPHA_BAR, SCHEDULES, NoiseSchedule
 
-#: Format 2 adds noise schedules to format 1, which knows "linear" alone and is still written for it, so that older
-#: versions read what they can run.
-FORMAT = 2
+#: Format 1 knows the "linear" schedule only; format 2 adds the other noise schedules; format 3 renames "canvas" to
+#: "image_size" and "licence" to "license". All are read, and format 3 is written.
+FORMAT = 3
+_RENAMED_IN_3 = {"canvas": "image_size", "licence": "license"}
 METADATA_KEY = "zipsdk"
 #: What the exporter writes.
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -39,31 +40,31 @@ _CHECKS: dict[object, Callable[[object], bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(NoiseSchedule):
-    """A diffusion model as the loop sees it: eps = model(x_t, t).
+    """Describe a diffusion model as the loop sees it: eps = model(x_t, t).
 
     Attributes:
         name: short name, e.g. "zip-tiny".
-        canvas: side of the square picture it was trained on, in pixels.
+        image_size: side of the square images it was trained on, in pixels.
         multiple: sides must be multiples of this.
-        min_side, max_side: the sides it can take. Both equal to `canvas` means that only the canvas size works.
-        channels: picture channels, 3 (RGB).
+        min_side, max_side: smallest and largest side that it takes. If both equal `image_size`, no other size works.
+        channels: of the images, 3 (RGB).
         beta_schedule, beta_start, beta_end, timesteps, betas: the noise schedule (`NoiseSchedule`); T is 2 to 100,000,
             betas are in (0, 1).
-        prediction: what the graph gives; only "epsilon" is known (an exporter turns other kinds into it).
-        precision: of the weights and the convolutions: "fp32", "fp16", "bf16" or "int8". Input and output are float32
-            always.
+        prediction: output of the graph; only "epsilon" is known, and an exporter converts the others to it.
+        precision: of the weights and the convolutions: "fp32", "fp16", "bf16" or "int8". Input and output are always
+            float32.
         input_x, input_t, output: tensor names in the graph.
         source_sha256: of the checkpoint that it was exported from.
-        licence, training_data: free text.
+        license, training_data: free text.
         transforms: recommended transforms, e.g. ("blur2", "gray"); `zipsdk.transforms.recommended` parses them.
         lam: recommended lambda, in (0, inf].
 
     Raises:
-        ModelError: a value that is not as above.
+        ModelError: a value of another type or out of range.
     """
 
     name: str
-    canvas: int
+    image_size: int
     multiple: int
     min_side: int
     max_side: int
@@ -74,55 +75,57 @@ class ModelSpec(NoiseSchedule):
     input_t: str = "t"
     output: str = "eps"
     source_sha256: str = ""
-    licence: str = ""
+    license: str = ""
     training_data: str = ""
-    transforms: tuple[str, ...] = field(default=("blur2", "gray"))
+    transforms: tuple[str, ...] = ("blur2", "gray")
     lam: float = 10.0
 
     def __post_init__(self) -> None:
-        def want(ok: bool, what: str, got: object) -> None:
+        def check(ok: bool, expected: str, got: object) -> None:
             if not ok:
-                raise ModelError(f"model spec: got {got!r}, wanted {what}; export the model again")
+                raise ModelError(f"model spec: got {got!r}, expected {expected}; export the model again")
 
         for name, kind in get_type_hints(type(self)).items():
             if not _CHECKS[kind](value := getattr(self, name)):
-                wanted = kind.__name__ if isinstance(kind, type) else kind
-                raise ModelError(f"model spec: {name}: got {value!r}, wanted {wanted}; export the model again")
+                expected = kind.__name__ if isinstance(kind, type) else kind
+                raise ModelError(f"model spec: {name}: got {value!r}, expected {expected}; export the model again")
             if isinstance(value, np.generic):  # JSON cannot hold NumPy's numbers
                 object.__setattr__(self, name, value.item())
         object.__setattr__(self, "transforms", tuple(self.transforms))
         object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
-        want(self.channels == 3, "channels = 3 (RGB)", self.channels)
-        want(self.beta_schedule in SCHEDULES, f"beta_schedule in {SCHEDULES}", self.beta_schedule)
-        want(0 < self.beta_start < self.beta_end < 1, "0 < beta_start < beta_end < 1", (self.beta_start, self.beta_end))
-        want(2 <= self.timesteps <= 100_000, "timesteps in 2..100000", self.timesteps)
-        wanted = self.timesteps if self.beta_schedule == "betas" else 0
-        want(len(self.betas) == wanted, f"{wanted} betas, as beta_schedule and timesteps say", len(self.betas))
-        want(all(0 < beta < 1 for beta in self.betas), "betas in (0, 1)", [b for b in self.betas if not 0 < b < 1][:3])
+        check(self.channels == 3, "channels = 3 (RGB)", self.channels)
+        check(self.beta_schedule in SCHEDULES, f"beta_schedule in {SCHEDULES}", self.beta_schedule)
+        ends = (self.beta_start, self.beta_end)
+        check(0 < self.beta_start < self.beta_end < 1, "0 < beta_start < beta_end < 1", ends)
+        check(2 <= self.timesteps <= 100_000, "timesteps in 2..100000", self.timesteps)
+        count = self.timesteps if self.beta_schedule == "betas" else 0
+        check(len(self.betas) == count, f"{count} betas, as beta_schedule and timesteps say", len(self.betas))
+        check(all(0 < beta < 1 for beta in self.betas), "betas in (0, 1)", [b for b in self.betas if not 0 < b < 1][:3])
         last = float(self.alphas_cumprod()[-1])
-        want(last >= MIN_ALPHA_BAR, f"a schedule whose alpha-bar stays above {MIN_ALPHA_BAR:g}", last)
-        want(self.prediction == "epsilon", "prediction = 'epsilon'", self.prediction)
-        known = (*PRECISIONS, INT8)
-        want(self.precision in known, f"precision in {known}", self.precision)
-        sides = (self.multiple, self.min_side, self.canvas, self.max_side)
-        want(
-            1 <= self.min_side <= self.canvas <= self.max_side and self.multiple >= 1,
-            "1 <= min_side <= canvas <= max_side and multiple >= 1",
-            dict(zip(("multiple", "min_side", "canvas", "max_side"), sides, strict=True)),
+        check(last >= MIN_ALPHA_BAR, f"a schedule whose alpha-bar stays above {MIN_ALPHA_BAR:g}", last)
+        check(self.prediction == "epsilon", "prediction = 'epsilon'", self.prediction)
+        check(self.precision in (*PRECISIONS, INT8), f"precision in {(*PRECISIONS, INT8)}", self.precision)
+        sides = {name: getattr(self, name) for name in ("multiple", "min_side", "image_size", "max_side")}
+        check(
+            1 <= self.min_side <= self.image_size <= self.max_side and self.multiple >= 1,
+            "1 <= min_side <= image_size <= max_side and multiple >= 1",
+            sides,
         )
-        want(all(s % self.multiple == 0 for s in sides), f"sides that are multiples of {self.multiple}", sides)
-        want(self.lam > 0, "lam in (0, inf]", self.lam)
+        divided = all(side % self.multiple == 0 for side in sides.values())
+        check(divided, f"sides that are multiples of {self.multiple}", sides)
+        check(self.lam > 0, "lam in (0, inf]", self.lam)
 
     @property
     def flexible(self) -> bool:
-        """Whether sizes other than the canvas work."""
+        """Whether sizes other than `image_size` work."""
         return self.min_side < self.max_side
 
     def to_json(self) -> str:
+        """Return the spec as JSON, without the list of betas unless the schedule has one."""
         fields = dataclasses.asdict(self)
-        if self.beta_schedule != "betas":
+        if not self.betas:
             del fields["betas"]
-        return json.dumps({"format": 1 if self.beta_schedule == "linear" else FORMAT, **fields}, sort_keys=True)
+        return json.dumps({"format": FORMAT, **fields}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> ModelSpec:
@@ -138,8 +141,10 @@ class ModelSpec(NoiseSchedule):
         version = raw.pop("format", None) if isinstance(raw, dict) else type(raw).__name__
         if not (is_whole(version) and 1 <= version <= FORMAT):
             raise ModelError(
-                f"{where}: got model spec format {version!r}, wanted 1 to {FORMAT}; export it again or update zipsdk"
+                f"{where}: got model spec format {version!r}, expected 1 to {FORMAT}; export it again or update zipsdk"
             )
+        if version < 3:
+            raw = {_RENAMED_IN_3.get(name, name): value for name, value in raw.items()}
         if version == 1 and raw.get("beta_schedule", "linear") != "linear":
             got = raw["beta_schedule"]
             raise ModelError(

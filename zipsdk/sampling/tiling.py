@@ -81,22 +81,22 @@ class TileLayout:
         return max(1, MAX_PIXELS_A_CALL // (self.frame_pixels * self.windows)) * self.images_per_frame
 
 
-def plan_tiles(spec: ModelSpec, height: int, width: int, divisor: int, canvas: int | None = None) -> TileLayout:
+def plan_tiles(spec: ModelSpec, height: int, width: int, divisor: int, tile_size: int | None = None) -> TileLayout:
     """Choose the layout for images of height x width.
 
     Args:
         divisor: of the transforms; see `zipsdk.sampling.guidance.Guidance`.
-        canvas: side of the frames; None lets the engine see each image at its own size, if it takes several sizes.
+        tile_size: side of the frames; None lets the engine see each image at its own size, if it takes several sizes.
 
     Raises:
         InputError: the engine does not take frames of that size, the transforms' cells do not divide it, or the image
             has more rows or columns than `zipsdk.sampling.noise` can number.
     """
-    _check_frame_size(spec, canvas)
-    any_size = canvas is None and spec.flexible
+    _check_tile_size(spec, tile_size)
+    any_size = tile_size is None and spec.flexible
     if any_size and (layout := direct(spec, height, width, divisor)):
         return layout
-    side = canvas or (_largest_frame(spec, divisor) if any_size else spec.canvas)
+    side = tile_size or (_largest_frame(spec, divisor) if any_size else spec.image_size)
     if side < spec.min_side or side % divisor:
         sides = f"any side of {spec.min_side}..{spec.max_side} that {spec.name} takes"
         raise InputError(
@@ -144,13 +144,15 @@ def windowed(spec: ModelSpec, side: int, height: int, width: int, divisor: int, 
     return TileLayout(h, w, frame_height, frame_width, ys=ys, xs=xs, overlap=overlap)
 
 
-def _check_frame_size(spec: ModelSpec, canvas: int | None) -> None:
+def _check_tile_size(spec: ModelSpec, tile_size: int | None) -> None:
     """Raise InputError if the engine does not take frames of that side."""
-    if canvas is not None and (
-        not is_whole(canvas) or canvas % spec.multiple or not spec.min_side <= canvas <= spec.max_side
+    if tile_size is not None and (
+        not is_whole(tile_size) or tile_size % spec.multiple or not spec.min_side <= tile_size <= spec.max_side
     ):
-        sides = f"{spec.min_side}..{spec.max_side}" if spec.flexible else str(spec.canvas)
-        raise InputError(f"canvas: got {canvas!r}, expected a multiple of {spec.multiple} in {sides} for {spec.name}")
+        sides = f"{spec.min_side}..{spec.max_side}" if spec.flexible else str(spec.image_size)
+        raise InputError(
+            f"tile_size: got {tile_size!r}, expected a multiple of {spec.multiple} in {sides} for {spec.name}"
+        )
 
 
 def _largest_frame(spec: ModelSpec, divisor: int) -> int:

@@ -30,7 +30,7 @@ def workshop():
     def clean():
         return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
 
-    return tables.Workshop(FakeEngine(make_spec(canvas=32)), "cifar10", 32, Nothing, clean)
+    return tables.Workshop(FakeEngine(make_spec(image_size=32)), "cifar10", 32, Nothing, clean)
 
 
 def test_every_line_of_every_table_names_a_defence(workshop):

@@ -133,7 +133,7 @@ def test_neighbours_move_a_picture_only_through_the_network(monkeypatch, tmp_pat
         "tiled against its own size": leaks, "own size, in a batch of 1 against all": False,
         "own size, another seed (for scale)": True,
     }  # fmt: skip
-    assert payload["info"] == zipsdk.Purifier(Engine(), "blur2+gray", seed=0, canvas=64).info
+    assert payload["info"] == zipsdk.Purifier(Engine(), "blur2+gray", seed=0, tile_size=64).info
 
 
 def test_one_picture_without_a_neighbour_is_left_out_and_others_are_told(tmp_path, rng):

@@ -73,8 +73,9 @@ def test_every_kept_name_can_be_written(tmp_path):
 def test_wrong_options(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 1)
     out = tmp_path / "out"
-    for options in (["--lam", "0"], ["--eta", "2"], ["--seed", "-1"], ["--transforms", "x"], ["--canvas", "33"]):
+    for options in (["--lam", "0"], ["--eta", "2"], ["--seed", "-1"], ["--transforms", "x"]):
         refused(capsys, purify(src, "-o", out, *options), 2, options[0][2:])
+    refused(capsys, purify(src, "-o", out, "--canvas", "33"), 2, "tile_size: got 33")
     refused(capsys, purify(src, "-o", out, steps=0), 2, "steps: got 0")
     for options in (
         ["--sheet", str(src)],

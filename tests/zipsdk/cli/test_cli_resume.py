@@ -53,7 +53,7 @@ def test_other_settings_are_refused_before_anything_is_written(purify, model, tm
     refused(capsys, purify(src, "-o", out, "--transforms", "blur4"), 2, "transforms: ")
     refused(capsys, purify(src, "-o", out, "--transforms", "blur2+gray", "--combine", "joint"), 2, "combine: ")
     refused(capsys, purify(src, "-o", out, "--eta", 0), 2, "eta: 1.0 then, 0.0 now")
-    refused(capsys, purify(src, "-o", out, "--canvas", 32), 2, "canvas: None then, 32 now")
+    refused(capsys, purify(src, "-o", out, "--canvas", 32), 2, "tile_size: None then, 32 now")
     other = tmp_path / "other.onnx"
     proto = onnx.load(model)
     proto.doc_string = "another file"

@@ -83,7 +83,7 @@ def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
     assert main([*arguments, "--engine", "--batch", "1,2", "--target", "sm86"]) == 0
     (path,) = tmp_path.glob("*.plan")
     record = plan_file.read_plan(path)
-    assert record["spec"].precision == precision and record["spec"].canvas == 256
+    assert record["spec"].precision == precision and record["spec"].image_size == 256
     assert record["plan"]["onnx"]["name"] == path.with_suffix(".onnx").name
 
 

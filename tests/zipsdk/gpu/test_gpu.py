@@ -43,7 +43,7 @@ class HostFunctionEngine:
         return self.plain(x, t)
 
     def enqueue(self, x, t, eps, batch, stream, *, size=None):
-        shape = (batch, 3, *(size or (self.spec.canvas,) * 2))
+        shape = (batch, 3, *(size or (self.spec.image_size,) * 2))
 
         @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
         def work(_):
@@ -87,7 +87,7 @@ class CopyEngine:
         return x.copy()
 
     def enqueue(self, x, t, eps, batch, stream, *, size=None):
-        height, width = size or (self.spec.canvas,) * 2
+        height, width = size or (self.spec.image_size,) * 2
         assert stream == self.device.compute.handle
         self.device.copy(eps, x, 12 * batch * height * width, self.device.compute)
 

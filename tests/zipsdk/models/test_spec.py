@@ -31,97 +31,113 @@ def refused(text, said):
 def test_what_is_written_is_read_again():
     spec = make_spec(
         beta_start=2e-4, beta_end=0.03, timesteps=500, precision="int8", input_x="a", input_t="b", output="c",
-        source_sha256="ab", licence="MIT", training_data="pictures", transforms=("blur4",), lam=float("inf"),
+        source_sha256="ab", license="MIT", training_data="pictures", transforms=("blur4",), lam=float("inf"),
     )  # fmt: skip
     assert ModelSpec.from_json(spec.to_json(), "x") == spec
 
 
 @pytest.mark.parametrize("changes", [COSINE, GIVEN, {"beta_schedule": "scaled_linear", "timesteps": 4000}])
-def test_other_noise_schedules_travel_in_format_2(changes):
+def test_other_noise_schedules_travel_too(changes):
     spec = make_spec(**changes)
     text = spec.to_json()
-    assert json.loads(text)["format"] == 2 and ("betas" in json.loads(text)) == (changes is GIVEN)
+    assert json.loads(text)["format"] == 3 and ("betas" in json.loads(text)) == (changes is GIVEN)
     assert ModelSpec.from_json(text, "x") == spec
-    refused(text.replace('"format": 2', '"format": 1'), "in model spec format 1, expected 'linear'")
+    refused(text.replace('"format": 3', '"format": 1'), "in model spec format 1, expected 'linear'")
 
 
-def test_a_linear_schedule_is_written_as_older_versions_read_it():
-    """Format 1 has exactly these fields; a reader of that format refuses any other."""
+def test_these_fields_are_written():
     written = json.loads(make_spec().to_json())
     assert set(written) == {
-        "format", "name", "canvas", "multiple", "min_side", "max_side", "channels", "beta_schedule", "beta_start",
-        "beta_end", "timesteps", "prediction", "precision", "input_x", "input_t", "output", "source_sha256", "licence",
+        "format", "name", "image_size", "multiple", "min_side", "max_side", "channels", "beta_schedule", "beta_start",
+        "beta_end", "timesteps", "prediction", "precision", "input_x", "input_t", "output", "source_sha256", "license",
         "training_data", "transforms", "lam",
     }  # fmt: skip
-    assert written["format"] == 1
+    assert written["format"] == FORMAT
     assert ModelSpec.from_json(json.dumps(written), "x") == make_spec()
 
 
+@pytest.mark.parametrize(("version", "changes"), [(1, {}), (2, {}), (2, COSINE), (2, GIVEN)])
+def test_older_formats_are_read(version, changes):
+    """Formats 1 and 2 say canvas and licence."""
+    spec = make_spec(license="CC0", **changes)
+    fields = json.loads(spec.to_json())
+    old = {**fields, "format": version, "canvas": fields.pop("image_size"), "licence": fields.pop("license")}
+    del old["image_size"], old["license"]
+    assert ModelSpec.from_json(json.dumps(old), "x") == spec
+    refused(json.dumps({**old, "format": 3}), "unknown fields ['canvas', 'licence']")
+
+
 def test_only_a_name_and_the_sides_are_required():
-    wanted = {"format": FORMAT, "name": "n", "canvas": 64, "multiple": 4, "min_side": 64, "max_side": 64}
-    spec = ModelSpec.from_json(json.dumps(wanted), "x")
-    assert not spec.flexible and spec == ModelSpec(name="n", canvas=64, multiple=4, min_side=64, max_side=64)
-    for key in wanted:
-        refused(json.dumps({k: v for k, v in wanted.items() if k != key}), "format None" if key == "format" else key)
+    expected = {"format": FORMAT, "name": "n", "image_size": 64, "multiple": 4, "min_side": 64, "max_side": 64}
+    spec = ModelSpec.from_json(json.dumps(expected), "x")
+    assert not spec.flexible and spec == ModelSpec(name="n", image_size=64, multiple=4, min_side=64, max_side=64)
+    for key in expected:
+        refused(json.dumps({k: v for k, v in expected.items() if k != key}), "format None" if key == "format" else key)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         # values that no loop here knows
-        ({"prediction": "v"}, "got 'v', wanted prediction = 'epsilon'"),
-        ({"channels": 1}, "got 1, wanted channels = 3"),
-        ({"channels": 4}, "got 4, wanted channels = 3"),
-        ({"beta_schedule": "sigmoid"}, "got 'sigmoid', wanted beta_schedule in ('linear', 'scaled_linear', 'cosine', "),
-        ({"beta_schedule": "betas"}, "got 0, wanted 1000 betas"),
-        ({"betas": [0.1] * 1000}, "got 1000, wanted 0 betas"),
-        ({"beta_schedule": "betas", "timesteps": 2, "betas": [0.1, 0.1, 0.1]}, "got 3, wanted 2 betas"),
+        ({"prediction": "v"}, "got 'v', expected prediction = 'epsilon'"),
+        ({"channels": 1}, "got 1, expected channels = 3"),
+        ({"channels": 4}, "got 4, expected channels = 3"),
+        (
+            {"beta_schedule": "sigmoid"},
+            "got 'sigmoid', expected beta_schedule in ('linear', 'scaled_linear', 'cosine', ",
+        ),
+        ({"beta_schedule": "betas"}, "got 0, expected 1000 betas"),
+        ({"betas": [0.1] * 1000}, "got 1000, expected 0 betas"),
+        ({"beta_schedule": "betas", "timesteps": 2, "betas": [0.1, 0.1, 0.1]}, "got 3, expected 2 betas"),
         (
             {"beta_schedule": "betas", "timesteps": 3, "betas": [0.0, 0.1, 1.0]},
-            "got [0.0, 1.0], wanted betas in (0, 1)",
+            "got [0.0, 1.0], expected betas in (0, 1)",
         ),
-        ({"beta_schedule": "betas", "timesteps": 2, "betas": [0.1, float("nan")]}, "got [nan], wanted betas in (0, 1)"),
-        ({"beta_schedule": "betas", "timesteps": 2, "betas": [0.1, "0.1"]}, "betas: got [0.1, '0.1'], wanted tuple"),
+        (
+            {"beta_schedule": "betas", "timesteps": 2, "betas": [0.1, float("nan")]},
+            "got [nan], expected betas in (0, 1)",
+        ),
+        ({"beta_schedule": "betas", "timesteps": 2, "betas": [0.1, "0.1"]}, "betas: got [0.1, '0.1'], expected tuple"),
         ({"timesteps": 20_000}, "whose alpha-bar stays above 1e-30"),  # the betas of 1000 steps, taken 20,000 times
         ({"beta_start": 0.5}, "0 < beta_start < beta_end < 1"),
         ({"beta_start": 0.02}, "0 < beta_start < beta_end < 1"),
         ({"beta_start": 0}, "0 < beta_start < beta_end < 1"),
         ({"beta_end": 1}, "0 < beta_start < beta_end < 1"),
         ({"beta_end": float("nan")}, "0 < beta_start < beta_end < 1"),
-        ({"timesteps": 1}, "got 1, wanted timesteps in 2..100000"),
-        ({"timesteps": 100_001}, "got 100001, wanted timesteps in 2..100000"),
-        ({"precision": "fp8"}, "got 'fp8', wanted precision in"),
-        ({"lam": -1}, "got -1, wanted lam in (0, inf]"),
+        ({"timesteps": 1}, "got 1, expected timesteps in 2..100000"),
+        ({"timesteps": 100_001}, "got 100001, expected timesteps in 2..100000"),
+        ({"precision": "fp8"}, "got 'fp8', expected precision in"),
+        ({"lam": -1}, "got -1, expected lam in (0, inf]"),
         # sides
         ({"multiple": 3}, "multiples of 3"),
         ({"multiple": 0}, "multiple >= 1"),
-        ({"canvas": 66}, "multiples of 4"),
+        ({"image_size": 66}, "multiples of 4"),
         ({"min_side": 33}, "multiples of 4"),
         ({"max_side": 127}, "multiples of 4"),
-        ({"canvas": 512}, "'canvas': 512, 'max_side': 128}, wanted 1 <= min_side <= canvas <= max_side"),
-        ({"canvas": 28}, "min_side <= canvas <= max_side"),
+        ({"image_size": 512}, "'image_size': 512, 'max_side': 128}, expected 1 <= min_side <= image_size <= max_side"),
+        ({"image_size": 28}, "min_side <= image_size <= max_side"),
         ({"min_side": 0}, "1 <= min_side"),
         # types
-        ({"canvas": "64"}, "canvas: got '64', wanted int"),
-        ({"canvas": 64.0}, "canvas: got 64.0, wanted int"),
-        ({"canvas": True}, "canvas: got True, wanted int"),
-        ({"canvas": None}, "canvas: got None, wanted int"),
-        ({"name": 7}, "name: got 7, wanted str"),
-        ({"licence": None}, "licence: got None, wanted str"),
-        ({"lam": "10"}, "lam: got '10', wanted float"),
-        ({"lam": True}, "lam: got True, wanted float"),
-        ({"transforms": "blur2"}, "transforms: got 'blur2', wanted tuple"),
-        ({"transforms": ["blur2", 2]}, "transforms: got ['blur2', 2], wanted tuple"),
-        ({"transforms": None}, "transforms: got None, wanted tuple"),
-        ({"timesteps": 1000.0}, "timesteps: got 1000.0, wanted int"),
-        ({"beta_start": "0.1"}, "beta_start: got '0.1', wanted float"),
-        ({"lam": 10**400}, ", wanted float"),
+        ({"image_size": "64"}, "image_size: got '64', expected int"),
+        ({"image_size": 64.0}, "image_size: got 64.0, expected int"),
+        ({"image_size": True}, "image_size: got True, expected int"),
+        ({"image_size": None}, "image_size: got None, expected int"),
+        ({"name": 7}, "name: got 7, expected str"),
+        ({"license": None}, "license: got None, expected str"),
+        ({"lam": "10"}, "lam: got '10', expected float"),
+        ({"lam": True}, "lam: got True, expected float"),
+        ({"transforms": "blur2"}, "transforms: got 'blur2', expected tuple"),
+        ({"transforms": ["blur2", 2]}, "transforms: got ['blur2', 2], expected tuple"),
+        ({"transforms": None}, "transforms: got None, expected tuple"),
+        ({"timesteps": 1000.0}, "timesteps: got 1000.0, expected int"),
+        ({"beta_start": "0.1"}, "beta_start: got '0.1', expected float"),
+        ({"lam": 10**400}, ", expected float"),
         # another format, or fields of one
         ({"new": 1}, "unknown fields ['new']"),
-        ({"format": 3}, "format 3, wanted 1 to 2"),
-        ({"format": 0}, "format 0, wanted 1 to 2"),
-        ({"format": "1"}, "format '1', wanted 1 to 2"),
-        ({"format": True}, "format True, wanted 1 to 2"),
+        ({"format": 4}, "format 4, expected 1 to 3"),
+        ({"format": 0}, "format 0, expected 1 to 3"),
+        ({"format": "1"}, "format '1', expected 1 to 3"),
+        ({"format": True}, "format True, expected 1 to 3"),
     ],
 )
 def test_a_spec_that_this_version_does_not_know_is_refused(changes, said):
@@ -134,7 +150,7 @@ def test_a_spec_that_this_version_does_not_know_is_refused(changes, said):
 
 
 def test_numbers_of_numpy_and_a_list_are_taken():
-    spec = make_spec(canvas=np.int64(64), lam=np.float32(10), transforms=["blur2", "gray"])
+    spec = make_spec(image_size=np.int64(64), lam=np.float32(10), transforms=["blur2", "gray"])
     assert spec == make_spec() and hash(spec) == hash(make_spec())
     assert ModelSpec.from_json(spec.to_json(), "x.onnx") == spec
 
@@ -153,9 +169,9 @@ def test_every_precision_that_a_tool_here_writes_is_known():
 
 @pytest.mark.parametrize(
     ("changes", "fits"),
-    [({"min_side": 4, "canvas": 4, "max_side": 4}, True), ({"timesteps": 2}, True),
+    [({"min_side": 4, "image_size": 4, "max_side": 4}, True), ({"timesteps": 2}, True),
      ({"timesteps": 100_000, "beta_start": 1e-6, "beta_end": 2e-4}, True),
-     ({"lam": float("inf")}, True), ({"lam": 0}, False), ({"canvas": 132}, False)],
+     ({"lam": float("inf")}, True), ({"lam": 0}, False), ({"image_size": 132}, False)],
 )  # fmt: skip
 def test_the_limits_themselves(changes, fits):
     if fits:

@@ -32,8 +32,8 @@ def test_bundled_model_is_small_and_has_a_spec(engine):
     assert list_models() == ["zip-tiny", "zip-tiny-int8"]
     assert path is not None and path.stat().st_size < 12e6
     spec = engine.spec
-    assert (spec.name, spec.canvas, spec.flexible) == ("zip-tiny", 64, True)
-    assert spec.licence and spec.training_data and len(spec.source_sha256) == 64
+    assert (spec.name, spec.image_size, spec.flexible) == ("zip-tiny", 64, True)
+    assert spec.license and spec.training_data and len(spec.source_sha256) == 64
     assert (path.parent / "zip-tiny.md").exists()  # its model card
     assert engine.info["providers"] == ["CPUExecutionProvider"]
 
@@ -47,7 +47,7 @@ def test_the_bundled_model_is_the_export_of_the_weights_in_the_repository(engine
     module, sha256 = checkpoints.load(weights)
     assert engine.spec.source_sha256 == sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
     config = module.config
-    assert (engine.spec.canvas, engine.spec.multiple) == (config.image_size, config.downsampling)
+    assert (engine.spec.image_size, engine.spec.multiple) == (config.image_size, config.downsampling)
     schedule = (engine.spec.beta_start, engine.spec.beta_end, engine.spec.timesteps)
     assert schedule == (config.beta_start, config.beta_end, config.timesteps)
     x = np.random.default_rng(0).standard_normal((3, 3, 32, 40)).astype(np.float32)
@@ -114,7 +114,7 @@ def test_windows_leave_no_seam(engine):
     assert abs(steps[lines].mean() - steps[around].mean()) < 4 * steps.std() / np.sqrt(len(lines))
 
 
-@pytest.mark.parametrize("limits", [{"max_side": 128}, {"canvas": 128, "min_side": 128, "max_side": 128}],
+@pytest.mark.parametrize("limits", [{"max_side": 128}, {"image_size": 128, "min_side": 128, "max_side": 128}],
                          ids=["flexible", "fixed"])  # fmt: skip
 @pytest.mark.parametrize("height", [1, 2])
 def test_thin_images_are_restored_in_windows_as_well_as_whole(engine, limits, height):

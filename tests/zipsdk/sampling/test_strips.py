@@ -78,7 +78,7 @@ def test_strips_give_the_same_bits_as_whole_images(size, spec, guide):
         {"start": 400},
         {"start": 9, "steps": 1},
         {"seed": 2**64 - 1},
-        {"canvas": 32},
+        {"tile_size": 32},
         {"lam": np.inf, "start": 700},
     ],
     ids=str,

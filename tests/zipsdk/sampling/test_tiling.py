@@ -112,7 +112,7 @@ def test_flexible_engine_sees_pictures_at_their_own_size():
     layout = plan_tiles(FLEXIBLE, 50, 97, divisor=8)
     assert (layout.frame_height, layout.frame_width) == (layout.height, layout.width) == (56, 104)
     assert plan_tiles(FLEXIBLE, 3, 3, divisor=2).height == 32  # not below what it was trained on
-    assert plan_tiles(FLEXIBLE, 32, 32, divisor=2, canvas=64).images_per_frame == 4  # but tiles where asked
+    assert plan_tiles(FLEXIBLE, 32, 32, divisor=2, tile_size=64).images_per_frame == 4  # but tiles where asked
 
 
 @pytest.mark.parametrize("spec", [FLEXIBLE, make_spec(multiple=16, min_side=48), FIXED], ids=["4", "16", "fixed"])
@@ -205,8 +205,8 @@ def test_bad_plans_are_refused():
     ):
         plan_tiles(make_spec(multiple=16, min_side=48, max_side=64), 32, 32, divisor=9)
     for side in (30, 62, 256, 64.0, "64", True):
-        with pytest.raises(InputError, match="canvas: got"):
-            plan_tiles(FLEXIBLE, 32, 32, divisor=2, canvas=side)
+        with pytest.raises(InputError, match="tile_size: got"):
+            plan_tiles(FLEXIBLE, 32, 32, divisor=2, tile_size=side)
 
 
 @pytest.mark.parametrize(
