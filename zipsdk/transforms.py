@@ -1,7 +1,7 @@
-"""The linear transforms that destroy a trigger: A, its pseudo-inverse A^+, and the projection P = A^+ A.
+"""Define the linear transforms that destroy a trigger: A, its pseudo-inverse A^+, and the projection P = A^+ A.
 
-The loop only ever needs P: the range-space part of a picture, what the transform lets through. A and A^+ are there for
-tests, for looking at y = A x, and for other methods. Arrays are float (N, 3, H, W); sides are multiples of `divisor`.
+The loop needs only P, which keeps the range-space part of an image. A and A^+ serve tests, display of y = A x, and
+other methods. Arrays are float (N, 3, H, W); sides are multiples of `divisor`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Array = npt.NDArray[Any]
 
 @runtime_checkable
 class Transform(Protocol):
-    """A linear map on pictures. Any object with these members can be passed to `zipsdk.Purifier`.
+    """Map images linearly. Any object with these members can be passed to `zipsdk.Purifier`.
 
     An optional attribute ``local = True`` declares that each cell of `divisor` x `divisor` pixels is transformed alone.
-    Large images then pass through in strips of rows, which saves memory; other transforms see whole images.
+    Large images are then processed in strips of rows, which saves memory; other transforms get whole images.
     """
 
     @property
@@ -38,7 +38,7 @@ class Transform(Protocol):
         """y = A x."""
 
     def pinv(self, y: Array) -> Array:
-        """A^+ y, of the picture's shape."""
+        """A^+ y, in the image's shape."""
 
     def project(self, x: Array) -> Array:
         """P x = A^+ A x, a new array of x's shape and dtype."""
@@ -49,10 +49,10 @@ class Blur:
     """Average pooling over n x n cells; A^+ repeats each mean over its cell (paper, appendix C).
 
     Args:
-        n: side of the cells in pixels, at least 2. Pictures that it does not divide are padded by their mirror image.
+        n: side of the cells in pixels, at least 2. Images whose sides it does not divide are padded by mirroring.
 
     Raises:
-        InputError: n is less, or no whole number.
+        InputError: n is below 2, or no whole number.
     """
 
     n: int
@@ -60,7 +60,7 @@ class Blur:
 
     def __post_init__(self) -> None:
         if not is_whole(self.n) or self.n < 2:
-            raise InputError(f"Blur: got n={self.n!r}, wanted a whole number of at least 2, the side of the cells")
+            raise InputError(f"Blur: got n={self.n!r}, expected a whole number of at least 2, the side of the cells")
         object.__setattr__(self, "n", int(self.n))  # NumPy's integers overflow
 
     @property
@@ -70,7 +70,7 @@ class Blur:
     def forward(self, x: Array) -> Array:
         n, (*lead, h, w) = self.n, x.shape
         rows = x.reshape(*lead, h // n, n, w)
-        # whole rows first: contiguous additions, and the strided ones see 1/n of the data
+        # whole rows first, so that the strided additions take 1/n of the data
         total = rows[..., 0, :].copy()
         for i in range(1, n):
             total += rows[..., i, :]
@@ -92,7 +92,7 @@ class Blur:
 
 @dataclass(frozen=True)
 class Grayscale:
-    """The mean of the three colours; A^+ repeats it (paper, appendix C: A = [1/3, 1/3, 1/3], not Rec. 601)."""
+    """Average the three channels; A^+ repeats the mean (paper, appendix C: A = [1/3, 1/3, 1/3], not Rec. 601)."""
 
     divisor: int = 1
     local: ClassVar[bool] = True
@@ -114,23 +114,23 @@ class Grayscale:
 
 
 def _pinv(matrix: npt.ArrayLike, what: str) -> tuple[Array, Array]:
-    """The matrix in float64 and its Moore-Penrose pseudo-inverse, by SVD."""
+    """Return the matrix in float64 and its Moore-Penrose pseudo-inverse, by SVD."""
     a = np.asarray(matrix, dtype=np.float64)
     if a.ndim != 2 or 0 in a.shape or not np.isfinite(a).all():
-        raise InputError(f"Linear: got {what} of shape {a.shape}, wanted a finite matrix with rows and columns")
+        raise InputError(f"Linear: got {what} of shape {a.shape}, expected a finite matrix with rows and columns")
     return a, np.linalg.pinv(a)
 
 
 class Linear:
-    """Any matrix, applied to each block of the picture; the pseudo-inverse comes from the SVD.
+    """Apply a matrix to each block of the image; the pseudo-inverse comes from the SVD.
 
-    ``Linear(matrix, block=(h, w))`` flattens each h x w block with its colours, in the order (3, h, w), to a vector of
-    3hw values; `matrix` is (m, 3hw). ``Linear(matrix)`` alone acts on colours: (m, 3).
-    ``Linear.separable(rows, columns)`` acts on each colour plane: y = rows x columns^T for each block; rows is (p, h),
-    columns (q, w). A block may be the whole picture.
+    ``Linear(matrix, block=(h, w))`` flattens each h x w block with its channels, in the order (3, h, w), to a vector of
+    3hw values; `matrix` is (m, 3hw). ``Linear(matrix)`` acts on the channels of each pixel: (m, 3).
+    ``Linear.separable(rows, columns)`` acts on each channel: y = rows x columns^T for each block; rows is (p, h),
+    columns (q, w). A block may be the whole image.
 
     Raises:
-        InputError: not a matrix, not finite, shapes that do not fit, or a matrix that keeps everything (P = I).
+        InputError: no matrix, not finite, shapes that do not match, or a matrix that keeps everything (P = I).
     """
 
     local = True
@@ -138,23 +138,23 @@ class Linear:
     def __init__(self, matrix: npt.ArrayLike, block: tuple[int, int] = (1, 1)):
         sides = tuple(block) if isinstance(block, Iterable) else ()
         if len(sides) != 2 or not all(is_whole(n) and n >= 1 for n in sides):
-            raise InputError(f"Linear: got block={block!r}, wanted (height, width), whole numbers of at least 1")
+            raise InputError(f"Linear: got block={block!r}, expected (height, width), whole numbers of at least 1")
         h, w = map(int, sides)
         self.block = (h, w)
         self._a, self._pinv = _pinv(matrix, "a matrix")
         if self._a.shape[1] != 3 * h * w:
             raise InputError(
-                f"Linear: got a matrix of shape {self._a.shape} for blocks of {h}x{w}, wanted {3 * h * w} columns"
+                f"Linear: got a matrix of shape {self._a.shape} for blocks of {h}x{w}, expected {3 * h * w} columns"
             )
         self._p = self._pinv @ self._a
         if np.allclose(self._p, np.eye(len(self._p))):
             raise InputError(
-                "Linear: got a matrix that keeps everything, so a trigger passes; wanted one of lower rank"
+                "Linear: got a matrix that keeps everything, so a trigger passes; expected one of lower rank"
             )
 
     @staticmethod
     def separable(rows: npt.ArrayLike, columns: npt.ArrayLike) -> SeparableLinear:
-        """y = rows x columns^T for each block and colour; see the class."""
+        """Return the transform y = rows x columns^T for each block and channel; see the class."""
         return SeparableLinear(rows, columns)
 
     @property
@@ -168,7 +168,7 @@ class Linear:
             n, height // h, width // w, c * h * w
         )  # fmt: skip
 
-    def _picture(self, blocks: Array) -> Array:
+    def _image(self, blocks: Array) -> Array:
         n, rows, cols, _ = blocks.shape
         h, w = self.block
         return blocks.reshape(n, rows, cols, 3, h, w).transpose(0, 3, 1, 4, 2, 5).reshape(n, 3, rows * h, cols * w)
@@ -179,17 +179,17 @@ class Linear:
         return y
 
     def pinv(self, y: Array) -> Array:
-        return self._picture(y @ self._pinv.T.astype(y.dtype))
+        return self._image(y @ self._pinv.T.astype(y.dtype))
 
     def project(self, x: Array) -> Array:
-        return self._picture(self._blocks(x) @ self._p.T.astype(x.dtype))
+        return self._image(self._blocks(x) @ self._p.T.astype(x.dtype))
 
     def __str__(self) -> str:
         return "linear{}of{}x{}".format(self._a.shape[0], *self.block)
 
 
 class SeparableLinear:
-    """What `Linear.separable` makes."""
+    """Apply rows x columns^T to each block and channel; made by `Linear.separable`."""
 
     local = True
 
@@ -197,7 +197,7 @@ class SeparableLinear:
         (self._r, self._r_pinv), (self._c, self._c_pinv) = _pinv(rows, "rows"), _pinv(columns, "columns")
         self._pr, self._pc = self._r_pinv @ self._r, self._c_pinv @ self._c
         if np.allclose(self._pr, np.eye(len(self._pr))) and np.allclose(self._pc, np.eye(len(self._pc))):
-            raise InputError("Linear: got matrices that keep everything, so a trigger passes; wanted one of lower rank")
+            raise InputError("Linear: got matrices that keep everything, so a trigger passes; expected lower rank")
 
     @property
     def divisor(self) -> int:
@@ -205,7 +205,7 @@ class SeparableLinear:
 
     @staticmethod
     def _apply(left: Array, x: Array, right: Array) -> Array:
-        """left x right^T on each block of (left.shape[1], right.shape[1])."""
+        """Return left x right^T for each block of (left.shape[1], right.shape[1])."""
         n, c, height, width = x.shape
         (p, h), (q, w) = left.shape, right.shape
         y = x.reshape(n, c, height, width // w, w) @ right.T.astype(x.dtype)
@@ -227,34 +227,36 @@ class SeparableLinear:
 
 
 def several(given: Transform | Iterable[Transform]) -> tuple[Transform, ...]:
-    """One transform or several that act together, as a tuple; `Guidance` looks at each.
+    """Return one transform, or several that act together, as a tuple; `zipsdk.sampling.guidance` checks each.
 
     Raises:
-        InputError: neither.
+        InputError: neither a transform nor an iterable.
     """
     if isinstance(given, Transform):
         return (given,)
     if not isinstance(given, Iterable):
-        raise InputError(f"transforms: got {given!r}, wanted one such as Blur(2), or a list of them")
+        raise InputError(f"transforms: got {given!r}, expected one such as Blur(2), or a list of them")
     return tuple(given)
 
 
 class OneOf:
-    """A moving target: each picture draws one of several transforms, or sets of transforms, by seed and picture.
+    """Draw one of several transforms, or sets of transforms, for each image, by its seed and noise key.
 
-    The paper's answer to an attacker who trains on purified pictures (section 4.4.2): what helps is that the defender
-    changes the transforms. ``OneOf(Blur(2), Blur(4), [Blur(2), Grayscale()])``.
+    This is the paper's defense against an attacker who trains on purified images (section 4.4.2): the defender changes
+    the transforms. ``OneOf(Blur(2), Blur(4), [Blur(2), Grayscale()])``.
 
     Args:
         choices: at least 2, each a transform or several that act together.
 
     Raises:
-        InputError: fewer than 2, or one that is neither.
+        InputError: fewer than 2, or a choice that is neither.
     """
 
     def __init__(self, *choices: Transform | Sequence[Transform]):
         if len(choices) < 2:
-            raise InputError(f"OneOf: got {len(choices)} choices, wanted at least 2; pass a fixed one as it is")
+            raise InputError(
+                f"OneOf: got {len(choices)} choices, expected at least 2; pass a single transform without OneOf"
+            )
         self.choices = tuple(several(c) for c in choices)
 
     def __str__(self) -> str:
@@ -262,7 +264,7 @@ class OneOf:
 
 
 def parse(text: str) -> list[Transform] | OneOf:
-    """Transforms by name: blurN and gray, several joined by "+", with "|" between the choices of `OneOf`.
+    """Parse names of transforms: blurN and gray, several joined by "+", with "|" between the choices of `OneOf`.
 
     Examples: "blur2+gray", "blur2|blur4+gray".
 
@@ -275,7 +277,9 @@ def parse(text: str) -> list[Transform] | OneOf:
             return Grayscale()
         if m := re.fullmatch(r"blur(\d{1,4})", name):
             return Blur(int(m[1]))
-        raise InputError(f"transforms: got {name!r} in {text!r}, wanted blurN (blur2, blur4, ...) or gray, joined by +")
+        raise InputError(
+            f"transforms: got {name!r} in {text!r}, expected blurN (blur2, blur4, ...) or gray, joined by +"
+        )
 
     choices = [[one(n) for n in part.split("+")] for part in text.replace(" ", "").lower().split("|")]
     return OneOf(*choices) if len(choices) > 1 else choices[0]

@@ -344,7 +344,7 @@ def test_a_bad_picture_stops_before_any_work():
         ({"start": 300.5}, "start"),
         ({"lam": "abc"}, "lam"),
         ({"lam": 10**400}, "lam: got 1000"),
-        ({"transforms": 5}, "transforms: got 5, wanted one such as Blur"),
+        ({"transforms": 5}, "transforms: got 5, expected one such as Blur"),
         ({"transforms": Grayscale}, "objects such as"),
         ({"transforms": [Blur(2), Grayscale]}, "objects such as"),
         ({"transforms": OneOf(Blur(2), Grayscale)}, "objects such as"),

@@ -100,7 +100,7 @@ def test_the_largest_divisor_itself_is_taken(monkeypatch):
         (lambda: Linear(np.eye(3)), "keeps everything"),
         (lambda: Linear(np.ones((2, 4))), "3 columns"),
         (lambda: Linear([[np.nan, 0, 0]]), "finite"),
-        (lambda: Linear(np.ones((2, 12)), block=2), "block=2, wanted"),
+        (lambda: Linear(np.ones((2, 12)), block=2), "block=2, expected"),
         (lambda: Linear(np.ones((2, 9)), block=(-1, -3)), "at least 1"),
         (lambda: Linear(np.ones((2, 12)), block=(2, 2.0)), "whole numbers"),
         (lambda: Linear(np.ones((2, 3)), block=(1,)), "height, width"),
@@ -117,10 +117,10 @@ def test_the_largest_divisor_itself_is_taken(monkeypatch):
             "every 1009091 pixels only, expected at most 2048; choose",
         ),
         (lambda: OneOf(Blur(2)), "at least 2"),
-        (lambda: OneOf(5, Blur(2)), "got 5, wanted one such as"),
-        (lambda: parse("blur"), "wanted blurN"),
-        (lambda: parse("blur2+"), "wanted blurN"),
-        (lambda: parse(""), "wanted blurN"),
+        (lambda: OneOf(5, Blur(2)), "got 5, expected one such as"),
+        (lambda: parse("blur"), "expected blurN"),
+        (lambda: parse("blur2+"), "expected blurN"),
+        (lambda: parse(""), "expected blurN"),
     ],
 )
 def test_bad_transforms_are_refused(make, said):
