@@ -68,7 +68,7 @@ def _as_bytes(draw: Draw, text: str) -> bytes:
 
 
 SPEC: dict[str, Any] = {
-    "format": 1, "name": "toy", "canvas": 32, "multiple": 4, "min_side": 8, "max_side": 64, "channels": 3,
+    "format": 3, "name": "toy", "image_size": 32, "multiple": 4, "min_side": 8, "max_side": 64, "channels": 3,
     "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "timesteps": 1000, "prediction": "epsilon",
     "precision": "fp32", "input_x": "x", "input_t": "t", "output": "eps", "source_sha256": "", "license": "CC0",
     "training_data": "", "transforms": ["blur2", "gray"], "lam": 10.0,

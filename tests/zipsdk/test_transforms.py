@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import FakeEngine, make_spec
 
+from tests.fakes.engine import FakeEngine, make_spec
 from zipsdk import Purifier
 from zipsdk.errors import InputError, ModelError
 from zipsdk.sampling import guidance
