@@ -45,7 +45,6 @@ from zipsdk.models.sidecar import check_sidecar, sidecar_path, write_sidecar
 from zipsdk.models.spec import INT8, METADATA_KEY, ModelSpec
 from zipsdk.presets import PRESETS
 from zipsdk.purifier import Purifier
-from zipsdk.sampling.schedule import alphas_cumprod
 from zipsdk.types import Engine
 
 U8 = NDArray[np.uint8]

@@ -13,11 +13,11 @@ from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.pending import CpuBatch, PendingResult, PendingRun, SizeGroup
 from zipsdk.sampling import memory
 from zipsdk.sampling.cpu_loop import CpuLoop
+from zipsdk.sampling.guidance import Guidance, strip_unit
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import StepTable
-from zipsdk.sampling.tiling import Layout, plan
+from zipsdk.sampling.tiling import TileLayout, plan_tiles
 from zipsdk.settings import Settings
-from zipsdk.transforms import Guide, strip_unit
 from zipsdk.types import U8, U64, Engine
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ class Dispatcher:
         cpu_reason: why there is no device loop.
 
     Raises:
-        InputError: the engine does not take the canvas.
+        InputError: the engine does not take the tile size.
     """
 
-    def __init__(self, engine: Engine, table: StepTable, guides: Sequence[Guide], settings: Settings):
+    def __init__(self, engine: Engine, table: StepTable, guides: Sequence[Guidance], settings: Settings):
         self._engine, self._table, self._guides, self._settings = engine, table, guides, settings
         self.divisor = lcm(*(g.divisor for g in guides))
-        plan(engine.spec, engine.spec.canvas, engine.spec.canvas, self.divisor, settings.canvas)
+        plan_tiles(engine.spec, engine.spec.image_size, engine.spec.image_size, self.divisor, settings.tile_size)
         self._cpu_loop = CpuLoop(engine, table, guides, clip_x0=settings.clip_x0)
         self.device_loop, self.cpu_reason = self._open_device_loop()
 
@@ -101,7 +101,7 @@ class Dispatcher:
             SizeGroup(
                 places=members,
                 images=[images[i] for i in members],
-                layout=plan(self._engine.spec, shape[0], shape[1], self.divisor, self._settings.canvas),
+                layout=plan_tiles(self._engine.spec, shape[0], shape[1], self.divisor, self._settings.tile_size),
                 noise_keys=noise_keys[members],
                 guide_index=Noise(seed, noise_keys[members]).choice(len(self._guides)),
                 seed=seed,
@@ -119,10 +119,10 @@ class Dispatcher:
             [(g.layout, len(g.images), *g.images[0].shape[:2]) for g in groups],
             strip_unit(self._guides),
             self._engine.spec.name if engine_on_cpu else "",
-            self._cpu_loop.largest_canvas,
+            self._cpu_loop.largest_frame,
         )
 
-    def _on_device(self, layout: Layout) -> bool:
+    def _on_device(self, layout: TileLayout) -> bool:
         return self.device_loop is not None and layout.windows == 1
 
     def _start(self, group: SizeGroup) -> PendingResult:
@@ -132,6 +132,6 @@ class Dispatcher:
         return self.device_loop.start(np.stack(g.images), g.layout, g.noise_keys, g.guide_index, g.seed, g.progress)
 
 
-def names(guides: Sequence[Guide]) -> str:
+def names(guides: Sequence[Guidance]) -> str:
     """Return the transforms as text, such as "blur2+gray" or "blur2|blur4"."""
     return "|".join("+".join(map(str, g.transforms)) for g in guides)

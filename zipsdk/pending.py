@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk.sampling.cpu_loop import CpuLoop
-from zipsdk.sampling.tiling import Layout
+from zipsdk.sampling.tiling import TileLayout
 from zipsdk.types import U8, U64
 
 
@@ -41,7 +41,7 @@ class SizeGroup:
 
     places: Sequence[int]
     images: Sequence[U8]
-    layout: Layout
+    layout: TileLayout
     noise_keys: U64
     guide_index: npt.NDArray[np.intp]
     seed: int

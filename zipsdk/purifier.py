@@ -20,10 +20,11 @@ from zipsdk.engines import load_engine
 from zipsdk.errors import InputError
 from zipsdk.pending import PendingRun
 from zipsdk.presets import PresetName, preset_of
-from zipsdk.sampling.noise_keys import noise_keys
+from zipsdk.sampling.guidance import Guidance
+from zipsdk.sampling.noise_keys import resolve_noise_keys
 from zipsdk.sampling.schedule import StepTable, step_table
 from zipsdk.settings import Combine, Settings, checked_seed
-from zipsdk.transforms import Guide, OneOf, Transform, parse, several
+from zipsdk.transforms import OneOf, Transform, parse, recommended, several
 from zipsdk.types import U8, Engine
 
 
@@ -47,12 +48,12 @@ class Purifier:
             expects an image in the noise.
         start: time step of a warm start from the noised guide, 1 to 999 of 1000.
         eta: in [0, 1]: 1 draws fresh noise at every step (the paper), 0 draws none.
-        combine: "mean" (the paper) or "joint"; see `zipsdk.transforms.Guide`.
+        combine: "mean" (the paper) or "joint"; see `zipsdk.sampling.guidance.Guidance`.
         seed: an integer in 0..2^64-1, for tests and reproducible results. None draws a new seed from the operating
             system in each call of `run`: noise that an attacker can predict makes an attack easier.
         clip_x0: clamp the estimate of the image to [-1, 1] at each step; the paper does not.
-        canvas: side of the canvases, for models that take several sizes. None evaluates each image at its own size,
-            which is as fast as tiling and keeps images apart.
+        tile_size: side of the UNet's inputs that small images share, for models that take several sizes. None gives the
+            UNet each image at its own size, which is as fast as tiling and keeps images apart.
         cuda_graph: on a GPU, capture the loop into a CUDA graph if the engine allows it. The results are the same; turn
             it off for profilers that cannot see into graphs.
 
@@ -70,7 +71,7 @@ class Purifier:
     engine: Engine
     settings: Settings
     table: StepTable
-    guides: tuple[Guide, ...]
+    guides: tuple[Guidance, ...]
     _dispatcher: Dispatcher
 
     def __init__(
@@ -86,7 +87,7 @@ class Purifier:
         combine: Combine = "mean",
         seed: int | None = None,
         clip_x0: bool = False,
-        canvas: int | None = None,
+        tile_size: int | None = None,
         cuda_graph: bool = True,
     ):
         if isinstance(engine, str | Path):
@@ -109,7 +110,7 @@ class Purifier:
         if not isinstance(transforms, OneOf):
             transforms = several(transforms)
         choices = transforms.choices if isinstance(transforms, OneOf) else (transforms,)
-        guides = tuple(Guide(choice, combine) for choice in choices)
+        guides = tuple(Guidance(choice, combine) for choice in choices)
         settings = Settings(
             transforms=transforms,
             lam=float(lam),
@@ -119,7 +120,7 @@ class Purifier:
             combine=combine,
             seed=seed,
             clip_x0=bool(clip_x0),
-            canvas=int(canvas) if is_whole(canvas) else canvas,
+            tile_size=int(tile_size) if is_whole(tile_size) else tile_size,
             cuda_graph=cuda_graph,
         )
         dispatcher = Dispatcher(engine, table, guides, settings)
@@ -150,8 +151,8 @@ class Purifier:
     def info(self) -> dict[str, Any]:
         """What runs, for records and for `print`.
 
-        Keys: model, those of the engine's `info` (see `zipsdk.load_engine`), loop (where it runs), evaluations (steps),
-        start (None from pure noise), transforms, combine, lam, eta, clip_x0, canvas and seed.
+        Keys: model, those of the engine's `info` (see `zipsdk.load_engine`), loop (where it runs), steps, start (None
+        from pure noise), transforms, combine, lam, eta, clip_x0, tile_size and seed.
         """
         settings = self.settings
         engine = getattr(self.engine, "info", None) or {"engine": type(self.engine).__name__}
@@ -159,14 +160,14 @@ class Purifier:
             "model": self.engine.spec.name,
             **engine,
             "loop": self._dispatcher.location,
-            "evaluations": settings.steps,
+            "steps": settings.steps,
             "start": settings.start,
             "transforms": names(self.guides),
             "combine": settings.combine,
             "lam": settings.lam,
             "eta": settings.eta,
             "clip_x0": settings.clip_x0,
-            "canvas": settings.canvas,
+            "tile_size": settings.tile_size,
             "seed": settings.seed,
         }
 
@@ -175,7 +176,7 @@ class Purifier:
         batch: Any,
         *,
         layout: str = "NHWC",
-        ids: npt.ArrayLike | None = None,
+        noise_keys: npt.ArrayLike | None = None,
         seed: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Any:
@@ -185,8 +186,8 @@ class Purifier:
             batch: uint8 (N, H, W, 3) or (H, W, 3), float in [0, 1], a PIL image, a path, or a list of these of mixed
                 sizes; also uint16, gray and RGBA (see `zipsdk.images.read`). Images are converted to 8 bits a channel.
             layout: "NHWC" or "NCHW", for arrays.
-            ids: integers in 0..2^64-1, one for each image. With the seed they decide the noise. None takes a hash of
-                each image, so that equal images get equal noise.
+            noise_keys: integers in 0..2^64-1, one for each image. With the seed they decide the noise. None takes a
+                hash of each image, so that equal images get equal noise.
             seed: for this call, in place of the purifier's.
             progress: called with the number of images done since the last call.
 
@@ -199,7 +200,7 @@ class Purifier:
             EngineError: the model fails, or its result is not finite.
         """
         read, restore = images.read(batch, layout=layout)
-        return self._submit([p.rgb for p in read], restore, ids, seed, progress).result()
+        return self._submit([p.rgb for p in read], restore, noise_keys, seed, progress).result()
 
     def stream(self, batches: Iterable[Any], *, layout: str = "NHWC") -> Iterator[Any]:
         """Yield `run` of each batch, in order; a thread reads and decodes the next batch while one computes.
@@ -247,11 +248,11 @@ class Purifier:
         self,
         rgb: list[U8],
         restore: Callable[[list[U8]], Any],
-        ids: npt.ArrayLike | None = None,
+        noise_keys: npt.ArrayLike | None = None,
         seed: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> PendingRun:
         seed = self.settings.seed if seed is None else checked_seed(seed)
         seed = secrets.randbits(64) if seed is None else seed
-        keys = noise_keys(rgb, ids, seed)
+        keys = resolve_noise_keys(rgb, noise_keys, seed)
         return self._dispatcher.submit(rgb, keys, seed, restore, progress or (lambda n: None))

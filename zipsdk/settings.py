@@ -9,7 +9,7 @@ from zipsdk._util.validation import is_whole
 from zipsdk.errors import InputError
 from zipsdk.transforms import OneOf, Transform
 
-#: How the projections of several transforms act together; see `zipsdk.transforms.Guide`.
+#: How the projections of several transforms act together; see `zipsdk.sampling.guidance.Guidance`.
 Combine = Literal["mean", "joint"]
 
 
@@ -28,7 +28,7 @@ class Settings:
     combine: Combine
     seed: int | None
     clip_x0: bool
-    canvas: int | None
+    tile_size: int | None
     cuda_graph: bool
 
 

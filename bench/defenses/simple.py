@@ -15,9 +15,10 @@ from PIL import Image
 
 from bench.defenses.base import U8, Classify
 from zipsdk.errors import InputError
+from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import Noise
-from zipsdk.sampling.noise_keys import noise_keys
-from zipsdk.sampling.state import to_pictures, to_state
+from zipsdk.sampling.noise_keys import resolve_noise_keys
+from zipsdk.sampling.state import to_model_range, to_uint8
 from zipsdk.sampling.tiling import MAX_PIXELS_A_CALL, round_up
 from zipsdk.transforms import OneOf, Transform, parse
 
@@ -38,7 +39,7 @@ def checked(pictures: U8) -> U8:
 
 def noise_of(pictures: U8, seed: int) -> Noise:
     """The noise that `zipsdk.Purifier` draws for these pictures: by seed and a hash of each, wherever it stands."""
-    return Noise(seed, noise_keys(list(pictures), None, seed))
+    return Noise(seed, resolve_noise_keys(list(pictures), None, seed))
 
 
 def parts(pictures: U8, each: int, progress: Progress) -> Iterator[slice]:

@@ -166,7 +166,7 @@ class Bench:
         self.u8 = np.ascontiguousarray(self.rgb.transpose(0, 3, 1, 2))
         self.x_p = self.u8.astype(np.float32) * np.float32(1 / 127.5) - np.float32(1)
 
-        layout = Layout(SIDE, SIDE, SIDE, SIDE)
+        layout = TileLayout(SIDE, SIDE, SIDE, SIDE)
         self.layout = structs.layout_row(layout, SIDE, SIDE)
         self.batch = machine.array(structs.batch_row(canvases, layout, seed).view(np.uint8))
         self.who = machine.array(structs.picture_rows(self.noise.ids).view(np.uint8))

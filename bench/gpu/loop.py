@@ -69,7 +69,7 @@ def measure(engine: Any, batch: int, side: int, rounds: int, peers: dict[str, An
     on, off = (zipsdk.Purifier(engine, "blur2+gray", seed=1, cuda_graph=graph) for graph in (True, False))
     rgb = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     ids = np.arange(batch, dtype=np.uint64)
-    layout = plan(engine.spec, side, side, 2)
+    layout = plan_tiles(engine.spec, side, side, 2)
     loops = {"loop": on._dispatcher.device_loop, "no graph": off._dispatcher.device_loop}
     if not loops["loop"].cuda_graph:
         del loops["no graph"]  # the same thing

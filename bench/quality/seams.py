@@ -54,7 +54,7 @@ def main() -> None:
 
     x = photograph()
     engine = zipsdk.load_engine(args.model, threads=args.threads)
-    purifier = zipsdk.Purifier(engine, "blur2", preset=args.preset, seed=0, canvas=args.canvas)
+    purifier = zipsdk.Purifier(engine, "blur2", preset=args.preset, seed=0, tile_size=args.canvas)
     clean = purifier.run(x)
 
     layout = plan_tiles(engine.spec, *x.shape[:2], divisor=2, tile_size=args.canvas)

@@ -257,7 +257,7 @@ class Bench:
                 steps = min(self.args.check, evaluations)
                 reference = Reference(self.spec, self.module, self.where)
                 got, wanted = (
-                    self.runner(how, preset=preset, steps=steps, seed=SEED, engine=engine).run(pictures, ids=ids)
+                    self.runner(how, preset=preset, steps=steps, seed=SEED, engine=engine).run(pictures, noise_keys=ids)
                     for engine in (None, reference)
                 )
                 return {**compare(got, wanted), "evaluations": steps}
@@ -271,7 +271,7 @@ class Bench:
         """Something with `run` for pictures of `side`: "whole", "tiled" or "own"."""
         side = (canvas or self.canvas) if how == "tiled" and self.spec.flexible else None
         purifier = zipsdk.Purifier(engine or self.engine, TRANSFORMS, lam=LAMBDA, preset=preset, steps=steps,
-                                   start=WARM if steps == 1 else None, seed=seed, canvas=side)  # fmt: skip
+                                   start=WARM if steps == 1 else None, seed=seed, tile_size=side)  # fmt: skip
         return Whole(purifier, self.canvas) if how == "whole" else purifier
 
     def runs(self, runner: Any) -> dict[str, Any]:

@@ -69,8 +69,8 @@ def whole_run(purifier: Purifier, images: np.ndarray, ids: list[int]) -> np.ndar
     """`Purifier.run` of uint8 (N, H, W, 3), all images in one call."""
     _, height, width, _ = images.shape
     engine: Engine = purifier.engine
-    layout = plan(engine.spec, height, width, purifier._dispatcher.divisor, purifier.settings.canvas)
-    predictor = Predictor(engine, layout)
+    layout = plan_tiles(engine.spec, height, width, purifier._dispatcher.divisor, purifier.settings.tile_size)
+    predictor = TiledDenoiser(engine, layout)
     noise = Noise(purifier.settings.seed, ids)
     guide: Any = purifier.guides[0]
     if len(purifier.guides) > 1:
@@ -82,7 +82,7 @@ def whole_run(purifier: Purifier, images: np.ndarray, ids: list[int]) -> np.ndar
     x_p = pad(images, layout.height, layout.width).transpose(0, 3, 1, 2).astype(np.float32, order="C")
     x_p *= 1.0 / 127.5
     x_p -= 1.0
-    x = whole_purify(eps, x_p, purifier.table, guide, noise, purifier.settings.clip_x0)
+    x = whole_sample(eps, x_p, purifier.table, guide, noise, purifier.settings.clip_x0)
     y = x[:, :, :height, :width] + 1.0
     y *= 127.5
     np.rint(y, out=y)

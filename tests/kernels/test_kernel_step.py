@@ -69,7 +69,7 @@ def test_step_with_rows_for_each_canvas_and_guides_for_each_picture(run, rng, na
     got = launch_step(run, case, x, e, x_p, structs.picture_rows(ids, which),
                       rows(*map(structs.guide_row, guides), dtype=structs.GUIDE),
                       rows(*map(structs.step_row, mine), dtype=structs.STEP))  # fmt: skip
-    per, arguments = case.layout.pictures_per_canvas, [case.pictures_of(v) for v in (x, e, x_p)]
+    per, arguments = case.layout.images_per_frame, [case.pictures_of(v) for v in (x, e, x_p)]
     for i in range(case.pictures):
         one, step = [v[i : i + 1] for v in arguments], mine[i // per]
         plain, exact = both(one, step, guides[which[i]], ids[i : i + 1])
@@ -219,6 +219,6 @@ def test_linear_kernels(run, rng, size, transforms, combine, precision):
 
 
 def test_a_guide_without_a_row():
-    assert structs.guide_row(Guide([Blur(3)])) is None
-    assert structs.guide_row(Guide([Grayscale(), SEPARABLE])) is None
-    assert structs.guide_row(Guide(parse("blur2+blur4+gray"), "joint"))["blur"].tolist() == [0, 1, 0, 0, 0]
+    assert structs.guide_row(Guidance([Blur(3)])) is None
+    assert structs.guide_row(Guidance([Grayscale(), SEPARABLE])) is None
+    assert structs.guide_row(Guidance(parse("blur2+blur4+gray"), "joint"))["blur"].tolist() == [0, 1, 0, 0, 0]

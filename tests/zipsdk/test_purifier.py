@@ -22,9 +22,10 @@ from tests.helpers.images import pictures
 from tests.helpers.paths import ROOT
 from zipsdk import Blur, Grayscale, InputError, OneOf, Purifier
 from zipsdk.models.spec import ModelSpec
+from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import Noise
-from zipsdk.sampling.noise_keys import noise_keys
-from zipsdk.sampling.sampler import purify
+from zipsdk.sampling.noise_keys import resolve_noise_keys
+from zipsdk.sampling.sampler import sample
 from zipsdk.sampling.schedule import step_table
 from zipsdk.sampling.state import pad
 
@@ -111,7 +112,7 @@ def test_one_of_draws_by_picture_and_matches_the_fixed_transform():
 def test_a_preset_is_two_defaults_and_explicit_values_change_nothing_else():
     def info(**options):
         made = Purifier(FakeEngine(), **options).info
-        return made["evaluations"], made["start"], made["transforms"], made["lam"]
+        return made["steps"], made["start"], made["transforms"], made["lam"]
 
     assert info() == info(preset="paper") == (20, None, "blur2+gray", 10)
     assert info(preset="fast") == (4, 400, "blur2+gray", 10)
@@ -197,7 +198,7 @@ def test_a_seed_of_one_run():
 
 @pytest.mark.parametrize(
     "options", [{}, {"preset": "fast"}, {"transforms": OneOf(Blur(2), [Blur(4), Grayscale()]), "seed": 3},
-                {"lam": float("inf"), "start": 200, "steps": 1, "eta": 0, "combine": "joint", "canvas": 64},
+                {"lam": float("inf"), "start": 200, "steps": 1, "eta": 0, "combine": "joint", "tile_size": 64},
                 {"transforms": (Blur(n) for n in (2, 4)), "clip_x0": True}],
 )  # fmt: skip
 def test_a_purifier_pickles(options):
@@ -397,9 +398,9 @@ def test_too_many_pixels_are_refused_with_what_helps():
 @pytest.mark.parametrize(
     "ids", [[1], [1, 2, 3], [-1, 2], [0.5, 1.0], "ab", [True, 2], [2**64, 1], [[1], [2]], np.array([1.0, 2.0]), 7],
 )  # fmt: skip
-def test_bad_ids_are_refused(ids):
-    with pytest.raises(InputError, match=r"ids: got .*, expected a flat list of 2 integers in 0\.\.2\^64-1"):
-        Purifier(FakeEngine(), "blur2").run(pictures(2), ids=ids)
+def test_bad_noise_keys_are_refused(ids):
+    with pytest.raises(InputError, match=r"noise_keys: got .*, expected a flat list of 2 integers in 0\.\.2\^64-1"):
+        Purifier(FakeEngine(), "blur2").run(pictures(2), noise_keys=ids)
 
 
 @pytest.mark.parametrize("ids", [[2**63, 1], (2**64 - 1, 0), [np.uint64(2**63), np.int8(1)]])
@@ -455,4 +456,4 @@ def test_ids_of_images_are_the_keyed_hash_of_their_bytes_and_shape():
     image = pictures(1, 5, 7)[0]
     want = hashlib.blake2b(image.tobytes() + b"(5, 7, 3)", digest_size=8, key=(3).to_bytes(8, "little")).digest()
     for same in (image, np.asfortranarray(image)):
-        assert noise_keys([same], None, 3).tolist() == [int.from_bytes(want)]
+        assert resolve_noise_keys([same], None, 3).tolist() == [int.from_bytes(want)]

@@ -147,5 +147,5 @@ def test_a_model_that_recommends_an_unknown_transform_is_refused():
     spec = make_spec(transforms=("blur2", "blurr2"))
     with pytest.raises(ModelError, match=r"fake: model spec: transforms: got 'blurr2' in 'blur2\+blurr2'"):
         Purifier(FakeEngine(spec))
-    assert Purifier(FakeEngine(spec), "blur4").transforms == "blur4"
+    assert Purifier(FakeEngine(spec), "blur4").info["transforms"] == "blur4"
     assert recommended(make_spec(transforms=("blur4", "gray"))) == [Blur(4), Grayscale()]

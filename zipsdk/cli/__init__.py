@@ -120,7 +120,7 @@ def _purify(args: argparse.Namespace) -> int:
     engine = load_engine(args.model, device=args.device, threads=args.threads)
     purifier = Purifier(
         engine, args.transforms, lam=args.lam, steps=args.steps, eta=args.eta, combine=args.combine,
-        preset=args.preset, start=args.start, seed=args.seed, canvas=args.canvas,
+        preset=args.preset, start=args.start, seed=args.seed, tile_size=args.canvas,
     )  # fmt: skip
     manifest = Manifest(out, jobs, _settings(purifier, args), args.seed, args.overwrite)
 
@@ -285,7 +285,7 @@ def _models(args: argparse.Namespace) -> int:
         sides = f"{spec.image_size}x{spec.image_size}"
         if spec.flexible:
             sides += f" (takes {spec.min_side} to {spec.max_side})"
-        tell(f"{name}  {sides}, {parameters}, {spec.licence or 'licence unknown'}")
+        tell(f"{name}  {sides}, {parameters}, {spec.license or 'licence unknown'}")
     if not list_models():
         tell("no model comes with this build of zipsdk; pass the path of an .onnx file as --model")
     return 0

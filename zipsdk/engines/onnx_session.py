@@ -151,7 +151,7 @@ def check_graph(session: Any, spec: ModelSpec, path: Path) -> None:
             )
     for name in (spec.input_x, spec.output):
         shape = tensors[name].shape
-        fixed = [spec.channels, spec.canvas, spec.canvas]
+        fixed = [spec.channels, spec.image_size, spec.image_size]
         bad = shape[1] != spec.channels if spec.flexible else shape[1:] != fixed
         if bad or (spec.flexible and any(isinstance(n, int) for n in shape[2:])):
             expected = "[N, 3, H, W] with free sides" if spec.flexible else f"[N, {fixed[0]}, {fixed[1]}, {fixed[2]}]"

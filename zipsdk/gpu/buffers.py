@@ -125,7 +125,7 @@ class Buffers:
     @property
     def capacity(self) -> int:
         """Maximum of images in one batch."""
-        return self.canvases * self.layout.pictures_per_canvas
+        return self.canvases * self.layout.images_per_frame
 
     @property
     def staging_size(self) -> int:
@@ -161,13 +161,13 @@ class BufferPool:
         forks.keep_forever(self.sizes)
         self.forked = True
 
-    def canvases(self, layout: Layout) -> int:
+    def canvases(self, layout: TileLayout) -> int:
         """Return the maximum of canvases in one batch; it is lower after memory ran out."""
         pixels = MAX_PIXELS_A_BATCH if self.limit is None else min(MAX_PIXELS_A_BATCH, self.limit)
         most = max(1, pixels // (layout.frame_height * layout.frame_width))
         return most if self._engine.max_batch is None else min(most, self._engine.max_batch)
 
-    def acquire(self, layout: Layout, height: int, width: int, canvases: int) -> Buffers:
+    def acquire(self, layout: TileLayout, height: int, width: int, canvases: int) -> Buffers:
         """Return buffers for images of this size on `canvases` canvases, or the maximum of one batch if that is less.
 
         Raises:
@@ -204,11 +204,11 @@ class BufferPool:
         memory.append(staging.device)
         return staging
 
-    def halve(self, layout: Layout, canvases: int) -> bool:
+    def halve(self, layout: TileLayout, canvases: int) -> bool:
         """Halve the limit after a batch of `canvases` did not fit. Return whether this is the first time."""
         first = self.limit is None
         # in pixels, because a few large canvases do not tell how many small ones fit
-        half = canvases // 2 * layout.canvas_height * layout.canvas_width
+        half = canvases // 2 * layout.frame_height * layout.frame_width
         self.limit = min(half, self.limit or half)  # another thread may have lowered it further
         self.close()
         return first
@@ -244,7 +244,7 @@ class BufferPool:
 
         steps = self._table.steps
         t_stride = round_up(4 * canvases, _ALIGN)
-        images = canvases * layout.pictures_per_canvas
+        images = canvases * layout.images_per_frame
         header_size = round_up(structs.BATCH.itemsize + images * structs.PICTURE.itemsize, _ALIGN)
         buffers = Buffers(
             layout, height, width, canvases, x=alloc(4 * elements), x_p=alloc(elements), eps=alloc(4 * elements),

@@ -1,6 +1,6 @@
 """Run the sampling loop on a GPU: upload, ingest, 20 x (engine, step) as one captured graph, egress, download.
 
-It computes what `zipsdk.sampling.sampler.purify` computes, in device memory that is allocated once for each image size.
+It computes what `zipsdk.sampling.sampler.sample` computes, in device memory that is allocated once for each image size.
 The loop neither allocates nor waits. There are two streams, one for kernels and one for copies: while one batch
 computes, the next one uploads and the last one downloads.
 
@@ -25,6 +25,7 @@ from zipsdk.gpu.buffers import FLAG_SIZE, BufferPool, Buffers, PendingBatch, Sta
 from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.gpu.run import DeviceRun
 from zipsdk.gpu.steps import StepLauncher
+from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.schedule import StepTable
 from zipsdk.sampling.tiling import TileLayout
 
@@ -47,7 +48,7 @@ class DeviceLoop:
     """
 
     def __init__(
-        self, engine: DeviceEngine, table: StepTable, guides: Sequence[Guide], *, clip_x0: bool = False,
+        self, engine: DeviceEngine, table: StepTable, guides: Sequence[Guidance], *, clip_x0: bool = False,
         cuda_graph: bool = True,
     ):  # fmt: skip
         if engine.device is None:
@@ -67,11 +68,11 @@ class DeviceLoop:
         """Whether the steps run as one captured graph, from the second batch of a size on."""
         return self._steps.cuda_graph
 
-    def canvases(self, layout: Layout) -> int:
+    def canvases(self, layout: TileLayout) -> int:
         """Return the maximum of canvases in one batch; it is lower after memory ran out."""
         return self.pool.canvases(layout)
 
-    def run(self, rgb: U8, layout: Layout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> U8:
+    def run(self, rgb: U8, layout: TileLayout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> U8:
         """Purify any number of images of one size.
 
         Args:
@@ -88,7 +89,7 @@ class DeviceLoop:
         return self.start(rgb, layout, ids, guide_index, seed).result()
 
     def start(
-        self, rgb: U8, layout: Layout, ids: U64, guide_index: npt.ArrayLike, seed: int,
+        self, rgb: U8, layout: TileLayout, ids: U64, guide_index: npt.ArrayLike, seed: int,
         progress: Callable[[int], None] = lambda n: None,
     ) -> DeviceRun:  # fmt: skip
         """Start `run` and return as soon as its first batch is submitted.
@@ -99,7 +100,7 @@ class DeviceLoop:
         """
         return DeviceRun(self, rgb, layout, ids, guide_index, seed, progress)
 
-    def submit(self, rgb: U8, layout: Layout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> PendingBatch:
+    def submit(self, rgb: U8, layout: TileLayout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> PendingBatch:
         """Submit one batch of at most `canvases(layout)` canvases. Wait only if its memory must be freed first.
 
         Raises:
@@ -126,7 +127,7 @@ class DeviceLoop:
             raise result
         return result
 
-    def halve_limit(self, layout: Layout, canvases: int, error: OutOfMemory) -> None:
+    def halve_limit(self, layout: TileLayout, canvases: int, error: OutOfMemory) -> None:
         """Halve the pixels of a batch after `error` with `canvases` canvases, and warn the first time.
 
         Raises:
@@ -134,7 +135,7 @@ class DeviceLoop:
         """
         if canvases <= 1:
             raise OutOfMemory(
-                f"{error}; not even one canvas of {layout.canvas_height}x{layout.canvas_width} fits: "
+                f"{error}; not even one canvas of {layout.frame_height}x{layout.frame_width} fits: "
                 "use a smaller model or a GPU with more memory"
             ) from error
         with self.device.lock, self.device.active():
@@ -142,7 +143,7 @@ class DeviceLoop:
         if first:
             warnings.warn(
                 f"{self.device.name}: {canvases} canvases do not fit into its memory; going on with "
-                f"{canvases // 2} of {layout.canvas_height}x{layout.canvas_width} at a time, or fewer",
+                f"{canvases // 2} of {layout.frame_height}x{layout.frame_width} at a time, or fewer",
                 stacklevel=2,
             )
 
@@ -153,9 +154,9 @@ class DeviceLoop:
         with self.device.lock, self.device.active():
             self.pool.close()
 
-    def _submit(self, rgb: U8, layout: Layout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> PendingBatch:
+    def _submit(self, rgb: U8, layout: TileLayout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> PendingBatch:
         _, height, width, _ = rgb.shape
-        b = self.pool.acquire(layout, height, width, -(-len(rgb) // layout.pictures_per_canvas))
+        b = self.pool.acquire(layout, height, width, -(-len(rgb) // layout.images_per_frame))
         staging = b.staging.pop() if b.staging else self.pool.staging_buffer(b.staging_size, b.memory)
         try:
             self._enqueue(b, staging, rgb, ids, guide_index, seed)
@@ -195,7 +196,7 @@ class DeviceLoop:
         row = structs.layout_row(layout, b.height, b.width)
         quads, stream = -(-n * layout.height * layout.width // 4), device.compute
         device.launch("zip_ingest", quads, pixels, b.x_p, b.x, image_table, row, b.batch_header, stream=stream)
-        self._steps.launch(b, -(-n // layout.pictures_per_canvas))
+        self._steps.launch(b, -(-n // layout.images_per_frame))
         device.launch("zip_egress", quads, b.x, pixels, flag, row, b.batch_header, stream=stream)
         staging.computed.record(stream)
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from zipsdk.errors import OutOfMemory
 from zipsdk.gpu.buffers import PendingBatch
-from zipsdk.sampling.tiling import Layout
+from zipsdk.sampling.tiling import TileLayout
 
 if TYPE_CHECKING:
     from zipsdk.gpu.loop import DeviceLoop
@@ -40,7 +40,7 @@ class DeviceRun:
         self,
         loop: DeviceLoop,
         rgb: U8,
-        layout: Layout,
+        layout: TileLayout,
         ids: npt.NDArray[np.uint64],
         guide_index: npt.ArrayLike,
         seed: int,
@@ -89,11 +89,11 @@ class DeviceRun:
             try:
                 self._submit(part)
             except OutOfMemory as e:
-                canvases = -(-(part.stop - part.start) // self._layout.pictures_per_canvas)
+                canvases = -(-(part.stop - part.start) // self._layout.images_per_frame)
                 self._loop.halve_limit(self._layout, canvases, e)
 
     def _next_part(self) -> slice:
-        most = self._loop.canvases(self._layout) * self._layout.pictures_per_canvas
+        most = self._loop.canvases(self._layout) * self._layout.images_per_frame
         return slice(self._next, min(self._next + most, len(self._rgb)))
 
     def _submit(self, part: slice) -> None:

@@ -41,7 +41,7 @@ class StepLauncher:
         if self.cuda_graph and entry.graph is not None:
             entry.graph.launch(self._device.compute)
             return
-        context = self._engine.prepare(canvases, b.layout.canvas_height, b.layout.canvas_width)
+        context = self._engine.prepare(canvases, b.layout.frame_height, b.layout.frame_width)
         # TensorRT needs an uncaptured run of this context before a capture
         warm = entry.state is WarmUp.WARM and entry.context is context
         if warm and self.cuda_graph and self._capture(b, canvases, entry):
@@ -81,10 +81,10 @@ class StepLauncher:
         device, layout, stream = self._device, b.layout, self._device.compute
         layout_row = structs.layout_row(layout, b.height, b.width)
         image_table = b.batch_header + structs.BATCH.itemsize
-        area = layout.canvas_height * layout.canvas_width
-        covered = layout.pictures_per_canvas * layout.height * layout.width
+        area = layout.frame_height * layout.frame_width
+        covered = layout.images_per_frame * layout.height * layout.width
         # a warp for each 16 x 16 pixels of a tile
-        warps = -(-layout.height // 16) * -(-layout.width // 16) * layout.pictures_per_canvas * canvases
+        warps = -(-layout.height // 16) * -(-layout.width // 16) * layout.images_per_frame * canvases
 
         def step(e: int, guide_table: int, step_table: int) -> None:
             device.launch("zip_step_f32", 32 * warps, b.x, e, b.x_p, b.x, image_table, guide_table, step_table,
@@ -94,8 +94,8 @@ class StepLauncher:
         if self._table.warm:
             step(b.x, joint, b.warm_start_table)
         for k, _ in enumerate(self._table.steps):
-            if layout.pictures_per_canvas > 1 or covered < area:
+            if layout.images_per_frame > 1 or covered < area:
                 device.launch("zip_fill", canvases * area, b.x, layout_row, b.batch_header, stream=stream)
             self._engine.enqueue(b.x, b.t + k * b.t_stride, b.eps, canvases, stream.handle,
-                                 size=(layout.canvas_height, layout.canvas_width))  # fmt: skip
+                                 size=(layout.frame_height, layout.frame_width))  # fmt: skip
             step(b.eps, guides, b.step_table + structs.STEP.itemsize * k * b.canvases)

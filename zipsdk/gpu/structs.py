@@ -8,10 +8,11 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import STEP_INITIAL
 from zipsdk.sampling.schedule import Step, StepTable
-from zipsdk.sampling.tiling import Layout
-from zipsdk.transforms import Blur, Grayscale, Guide
+from zipsdk.sampling.tiling import TileLayout
+from zipsdk.transforms import Blur, Grayscale
 
 # the structs of kernels/zip.h, member by member
 _LAYOUT_MEMBERS = ("height", "width", "rows", "columns", "tile_height", "tile_width", "picture_height", "picture_width")
@@ -28,16 +29,16 @@ def _row(values: tuple[object, ...], dtype: np.dtype[np.void]) -> np.void:
     return cast(np.void, np.array(values, dtype)[()])
 
 
-def layout_row(layout: Layout, picture_height: int, picture_width: int) -> np.void:
+def layout_row(layout: TileLayout, picture_height: int, picture_width: int) -> np.void:
     """Pack the layout of images of one size, LAYOUT. `layout` must have one window: the kernels know no others."""
-    row = (layout.canvas_height, layout.canvas_width, layout.rows, layout.columns,
+    row = (layout.frame_height, layout.frame_width, layout.rows, layout.columns,
            layout.height, layout.width, picture_height, picture_width)  # fmt: skip
     return _row(row, LAYOUT)
 
 
-def batch_row(pictures: int, layout: Layout, seed: int) -> npt.NDArray[np.void]:
+def batch_row(pictures: int, layout: TileLayout, seed: int) -> npt.NDArray[np.void]:
     """Pack the header of a batch, (1,) of BATCH."""
-    canvases = -(-pictures // layout.pictures_per_canvas)
+    canvases = -(-pictures // layout.images_per_frame)
     return np.array([(pictures, canvases, seed & 0xFFFFFFFF, seed >> 32)], BATCH)
 
 
@@ -63,13 +64,13 @@ def warm_row(table: StepTable) -> np.void:
     return _row((0, 0, ab**0.5, 0, 1, (1 - ab) ** 0.5, STEP_INITIAL, False), STEP)
 
 
-def guide_table(guides: Sequence[Guide], *, joint: bool = False) -> npt.NDArray[np.void] | None:
+def guide_table(guides: Sequence[Guidance], *, joint: bool = False) -> npt.NDArray[np.void] | None:
     """Pack all guides, (N,) of GUIDE; None if `zip_step` cannot compute one of them."""
     rows = [guide_row(g, joint=joint) for g in guides]
     return None if any(r is None for r in rows) else np.array(rows, GUIDE)
 
 
-def guide_row(guide: Guide, *, joint: bool = False) -> np.void | None:
+def guide_row(guide: Guidance, *, joint: bool = False) -> np.void | None:
     """Pack `guide`, or `guide.joint` if `joint`, GUIDE; None if `zip_step` cannot compute it.
 
     A projector is a weighted sum of B_l (mean over cells of 2^l, with B_0 = I) and G B_l (mean over the colors, too).

@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from zipsdk.errors import EngineError
 from zipsdk.sampling import sampler
-from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.denoiser import TiledDenoiser
+from zipsdk.sampling.guidance import Guidance, PerImageGuidance
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import StepTable
-from zipsdk.sampling.state import STRIP_PIXELS, StateRows, to_pictures, to_state
-from zipsdk.sampling.tiling import Layout
-from zipsdk.transforms import Guide, GuidePerPicture
+from zipsdk.sampling.state import STRIP_PIXELS, StateRows, to_model_range, to_uint8
+from zipsdk.sampling.tiling import TileLayout
 from zipsdk.types import F32, U8, U64, Engine
 
 
@@ -28,17 +28,17 @@ class CpuLoop:
         clip_x0: clamp the estimate of the image at each step.
 
     Attributes:
-        largest_canvas: pixels of the largest canvas evaluated so far; the engine keeps that memory.
+        largest_frame: pixels of the largest frame so far; the engine keeps that memory.
     """
 
-    def __init__(self, engine: Engine, table: StepTable, guides: Sequence[Guide], *, clip_x0: bool = False):
+    def __init__(self, engine: Engine, table: StepTable, guides: Sequence[Guidance], *, clip_x0: bool = False):
         self._engine, self._table, self._guides, self._clip_x0 = engine, table, guides, clip_x0
-        self.largest_canvas = 0
+        self.largest_frame = 0
 
     def run(
         self,
         images: Sequence[U8],
-        layout: Layout,
+        layout: TileLayout,
         noise_keys: U64,
         guide_index: npt.NDArray[np.intp],
         seed: int,
@@ -52,32 +52,34 @@ class CpuLoop:
         Raises:
             EngineError: the engine fails, or its result is not finite.
         """
-        predict = Predictor(self._engine, layout)
+        predict = TiledDenoiser(self._engine, layout)
         out: list[U8] = []
-        for i in range(0, len(images), layout.pictures_per_call):
-            part = slice(i, i + layout.pictures_per_call)
+        for i in range(0, len(images), layout.images_per_call):
+            part = slice(i, i + layout.images_per_call)
             # a view of a single image, because a copy of a large one takes memory
             rgb = np.stack(images[part]) if len(images[part]) > 1 else images[i][None]
-            guide: sampler.GuideLike = self._guides[0]
+            guide: sampler.GuidanceLike = self._guides[0]
             if len(self._guides) > 1:
-                guide = GuidePerPicture(self._guides, guide_index[part])
+                guide = PerImageGuidance(self._guides, guide_index[part])
             out += list(self._purify(rgb, layout, predict, guide, Noise(seed, noise_keys[part])))
-            self.largest_canvas = max(self.largest_canvas, layout.canvas_height * layout.canvas_width)
+            self.largest_frame = max(self.largest_frame, layout.frame_pixels)
             progress(len(rgb))
         return out
 
-    def _purify(self, rgb: U8, layout: Layout, predict: Predictor, guide: sampler.GuideLike, noise: Noise) -> U8:
+    def _purify(
+        self, rgb: U8, layout: TileLayout, predict: TiledDenoiser, guide: sampler.GuidanceLike, noise: Noise
+    ) -> U8:
         n, height, width, _ = rgb.shape
         x_p: F32 | StateRows = StateRows(rgb, layout.height, layout.width)
         if n * layout.height * layout.width <= STRIP_PIXELS:  # one strip, read at every step: convert it once
-            x_p = to_state(rgb, layout.height, layout.width)
+            x_p = to_model_range(rgb, layout.height, layout.width)
         # a finite eps can still overflow in the steps after it
         with np.errstate(over="ignore", invalid="ignore"):
-            x = sampler.purify(predict, x_p, self._table, guide, noise, clip_x0=self._clip_x0)
+            x = sampler.sample(predict, x_p, self._table, guide, noise, clip_x0=self._clip_x0)
             finite = np.isfinite(x.sum(dtype=np.float64))
         if not finite:
             raise EngineError(
                 "engine: got eps so large that the image is not finite, expected a noise prediction; "
                 "the model overflows: use its fp32 or bf16 export"
             )
-        return to_pictures(x, height, width)
+        return to_uint8(x, height, width)

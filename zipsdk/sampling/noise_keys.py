@@ -13,7 +13,7 @@ from zipsdk.errors import InputError
 from zipsdk.types import U8, U64
 
 
-def noise_keys(images: Sequence[U8], given: npt.ArrayLike | None, seed: int) -> U64:
+def resolve_noise_keys(images: Sequence[U8], given: npt.ArrayLike | None, seed: int) -> U64:
     """Return the noise keys of images.
 
     Args:
@@ -35,7 +35,7 @@ def noise_keys(images: Sequence[U8], given: npt.ArrayLike | None, seed: int) -> 
     if bad or keys.shape != (len(images),):
         got = repr(bad[0]) if bad else f"an array of shape {keys.shape}"
         raise InputError(
-            f"ids: got {got}, expected a flat list of {len(images)} integers in 0..2^64-1, one for each image"
+            f"noise_keys: got {got}, expected a flat list of {len(images)} integers in 0..2^64-1, one for each image"
         )
     return keys.astype(np.uint64)
 

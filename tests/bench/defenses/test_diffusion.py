@@ -16,6 +16,7 @@ from bench.defenses.diffusion import DDNM, DiffPure, clamped, engine_of
 from bench.evaluation.cache import hash_of
 from zipsdk import Purifier
 from zipsdk.models import resolve
+from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import STEP_INITIAL
 from zipsdk.transforms import Blur
 

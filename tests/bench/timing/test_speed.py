@@ -397,13 +397,13 @@ def test_stopwatch_counts_nothing_twice():
 
 
 def test_parts_add_up_and_leave_everything_as_it_was(tmp_path):
-    before = sampler.purify, Noise.normal, denoiser.Predictor.__call__
+    before = sampler.sample, Noise.normal, denoiser.TiledDenoiser.__call__
     engine = FakeEngine()
     got = breakdown.overhead(engine, synthetic(4, 32), 64, 1, steps=2)
     assert set(got["ms"]) == set(breakdown.PARTS) and all(v > 0 for v in got["ms"].values())
     assert 0 < got["not_unet"] < 1
     assert [shape for shape, _ in engine.calls] == [(1, 3, 64, 64)] * 3  # one to warm up, two evaluations
-    assert before == (sampler.purify, Noise.normal, denoiser.Predictor.__call__)
+    assert before == (sampler.sample, Noise.normal, denoiser.TiledDenoiser.__call__)
 
 
 def test_start_times_a_fresh_process_and_says_why_it_failed():

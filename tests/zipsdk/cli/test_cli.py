@@ -173,7 +173,7 @@ def test_a_picture_of_a_size_that_cannot_be_used_does_not_spoil_its_batch(purify
 
     src = folder(tmp_path / "in", 3)
     picture(src / "odd.png", 9, (24, 16))
-    monkeypatch.setattr("zipsdk.dispatcher.plan", refusing)
+    monkeypatch.setattr("zipsdk.dispatcher.plan_tiles", refusing)
     assert purify(src, "-o", tmp_path / "out") == 1
     assert "odd.png: too odd" in capsys.readouterr().err
     assert len(names(tmp_path / "out")) == 3

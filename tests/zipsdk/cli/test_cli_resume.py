@@ -71,7 +71,7 @@ def test_every_option_reaches_the_purifier(purify, tmp_path, monkeypatch):
     def watched(engine, transforms, **options):
         assert transforms == "blur4"
         assert options == {"lam": 3.0, "steps": 7, "eta": 0.5, "combine": "joint", "preset": "fast", "start": 350,
-                           "seed": 9, "canvas": 32}  # fmt: skip
+                           "seed": 9, "tile_size": 32}  # fmt: skip
         raise Stop
 
     monkeypatch.setattr("zipsdk.cli.Purifier", watched)

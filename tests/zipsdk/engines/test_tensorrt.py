@@ -69,7 +69,7 @@ def test_the_bundled_model_is_built(tiny):
     assert read["plan"]["flavor"] == "rtx" and read["plan"]["runtime"] == trt.__version__
     assert read["plan"]["targets"] == ["sm86", "sm89"] and read["plan"]["batches"] == [1, 4]
     spec = read["spec"]
-    assert (spec.min_side, spec.canvas, spec.max_side, spec.name) == (32, 32, 32, "zip-tiny")
+    assert (spec.min_side, spec.image_size, spec.max_side, spec.name) == (32, 32, 32, "zip-tiny")
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_invalid_models(tmp_path):
 
 def test_tensorrts_messages_reach_the_user(tmp_path, monkeypatch):
     """TensorRT returns None and logs the reason, for example for a profile that contradicts the graph."""
-    unsupported = lambda spec, sizes: dataclasses.replace(spec, multiple=2, min_side=6, canvas=6, max_side=6)  # noqa: E731
+    unsupported = lambda spec, sizes: dataclasses.replace(spec, multiple=2, min_side=6, image_size=6, max_side=6)  # noqa: E731
     monkeypatch.setattr(build, "restrict_sizes", unsupported)  # not a multiple of 4
     with pytest.raises(EngineError, match=r"TensorRT-RTX .* cannot build it \(.{20}"):
         build.build(resolve("zip-tiny"), tmp_path / "x.plan", flavor="rtx", batches=(1,))
@@ -270,7 +270,7 @@ def test_build_and_info_commands(tmp_path, capsys):
     assert "ends in .plan" in capsys.readouterr().err
     assert cli.main(["info", str(out), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["runs"]["targets"] == ["sm86"] and shown["spec"]["canvas"] == 32
+    assert shown["runs"]["targets"] == ["sm86"] and shown["spec"]["image_size"] == 32
     assert shown["hash"] == "matches its sidecar"
 
 
@@ -361,7 +361,7 @@ def test_no_driver(copy, monkeypatch):
     [
         ("plan", {"batches": [1, 64]}, r"profile 1: got \[2, 3, 32, 32\] to \[4, .* expected .* to \[64, 3, 32, 32\]"),
         ("plan", {"batches": [1, 2, 4]}, "got 2 profiles, expected 3"),
-        ("spec", {"min_side": 256, "canvas": 256, "max_side": 256}, "profile 0: got .* expected .*256"),
+        ("spec", {"min_side": 256, "image_size": 256, "max_side": 256}, "profile 0: got .* expected .*256"),
         ("spec", {"min_side": 16}, "profile 0: got .* expected .*16"),
         ("spec", {"input_x": "eps", "output": "x"}, "eps: expected an input of the plan"),
     ],

@@ -203,7 +203,7 @@ def test_a_few_large_pictures_leave_small_ones_their_batches(device, rng):
 
 def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
     gpu, cpu = make(device, preset="fast")
-    loop, layout = gpu._dispatcher.device_loop, tiling.plan(gpu.engine.spec, 32, 32, 2)
+    loop, layout = gpu._dispatcher.device_loop, tiling.plan_tiles(gpu.engine.spec, 32, 32, 2)
     batch = pictures(rng, 2, 32, 32)
     device.pin_room = 10
     with pytest.raises(OutOfMemory, match="not even one canvas"), pytest.warns(UserWarning, match="do not fit"):

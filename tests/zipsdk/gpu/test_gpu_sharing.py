@@ -38,7 +38,7 @@ def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device,
     assert_same(gpu.run(batch), cpu.run(batch))
     threads[0].join(30)
     assert loop.pool.limit == 2 * 32 * 32
-    loop.halve_limit(tiling.plan(gpu.engine.spec, 32, 32, 2), 16, OutOfMemory("no room"))
+    loop.halve_limit(tiling.plan_tiles(gpu.engine.spec, 32, 32, 2), 16, OutOfMemory("no room"))
     assert loop.pool.limit == 2 * 32 * 32  # a larger batch of an older limit raises none
 
 

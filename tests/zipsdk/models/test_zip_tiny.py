@@ -17,7 +17,7 @@ from tests.helpers.paths import ROOT
 from zipsdk import EngineError, InputError, ModelError, Purifier, load_engine
 from zipsdk.engines.sessions import split_batch
 from zipsdk.models import list_models, resolve
-from zipsdk.sampling.tiling import plan
+from zipsdk.sampling.tiling import plan_tiles
 
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
 
@@ -105,8 +105,8 @@ def test_windows_leave_no_seam(engine):
     """Purify a 200x150 image in windows of 64: no line is visible at their edges."""
     y, x = np.mgrid[0:150, 0:200]
     smooth = np.uint8(np.stack([60 + 0.5 * x + 0.3 * y, 200 - 0.6 * x, 90 + 0.7 * y], -1))
-    clean = Purifier(engine, "blur2", preset="fast", seed=1, canvas=64).run(smooth).astype(float)
-    layout = plan(engine.spec, 150, 200, 2, 64)
+    clean = Purifier(engine, "blur2", preset="fast", seed=1, tile_size=64).run(smooth).astype(float)
+    layout = plan_tiles(engine.spec, 150, 200, 2, 64)
     steps = np.abs(np.diff(clean, axis=1)).mean((0, 2))
     lines = np.array([c - 1 for x0 in layout.xs for c in (x0, x0 + 64) if 0 < c < 200])
     around = np.setdiff1d(np.concatenate([lines - 2, lines + 2]), lines)

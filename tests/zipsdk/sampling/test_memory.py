@@ -196,7 +196,7 @@ def status(key):
 
 purifier = Purifier(Trivial(), Global(2) if transforms == "global" else transforms, steps=2, start=100, seed=1)
 purifier.run(np.zeros((64, 64, 3), np.uint8))
-layout = plan(Trivial.spec, h, w, purifier._dispatcher.divisor)
+layout = plan_tiles(Trivial.spec, h, w, purifier._dispatcher.divisor)
 pixels = np.random.default_rng(0).integers(0, 256, (h, w, 3), np.uint8)
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")

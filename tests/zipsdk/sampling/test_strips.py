@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.fakes.engine import FakeEngine, make_spec
-from tests.helpers.whole_loop import whole_purify, whole_run, whole_windows
+from tests.helpers.whole_loop import whole_run, whole_sample, whole_windows
 from zipsdk import Blur, Grayscale, Linear, OneOf, Purifier
 from zipsdk.sampling import cpu_loop, sampler, state
-from zipsdk.sampling.denoiser import Predictor
+from zipsdk.sampling.denoiser import TiledDenoiser
 from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import Noise
 from zipsdk.sampling.schedule import step_table
@@ -110,9 +110,9 @@ def test_an_array_in_floating_point_goes_in_strips_too(dtype):
                          ids=["fixed", "flexible", "coarse"])  # fmt: skip
 def test_strips_of_eps_may_be_overwritten_before_the_next(spec, size, unit, monkeypatch):
     """As the loop does: a window below must never see rows that are changed already."""
-    layout = plan(spec, *size, divisor=2)
-    monkeypatch.setattr("zipsdk.sampling.tiling.MAX_PIXELS_A_CALL", 3 * layout.canvas_height * layout.canvas_width)
-    monkeypatch.setattr("tests.helpers.whole_loop.MAX_PIXELS_A_CALL", 3 * layout.canvas_height * layout.canvas_width)
+    layout = plan_tiles(spec, *size, divisor=2)
+    monkeypatch.setattr("zipsdk.sampling.tiling.MAX_PIXELS_A_CALL", 3 * layout.frame_height * layout.frame_width)
+    monkeypatch.setattr("tests.helpers.whole_loop.MAX_PIXELS_A_CALL", 3 * layout.frame_height * layout.frame_width)
     engine = FakeEngine(spec)
     x = np.random.default_rng(1).standard_normal((1, 3, layout.height, layout.width)).astype(np.float32)
     predictor = TiledDenoiser(engine, layout)

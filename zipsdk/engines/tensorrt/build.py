@@ -84,7 +84,7 @@ def build(
             "runtime": request.trt.__version__,
             "targets": request.targets,
             "batches": list(request.batches),
-            "sizes": [spec.min_side, spec.canvas, spec.max_side],
+            "sizes": [spec.min_side, spec.image_size, spec.max_side],
             "onnx": {"name": model.name, "sha256": sha256_file(model)},
             "system": f"{platform.system()} {platform.machine()}",
         },
@@ -178,7 +178,7 @@ class PlanBuilder:
         lowest = 1
         for most in self._request.batches:
             profile = self._builder.create_optimization_profile()
-            sides = (spec.min_side, spec.canvas, spec.max_side)
+            sides = (spec.min_side, spec.image_size, spec.max_side)
             shapes = [(b, spec.channels, s, s) for b, s in zip((lowest, most, most), sides, strict=True)]
             profile.set_shape(spec.input_x, *shapes)
             profile.set_shape(spec.input_t, *((shape[0],) for shape in shapes))

@@ -160,7 +160,7 @@ class TensorRTEngine:
         self, x: int, t: int, eps: int, batch: int, stream: int, *, size: tuple[int, int] | None = None
     ) -> None:
         """Evaluate the model on device memory; see `zipsdk.gpu.protocols.DeviceEngine.enqueue`."""
-        context = self._context(batch, *(size or (self.spec.canvas, self.spec.canvas)))
+        context = self._context(batch, *(size or (self.spec.image_size, self.spec.image_size)))
         spec = self.spec
         for name, address in ((spec.input_x, x), (spec.input_t, t), (spec.output, eps)):
             self._check(context.set_tensor_address(name, address), f"{name} at {address:#x}")

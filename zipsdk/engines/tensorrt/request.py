@@ -62,7 +62,7 @@ def restrict_sizes(spec: ModelSpec, sizes: Sequence[int] | None) -> ModelSpec:
             f"sizes: got {list(sizes)}, expected rising multiples of {spec.multiple} in "
             f"{spec.min_side}..{spec.max_side} for {spec.name}"
         )
-    return dataclasses.replace(spec, min_side=low, canvas=usual, max_side=high)
+    return dataclasses.replace(spec, min_side=low, image_size=usual, max_side=high)
 
 
 def _only_installed() -> str:
