@@ -138,7 +138,7 @@ class Bench:
         with (self.work / "log.txt").open("wb") as log:  # its messages are wanted where it fails
             if fork:
                 return Fork(args, point, log.fileno())
-            module = "zipsdk" if point is None else "tests.kill_process"
+            module = "zipsdk" if point is None else "tests.tools.kill_process"
             watched = {} if point is None else {POINT: str(point)}
             environment = {**os.environ, **(env or {}), **watched, "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-m", module, *args]
