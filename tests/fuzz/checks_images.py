@@ -110,7 +110,7 @@ def check_array(recipe: Recipe, folder: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            pictures, back = images.read(batch, layout=recipe["layout"], max_pixels=MAX_PIXELS)
+            pictures, back = images.read(batch, data_format=recipe["data_format"], max_pixels=MAX_PIXELS)
         except InputError as e:
             return type(e).__name__
         for p in pictures:

@@ -1,7 +1,7 @@
 """Files, PIL images and arrays -> uint8 RGB and back: the only place that knows value ranges, EXIF, alpha and 16 bit.
 
 Everything else in zipsdk sees uint8 (H, W, 3) RGB, C-contiguous. Nothing about the input is guessed: a dtype fixes its
-range, the layout of an array is declared, and what cannot be read without a guess is refused with what to do.
+range, the data format of an array is declared, and what cannot be read without a guess is refused with what to do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SUFFIXES = frozenset([".gif", ".apng", *(s for suffixes, _, _ in WRITERS.values(
 
 
 def read(
-    batch: Any, *, layout: str = "NHWC", max_pixels: int = DEFAULT_MAX_PIXELS
+    batch: Any, *, data_format: str = "NHWC", max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> tuple[list[Picture], Callable[[list[U8]], Any]]:
     """Read a batch of pictures.
 
@@ -40,28 +40,28 @@ def read(
             - a PIL image, a path (str, os.PathLike), the content of an image file (bytes, bytearray, memoryview) or an
               open binary file; see `read_one`;
             - a list or a tuple of all these, with single arrays, of mixed sizes.
-        layout: "NHWC" or "NCHW": where arrays have their channels. It is never guessed.
+        data_format: "NHWC" or "NCHW": where arrays have their channels. It is never guessed.
         max_pixels: the largest width * height of a picture, checked before it is decoded.
 
     Returns:
         The pictures, and a function: it takes the purified pictures (uint8 (H, W, 3), in the same order) and gives back
-        one thing of the type, size, dtype and layout of `batch` (a list for a list or a tuple). Grey is the mean of the
-        three colours; the alpha of an array is put back as it came, bit for bit.
+        one thing of the type, size, dtype and data format of `batch` (a list for a list or a tuple). Grey is the
+        mean of the three colors; the alpha of an array is put back as it came, bit for bit.
 
     Raises:
         InputError: an array or an object that cannot be used as given.
         PictureError: a file or a PIL image that cannot be read.
         OutOfMemory: there is no memory to read it.
     """
-    _check_options(layout, max_pixels)
+    _check_options(data_format, max_pixels)
     if isinstance(batch, (list, tuple)):
-        pictures = [_read_item(x, layout, max_pixels, f"item {i} of the list: ") for i, x in enumerate(batch)]
+        pictures = [_read_item(x, data_format, max_pixels, f"item {i} of the list: ") for i, x in enumerate(batch)]
         return pictures, lambda clean: [p.restore(c) for p, c in zip(pictures, _counted(clean, pictures), strict=True)]
     if isinstance(batch, np.ndarray) and batch.ndim == 4:
         array = np.asarray(batch)
-        check_array(array, layout, max_pixels, "")
+        check_array(array, data_format, max_pixels, "")
         try:
-            pictures = [read_array(x, layout, (i,)) for i, x in enumerate(array)]
+            pictures = [read_array(x, data_format, (i,)) for i, x in enumerate(array)]
         except MemoryError as e:
             raise out_of_memory("array") from e
         shape, dtype = array.shape, array.dtype
@@ -74,11 +74,11 @@ def read(
             return out
 
         return pictures, back
-    one = _read_item(batch, layout, max_pixels, "")
+    one = _read_item(batch, data_format, max_pixels, "")
     return [one], lambda clean: one.restore(_counted(clean, [one])[0])
 
 
-def read_one(item: Any, *, layout: str = "NHWC", max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+def read_one(item: Any, *, data_format: str = "NHWC", max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
     """Read one picture.
 
     All but an array give back a PIL image, with `info["icc_profile"]` and `info["exif"]` where there were any (the tags
@@ -105,7 +105,7 @@ def read_one(item: Any, *, layout: str = "NHWC", max_pixels: int = DEFAULT_MAX_P
     Args:
         item: a PIL image, a path (str, os.PathLike), the content of an image file (bytes, bytearray, memoryview), an
             open binary file (read from its start, and left open) or one array (H, W), (H, W, C); see `read` for dtypes.
-        layout: "NHWC" or "NCHW", for arrays.
+        data_format: "NHWC" or "NCHW", for arrays.
         max_pixels: the largest width * height, checked before anything is decoded.
 
     Raises:
@@ -113,13 +113,13 @@ def read_one(item: Any, *, layout: str = "NHWC", max_pixels: int = DEFAULT_MAX_P
         PictureError: a file or a PIL image that cannot be read.
         OutOfMemory: there is no memory to read it.
     """
-    _check_options(layout, max_pixels)
-    return _read_item(item, layout, max_pixels, "")
+    _check_options(data_format, max_pixels)
+    return _read_item(item, data_format, max_pixels, "")
 
 
-def _check_options(layout: str, max_pixels: int) -> None:
-    if not isinstance(layout, str) or layout not in SHAPES:
-        raise InputError(f'layout: got {layout!r}, wanted "NHWC" (channels last) or "NCHW" (channels first)')
+def _check_options(data_format: str, max_pixels: int) -> None:
+    if not isinstance(data_format, str) or data_format not in SHAPES:
+        raise InputError(f'data_format: got {data_format!r}, wanted "NHWC" (channels last) or "NCHW" (channels first)')
     if not isinstance(max_pixels, int) or max_pixels < 1:
         raise InputError(f"max_pixels: got {max_pixels!r}, wanted a whole number of at least 1")
 
@@ -130,7 +130,7 @@ def _counted(clean: list[U8], pictures: list[Picture]) -> list[U8]:
     return clean
 
 
-def _read_item(item: Any, layout: str, max_pixels: int, where: str) -> Picture:
+def _read_item(item: Any, data_format: str, max_pixels: int, where: str) -> Picture:
     if isinstance(item, np.ndarray):
         array = np.asarray(item)
         if array.ndim == 4:
@@ -138,9 +138,9 @@ def _read_item(item: Any, layout: str, max_pixels: int, where: str) -> Picture:
                 f"{where}got an array of shape {array.shape}, wanted one picture: "
                 f"pass the batch itself, or a list of its pictures, to run()"
             )
-        check_array(array, layout, max_pixels, where)
+        check_array(array, data_format, max_pixels, where)
         try:
-            return read_array(array, layout, (), where)
+            return read_array(array, data_format, (), where)
         except MemoryError as e:
             raise out_of_memory(f"{where}array") from e
     if isinstance(item, (Image.Image, str, os.PathLike, bytes, bytearray, memoryview)) or _is_file(item):
@@ -161,7 +161,7 @@ def _way_out(item: Any, kind: str) -> str:
     if kind.startswith("torch."):
         return (
             "pass tensor.detach().cpu().numpy() (of bfloat16 tensor.float() first), with "
-            'layout="NCHW" where channels come first'
+            'data_format="NCHW" where channels come first'
         )
     if kind.startswith("cupy"):
         return "pass array.get()"

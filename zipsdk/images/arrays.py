@@ -33,20 +33,22 @@ class Picture:
     restore: Callable[[U8], Any]
 
 
-def check_array(a: npt.NDArray[Any], layout: str, max_pixels: int, where: str) -> None:
+def check_array(a: npt.NDArray[Any], data_format: str, max_pixels: int, where: str) -> None:
     """Refuse an array by its dtype and shape; the values are for `read_array`."""
     if (a.dtype.kind, a.dtype.itemsize) not in {("u", 1), ("u", 2), ("f", 2), ("f", 4), ("f", 8)}:
         raise InputError(f"{where}got an array of dtype {a.dtype}, wanted {_ARRAYS}: {_conversion(a.dtype)}")
-    first, last = (-3, -1) if layout == "NCHW" else (-1, -3)
+    first, last = (-3, -1) if data_format == "NCHW" else (-1, -3)
     if a.ndim not in (2, 3, 4) or (a.ndim > 2 and a.shape[first] not in (1, 3, 4)):
         hint = "pass one picture or a batch of pictures"
         if a.ndim in (3, 4) and a.shape[last] in (1, 3, 4):
-            hint = f'channels seem to stand elsewhere: pass layout="{"NHWC" if layout == "NCHW" else "NCHW"}"'
+            hint = f'channels seem to stand elsewhere: pass data_format="{"NHWC" if data_format == "NCHW" else "NCHW"}"'
         elif a.ndim == 3:
-            axis = "1" if layout == "NCHW" else "-1"
+            axis = "1" if data_format == "NCHW" else "-1"
             hint = f"for a batch of grey pictures give it a channel axis: np.expand_dims(x, {axis})"
-        raise InputError(f'{where}got an array of shape {a.shape}, wanted {SHAPES[layout]} (layout="{layout}"): {hint}')
-    height, width = a.shape[-2:] if a.ndim == 2 or layout == "NCHW" else a.shape[-3:-1]
+        raise InputError(
+            f'{where}got an array of shape {a.shape}, wanted {SHAPES[data_format]} (data_format="{data_format}"): {hint}'
+        )
+    height, width = a.shape[-2:] if a.ndim == 2 or data_format == "NCHW" else a.shape[-3:-1]
     if height == 0 or width == 0:
         raise InputError(f"{where}got an array of shape {a.shape}, wanted at least 1 x 1 pixels: leave it out")
     if height * width > max_pixels:
@@ -69,7 +71,7 @@ def _conversion(dtype: np.dtype[Any]) -> str:
     return "convert it to the one whose range it has"
 
 
-def read_array(a: npt.NDArray[Any], layout: str, at: tuple[int, ...], where: str = "") -> Picture:
+def read_array(a: npt.NDArray[Any], data_format: str, at: tuple[int, ...], where: str = "") -> Picture:
     """A checked array of two or three axes -> Picture. `at`: where it stands in its batch, for messages."""
     if a.dtype.kind == "f":
         with np.errstate(invalid="ignore"):  # some builds of NumPy warn when a NaN is compared
@@ -88,7 +90,7 @@ def read_array(a: npt.NDArray[Any], layout: str, at: tuple[int, ...], where: str
     dtype, grey_2d = a.dtype, a.ndim == 2
     if grey_2d:
         a = a[:, :, None]
-    elif layout == "NCHW":
+    elif data_format == "NCHW":
         a = np.moveaxis(a, 0, -1)
     channels = a.shape[2]
     # a copy, because the caller may refill the array while the answer is being computed
@@ -104,7 +106,7 @@ def read_array(a: npt.NDArray[Any], layout: str, at: tuple[int, ...], where: str
             out = np.concatenate((out, alpha), axis=2, dtype=dtype)
         if grey_2d:
             out = out[:, :, 0]
-        elif layout == "NCHW":
+        elif data_format == "NCHW":
             out = np.moveaxis(out, -1, 0)
         return np.array(out, dtype, order="C")
 

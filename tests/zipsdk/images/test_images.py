@@ -89,8 +89,8 @@ SHAPES = [(H, W), (H, W, 1), (H, W, 3), (H, W, 4), (2, H, W, 1), (2, H, W, 3), (
 DTYPES = ["u1", "<u2", ">u2", "<f2", "<f4", ">f4", "<f8"]
 
 
-def in_layout(x: Any, layout: str) -> Any:
-    return np.moveaxis(x, -1, -3) if layout == "NCHW" and x.ndim > 2 else x
+def in_data_format(x: Any, data_format: str) -> Any:
+    return np.moveaxis(x, -1, -3) if data_format == "NCHW" and x.ndim > 2 else x
 
 
 def eight_bit_as(x: Any, dtype: Any) -> Any:
@@ -101,16 +101,16 @@ def eight_bit_as(x: Any, dtype: Any) -> Any:
 
 
 @pytest.mark.parametrize("contiguous", [True, False])
-@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_array_round_trip_is_exact(shape: tuple[int, ...], dtype: str, layout: str, contiguous: bool) -> None:
+def test_array_round_trip_is_exact(shape: tuple[int, ...], dtype: str, data_format: str, contiguous: bool) -> None:
     eight = noise(*shape)
-    x = in_layout(eight_bit_as(eight, dtype), layout)
+    x = in_data_format(eight_bit_as(eight, dtype), data_format)
     x = np.ascontiguousarray(x) if contiguous else np.repeat(x, 2, axis=-1)[..., ::2][::-1][::-1]
     x.flags.writeable = False
     before = x.tobytes()
-    pictures, back = images.read(x, layout=layout)
+    pictures, back = images.read(x, data_format=data_format)
     out = back([p.rgb for p in pictures])
     same(out, x)
     assert out.flags.writeable and out.flags.c_contiguous and not np.shares_memory(out, x)
@@ -179,16 +179,16 @@ def test_refilling_the_array_does_not_change_the_pictures() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -0.01, 1.01, 255.0])
-@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
-def test_float_out_of_range_names_the_first_index_and_value(bad: float, layout: str) -> None:
+@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
+def test_float_out_of_range_names_the_first_index_and_value(bad: float, data_format: str) -> None:
     x = np.full((2, H, W, 3), 0.5, np.float32)
-    x = np.ascontiguousarray(in_layout(x, layout))
+    x = np.ascontiguousarray(in_data_format(x, data_format))
     x[1, 2, 2, 2] = x[1, 1, 3, 1] = bad
     with pytest.raises(InputError) as e:
-        images.read(x, layout=layout)
+        images.read(x, data_format=data_format)
     assert "(1, 1, 3, 1)" in str(e.value) and str(float(np.float32(bad))) in str(e.value) and "[0, 1]" in str(e.value)
     with pytest.raises(InputError, match=r"index \(1, 3, 1\)"):
-        images.read_one(x[1], layout=layout)
+        images.read_one(x[1], data_format=data_format)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.int32, np.int64, np.uint32, complex, object, "U3", "S1", "M8[s]"])
@@ -200,12 +200,12 @@ def test_other_dtypes_are_refused_by_name(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "layout", "hint"),
+    ("shape", "data_format", "hint"),
     [
-        ((3, H, W), "NHWC", 'pass layout="NCHW"'),
-        ((2, 3, H, W), "NHWC", 'pass layout="NCHW"'),
-        ((H, W, 3), "NCHW", 'pass layout="NHWC"'),
-        ((2, H, W, 3), "NCHW", 'pass layout="NHWC"'),
+        ((3, H, W), "NHWC", 'pass data_format="NCHW"'),
+        ((2, 3, H, W), "NHWC", 'pass data_format="NCHW"'),
+        ((H, W, 3), "NCHW", 'pass data_format="NHWC"'),
+        ((2, H, W, 3), "NCHW", 'pass data_format="NHWC"'),
         ((8, H, W), "NHWC", r"expand_dims\(x, -1\)"),
         ((8, H, W), "NCHW", r"expand_dims\(x, 1\)"),
         ((H, W, 2), "NHWC", "expand_dims"),
@@ -220,13 +220,15 @@ def test_other_dtypes_are_refused_by_name(dtype: Any) -> None:
         ((0, 0, W, 3), "NHWC", "1 x 1"),
     ],
 )
-def test_wrong_shapes_say_what_to_do(shape: tuple[int, ...], layout: str, hint: str) -> None:
+def test_wrong_shapes_say_what_to_do(shape: tuple[int, ...], data_format: str, hint: str) -> None:
     with pytest.raises(InputError, match=hint) as e:
-        images.read(np.zeros(shape, np.uint8), layout=layout)
+        images.read(np.zeros(shape, np.uint8), data_format=data_format)
     assert str(shape) in str(e.value)
 
 
-@pytest.mark.parametrize("options", [{"layout": "HWC"}, {"layout": ["NHWC"]}, {"max_pixels": 0}, {"max_pixels": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"data_format": "HWC"}, {"data_format": ["NHWC"]}, {"max_pixels": 0}, {"max_pixels": 1.5}]
+)
 def test_wrong_options(options: Any) -> None:
     for f in (images.read, images.read_one):
         with pytest.raises(InputError, match=next(iter(options))):
@@ -239,12 +241,12 @@ def test_max_pixels_counts_for_arrays() -> None:
         images.read(noise(2, H, W, 3), max_pixels=H * W - 1)
 
 
-@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_empty_batches(channels: int, dtype: str, layout: str) -> None:
-    x = np.ascontiguousarray(in_layout(np.empty((0, H, W, channels), dtype), layout))
-    pictures, back = images.read(x, layout=layout)
+def test_empty_batches(channels: int, dtype: str, data_format: str) -> None:
+    x = np.ascontiguousarray(in_data_format(np.empty((0, H, W, channels), dtype), data_format))
+    pictures, back = images.read(x, data_format=data_format)
     assert pictures == []
     same(back([]), x)
     assert identity([]) == [] and identity(()) == []

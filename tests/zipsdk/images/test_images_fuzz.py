@@ -216,9 +216,9 @@ def test_odd_arrays() -> None:
     for n in range(ARRAYS):
         rng = np.random.default_rng((SEED, FILES + n))
         item = odd_array(rng)
-        layout = str(rng.choice(["NHWC", "NHWC", "NCHW"]))
+        data_format = str(rng.choice(["NHWC", "NHWC", "NCHW"]))
         what = [(x.dtype, x.shape) for x in (item if isinstance(item, list) else [item]) if isinstance(x, np.ndarray)]
-        read += read_or_refuse(item, f"array {n} {what} {layout}", layout=layout)
+        read += read_or_refuse(item, f"array {n} {what} {data_format}", data_format=data_format)
     assert 0.05 * ARRAYS < read < 0.9 * ARRAYS
 
 

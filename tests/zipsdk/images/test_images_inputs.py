@@ -148,7 +148,7 @@ def test_the_hint_for_tensors_works() -> None:
             images.read(tensor)
         if tensor.dtype == torch.bfloat16:
             tensor = tensor.float()
-        pictures, _ = images.read(tensor.detach().cpu().numpy(), layout="NCHW")
+        pictures, _ = images.read(tensor.detach().cpu().numpy(), data_format="NCHW")
         assert pictures[0].rgb.shape == (5, 7, 3)
 
 
@@ -181,7 +181,7 @@ def test_the_hints_for_other_containers_work() -> None:
 
 
 ARRAYS: list[tuple[Any, str, str, Any]] = [
-    (np.zeros((3, 5, 7), np.uint8), "NHWC", 'pass layout="NCHW"', None),
+    (np.zeros((3, 5, 7), np.uint8), "NHWC", 'pass data_format="NCHW"', None),
     (np.zeros((8, 5, 7), np.uint8), "NHWC", r"np.expand_dims(x, -1)", lambda x: np.expand_dims(x, -1)),
     (np.zeros((8, 5, 7), np.uint8), "NCHW", r"np.expand_dims(x, 1)", lambda x: np.expand_dims(x, 1)),
     (np.full((5, 7, 3), 128, np.int64), "NHWC", "x.astype(np.uint8)", lambda x: x.astype(np.uint8)),
@@ -199,14 +199,14 @@ ARRAYS: list[tuple[Any, str, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("array", "layout", "hint", "follow"), ARRAYS, ids=[hint for _, _, hint, _ in ARRAYS])
-def test_the_hints_for_arrays_work(array: Any, layout: str, hint: str, follow: Any) -> None:
+@pytest.mark.parametrize(("array", "data_format", "hint", "follow"), ARRAYS, ids=[hint for _, _, hint, _ in ARRAYS])
+def test_the_hints_for_arrays_work(array: Any, data_format: str, hint: str, follow: Any) -> None:
     with pytest.raises(InputError, match=re.escape(hint)):
-        images.read(array, layout=layout)
+        images.read(array, data_format=data_format)
     if follow is None:
-        images.read(array, layout="NCHW")
+        images.read(array, data_format="NCHW")
     else:
-        images.read(follow(array), layout=layout)
+        images.read(follow(array), data_format=data_format)
 
 
 def test_a_lazy_image_that_was_closed_is_told_to_load(tmp_path: Path) -> None:
