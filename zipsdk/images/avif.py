@@ -34,7 +34,7 @@ def unpack_avif(source: BinaryIO) -> Unpacked:
             try:
                 out.exif = _hide_exif(box, source, size)
             except (struct.error, IndexError):
-                out.cautions.append("its EXIF is malformed (its place is not in the file): it is left out")
+                out.warnings.append("its EXIF is malformed (its place is not in the file): it is left out")
             kept = Ranges()
             kept.keep(0, at)
             kept.insert(bytes(box))

@@ -24,7 +24,7 @@ _MAX_WORK, _SCANS = 2_000_000_000, 64
 _BLOCK = 1 << 16
 
 
-def unpack_jpeg(source: BinaryIO, name: str) -> Unpacked:
+def unpack_jpeg(source: BinaryIO) -> Unpacked:
     """Split a JPEG into its first image and metadata.
 
     Raises:
@@ -60,7 +60,7 @@ def unpack_jpeg(source: BinaryIO, name: str) -> Unpacked:
             components = (source.read(1) or b"\0")[0]
             kept.keep(at - 2, size - at + 2)
             if components < parts or progressive:
-                _check_scans(source, at - 2, size, pixels, name)
+                _check_scans(source, at - 2, size, pixels)
             break
         inner = max(length - 2, 0)
         if 0xE0 <= code <= 0xEF or code == 0xFE:
@@ -89,12 +89,12 @@ def unpack_jpeg(source: BinaryIO, name: str) -> Unpacked:
             out.icc = b"".join(p[2] for p in profile)
         else:
             why = "too large" if room < 0 else "not in the parts that it names"
-            out.cautions.append(f"its ICC profile is malformed ({why}): it is left out")
+            out.warnings.append(f"its ICC profile is malformed ({why}): it is left out")
     out.stream = kept.open(source)
     return out
 
 
-def _check_scans(source: BinaryIO, at: int, size: int, pixels: int, name: str) -> None:
+def _check_scans(source: BinaryIO, at: int, size: int, pixels: int) -> None:
     """Walk the markers from the first scan on; each block is read once."""
     most = max(_SCANS, _MAX_WORK // max(pixels, 1))
     base, block, scans = at, b"", 0
@@ -122,6 +122,6 @@ def _check_scans(source: BinaryIO, at: int, size: int, pixels: int, name: str) -
             scans += 1
             if scans > most:
                 raise PictureError(
-                    f"{name}: got more than {most} scans of {pixels} pixels, expected fewer, as each takes time; "
+                    f"got more than {most} scans of {pixels} pixels, expected fewer, as each takes time; "
                     "save it again as a baseline JPEG"
                 )

@@ -110,7 +110,7 @@ def format_in(head: bytes) -> str | None:
     return None
 
 
-def name_of(head: bytes) -> str:
+def unread_format(head: bytes) -> str:
     """A name for the format of a file that is not read; "" where its first bytes say nothing."""
     if head[:4] in (b"II*\0", b"MM\0*") and head[8:10] == b"CR":
         return "Canon CR2 raw"
@@ -126,7 +126,7 @@ def name_of(head: bytes) -> str:
     return ""
 
 
-def advice(name: str) -> str:
+def conversion_hint(name: str) -> str:
     """What to do with a file that is not read."""
     if name in _VECTOR:
         return "render it to PNG at the size that the classifier takes"

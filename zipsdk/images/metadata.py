@@ -47,7 +47,7 @@ class Unpacked:
         exif: as it is stored, with or without the header "Exif\\0\\0".
         icc: the ICC profile, b"" for none.
         orientation: 1 to 8, of XMP, a TIFF tag or an AVIF property; used where the EXIF has none.
-        cautions: what the caller should be warned of.
+        warnings: what the caller should be warned of.
         deepest: the largest value of a 16-bit sample, where it is not 65535.
         inverted: whether 0 is white in 16-bit samples.
         samples: of a TIFF, what it stores, in words.
@@ -58,7 +58,7 @@ class Unpacked:
     exif: bytes = b""
     icc: bytes = b""
     orientation: int | None = None
-    cautions: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     deepest: int = 65535
     inverted: bool = False
     samples: str = ""

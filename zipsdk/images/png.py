@@ -47,7 +47,7 @@ def unpack_png(source: BinaryIO) -> tuple[Unpacked, int]:
                 break
         elif at + whole > size or length > MAX_METADATA:
             if name in (b"iCCP", b"eXIf"):
-                out.cautions.append(f"its {name.decode()} chunk of {length} bytes is too large or cut off: left out")
+                out.warnings.append(f"its {name.decode()} chunk of {length} bytes is too large or cut off: left out")
         elif name == b"tRNS":
             _transparent(source.read(length), depth, color, kept, out)
         elif name in (b"iCCP", b"eXIf") and name not in met:
@@ -82,7 +82,7 @@ def _transparent(data: bytes, depth: int, color: int, kept: Ranges, out: Unpacke
         if len(data) < need:
             return
         if depth == 16:
-            out.cautions.append("its transparent color is left out: 16-bit samples have no alpha here")
+            out.warnings.append("its transparent color is left out: 16-bit samples have no alpha here")
             return
         top = (1 << depth) - 1
         scale = 255 // top if depth in (2, 4) else 1  # Pillow scales 2 and 4 bit to 8, and the color not
@@ -99,10 +99,10 @@ def _icc(data: bytes, out: Unpacked) -> None:
             raise zlib.error("an unknown compression")
         profile = inflate(rest[1:])
     except zlib.error as e:
-        out.cautions.append(f"its ICC profile is malformed ({e}): it is left out")
+        out.warnings.append(f"its ICC profile is malformed ({e}): it is left out")
         return
     if profile is None:
-        out.cautions.append(f"its ICC profile has more than {MAX_METADATA} bytes: it is left out")
+        out.warnings.append(f"its ICC profile has more than {MAX_METADATA} bytes: it is left out")
     else:
         out.icc = profile
 
@@ -122,7 +122,7 @@ def _text(kind: bytes, data: bytes, out: Unpacked) -> bytes:
         return b""
     what = "XMP" if key == _XMP else "EXIF"
     if value is None:
-        out.cautions.append(f"its {what} has more than {MAX_METADATA} bytes: an orientation in it is not applied")
+        out.warnings.append(f"its {what} has more than {MAX_METADATA} bytes: an orientation in it is not applied")
         return b""
     if key == _XMP:
         out.orientation = xmp_orientation(value) or out.orientation
@@ -130,5 +130,5 @@ def _text(kind: bytes, data: bytes, out: Unpacked) -> bytes:
     try:
         return bytes.fromhex(b"".join(value.split(b"\n")[3:]).decode("ascii"))
     except ValueError:
-        out.cautions.append("its EXIF is malformed (no hexadecimal text): it is left out")
+        out.warnings.append("its EXIF is malformed (no hexadecimal text): it is left out")
         return b""

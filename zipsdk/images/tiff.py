@@ -66,7 +66,7 @@ class _Directory(NamedTuple):
         return self.numbers(tag, (default,))[0]
 
 
-def unpack_tiff(source: BinaryIO, name: str) -> tuple[Unpacked, int]:
+def unpack_tiff(source: BinaryIO) -> tuple[Unpacked, int]:
     """Split a TIFF into pixels and metadata.
 
     Returns:
@@ -80,7 +80,7 @@ def unpack_tiff(source: BinaryIO, name: str) -> tuple[Unpacked, int]:
     order = "<" if head[:2] == b"II" else ">"
     big = 43 in (head[2], head[3])
     first = int(struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0])
-    directory = _read(source, first, size, order, big, name)
+    directory = _read(source, first, size, order, big)
     pages, at, met = 1, directory.next, {first}
     while at and at not in met and pages < _MAX_PAGES:
         met.add(at)
@@ -89,23 +89,23 @@ def unpack_tiff(source: BinaryIO, name: str) -> tuple[Unpacked, int]:
     out = Unpacked("TIFF", source)
     if pages > 1:
         return out, pages
-    _check(directory, name)
+    _check(directory)
     kind, _, icc = directory.entries.get(_ICC, (0, 0, b""))
     if kind in (1, 7) and len(icc) <= MAX_METADATA:
         out.icc = icc
     elif icc:
-        out.cautions.append(f"its ICC profile of {len(icc)} bytes is too large or malformed: it is left out")
+        out.warnings.append(f"its ICC profile of {len(icc)} bytes is too large or malformed: it is left out")
     out.orientation = directory.number(ORIENTATION, 1)
     out.samples = _described(directory)
-    _rewrite(directory, source, size, out, name)
+    _rewrite(directory, source, size, out)
     return out, pages
 
 
-def _read(source: BinaryIO, at: int, size: int, order: str, big: bool, name: str) -> _Directory:
+def _read(source: BinaryIO, at: int, size: int, order: str, big: bool) -> _Directory:
     count_at, entry_at, inline = ("Q", "HHQ8s", 8) if big else ("H", "HHI4s", 4)
     width, head = struct.calcsize(order + entry_at), struct.calcsize(order + count_at)
     wrong = PictureError(
-        f"{name}: got a TIFF whose directory is damaged, expected one that is in the file; fetch or save it again"
+        "got a TIFF whose directory is damaged, expected one that is inside the file; download or save it again"
     )
     if at + head > size:
         raise wrong
@@ -152,7 +152,7 @@ def _next(source: BinaryIO, at: int, size: int, order: str, big: bool) -> int:
     return int(struct.unpack(order + ("Q" if big else "I"), source.read(inline))[0])
 
 
-def _check(d: _Directory, name: str) -> None:
+def _check(d: _Directory) -> None:
     """Refuse by name what Pillow reads wrong, or not at all."""
     compression, photometric = d.number(259, 1), d.number(262, -1)
     bits, formats = d.numbers(258, (1,)), d.numbers(339, (1,))
@@ -160,7 +160,7 @@ def _check(d: _Directory, name: str) -> None:
     separate = d.number(284, 1) == 2 and samples > 1
 
     def refuse(got: str, do: str) -> PictureError:
-        return PictureError(f"{name}: got a TIFF {got}, expected one of 8 or 16 bit gray, RGB, palette, CMYK; {do}")
+        return PictureError(f"got a TIFF {got}, expected one of 8 or 16 bit gray, RGB, palette, CMYK; {do}")
 
     if _DNG in d.entries or (_SUBIFDS in d.entries and d.number(_SUBFILE, 0) & 1) or photometric in (32803, 34892):
         raise refuse("of a camera's raw data or its preview", "develop it to PNG or JPEG, or save its main image alone")
@@ -205,7 +205,7 @@ def _described(d: _Directory) -> str:
     return f"TIFF of {bits} bit {photometric}{extra}{planes}, compression {compression}"
 
 
-def _rewrite(d: _Directory, source: BinaryIO, size: int, out: Unpacked, name: str) -> None:
+def _rewrite(d: _Directory, source: BinaryIO, size: int, out: Unpacked) -> None:
     """Put a directory of the pixel tags alone behind the file's bytes."""
     entries = {tag: entry for tag, entry in d.entries.items() if tag in _PIXELS}
     bits, photometric = d.number(258, 1), d.number(262, 0)
@@ -217,7 +217,7 @@ def _rewrite(d: _Directory, source: BinaryIO, size: int, out: Unpacked, name: st
         entries[320] = (3, len(colors), struct.pack(f"{d.order}{len(colors)}H", *(c * 257 for c in colors)))
     start = size + size % 2
     if start + sum(len(data) + 14 for _, _, data in entries.values()) >= 1 << 32:
-        raise PictureError(f"{name}: got a TIFF of {size} bytes, expected less than 4 GiB; cut it into parts")
+        raise PictureError(f"got a TIFF of {size} bytes, expected less than 4 GiB; cut it into parts")
     kept = Ranges()
     kept.insert((b"II" if d.order == "<" else b"MM") + struct.pack(d.order + "HI", 42, start))
     kept.keep(8, size - 8)

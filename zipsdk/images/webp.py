@@ -45,7 +45,7 @@ def unpack_webp(source: BinaryIO) -> tuple[Unpacked, tuple[int, int]]:
         elif name in (b"ICCP", b"EXIF", b"XMP ") and name not in met:
             met.add(name)
             if length > MAX_METADATA or at + whole > size + 1:
-                out.cautions.append(f"its {name.decode().strip()} of {length} bytes is too large or cut off: left out")
+                out.warnings.append(f"its {name.decode().strip()} of {length} bytes is too large or cut off: left out")
             elif name == b"ICCP":
                 out.icc = source.read(length)
             elif name == b"EXIF":

@@ -196,15 +196,15 @@ def test_what_the_format_cannot_hold_is_told_before_it_is_computed(purify, tmp_p
     assert purify(src, "-o", out, "--format", "jpg") == 1
     said = capsys.readouterr()
     for name, mode in (("alpha", "RGBA"), ("deep", "I;16"), ("web", "RGBA")):
-        assert f"{out / name}.jpg: got a picture of mode {mode}, wanted one of L RGB" in said.err
+        assert f"{out / name}.jpg: got an image of mode {mode}, expected one of L RGB" in said.err
     assert "1 done" in said.out and "3 failed" in said.out
     assert len(computed) == 1 and names(out) == {"000.jpg"}
     assert purify(src, "-o", tmp_path / "kept") == 1
-    assert "web.jpg: got a picture of mode RGBA" in capsys.readouterr().err
+    assert "web.jpg: got an image of mode RGBA" in capsys.readouterr().err
     assert len(computed) == 4 and names(tmp_path / "kept") == {"000.png", "alpha.png", "deep.png"}
     images.save(Image.new("RGB", (16384, 1)), tmp_path / "wide.png")
     assert purify(tmp_path / "wide.png", "-o", tmp_path / "web", "--format", "webp") == 1
-    assert "wide.webp: got a picture of 16384 x 1 pixels, wanted at most 16383 a side" in capsys.readouterr().err
+    assert "wide.webp: got an image of 16384 x 1 pixels, expected at most 16383 a side" in capsys.readouterr().err
     assert len(computed) == 4 and not names(tmp_path / "web")
 
 

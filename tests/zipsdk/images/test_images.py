@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -52,10 +53,10 @@ def noise(*shape: int) -> Any:
 
 
 def identity(batch: Any, **options: Any) -> Any:
-    pictures, back = images.read(batch, **options)
+    pictures, restore = images.read(batch, **options)
     for p in pictures:
         valid(p)
-    return back([p.rgb.copy() for p in pictures])
+    return restore([p.rgb.copy() for p in pictures])
 
 
 def valid(p: images.Picture) -> None:
@@ -110,8 +111,8 @@ def test_array_round_trip_is_exact(shape: tuple[int, ...], dtype: str, data_form
     x = np.ascontiguousarray(x) if contiguous else np.repeat(x, 2, axis=-1)[..., ::2][::-1][::-1]
     x.flags.writeable = False
     before = x.tobytes()
-    pictures, back = images.read(x, data_format=data_format)
-    out = back([p.rgb for p in pictures])
+    pictures, restore = images.read(x, data_format=data_format)
+    out = restore([p.rgb for p in pictures])
     same(out, x)
     assert out.flags.writeable and out.flags.c_contiguous and not np.shares_memory(out, x)
     assert x.tobytes() == before
@@ -161,9 +162,9 @@ def test_alpha_of_an_array_is_kept_bit_for_bit(dtype: str) -> None:
     x = RNG.random((2, H, W, 4)) if dtype[1] == "f" else RNG.integers(0, 256 ** int(dtype[1:][-1]), (2, H, W, 4))
     x = x.astype(dtype)
     alpha = x[..., 3].copy()
-    pictures, back = images.read(x)
+    pictures, restore = images.read(x)
     x[:] = 0  # the caller may reuse the array
-    out = back([np.zeros_like(p.rgb) for p in pictures])
+    out = restore([np.zeros_like(p.rgb) for p in pictures])
     same(np.ascontiguousarray(out[..., 3]), alpha)
     assert not out[..., :3].any()
 
@@ -194,7 +195,7 @@ def test_float_out_of_range_names_the_first_index_and_value(bad: float, data_for
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.int32, np.int64, np.uint32, complex, object, "U3", "S1", "M8[s]"])
 def test_other_dtypes_are_refused_by_name(dtype: Any) -> None:
     x = np.zeros((H, W, 3), dtype)
-    with pytest.raises(InputError, match="wanted uint8") as e:
+    with pytest.raises(InputError, match="expected uint8") as e:
         images.read(x)
     assert str(x.dtype) in str(e.value)
 
@@ -210,9 +211,9 @@ def test_other_dtypes_are_refused_by_name(dtype: Any) -> None:
         ((8, H, W), "NCHW", r"expand_dims\(x, 1\)"),
         ((H, W, 2), "NHWC", "expand_dims"),
         ((2, H, W, 2), "NHWC", "1, 3 or 4 channels"),
-        ((), "NHWC", "one picture or a batch"),
-        ((W,), "NHWC", "one picture or a batch"),
-        ((1, 2, H, W, 3), "NHWC", "one picture or a batch"),
+        ((), "NHWC", "one image or a batch"),
+        ((W,), "NHWC", "one image or a batch"),
+        ((1, 2, H, W, 3), "NHWC", "one image or a batch"),
         ((0, W, 3), "NHWC", "1 x 1"),
         ((H, 0, 3), "NHWC", "1 x 1"),
         ((0, 0), "NHWC", "1 x 1"),
@@ -237,7 +238,7 @@ def test_wrong_options(options: Any) -> None:
 
 def test_max_pixels_counts_for_arrays() -> None:
     identity(noise(H, W, 3), max_pixels=H * W)
-    with pytest.raises(InputError, match="7 x 5 pixels, wanted at most 34"):
+    with pytest.raises(InputError, match="7 x 5 pixels, expected at most 34"):
         images.read(noise(2, H, W, 3), max_pixels=H * W - 1)
 
 
@@ -246,9 +247,9 @@ def test_max_pixels_counts_for_arrays() -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_empty_batches(channels: int, dtype: str, data_format: str) -> None:
     x = np.ascontiguousarray(in_data_format(np.empty((0, H, W, channels), dtype), data_format))
-    pictures, back = images.read(x, data_format=data_format)
+    pictures, restore = images.read(x, data_format=data_format)
     assert pictures == []
-    same(back([]), x)
+    same(restore([]), x)
     assert identity([]) == [] and identity(()) == []
 
 
@@ -261,28 +262,28 @@ def test_torch_is_told_about_numpy() -> None:
 
 @pytest.mark.parametrize("item", [None, 3, b"x.png", {}, types.SimpleNamespace(), [[1, 2]], [np.zeros((1, H, W, 3))]])
 def test_other_things_are_refused(item: Any) -> None:
-    with pytest.raises(InputError, match="wanted"):
+    with pytest.raises(InputError, match="expected"):
         images.read(item)
 
 
 def test_the_way_back_checks_what_it_gets() -> None:
-    pictures, back = images.read(noise(2, H, W, 3))
+    pictures, restore = images.read(noise(2, H, W, 3))
     good = [p.rgb for p in pictures]
     wrong: list[Any] = [good[:1], [*good, good[0]], [good[0], good[1][:-1]], [good[0], good[1] / 255], [good[0], None]]
     for clean in wrong:
         with pytest.raises(InputError, match="purified"):
-            back(clean)
+            restore(clean)
     for x in (noise(H, W, 3), [noise(H, W, 3)]):
-        with pytest.raises(InputError, match="got 0, wanted 1"):
+        with pytest.raises(InputError, match="got 0, expected 1"):
             images.read(x)[1]([])
 
 
 def test_mixed_list(tmp_path: Path) -> None:
     Image.fromarray(noise(4, 6)).save(tmp_path / "a.png")
     batch = (noise(H, W, 3), RNG.random((3, 2)), Image.fromarray(noise(9, 2, 4)), tmp_path / "a.png", noise(1, 1, 1))
-    pictures, back = images.read(batch)
+    pictures, restore = images.read(batch)
     assert [p.rgb.shape[:2] for p in pictures] == [(5, 7), (3, 2), (9, 2), (4, 6), (1, 1)]
-    out = back([p.rgb for p in pictures])
+    out = restore([p.rgb for p in pictures])
     assert isinstance(out, list)
     same(out[0], batch[0])
     assert out[1].dtype == np.float64 and np.abs(out[1] - batch[1]).max() <= 0.5 / 255 + 1e-12
@@ -293,6 +294,18 @@ def test_mixed_list(tmp_path: Path) -> None:
         images.read([noise(H, W, 3), np.zeros((2, 2))[:, :0]])
     with pytest.raises(PictureError, match=r"item 0 of the list: .*missing\.png"):
         images.read([tmp_path / "missing.png"])
+
+
+@pytest.mark.parametrize("wrap", [list, np.stack, lambda x: x[0]])
+def test_what_was_read_pickles(wrap: Any) -> None:
+    rgba = noise(H, W, 4)
+    for batch in (wrap([rgba, rgba]), [Image.fromarray(rgba)]):
+        pictures, restore = images.read(batch)
+        copies, restore_copy = pickle.loads(pickle.dumps((pictures, restore)))
+        for one, copy in zip(pictures, copies, strict=True):
+            np.testing.assert_array_equal(np.asarray(one.restore(one.rgb)), np.asarray(copy.restore(copy.rgb)))
+        clean = [p.rgb for p in pictures]
+        np.testing.assert_array_equal(np.asarray(restore(clean)), np.asarray(restore_copy(clean)))
 
 
 # ---- PIL images and files
@@ -507,7 +520,7 @@ def test_exif_that_a_format_has_no_room_for_is_left_out(suffix: str, kind: str, 
     if fits := kind != "JPEG" or size == 65_532:
         images.save(out, path)  # no warning: they are errors
     else:
-        said = rf"b\.jpg: its EXIF has {size} bytes, and JPEG holds at most 65533: it is left out; write a \.png"
+        said = rf"b\.jpg: its EXIF has {size} bytes, and JPEG stores at most 65533: it is left out; write a \.png"
         with pytest.warns(UserWarning, match=said):
             images.save(out, path)
     again = opened(path)
@@ -653,7 +666,7 @@ def test_bombs_are_refused_before_they_are_decoded(width: int, height: int, tmp_
     path = tmp_path / "bomb.png"
     path.write_bytes(png(width, height, 8, 2, b""))
     limit = Image.MAX_IMAGE_PIXELS
-    with pytest.raises(PictureError, match=r"bomb\.png: got .*pixels.*: make it smaller, or cut it into parts"):
+    with pytest.raises(PictureError, match=r"bomb\.png: got .*pixels.*; make it smaller, or cut it into parts"):
         images.read(path)
     assert limit == Image.MAX_IMAGE_PIXELS
 
@@ -663,7 +676,7 @@ def test_max_pixels_is_checked_before_decoding(tmp_path: Path, monkeypatch: pyte
     identity(tmp_path / "a.png", max_pixels=1200)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("decoded"))
     for item in (tmp_path / "a.png", opened(tmp_path / "a.png")):
-        with pytest.raises(PictureError, match="30 x 40 pixels, wanted at most 1199"):
+        with pytest.raises(PictureError, match="30 x 40 pixels, expected at most 1199"):
             images.read(item, max_pixels=1199)
 
 
@@ -686,8 +699,8 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
     (tmp_path / "code.png").write_bytes(eps)  # a format that Pillow reads and that is not on the list
     for name, why in (
-        ("empty.png", "none of these"),
-        ("text.jpg", "none of these"),
+        ("empty.png", "of another format"),
+        ("text.jpg", "of another format"),
         ("code.png", "the format PostScript"),
         ("missing.png", "check the path"),
         ("pipe.png", "special file"),
@@ -815,7 +828,7 @@ def test_save_refuses_what_would_lose_something(mode: str, name: str, why: str, 
         images.save(sample(mode), tmp_path / name)
     with pytest.raises(InputError, match=why):
         images.format_of(tmp_path / name, mode, (W, H))
-    with pytest.raises(InputError, match="wanted a PIL image"):
+    with pytest.raises(InputError, match="expected a PIL image"):
         images.save(noise(H, W, 3), tmp_path / name)
     assert listing(tmp_path) == []
 
@@ -826,7 +839,7 @@ def test_save_refuses_what_the_format_has_no_room_for(name: str, most: int, tmp_
     assert opened(tmp_path / name).size == (most, 1)
     if name != "a.png":
         for size in ((most + 1, 1), (1, most + 1)):
-            with pytest.raises(InputError, match=rf"{size[0]} x {size[1]} pixels, wanted at most {most} a side"):
+            with pytest.raises(InputError, match=rf"{size[0]} x {size[1]} pixels, expected at most {most} a side"):
                 images.save(Image.new("RGB", size), tmp_path / f"b{name}")
         assert listing(tmp_path) == [name]
 

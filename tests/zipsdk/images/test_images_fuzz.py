@@ -175,11 +175,11 @@ def read_or_refuse(item: Any, case: str, **options: Any) -> bool:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            pictures, back = images.read(item, max_pixels=MAX_PIXELS, **options)
+            pictures, restore = images.read(item, max_pixels=MAX_PIXELS, **options)
             for p in pictures:
                 assert p.rgb.dtype == np.uint8 and p.rgb.ndim == 3 and p.rgb.shape[2] == 3, case
                 assert p.rgb.flags.c_contiguous and 0 < p.rgb.size <= 3 * MAX_PIXELS, case
-            out = back([p.rgb for p in pictures])
+            out = restore([p.rgb for p in pictures])
             if isinstance(item, np.ndarray):
                 assert out.shape == item.shape and out.dtype == item.dtype, case
             good = True

@@ -39,11 +39,11 @@ def test_a_files_content_is_read(wrap: Any, kind: str) -> None:
         p = images.read_one(item)
         np.testing.assert_array_equal(p.rgb, RGB)
     assert isinstance(p.restore(p.rgb), Image.Image)
-    pictures, back = images.read([item, RGB, wrap(encoded(kind))])
-    out = back([x.rgb for x in pictures])
+    pictures, restore = images.read([item, RGB, wrap(encoded(kind))])
+    out = restore([x.rgb for x in pictures])
     assert [type(x) for x in out] == [Image.Image, np.ndarray, Image.Image]
-    one, back = images.read(item)
-    assert back([one[0].rgb]).tobytes() == RGB.tobytes()
+    one, restore = images.read(item)
+    assert restore([one[0].rgb]).tobytes() == RGB.tobytes()
 
 
 def test_open_files_are_left_open_and_need_not_seek(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_contents_that_are_no_image(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=r'open it with mode "rb"'), (tmp_path / "a.png").open(errors="replace") as f:
         images.read_one(f)
     for empty in (b"", io.BytesIO()):
-        with pytest.raises(PictureError, match="none of these"):
+        with pytest.raises(PictureError, match="of another format"):
             images.read_one(empty)
     f = io.BytesIO(encoded())
     f.close()
@@ -122,14 +122,14 @@ def test_contents_that_are_no_image(tmp_path: Path) -> None:
         images.read_one(f)
     with pytest.raises(PictureError, match=r"item 1 of the list: .*bytes of 3: got"):
         images.read([RGB, b"abc"])
-    with pytest.raises(PictureError, match="BytesIO: got a file that is none of these"):
+    with pytest.raises(PictureError, match="BytesIO: got a file of another format"):
         images.read_one(io.BytesIO(b"abc"))
 
 
 def test_a_path_as_bytes_is_told_how(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded())
     name = os.fsencode(tmp_path / "a.png")
-    with pytest.raises(PictureError, match=r"pass a path as os\.fsdecode\(path\)"):
+    with pytest.raises(PictureError, match=r"for a path pass os\.fsdecode\(path\)"):
         images.read_one(name)
     np.testing.assert_array_equal(images.read_one(os.fsdecode(name)).rgb, RGB)
 
@@ -168,7 +168,7 @@ def test_the_hints_for_other_containers_work() -> None:
         (mapping, r"list\(x\.values\(\)\)", lambda x: [*x.values()]),
         (mapping.values(), r"list\(x\)", list),
         ([RGB.tolist()], r"np\.asarray\(x, np\.uint8\)", lambda x: np.asarray(x, np.uint8)),
-        ([[RGB]], "one list of single pictures", lambda x: x[0]),
+        ([[RGB]], "one list of single images", lambda x: x[0]),
     ]
     for item, hint, follow in steps:
         with pytest.raises(InputError, match=hint):
@@ -188,7 +188,7 @@ ARRAYS: list[tuple[Any, str, str, Any]] = [
     (np.full((5, 7, 3), 60000, np.int32), "NHWC", "x.astype(np.uint16)", lambda x: x.astype(np.uint16)),
     (np.ones((5, 7), bool), "NHWC", "x * np.uint8(255)", lambda x: x * np.uint8(255)),
     (np.full((5, 7, 3), 200.0), "NHWC", "x.astype(np.uint8) where", lambda x: x.astype(np.uint8)),
-    (np.full((5, 7, 3), -0.5), "NHWC", "of -1..1 pass (x + 1) / 2", lambda x: (x + 1) / 2),
+    (np.full((5, 7, 3), -0.5), "NHWC", "for -1..1 pass (x + 1) / 2", lambda x: (x + 1) / 2),
     (
         np.ones((5, 7, 3), np.longdouble),
         "NHWC",

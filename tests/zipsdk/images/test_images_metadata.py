@@ -378,7 +378,7 @@ def test_the_largest_icc_profile_of_a_jpeg(size: int, tmp_path: Path) -> None:
     im = Image.fromarray(RGB)
     im.info["icc_profile"] = bytes(size)
     if size > 255 * 65_519:
-        with pytest.warns(UserWarning, match=rf"its ICC profile has {size} bytes, and JPEG holds at most 16707345"):
+        with pytest.warns(UserWarning, match=rf"its ICC profile has {size} bytes, and JPEG stores at most 16707345"):
             images.save(im, tmp_path / "a.jpg")
     else:
         images.save(im, tmp_path / "a.jpg")
