@@ -57,7 +57,7 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
                          "blur7+blur11"),
         "--lam": NUMBERS, "--steps": ("1", "2", "3", "0", "-1", "nan", "1" * 30), "--start": ("1", "400", "999",
                                       "1000", "0", "-5"),
-        "--eta": NUMBERS, "--combine": ("mean", "joint", "none"), "--seed": NUMBERS, "--canvas": NUMBERS,
+        "--eta": NUMBERS, "--combine": ("mean", "joint", "none"), "--seed": NUMBERS, "--tile-size": NUMBERS,
                                         "--model": PATHS,
         "--device": ("cpu", "cuda", "cuda:9", "auto", "cuda:", "gpu"), "--threads": ("1", "0", "-1", "2", "1" * 30),
         "--batch": NUMBERS, "--none": (),

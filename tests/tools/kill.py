@@ -138,7 +138,7 @@ class Bench:
         with (self.work / "log.txt").open("wb") as log:  # its messages are wanted where it fails
             if fork:
                 return Fork(args, point, log.fileno())
-            module = "zipsdk" if point is None else "tests.kill_process"
+            module = "zipsdk" if point is None else "tests.tools.kill_process"
             watched = {} if point is None else {POINT: str(point)}
             environment = {**os.environ, **(env or {}), **watched, "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-m", module, *args]
@@ -244,7 +244,7 @@ class Chain:
 
 
 def run(work: Path, kills: int, seed: int, model: str = "zip-tiny", images: int = 40,
-        options: Sequence[str] = ("--preset", "fast", "--canvas", "32", "--batch", "6"),
+        options: Sequence[str] = ("--preset", "fast", "--tile-size", "32", "--batch", "6"),
         forks: float = 0.0) -> list[Kill]:  # fmt: skip
     """Kill `kills` runs in chains and resume all of them; what WORK/kills.jsonl has from before is not done again.
 

@@ -18,9 +18,9 @@ from zipsdk.images.contact_sheet import is_sheet
 _KEPT_AS = {".gif": ".png", ".apng": ".png"}
 
 
-def find_jobs(inputs: Sequence[str], out: Path, form: str, problem: Callable[[str], None],
-              note: Callable[[str], None], sheet: Path | None = None,
-              skip: Callable[[Path], None] = lambda path: None) -> list[Job]:  # fmt: skip
+def find_jobs(inputs: Sequence[str], out: Path, form: str, on_error: Callable[[str], None],
+              on_warning: Callable[[str], None], sheet: Path | None = None,
+              on_skip: Callable[[Path], None] = lambda path: None) -> list[Job]:  # fmt: skip
     """List the images of files, folders and patterns, with their outputs.
 
     Folders are walked without following links to folders, and without hidden files, OUT itself and the sheet that an
@@ -29,16 +29,16 @@ def find_jobs(inputs: Sequence[str], out: Path, form: str, problem: Callable[[st
 
     Args:
         form: "keep", or the suffix of all outputs without its dot.
-        problem: called with a message for each folder that cannot be read.
-        note: called with a message for each linked folder that is left out.
+        on_error: called with a message for each folder that cannot be read.
+        on_warning: called with a message for each linked folder that is left out.
         sheet: where this run's sheet will be.
-        skip: called with each file in a folder or of a pattern that is an image by its suffix, but is not read.
+        on_skip: called with each file in a folder or of a pattern that is an image by its suffix, but is not read.
 
     Raises:
         InputError: an input that is not there or holds no image, OUT among the inputs, two images with one output, or
             an output that is an input.
     """
-    search = _Search(out, problem, note, skip)
+    search = _Search(out, on_error, on_warning, on_skip)
     by_name: dict[str, Job] = {}
     caseless = _caseless(out)
     for text in inputs:
@@ -117,9 +117,9 @@ def _output_name(relative: Path, form: str) -> str:
 class _Search:
     """The search for the images of one run's inputs; see `find_jobs` for the arguments."""
 
-    def __init__(self, out: Path, problem: Callable[[str], None], note: Callable[[str], None],
-                 skip: Callable[[Path], None]):  # fmt: skip
-        self._out, self._problem, self._note, self._skip = out, problem, note, skip
+    def __init__(self, out: Path, on_error: Callable[[str], None], on_warning: Callable[[str], None],
+                 on_skip: Callable[[Path], None]):  # fmt: skip
+        self._out, self._on_error, self._on_warning, self._on_skip = out, on_error, on_warning, on_skip
         self._skipped: list[Path] = []  # of the current input
         self._in_out: dict[Path, bool] = {}
 
@@ -180,7 +180,7 @@ class _Search:
             here = Path(root)
             visible = sorted(f for f in folders if not f.startswith(".") and not same_file(here / f, self._out))
             for linked in (f for f in visible if (here / f).is_symlink()):
-                self._note(f"{here / linked}: a link to a folder is not followed; name it as an input of its own")
+                self._on_warning(f"{here / linked}: a link to a folder is not followed; name it as an input of its own")
             folders[:] = [f for f in visible if not (here / f).is_symlink()]
             for name in sorted(files):
                 if not name.startswith(".") and self._is_image(here / name):
@@ -190,11 +190,11 @@ class _Search:
         suffix = path.suffix.lower()
         if suffix in images.UNREAD_SUFFIXES:
             self._skipped.append(path)
-            self._skip(path)
+            self._on_skip(path)
         return suffix in images.SUFFIXES
 
     def _unreadable(self, e: OSError) -> None:
-        self._problem(f"{e.filename}: cannot be read ({e.strerror}); check its permissions")
+        self._on_error(f"{e.filename}: cannot be read ({e.strerror}); check its permissions")
 
     def _inside_out(self, path: Path) -> bool:
         """Tell whether a path is OUT or leads into it, by the links of its folders but not by its own."""

@@ -48,9 +48,9 @@ class Run:
     """
 
     def __init__(self, purifier: Purifier, jobs: Sequence[Job], manifest: Manifest, *, batch: int,
-                 failure: Callable[[str], None], progress: Callable[[int], None]):  # fmt: skip
+                 on_error: Callable[[str], None], on_progress: Callable[[int], None]):  # fmt: skip
         self._purifier, self._manifest, self._batch = purifier, manifest, batch
-        self._failure, self._progress = failure, progress
+        self._on_error, self._on_progress = on_error, on_progress
         self._jobs = {job.name: job for job in jobs}
         self.todo = [job for job in jobs if not manifest.is_done(job)]
         self._todo = {job.name for job in self.todo}
@@ -110,7 +110,7 @@ class Run:
             if isinstance(e, OSError):
                 hint = "remove or repair the link" if job.source.is_symlink() else "check that it is there"
                 reason = f"{job.source}: cannot be used ({e.strerror or reason}); {hint}"
-            self._failure(reason if str(job.source) in reason else f"{job.source}: {reason}")
+            self._on_error(reason if str(job.source) in reason else f"{job.source}: {reason}")
             self.failed.append(job.name)  # a list, because two threads may do this at once
 
     def _read(self, job: Job) -> _Read | None:
@@ -123,17 +123,17 @@ class Run:
             return _Read(job, picture, size, mtime_ns)
         except (OSError, ZipError, MemoryError) as e:
             self._fail(job, e)
-            self._progress(1)
+            self._on_progress(1)
             return None
 
     def _compute(self, pictures: list[_Read]) -> list[U8 | None]:
         new = sum(r.job.name in self._todo for r in pictures)
-        progress = self._progress if new == len(pictures) else None
+        progress = self._on_progress if new == len(pictures) else None
         try:
             rgb = [r.picture.rgb for r in pictures]
             clean = list(self._purifier.run(rgb, seed=self._manifest.seed, progress=progress))
             if progress is None:  # some were done before and only keep the others company
-                self._progress(new)
+                self._on_progress(new)
             return clean
         except (InputError, MemoryError, OutOfMemory) as e:
             if len(pictures) == 1:

@@ -1,27 +1,68 @@
-"""What this machine can run, and why not."""
+"""The command ``zipsdk doctor``: check what this machine can run."""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import dataclasses
+import json
 import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from zipsdk._util import cpus
 from zipsdk._util.runtimes import TELEMETRY, BrokenPackageError, load, reinstall, required, telemetry_is_off
+from zipsdk.cli.args import add_command, add_json
+from zipsdk.cli.console import print_output
 from zipsdk.engines import load_engine
 from zipsdk.engines.tensorrt.flavor import FLAVORS, compute_capabilities, runtime
 from zipsdk.gpu.device import DRIVER, open_device
 from zipsdk.gpu.fatbin import build_info
 from zipsdk.models import list_models
 
+_EPILOG = """\
+examples:
+  zipsdk doctor
+  zipsdk doctor --json
+
+exit code 3: no engine runs on this machine
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the parser of the command."""
+    about = "check what this machine can run, and show how to install what is missing"
+    add_json(add_command(commands, "doctor", about, _EPILOG, run))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the checks; return the exit code."""
+    lines, usable = checks()
+    if args.json:
+        print_output(json.dumps({"runs": usable, "checks": [dataclasses.asdict(c) for c in lines]}, indent=1))
+    else:
+        for c in lines:
+            print_output(f"{'OK' if c.ok else 'not here':<8}  {c.name:<16}  {c.detail}")
+            if c.fix:
+                print_output(f"{'':28}-> {c.fix}")
+        print_output("at least one engine runs here" if usable else "no engine runs here: see the lines above")
+    return 0 if usable else 3
+
 
 @dataclass(frozen=True)
 class Check:
-    """One line: a thing, whether it is usable, what was found or why not, and what brings it."""
+    """One line of the report.
+
+    Attributes:
+        name: of the component.
+        ok: whether it is usable.
+        detail: the version found, or the reason why it is not usable.
+        fix: how to make it usable.
+    """
 
     name: str
     ok: bool

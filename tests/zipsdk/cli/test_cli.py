@@ -36,7 +36,7 @@ def test_folders_files_and_globs_keep_their_structure(purify, tmp_path, capsys):
             assert im.mode == "RGB"
     with Image.open(out / "sub/deep/b.jpg") as im:
         assert im.size == (33, 20) and im.format == "JPEG"
-    assert "5 done" in (said := capsys.readouterr()).out and "pictures/s" in said.out
+    assert "5 done" in (said := capsys.readouterr()).out and "images/s" in said.out
     assert said.err == ""
 
 
@@ -73,8 +73,9 @@ def test_every_kept_name_can_be_written(tmp_path):
 def test_wrong_options(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 1)
     out = tmp_path / "out"
-    for options in (["--lam", "0"], ["--eta", "2"], ["--seed", "-1"], ["--transforms", "x"], ["--canvas", "33"]):
+    for options in (["--lam", "0"], ["--eta", "2"], ["--seed", "-1"], ["--transforms", "x"]):
         refused(capsys, purify(src, "-o", out, *options), 2, options[0][2:])
+    refused(capsys, purify(src, "-o", out, "--tile-size", 33), 2, "canvas: got 33")
     refused(capsys, purify(src, "-o", out, steps=0), 2, "steps: got 0")
     for options in (
         ["--sheet", str(src)],
@@ -106,14 +107,14 @@ def test_a_sheet_that_cannot_be_written_is_told_before_the_run(purify, tmp_path,
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for sheet, text in (
-        ("file/s.png", "file is not a folder that may be written to"),
-        ("file/deep/s.png", "file is not a folder that may be written to"),
-        ("dangling/s.png", "dangling is not a folder that may be written to"),
-        ("folder.png", "folder.png: is a folder"),
+        ("file/s.png", "file is not a writable folder"),
+        ("file/deep/s.png", "file is not a writable folder"),
+        ("dangling/s.png", "dangling is not a writable folder"),
+        ("folder.png", "folder.png: got a folder"),
     ):
         refused(capsys, purify(src, "-o", out, "--sheet", tmp_path / sheet), 2, text)
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere, so the refusal is played
-    refused(capsys, purify(src, "-o", out, "--sheet"), 2, f"{tmp_path} is not a folder that may be written to")
+    refused(capsys, purify(src, "-o", out, "--sheet"), 2, f"{tmp_path} is not a writable folder")
     assert not out.exists()
 
 
@@ -133,7 +134,7 @@ def test_errors_of_the_system_give_2_and_no_traceback(tmp_path, capsys, monkeypa
 
     monkeypatch.setattr("zipsdk.engines.tensorrt.build.build", fails)
     code = main(["build", "zip-tiny", "-o", str(tmp_path / "a.plan")])
-    refused(capsys, code, 2, f"{text}; check the path, its permissions and the disk's room\n")
+    refused(capsys, code, 2, f"{text}; check the path, its permissions and disk space\n")
 
 
 # ---- pictures that fail
@@ -221,7 +222,7 @@ def test_a_full_disk_stops_the_run(purify, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(images, "save", full)
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 1
     said = capsys.readouterr().err
-    assert "No space left on device" in said and "stopped with 2 of 4 pictures done" in said
+    assert "No space left on device" in said and "stopped with 2 of 4 images done" in said
     monkeypatch.undo()
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 0
 
@@ -241,7 +242,7 @@ def test_an_engine_that_fails_midway_gives_3_and_can_be_continued(purify, tmp_pa
     monkeypatch.setattr(OnnxEngine, "__call__", failing)
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 3
     said = capsys.readouterr().err
-    assert "stopped with 2 of 4 pictures done; the same command continues" in said and "the device is gone" in said
+    assert "stopped with 2 of 4 images done; the same command continues" in said and "the device is gone" in said
     monkeypatch.undo()
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 0
 
@@ -277,14 +278,14 @@ def test_a_sheet_is_written_over_a_sheet_and_over_nothing_else(purify, tmp_path,
     before = contents(src)
     # a slip of the keyboard: the first of two inputs becomes the sheet's name
     for sheet in (["--sheet", src / "000.png", src / "001.png"], [src / "001.png", "--sheet", src / "000.png"]):
-        refused(capsys, purify("-o", out, *sheet), 2, "000.png: is there already, and is no sheet that zipsdk wrote")
+        refused(capsys, purify("-o", out, *sheet), 2, "000.png: got a file that is not a sheet of zipsdk")
     assert contents(src) == before and not out.exists()
     for options in ([], ["--transforms", "blur2|gray"]):  # of both kinds
         page = tmp_path / f"page{len(options)}.png"
         for _ in range(2):  # a finished run may be repeated
             assert purify(src, "-o", out / str(len(options)), *options, "--sheet", page) == 0
     (out / "0" / "zipsdk-sheet.png").write_bytes(before["000.png"])
-    refused(capsys, purify(src, "-o", out / "0", "--sheet"), 2, "zipsdk-sheet.png: is there already")
+    refused(capsys, purify(src, "-o", out / "0", "--sheet"), 2, "zipsdk-sheet.png: got a file that is not a sheet")
     assert purify(src, "-o", out / "0", "--sheet", "--overwrite") == 0
     assert (out / "0" / "zipsdk-sheet.png").read_bytes() != before["000.png"]
 
@@ -295,7 +296,7 @@ def test_a_sheet_among_the_pictures_is_no_picture(purify, tmp_path, capsys):
         assert purify(src, "-o", out, "--sheet", src / "sheet.png") == 0
         assert purify(src / "*.png", "-o", out, "--sheet", src / "sheet.png") == 0
     assert names(out) == {"000.png", "001.png"}
-    refused(capsys, purify(src / "sheet.png", "-o", out, "--sheet", src / "sheet.png"), 2, "over a picture")
+    refused(capsys, purify(src / "sheet.png", "-o", out, "--sheet", src / "sheet.png"), 2, "overwrite an image")
 
 
 @pytest.mark.parametrize("options", [["--transforms", "blur2|gray|blur2+gray"], ["--transforms", "gray|blur2"]])

@@ -113,7 +113,7 @@ def test_inputs_are_not_overwritten(purify, tmp_path, capsys):
     refused(capsys, purify(src / "000.png", "-o", tmp_path / "link"), 2, "would be overwritten")
     refused(capsys, purify(src / "000.png", "-o", src, "--overwrite"), 2, "would be overwritten")
     sheet = ("--sheet", src / "000.png")
-    refused(capsys, purify(src, "-o", tmp_path / "out", *sheet), 2, "the sheet would be written over a picture")
+    refused(capsys, purify(src, "-o", tmp_path / "out", *sheet), 2, "the sheet would overwrite an image")
     assert contents(src) == before and not (src / MANIFEST).exists()
 
 
@@ -132,7 +132,7 @@ def test_inputs_are_not_overwritten_under_another_spelling(purify, tmp_path, cap
     refused(capsys, purify(tmp_path, *common), 2, "no picture there")
     refused(capsys, purify(src / "deep", "-o", tmp_path / "Photos" / "deep", "--overwrite"), 2, "is an input")
     sheet = ["--sheet", tmp_path / "Photos" / "000.png", "--overwrite"]
-    refused(capsys, purify(src, "-o", tmp_path / "out", *sheet), 2, "the sheet would be written over a picture")
+    refused(capsys, purify(src, "-o", tmp_path / "out", *sheet), 2, "the sheet would overwrite an image")
     assert contents(src) == before and not (src / MANIFEST).exists()
 
 
@@ -176,7 +176,7 @@ def test_foreign_files_are_not_overwritten(purify, tmp_path, capsys):
         (["in/*.PNG"], "out", "in/000.png does if letter case is ignored: write the pattern as the names are"),
         (["f*"], "out", "no picture there, but 1 matches of f* in ., such as file; wanted some of .apng"),
         (["*/../in/*.png"], "out", "got '..' behind a pattern, expected names only; give the folder itself"),
-        (["in"], "clean.png", "the output is a folder"),
+        (["in"], "clean.png", "expected a folder to write to"),
         (["in"], "file", "cannot be used as the output folder"),
     ],
 )

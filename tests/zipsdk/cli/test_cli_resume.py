@@ -53,7 +53,7 @@ def test_other_settings_are_refused_before_anything_is_written(purify, model, tm
     refused(capsys, purify(src, "-o", out, "--transforms", "blur4"), 2, "transforms: ")
     refused(capsys, purify(src, "-o", out, "--transforms", "blur2+gray", "--combine", "joint"), 2, "combine: ")
     refused(capsys, purify(src, "-o", out, "--eta", 0), 2, "eta: 1.0 then, 0.0 now")
-    refused(capsys, purify(src, "-o", out, "--canvas", 32), 2, "canvas: None then, 32 now")
+    refused(capsys, purify(src, "-o", out, "--tile-size", 32), 2, "canvas: None then, 32 now")
     other = tmp_path / "other.onnx"
     proto = onnx.load(model)
     proto.doc_string = "another file"
@@ -74,11 +74,11 @@ def test_every_option_reaches_the_purifier(purify, tmp_path, monkeypatch):
                            "seed": 9, "canvas": 32}  # fmt: skip
         raise Stop
 
-    monkeypatch.setattr("zipsdk.cli.Purifier", watched)
+    monkeypatch.setattr("zipsdk.cli.purify.Purifier", watched)
     src = folder(tmp_path / "in", 1)
     with pytest.raises(Stop):
         purify(src, "-o", tmp_path / "out", "--transforms", "blur4", "--lam", 3, "--eta", 0.5, "--combine", "joint",
-               "--preset", "fast", "--start", 350, "--seed", 9, "--canvas", 32,
+               "--preset", "fast", "--start", 350, "--seed", 9, "--tile-size", 32,
                steps=7)  # fmt: skip
 
 
@@ -112,11 +112,11 @@ def test_a_run_that_goes_on_gives_the_same_bits_though_pictures_share_canvases(p
     src = folder(tmp_path / "in", 11)
     (src / "002.png").write_bytes(b"broken")
     out = tmp_path / "out"
-    options = ("-o", out, "--seed", 3, "--canvas", 32, "--batch", 6)
+    options = ("-o", out, "--seed", 3, "--tile-size", 32, "--batch", 6)
     assert purify(src, *options) == 1
     full = contents(out)
     alone = tmp_path / "alone"
-    assert purify(src, "-o", alone, "--seed", 3, "--canvas", 32, "--batch", 1) == 1
+    assert purify(src, "-o", alone, "--seed", 3, "--tile-size", 32, "--batch", 1) == 1
     assert contents(alone) != full  # else this test shows nothing
     if keep < 10:
         forget(out, keep)
@@ -131,7 +131,7 @@ def test_a_run_that_goes_on_gives_the_same_bits_though_pictures_share_canvases(p
 def test_changed_pictures_are_finished_with_those_that_they_were_begun_with(purify, tmp_path, changed):
     """Some of a batch or all of it: what was done of them before must not stand in the way."""
     src, out = folder(tmp_path / "in", 6), tmp_path / "out"
-    options = ("-o", out, "--seed", 3, "--canvas", 32, "--batch", 6)
+    options = ("-o", out, "--seed", 3, "--tile-size", 32, "--batch", 6)
     assert purify(src, *options) == 0
     for i in range(changed):
         picture(src / f"{i:03}.png", 100 + i)
@@ -216,7 +216,7 @@ def command(src: Path, out: Path, model: str, *options: str) -> list[str]:
         "from zipsdk.cli import main; sys.exit(main())"
     )
     args = ["purify", str(src), "-o", str(out), "--model", model, "--threads", "1", "--seed", "7", "--batch", "4"]
-    return [sys.executable, "-c", code, *args, "--canvas", "32", *options]
+    return [sys.executable, "-c", code, *args, "--tile-size", "32", *options]
 
 
 def start_and_stop(args: list[str], out: Path, lines: int, sig: signal.Signals) -> tuple[int, str]:
@@ -265,7 +265,7 @@ def test_ctrl_c_and_going_on(model, tmp_path):
     code, err = start_and_stop(args, out, 3, signal.SIGINT)
     assert code == 130 and "Traceback" not in err
     done = len(finished(out))
-    assert f"zipsdk: interrupted with {done} of 60 pictures done; the same command continues" in err
+    assert f"zipsdk: interrupted with {done} of 60 images done; the same command continues" in err
     assert 3 < done < 60 and names(out) == set(finished(out))
     assert main(args[3:]) == 0
     assert sorted(finished(out)) == sorted(names(src))

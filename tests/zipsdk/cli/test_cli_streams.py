@@ -59,7 +59,7 @@ def test_a_full_stderr_does_not_stop_the_work(purify, tmp_path, monkeypatch, cap
 def test_a_full_stdout_is_told_after_the_work(purify, model, tmp_path, monkeypatch, capsys):
     src = folder(tmp_path / "in", 2)
     monkeypatch.setattr(sys, "stdout", Full())
-    text = "zipsdk: error: standard output: cannot be written (No space left on device); send it elsewhere"
+    text = "zipsdk: error: standard output: cannot be written (No space left on device); redirect it"
     assert purify(src, "-o", tmp_path / "out") == 2
     assert names(tmp_path / "out") == names(src) and text in capsys.readouterr().err
     assert main(["info", model]) == 2
@@ -192,7 +192,7 @@ def test_signals_stop_a_run_that_can_be_continued(purify, tmp_path, monkeypatch,
     assert [signal.getsignal(n) for n in watched] == before
     said = capsys.readouterr().err
     what = "interrupted" if name == "SIGINT" else f"stopped by {name}"
-    assert said == f"zipsdk: {what} with 1 of 4 pictures done; the same command continues\n"
+    assert said == f"zipsdk: {what} with 1 of 4 images done; the same command continues\n"
     assert names(out) == {"000.png"}
     monkeypatch.undo()
     assert purify(src, "-o", out, "--batch", 1) == 0
@@ -221,7 +221,7 @@ def test_an_interrupt_that_a_library_makes_an_error_of(purify, tmp_path, monkeyp
         except BaseException as e:
             raise ImportError("initialization failed") from e
 
-    monkeypatch.setattr("zipsdk.cli.load_engine", importing)
+    monkeypatch.setattr("zipsdk.cli.purify.load_engine", importing)
     assert purify(folder(tmp_path / "in", 1), "-o", tmp_path / "out") == 143
     assert capsys.readouterr().err == ""
 
@@ -238,7 +238,7 @@ def slow(args):
         signal.raise_signal(signal.SIGINT)
         time.sleep(60)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-cli._doctor = slow
+cli.doctor.run = slow
 sys.argv = ["zipsdk", "doctor"]
 cli.main()
 """
@@ -253,8 +253,8 @@ def test_signals_end_a_process_that_is_deep_in_native_code(numbers, code):
     program = f"""
 import os, signal, sys, threading, time
 from zipsdk import cli
-from zipsdk.cli import console
-console.GRACE = 0.05
+from zipsdk.cli import signals
+signals.GRACE = 0.05
 def stuck(args):
     numbers = {numbers}
     def send():
@@ -270,7 +270,7 @@ def stuck(args):
         except BaseException:
             pass
 signal.signal(signal.SIGINT, signal.default_int_handler)
-cli._doctor = stuck
+cli.doctor.run = stuck
 sys.argv = ["zipsdk", "doctor"]
 cli.main()
 """
