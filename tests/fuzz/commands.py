@@ -65,8 +65,8 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "info": {"--json": (), "--device": ("cpu", "cuda", "cuda:" + "9" * 30, "gpu"), "--model": PATHS},
     "build": {
         "-o": PATHS, "--flavor": ("trt", "rtx", "none"), "--batch": ("1,2", "2,1", ",", "0", "1" * 30, "1,8,64"),
-        "--size": ("32", "8,32,64", "64,32,8", "1,2", "0"), "--target": ("sm86", "sm75", ",", "sm" + "9" * 30, "x"),
-        "--overwrite": (), "--progress": (),
+        "--image-size": ("32", "8,32,64", "64,32,8", "1,2", "0"),
+        "--target": ("sm86", "sm75", ",", "sm" + "9" * 30, "x"), "--overwrite": (), "--progress": (),
     },
     "models": {"--json": ()},
     "none": {"-o": PATHS, "--version": ()},

@@ -13,10 +13,13 @@ FORMAT: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatte
 
 EXIT_CODES = """\
 exit codes:
-  0 success    1 some images failed    2 wrong usage, input or output path
-    (also: standard output cannot be written; the work itself is done)
-  3 the model is missing or damaged, or cannot run on this machine
-  130 interrupted (Ctrl-C)    143, 129 terminated by SIGTERM, SIGHUP    141 the reader of standard output closed it
+  0         success
+  1         some images failed; the others are done
+  2         wrong usage, input or output path, or standard output cannot be written
+  3         the model is missing or damaged, or cannot run on this machine
+  130       interrupted (Ctrl-C)
+  129, 143  terminated by SIGHUP, SIGTERM
+  141       the reader of standard output closed it
 """
 
 

@@ -17,9 +17,9 @@ from zipsdk.models import resolve
 _EPILOG = (
     """\
 examples:
-  zipsdk build zip-tiny -o zip-tiny.plan                       for this GPU; with TensorRT-RTX for all supported GPUs
-  zipsdk build adm256.onnx -o adm256.plan --batch 1,4          two profiles: for one image, and for 2 to 4
-  zipsdk build zip-tiny -o small.plan --size 32 --target sm86  one size, one kind of GPU: the smallest plan
+  zipsdk build zip-tiny -o zip-tiny.plan                for this GPU; with TensorRT-RTX for all supported GPUs
+  zipsdk build adm256.onnx -o adm256.plan --batch 1,4   two profiles: for one image, and for 2 to 4
+  zipsdk build zip-tiny -o zip-tiny.plan --image-size 32 --target sm86
 
 A plan runs with the version of TensorRT that built it, on the GPUs for which it was built. PLAN.json, next to the
 plan, records both and the hash of the plan: keep the two files together.
@@ -50,10 +50,10 @@ def add_parser(commands: Any) -> None:
         help="the largest batch of each profile (default: 1,8,64)",
     )
     p.add_argument(
-        "--size",
+        "--image-size",
         type=positive_ints,
-        metavar="N|MIN,USUAL,MAX",
-        help="sides of the canvas (default: all that the model takes)",
+        metavar="N|MIN,OPT,MAX",
+        help="sides of the images that the engine takes (default: all that the model takes)",
     )
     p.add_argument(
         "--target",
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             out,
             flavor=args.flavor,
             batches=args.batch,
-            sizes=args.size,
+            sizes=args.image_size,
             targets=args.target,
             progress=on_progress,
         )["plan"]

@@ -12,7 +12,7 @@ from zipsdk._util.validation import path_text
 from zipsdk.cli.args import add_command, add_device, add_json
 from zipsdk.cli.console import print_output, printable
 from zipsdk.engines import load_engine
-from zipsdk.engines.tensorrt.build import spec_of
+from zipsdk.engines.tensorrt.build import read_spec
 from zipsdk.errors import EngineError, MissingExtra
 from zipsdk.models import resolve
 from zipsdk.models.sidecar import check_sidecar, sha256_file
@@ -28,7 +28,14 @@ examples:
 def add_parser(commands: Any) -> None:
     """Add the parser of the command."""
     p = add_command(commands, "info", "show what a model file contains, and what runs it on this machine", _EPILOG, run)
-    p.add_argument("model", type=path_text, metavar="FILE|NAME", help="a model file or the name of a bundled model")
+    p.add_argument(
+        "model",
+        nargs="?",
+        default="zip-tiny",
+        type=path_text,
+        metavar="FILE|NAME",
+        help="a model file or the name of a bundled model (default: zip-tiny)",
+    )
     add_device(p)
     add_json(p)
 
@@ -58,7 +65,7 @@ def read_onnx(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
         engine = load_engine(path, device=device)
     except MissingExtra as e:
         try:
-            return spec_of(path), {"engine": f"not here: {e}"}
+            return read_spec(path), {"engine": f"not available: {e}"}
         except MissingExtra:
             raise e from None
     return engine.spec, engine.info
@@ -72,5 +79,5 @@ def read_plan_file(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
     try:
         runs = load_engine(path, device=device).info
     except (EngineError, MissingExtra) as e:
-        runs = {"engine": f"not here: {e}"}
+        runs = {"engine": f"not available: {e}"}
     return record["spec"], {**record["plan"], **runs}

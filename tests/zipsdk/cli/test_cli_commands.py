@@ -23,6 +23,8 @@ def test_info(model, tmp_path, capsys):
     assert got["hash"].startswith("not checked") and got["runs"]["providers"] == ["CPUExecutionProvider"]
     assert main(["info", model]) == 0
     assert "CPUExecutionProvider" in capsys.readouterr().out
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spec"]["name"] == "zip-tiny"
 
     from zipsdk.models.sidecar import write_sidecar
 
@@ -67,14 +69,15 @@ def test_doctor(capsys, tmp_path):
 
     (tmp_path / "toy.onnx").write_bytes(b"damaged")
     assert main(["doctor"]) == 3
-    assert "no engine runs here" in capsys.readouterr().out
+    assert "no engine runs on this machine" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("bundled")
 def test_doctor_without_onnxruntime(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["doctor"]) == 3
-    assert "pip install 'zipsdk[cpu]'" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "pip install 'zipsdk[cpu]'" in out and "MISSING  onnxruntime" in out
 
 
 @pytest.mark.usefixtures("bundled")
@@ -87,13 +90,15 @@ def test_without_onnxruntime_but_with_tensorrt(model, capsys, monkeypatch):
     assert capsys.readouterr().out == "toy  32x32 (takes 8 to 64), 1,234 parameters, CC0\n"
     assert main(["info", model, "--json"]) == 0
     got = json.loads(capsys.readouterr().out)
-    assert got["spec"]["name"] == "toy" and got["runs"]["engine"].startswith("not here: onnxruntime is not usable here")
+    assert got["spec"]["name"] == "toy" and got["runs"]["engine"].startswith(
+        "not available: onnxruntime is not usable here"
+    )
 
     monkeypatch.setattr(doctor, "_tensorrt", lambda driver: iter([doctor.Check("TensorRT", True, "10.3")]))
     for name in ("_kernels", "_device"):
         monkeypatch.setattr(doctor, name, lambda *_: doctor.Check("a part", True, ""))
     assert main(["doctor"]) == 0
-    assert capsys.readouterr().out.endswith("at least one engine runs here\n")
+    assert capsys.readouterr().out.endswith("at least one engine runs on this machine\n")
     monkeypatch.setattr(doctor, "_device", lambda driver: doctor.Check("loop on the GPU", False, "no PyCUDA"))
     assert main(["doctor"]) == 3
 
