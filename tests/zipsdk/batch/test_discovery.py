@@ -74,7 +74,7 @@ def test_images_that_are_not_read_are_counted_once(purify, tmp_path, capsys, opt
     said = capsys.readouterr()
     assert said.err == f"zipsdk: {text}\n" and ("1 done" in said.out) == (not options)
     (src / "000.png").unlink()
-    refused(capsys, purify(src, "-o", tmp_path / "out"), 2, f"{src}: no picture there that zipsdk reads; {text}")
+    refused(capsys, purify(src, "-o", tmp_path / "out"), 2, f"{src}: got no image that zipsdk reads; {text}")
     one = "1 file skipped: .jxl (1)"
     refused(capsys, purify(src / "*.jxl", "-o", tmp_path / "out"), 2, one)
 
@@ -88,9 +88,9 @@ def test_links_that_lead_nowhere_are_told(purify, tmp_path, capsys):
     (src / "loop.png").symlink_to("loop.png")
     assert purify(src, "-o", out) == 1
     said = capsys.readouterr().err
-    assert f"{src / 'dangling.png'}: cannot be used (No such file or directory); remove or repair the link\n" in said
+    assert f"{src / 'dangling.png'}: cannot be read (No such file or directory); remove or repair the link\n" in said
     assert (
-        f"{src / 'loop.png'}: cannot be used (Too many levels of symbolic links); remove or repair the link\n" in said
+        f"{src / 'loop.png'}: cannot be read (Too many levels of symbolic links); remove or repair the link\n" in said
     )
     for name in ("dangling.png", "loop.png"):
         (src / name).unlink()
@@ -105,7 +105,7 @@ def test_a_file_in_the_way_of_a_folder_is_told(purify, tmp_path, capsys):
     (out / "a").write_text("")
     assert purify(src, "-o", out) == 1
     said = capsys.readouterr()
-    assert f"{out / 'a'}: the folder cannot be made (File exists); remove what is in its way" in said.err
+    assert f"{out / 'a'}: the folder cannot be created (File exists); remove the file" in said.err
     assert "1 done" in said.out
     (out / "a").unlink()
     assert purify(src, "-o", out) == 0

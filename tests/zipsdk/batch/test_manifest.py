@@ -59,7 +59,12 @@ def test_a_manifest_that_is_none_is_refused_and_overwrite_helps(purify, tmp_path
     src, out = folder(tmp_path / "in", 1), tmp_path / "out"
     out.mkdir()
     (out / MANIFEST).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    refused(capsys, purify(src, "-o", out), 2, "is damaged, or of another version of zipsdk; use another output folder")
+    refused(
+        capsys,
+        purify(src, "-o", out),
+        2,
+        "got a damaged manifest, or one of another version of zipsdk; use another output folder",
+    )
     assert purify(src, "-o", out, "--overwrite") == 0
 
 

@@ -170,7 +170,7 @@ def test_a_killed_overwrite_goes_on_without_it(purify, tmp_path, capsys, keep):
     assert contents(out) == full
     picture(src / "new.png", 9)
     (out / "new.png").write_bytes(b"somebody's")
-    refused(capsys, purify(src, "-o", out, "--seed", 2), 2, "new.png is there and was not written by this run")
+    refused(capsys, purify(src, "-o", out, "--seed", 2), 2, "new.png: got a file that this run did not write")
 
 
 def test_a_manifest_of_an_older_version_goes_on(purify, tmp_path):
