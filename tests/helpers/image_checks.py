@@ -88,4 +88,4 @@ def sample(mode: str) -> Image.Image:
 
 
 WRITTEN = [(".jpg", "JPEG"), (".png", "PNG"), (".webp", "WEBP"), (".tif", "TIFF"), (".avif", "AVIF")]
-needs = {".avif": features.check("avif"), ".webp": features.check("webp")}
+SUPPORTED = {".avif": features.check("avif"), ".webp": features.check("webp")}

@@ -26,7 +26,7 @@ def split_pattern(path: Path) -> tuple[Path, tuple[str, ...]]:
     return base, ()
 
 
-def expand(base: Path, parts: tuple[str, ...], unreadable: Callable[[OSError], None],
+def expand(base: Path, parts: tuple[str, ...], on_error: Callable[[OSError], None],
            caseless: bool = False) -> Iterator[Path]:  # fmt: skip
     """Yield the paths below `base` that match the parts of a pattern, sorted within each folder.
 
@@ -35,7 +35,7 @@ def expand(base: Path, parts: tuple[str, ...], unreadable: Callable[[OSError], N
     only by a part that starts with a dot. Matching is case-sensitive, except on Windows.
 
     Args:
-        unreadable: called with the error of each folder that cannot be listed.
+        on_error: called with the OSError of each folder that cannot be listed.
         caseless: ignore case, also in parts that are not patterns.
     """
     if not parts:
@@ -45,22 +45,22 @@ def expand(base: Path, parts: tuple[str, ...], unreadable: Callable[[OSError], N
     if part == "**":
         while rest and rest[0] == "**":  # a second ** would yield the same paths again
             rest = rest[1:]
-        for root, folders, files in os.walk(base, onerror=unreadable):
+        for root, folders, files in os.walk(base, onerror=on_error):
             here = Path(root)
             visible = sorted(f for f in folders if not f.startswith("."))
             folders[:] = [f for f in visible if not (here / f).is_symlink()]
             if rest:
-                yield from expand(here, rest, unreadable, caseless)
+                yield from expand(here, rest, on_error, caseless)
             else:
                 yield from (here / f for f in sorted(files) if not f.startswith("."))
     elif os.path.lexists(base / part):
-        yield from expand(base / part, rest, unreadable, caseless)
+        yield from expand(base / part, rest, on_error, caseless)
     elif caseless or _MAGIC.search(part):
-        for name in _names(base, part, unreadable, caseless):
-            yield from expand(base / name, rest, unreadable, caseless)
+        for name in _names(base, part, on_error, caseless):
+            yield from expand(base / name, rest, on_error, caseless)
 
 
-def _names(folder: Path, pattern: str, unreadable: Callable[[OSError], None], caseless: bool) -> list[str]:
+def _names(folder: Path, pattern: str, on_error: Callable[[OSError], None], caseless: bool) -> list[str]:
     fold: Callable[[str], str] = str.casefold if caseless else os.path.normcase
     matches = re.compile(translate(fold(pattern))).match
     try:
@@ -68,7 +68,7 @@ def _names(folder: Path, pattern: str, unreadable: Callable[[OSError], None], ca
             names = sorted(entry.name for entry in entries)
     except OSError as e:
         if e.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # other errors: not a folder
-            unreadable(e)
+            on_error(e)
         return []
     hidden = pattern.startswith(".")
     return [name for name in names if matches(fold(name)) and (hidden or not name.startswith("."))]

@@ -7,17 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from zipsdk import images
 from zipsdk._util.atomic import make_folder
 from zipsdk.batch.manifest import Job, Manifest, fingerprint
 from zipsdk.errors import InputError, OutOfMemory, PictureError, ZipError
-from zipsdk.images.arrays import Picture
+from zipsdk.images.arrays import U8, Picture
 from zipsdk.purifier import Purifier
-
-U8 = npt.NDArray[np.uint8]
 
 #: Maximum pixels of a batch, which bounds memory and the work that a kill discards.
 MAX_BATCH_PIXELS = 1 << 22

@@ -15,12 +15,13 @@ from zipsdk._util.atomic import make_folder
 from zipsdk._util.validation import path_text, positive
 from zipsdk.batch.discovery import describe_skipped, find_jobs, same_file
 from zipsdk.batch.manifest import Job, Manifest
-from zipsdk.batch.runner import U8, Run
+from zipsdk.batch.runner import Run
 from zipsdk.cli.args import EXIT_CODES, add_command, add_device, add_progress, png_path, thread_count
 from zipsdk.cli.console import print_message, print_output, progress_bar
 from zipsdk.cli.signals import Stopped
 from zipsdk.engines import load_engine
 from zipsdk.errors import InputError, PictureError
+from zipsdk.images.arrays import U8
 from zipsdk.images.contact_sheet import MAX_ROWS, before_after, contact_sheet, is_sheet
 from zipsdk.models import resolve
 from zipsdk.models.sidecar import model_hashes

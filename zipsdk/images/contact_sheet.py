@@ -6,14 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw
 
+from zipsdk.images.arrays import U8
 from zipsdk.sampling.state import pad
 from zipsdk.sampling.tiling import round_up
 from zipsdk.transforms import Guide
-
-U8 = npt.NDArray[np.uint8]
 
 #: Maximum number of rows, which fit on a screen.
 MAX_ROWS = 12

@@ -71,8 +71,8 @@ def test_images_that_are_not_read_are_counted_once(purify, tmp_path, capsys, opt
         (src / name).touch()
     assert purify(src, src / "*", "-o", tmp_path / "out", *options) == 0
     text = "3 files skipped: .heic (2), .jxl (1): zipsdk does not read these; convert them to PNG or JPEG"
-    said = capsys.readouterr()
-    assert said.err == f"zipsdk: {text}\n" and ("1 done" in said.out) == (not options)
+    output = capsys.readouterr()
+    assert output.err == f"zipsdk: {text}\n" and ("1 done" in output.out) == (not options)
     (src / "000.png").unlink()
     refused(capsys, purify(src, "-o", tmp_path / "out"), 2, f"{src}: got no image that zipsdk reads; {text}")
     one = "1 file skipped: .jxl (1)"
@@ -87,10 +87,10 @@ def test_links_that_lead_nowhere_are_told(purify, tmp_path, capsys):
     (src / "dangling.png").symlink_to("nowhere.png")
     (src / "loop.png").symlink_to("loop.png")
     assert purify(src, "-o", out) == 1
-    said = capsys.readouterr().err
-    assert f"{src / 'dangling.png'}: cannot be read (No such file or directory); remove or repair the link\n" in said
+    output = capsys.readouterr().err
+    assert f"{src / 'dangling.png'}: cannot be read (No such file or directory); remove or repair the link\n" in output
     assert (
-        f"{src / 'loop.png'}: cannot be read (Too many levels of symbolic links); remove or repair the link\n" in said
+        f"{src / 'loop.png'}: cannot be read (Too many levels of symbolic links); remove or repair the link\n" in output
     )
     for name in ("dangling.png", "loop.png"):
         (src / name).unlink()
@@ -104,8 +104,8 @@ def test_a_file_in_the_way_of_a_folder_is_told(purify, tmp_path, capsys):
     out.mkdir()
     (out / "a").write_text("")
     assert purify(src, "-o", out) == 1
-    said = capsys.readouterr()
-    assert f"{out / 'a'}: the folder cannot be created (File exists); remove the file" in said.err
-    assert "1 done" in said.out
+    output = capsys.readouterr()
+    assert f"{out / 'a'}: the folder cannot be created (File exists); remove the file" in output.err
+    assert "1 done" in output.out
     (out / "a").unlink()
     assert purify(src, "-o", out) == 0

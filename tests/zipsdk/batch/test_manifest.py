@@ -106,8 +106,8 @@ def test_a_disk_that_is_full_for_the_manifest(purify, tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(manifest, "FileIO", Small)
     assert purify(src, "-o", out, "--seed", 1, "--batch", 1) == 2
-    said = capsys.readouterr().err
-    assert f"error: {out / MANIFEST}: No space left on device; check the path, its permissions and disk space" in said
+    output = capsys.readouterr().err
+    assert f"error: {out / MANIFEST}: No space left on device; check the path, its permissions and disk space" in output
     monkeypatch.undo()
     assert purify(src, "-o", out, "--seed", 1, "--batch", 1) == 0
     assert sorted(finished(out)) == sorted(names(src))

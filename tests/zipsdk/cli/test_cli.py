@@ -36,8 +36,8 @@ def test_folders_files_and_globs_keep_their_structure(purify, tmp_path, capsys):
             assert im.mode == "RGB"
     with Image.open(out / "sub/deep/b.jpg") as im:
         assert im.size == (33, 20) and im.format == "JPEG"
-    assert "5 done" in (said := capsys.readouterr()).out and "images/s" in said.out
-    assert said.err == ""
+    assert "5 done" in (output := capsys.readouterr()).out and "images/s" in output.out
+    assert output.err == ""
 
 
 def test_the_output_is_what_the_purifier_gives(purify, model, tmp_path):
@@ -148,15 +148,15 @@ def test_a_broken_picture_is_told_about_and_the_run_goes_on(purify, tmp_path, ca
     (src / "003.png").symlink_to(tmp_path / "removed.png")  # listed, and not there when it is read
     out = tmp_path / "out"
     assert purify(src, "-o", out, "--batch", 2) == 1
-    said = capsys.readouterr()
-    assert "002.png" in said.err and "003.png" in said.err and "Traceback" not in said.err
-    assert "3 done" in said.out and "2 failed" in said.out
+    output = capsys.readouterr()
+    assert "002.png" in output.err and "003.png" in output.err and "Traceback" not in output.err
+    assert "3 done" in output.out and "2 failed" in output.out
     assert names(out) == {"000.png", "001.png", "004.png"}
     # tried again, and done when it has been mended
     before = state(out)
     (src / "002.png").write_bytes(whole)
     assert purify(src, "-o", out, "--batch", 2) == 1
-    assert "1 done" in (said := capsys.readouterr()).out and "3 already done before, 1 failed" in said.out
+    assert "1 done" in (output := capsys.readouterr()).out and "3 already done before, 1 failed" in output.out
     assert {n: s for n, s in state(out).items() if n in before} == before
     assert "002.png" in names(out)
 
@@ -195,10 +195,10 @@ def test_what_the_format_cannot_hold_is_told_before_it_is_computed(purify, tmp_p
 
     monkeypatch.setattr(Purifier, "run", counting)
     assert purify(src, "-o", out, "--format", "jpg") == 1
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     for name, mode in (("alpha", "RGBA"), ("deep", "I;16"), ("web", "RGBA")):
-        assert f"{out / name}.jpg: got an image of mode {mode}, expected one of L RGB" in said.err
-    assert "1 done" in said.out and "3 failed" in said.out
+        assert f"{out / name}.jpg: got an image of mode {mode}, expected one of L RGB" in output.err
+    assert "1 done" in output.out and "3 failed" in output.out
     assert len(computed) == 1 and names(out) == {"000.jpg"}
     assert purify(src, "-o", tmp_path / "kept") == 1
     assert "web.jpg: got an image of mode RGBA" in capsys.readouterr().err
@@ -221,8 +221,8 @@ def test_a_full_disk_stops_the_run(purify, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(images, "save", full)
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 1
-    said = capsys.readouterr().err
-    assert "No space left on device" in said and "stopped with 2 of 4 images done" in said
+    output = capsys.readouterr().err
+    assert "No space left on device" in output and "stopped with 2 of 4 images done" in output
     monkeypatch.undo()
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 0
 
@@ -241,13 +241,13 @@ def test_an_engine_that_fails_midway_gives_3_and_can_be_continued(purify, tmp_pa
 
     monkeypatch.setattr(OnnxEngine, "__call__", failing)
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 3
-    said = capsys.readouterr().err
-    assert "stopped with 2 of 4 images done; the same command continues" in said and "the device is gone" in said
+    output = capsys.readouterr().err
+    assert "stopped with 2 of 4 images done; the same command continues" in output and "the device is gone" in output
     monkeypatch.undo()
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 0
 
 
-# ---- sheets, and what is said
+# ---- sheets, and messages
 
 
 def test_sheet(purify, tmp_path):

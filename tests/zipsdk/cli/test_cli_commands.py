@@ -109,8 +109,8 @@ def test_without_onnxruntime_but_with_tensorrt(model, capsys, monkeypatch):
 
 def test_help_teaches_and_loads_no_runtime(capsys):
     code = "import sys; from zipsdk.cli import main\ntry: main(['--help'])\nfinally: print(sorted(sys.modules))"
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "'zipsdk.cli'" in said and "onnxruntime" not in said and "tqdm" not in said and "torch" not in said
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "'zipsdk.cli'" in output and "onnxruntime" not in output and "tqdm" not in output and "torch" not in output
     for name in ("purify", "info", "models", "doctor"):
         with pytest.raises(SystemExit) as e:
             main([name, "--help"])

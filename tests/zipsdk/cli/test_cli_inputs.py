@@ -41,8 +41,8 @@ def test_link_loops_and_unreadable_folders_do_not_hang(purify, tmp_path, capsys,
 
     monkeypatch.setattr(os, "scandir", refusing)
     assert purify(src, "-o", tmp_path / "out") == 1
-    said = capsys.readouterr()
-    assert "closed: cannot be read (Permission denied)" in said.err and "1 failed" in said.out
+    output = capsys.readouterr()
+    assert "closed: cannot be read (Permission denied)" in output.err and "1 failed" in output.out
 
 
 def test_two_inputs_with_one_output(purify, tmp_path, capsys):

@@ -122,9 +122,9 @@ def test_any_encoding_and_names_of_any_bytes(purify, model, tmp_path, monkeypatc
         monkeypatch.setattr(sys, name, streams[name])
     common = ("--seed", 1, "--progress")
     assert purify(src, "-o", out, *common, "--sheet") == 1
-    said = streams["stderr"].buffer.getvalue().decode(encoding)
-    line = next(t for t in said.replace("\r", "\n").splitlines() if "broken" in t)
-    assert r"broken\xe9\n\x1b.png: got" in line and "\x1b[31m" not in said
+    output = streams["stderr"].buffer.getvalue().decode(encoding)
+    line = next(t for t in output.replace("\r", "\n").splitlines() if "broken" in t)
+    assert r"broken\xe9\n\x1b.png: got" in line and "\x1b[31m" not in output
     assert purify(plain, "-o", tmp_path / "same", *common) == 0
     made = {name: (out / name).read_bytes() for name in odd}
     assert names(out) == {*odd, "zipsdk-sheet.png"} and len(set(made.values())) == len(odd)
@@ -157,9 +157,9 @@ def test_warnings_are_notes_and_never_errors(purify, tmp_path, capsys, action):
         before = warnings.filters[:], warnings.showwarning, warnings.formatwarning
         assert purify(tmp_path / "in", "-o", tmp_path / "out") == 0
         assert (warnings.filters, warnings.showwarning, warnings.formatwarning) == before
-    said = capsys.readouterr().err
-    assert names(tmp_path / "out") == {"cmyk.jpg", "z.png"} and "UserWarning" not in said
-    assert said.count("zipsdk: note: ") == (action != "ignore") == said.count("cmyk.jpg")
+    output = capsys.readouterr().err
+    assert names(tmp_path / "out") == {"cmyk.jpg", "z.png"} and "UserWarning" not in output
+    assert output.count("zipsdk: note: ") == (action != "ignore") == output.count("cmyk.jpg")
 
 
 # ---- signals
@@ -190,9 +190,9 @@ def test_signals_stop_a_run_that_can_be_continued(purify, tmp_path, monkeypatch,
     raising(number, monkeypatch)
     assert purify(src, "-o", out, "--batch", 1) == code
     assert [signal.getsignal(n) for n in watched] == before
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     what = "interrupted" if name == "SIGINT" else f"stopped by {name}"
-    assert said == f"zipsdk: {what} with 1 of 4 images done; the same command continues\n"
+    assert output == f"zipsdk: {what} with 1 of 4 images done; the same command continues\n"
     assert names(out) == {"000.png"}
     monkeypatch.undo()
     assert purify(src, "-o", out, "--batch", 1) == 0

@@ -174,11 +174,11 @@ def test_a_machine_with_a_gpu_from_first_line_to_last(machine, monkeypatch, caps
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [(lambda x: np.full_like(x, np.nan), "its output is not finite"), (lambda x: x[:, :1], "its output is"),
      (lambda x: 1 / 0, "division by zero")],
 )  # fmt: skip
-def test_a_model_that_answers_nonsense_is_not_ok(monkeypatch, answer, said):
+def test_a_model_that_answers_nonsense_is_not_ok(monkeypatch, answer, message):
     class Broken(FakeEngine):
         def __call__(self, x, t):
             return answer(x)
@@ -186,4 +186,4 @@ def test_a_model_that_answers_nonsense_is_not_ok(monkeypatch, answer, said):
     monkeypatch.setattr(doctor, "list_models", lambda: ["toy"])
     monkeypatch.setattr(doctor, "load_engine", lambda name: Broken())
     (check,) = doctor._self_tests()
-    assert check.name == "model toy" and not check.ok and said in check.detail and check.fix
+    assert check.name == "model toy" and not check.ok and message in check.detail and check.fix

@@ -14,12 +14,12 @@ from PIL import ExifTags, Image, ImageCms
 from tests.helpers.image_checks import (
     ORIENTATION,
     SRGB,
+    SUPPORTED,
     WRITTEN,
     H,
     W,
     close_what_was_opened,  # noqa: F401
     identity,
-    needs,
     noise,
     opened,
     png,
@@ -215,8 +215,8 @@ def exif_of(size: int) -> bytes:
 @pytest.mark.parametrize("size", [65_532, 65_534, 1 << 20])
 @pytest.mark.parametrize(("suffix", "kind"), WRITTEN)
 def test_exif_that_a_format_has_no_room_for_is_left_out(suffix: str, kind: str, size: int, tmp_path: Path) -> None:
-    """And not the picture with it: no one could have said before it was purified."""
-    if not needs.get(suffix, True):
+    """And not the picture with it: no check before purification could find it."""
+    if not SUPPORTED.get(suffix, True):
         pytest.skip("not in this Pillow")
     Image.fromarray(noise(16, 24, 3)).save(tmp_path / "a.png", exif=exif_of(size), icc_profile=SRGB)
     out = identity(tmp_path / "a.png")
@@ -224,8 +224,8 @@ def test_exif_that_a_format_has_no_room_for_is_left_out(suffix: str, kind: str, 
     if fits := kind != "JPEG" or size == 65_532:
         images.save(out, path)  # no warning: they are errors
     else:
-        said = rf"b\.jpg: its EXIF has {size} bytes, and JPEG stores at most 65533: it is left out; write a \.png"
-        with pytest.warns(UserWarning, match=said):
+        message = rf"b\.jpg: its EXIF has {size} bytes, and JPEG stores at most 65533: it is left out; write a \.png"
+        with pytest.warns(UserWarning, match=message):
             images.save(out, path)
     again = opened(path)
     assert again.size == (24, 16) and again.info["icc_profile"] == SRGB
@@ -256,7 +256,7 @@ def test_a_users_image_keeps_its_orientation_tag(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("suffix", "kind"), WRITTEN)
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 def test_icc_profile_is_kept(suffix: str, kind: str, mode: str, tmp_path: Path) -> None:
-    if not needs.get(suffix, True) or (suffix == ".jpg" and mode == "RGBA"):
+    if not SUPPORTED.get(suffix, True) or (suffix == ".jpg" and mode == "RGBA"):
         pytest.skip("not held by this format, or not in this Pillow")
     sample(mode).save(tmp_path / f"a{suffix}", icc_profile=SRGB)
     out = identity(tmp_path / f"a{suffix}")

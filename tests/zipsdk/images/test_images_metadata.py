@@ -267,7 +267,7 @@ BOMB = zlib.compress(bytes(64 << 20), 9)
 
 
 @pytest.mark.parametrize(
-    ("chunks", "said"),
+    ("chunks", "message"),
     [
         ([png_chunk(b"zTXt", b"Comment\0\0" + BOMB)] * 20, ""),
         ([png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + BOMB)] * 20, ""),
@@ -283,7 +283,7 @@ BOMB = zlib.compress(bytes(64 << 20), 9)
     ids=["zTXt", "iTXt", "tEXt", "XMP", "ImageMagick", "ICC", "ICC damaged", "EXIF", "empty", "acTL"],
 )
 @pytest.mark.parametrize("where", [b"IDAT", b"IEND"])
-def test_a_png_with_any_metadata_is_read_in_bounded_memory(chunks: list[bytes], said: str, where: bytes) -> None:
+def test_a_png_with_any_metadata_is_read_in_bounded_memory(chunks: list[bytes], message: str, where: bytes) -> None:
     data = with_chunks(encoded("PNG"), *chunks, before=where)
     tracemalloc.start()
     with warnings.catch_warnings(record=True) as caught:
@@ -291,7 +291,7 @@ def test_a_png_with_any_metadata_is_read_in_bounded_memory(chunks: list[bytes], 
         np.testing.assert_array_equal(images.read_one(data).rgb, RGB)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert [said in str(w.message) for w in caught] == [True] * bool(said)
+    assert [message in str(w.message) for w in caught] == [True] * bool(message)
     # one value to its bound, in the two or three places that a decompressor has it
     assert peak < 4 * MAX_METADATA
 
@@ -310,7 +310,7 @@ def icc_segments(parts: list[bytes], count: int | None = None) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("segments", "said"),
+    ("segments", "message"),
     [
         ([segment(0xE5, bytes(60_000))] * 1000, ""),
         ([segment(0xFE, b"")] * 20_000, ""),
@@ -321,7 +321,7 @@ def icc_segments(parts: list[bytes], count: int | None = None) -> list[bytes]:
     ],
     ids=["APP5", "comments", "EXIF", "ICC", "ICC incomplete", "ICC of none"],
 )
-def test_a_jpeg_with_any_metadata_is_read_in_bounded_memory(segments: list[bytes], said: str) -> None:
+def test_a_jpeg_with_any_metadata_is_read_in_bounded_memory(segments: list[bytes], message: str) -> None:
     plain = encoded("JPEG")
     data = with_segments(plain, *segments)
     tracemalloc.start()
@@ -330,7 +330,7 @@ def test_a_jpeg_with_any_metadata_is_read_in_bounded_memory(segments: list[bytes
         np.testing.assert_array_equal(images.read_one(data).rgb, images.read_one(plain).rgb)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert [said in str(w.message) for w in caught] == [True] * bool(said)
+    assert [message in str(w.message) for w in caught] == [True] * bool(message)
     assert peak < 4 * MAX_METADATA
 
 
@@ -413,9 +413,9 @@ def test_python_with_warnings_as_errors_reads(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "c.tif", tiffinfo={700: bytes(40)})
     code = "import sys; from zipsdk import images\nfor p in sys.argv[1:]: print(images.read_one(p).rgb.shape)"
     run = [sys.executable, "-W", "error", "-c", code, *map(str, sorted(tmp_path.iterdir()))]
-    said = subprocess.run(run, capture_output=True, text=True, timeout=60)
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.splitlines() == ["(16, 24, 3)"] * 3
+    message = subprocess.run(run, capture_output=True, text=True, timeout=60)
+    assert message.returncode == 0, message.stderr
+    assert message.stdout.splitlines() == ["(16, 24, 3)"] * 3
 
 
 def test_threads_decode_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

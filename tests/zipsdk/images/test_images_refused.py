@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from tests.helpers.image_checks import (
+    SUPPORTED,
     WRITTEN,
     close_what_was_opened,  # noqa: F401
     identity,
-    needs,
     noise,
     opened,
     png,
@@ -57,7 +57,7 @@ def test_jpeg_with_further_pictures_gives_the_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("suffix", "kind"), [*WRITTEN, (".gif", "GIF"), (".ppm", "PPM"), (".bmp", "BMP")])
 def test_truncated_files_are_refused_by_name(suffix: str, kind: str, tmp_path: Path) -> None:
-    if not needs.get(suffix, True):
+    if not SUPPORTED.get(suffix, True):
         pytest.skip("not in this Pillow")
     f = io.BytesIO()
     Image.fromarray(noise(64, 64, 3)).save(f, kind)
@@ -147,7 +147,7 @@ def test_zero_sized_and_broken_images(tmp_path: Path) -> None:
 def test_suffix_does_not_matter_and_suffixes_are_read(tmp_path: Path) -> None:
     Image.new("RGB", (3, 3), (1, 2, 3)).save(tmp_path / "a.jpg", "PNG")
     assert (images.read_one(str(tmp_path / "a.jpg")).rgb == (1, 2, 3)).all()
-    for suffix in images.SUFFIXES - {".gif", ".apng"} - {s for s, ok in needs.items() if not ok}:
+    for suffix in images.SUFFIXES - {".gif", ".apng"} - {s for s, ok in SUPPORTED.items() if not ok}:
         images.save(Image.new("L", (3, 3), 200), tmp_path / f"x{suffix}")
         assert identity(tmp_path / f"x{suffix}").size == (3, 3)
 
@@ -181,5 +181,5 @@ def test_a_child_that_is_forked_while_a_thread_reads_can_read() -> None:
         "images.read_one(quick)"
     )
     run = [sys.executable, "-W", "ignore", "-c", code]
-    said = subprocess.run(run, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
-    assert said.stdout == "0\n"
+    message = subprocess.run(run, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert message.stdout == "0\n"
