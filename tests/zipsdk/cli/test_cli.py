@@ -101,7 +101,7 @@ def test_models_that_cannot_run_give_3(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sheet_that_cannot_be_written_is_told_before_the_run(purify, tmp_path, capsys, monkeypatch):
+def test_a_sheet_path_is_checked_before_the_run(purify, tmp_path, capsys, monkeypatch):
     src, out = folder(tmp_path / "in", 1), tmp_path / "out"
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
@@ -140,19 +140,19 @@ def test_errors_of_the_system_give_2_and_no_traceback(tmp_path, capsys, monkeypa
 # ---- pictures that fail
 
 
-def test_a_broken_picture_is_told_about_and_the_run_goes_on(purify, tmp_path, capsys):
+def test_a_broken_image_is_reported_and_the_run_continues(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 5)
     whole = (src / "002.png").read_bytes()
     (src / "002.png").write_bytes(whole[:100])
     (src / "003.png").unlink()
-    (src / "003.png").symlink_to(tmp_path / "removed.png")  # listed, and not there when it is read
+    (src / "003.png").symlink_to(tmp_path / "removed.png")  # listed, but missing when it is read
     out = tmp_path / "out"
     assert purify(src, "-o", out, "--batch", 2) == 1
     output = capsys.readouterr()
     assert "002.png" in output.err and "003.png" in output.err and "Traceback" not in output.err
     assert "3 done" in output.out and "2 failed" in output.out
     assert names(out) == {"000.png", "001.png", "004.png"}
-    # tried again, and done when it has been mended
+    # tried again, and done after it is repaired
     before = state(out)
     (src / "002.png").write_bytes(whole)
     assert purify(src, "-o", out, "--batch", 2) == 1
@@ -161,7 +161,7 @@ def test_a_broken_picture_is_told_about_and_the_run_goes_on(purify, tmp_path, ca
     assert "002.png" in names(out)
 
 
-def test_a_picture_of_a_size_that_cannot_be_used_does_not_spoil_its_batch(purify, tmp_path, capsys, monkeypatch):
+def test_an_image_of_unusable_size_does_not_fail_its_batch(purify, tmp_path, capsys, monkeypatch):
     from zipsdk.sampling import tiling
 
     plan = tiling.plan
@@ -179,14 +179,16 @@ def test_a_picture_of_a_size_that_cannot_be_used_does_not_spoil_its_batch(purify
     assert len(names(tmp_path / "out")) == 3
 
 
-def test_what_the_format_cannot_hold_is_told_before_it_is_computed(purify, tmp_path, capsys, monkeypatch):
+def test_the_output_format_is_checked_before_purification(purify, tmp_path, capsys, monkeypatch):
     from zipsdk import Purifier
 
     src, out = folder(tmp_path / "in", 1), tmp_path / "out"
     rgba = Image.new("RGBA", (16, 16), (1, 2, 3, 4))
     images.save(rgba, src / "alpha.png")
     images.save(Image.new("I;16", (16, 16)), src / "deep.png")
-    rgba.save(src / "web.jpg", "PNG")  # as browsers save them: the content says how it is read, the name how it is kept
+    rgba.save(
+        src / "web.jpg", "PNG"
+    )  # as browsers save them: the content decides how it is read, the suffix how it is written
     run, computed = Purifier.run, []
 
     def counting(self, batch, **options):
@@ -227,7 +229,7 @@ def test_a_full_disk_stops_the_run(purify, tmp_path, capsys, monkeypatch):
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 0
 
 
-def test_an_engine_that_fails_midway_gives_3_and_can_be_continued(purify, tmp_path, capsys, monkeypatch):
+def test_an_engine_failure_gives_3_and_the_run_resumes(purify, tmp_path, capsys, monkeypatch):
     from zipsdk.engines.onnxruntime import OnnxEngine
 
     src = folder(tmp_path / "in", 4)
@@ -268,15 +270,15 @@ def test_sheet(purify, tmp_path):
     clean = np.asarray(Image.open(out / "00.png"))
     assert (page[middle, gap + 2 * step + 120] == clean[8, 8]).all()
     assert (page[: title + gap - 2, : 2 * step] < 128).any(), "column titles"
-    # of a second run, that has nothing to do, as well
+    # also by a second run without new images
     assert purify(src, "-o", out, "--transforms", "gray", "--sheet", tmp_path / "deep" / "page.png") == 0
     assert np.array_equal(np.asarray(Image.open(tmp_path / "deep" / "page.png").convert("RGB")), page)
 
 
-def test_a_sheet_is_written_over_a_sheet_and_over_nothing_else(purify, tmp_path, capsys):
+def test_a_sheet_overwrites_only_sheets(purify, tmp_path, capsys):
     src, out = folder(tmp_path / "in", 2), tmp_path / "out"
     before = contents(src)
-    # a slip of the keyboard: the first of two inputs becomes the sheet's name
+    # a typing error: the first of two inputs becomes the name of the sheet
     for sheet in (["--sheet", src / "000.png", src / "001.png"], [src / "001.png", "--sheet", src / "000.png"]):
         refused(capsys, purify("-o", out, *sheet), 2, "000.png: got a file that is not a sheet of zipsdk")
     assert contents(src) == before and not out.exists()
@@ -290,7 +292,7 @@ def test_a_sheet_is_written_over_a_sheet_and_over_nothing_else(purify, tmp_path,
     assert (out / "0" / "zipsdk-sheet.png").read_bytes() != before["000.png"]
 
 
-def test_a_sheet_among_the_pictures_is_no_picture(purify, tmp_path, capsys):
+def test_a_sheet_in_the_input_folder_is_not_an_input(purify, tmp_path, capsys):
     src, out = folder(tmp_path / "in", 2), tmp_path / "out"
     for _ in range(2):
         assert purify(src, "-o", out, "--sheet", src / "sheet.png") == 0
@@ -300,7 +302,7 @@ def test_a_sheet_among_the_pictures_is_no_picture(purify, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options", [["--transforms", "blur2|gray|blur2+gray"], ["--transforms", "gray|blur2"]])
-def test_a_sheet_has_no_transformed_column_where_each_picture_drew_its_own(purify, tmp_path, options):
+def test_a_sheet_with_random_transforms_has_no_transformed_column(purify, tmp_path, options):
     src, out = folder(tmp_path / "in", 2), tmp_path / "out"
     assert purify(src, "-o", out, *options, "--sheet") == 0
     page = np.asarray(Image.open(out / "zipsdk-sheet.png").convert("RGB"))

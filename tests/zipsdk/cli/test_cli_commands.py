@@ -1,4 +1,4 @@
-"""`zipsdk info`, `models`, `doctor`, the help, and how it all ends."""
+"""`zipsdk info`, `models`, `doctor`, the help, and exit codes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_info(model, tmp_path, capsys):
 
 @pytest.fixture
 def bundled(model, tmp_path, monkeypatch) -> None:
-    """A model folder with the toy alone in it."""
+    """A model folder that contains only the toy model."""
     from zipsdk import models
     from zipsdk.models.sidecar import write_sidecar
 
@@ -82,7 +82,7 @@ def test_doctor_without_onnxruntime(capsys, monkeypatch):
 
 @pytest.mark.usefixtures("bundled")
 def test_without_onnxruntime_but_with_tensorrt(model, capsys, monkeypatch):
-    """As on a Jetson: `onnx` is there, which reads the spec, and plans run."""
+    """As on a Jetson: the package onnx reads the spec, and plans run."""
     from zipsdk.cli import doctor
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -107,7 +107,7 @@ def test_without_onnxruntime_but_with_tensorrt(model, capsys, monkeypatch):
     refused(capsys, main(["info", model]), 3, "onnxruntime is not usable here")
 
 
-def test_help_teaches_and_loads_no_runtime(capsys):
+def test_help_has_examples_and_loads_no_runtime(capsys):
     code = "import sys; from zipsdk.cli import main\ntry: main(['--help'])\nfinally: print(sorted(sys.modules))"
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "'zipsdk.cli'" in output and "onnxruntime" not in output and "tqdm" not in output and "torch" not in output
@@ -127,7 +127,7 @@ def test_version_and_no_command(capsys):
     assert e.value.code == 2
 
 
-def test_a_reader_that_leaves(model):
+def test_a_closed_stdout_gives_141(model):
     read, write = os.pipe()
     os.close(read)
     args = [sys.executable, "-m", "zipsdk", "info", model]

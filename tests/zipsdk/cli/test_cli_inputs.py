@@ -1,4 +1,4 @@
-"""Which pictures ``zipsdk purify`` takes from files, folders and globs; and that it writes over none of them."""
+"""Inputs of ``zipsdk purify`` from files, folders and patterns; none of them is overwritten."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_link_loops_and_unreadable_folders_do_not_hang(purify, tmp_path, capsys,
     assert names(tmp_path / "out") == {"000.png"}
     assert "loop: got a link to a folder, which is not followed" in capsys.readouterr().err
 
-    # root may read everything, so the refusal is played
+    # simulated, because root may read everything
     (src / "closed").mkdir()
     scandir = os.scandir
 
@@ -53,11 +53,11 @@ def test_two_inputs_with_one_output(purify, tmp_path, capsys):
     assert not out.exists()
     picture(tmp_path / "a" / "x.jpg", 1)
     refused(capsys, purify(tmp_path / "a", "-o", out, "--format", "png"), 2, "got two inputs with the same output")
-    assert purify(tmp_path / "b", tmp_path / "b" / "x.png", "-o", out) == 0  # one picture, named twice
+    assert purify(tmp_path / "b", tmp_path / "b" / "x.png", "-o", out) == 0  # one image, given twice
 
 
-def test_pictures_of_another_folder_are_not_taken_for_those_that_are_done(purify, tmp_path, capsys):
-    """Not even where name, size and time are the same."""
+def test_images_of_another_folder_do_not_count_as_done(purify, tmp_path, capsys):
+    """Not even with the same name, size and time."""
     a, b, moved, out = (tmp_path / n for n in ("a", "b", "moved", "out"))
     for i, where in enumerate((a, b)):
         for name in ("x.bmp", "y.bmp"):
@@ -70,7 +70,7 @@ def test_pictures_of_another_folder_are_not_taken_for_those_that_are_done(purify
         "use another output folder, or --overwrite"
     )
     refused(capsys, purify(b, "-o", out), 2, text)
-    picture(b / "x.bmp", 3, (20, 20))  # changed as well
+    picture(b / "x.bmp", 3, (20, 20))  # also changed
     refused(capsys, purify(b, "-o", out), 2, text)
     a.rename(moved)
     refused(capsys, purify(moved, "-o", out), 2, f"expected that of {moved / 'x.bmp'}")
@@ -80,14 +80,14 @@ def test_pictures_of_another_folder_are_not_taken_for_those_that_are_done(purify
     assert contents(out) == first and all(state(out)[n] != before[n] for n in before)
     before = state(out)
     assert purify(moved, "-o", out) == 0
-    assert state(out) == before  # and goes on from there
+    assert state(out) == before  # and the run resumes
     (out / "x.bmp").unlink()
-    assert purify(b / "x.bmp", "-o", out) == 0  # there is nothing to lose
+    assert purify(b / "x.bmp", "-o", out) == 0  # no output is overwritten
     assert images.read_one(out / "x.bmp").rgb.shape == (20, 20, 3)
     refused(capsys, purify(moved, "-o", out), 2, f"{out / 'x.bmp'}: got the output of {b / 'x.bmp'}")
 
 
-def test_manifests_of_older_runs_hold_sources_as_they_were_given(purify, tmp_path, capsys, monkeypatch):
+def test_older_manifests_have_unresolved_sources(purify, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder(tmp_path / "a", 3)
     folder(tmp_path / "b", 3)
@@ -118,7 +118,7 @@ def test_inputs_are_not_overwritten(purify, tmp_path, capsys):
 
 
 def test_inputs_are_not_overwritten_under_another_spelling(purify, tmp_path, capsys, monkeypatch):
-    """As where a disk is mounted twice, or takes Photos for photos: no link, so nothing that a path says."""
+    """For example a disk that is mounted twice or ignores case: paths do not reveal it."""
     src = folder(tmp_path / "photos", 1)
     picture(src / "deep" / "001.png", 1)
     before = contents(src)
@@ -136,7 +136,7 @@ def test_inputs_are_not_overwritten_under_another_spelling(purify, tmp_path, cap
     assert contents(src) == before and not (src / MANIFEST).exists()
 
 
-def test_names_that_differ_in_case_are_one_where_the_disk_says_so(purify, tmp_path, capsys):
+def test_names_that_differ_in_case_collide_on_a_case_insensitive_disk(purify, tmp_path, capsys):
     picture(tmp_path / "a" / "x.png", 1)
     picture(tmp_path / "b" / "X.png", 2)
     if (tmp_path / "A").exists():
@@ -144,14 +144,14 @@ def test_names_that_differ_in_case_are_one_where_the_disk_says_so(purify, tmp_pa
     assert purify(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out") == 0
     assert names(tmp_path / "out") == {"x.png", "X.png"}
     (tmp_path / "disk").mkdir()
-    (tmp_path / "DISK").symlink_to(tmp_path / "disk")  # what such a disk does by itself
+    (tmp_path / "DISK").symlink_to(tmp_path / "disk")  # simulates such a disk
     both = (tmp_path / "a", tmp_path / "b")
     refused(capsys, purify(*both, "-o", tmp_path / "disk" / "out"), 2, "got two inputs with the same output")
     assert purify(tmp_path / "a", tmp_path / "a" / "x.png", "-o", tmp_path / "disk" / "out") == 0
 
 
 @pytest.mark.parametrize(("platform", "caseless"), [("win32", True), ("linux", False)])
-def test_a_drive_without_letters_or_that_is_not_there(monkeypatch, platform, caseless):
+def test_a_drive_without_letters_or_a_missing_drive(monkeypatch, platform, caseless):
     monkeypatch.setattr(sys, "platform", platform)
     assert discovery._caseless(Path("/2024/11")) is caseless
 
@@ -190,7 +190,7 @@ def test_wrong_inputs(purify, tmp_path, monkeypatch, capsys, inputs, out, text):
 
 @pytest.mark.parametrize("where", ["IN", "OUT", "--model", "--sheet"])
 @pytest.mark.parametrize("text", ["", "a\0b.png"])
-def test_paths_that_are_none_are_refused(purify, tmp_path, capsys, where, text):
+def test_empty_paths_are_refused(purify, tmp_path, capsys, where, text):
     """ "$UNSET" must not purify the folder that the shell is in."""
     src = folder(tmp_path / "in", 1)
     args = {"IN": [text, "-o", tmp_path / "out"], "OUT": [src, "-o", text]}
@@ -202,7 +202,7 @@ def test_paths_that_are_none_are_refused(purify, tmp_path, capsys, where, text):
     )
 
 
-def test_a_folder_in_the_way_of_an_image_is_told(purify, tmp_path, capsys):
+def test_a_folder_at_the_path_of_an_output_is_refused(purify, tmp_path, capsys):
     src, out = folder(tmp_path / "in", 1), tmp_path / "out"
     (out / "000.png").mkdir(parents=True)
     for options in ([], ["--overwrite"]):
@@ -212,7 +212,7 @@ def test_a_folder_in_the_way_of_an_image_is_told(purify, tmp_path, capsys):
     assert purify(src, "-o", out) == 0
 
 
-def test_a_picture_that_changes_while_it_is_read_is_done_again(purify, tmp_path, monkeypatch, capsys):
+def test_an_image_that_changes_while_it_is_read_is_purified_again(purify, tmp_path, monkeypatch, capsys):
     src, out = folder(tmp_path / "in", 3), tmp_path / "out"
     read = images.read_one
 

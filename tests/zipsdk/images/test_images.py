@@ -52,7 +52,7 @@ def test_pil_round_trip(mode: str, answer: str) -> None:
     assert im.tobytes() == before and im.mode == mode
 
 
-def test_restored_image_is_its_own() -> None:
+def test_restored_image_shares_no_memory() -> None:
     for mode in ("L", "RGB", "RGBA", "I;16"):
         p = images.read_one(sample(mode))
         clean = np.full_like(p.rgb, 255)
@@ -64,7 +64,7 @@ def test_restored_image_is_its_own() -> None:
         assert out.tobytes() != before
 
 
-def test_hidden_colours_and_alpha() -> None:
+def test_colors_below_alpha_0_are_kept() -> None:
     im = Image.new("RGBA", (3, 2), (255, 10, 20, 0))
     p = images.read_one(im)
     assert (p.rgb == (255, 10, 20)).all()
@@ -76,7 +76,7 @@ def test_hidden_colours_and_alpha() -> None:
 
 
 @pytest.mark.parametrize(("mode", "key"), [("P", 3), ("P", bytes(range(0, 240, 15))), ("L", 17), ("RGB", (1, 2, 3))])
-def test_colour_key_transparency(mode: str, key: Any, tmp_path: Path) -> None:
+def test_transparent_color_becomes_alpha(mode: str, key: Any, tmp_path: Path) -> None:
     im = sample(mode)
     if mode != "P":
         im.putpixel((1, 1), key)
@@ -109,7 +109,7 @@ def test_16_bit_files(suffix: str, tmp_path: Path) -> None:
     assert (tmp_path / f"b{suffix}").read_bytes() == (tmp_path / f"a{suffix}").read_bytes()
 
 
-def test_16_bit_values_between(tmp_path: Path) -> None:
+def test_16_bit_values_are_rounded(tmp_path: Path) -> None:
     rows = b"".join(b"\0" + struct.pack(">3H", *v) for v in ((0, 128, 129), (65535, 65406, 32768)))
     (tmp_path / "a.png").write_bytes(png(3, 2, 16, 0, rows))
     p = images.read_one(tmp_path / "a.png")
@@ -118,7 +118,7 @@ def test_16_bit_values_between(tmp_path: Path) -> None:
 
 
 def test_mode_i_from_a_16_bit_png() -> None:
-    # what Pillow before 11 made of a 16-bit PNG
+    # the mode in which Pillow before 11 opens a 16-bit PNG
     im: Any = Image.new("I", (W, H), 257 * 9)
     im.format = "PNG"
     out = identity(im)
@@ -128,7 +128,7 @@ def test_mode_i_from_a_16_bit_png() -> None:
         images.read(im)
 
 
-def test_16_bit_colour_is_read_in_8_bit(tmp_path: Path) -> None:
+def test_16_bit_color_is_read_in_8_bit(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 257, 65535, 0)))
     assert images.read_one(tmp_path / "a.png").rgb.tolist() == [[[1, 255, 0]]]
 
@@ -136,7 +136,7 @@ def test_16_bit_colour_is_read_in_8_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 def test_exif_orientation(suffix: str, orientation: int, tmp_path: Path) -> None:
-    # corners of an upright 16 x 24 picture, stored as a camera would have, turned by numpy and not by Pillow
+    # corners of an upright 16 x 24 image, stored like a camera does, rotated by NumPy and not by Pillow
     upright = np.zeros((24, 16, 3), np.uint8)
     upright[:8, :8], upright[:8, 8:], upright[16:, :8] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     stored = {
@@ -170,7 +170,7 @@ def test_exif_orientation(suffix: str, orientation: int, tmp_path: Path) -> None
         if suffix != ".tif":
             assert again.getexif()[ExifTags.Base.Make] == "zip"
             assert again.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ISOSpeedRatings] == 400
-    # a picture that was never read here is turned by save as well
+    # save also turns an image that zipsdk did not read
     images.save(opened(path), tmp_path / "c.png")
     same_image(opened(tmp_path / "c.png"), Image.fromarray(images.read_one(path).rgb))
 
@@ -183,14 +183,14 @@ def malformed_exif() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("exif", malformed_exif().values(), ids=malformed_exif())
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
-def test_a_sound_picture_with_malformed_exif_is_read_without_it(suffix: str, exif: bytes, tmp_path: Path) -> None:
+def test_malformed_exif_is_left_out(suffix: str, exif: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     Image.fromarray(noise(16, 24, 3)).save(path, exif=exif, icc_profile=SRGB)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own
+        warnings.simplefilter("ignore")  # warnings of Pillow
         wanted = np.asarray(opened(path))
     for item in (path, opened(path)):
-        for _ in range(2):  # a second time, too, when Pillow thinks that it has read the EXIF
+        for _ in range(2):  # twice, because Pillow caches EXIF that it has read
             with pytest.warns(UserWarning, match=f"a{suffix}: its EXIF is malformed .*: it is left out"):
                 p = images.read_one(item)
             np.testing.assert_array_equal(p.rgb, wanted)
@@ -214,15 +214,15 @@ def exif_of(size: int) -> bytes:
 
 @pytest.mark.parametrize("size", [65_532, 65_534, 1 << 20])
 @pytest.mark.parametrize(("suffix", "kind"), WRITTEN)
-def test_exif_that_a_format_has_no_room_for_is_left_out(suffix: str, kind: str, size: int, tmp_path: Path) -> None:
-    """And not the picture with it: no check before purification could find it."""
+def test_exif_too_large_for_the_format_is_left_out(suffix: str, kind: str, size: int, tmp_path: Path) -> None:
+    """The image is written all the same: no check before purification can detect the size."""
     if not SUPPORTED.get(suffix, True):
         pytest.skip("not in this Pillow")
     Image.fromarray(noise(16, 24, 3)).save(tmp_path / "a.png", exif=exif_of(size), icc_profile=SRGB)
     out = identity(tmp_path / "a.png")
     path = tmp_path / f"b{suffix}"
     if fits := kind != "JPEG" or size == 65_532:
-        images.save(out, path)  # no warning: they are errors
+        images.save(out, path)  # warnings are errors here
     else:
         message = rf"b\.jpg: its EXIF has {size} bytes, and JPEG stores at most 65533: it is left out; write a \.png"
         with pytest.warns(UserWarning, match=message):
@@ -230,10 +230,10 @@ def test_exif_that_a_format_has_no_room_for_is_left_out(suffix: str, kind: str, 
     again = opened(path)
     assert again.size == (24, 16) and again.info["icc_profile"] == SRGB
     assert (ExifTags.Base.Make in again.getexif()) == fits
-    assert len(out.info["exif"]) == size  # the caller's own is as it was
+    assert len(out.info["exif"]) == size  # the image of the caller is unchanged
 
 
-def test_broken_pixels_are_not_taken_for_malformed_exif(tmp_path: Path) -> None:
+def test_damaged_pixels_are_not_reported_as_malformed_exif(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.fromarray(noise(64, 64, 3)).save(tmp_path / "a.png", exif=exif)
@@ -279,7 +279,7 @@ def test_cmyk_without_profile_warns_with_the_name(stored: bool, tmp_path: Path) 
 
 
 def cmyk_profile() -> bytes:
-    """A CMYK -> Lab profile: a lut8 of 2 points an axis, every corner of which but paper is one Lab colour."""
+    """A CMYK -> Lab profile: a lut8 of 2 points an axis, every corner of which except paper is the same Lab color."""
     grid = bytearray()
     for i in range(16):
         grid += bytes((255, 128, 128) if i == 0 else (153, 158, 128))
@@ -293,9 +293,9 @@ def cmyk_profile() -> bytes:
     return bytes(head) + struct.pack(">I4sII", 1, b"A2B0", 144, len(lut)) + lut + tag
 
 
-def test_cmyk_goes_through_its_profile(tmp_path: Path) -> None:
+def test_cmyk_is_converted_by_its_profile(tmp_path: Path) -> None:
     Image.new("CMYK", (W, H), (255, 0, 0, 0)).save(tmp_path / "a.jpg", icc_profile=cmyk_profile())
-    out = identity(tmp_path / "a.jpg")  # no warning: they are errors
+    out = identity(tmp_path / "a.jpg")  # warnings are errors here
     r, g, b = out.getpixel((0, 0))
     # the profile says a pale magenta; the plain formula would say cyan
     assert r > b > g, (r, g, b)
@@ -303,7 +303,7 @@ def test_cmyk_goes_through_its_profile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("profile", [b"rubbish", SRGB])
-def test_cmyk_with_a_useless_profile_warns(profile: bytes) -> None:
+def test_cmyk_with_an_unusable_profile_warns(profile: bytes) -> None:
     im = Image.new("CMYK", (W, H), (10, 20, 30, 40))
     im.info["icc_profile"] = profile
     with pytest.warns(UserWarning, match="cannot be used"):

@@ -56,7 +56,7 @@ def test_array_round_trip_is_exact(shape: tuple[int, ...], dtype: str, data_form
     same(out, x)
     assert out.flags.writeable and out.flags.c_contiguous and not np.shares_memory(out, x)
     assert x.tobytes() == before
-    # the colours inside are those 8 bits, grey three times
+    # the loaded colors are those 8 bits, with gray three times
     for p, e in zip(pictures, eight if eight.ndim == 4 else [eight], strict=True):
         valid(p)
         e = e[:, :, None] if e.ndim == 2 else e
@@ -88,7 +88,7 @@ def test_uint16_is_the_nearest_multiple_of_257() -> None:
     assert out.dtype == np.uint16 and np.abs(out.astype(int) - x.astype(int)).max() == 128
 
 
-def test_grey_comes_back_as_the_rounded_mean() -> None:
+def test_gray_is_restored_as_the_rounded_mean() -> None:
     p = images.read_one(noise(1, 4))
     clean = np.array([[[0, 0, 1], [0, 1, 1], [255, 255, 254], [255, 255, 255]]], np.uint8)
     assert p.restore(clean).tolist() == [[0, 1, 255, 255]]
@@ -98,7 +98,7 @@ def test_grey_comes_back_as_the_rounded_mean() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_alpha_of_an_array_is_kept_bit_for_bit(dtype: str) -> None:
-    # values that 8 bit cannot hold
+    # values without an exact 8-bit form
     x = RNG.random((2, H, W, 4)) if dtype[1] == "f" else RNG.integers(0, 256 ** int(dtype[1:][-1]), (2, H, W, 4))
     x = x.astype(dtype)
     alpha = x[..., 3].copy()
@@ -109,7 +109,7 @@ def test_alpha_of_an_array_is_kept_bit_for_bit(dtype: str) -> None:
     assert not out[..., :3].any()
 
 
-def test_refilling_the_array_does_not_change_the_pictures() -> None:
+def test_loaded_images_do_not_share_memory_with_the_array() -> None:
     x = noise(2, H, W, 3)
     before = x.copy()
     pictures, _ = images.read(x)
@@ -161,7 +161,7 @@ def test_other_dtypes_are_refused_by_name(dtype: Any) -> None:
         ((0, 0, W, 3), "NHWC", "1 x 1"),
     ],
 )
-def test_wrong_shapes_say_what_to_do(shape: tuple[int, ...], data_format: str, hint: str) -> None:
+def test_wrong_shapes_give_a_hint(shape: tuple[int, ...], data_format: str, hint: str) -> None:
     with pytest.raises(InputError, match=hint) as e:
         images.read(np.zeros(shape, np.uint8), data_format=data_format)
     assert str(shape) in str(e.value)
@@ -193,7 +193,7 @@ def test_empty_batches(channels: int, dtype: str, data_format: str) -> None:
     assert identity([]) == [] and identity(()) == []
 
 
-def test_torch_is_told_about_numpy() -> None:
+def test_torch_tensors_give_a_hint() -> None:
     tensor = type("Tensor", (), {"__module__": "torch"})()
     for batch in (tensor, [tensor]):
         with pytest.raises(InputError, match=r"torch\.Tensor.*tensor\.detach\(\)\.cpu\(\)\.numpy\(\)"):
@@ -206,7 +206,7 @@ def test_other_things_are_refused(item: Any) -> None:
         images.read(item)
 
 
-def test_the_way_back_checks_what_it_gets() -> None:
+def test_restore_checks_its_argument() -> None:
     pictures, restore = images.read(noise(2, H, W, 3))
     good = [p.rgb for p in pictures]
     wrong: list[Any] = [good[:1], [*good, good[0]], [good[0], good[1][:-1]], [good[0], good[1] / 255], [good[0], None]]
@@ -237,7 +237,7 @@ def test_mixed_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrap", [list, np.stack, lambda x: x[0]])
-def test_what_was_read_pickles(wrap: Any) -> None:
+def test_loaded_images_and_restorers_pickle(wrap: Any) -> None:
     rgba = noise(H, W, 4)
     for batch in (wrap([rgba, rgba]), [Image.fromarray(rgba)]):
         pictures, restore = images.read(batch)

@@ -1,4 +1,4 @@
-"""What is taken besides paths, PIL images and arrays; and hints that work when they are followed."""
+"""Inputs other than paths, PIL images and arrays; and hints in errors that work when they are followed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_files_content_is_read(wrap: Any, kind: str) -> None:
     assert restore([one[0].rgb]).tobytes() == RGB.tobytes()
 
 
-def test_open_files_are_left_open_and_need_not_seek(tmp_path: Path) -> None:
+def test_open_files_stay_open_and_may_be_unseekable(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded())
     with (tmp_path / "a.png").open("rb") as f:
         f.seek(7)
@@ -70,7 +70,7 @@ def test_open_files_are_left_open_and_need_not_seek(tmp_path: Path) -> None:
 
 
 class Trickle(io.RawIOBase):
-    """Gives three bytes at a time, as a slow socket may."""
+    """Return three bytes at a time, as a slow socket may."""
 
     def __init__(self, data: bytes):
         self.rest = data
@@ -84,7 +84,7 @@ class Trickle(io.RawIOBase):
         return len(block)
 
 
-def test_a_file_that_gives_little_at_a_time_and_one_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_reads_and_endless_files(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(images.read_one(Trickle(encoded())).rgb, RGB)
     monkeypatch.setattr("zipsdk.images.reader._MOST_IN_MEMORY", 1 << 22)
     with (
@@ -94,7 +94,7 @@ def test_a_file_that_gives_little_at_a_time_and_one_without_end(monkeypatch: pyt
         images.read_one(f)
 
 
-def test_a_warning_names_the_callers_line() -> None:
+def test_a_warning_has_the_line_of_the_caller() -> None:
     im = Image.new("CMYK", (3, 3))
     for call in (lambda: images.read_one(im), lambda: images.read(im)):
         with pytest.warns(UserWarning, match="CMYK") as caught:
@@ -102,7 +102,7 @@ def test_a_warning_names_the_callers_line() -> None:
         assert caught[0].filename == __file__
 
 
-def test_a_bytearray_may_be_refilled_while_the_answer_is_computed() -> None:
+def test_a_bytearray_may_be_modified_after_reading() -> None:
     data = bytearray(encoded())
     p = images.read_one(data)
     data[:] = bytes(len(data))
@@ -126,7 +126,7 @@ def test_contents_that_are_no_image(tmp_path: Path) -> None:
         images.read_one(io.BytesIO(b"abc"))
 
 
-def test_a_path_as_bytes_is_told_how(tmp_path: Path) -> None:
+def test_a_path_as_bytes_gives_a_hint(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded())
     name = os.fsencode(tmp_path / "a.png")
     with pytest.raises(PictureError, match=r"for a path pass os\.fsdecode\(path\)"):
@@ -153,7 +153,7 @@ def test_the_hint_for_tensors_works() -> None:
 
 
 class Arrays:
-    """What jax, tensorflow and their kind give: something that NumPy converts."""
+    """An array of another library, such as jax or tensorflow, that NumPy converts."""
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         return RGB
@@ -209,7 +209,7 @@ def test_the_hints_for_arrays_work(array: Any, data_format: str, hint: str, foll
         images.read(follow(array), data_format=data_format)
 
 
-def test_a_lazy_image_that_was_closed_is_told_to_load(tmp_path: Path) -> None:
+def test_a_closed_lazy_image_gives_a_hint(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as im:
         pass
@@ -260,7 +260,7 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("name", UNREAD)
-def test_formats_that_are_not_read_have_a_name_and_a_way_out(name: str, tmp_path: Path) -> None:
+def test_unread_formats_are_named_with_a_hint(name: str, tmp_path: Path) -> None:
     data, what, hint = UNREAD[name]
     (tmp_path / name).write_bytes(data)
     for item in (tmp_path / name, data):
@@ -270,8 +270,8 @@ def test_formats_that_are_not_read_have_a_name_and_a_way_out(name: str, tmp_path
     assert (suffix in images.UNREAD_SUFFIXES) == (suffix not in (".avif", ".mp4"))
 
 
-def test_another_plugins_image_is_taken() -> None:
-    """What the hint for HEIC says: an image that some plugin opened is like any other."""
+def test_an_image_of_another_plugin_is_read() -> None:
+    """The hint for HEIC: an image that a plugin opened is read like any other."""
     im = Image.fromarray(RGB)
     im.format = "HEIF"
     np.testing.assert_array_equal(images.read_one(im).rgb, RGB)

@@ -48,7 +48,7 @@ def test_still_gif_and_palette(tmp_path: Path) -> None:
     same_image(identity(tmp_path / "a.gif"), im.convert("RGB"))
 
 
-def test_jpeg_with_further_pictures_gives_the_first(tmp_path: Path) -> None:
+def test_jpeg_with_further_images_gives_the_first(tmp_path: Path) -> None:
     first = Image.new("RGB", (16, 16), (255, 0, 0))
     first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16), (0, 0, 255))])
     assert opened(tmp_path / "a.jpg").format == "MPO"
@@ -101,7 +101,7 @@ def test_pillows_size_warning_does_not_leak(tmp_path: Path, monkeypatch: pytest.
         images.read(tmp_path / "a.png")
 
 
-def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+def test_files_that_are_not_images(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("hello")
     os.mkfifo(tmp_path / "pipe.png")

@@ -41,7 +41,7 @@ def test_save_without_loss(suffix: str, mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
-def test_save_keeps_the_colours_below_alpha_0(suffix: str, tmp_path: Path) -> None:
+def test_save_keeps_colors_below_alpha_0(suffix: str, tmp_path: Path) -> None:
     im = Image.fromarray(noise(H, W, 4))
     im.putalpha(0)
     images.save(im, tmp_path / f"a{suffix}")
@@ -68,7 +68,7 @@ def test_jpeg_is_written_with_quality_95_and_full_chroma(tmp_path: Path) -> None
         ("RGB", "a.exe", r"suffix '\.exe'"),
     ],
 )
-def test_save_refuses_what_would_lose_something(mode: str, name: str, why: str, tmp_path: Path) -> None:
+def test_save_refuses_a_loss_of_channels_or_depth(mode: str, name: str, why: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=why):
         images.save(sample(mode), tmp_path / name)
     with pytest.raises(InputError, match=why):
@@ -79,7 +79,7 @@ def test_save_refuses_what_would_lose_something(mode: str, name: str, why: str, 
 
 
 @pytest.mark.parametrize(("name", "most"), [("a.webp", 16383), ("a.jpg", 65500), ("a.png", 65536)])
-def test_save_refuses_what_the_format_has_no_room_for(name: str, most: int, tmp_path: Path) -> None:
+def test_save_refuses_sizes_beyond_the_format(name: str, most: int, tmp_path: Path) -> None:
     images.save(Image.new("RGB", (most, 1)), tmp_path / name)  # the libraries agree
     assert opened(tmp_path / name).size == (most, 1)
     if name != "a.png":
