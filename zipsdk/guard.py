@@ -200,23 +200,23 @@ class Guard:
         with self._lock:
             self._counted = replace(self._counted, **{k: getattr(self._counted, k) + n for k, n in more.items()})
 
-    def stream(self, batches: Iterable[Any], *, layout: str = "NHWC") -> Iterator[list[Decision]]:
+    def stream(self, batches: Iterable[Any], *, data_format: str = "NHWC") -> Iterator[list[Decision]]:
         """Yield `run` of each batch, in order, when it is requested; arguments and errors as for `run`."""
         for batch in batches:
-            yield self.run(batch, layout=layout)
+            yield self.run(batch, data_format=data_format)
 
-    def run(self, batch: Any, *, layout: str = "NHWC") -> list[Decision]:
+    def run(self, batch: Any, *, data_format: str = "NHWC") -> list[Decision]:
         """Decide on images, in order; a single image returns a list of one decision.
 
         Args:
             batch: as for `zipsdk.Purifier.run`. A file or PIL image that cannot be read has no label and does not
                 affect the others.
-            layout: "NHWC" or "NCHW", for arrays.
+            data_format: "NHWC" or "NCHW", for arrays.
 
         Raises:
             InputError: an unusable array or object, before anything is classified.
         """
-        loaded = _read(batch, layout)
+        loaded = _read(batch, data_format)
         decisions = {
             i: _Flagged("the image cannot be read").abstain(item.reason)
             for i, item in enumerate(loaded)
@@ -303,17 +303,17 @@ def _judge(detector: Detector, answer: F64 | Failure) -> Decision | _Flagged:
     return Decision(int(answer[0].argmax()), False, score, answer[0].copy(), f"not flagged: {reason}")
 
 
-def _read(batch: Any, layout: str) -> list[Picture | Failure]:
+def _read(batch: Any, data_format: str) -> list[Picture | Failure]:
     """Read the images of a batch; a file or a PIL image that cannot be read is a `Failure`."""
     if not isinstance(batch, list | tuple):
         try:
-            return [*read(batch, layout=layout)[0]]
+            return [*read(batch, data_format=data_format)[0]]
         except (PictureError, OutOfMemory) as e:
             return [Failure(str(e))]
     out: list[Picture | Failure] = []
     for i, item in enumerate(batch):
         try:
-            out.append(read_one(item, layout=layout))
+            out.append(read_one(item, data_format=data_format))
         except (PictureError, OutOfMemory) as e:
             out.append(Failure(str(e)))
         except InputError as e:

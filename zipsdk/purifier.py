@@ -175,8 +175,8 @@ class Purifier:
         self,
         batch: Any,
         *,
-        layout: str = "NHWC",
-        noise_keys: npt.ArrayLike | None = None,
+        data_format: str = "NHWC",
+        ids: npt.ArrayLike | None = None,
         seed: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Any:
@@ -185,24 +185,24 @@ class Purifier:
         Args:
             batch: uint8 (N, H, W, 3) or (H, W, 3), float in [0, 1], a PIL image, a path, or a list of these of mixed
                 sizes; also uint16, gray and RGBA (see `zipsdk.images.read`). Images are converted to 8 bits a channel.
-            layout: "NHWC" or "NCHW", for arrays.
-            noise_keys: integers in 0..2^64-1, one for each image. With the seed they decide the noise. None takes a
-                hash of each image, so that equal images get equal noise.
+            data_format: "NHWC" or "NCHW", for arrays.
+            ids: integers in 0..2^64-1, one for each image. With the seed they decide the noise. None takes a hash of
+                each image, so that equal images get equal noise.
             seed: for this call, in place of the purifier's.
             progress: called with the number of images done since the last call.
 
         Returns:
-            The purified images, with the type, size, dtype and layout of `batch`.
+            The purified images, with the type, size, dtype and data format of `batch`.
 
         Raises:
             InputError: an image or an option cannot be used; nothing has been purified.
             OutOfMemory: not enough memory; on a CPU, nothing has been purified.
             EngineError: the model fails, or its result is not finite.
         """
-        read, restore = images.read(batch, layout=layout)
-        return self._submit([p.rgb for p in read], restore, noise_keys, seed, progress).result()
+        read, restore = images.read(batch, data_format=data_format)
+        return self._submit([p.rgb for p in read], restore, ids, seed, progress).result()
 
-    def stream(self, batches: Iterable[Any], *, layout: str = "NHWC") -> Iterator[Any]:
+    def stream(self, batches: Iterable[Any], *, data_format: str = "NHWC") -> Iterator[Any]:
         """Yield `run` of each batch, in order; a thread reads and decodes the next batch while one computes.
 
         The generator can be closed at any time and does not wait for a blocked source. Batches that were read ahead are
@@ -210,7 +210,7 @@ class Purifier:
 
         Args:
             batches: each as for `run`. An error of the source is raised after the results of the batches before it.
-            layout: of all batches.
+            data_format: of all batches.
 
         Raises:
             InputError, OutOfMemory, EngineError: as `run`, in place of the batch.
@@ -221,7 +221,7 @@ class Purifier:
             )
         on_gpu = self._dispatcher.device_loop is not None
         # on a GPU, one more batch is read ahead to upload while the last one computes
-        reads = Prefetcher(map(partial(images.read, layout=layout), batches), 2 if on_gpu else 1)
+        reads = Prefetcher(map(partial(images.read, data_format=data_format), batches), 2 if on_gpu else 1)
         pending: deque[PendingRun] = deque()
         failed: Exception | None = None
         more = True

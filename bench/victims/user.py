@@ -67,24 +67,24 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a user's ONNX model wants of its pictures: (value / 255 * top - mean) / std, in this layout."""
+    """What a user's ONNX model wants of its pictures: (value / 255 * top - mean) / std, in this data format."""
 
-    layout: str = "NCHW"
+    data_format: str = "NCHW"
     #: values are 0 to this before mean and deviation: 1 or 255
     top: float = 1.0
     mean: Sequence[float] = field(default=(0.0, 0.0, 0.0))
     std: Sequence[float] = field(default=(1.0, 1.0, 1.0))
 
     def __post_init__(self) -> None:
-        if self.layout not in ("NCHW", "NHWC"):
-            raise InputError(f"layout: got {self.layout!r}, wanted NCHW or NHWC")
+        if self.data_format not in ("NCHW", "NHWC"):
+            raise InputError(f"data_format: got {self.data_format!r}, wanted NCHW or NHWC")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise InputError(f"mean, std: got {self.mean}, {self.std}, wanted three numbers each, deviations above 0")
 
     def __call__(self, pictures: U8) -> F32:
         x = pictures.astype(np.float32) * np.float32(self.top / 255)
         x = (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if self.layout == "NCHW" else x
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if self.data_format == "NCHW" else x
 
 
 def load(name: str, preparation: Preparation = Preparation()) -> Classifier:
@@ -130,10 +130,10 @@ def _load_onnx(path: Path, preparation: Preparation) -> Classifier:
         got = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
         raise ModelError(f"{path}: got inputs {got}, wanted one of rank 4, float or float16")
     put, dtype, fixed = inputs[0].name, dtypes[inputs[0].type], inputs[0].shape[0]
-    colours = inputs[0].shape[1 if preparation.layout == "NCHW" else 3]
+    colours = inputs[0].shape[1 if preparation.data_format == "NCHW" else 3]
     if isinstance(colours, int) and colours != 3:
         raise ModelError(
-            f"{path}: got an input {inputs[0].shape}, wanted 3 colours in {preparation.layout}; set --layout"
+            f"{path}: got an input {inputs[0].shape}, wanted 3 colours in {preparation.data_format}; set --data-format"
         )
     fixed = fixed if isinstance(fixed, int) else None
 
@@ -145,7 +145,7 @@ def _load_onnx(path: Path, preparation: Preparation) -> Classifier:
             return session.run(None, {put: preparation(pictures).astype(dtype)})[0][:n]
         except Exception as e:
             raise EngineError(
-                f"{path}: got {e} for pictures {pictures.shape}, wanted scores; check side and layout"
+                f"{path}: got {e} for pictures {pictures.shape}, wanted scores; check side and data format"
             ) from e
 
     info = {"classifier": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **asdict(preparation)}
@@ -157,7 +157,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """--classifier and what goes with it; `from_options` makes a classifier of them."""
     group = parser.add_argument_group("your own classifier")
     group.add_argument("--classifier", metavar="NAME", help="module:function, or a model.onnx")
-    group.add_argument("--layout", default="NCHW", choices=("NCHW", "NHWC"), help="of the ONNX model's input")
+    group.add_argument("--data-format", default="NCHW", choices=("NCHW", "NHWC"), help="of the ONNX model's input")
     group.add_argument("--top", type=float, default=1.0, choices=(1.0, 255.0), help="its pixels are 0 to this")
     group.add_argument("--mean", type=float, nargs=3, default=(0.0, 0.0, 0.0), help="taken from its pixels")
     group.add_argument("--std", type=float, nargs=3, default=(1.0, 1.0, 1.0), help="which they are then divided by")
@@ -167,4 +167,4 @@ def from_options(args: argparse.Namespace) -> Classifier | None:
     """The classifier that the options name, or None."""
     if not args.classifier:
         return None
-    return load(args.classifier, Preparation(args.layout, args.top, tuple(args.mean), tuple(args.std)))
+    return load(args.classifier, Preparation(args.data_format, args.top, tuple(args.mean), tuple(args.std)))

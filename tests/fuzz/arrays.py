@@ -60,8 +60,8 @@ def odd_arrays(draw: Draw) -> Recipe:
     """Draw the recipe of a batch: one array, or a list of some."""
     wrap = draw(st.sampled_from(("none", "none", "none", "list", "tuple")))
     count = 1 if wrap == "none" else draw(st.integers(0, 3))
-    layout = draw(st.sampled_from(("NHWC", "NHWC", "NCHW")))
-    return {"wrap": wrap, "layout": layout, "arrays": [odd_array(draw) for _ in range(count)]}
+    data_format = draw(st.sampled_from(("NHWC", "NHWC", "NCHW")))
+    return {"wrap": wrap, "data_format": data_format, "arrays": [odd_array(draw) for _ in range(count)]}
 
 
 def array_of(recipe: Recipe) -> np.ndarray[Any, Any]:

@@ -110,12 +110,12 @@ def check_array(recipe: Recipe, folder: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            pictures, back = images.read(batch, layout=recipe["layout"], max_pixels=MAX_PIXELS)
+            pictures, restore = images.read(batch, data_format=recipe["data_format"], max_pixels=MAX_PIXELS)
         except InputError as e:
             return type(e).__name__
         for p in pictures:
             _valid(p.rgb, MAX_PIXELS)
-        out = back([255 - p.rgb for p in pictures])
+        out = restore([255 - p.rgb for p in pictures])
     got = [out] if recipe["wrap"] == "none" else list(out)
     demand(isinstance(out, list) == (recipe["wrap"] != "none"), f"got {type(out).__name__} back")
     for new, old in zip(got, items, strict=True):

@@ -1,4 +1,4 @@
-"""For the tests of the command line: folders of pictures, what `zipsdk purify` left in them, and what it said."""
+"""Helpers of the command-line tests: folders of images, outputs and messages of `zipsdk purify`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def finished(out: Path) -> list[str]:
 
 
 def names(out: Path) -> set[str]:
-    """All files below `out` but the manifest."""
+    """Return the names of all files in `out` except the manifest."""
     return {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} - {MANIFEST}
 
 

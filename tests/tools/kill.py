@@ -244,7 +244,7 @@ class Chain:
 
 
 def run(work: Path, kills: int, seed: int, model: str = "zip-tiny", images: int = 40,
-        options: Sequence[str] = ("--preset", "fast", "--canvas", "32", "--batch", "6"),
+        options: Sequence[str] = ("--preset", "fast", "--tile-size", "32", "--batch", "6"),
         forks: float = 0.0) -> list[Kill]:  # fmt: skip
     """Kill `kills` runs in chains and resume all of them; what WORK/kills.jsonl has from before is not done again.
 

@@ -136,7 +136,7 @@ def test_purified_images_have_the_type_of_the_input():
     (one,) = Guard(backdoored, Cleaner()).run(x[0])
     assert one.flagged and one.image.shape == (8, 8, 3) and one.image.dtype == np.uint8
     nchw = np.moveaxis(x, -1, 1) / 255
-    for p, d in zip(x, Guard(backdoored, Cleaner()).run(nchw, layout="NCHW"), strict=True):
+    for p, d in zip(x, Guard(backdoored, Cleaner()).run(nchw, data_format="NCHW"), strict=True):
         assert d.image.dtype == np.float64
         np.testing.assert_array_equal(np.rint(np.moveaxis(d.image, 0, -1) * 255), Cleaner.clean(p))
 
@@ -164,7 +164,7 @@ def test_stream_is_run_in_order_and_lazy():
     assert asked == []
     assert [d.flagged for d in next(stream)] == [False] and asked == [0]
     assert [[d.flagged for d in ds] for ds in stream] == [[False, True], []]
-    nchw = Guard(backdoored, Cleaner()).stream([np.moveaxis(poisoned(dark(1)), -1, 1)], layout="NCHW")
+    nchw = Guard(backdoored, Cleaner()).stream([np.moveaxis(poisoned(dark(1)), -1, 1)], data_format="NCHW")
     assert [d.flagged for d in next(nchw)] == [True]
 
 

@@ -216,7 +216,7 @@ def test_types_and_layouts_round_trip(tmp_path):
     as_float = purifier.run((u8 / np.float32(255)).astype(np.float32))
     assert as_float.dtype == np.float32
     np.testing.assert_array_equal(np.rint(as_float * 255), base)
-    nchw = purifier.run(u8.transpose(0, 3, 1, 2), layout="NCHW")
+    nchw = purifier.run(u8.transpose(0, 3, 1, 2), data_format="NCHW")
     np.testing.assert_array_equal(nchw.transpose(0, 2, 3, 1), base)
     image = purifier.run(Image.fromarray(u8[0]))
     assert isinstance(image, Image.Image)

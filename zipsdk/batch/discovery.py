@@ -1,4 +1,4 @@
-"""Find the images of files, folders and patterns, and name their outputs."""
+"""Find the images of files, folders and patterns, and choose the names of their outputs."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from zipsdk.batch.manifest import Job
 from zipsdk.errors import InputError
 from zipsdk.images.contact_sheet import is_sheet
 
-# what is read but not written in its own format
+#: Formats that are read but not written -> the format of their outputs.
 _KEPT_AS = {".gif": ".png", ".apng": ".png"}
 
 
-def find_jobs(inputs: Sequence[str], out: Path, form: str, problem: Callable[[str], None],
-              note: Callable[[str], None], sheet: Path | None = None,
-              skip: Callable[[Path], None] = lambda path: None) -> list[Job]:  # fmt: skip
+def find_jobs(inputs: Sequence[str], out: Path, output_format: str, on_error: Callable[[str], None],
+              on_warning: Callable[[str], None], sheet: Path | None = None,
+              on_skip: Callable[[Path], None] = lambda path: None) -> list[Job]:  # fmt: skip
     """List the images of files, folders and patterns, with their outputs.
 
-    Folders are walked without following links to folders, and without hidden files, OUT itself and the sheet that an
-    earlier run left where this one's will be. An input that exists is taken as it is, also where its name looks like a
-    pattern; `zipsdk.batch.globs` says what a pattern matches.
+    Hidden files, links to folders, OUT itself and the sheet of an earlier run at the same path are left out of folders.
+    An input that exists is taken literally, even if its name looks like a pattern; `zipsdk.batch.globs` documents what
+    a pattern matches.
 
     Args:
-        form: "keep", or the suffix of all outputs without its dot.
-        problem: called with a message for each folder that cannot be read.
-        note: called with a message for each linked folder that is left out.
-        sheet: where this run's sheet will be.
-        skip: called with each file in a folder or of a pattern that is an image by its suffix, but is not read.
+        output_format: "keep", or the suffix of all outputs without its dot.
+        on_error: called with a message for each folder that cannot be read.
+        on_warning: called with a message for each link to a folder that is left out.
+        sheet: path of the sheet of this run.
+        on_skip: called with each file in a folder or a pattern with the suffix of an image format that is not read.
 
     Raises:
-        InputError: an input that is not there or holds no image, OUT among the inputs, two images with one output, or
-            an output that is an input.
+        InputError: an input does not exist or holds no image, OUT is an input, two images have the same output, or an
+            output is an input.
     """
-    search = _Search(out, problem, note, skip)
+    search = _Search(out, on_error, on_warning, on_skip)
     by_name: dict[str, Job] = {}
     caseless = _caseless(out)
     for text in inputs:
@@ -47,28 +47,28 @@ def find_jobs(inputs: Sequence[str], out: Path, form: str, problem: Callable[[st
             if sheet and source != Path(text) and same_file(source, sheet) and is_sheet(source):
                 continue
             found += 1
-            name = _output_name(source.relative_to(base), form)
+            name = _output_name(source.relative_to(base), output_format)
             job = by_name.setdefault(name.casefold() if caseless else name, Job(source, name))
             if job.source != source and not _same_source(job.source, source):
                 raise InputError(
-                    f"{job.source} and {source} would both be written to {out / name}; "
+                    f"{job.source} and {source}: got two inputs with the same output {out / name}, expected one; "
                     "rename one of them, or use an output folder for each"
                 )
         if not found:
-            raise InputError(search.nothing(text))
+            raise InputError(search.describe_failure(text))
     jobs = list(by_name.values())
-    # most outputs are not there yet, and looking at every input takes long in a folder of 100,000
-    there = [(job, entry) for job in jobs if (entry := _entry(out / job.name))]
-    if there:
+    # only for outputs that exist, because a check of every input is slow in a folder of 100,000
+    existing = [(job, entry) for job in jobs if (entry := _entry(out / job.name))]
+    if existing:
         entries = {_entry(path) for job in jobs for path in (job.source, Path(os.path.realpath(job.source)))}
-        for job, entry in there:
+        for job, entry in existing:
             if entry in entries:
-                raise InputError(f"{out / job.name} is an input and would be overwritten; use another output folder")
+                raise InputError(f"{out / job.name}: got an output that is also an input; use another output folder")
     return jobs
 
 
 def describe_skipped(paths: Iterable[Path]) -> str:
-    """``3 files skipped: .heic (2), .jxl (1): ...`` for files whose suffixes are images that are not read."""
+    """Describe files of image formats that are not read: ``3 files skipped: .heic (2), .jxl (1): ...``."""
     suffixes = Counter(path.suffix.lower() for path in paths)
     listed = ", ".join(f"{suffix} ({n})" for suffix, n in sorted(suffixes.items(), key=lambda s: (-s[1], s[0])))
     files = "1 file" if suffixes.total() == 1 else f"{suffixes.total()} files"
@@ -76,7 +76,7 @@ def describe_skipped(paths: Iterable[Path]) -> str:
 
 
 def same_file(a: Path, b: Path) -> bool:
-    """Tell whether two paths lead to one file or folder, however they are spelled; what is not there is none."""
+    """Tell whether two paths lead to the same file or folder; False if one of them does not exist."""
     try:
         return a.samefile(b)
     except OSError:
@@ -88,8 +88,10 @@ def _same_source(a: Path, b: Path) -> bool:
 
 
 def _caseless(folder: Path) -> bool:
-    """Tell whether a.png and A.png are one file there, as on most disks of Windows and macOS: asked of the nearest
-    folder that is there and has letters in its name."""
+    """Tell whether a.png and A.png are the same file in a folder, as on most disks of Windows and macOS.
+
+    The test uses the nearest folder that exists and has letters in its name.
+    """
     for here in (folder.absolute(), *folder.absolute().parents):
         if here.name.swapcase() != here.name and here.exists():
             return same_file(here, here.with_name(here.name.swapcase()))
@@ -97,7 +99,7 @@ def _caseless(folder: Path) -> bool:
 
 
 def _entry(path: Path) -> tuple[int, ...] | None:
-    """A file, itself and not what it links to, in its folder, however both are spelled; None where nothing is."""
+    """Identify a file and its folder independent of spelling, without following a link; None if it does not exist."""
     try:
         folder, file = path.parent.stat(), path.lstat()
     except OSError:
@@ -105,31 +107,31 @@ def _entry(path: Path) -> tuple[int, ...] | None:
     return folder.st_dev, folder.st_ino, file.st_dev, file.st_ino
 
 
-def _output_name(relative: Path, form: str) -> str:
+def _output_name(relative: Path, output_format: str) -> str:
     suffix = relative.suffix
-    if form != "keep":
-        suffix = f".{form}"
+    if output_format != "keep":
+        suffix = f".{output_format}"
     elif suffix.lower() not in images.SUFFIXES:
         suffix = ".png"
     return relative.with_suffix(_KEPT_AS.get(suffix.lower(), suffix)).as_posix()
 
 
 class _Search:
-    """The search for the images of one run's inputs; see `find_jobs` for the arguments."""
+    """Search the inputs of one run for images; see `find_jobs` for the arguments."""
 
-    def __init__(self, out: Path, problem: Callable[[str], None], note: Callable[[str], None],
-                 skip: Callable[[Path], None]):  # fmt: skip
-        self._out, self._problem, self._note, self._skip = out, problem, note, skip
+    def __init__(self, out: Path, on_error: Callable[[str], None], on_warning: Callable[[str], None],
+                 on_skip: Callable[[Path], None]):  # fmt: skip
+        self._out, self._on_error, self._on_warning, self._on_skip = out, on_error, on_warning, on_skip
         self._skipped: list[Path] = []  # of the current input
         self._in_out: dict[Path, bool] = {}
 
     def sources(self, text: str) -> Iterator[tuple[Path, Path]]:
-        """Yield (the folder that names are relative to, an image) for each image of one input."""
+        """Yield (base folder of the output names, image) for each image of one input."""
         self._skipped = []
         path = Path(text)
         if path.is_dir():
             if same_file(path, self._out):
-                raise InputError(f"{text}: the output folder is an input; use another output folder")
+                raise InputError(f"{text}: got the output folder as an input; use another output folder")
             for file in self._walk(path):
                 yield path, file
             return
@@ -138,9 +140,9 @@ class _Search:
             return
         base, parts = split_pattern(path)
         if not parts:
-            raise InputError(f"{text}: no such file or folder; check the path")
-        if ".." in parts:  # the output's name would lead out of OUT
-            raise InputError(f"{text}: got '..' behind a pattern, expected names only; give the folder itself")
+            raise InputError(f"{text}: got no such file or folder; check the path")
+        if ".." in parts:  # the output would lie outside OUT
+            raise InputError(f"{text}: got '..' after a pattern, expected names only; pass the folder itself")
         around = self._inside_out(Path(os.path.realpath(base)))
         for match in expand(base, parts, self._unreadable):
             if self._inside_out(match) and not around:
@@ -151,36 +153,36 @@ class _Search:
             elif self._is_image(match):
                 yield base, match
 
-    def nothing(self, text: str) -> str:
-        """Say what was tried for an input that gave no image."""
+    def describe_failure(self, text: str) -> str:
+        """Describe the search for an input that gave no image."""
         if self._skipped:
-            return f"{text}: no picture there that zipsdk reads; {describe_skipped(self._skipped)}"
-        wanted = f"wanted some of {' '.join(sorted(images.SUFFIXES))}"
+            return f"{text}: got no image that zipsdk reads; {describe_skipped(self._skipped)}"
+        expected = f"expected some of {' '.join(sorted(images.SUFFIXES))}"
         base, parts = split_pattern(Path(text))
         if os.path.lexists(text) or not parts:
-            return f"{text}: no picture there; {wanted}"
+            return f"{text}: got no image; {expected}"
         pattern = Path(*parts)
         if not base.is_dir():
-            return f"{text}: no picture there, because {base} is no folder; check the path"
+            return f"{text}: got no image, because {base} is not a folder; check the path"
 
         def listed(caseless: bool) -> list[Path]:
             found = expand(base, parts, lambda e: None, caseless)
             return list(dict.fromkeys(m for m in found if not self._inside_out(m)))
 
         if matches := listed(caseless=False):
-            some = f"{len(matches)} matches of {pattern} in {base}, such as {matches[0]}"
-            return f"{text}: no picture there, but {some}; {wanted}"
-        tried = f"{text}: no picture there: nothing in the folder {base} matches {pattern}"
+            found = f"{len(matches)} matches of {pattern} in {base}, such as {matches[0]}"
+            return f"{text}: got no image, but {found}; {expected}"
+        message = f"{text}: got no image: nothing in the folder {base} matches {pattern}"
         if others := listed(caseless=True):
-            return f"{tried}; {others[0]} does if letter case is ignored: write the pattern as the names are"
-        return f"{tried}; check the pattern (a hidden name is matched only where the pattern has the dot)"
+            return f"{message}; {others[0]} matches if case is ignored: use the case of the names"
+        return f"{message}; check the pattern (hidden names are matched only by patterns that start with a dot)"
 
     def _walk(self, folder: Path) -> Iterator[Path]:
         for root, folders, files in os.walk(folder, onerror=self._unreadable):
             here = Path(root)
             visible = sorted(f for f in folders if not f.startswith(".") and not same_file(here / f, self._out))
             for linked in (f for f in visible if (here / f).is_symlink()):
-                self._note(f"{here / linked}: a link to a folder is not followed; name it as an input of its own")
+                self._on_warning(f"{here / linked}: got a link to a folder, which is not followed; pass it as an input")
             folders[:] = [f for f in visible if not (here / f).is_symlink()]
             for name in sorted(files):
                 if not name.startswith(".") and self._is_image(here / name):
@@ -190,14 +192,14 @@ class _Search:
         suffix = path.suffix.lower()
         if suffix in images.UNREAD_SUFFIXES:
             self._skipped.append(path)
-            self._skip(path)
+            self._on_skip(path)
         return suffix in images.SUFFIXES
 
     def _unreadable(self, e: OSError) -> None:
-        self._problem(f"{e.filename}: cannot be read ({e.strerror}); check its permissions")
+        self._on_error(f"{e.filename}: cannot be read ({e.strerror}); check its permissions")
 
     def _inside_out(self, path: Path) -> bool:
-        """Tell whether a path is OUT or leads into it, by the links of its folders but not by its own."""
+        """Tell whether a path is OUT or is inside OUT; links of its folders are resolved, and its own is not."""
         if path.parent not in self._in_out:
             folder = Path(os.path.realpath(path.parent))
             self._in_out[path.parent] = any(same_file(p, self._out) for p in (folder, *folder.parents))

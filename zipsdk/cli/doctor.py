@@ -1,27 +1,72 @@
-"""What this machine can run, and why not."""
+"""The command ``zipsdk doctor``: check what this machine can run."""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import dataclasses
+import json
 import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from zipsdk._util import cpus
 from zipsdk._util.runtimes import TELEMETRY, BrokenPackageError, load, reinstall, required, telemetry_is_off
+from zipsdk.cli.args import add_command, add_json
+from zipsdk.cli.console import print_output
 from zipsdk.engines import load_engine
 from zipsdk.engines.tensorrt.flavor import FLAVORS, compute_capabilities, runtime
 from zipsdk.gpu.device import DRIVER, open_device
 from zipsdk.gpu.fatbin import build_info
 from zipsdk.models import list_models
 
+_EPILOG = """\
+examples:
+  zipsdk doctor
+  zipsdk doctor --json
+
+exit code 3: no engine runs on this machine
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the parser of the command."""
+    about = "check what this machine can run, and show how to install what is missing"
+    add_json(add_command(commands, "doctor", about, _EPILOG, run))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the checks; return the exit code."""
+    lines, usable = checks()
+    if args.json:
+        print_output(json.dumps({"runs": usable, "checks": [dataclasses.asdict(c) for c in lines]}, indent=1))
+    else:
+        for c in lines:
+            print_output(f"{'OK' if c.ok else 'MISSING':<7}  {c.name:<16}  {c.detail}")
+            if c.fix:
+                print_output(f"{'':27}-> {c.fix}")
+        print_output(
+            "at least one engine runs on this machine"
+            if usable
+            else "no engine runs on this machine: see the lines above"
+        )
+    return 0 if usable else 3
+
 
 @dataclass(frozen=True)
 class Check:
-    """One line: a thing, whether it is usable, what was found or why not, and what brings it."""
+    """One line of the report.
+
+    Attributes:
+        name: of the component.
+        ok: whether it is usable.
+        detail: the version found, or the reason why it is not usable.
+        fix: how to make it usable.
+    """
 
     name: str
     ok: bool
@@ -30,7 +75,7 @@ class Check:
 
 
 def checks() -> tuple[list[Check], bool]:
-    """Return all lines, and whether at least one engine runs here. Nothing raises."""
+    """Return all lines, and whether at least one engine runs on this machine. Raises nothing."""
     import zipsdk
 
     lines = [
@@ -45,21 +90,21 @@ def checks() -> tuple[list[Check], bool]:
     plans, kernels, loop = list(_tensorrt(driver.ok)), _kernels(), _device(driver.ok)
     lines += [runtime, *rest, driver, *plans, kernels, loop]
     tests = list(_self_tests())
-    # without a bundled model there is nothing to try the runtime on
+    # without a bundled model the runtime cannot be tested
     onnx = any(t.ok for t in tests) if tests else runtime.ok
-    # plans need no ONNX Runtime, and none comes with zipsdk that could be tried
+    # plans run without ONNX Runtime, and no plan is bundled for a test
     return lines + tests, onnx or (any(p.ok for p in plans) and kernels.ok and loop.ok)
 
 
-def _why(e: BaseException) -> str:
+def _reason(e: BaseException) -> str:
     return (str(e).strip().split("\n")[0] or type(e).__name__)[:200]
 
 
 def _unusable(name: str, e: Exception, fix: str) -> Check:
-    """Return the line of a package that does not import; a broken one brings its own repair."""
+    """Make the line of a package that does not import; a BrokenPackageError has its own fix."""
     if isinstance(e, BrokenPackageError):
         return Check(name, False, e.why.split("\n")[0], e.fix)
-    return Check(name, False, _why(e).removesuffix(f": {fix}"), fix)
+    return Check(name, False, _reason(e).removesuffix(f": {fix}"), fix)
 
 
 def _package(module: str, name: str = "") -> Check:
@@ -80,24 +125,27 @@ def _onnxruntime() -> Iterator[Check]:
         available = load("onnxruntime").get_available_providers()
     except Exception as e:
         yield Check(
-            "onnxruntime", False, f"{package.detail} does not name its providers ({_why(e)})", reinstall("onnxruntime")
+            "onnxruntime",
+            False,
+            f"{package.detail} does not list its providers ({_reason(e)})",
+            reinstall("onnxruntime"),
         )
         return
-    quiet = "off" if telemetry_is_off() else f"on if this version has it, because {TELEMETRY} is set to keep it"
-    yield Check("onnxruntime", True, f"{package.detail} with {', '.join(available)}; telemetry {quiet}")
+    telemetry = "off" if telemetry_is_off() else f"on if this version has it, because {TELEMETRY} enables it"
+    yield Check("onnxruntime", True, f"{package.detail} with {', '.join(available)}; telemetry {telemetry}")
     if "CUDAExecutionProvider" in available:
-        yield Check("onnxruntime CUDA", True, "built in; it loads when a model is opened with --device cuda")
+        yield Check("onnxruntime CUDA", True, "built in; loaded when a model is opened with --device cuda")
     else:
         fix = "pip uninstall onnxruntime; pip install 'zipsdk[gpu]'"
-        yield Check("onnxruntime CUDA", False, "this onnxruntime was built without it", fix)
+        yield Check("onnxruntime CUDA", False, "this onnxruntime was built without CUDA", fix)
 
 
 def _cuda() -> Check:
-    name, fix = "CUDA driver", "install the NVIDIA driver; pip has none"
+    name, fix = "CUDA driver", "install the NVIDIA driver; it is not on PyPI"
     try:
         cuda = ctypes.CDLL(DRIVER)
         if status := cuda.cuInit(0):
-            return Check(name, False, f"cuInit gives error {status} (100: no GPU is visible)", fix)
+            return Check(name, False, f"cuInit returned error {status} (100: no GPU is visible)", fix)
         version, count = ctypes.c_int(), ctypes.c_int()
         cuda.cuDriverGetVersion(ctypes.byref(version))
         cuda.cuDeviceGetCount(ctypes.byref(count))
@@ -107,13 +155,13 @@ def _cuda() -> Check:
             cuda.cuDeviceGetName(text, len(text), i)
             gpus.append(text.value.decode(errors="replace"))
     except (OSError, AttributeError) as e:
-        return Check(name, False, _why(e), fix)
+        return Check(name, False, _reason(e), fix)
     number = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
     return Check(name, bool(gpus), f"{number}, {', '.join(gpus) or 'no GPU'}", "" if gpus else fix)
 
 
 def _capability() -> int:
-    """Of the first GPU, times ten; 0 where the driver does not say."""
+    """Return the compute capability of the first GPU times ten; 0 if the driver does not report it."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     try:
         cuda = ctypes.CDLL(DRIVER)
@@ -136,19 +184,19 @@ def _tensorrt(driver: bool) -> Iterator[Check]:
         except Exception as e:
             yield _unusable(name, e, fix)
             continue
-        builds = f"{trt.__version__} builds plans for {', '.join(f'sm{n}' for n in known) or 'the GPU that is present'}"
+        builds = f"{trt.__version__} builds plans for {', '.join(f'sm{n}' for n in known) or 'the installed GPU'}"
         if driver:
             number = _capability()
             if known and number and number not in known:
                 fix = "use pip install 'zipsdk[gpu]' on this GPU"
-                yield Check(name, False, f"{builds}; it runs none here, for this GPU is sm{number}", fix)
+                yield Check(name, False, f"{builds}; this GPU is sm{number}", fix)
             else:
                 yield Check(name, True, builds)
         elif flavor.key == "rtx":
-            yield Check(name, False, f"{builds}; it runs none here, for there is no GPU", "see CUDA driver above")
+            yield Check(name, False, f"{builds}; no GPU to run them", "see CUDA driver above")
         else:
             yield Check(
-                name, False, f"{trt.__version__} neither builds nor runs without a GPU", "see CUDA driver above"
+                name, False, f"{trt.__version__} needs a GPU to build and to run plans", "see CUDA driver above"
             )
 
 
@@ -157,13 +205,13 @@ def _kernels() -> Check:
         built = build_info()
         sass = ", ".join(f"sm{n}" for n in built["sass"])
         detail = f"for {sass} and newer, by nvcc {built['nvcc']}"
-    except Exception as e:  # EngineError without kernels, anything of a damaged description
-        return Check("CUDA kernels", False, _why(e).split(";")[0], "install zipsdk where nvcc is on the PATH")
+    except Exception as e:  # EngineError without kernels, any error from a damaged description
+        return Check("CUDA kernels", False, _reason(e).split(";")[0], "install zipsdk with nvcc on the PATH")
     return Check("CUDA kernels", True, detail)
 
 
 def _device(driver: bool) -> Check:
-    """Whether the loop itself can run on the GPU."""
+    """Check whether the sampling loop can run on the GPU."""
     if not driver:
         package = _package("pycuda")
         detail = f"pycuda {package.detail}, but there is no GPU" if package.ok else package.detail
@@ -177,7 +225,7 @@ def _device(driver: bool) -> Check:
 
 
 def _self_tests() -> Iterator[Check]:
-    """One evaluation of each bundled model."""
+    """Run one step of each bundled model."""
     for model in list_models():
         name = f"model {model}"
         try:
@@ -186,10 +234,10 @@ def _self_tests() -> Iterator[Check]:
             x = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
             start = time.perf_counter()
             eps = engine(x, np.full(1, engine.spec.timesteps // 2, np.float32))
-            took = time.perf_counter() - start
+            seconds = time.perf_counter() - start
         except Exception as e:
-            yield Check(name, False, _why(e), "see the lines above")
+            yield Check(name, False, _reason(e), "see the lines above")
             continue
         ok = eps.shape == x.shape and bool(np.isfinite(eps).all())
-        what = f"one evaluation of {side}x{side} in {1000 * took:.0f} ms" if ok else "its answer is not finite"
-        yield Check(name, ok, what, "" if ok else "install zipsdk again: the model file is damaged")
+        detail = f"one step of {side}x{side} in {1000 * seconds:.0f} ms" if ok else "its output is not finite"
+        yield Check(name, ok, detail, "" if ok else "install zipsdk again: the model file is damaged")

@@ -175,18 +175,18 @@ class AblationDetector(Detector):
         return score, int(by_feature.argmax()), log
 
     def calibrate(
-        self, classify: Callable[[U8], Any], clean: Any, *, layout: str = "NHWC", max_batch: int | None = MAX_BATCH
+        self, classify: Callable[[U8], Any], clean: Any, *, data_format: str = "NHWC", max_batch: int | None = MAX_BATCH
     ) -> AblationDetector:
         """Return a detector with the reference statistics of this classifier on clean images.
 
         Args:
-            classify, max_batch: as for `Guard`; layout: as for `Guard.run`. Costs 28 queries per image.
+            classify, max_batch: as for `Guard`; data_format: as for `Guard.run`. Costs 28 queries per image.
             clean: at least 16 images, better 100 or more, distributed like the stream. Labels are not needed.
 
         Raises:
             InputError: unusable or too few images, or a classifier that fails on one of them.
         """
-        rgb = [image.rgb for image in read(clean, layout=layout)[0]]
+        rgb = [image.rgb for image in read(clean, data_format=data_format)[0]]
         if len(rgb) < MIN_SAMPLES:
             raise InputError(f"calibration images: got {len(rgb)}, expected at least {MIN_SAMPLES}, better 100 or more")
         answers = query_all(classify, rgb, self.views, max_batch)

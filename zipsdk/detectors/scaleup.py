@@ -126,7 +126,7 @@ class ScaleUp(Detector):
         labels: npt.ArrayLike | None = None,
         *,
         threshold: float | None = None,
-        layout: str = "NHWC",
+        data_format: str = "NHWC",
         max_batch: int | None = MAX_BATCH,
     ) -> ScaleUp:
         """Return a detector whose scores are z-scores of SPC, (SPC - mean) / deviation, by class.
@@ -135,7 +135,7 @@ class ScaleUp(Detector):
         without clean images, or whose clean images share one SPC, uses mean and deviation over all clean images.
 
         Args:
-            classify, max_batch: as for `Guard`; layout: as for `Guard.run`. Costs 1 + scales queries per image.
+            classify, max_batch: as for `Guard`; data_format: as for `Guard.run`. Costs 1 + scales queries per image.
             clean: images that are known to carry no trigger; see `zipsdk.images.read`.
             labels: their true classes, integers (N,). None uses the predicted classes.
             threshold: for z-scores; None keeps the number of this detector.
@@ -144,7 +144,7 @@ class ScaleUp(Detector):
             InputError: unusable images or labels, a classifier that fails on an image, or images that all have the
                 same SPC.
         """
-        rgb = [image.rgb for image in read(clean, layout=layout)[0]]
+        rgb = [image.rgb for image in read(clean, data_format=data_format)[0]]
         answers = query_all(classify, rgb, self.views, max_batch)
         spc = np.array([self.spc(answer) for answer in answers])
         classes = np.array([answer[0].argmax() for answer in answers], np.int64)

@@ -1,8 +1,9 @@
-"""Arrays -> uint8 RGB and back; the half of `zipsdk.images` that has no files in it."""
+"""Convert arrays to uint8 RGB and back; this part of `zipsdk.images` reads no files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,43 +22,84 @@ SHAPES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """One picture, and the way back.
+class Picture(ABC):
+    """One loaded image.
 
     Attributes:
-        rgb: uint8 (H, W, 3), C-contiguous, memory of its own.
-        restore: takes a purified uint8 (H, W, 3) and gives back the same kind of thing as came in: new and writable.
+        rgb: uint8 (H, W, 3), C-contiguous, a copy of the input's pixels.
     """
 
     rgb: U8
-    restore: Callable[[U8], Any]
+
+    @abstractmethod
+    def restore(self, clean: U8) -> Any:
+        """Convert a purified image, uint8 (H, W, 3), to a new, writable object of the type that was read.
+
+        Raises:
+            InputError: `clean` has another dtype or shape than `rgb`.
+        """
 
 
-def check_array(a: npt.NDArray[Any], layout: str, max_pixels: int, where: str) -> None:
-    """Refuse an array by its dtype and shape; the values are for `read_array`."""
+@dataclass(frozen=True, eq=False)
+class ArrayImage(Picture):
+    """An image that was read from an array.
+
+    Attributes:
+        dtype, ndim, channels, data_format: of the array; an array of two axes has one channel.
+        alpha: a copy of the array's alpha, (H, W, 1); None without alpha.
+    """
+
+    dtype: np.dtype[Any]
+    ndim: int
+    channels: int
+    data_format: str
+    alpha: npt.NDArray[Any] | None
+
+    def restore(self, clean: U8) -> npt.NDArray[Any]:
+        """Convert a purified image to the array's dtype, shape and data format; gray is the mean of the colors."""
+        check_clean(clean, self.rgb)
+        out = from_8bit(to_gray(clean)[:, :, None] if self.channels == 1 else clean, self.dtype)
+        if self.alpha is not None:
+            out = np.concatenate((out, self.alpha), axis=2, dtype=self.dtype)
+        if self.ndim == 2:
+            out = out[:, :, 0]
+        elif self.data_format == "NCHW":
+            out = np.moveaxis(out, -1, 0)
+        return np.array(out, self.dtype, order="C")
+
+
+def check_array(a: npt.NDArray[Any], data_format: str, max_pixels: int) -> None:
+    """Check the dtype and shape of an array of two to four axes; `read_array` checks the values.
+
+    Raises:
+        InputError: the dtype or shape is not supported.
+    """
     if (a.dtype.kind, a.dtype.itemsize) not in {("u", 1), ("u", 2), ("f", 2), ("f", 4), ("f", 8)}:
-        raise InputError(f"{where}got an array of dtype {a.dtype}, wanted {_ARRAYS}: {_conversion(a.dtype)}")
-    first, last = (-3, -1) if layout == "NCHW" else (-1, -3)
+        raise InputError(f"got an array of dtype {a.dtype}, expected {_ARRAYS}; {_conversion(a.dtype)}")
+    first, last = (-3, -1) if data_format == "NCHW" else (-1, -3)
     if a.ndim not in (2, 3, 4) or (a.ndim > 2 and a.shape[first] not in (1, 3, 4)):
-        hint = "pass one picture or a batch of pictures"
+        hint = "pass one image or a batch of images"
         if a.ndim in (3, 4) and a.shape[last] in (1, 3, 4):
-            hint = f'channels seem to stand elsewhere: pass layout="{"NHWC" if layout == "NCHW" else "NCHW"}"'
+            other = "NHWC" if data_format == "NCHW" else "NCHW"
+            hint = f'channels seem to be on another axis: pass data_format="{other}"'
         elif a.ndim == 3:
-            axis = "1" if layout == "NCHW" else "-1"
-            hint = f"for a batch of grey pictures give it a channel axis: np.expand_dims(x, {axis})"
-        raise InputError(f'{where}got an array of shape {a.shape}, wanted {SHAPES[layout]} (layout="{layout}"): {hint}')
-    height, width = a.shape[-2:] if a.ndim == 2 or layout == "NCHW" else a.shape[-3:-1]
+            axis = "1" if data_format == "NCHW" else "-1"
+            hint = f"for a batch of gray images add a channel axis: np.expand_dims(x, {axis})"
+        raise InputError(
+            f'got an array of shape {a.shape}, expected {SHAPES[data_format]} (data_format="{data_format}"); {hint}'
+        )
+    height, width = a.shape[-2:] if a.ndim == 2 or data_format == "NCHW" else a.shape[-3:-1]
     if height == 0 or width == 0:
-        raise InputError(f"{where}got an array of shape {a.shape}, wanted at least 1 x 1 pixels: leave it out")
+        raise InputError(f"got an array of shape {a.shape}, expected at least 1 x 1 pixels; leave it out")
     if height * width > max_pixels:
         raise InputError(
-            f"{where}got pictures of {width} x {height} pixels, wanted at most {max_pixels} pixels: "
-            f"make them smaller, or cut them into parts"
+            f"got images of {width} x {height} pixels, expected at most {max_pixels} pixels; "
+            "make them smaller, or cut them into parts"
         )
 
 
 def _conversion(dtype: np.dtype[Any]) -> str:
-    """What to do with an array of a dtype whose range nothing tells."""
+    """Describe how to convert an array of a dtype without a known range."""
     if dtype.kind == "b":
         return "pass x * np.uint8(255)"
     if dtype.kind in "iu":
@@ -66,73 +108,72 @@ def _conversion(dtype: np.dtype[Any]) -> str:
         return "pass x.astype(np.float32) where it is 0..1"
     if dtype.kind == "O":
         return "pass a list of arrays, or np.stack(x) where they have one size"
-    return "convert it to the one whose range it has"
+    return "convert it to the dtype that has its range"
 
 
-def read_array(a: npt.NDArray[Any], layout: str, at: tuple[int, ...], where: str = "") -> Picture:
-    """A checked array of two or three axes -> Picture. `at`: where it stands in its batch, for messages."""
+def read_array(a: npt.NDArray[Any], data_format: str, index: tuple[int, ...] = ()) -> ArrayImage:
+    """Convert a checked array of two or three axes to uint8 RGB.
+
+    Args:
+        index: position of the array in its batch, for messages.
+
+    Raises:
+        InputError: a float value is not in [0, 1].
+    """
     if a.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):  # some builds of NumPy warn when a NaN is compared
+        with np.errstate(invalid="ignore"):  # some builds of NumPy warn when they compare NaN
             good = (a >= 0) & (a <= 1)  # false for NaN
         if not good.all():
             i = tuple(int(k) for k in np.unravel_index(int(np.argmin(good)), good.shape))
-            raise InputError(
-                f"{where}got {float(a[i])} at index {at + i} of a {a.dtype} array, wanted values in [0, 1]: "
-                + (
-                    "divide by the array's range (of -1..1 pass (x + 1) / 2), or pass uint8: x.astype(np.uint8) where "
+            hint = "correct the code that made the array: no image has this value"
+            if np.isfinite(a[i]):
+                hint = (
+                    "divide by the array's range (for -1..1 pass (x + 1) / 2), or pass uint8: x.astype(np.uint8) where "
                     "it is 0..255"
-                    if np.isfinite(a[i])
-                    else "no image has it; mend what made the array"
                 )
+            raise InputError(
+                f"got {float(a[i])} at index {index + i} of a {a.dtype} array, expected values in [0, 1]; {hint}"
             )
-    dtype, grey_2d = a.dtype, a.ndim == 2
-    if grey_2d:
+    dtype, ndim = a.dtype, a.ndim
+    if ndim == 2:
         a = a[:, :, None]
-    elif layout == "NCHW":
+    elif data_format == "NCHW":
         a = np.moveaxis(a, 0, -1)
     channels = a.shape[2]
-    # a copy, because the caller may refill the array while the answer is being computed
-    alpha = a[:, :, 3:].copy()
+    # a copy, because the caller may refill the array while the image is being purified
+    alpha = a[:, :, 3:].copy() if channels == 4 else None
     rgb = to_8bit(a[:, :, :3])
     if channels == 1:
         rgb = np.repeat(rgb, 3, axis=2)
-
-    def restore(clean: U8) -> Any:
-        check_clean(clean, rgb)
-        out = from_8bit(grey(clean)[:, :, None] if channels == 1 else clean, dtype)
-        if channels == 4:
-            out = np.concatenate((out, alpha), axis=2, dtype=dtype)
-        if grey_2d:
-            out = out[:, :, 0]
-        elif layout == "NCHW":
-            out = np.moveaxis(out, -1, 0)
-        return np.array(out, dtype, order="C")
-
-    return Picture(rgb, restore)
+    return ArrayImage(rgb, dtype, ndim, channels, data_format, alpha)
 
 
 def check_clean(clean: U8, rgb: U8) -> None:
-    """Refuse a purified picture that is not like the one that was read."""
+    """Check that a purified image has the dtype and shape of the image that was read.
+
+    Raises:
+        InputError: it has another.
+    """
     if not isinstance(clean, np.ndarray) or clean.dtype != np.uint8 or clean.shape != rgb.shape:
         got = f"{clean.dtype} {clean.shape}" if isinstance(clean, np.ndarray) else type(clean).__name__
-        raise InputError(f"purified picture: got {got}, wanted uint8 {rgb.shape}, as it was read")
+        raise InputError(f"purified image: got {got}, expected uint8 {rgb.shape}, as it was read")
 
 
 def to_8bit(a: npt.NDArray[Any]) -> U8:
-    """Any checked array -> a new uint8 array of the same shape, rounded half to even."""
+    """Convert a checked array to a new uint8 array of the same shape, rounded half to even."""
     out = np.empty(a.shape, np.uint8)
     for rows in _row_blocks(a):
         block = a[rows]
         if a.dtype.kind == "f":
             block = np.rint(np.multiply(block, 255, dtype=np.float64))
         elif a.dtype.itemsize == 2:
-            block = (block.astype(np.uint32) + 128) // 257  # x / 257 rounded: 257 is odd, so there is no half way
+            block = (block.astype(np.uint32) + 128) // 257  # x / 257 rounded; 257 is odd, so no value is half way
         out[rows] = block
     return out
 
 
 def from_8bit(a: U8, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The way back: 0..1 for floats, x * 257 for uint16."""
+    """Convert uint8 to 0..1 for a float dtype, and to x * 257 for uint16."""
     if dtype.kind != "f" and dtype.itemsize == 1:
         return a
     out = np.empty(a.shape, dtype)
@@ -142,11 +183,11 @@ def from_8bit(a: U8, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 def _row_blocks(a: npt.NDArray[Any]) -> Iterator[slice]:
-    """Slices of rows with about 64 K values each, so that wider temporaries stay small."""
+    """Yield slices of rows with about 64 K values each, which keeps wider temporaries small."""
     rows = max(1, (1 << 16) // max(1, a[:1].size))
     return (slice(top, top + rows) for top in range(0, len(a), rows))
 
 
-def grey(rgb: U8) -> U8:
-    """(H, W, 3) -> (H, W): the mean, rounded; a sum of three thirds is never half way."""
+def to_gray(rgb: U8) -> U8:
+    """Average the colors of (H, W, 3) to (H, W), rounded; a sum of three thirds is never half way."""
     return np.array((rgb.sum(axis=2, dtype=np.uint16) + 1) // 3, np.uint8)

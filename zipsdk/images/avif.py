@@ -1,7 +1,7 @@
-"""AVIF whose EXIF Pillow does not see: it is read here, to a bound.
+"""Hide the EXIF of an AVIF from Pillow and read it with a size limit.
 
-Pillow rebuilds the EXIF of an AVIF while it opens the file and warns of what is damaged. The orientation of an AVIF is
-that of its properties irot and imir; one in its EXIF does not count (MIAF, 7.3.4).
+Pillow rebuilds the EXIF of an AVIF while it opens the file and warns about damage. The orientation of an AVIF is that
+of its properties irot and imir; an orientation in its EXIF does not count (MIAF, 7.3.4).
 
 Source: ISO/IEC 14496-12 (boxes meta, iinf, infe, iloc, idat); ISO/IEC 23008-12, annex A.2.1, for EXIF items.
 """
@@ -17,7 +17,7 @@ from zipsdk.images.stream import Ranges, size_of
 
 
 def unpack_avif(source: BinaryIO) -> Unpacked:
-    """Split the EXIF from an AVIF; the rest, XMP and thumbnails included, stays in the stream unread."""
+    """Split the EXIF from an AVIF; the rest, including XMP and thumbnails, stays in the stream unread."""
     size = size_of(source)
     out = Unpacked("AVIF", source)
     at = 0
@@ -34,7 +34,7 @@ def unpack_avif(source: BinaryIO) -> Unpacked:
             try:
                 out.exif = _hide_exif(box, source, size)
             except (struct.error, IndexError):
-                out.cautions.append("its EXIF is malformed (its place is not in the file): it is left out")
+                out.warnings.append("its EXIF is malformed (it lies outside the file): it is left out")
             kept = Ranges()
             kept.keep(0, at)
             kept.insert(bytes(box))
@@ -49,7 +49,7 @@ def unpack_avif(source: BinaryIO) -> Unpacked:
 
 
 def _boxes(data: bytearray, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start of the content and end of each box."""
+    """Yield the type, content start and end of each box."""
     while at + 8 <= end:
         length, name = struct.unpack_from(">I4s", data, at)
         if length < 8 or at + length > end:
@@ -59,9 +59,9 @@ def _boxes(data: bytearray, at: int, end: int) -> Iterator[tuple[bytes, int, int
 
 
 def _hide_exif(meta: bytearray, source: BinaryIO, size: int) -> bytes:
-    """Rename the EXIF items in a meta box, in place, and return the content of the first."""
+    """Rename the EXIF items in a meta box in place; return the content of the first."""
     items: list[int] = []
-    places: tuple[int, int] | None = None
+    iloc: tuple[int, int] | None = None
     idat = -1
     for name, at, end in _boxes(meta, 12, len(meta)):
         if name == b"iinf":
@@ -72,12 +72,12 @@ def _hide_exif(meta: bytearray, source: BinaryIO, size: int) -> bytes:
                     items.append(int.from_bytes(meta[start + 4 : start + 4 + id_size], "big"))
                     meta[kind : kind + 4] = b"skip"
         elif name == b"iloc":
-            places = at, end
+            iloc = at, end
         elif name == b"idat":
             idat = at
-    if not items or places is None:
+    if not items or iloc is None:
         return b""
-    found = _extents(meta, places[0], items[0])
+    found = _extents(meta, iloc[0], items[0])
     data = bytearray()
     for method, start, length in found:
         if length > MAX_METADATA - len(data) or method > 1:
@@ -96,7 +96,7 @@ def _hide_exif(meta: bytearray, source: BinaryIO, size: int) -> bytes:
 
 
 def _extents(meta: bytearray, at: int, item: int) -> list[tuple[int, int, int]]:
-    """Construction method, offset and length of each part of an item."""
+    """Return the construction method, offset and length of each extent of an item."""
     version = meta[at]
     sizes = struct.unpack_from(">H", meta, at + 4)[0]
     offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
@@ -111,11 +111,11 @@ def _extents(meta: bytearray, at: int, item: int) -> list[tuple[int, int, int]]:
         at += n
         return int.from_bytes(meta[at - n : at], "big")
 
-    room = 1 << 16  # parts of no bytes could go on for hours
+    room = 1 << 16  # a bound on extents of 0 bytes, which could take hours
     for _ in range(number(id_size)):
-        who = number(id_size)
+        item_id = number(id_size)
         method = number(2) & 15 if version in (1, 2) else 0
-        number(2)  # the file that holds it
+        number(2)  # index of the file that holds the item
         base = number(base_size)
         parts = []
         count = number(2)
@@ -125,6 +125,6 @@ def _extents(meta: bytearray, at: int, item: int) -> list[tuple[int, int, int]]:
         for _ in range(count):
             number(index_size)
             parts.append((method, base + number(offset_size), number(length_size)))
-        if who == item:
+        if item_id == item:
             return parts
     return []

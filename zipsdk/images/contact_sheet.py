@@ -1,4 +1,4 @@
-"""Before / after pages: pictures in rows on one PNG."""
+"""Draw contact sheets: rows of images before and after purification on one PNG."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw
 
+from zipsdk.images.arrays import U8
 from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.state import pad
 from zipsdk.sampling.tiling import round_up
 
-U8 = npt.NDArray[np.uint8]
-
-#: Rows on a page: what still fits on a screen.
+#: Maximum number of rows, which fit on a screen.
 MAX_ROWS = 12
 _SIDE, _GAP, _TITLE = 240, 8, 20
-#: The software that a page names in its EXIF: what `is_sheet` looks for.
+#: EXIF tag Software of a sheet, for `is_sheet`.
 _MARK = "zipsdk contact sheet"
 
 
 def contact_sheet(rows: Iterable[Iterable[U8]], titles: Sequence[str]) -> Image.Image:
-    """Pictures (uint8 (H, W, 3), of any sizes) in rows under column titles, each fitted into a square cell.
+    """Draw rows of images (uint8 (H, W, 3), of any sizes) under column titles, each fitted into a square cell.
 
-    Small pictures are enlarged without smoothing, so that what the page shows is what the classifier gets. Rows are
-    fitted as they come: of large pictures give a generator, and no more than two rows are held at a time.
+    Small images are enlarged without smoothing, so that the sheet shows the pixels that the classifier gets. Rows are
+    consumed one by one: pass a generator for large images.
     """
     cells = [[_fit(rgb) for rgb in row] for row in rows]
     step = _SIDE + _GAP
@@ -45,9 +43,13 @@ def contact_sheet(rows: Iterable[Iterable[U8]], titles: Sequence[str]) -> Image.
 
 
 def is_sheet(path: Path) -> bool:
-    """Whether a file is a page that zipsdk wrote, which may be written again. Raises OSError as `open` does."""
+    """Tell whether a file is a sheet that zipsdk wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with path.open("rb") as f:
-        return _MARK.encode() in f.read(1024)  # a PNG has its EXIF before its pixels
+        return _MARK.encode() in f.read(1024)  # the EXIF of a PNG precedes its pixels
 
 
 def _fit(rgb: U8) -> Image.Image:
@@ -58,7 +60,7 @@ def _fit(rgb: U8) -> Image.Image:
 
 
 def transformed(guide: Guidance, rgb: U8) -> U8:
-    """What the transforms leave of a picture uint8 (H, W, 3): all that the loop sees of it."""
+    """Apply the transforms to an image uint8 (H, W, 3): the result is all that the sampling loop gets."""
     height, width, _ = rgb.shape
     padded = pad(rgb[None], round_up(height, guide.divisor), round_up(width, guide.divisor))
     left = guide(padded.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0)
@@ -67,8 +69,7 @@ def transformed(guide: Guidance, rgb: U8) -> U8:
 
 
 def before_after(guide: Guidance, pairs: Iterable[tuple[U8, U8]]) -> Image.Image:
-    """A page of (picture, purified picture) pairs with what the transforms left of each in between; as they come, as
-    for `contact_sheet`."""
+    """Draw (image, purified image) pairs with the transformed image in between; pairs are consumed one by one."""
     name = "+".join(map(str, guide.transforms))
     rows = ((before, transformed(guide, before), after) for before, after in pairs)
     return contact_sheet(rows, ("before", f"transformed: {name}"[:26], "purified"))

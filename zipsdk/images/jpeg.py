@@ -1,4 +1,4 @@
-"""JPEG without its metadata, and a bound on its scans.
+"""Split a JPEG into its first image and metadata; limit its number of scans.
 
 Source: ITU-T T.81, annex B; ICC.1:2022, annex B.4, for profiles in APP2.
 """
@@ -19,16 +19,16 @@ _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 #: Markers without a segment.
 _ALONE = {0x01, *range(0xD0, 0xDA)}
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
-#: Pixels times scans at most, and the scans that any size may have: some ten are usual, and each takes its time.
+#: Maximum pixels times scans, and the number of scans that every size may have; about ten are common.
 _MAX_WORK, _SCANS = 2_000_000_000, 64
 _BLOCK = 1 << 16
 
 
-def unpack_jpeg(source: BinaryIO, name: str) -> Unpacked:
+def unpack_jpeg(source: BinaryIO) -> Unpacked:
     """Split a JPEG into its first image and metadata.
 
     Raises:
-        PictureError: it has so many scans that it would take minutes.
+        PictureError: it has too many scans, which would take minutes to decode.
     """
     size = size_of(source)
     kept = Ranges()
@@ -43,7 +43,7 @@ def unpack_jpeg(source: BinaryIO, name: str) -> Unpacked:
         mark = source.read(1)
         at += 1
         if mark != b"\xff":
-            continue  # libjpeg skips junk, too
+            continue  # libjpeg skips other bytes, too
         while mark == b"\xff":
             mark = source.read(1)
             at += 1
@@ -60,7 +60,7 @@ def unpack_jpeg(source: BinaryIO, name: str) -> Unpacked:
             components = (source.read(1) or b"\0")[0]
             kept.keep(at - 2, size - at + 2)
             if components < parts or progressive:
-                _check_scans(source, at - 2, size, pixels, name)
+                _check_scans(source, at - 2, size, pixels)
             break
         inner = max(length - 2, 0)
         if 0xE0 <= code <= 0xEF or code == 0xFE:
@@ -88,14 +88,14 @@ def unpack_jpeg(source: BinaryIO, name: str) -> Unpacked:
         if room >= 0 and [p[0] for p in profile] == [*range(1, profile[0][1] + 1)]:
             out.icc = b"".join(p[2] for p in profile)
         else:
-            why = "too large" if room < 0 else "not in the parts that it names"
-            out.cautions.append(f"its ICC profile is malformed ({why}): it is left out")
+            reason = "too large" if room < 0 else "not all of its parts are in the file"
+            out.warnings.append(f"its ICC profile is malformed ({reason}): it is left out")
     out.stream = kept.open(source)
     return out
 
 
-def _check_scans(source: BinaryIO, at: int, size: int, pixels: int, name: str) -> None:
-    """Walk the markers from the first scan on; each block is read once."""
+def _check_scans(source: BinaryIO, at: int, size: int, pixels: int) -> None:
+    """Count the scans, beginning at the first; each block is read once."""
     most = max(_SCANS, _MAX_WORK // max(pixels, 1))
     base, block, scans = at, b"", 0
     while at < size:
@@ -107,7 +107,7 @@ def _check_scans(source: BinaryIO, at: int, size: int, pixels: int, name: str) -
         if not found or found.end() + 2 > len(block):
             if base + len(block) >= size:
                 return
-            # a marker may be cut by the end of the block: the next block starts before it
+            # the next block starts before a marker that the end of this block cuts
             at = base + (found.start() if found and found.start() else len(block) - 1)
             block = b""
             continue
@@ -122,6 +122,6 @@ def _check_scans(source: BinaryIO, at: int, size: int, pixels: int, name: str) -
             scans += 1
             if scans > most:
                 raise PictureError(
-                    f"{name}: got more than {most} scans of {pixels} pixels, expected fewer, as each takes time; "
+                    f"got more than {most} scans of {pixels} pixels, expected fewer, because each takes time; "
                     "save it again as a baseline JPEG"
                 )

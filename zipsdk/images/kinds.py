@@ -1,11 +1,11 @@
-"""Which image format a file has, by its first bytes; and a name and a way out for those that are not read."""
+"""Detect the format of an image file from its first bytes; name the formats that are not read."""
 
 from __future__ import annotations
 
-#: Pillow's names of the formats that are read.
+#: Formats that are read, by Pillow's names.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF")
 
-#: Lower-case suffixes of image files that are not read, for whoever counts what was skipped in a folder.
+#: Lower-case suffixes of image formats that are not read, to count skipped files in a folder.
 UNREAD_SUFFIXES = frozenset(
     [
         *(".heic", ".heif", ".hif", ".avci", ".avcs", ".avifs", ".jxl", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf"),
@@ -15,25 +15,12 @@ UNREAD_SUFFIXES = frozenset(
         *(".mrw", ".erf", ".kdc", ".dcr", ".k25", ".x3f", ".gpr", ".mef", ".raw", ".exr", ".hdr", ".rgbe", ".pic"),
         *(".dds", ".ktx", ".ktx2", ".tga", ".icb", ".vda", ".vst", ".ico", ".cur", ".icns", ".pcx", ".dcx", ".sgi"),
         *(".rgb", ".rgba", ".bw", ".ras", ".sun", ".pam", ".pfm", ".xbm", ".xpm", ".qoi", ".flif", ".bpg", ".fits"),
-        *(
-            ".fit",
-            ".fts",
-            ".dcm",
-            ".dicom",
-            ".nii",
-            ".djvu",
-            ".mng",
-            ".jng",
-            ".dib",
-            ".wbmp",
-            ".jbig",
-            ".jbig2",
-            ".jb2",
-        ),
+        *(".fit", ".fts", ".dcm", ".dicom", ".nii", ".djvu", ".mng", ".jng", ".dib", ".wbmp"),
+        *(".jbig", ".jbig2", ".jb2"),
     ]
 )
 
-#: Bytes at the start of a file that decide its format.
+#: Bytes at the start of a file that are searched for its format.
 HEAD = 1024
 
 _BRANDS = {
@@ -54,7 +41,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xc5\xd0\xd3\xc6", "PostScript"),
     (b"8BPS", "Photoshop"),
     (b"gimp xcf", "GIMP"),
-    (b"\x1f\x8b", "gzip (SVGZ, perhaps)"),
+    (b"\x1f\x8b", "gzip (perhaps SVGZ)"),
     (b"FUJIFILMCCD-RAW", "Fujifilm RAF raw"),
     (b"IIRO", "Olympus ORF raw"),
     (b"IIRS", "Olympus ORF raw"),
@@ -86,11 +73,11 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"/* XPM */", "XPM"),
     (b"PK\x03\x04", "zip"),
 )
-_VECTOR = ("SVG", "PDF", "PostScript", "WMF", "gzip (SVGZ, perhaps)")
+_VECTOR = ("SVG", "PDF", "PostScript", "WMF", "gzip (perhaps SVGZ)")
 
 
 def format_in(head: bytes) -> str | None:
-    """Pillow's name of the format that a file's first bytes are of, or None for none that is read."""
+    """Return Pillow's name of the format of a file with these first bytes; None if the format is not read."""
     if head[:3] == b"\xff\xd8\xff" and head[3:4] != b"\xf7":
         return "JPEG"
     if head[:8] == b"\x89PNG\r\n\x1a\n":
@@ -106,12 +93,12 @@ def format_in(head: bytes) -> str | None:
     if head[:2] == b"BM":
         return "BMP"
     if head[4:8] == b"ftyp" and not _brand(head):
-        return "AVIF"  # or a movie, which its decoder refuses
+        return "AVIF"  # or a movie, which the AVIF decoder refuses
     return None
 
 
-def name_of(head: bytes) -> str:
-    """A name for the format of a file that is not read; "" where its first bytes say nothing."""
+def unread_format(head: bytes) -> str:
+    """Return the name of a format that is not read; "" if the first bytes match no known format."""
     if head[:4] in (b"II*\0", b"MM\0*") and head[8:10] == b"CR":
         return "Canon CR2 raw"
     if head[4:8] == b"ftyp":
@@ -126,10 +113,10 @@ def name_of(head: bytes) -> str:
     return ""
 
 
-def advice(name: str) -> str:
-    """What to do with a file that is not read."""
+def conversion_hint(name: str) -> str:
+    """Describe how to convert a file of a format that is not read."""
     if name in _VECTOR:
-        return "render it to PNG at the size that the classifier takes"
+        return "render it to PNG at the input size of the classifier"
     if name.endswith(" raw"):
         return "develop it to PNG or JPEG"
     if name == "HEIC":
@@ -138,7 +125,7 @@ def advice(name: str) -> str:
 
 
 def _brand(head: bytes) -> str:
-    """The name of what an ISO media file holds, "" for AVIF and what is unknown: by its brands, the major one first."""
+    """Return the format of an ISO media file by its brands, the major one first; "" for AVIF and unknown brands."""
     length = max(16, min(int.from_bytes(head[:4], "big"), len(head)))
     brands = [head[8:12], *(head[i : i + 4] for i in range(16, length - 3, 4))]
     if b"avif" in brands or b"avis" in brands:

@@ -1,8 +1,8 @@
-"""EXIF, XMP and ICC of an image: what is kept of them, bounded in size, without another copy of the image.
+"""Clean the EXIF, XMP and ICC data of an image: bounded in size, without copies of the unpurified image.
 
-EXIF is written anew from its entries, types and all. What can hold a copy of the image from before its purification is
-left out: the thumbnail directory (IFD1), SubIFDs, maker notes, Photoshop and IPTC blocks, XMP, and any value that
-starts or contains an encoded image. XMP is searched for an orientation and never kept.
+EXIF is rebuilt from its entries with their types. Parts that can hold a copy of the unpurified image are left out: the
+thumbnail directory (IFD1), SubIFDs, maker notes, Photoshop and IPTC blocks, XMP, and any value that contains an encoded
+image. XMP is searched for an orientation and never kept.
 
 Source: TIFF 6.0; Exif 3.0 (CIPA DC-008), sections 4.5 and 4.6.
 """
@@ -15,42 +15,42 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
-#: Bytes at most of each of EXIF, XMP and an ICC profile.
+#: Maximum bytes of EXIF, of XMP and of an ICC profile.
 MAX_METADATA = 16 << 20
 
 ORIENTATION = 0x0112
 _EXIF, _GPS, _INTEROP = 0x8769, 0x8825, 0xA005
 _POINTERS = {"0": (_EXIF, _GPS), "exif": (_INTEROP,)}
 
-#: Where the pixels of a TIFF are and how they are stored: wrong for any other file, and a way to a thumbnail.
+#: Tags of the pixel storage of a TIFF: wrong in any other file, and they may lead to a thumbnail.
 _LAYOUT = {
     *(0x00FE, 0x00FF, 0x0100, 0x0101, 0x0102, 0x0103, 0x0106, 0x010A, 0x0111, 0x0115, 0x0116, 0x0117, 0x011C, 0x013D),
     *(0x0140, 0x0142, 0x0143, 0x0144, 0x0145, 0x0152, 0x0153, 0x015B, 0x0200, 0x0201, 0x0202, 0x0203, 0x0205, 0x0206),
     *(0x0207, 0x0208, 0x0209, 0x0212),
 }
-#: What may hold a preview: SubIFDs, XMP, Windows' thumbnails, IPTC, Photoshop, maker notes, DNG's private data and raw
-#: file, and padding.
+#: Tags that may hold a preview: SubIFDs, XMP, thumbnails of Windows, IPTC, Photoshop, maker notes, private data and raw
+#: file of DNG, and padding.
 _PREVIEWS = {0x014A, 0x02BC, 0x501B, 0x83BB, 0x8649, 0x927C, 0xC634, 0xC68C, 0xEA1C}
 _UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-#: JPEG, PNG, GIF, WebP, JPEG in base 64.
+#: Start of an encoded JPEG, PNG, GIF, WebP, and of a JPEG in base 64.
 _ENCODED = re.compile(rb"\xff\xd8\xff[\xc0-\xfe]|\x89PNG\r\n|GIF8[79]a|WEBPVP8|/9j/4")
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([0-9])")
 
 
 @dataclass
 class Unpacked:
-    """An image file without its metadata, and the metadata that counts.
+    """An image file split into pixels and metadata.
 
     Attributes:
         kind: Pillow's name of the format.
-        stream: the file to decode; its pixels are those of the file that was read.
-        exif: as it is stored, with or without the header "Exif\\0\\0".
+        stream: the file to decode, with the pixels of the original file and without its metadata.
+        exif: stored bytes, with or without the header "Exif\\0\\0".
         icc: the ICC profile, b"" for none.
-        orientation: 1 to 8, of XMP, a TIFF tag or an AVIF property; used where the EXIF has none.
-        cautions: what the caller should be warned of.
-        deepest: the largest value of a 16-bit sample, where it is not 65535.
+        orientation: 1 to 8, from XMP, a TIFF tag or an AVIF property; used if the EXIF has none.
+        warnings: messages for the caller.
+        deepest: the largest value of a 16-bit sample.
         inverted: whether 0 is white in 16-bit samples.
-        samples: of a TIFF, what it stores, in words.
+        samples: description of the samples of a TIFF.
     """
 
     kind: str
@@ -58,14 +58,14 @@ class Unpacked:
     exif: bytes = b""
     icc: bytes = b""
     orientation: int | None = None
-    cautions: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     deepest: int = 65535
     inverted: bool = False
     samples: str = ""
 
 
 class Exif(NamedTuple):
-    """Cleaned EXIF (b"" where nothing is left), the orientation it had, and how many entries are damaged."""
+    """Cleaned EXIF (b"" for none), its original orientation, and the number of damaged entries."""
 
     data: bytes
     orientation: int | None
@@ -73,19 +73,19 @@ class Exif(NamedTuple):
 
 
 def clean_exif(exif: bytes) -> Exif:
-    """Write EXIF anew without its orientation and without what may hold a copy of the image.
+    """Rebuild EXIF without its orientation and without entries that may hold a copy of the image.
 
     Args:
         exif: a TIFF structure, with or without the header "Exif\\0\\0".
 
     Raises:
-        ValueError: it is no such structure, or its first directory is incomplete.
+        ValueError: it is not a TIFF structure, or its first directory is incomplete.
     """
     data = re.sub(rb"^(Exif\x00\x00){1,2}", b"", exif)
     if not data:
         return Exif(b"", None, 0)
     if len(data) > MAX_METADATA:
-        raise ValueError(f"{len(data)} bytes, and at most {MAX_METADATA} are read")
+        raise ValueError(f"got {len(data)} bytes, expected at most {MAX_METADATA}")
     reader = _Reader(data)
     found: int | None = None
     ifd = reader.directory(reader.first, "0")
@@ -93,14 +93,14 @@ def clean_exif(exif: bytes) -> Exif:
     if isinstance(entry, tuple) and entry[0] == 3 and len(entry[1]) >= 2:
         found = struct.unpack(reader.order + "H", entry[1][:2])[0]
     if isinstance(entry, tuple) and len(entry[1]) != _UNITS[entry[0]]:
-        reader.damaged += 1  # several orientations: Pillow warns of them
+        reader.damaged += 1  # several orientations, about which Pillow warns
     body = _directory(ifd, 8, reader.order) if ifd else b""
     head = (b"II*\0" if reader.order == "<" else b"MM\0*") + struct.pack(reader.order + "I", 8)
     return Exif(b"Exif\0\0" + head + body if body else b"", found, reader.damaged)
 
 
 class _Reader:
-    """The directories of a TIFF structure in memory. Values are copied once each, so their sum is bounded."""
+    """Read the directories of a TIFF structure in memory; the size of all values together is bounded."""
 
     def __init__(self, data: bytes):
         if data[:4] not in (b"II*\0", b"MM\0*") or len(data) < 8:
@@ -118,7 +118,7 @@ class _Reader:
             raise ValueError("a directory beyond its end") from e
 
     def directory(self, at: int, name: str) -> dict[int, Any]:
-        """Tag -> (type, bytes), or a directory for those that point to one."""
+        """Return tag -> (type, bytes), or tag -> directory for tags that point to one."""
         out: dict[int, Any] = {}
         count = self._number("H", at)
         if at + 2 + 12 * count > len(self.data):
@@ -136,7 +136,7 @@ class _Reader:
             size = _UNITS.get(kind, 0) * n
             start = at + 2 + 12 * i + 8 if size <= 4 else offset
             if not size or start + size > len(self.data) or size > self._left:
-                self.damaged += not (kind in _UNITS and n == 0)  # an empty value is sound, and says nothing
+                self.damaged += not (kind in _UNITS and n == 0)  # an empty value is valid
                 continue
             self._left -= size
             value = self.data[start : start + size]
@@ -146,7 +146,7 @@ class _Reader:
 
 
 def _directory(entries: dict[int, Any], at: int, order: str) -> bytes:
-    """A directory that starts at `at`, its values after it; no next one."""
+    """Encode a directory at offset `at`, followed by its values; it links to no further directory."""
     table, values = bytearray(), bytearray()
     end = at + 2 + 12 * len(entries) + 4
     for tag, entry in sorted(entries.items()):
@@ -165,16 +165,16 @@ def _directory(entries: dict[int, Any], at: int, order: str) -> bytes:
 
 
 def xmp_orientation(xmp: bytes) -> int | None:
-    """The orientation that XMP gives, 1 to 8, or None."""
+    """Return the orientation in XMP, 1 to 8; None without one."""
     found = _XMP_ORIENTATION.search(xmp)
     return int(found[1]) if found and 1 <= int(found[1]) <= 8 else None
 
 
 def inflate(data: bytes, most: int = MAX_METADATA) -> bytes | None:
-    """Decompress zlib data to `most` bytes at most; None where it is longer.
+    """Decompress zlib data; return None if the result is longer than `most` bytes.
 
     Raises:
-        zlib.error: it is damaged.
+        zlib.error: the data is damaged.
     """
     stream = zlib.decompressobj()
     out = stream.decompress(data, most + 1)

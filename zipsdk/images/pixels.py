@@ -1,15 +1,16 @@
-"""Decoded pixels of any of Pillow's modes -> `Picture`: orientation, depth, transparency and colors."""
+"""Convert decoded pixels of any Pillow mode to uint8 RGB: orientation, depth, transparency and colors."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
 
 from zipsdk.errors import PictureError
-from zipsdk.images.arrays import U8, Picture, check_clean, from_8bit, grey, to_8bit
+from zipsdk.images.arrays import U8, Picture, check_clean, from_8bit, to_8bit, to_gray
 from zipsdk.images.metadata import Unpacked
 
 _TURNS = {
@@ -23,34 +24,70 @@ _TURNS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class PilImage(Picture):
+    """An image that was read from a file or a PIL image.
+
+    Attributes:
+        mode: PIL mode of the restored image: L, LA, RGB, RGBA or I;16.
+        alpha: its alpha channel, mode L; None without alpha.
+        info: its `info`: "icc_profile" and "exif".
+    """
+
+    mode: str
+    alpha: Image.Image | None
+    info: dict[str, bytes]
+
+    def restore(self, clean: U8) -> Image.Image:
+        """Convert a purified image to a PIL image; gray is the mean of the colors."""
+        check_clean(clean, self.rgb)
+        if self.mode in ("RGB", "RGBA"):
+            out = Image.fromarray(clean)
+        elif self.mode == "I;16":
+            out = Image.fromarray(from_8bit(to_gray(clean), np.dtype(np.uint16)))
+        else:
+            out = Image.fromarray(to_gray(clean))
+        if self.alpha is not None:
+            out.putalpha(self.alpha)
+        out.info.update(self.info)
+        return out
+
+
 def upright(im: Image.Image, orientation: int) -> Image.Image:
-    """The image turned as its orientation says; the image itself where that is 1, or no orientation."""
+    """Rotate or mirror an image by its EXIF orientation; return the image itself for 1 or an invalid value."""
     turn = _TURNS.get(orientation)
     return im if turn is None else im.transpose(turn)
 
 
-def decode(
-    im: Image.Image, parts: Unpacked, orientation: int, info: dict[str, bytes], name: str, cautions: list[str]
-) -> Picture:
-    """A loaded image -> Picture."""
+def decode(im: Image.Image, parts: Unpacked, orientation: int, info: dict[str, bytes], warnings: list[str]) -> PilImage:
+    """Convert a loaded PIL image to uint8 RGB.
+
+    Args:
+        parts: the format and sample range of the file.
+        info: metadata to keep.
+        warnings: list to append messages to.
+
+    Raises:
+        PictureError: the range of the samples is unknown.
+    """
     transparency = im.info.get("transparency")
     im = upright(im, orientation)
     mode = im.mode
     if mode.startswith("I;16") or (mode == "I" and parts.kind in ("PNG", "PPM")):  # their mode I has 16 bit
         deep = np.asarray(im)
         if deep.min() < 0 or deep.max() > 65535:
-            raise PictureError(f"{name}: got mode {mode} with values beyond 0..65535, wanted 16 bit: scale it")
+            raise PictureError(f"got mode {mode} with values beyond 0..65535, expected 16 bit; scale it")
         if transparency is not None:
-            cautions.append("its transparent color is left out: 16-bit samples have no alpha here")
+            warnings.append("its transparent color is left out: 16-bit samples have no alpha here")
         levels = _levels(deep.astype(np.uint16), parts)
-        return _picture(np.repeat(levels[:, :, None], 3, axis=2), "I;16", None, info)
+        return PilImage(np.repeat(levels[:, :, None], 3, axis=2), "I;16", None, info)
     if mode in ("I", "F"):
         raise PictureError(
-            f"{name}: got mode {mode} (32 bit), whose range nothing tells, wanted 8 or 16 bit: "
-            f"scale it to 0..255 and convert it to L, or pass a float array in [0, 1]"
+            f"got mode {mode} (32 bit) of unknown range, expected 8 or 16 bit; "
+            "scale it to 0..255 and convert it to L, or pass a float array in [0, 1]"
         )
     if mode in ("CMYK", "LAB"):
-        im = _to_srgb(im, info.pop("icc_profile", None), cautions)  # the profile describes the colors that are gone
+        im = _to_srgb(im, info.pop("icc_profile", None), warnings)  # the profile does not describe the new colors
     elif mode in ("1", "L") and isinstance(transparency, int):
         im = _keyed(im, transparency)
     elif im.has_transparency_data:
@@ -60,14 +97,14 @@ def decode(
     else:
         im = im.convert("RGB")
     alpha = im.getchannel("A") if im.mode in ("LA", "RGBA") else None
-    # Pillow repeats gray exactly and drops alpha as it is
-    return _picture(np.array(im.convert("RGB"), np.uint8, order="C"), im.mode, alpha, info)
+    # convert("RGB") repeats gray exactly and drops alpha without blending
+    return PilImage(np.array(im.convert("RGB"), np.uint8, order="C"), im.mode, alpha, info)
 
 
 def _keyed(im: Image.Image, transparent: int) -> Image.Image:
-    """1 or L -> LA with one level transparent, in any version of Pillow."""
+    """Convert mode 1 or L with one transparent level to LA, alike in all versions of Pillow."""
     if im.mode == "1":
-        transparent = 255 if transparent else 0  # 1 in older Pillow
+        transparent = 255 if transparent else 0  # older Pillow has 1 for white
     levels = np.asarray(im.convert("L"))
     out = Image.fromarray(levels)
     out.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
@@ -75,7 +112,7 @@ def _keyed(im: Image.Image, transparent: int) -> Image.Image:
 
 
 def _levels(deep: np.ndarray[Any, np.dtype[np.uint16]], parts: Unpacked) -> U8:
-    """Samples of 16 bit, or of fewer in 16, as 8 bit."""
+    """Convert uint16 samples with values up to `parts.deepest` to 8 bit."""
     if parts.deepest != 65535:
         deep = np.minimum(deep, parts.deepest)
     if parts.inverted:
@@ -85,35 +122,18 @@ def _levels(deep: np.ndarray[Any, np.dtype[np.uint16]], parts: Unpacked) -> U8:
     return np.array(np.rint(deep * (255 / parts.deepest)), np.uint8)
 
 
-def _picture(rgb: U8, mode: str, alpha: Image.Image | None, info: dict[str, bytes]) -> Picture:
-    def restore(clean: U8) -> Image.Image:
-        check_clean(clean, rgb)
-        if mode in ("RGB", "RGBA"):
-            out = Image.fromarray(clean)
-        elif mode == "I;16":
-            out = Image.fromarray(from_8bit(grey(clean), np.dtype(np.uint16)))
-        else:
-            out = Image.fromarray(grey(clean))
-        if alpha is not None:
-            out.putalpha(alpha)
-        out.info.update(info)
-        return out
-
-    return Picture(rgb, restore)
-
-
-def _to_srgb(im: Image.Image, profile: bytes | None, cautions: list[str]) -> Image.Image:
-    """CMYK or LAB -> RGB."""
+def _to_srgb(im: Image.Image, profile: bytes | None, warnings: list[str]) -> Image.Image:
+    """Convert CMYK or LAB to RGB."""
     srgb = ImageCms.createProfile("sRGB")
     if im.mode == "LAB":
         return _converted(im, ImageCms.createProfile("LAB"), srgb)
-    why = "it has no ICC profile"
+    reason = "it has no ICC profile"
     if profile:
         try:
             return _converted(im, ImageCms.ImageCmsProfile(io.BytesIO(profile)), srgb)
         except (ImageCms.PyCMSError, OSError) as exc:
-            why = f"its ICC profile cannot be used ({exc})"
-    cautions.append(f"CMYK is converted to RGB by a plain formula, because {why}: colours may be off")
+            reason = f"its ICC profile cannot be used ({exc})"
+    warnings.append(f"CMYK is converted to RGB by a plain formula, because {reason}: colors may be wrong")
     return im.convert("RGB")
 
 

@@ -1,4 +1,4 @@
-"""PNG without its metadata. Text is skipped unread, whatever its size; ICC and EXIF are read to a bound.
+"""Split a PNG into pixels and metadata: text is skipped unread, ICC and EXIF are read with a size limit.
 
 Source: PNG (Third Edition), sections 5, 11 and 13.
 """
@@ -13,7 +13,7 @@ from zipsdk.images.metadata import MAX_METADATA, Unpacked, inflate, xmp_orientat
 from zipsdk.images.stream import Ranges, size_of
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
-#: ImageMagick's place for EXIF before PNG had one: hexadecimal text after three lines.
+#: Keys of ImageMagick's EXIF from before PNG had an EXIF chunk: hexadecimal text after three lines.
 _RAW_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")
 _XMP = b"XML:com.adobe.xmp"
 _KEYS = (_XMP, *_RAW_EXIF)
@@ -23,7 +23,7 @@ def unpack_png(source: BinaryIO) -> tuple[Unpacked, int]:
     """Split a PNG into pixels and metadata.
 
     Returns:
-        The parts, and the number of frames of an animated PNG; 1 for a still one.
+        The parts, and the number of frames; 1 for a still image.
     """
     size = size_of(source)
     kept = Ranges()
@@ -40,18 +40,18 @@ def unpack_png(source: BinaryIO) -> tuple[Unpacked, int]:
         whole = 12 + length
         if name == b"IHDR" and length >= 13:
             depth, color = source.read(10)[8:10]
-        if name[:1].isupper() or not name.isalpha():  # critical, or not a chunk: for the decoder
+        if name[:1].isupper() or not name.isalpha():  # critical chunks and damaged data are for the decoder
             kept.keep(at, min(whole, size - at))
             pixels = pixels or name == b"IDAT"
             if name == b"IEND" or not name.isalpha():
                 break
         elif at + whole > size or length > MAX_METADATA:
             if name in (b"iCCP", b"eXIf"):
-                out.cautions.append(f"its {name.decode()} chunk of {length} bytes is too large or cut off: left out")
+                out.warnings.append(f"its {name.decode()} chunk of {length} bytes is too large or cut off: left out")
         elif name == b"tRNS":
             _transparent(source.read(length), depth, color, kept, out)
         elif name in (b"iCCP", b"eXIf") and name not in met:
-            met.add(name)  # only the first of each: a bomb may come a thousand times
+            met.add(name)  # only the first of each, because a file may repeat a decompression bomb
             if name == b"iCCP":
                 _icc(source.read(length), out)
             else:
@@ -70,22 +70,22 @@ def unpack_png(source: BinaryIO) -> tuple[Unpacked, int]:
     out.exif = out.exif or raw_exif
     out.stream = kept.open(source)
     frames = 1
-    if len(animation) == 1 and 0 < animation[0] <= 0x80000000:  # else it is no animation, and the still image counts
+    if len(animation) == 1 and 0 < animation[0] <= 0x80000000:  # otherwise the file counts as a still image
         frames = animation[0] + (not first_frame)
     return out, frames
 
 
 def _transparent(data: bytes, depth: int, color: int, kept: Ranges, out: Unpacked) -> None:
-    """The transparent color, which Pillow compares with 8-bit samples and takes as it is stored."""
+    """Scale the transparent color to 8 bit: Pillow compares the stored value with 8-bit samples."""
     if color in (0, 2):
         need = 2 if color == 0 else 6
         if len(data) < need:
             return
         if depth == 16:
-            out.cautions.append("its transparent color is left out: 16-bit samples have no alpha here")
+            out.warnings.append("its transparent color is left out: 16-bit samples have no alpha here")
             return
         top = (1 << depth) - 1
-        scale = 255 // top if depth in (2, 4) else 1  # Pillow scales 2 and 4 bit to 8, and the color not
+        scale = 255 // top if depth in (2, 4) else 1  # Pillow scales samples of 2 and 4 bit to 8 bit, but not the color
         data = b"".join(struct.pack(">H", (v & top) * scale) for v in struct.unpack(f">{need // 2}H", data[:need]))
     elif color != 3:
         return
@@ -96,24 +96,24 @@ def _icc(data: bytes, out: Unpacked) -> None:
     name, _, rest = data.partition(b"\0")
     try:
         if len(name) > 79 or rest[:1] != b"\0":
-            raise zlib.error("an unknown compression")
+            raise zlib.error("unknown compression")
         profile = inflate(rest[1:])
     except zlib.error as e:
-        out.cautions.append(f"its ICC profile is malformed ({e}): it is left out")
+        out.warnings.append(f"its ICC profile is malformed ({e}): it is left out")
         return
     if profile is None:
-        out.cautions.append(f"its ICC profile has more than {MAX_METADATA} bytes: it is left out")
+        out.warnings.append(f"its ICC profile has more than {MAX_METADATA} bytes: it is left out")
     else:
         out.icc = profile
 
 
 def _text(kind: bytes, data: bytes, out: Unpacked) -> bytes:
-    """What counts of a text: the orientation in XMP, and EXIF as ImageMagick has it, which is returned."""
+    """Read the orientation in XMP; return EXIF in ImageMagick's form, b"" for none."""
     key, _, rest = data.partition(b"\0")
     packed = kind == b"zTXt"
     if kind == b"iTXt":
         packed, rest = rest[:1] == b"\1", rest[2:]
-        rest = b"\0".join(rest.split(b"\0", 2)[2:])  # after language and translated keyword
+        rest = b"\0".join(rest.split(b"\0", 2)[2:])  # skip language and translated keyword
     elif packed:
         rest = rest[1:]
     try:
@@ -122,7 +122,7 @@ def _text(kind: bytes, data: bytes, out: Unpacked) -> bytes:
         return b""
     what = "XMP" if key == _XMP else "EXIF"
     if value is None:
-        out.cautions.append(f"its {what} has more than {MAX_METADATA} bytes: an orientation in it is not applied")
+        out.warnings.append(f"its {what} has more than {MAX_METADATA} bytes: an orientation in it is not applied")
         return b""
     if key == _XMP:
         out.orientation = xmp_orientation(value) or out.orientation
@@ -130,5 +130,5 @@ def _text(kind: bytes, data: bytes, out: Unpacked) -> bytes:
     try:
         return bytes.fromhex(b"".join(value.split(b"\n")[3:]).decode("ascii"))
     except ValueError:
-        out.cautions.append("its EXIF is malformed (no hexadecimal text): it is left out")
+        out.warnings.append("its EXIF is malformed (no hexadecimal text): it is left out")
         return b""

@@ -1,4 +1,4 @@
-"""PGM and PPM whose largest value is neither 255 nor 65535, which Pillow scales value by value in Python.
+"""Rescale PGM and PPM whose largest value is neither 255 nor 65535; Pillow scales them slowly, in Python.
 
 Source: Netpbm, pgm(5) and ppm(5).
 """
@@ -16,8 +16,11 @@ _HEAD = re.compile(rb"P([56])" + (_GAP + rb"(\d{1,9})") * 2 + _GAP + rb"(\d{1,5}
 
 
 def rescaled(source: BinaryIO, head: bytes, max_pixels: int) -> BinaryIO:
-    """The same image with 255, or for gray of more than 8 bit with 65535, as its largest value, each to the nearest;
-    `source` itself where it is such an image, is plain text or is incomplete."""
+    """Rescale an image to 255, or gray of more than 8 bit to 65535, as its largest value, rounded to nearest.
+
+    Returns:
+        A new file; `source` itself if it needs no scaling, is plain text or is incomplete.
+    """
     found = _HEAD.match(head)
     if not found:
         return source

@@ -1,9 +1,9 @@
-"""Files, file contents and PIL images -> `Picture`.
+"""Read files, file contents and PIL images as uint8 RGB.
 
-A file's metadata is taken off before Pillow opens the rest (see png.py and its siblings), for four reasons: an
-image counts as damaged for its pixels only; metadata of any size takes bounded memory; no copy of the image from before
-its purification gets into the output; and Pillow has nothing to warn about, so that no filter of the process's warnings
-is touched.
+The metadata of a file is removed before Pillow opens the rest (see png.py and the other format modules), for four
+reasons: only damaged pixels make an image unreadable; metadata of any size takes bounded memory; no copy of the
+unpurified image reaches the output; and Pillow has nothing to warn about, so the warning filters of the process stay
+as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -21,43 +20,46 @@ from typing import Any, BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from zipsdk.errors import OutOfMemory, PictureError, ZipError
-from zipsdk.images.arrays import Picture
 from zipsdk.images.avif import unpack_avif
 from zipsdk.images.jpeg import unpack_jpeg
-from zipsdk.images.kinds import FORMATS, HEAD, advice, format_in, name_of
+from zipsdk.images.kinds import FORMATS, HEAD, conversion_hint, format_in, unread_format
 from zipsdk.images.metadata import ORIENTATION, Unpacked, clean_exif, xmp_orientation
-from zipsdk.images.pixels import decode
+from zipsdk.images.pixels import PilImage, decode
 from zipsdk.images.png import unpack_png
 from zipsdk.images.pnm import rescaled
 from zipsdk.images.stream import size_of
 from zipsdk.images.tiff import unpack_tiff
 from zipsdk.images.webp import unpack_webp
 
-#: Bytes at most of a file whose decoder takes it whole into memory.
+#: Maximum bytes of a file whose decoder loads all of it into memory.
 _MOST_IN_MEMORY = 1 << 30
 
 
-def read_pil(item: Any, max_pixels: int, where: str) -> Picture:
-    """Read a PIL image, a path, a file's content (bytes, bytearray, memoryview) or an open binary file.
+def read_pil(item: Any, max_pixels: int) -> tuple[PilImage, str]:
+    """Read a PIL image, a path, the content of a file (bytes, bytearray, memoryview) or an open binary file.
+
+    Returns:
+        The image, and the text of a warning, "" for none.
 
     Raises:
-        PictureError: it cannot be read; the message says why and what to do.
+        PictureError: it cannot be read; the message has its name, the reason and what to do.
+        OutOfMemory: it does not fit into memory.
     """
-    name = where + _name(item)
-    cautions: list[str] = []
+    name = _name(item)
+    warnings: list[str] = []
     try:
         if isinstance(item, Image.Image):
-            picture = _of_pil(item, name, max_pixels, cautions)
+            image = _read_image(item, max_pixels, warnings)
         elif isinstance(item, (str, os.PathLike)):
-            with _file(Path(item), name).open("rb") as f:
-                picture = _of_file(f, name, max_pixels, cautions)
+            path = Path(item)
+            _check_regular(path)
+            with path.open("rb") as f:
+                image = _read_file(f, max_pixels, warnings)
         else:
-            picture = _of_file(_content(item, name), name, max_pixels, cautions)
+            image = _read_file(_content(item), max_pixels, warnings)
     except Exception as exc:
-        raise _refusal(name, exc, item) from exc
-    if cautions:
-        warnings.warn(f"{name}: {'; '.join(cautions)}", UserWarning, stacklevel=4)
-    return picture
+        raise _read_error(name, exc, item) from exc
+    return image, f"{name}: {'; '.join(warnings)}" if warnings else ""
 
 
 def _name(item: Any) -> str:
@@ -71,60 +73,55 @@ def _name(item: Any) -> str:
     return name if isinstance(name, str) and name else type(item).__name__
 
 
-def _file(path: Path, name: str) -> Path:
+def _check_regular(path: Path) -> None:
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
-        raise PictureError(f"{name}: got a folder, wanted a picture file: pass the files in it")
-    if not stat.S_ISREG(mode):  # a pipe would block, and a device may never end
-        raise PictureError(f"{name}: got a special file, wanted a picture file: copy it to a file first")
-    return path
+        raise PictureError("got a folder, expected an image file; pass the files in it")
+    if not stat.S_ISREG(mode):  # reading a pipe may block, and a device may be endless
+        raise PictureError("got a special file, expected an image file; copy it to a file first")
 
 
-def _content(item: Any, name: str) -> BinaryIO:
-    """The bytes of an open file from its start, where it can go there; the file stays open."""
+def _content(item: Any) -> BinaryIO:
+    """Copy the bytes of an open file, from its start where it is seekable; leave it open."""
     if isinstance(item, (bytes, bytearray, memoryview)):
         return io.BytesIO(item)
     if getattr(item, "seekable", lambda: False)():
         item.seek(0)
     out = io.BytesIO()
-    while block := item.read(1 << 20):  # unbuffered files give what is there
+    while block := item.read(1 << 20):  # an unbuffered file may return less
         if not isinstance(block, (bytes, bytearray, memoryview)):
-            raise PictureError(
-                f'{name}: got a file that gives {type(block).__name__}, expected bytes; open it with mode "rb"'
-            )
+            raise PictureError(f'got a file that gives {type(block).__name__}, expected bytes; open it with mode "rb"')
         if out.tell() + len(block) > _MOST_IN_MEMORY:
-            raise PictureError(
-                f"{name}: got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; pass its path instead"
-            )
+            raise PictureError(f"got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; pass its path instead")
         out.write(block)
     out.seek(0)
     return out
 
 
-def _refusal(name: str, exc: Exception, item: Any) -> ZipError:
-    """Whatever went wrong with a file, in words. Decoders raise nearly anything on a damaged file."""
+def _read_error(name: str, exc: Exception, item: Any) -> ZipError:
+    """Make the error for an image that cannot be read. Decoders raise almost any exception on a damaged file."""
     if isinstance(exc, PictureError):
-        return exc
+        return PictureError(f"{name}: {exc}")
     if isinstance(exc, MemoryError):
         return out_of_memory(name)
-    got, hint = f"{type(exc).__name__}: {exc}", "the file is damaged or incomplete; fetch or save it again"
+    got, hint = f"{type(exc).__name__}: {exc}", "the file is damaged or incomplete: download or save it again"
     if isinstance(exc, FileNotFoundError):
         got, hint = "no such file", "check the path"
     elif isinstance(exc, PermissionError):
         got, hint = "a file that may not be read", "check its permissions"
-    elif isinstance(item, Image.Image) and getattr(item, "fp", item) is None:  # Pillow's sign for it
-        got, hint = "an image that is closed", "open it again; load() keeps an image beyond its file"
+    elif isinstance(item, Image.Image) and getattr(item, "fp", item) is None:  # how Pillow marks a closed image
+        got, hint = "an image that is closed", "open it again; load() keeps an image after its file is closed"
     elif isinstance(exc, ValueError) and "closed" in str(exc):
         got, hint = "a file that is closed", "open it again"
     elif isinstance(exc, UnidentifiedImageError):
-        got, hint = "a file that is none of these, or a damaged one", "convert it to PNG or JPEG"
+        got, hint = "a file of another format, or a damaged one", "convert it to PNG or JPEG"
         if isinstance(item, (bytes, bytearray, memoryview)):
-            hint += "; bytes are taken as a file's content: pass a path as os.fsdecode(path), pixels as np.asarray(x)"
-    return PictureError(f"{name}: got {got}, wanted a picture ({', '.join(_formats())}): {hint}")
+            hint += "; bytes are read as the content of a file: for a path pass os.fsdecode(path), for pixels an array"
+    return PictureError(f"{name}: got {got}, expected an image ({', '.join(_formats())}); {hint}")
 
 
 def out_of_memory(name: str) -> OutOfMemory:
-    """Make the error for an image that cannot be read for want of memory."""
+    """Make the error for an image that does not fit into memory."""
     return OutOfMemory(
         f"{name}: got an image that does not fit into memory while it is read, expected a smaller one; "
         "make it smaller, cut it into parts, or free memory"
@@ -137,37 +134,37 @@ def _formats() -> tuple[str, ...]:
     return tuple(f for f in FORMATS if f in Image.OPEN)  # AVIF is not in every build of Pillow
 
 
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise PictureError(f"{name}: got {width} x {height} pixels, wanted at least 1 x 1: leave it out")
+        raise PictureError(f"got {width} x {height} pixels, expected at least 1 x 1; leave it out")
     if width * height > max_pixels:
         raise PictureError(
-            f"{name}: got {width} x {height} pixels, wanted at most {max_pixels} pixels: "
-            f"make it smaller, or cut it into parts"
+            f"got {width} x {height} pixels, expected at most {max_pixels} pixels; "
+            "make it smaller, or cut it into parts"
         )
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and width * height > 2 * most:
         raise PictureError(
-            f"{name}: got {width} x {height} pixels, expected at most {2 * most}, which is twice "
-            f"PIL.Image.MAX_IMAGE_PIXELS; make it smaller, or cut it into parts"
+            f"got {width} x {height} pixels, expected at most {2 * most}, which is twice PIL.Image.MAX_IMAGE_PIXELS; "
+            "make it smaller, or cut it into parts"
         )
 
 
-def _check_frames(frames: int, name: str) -> None:
+def _check_frames(frames: int) -> None:
     if frames > 1:
-        raise PictureError(f"{name}: got {frames} frames, wanted one: choose a frame and save it by itself")
+        raise PictureError(f"got {frames} frames, expected one; save one frame as a file of its own")
 
 
 # ---- files
 
 
-def _of_file(source: BinaryIO, name: str, max_pixels: int, cautions: list[str]) -> Picture:
+def _read_file(source: BinaryIO, max_pixels: int, warnings: list[str]) -> PilImage:
     head = source.read(HEAD)
     kind = format_in(head)
-    if kind is None and (what := name_of(head)):
+    if kind is None and (found := unread_format(head)):
         raise PictureError(
-            f"{name}: got a file of the format {what}, expected a picture ({', '.join(_formats())}); {advice(what)}"
+            f"got a file of the format {found}, expected an image ({', '.join(_formats())}); {conversion_hint(found)}"
         )
     if kind is None or kind not in _formats():
         raise UnidentifiedImageError
@@ -175,69 +172,69 @@ def _of_file(source: BinaryIO, name: str, max_pixels: int, cautions: list[str]) 
     if kind == "PNG":
         parts, frames = unpack_png(source)
     elif kind == "JPEG":
-        parts = unpack_jpeg(source, name)
+        parts = unpack_jpeg(source)
     elif kind == "WEBP":
         parts, size = unpack_webp(source)
     elif kind == "TIFF":
-        parts, frames = unpack_tiff(source, name)
+        parts, frames = unpack_tiff(source)
     else:
         parts = unpack_avif(source) if kind == "AVIF" else Unpacked(kind, source)
         if kind == "PPM":
             parts.stream = rescaled(source, head, max_pixels)
         parts.stream.seek(0)
     if kind in ("WEBP", "AVIF") and size_of(parts.stream) > _MOST_IN_MEMORY:
-        raise PictureError(f"{name}: got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; save it as PNG")
-    _check_size((size[0] or 1, size[1] or 1), name, max_pixels)  # WebP's decoder takes its memory at once
-    _check_frames(frames, name)
-    cautions += parts.cautions
+        raise PictureError(f"got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; save it as PNG")
+    _check_size((size[0] or 1, size[1] or 1), max_pixels)  # the WebP decoder allocates its memory when it opens a file
+    _check_frames(frames)
+    warnings += parts.warnings
     opener: Callable[..., Any] = Image.OPEN[kind][0]
-    if kind == "JPEG":  # the registered one looks for further images
+    if kind == "JPEG":  # the registered opener looks for further images
         from PIL.JpegImagePlugin import JpegImageFile as opener
-    with opener(parts.stream) if kind != "TIFF" else _tiff(opener, parts, name) as im:
-        _check_size(im.size, name, max_pixels)
-        _check_frames(getattr(im, "n_frames", 1), name)
+    with opener(parts.stream) if kind != "TIFF" else _open_tiff(opener, parts) as im:
+        _check_size(im.size, max_pixels)
+        _check_frames(getattr(im, "n_frames", 1))
         most = Image.MAX_IMAGE_PIXELS
         if kind == "TIFF" and most is not None and im.size[0] * im.size[1] > most:
-            im.im = Image.new(im.mode, im.size).im  # else Pillow warns of a size that was checked above
+            im.im = Image.new(im.mode, im.size).im  # prevents Pillow's warning about a size that was checked above
         try:
             im.load()
         except ValueError as e:
             if kind == "TIFF" and "raw mode" in str(e):
-                raise _unread(parts, name) from e
+                raise _unread_tiff(parts) from e
             raise
         if kind == "AVIF":
-            # Pillow makes an EXIF of what turns the image; an orientation of the file's own does not count
+            # Pillow builds an EXIF from the AVIF properties; an orientation in the EXIF of the file does not count
             parts.orientation = clean_exif(im.info.get("exif", b"")).orientation or 1
             parts.icc = im.info.get("icc_profile", b"")
-        info, orientation = _metadata(parts, cautions)
-        return decode(im, parts, orientation, info, name, cautions)
+        info, orientation = _kept_metadata(parts, warnings)
+        return decode(im, parts, orientation, info, warnings)
 
 
-def _tiff(opener: Callable[..., Any], parts: Unpacked, name: str) -> Any:
+def _open_tiff(opener: Callable[..., Any], parts: Unpacked) -> Any:
     try:
         im = opener(parts.stream)
     except SyntaxError as e:
-        raise _unread(parts, name) from e
-    if "YCbCr, compression none" in parts.samples and im.mode == "RGB":  # Pillow before 12 takes it for RGB
-        raise _unread(parts, name)
+        raise _unread_tiff(parts) from e
+    if "YCbCr, compression none" in parts.samples and im.mode == "RGB":  # Pillow before 12 decodes it as RGB
+        raise _unread_tiff(parts)
     return im
 
 
-def _unread(parts: Unpacked, name: str) -> PictureError:
-    return PictureError(f"{name}: got a {parts.samples}, expected one that Pillow reads; convert it to PNG")
+def _unread_tiff(parts: Unpacked) -> PictureError:
+    return PictureError(f"got a {parts.samples}, expected one that Pillow reads; convert it to PNG")
 
 
-def _metadata(parts: Unpacked, cautions: list[str]) -> tuple[dict[str, bytes], int]:
-    """What the answer carries of a file's metadata, and the orientation of its pixels."""
+def _kept_metadata(parts: Unpacked, warnings: list[str]) -> tuple[dict[str, bytes], int]:
+    """Return the metadata to keep and the orientation of the pixels; append messages to `warnings`."""
     info = {"icc_profile": parts.icc} if parts.icc else {}
     orientation = parts.orientation
     try:
         exif = clean_exif(parts.exif)
     except ValueError as e:
-        cautions.append(f"its EXIF is malformed ({e}): it is left out, and an orientation in it is not applied")
+        warnings.append(f"its EXIF is malformed ({e}): it is left out, and an orientation in it is not applied")
         return info, orientation or 1
     if exif.damaged:
-        cautions.append(f"its EXIF is malformed in {exif.damaged} entries: these are left out")
+        warnings.append(f"its EXIF is malformed in {exif.damaged} entries: these are left out")
     if exif.data:
         info["exif"] = exif.data
     if parts.kind not in ("AVIF", "TIFF") and exif.orientation is not None:
@@ -248,36 +245,39 @@ def _metadata(parts: Unpacked, cautions: list[str]) -> tuple[dict[str, bytes], i
 # ---- PIL images
 
 
-def _of_pil(im: Image.Image, name: str, max_pixels: int, cautions: list[str]) -> Picture:
-    _check_size(im.size, name, max_pixels)
-    _check_frames(1 if im.format == "MPO" else getattr(im, "n_frames", 1), name)
+def _read_image(im: Image.Image, max_pixels: int, warnings: list[str]) -> PilImage:
+    _check_size(im.size, max_pixels)
+    _check_frames(1 if im.format == "MPO" else getattr(im, "n_frames", 1))
     im.load()
-    info, orientation = metadata_of(im, cautions)
+    info, orientation = metadata_of(im, warnings)
     parts = Unpacked(im.format or "", io.BytesIO())
     parts.deepest, parts.inverted = samples_of(im)
-    return decode(im, parts, orientation, info, name, cautions)
+    return decode(im, parts, orientation, info, warnings)
 
 
 def samples_of(im: Image.Image) -> tuple[int, bool]:
-    """The largest value of a 16-bit sample, and whether 0 is white: Pillow tells neither of a TIFF that it opened."""
+    """Return the largest value of a 16-bit sample, and whether 0 is white; for a TIFF Pillow exposes neither."""
     tags = getattr(im, "tag_v2", None)
     if im.format != "TIFF" or tags is None or not im.mode.startswith("I;16"):
         return 65535, False
     return (4095 if tags.get(258) == (12,) else 65535), tags.get(262, 0) == 0
 
 
-def metadata_of(im: Image.Image, cautions: list[str]) -> tuple[dict[str, bytes], int]:
-    """The ICC profile and the cleaned EXIF of a loaded PIL image, and its orientation; what is odd goes to
-    `cautions`."""
+def metadata_of(im: Image.Image, warnings: list[str]) -> tuple[dict[str, bytes], int]:
+    """Return the ICC profile and the cleaned EXIF of a loaded PIL image, and its orientation.
+
+    Args:
+        warnings: list to append messages about malformed metadata to.
+    """
     exif = im.info.get("exif") or b""
     parts = Unpacked(im.format or "", io.BytesIO(), exif=exif if isinstance(exif, bytes) else b"")
     icc = im.info.get("icc_profile")
-    parts.icc = icc if isinstance(icc, bytes) else b""  # a program may leave anything there
-    before = len(cautions)
-    info, orientation = _metadata(parts, cautions)
-    if len(cautions) == before:
-        # sound, so that Pillow has nothing to warn of; it knows of XMP, of a TIFF's tags, and of what the caller set
-        with suppress(UnicodeDecodeError):  # older Pillow takes all XMP for text
+    parts.icc = icc if isinstance(icc, bytes) else b""  # a program may put any object there
+    before = len(warnings)
+    info, orientation = _kept_metadata(parts, warnings)
+    if len(warnings) == before:
+        # getexif() does not warn about sound EXIF; it also reads XMP, the tags of a TIFF, and what the caller has set
+        with suppress(UnicodeDecodeError):  # older Pillow decodes all XMP as text
             found = im.getexif().get(ORIENTATION, 1)
             return info, found if isinstance(found, int) else 1
     xmp = im.info.get("xmp") or b""

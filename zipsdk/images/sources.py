@@ -15,15 +15,15 @@ from zipsdk.errors import InputError
 from zipsdk.images import SUFFIXES, read_one
 from zipsdk.images.arrays import U8
 
-#: Folders at most below one: links upon links lead to ever more.
+#: Maximum number of folders in a folder, because nested links multiply them.
 MAX_FOLDERS = 1_000_000
 
 
 def read_files(source: str | Path) -> Iterator[bytes]:
-    """Yield the image files of a zip archive, or of a folder and the folders in it, in the order of their names.
+    """Yield the contents of the image files in a zip archive or a folder, in the order of their names.
 
     Raises:
-        InputError: the source is neither, or as `walk` and `entries`.
+        InputError: the source is neither; or see `walk` and `entries`.
     """
     source = Path(source)
     if source.is_dir():
@@ -34,7 +34,7 @@ def read_files(source: str | Path) -> Iterator[bytes]:
             for name in sorted(n for n in entries(archive, source) if is_image(n)):
                 yield archive.read(name)
     else:
-        raise InputError(f"{source}: got neither a folder nor a zip archive, expected one of images; check the path")
+        raise InputError(f"{source}: got neither a folder nor a zip archive; check the path")
 
 
 def is_image(name: str) -> bool:
@@ -46,11 +46,12 @@ def is_hidden(name: str) -> bool:
 
 
 def walk(root: Path) -> Iterator[str]:
-    """Yield what is below a folder, by names relative to it: folders with "/" at their end. Links are followed, except
-    to a folder that they are in.
+    """Yield the names of files and folders in a folder, relative to it; the names of folders end in "/".
+
+    Links are followed, except links to a folder that contains them.
 
     Raises:
-        InputError: a link to nothing that is named like an image: it was one, and would be missed; or too many folders.
+        InputError: a broken link has the name of an image, or there are too many folders.
     """
     pending: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(root, "", frozenset())]
     left = MAX_FOLDERS
@@ -62,7 +63,9 @@ def walk(root: Path) -> Iterator[str]:
         status = folder.stat()
         here = status.st_dev, status.st_ino
         if here in above:
-            warnings.warn(f"{folder}: a link to a folder that it is in: it is not followed", UserWarning, stacklevel=2)
+            warnings.warn(
+                f"{folder}: got a link to a folder that contains it; it is not followed", UserWarning, stacklevel=2
+            )
             continue
         for path in folder.iterdir():
             name = prefix + path.name
@@ -73,29 +76,31 @@ def walk(root: Path) -> Iterator[str]:
             elif path.is_file():
                 yield name
             elif path.is_symlink() and is_image(name):
-                raise InputError(f"{path}: got a link to nothing, expected an image; copy the file there or remove it")
+                raise InputError(
+                    f"{path}: got a broken link, expected an image; copy the file there or remove the link"
+                )
 
 
 def entries(archive: zipfile.ZipFile, source: Path) -> Iterator[str]:
-    """Yield the names in an archive.
+    """Yield the names of the entries of an archive.
 
     Raises:
-        InputError: an entry is a link, which would be read as its target's name.
+        InputError: an entry is a link, whose content is only the name of its target.
     """
     for entry in archive.infolist():
         if stat.S_ISLNK(entry.external_attr >> 16) and not is_hidden(entry.filename):
             raise InputError(
                 f"{source}: got the link {entry.filename}, expected files and folders; "
-                "make the archive again with what its links lead to"
+                "make the archive again with the files in place of the links"
             )
         yield entry.filename
 
 
 def decode(image: bytes | U8, side: int | None = None) -> U8:
-    """Decode a file's content or an array to uint8 (H, W, 3) as `read_one` does; resize to side x side where given.
+    """Decode the content of a file or an array to uint8 (H, W, 3) with `read_one`; resize it to side x side if given.
 
     Raises:
-        PictureError: it cannot be read.
+        PictureError: the image cannot be read.
     """
     rgb = read_one(image).rgb
     if side and rgb.shape[:2] != (side, side):
@@ -104,16 +109,15 @@ def decode(image: bytes | U8, side: int | None = None) -> U8:
 
 
 def read_sample(source: Path, limit: int, side: int | None) -> list[U8]:
-    """Read up to `limit` images spread evenly over the source, uint8 (H, W, 3); cut larger ones to the middle `side` x
-    `side`.
+    """Read up to `limit` images spread evenly over the source, uint8 (H, W, 3); crop the center to `side` x `side`.
 
     Raises:
-        InputError: there are none.
-        PictureError: one cannot be read.
+        InputError: the source has no images.
+        PictureError: an image cannot be read.
     """
     files = list(read_files(source))
     if not files:
-        raise InputError(f"{source}: got no image in it, expected at least one ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(f"{source}: got no image, expected at least one ({', '.join(sorted(SUFFIXES))})")
     out = []
     for data in files[:: max(1, len(files) // limit)][:limit]:
         x = decode(data)

@@ -1,4 +1,4 @@
-"""Read parts of a file, and bytes of our own between them, as one file; nothing is copied."""
+"""Read ranges of a file and inserted bytes as one file, without copying."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Part = tuple[int, int] | bytes
 
 
 class Splice(io.RawIOBase):
-    """A read-only, seekable file made of `parts` of `source`. The source must not be read meanwhile."""
+    """A read-only, seekable file made of `parts` of `source`, which must not be read by others meanwhile."""
 
     def __init__(self, source: BinaryIO, parts: Iterable[Part]):
         super().__init__()
@@ -61,13 +61,13 @@ class Splice(io.RawIOBase):
 
 
 class Ranges:
-    """Collects parts in order; neighboring ranges of the source become one."""
+    """Collect parts in order; adjacent ranges of the source are merged."""
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
 
     def keep(self, start: int, length: int) -> None:
-        """Append `length` bytes of the source from `start` on."""
+        """Append `length` bytes of the source, beginning at `start`."""
         last = self.parts[-1] if self.parts else b""
         if isinstance(last, tuple) and sum(last) == start:
             self.parts[-1] = (last[0], last[1] + length)
@@ -75,16 +75,16 @@ class Ranges:
             self.parts.append((start, length))
 
     def insert(self, data: bytes) -> None:
-        """Append bytes that the source does not have."""
+        """Append bytes that are not in the source."""
         self.parts.append(data)
 
     def open(self, source: BinaryIO) -> BinaryIO:
-        """The parts as a buffered file."""
+        """Open the parts as a buffered file."""
         return io.BufferedReader(Splice(source, self.parts))
 
 
 def size_of(source: BinaryIO) -> int:
-    """Bytes of a seekable file; it stands at its start afterwards."""
+    """Return the bytes of a seekable file, and seek to its start."""
     size = source.seek(0, os.SEEK_END)
     source.seek(0)
     return size

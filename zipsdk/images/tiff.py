@@ -1,7 +1,7 @@
-"""TIFF: only the tags that say how its pixels are stored, and a refusal by name of what Pillow would read wrong.
+"""Reduce a TIFF to the tags of its pixel storage; refuse by name what Pillow would decode wrong.
 
-The first directory is written anew behind the file's own bytes, so that pixels stay where they are and Pillow meets no
-other tag. 16-bit WhiteIsZero is handed on as BlackIsZero and inverted afterwards: Pillow takes 0 for black.
+A new first directory is appended to the bytes of the file, so that pixels keep their offsets and Pillow sees no other
+tag. 16-bit WhiteIsZero is declared as BlackIsZero and inverted after decoding, because Pillow reads 0 as black.
 
 Source: TIFF 6.0; TIFF Technical Note 2 (JPEG); libtiff's BigTIFF layout; DNG 1.7 for DNGVersion.
 """
@@ -18,12 +18,12 @@ from zipsdk.images.stream import Ranges, size_of
 _UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 _ICC, _SUBFILE, _SUBIFDS, _DNG = 34675, 254, 330, 50706
-#: The tags that say how pixels are stored; 347 and 512 to 521 are JPEG's, 292 and 293 fax's.
+#: Tags of the pixel storage; 347 and 512 to 521 belong to JPEG, 292 and 293 to fax.
 _PIXELS = {
     *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339),
     *(347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 532),
 }
-#: Tags of one value; more than one in a damaged file.
+#: Tags of one value; a damaged file may have more.
 _SINGLE = {*(256, 257, 259, 262, 266, 277, 278, 284, 292, 293, 317, 322, 323, 332, 512, 513, 514, 515, 531)}
 _MAX_ENTRIES, _MAX_PAGES = 4096, 10_000
 _COMPRESSIONS = {
@@ -37,7 +37,7 @@ _PHOTOMETRICS = {
     34892: "linear raw",
 }  # fmt: skip
 _SAMPLES = {1: "unsigned", 2: "signed", 3: "floating-point", 4: "undefined", 5: "complex", 6: "complex floating-point"}
-#: YCbCr as Pillow takes it: the coefficients of BT.601, and no foot- and headroom.
+#: YCbCr as Pillow decodes it: coefficients of BT.601, full range.
 _BT601 = (0.299, 0.587, 0.114)
 _FULL = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
 
@@ -50,12 +50,12 @@ class _Directory(NamedTuple):
     big: bool
 
     def numbers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """The whole numbers of a tag; `default` where it is absent or no whole number."""
+        """Return the ints of a tag; `default` if it is missing or of another type."""
         kind, count, data = self.entries.get(tag, (0, 0, b""))
         return struct.unpack(f"{self.order}{count}{_NUMBERS[kind]}", data) if kind in _NUMBERS and count else default
 
     def ratios(self, tag: int, default: tuple[float, ...]) -> tuple[float, ...]:
-        """The fractions of a tag, unsigned; `default` where it is absent or has none."""
+        """Return the unsigned fractions of a tag; `default` if it is missing or of another type."""
         kind, count, data = self.entries.get(tag, (0, 0, b""))
         if kind != 5 or not count:
             return default
@@ -66,21 +66,21 @@ class _Directory(NamedTuple):
         return self.numbers(tag, (default,))[0]
 
 
-def unpack_tiff(source: BinaryIO, name: str) -> tuple[Unpacked, int]:
+def unpack_tiff(source: BinaryIO) -> tuple[Unpacked, int]:
     """Split a TIFF into pixels and metadata.
 
     Returns:
-        The parts, and the number of its pages.
+        The parts, and the number of pages.
 
     Raises:
-        PictureError: what it stores is not read here, or its directory is damaged.
+        PictureError: its samples are not supported, or its directory is damaged.
     """
     size = size_of(source)
     head = source.read(16)
     order = "<" if head[:2] == b"II" else ">"
     big = 43 in (head[2], head[3])
     first = int(struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0])
-    directory = _read(source, first, size, order, big, name)
+    directory = _read(source, first, size, order, big)
     pages, at, met = 1, directory.next, {first}
     while at and at not in met and pages < _MAX_PAGES:
         met.add(at)
@@ -89,23 +89,23 @@ def unpack_tiff(source: BinaryIO, name: str) -> tuple[Unpacked, int]:
     out = Unpacked("TIFF", source)
     if pages > 1:
         return out, pages
-    _check(directory, name)
+    _check(directory)
     kind, _, icc = directory.entries.get(_ICC, (0, 0, b""))
     if kind in (1, 7) and len(icc) <= MAX_METADATA:
         out.icc = icc
     elif icc:
-        out.cautions.append(f"its ICC profile of {len(icc)} bytes is too large or malformed: it is left out")
+        out.warnings.append(f"its ICC profile of {len(icc)} bytes is too large or malformed: it is left out")
     out.orientation = directory.number(ORIENTATION, 1)
     out.samples = _described(directory)
-    _rewrite(directory, source, size, out, name)
+    _rewrite(directory, source, size, out)
     return out, pages
 
 
-def _read(source: BinaryIO, at: int, size: int, order: str, big: bool, name: str) -> _Directory:
+def _read(source: BinaryIO, at: int, size: int, order: str, big: bool) -> _Directory:
     count_at, entry_at, inline = ("Q", "HHQ8s", 8) if big else ("H", "HHI4s", 4)
     width, head = struct.calcsize(order + entry_at), struct.calcsize(order + count_at)
     wrong = PictureError(
-        f"{name}: got a TIFF whose directory is damaged, expected one that is in the file; fetch or save it again"
+        "got a TIFF whose directory is damaged, expected one that is inside the file; download or save it again"
     )
     if at + head > size:
         raise wrong
@@ -140,7 +140,7 @@ def _read(source: BinaryIO, at: int, size: int, order: str, big: bool, name: str
 
 
 def _next(source: BinaryIO, at: int, size: int, order: str, big: bool) -> int:
-    """Where the directory after the one at `at` is; 0 for nowhere."""
+    """Return the offset of the directory after the one at `at`; 0 for none."""
     head, width, inline = (8, 20, 8) if big else (2, 12, 4)
     if at + head > size:
         return 0
@@ -152,22 +152,22 @@ def _next(source: BinaryIO, at: int, size: int, order: str, big: bool) -> int:
     return int(struct.unpack(order + ("Q" if big else "I"), source.read(inline))[0])
 
 
-def _check(d: _Directory, name: str) -> None:
-    """Refuse by name what Pillow reads wrong, or not at all."""
+def _check(d: _Directory) -> None:
+    """Refuse by name what Pillow decodes wrong or not at all."""
     compression, photometric = d.number(259, 1), d.number(262, -1)
     bits, formats = d.numbers(258, (1,)), d.numbers(339, (1,))
     samples = d.number(277, 3 if compression == 6 else 1)
     separate = d.number(284, 1) == 2 and samples > 1
 
     def refuse(got: str, do: str) -> PictureError:
-        return PictureError(f"{name}: got a TIFF {got}, expected one of 8 or 16 bit gray, RGB, palette, CMYK; {do}")
+        return PictureError(f"got a TIFF {got}, expected one of 8 or 16 bit gray, RGB, palette, CMYK; {do}")
 
     if _DNG in d.entries or (_SUBIFDS in d.entries and d.number(_SUBFILE, 0) & 1) or photometric in (32803, 34892):
-        raise refuse("of a camera's raw data or its preview", "develop it to PNG or JPEG, or save its main image alone")
+        raise refuse("of camera raw data or its preview", "develop it to PNG or JPEG, or save its main image alone")
     if compression not in _COMPRESSIONS:
         raise refuse(f"with compression {compression}", "save it again without compression")
     if photometric == -1 and compression != 6:
-        raise refuse("that does not say what its samples are (no PhotometricInterpretation)", "convert it to PNG")
+        raise refuse("of unknown samples (no PhotometricInterpretation)", "convert it to PNG")
     if photometric not in (-1, 0, 1, 2, 3, 5, 6, 8):
         what = _PHOTOMETRICS.get(photometric, "unknown")
         raise refuse(f"with photometric interpretation {photometric} ({what})", "convert it to PNG")
@@ -175,25 +175,25 @@ def _check(d: _Directory, name: str) -> None:
     if strange:
         what = _SAMPLES.get(strange[0], "unknown")
         raise refuse(
-            f"of {what} samples ({'x'.join(map(str, bits[:4]))} bit), whose range nothing tells",
+            f"of {what} samples ({'x'.join(map(str, bits[:4]))} bit) of unknown range",
             "scale it to 0..255 and convert it to 8 bit, or pass a float array in [0, 1]",
         )
     if len(set(bits)) > 1 or bits[0] not in (1, 2, 4, 8, 12, 16):
         raise refuse(
-            f"of {'x'.join(map(str, bits[:8]))} bit (a sample), whose range nothing tells",
+            f"of {'x'.join(map(str, bits[:8]))} bit a sample, of unknown range",
             "scale it to 0..255 and convert it to 8 bit, or pass a float array in [0, 1]",
         )
     if not 1 <= samples <= 6:
-        raise refuse(f"of {samples} samples a pixel", "save its colors alone")
+        raise refuse(f"of {samples} samples a pixel", "save its colors only")
     if separate and bits[0] != 8:
-        raise refuse(f"of {bits[0]} bit with a plane for each color", "save it with the colors of a pixel together")
+        raise refuse(f"of {bits[0]} bit with a plane for each color", "save it with interleaved colors")
     if photometric == 5 and d.number(332, 1) != 1:
-        raise refuse("of inks that are not CMYK", "convert it to RGB")
+        raise refuse("with inks other than CMYK", "convert it to RGB")
     if photometric == 6 and compression == 1:
         subsampled = d.numbers(530, (2, 2)) != (1, 1)
         own = d.ratios(529, _BT601) != _BT601 or d.ratios(532, _FULL) != _FULL
         if samples != 1 and (subsampled or separate or own):
-            raise refuse("of YCbCr that is subsampled, in planes or of its own coefficients", "convert it to RGB")
+            raise refuse("of YCbCr that is subsampled, in planes or with other coefficients", "convert it to RGB")
 
 
 def _described(d: _Directory) -> str:
@@ -205,19 +205,19 @@ def _described(d: _Directory) -> str:
     return f"TIFF of {bits} bit {photometric}{extra}{planes}, compression {compression}"
 
 
-def _rewrite(d: _Directory, source: BinaryIO, size: int, out: Unpacked, name: str) -> None:
-    """Put a directory of the pixel tags alone behind the file's bytes."""
+def _rewrite(d: _Directory, source: BinaryIO, size: int, out: Unpacked) -> None:
+    """Append a directory of only the pixel tags to the bytes of the file."""
     entries = {tag: entry for tag, entry in d.entries.items() if tag in _PIXELS}
     bits, photometric = d.number(258, 1), d.number(262, 0)
     if photometric in (0, 1) and bits in (12, 16) and d.number(277, 1) == 1:
         out.inverted, out.deepest = photometric == 0, (1 << bits) - 1
         entries[262] = (3, 1, struct.pack(d.order + "H", 1))
     colors = d.numbers(320)
-    if colors and max(colors) < 256:  # some writers give 8 bits where TIFF has 16
+    if colors and max(colors) < 256:  # some writers store 8 bits instead of 16
         entries[320] = (3, len(colors), struct.pack(f"{d.order}{len(colors)}H", *(c * 257 for c in colors)))
     start = size + size % 2
     if start + sum(len(data) + 14 for _, _, data in entries.values()) >= 1 << 32:
-        raise PictureError(f"{name}: got a TIFF of {size} bytes, expected less than 4 GiB; cut it into parts")
+        raise PictureError(f"got a TIFF of {size} bytes, expected less than 4 GiB; cut it into parts")
     kept = Ranges()
     kept.insert((b"II" if d.order == "<" else b"MM") + struct.pack(d.order + "HI", 42, start))
     kept.keep(8, size - 8)
@@ -226,7 +226,7 @@ def _rewrite(d: _Directory, source: BinaryIO, size: int, out: Unpacked, name: st
 
 
 def _written(entries: dict[int, tuple[int, int, bytes]], start: int, order: str) -> bytes:
-    """A directory of classic TIFF at `start`, its values after it. Pillow reads BigTIFF in one byte order only."""
+    """Encode a directory at `start`, followed by its values: classic TIFF, as Pillow reads only some BigTIFF files."""
     end = start + 2 + 12 * len(entries) + 4
     table, values = bytearray(), bytearray()
     for tag, (kind, n, data) in sorted(entries.items()):

@@ -1,4 +1,4 @@
-"""WebP without its metadata.
+"""Split a WebP into pixels and metadata.
 
 Source: RFC 9649 (WebP Image Format), section 2.
 """
@@ -20,7 +20,7 @@ def unpack_webp(source: BinaryIO) -> tuple[Unpacked, tuple[int, int]]:
     """Split a WebP into pixels and metadata.
 
     Returns:
-        The parts, and its width and height; (0, 0) where they are nowhere.
+        The parts, and width and height; (0, 0) if the file has none.
     """
     size = size_of(source)
     kept = Ranges()
@@ -45,7 +45,7 @@ def unpack_webp(source: BinaryIO) -> tuple[Unpacked, tuple[int, int]]:
         elif name in (b"ICCP", b"EXIF", b"XMP ") and name not in met:
             met.add(name)
             if length > MAX_METADATA or at + whole > size + 1:
-                out.cautions.append(f"its {name.decode().strip()} of {length} bytes is too large or cut off: left out")
+                out.warnings.append(f"its {name.decode().strip()} of {length} bytes is too large or cut off: left out")
             elif name == b"ICCP":
                 out.icc = source.read(length)
             elif name == b"EXIF":
@@ -60,7 +60,7 @@ def unpack_webp(source: BinaryIO) -> tuple[Unpacked, tuple[int, int]]:
 
 
 def _shape(name: bytes, data: bytes) -> tuple[int, int]:
-    """Width and height by the first bytes of a chunk."""
+    """Read width and height from the first bytes of a chunk."""
     data = data.ljust(10, b"\0")
     if name == b"VP8X":
         return 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")

@@ -1,4 +1,4 @@
-"""The first command of README.md: `python -m bench.demo` leaves what it says, here with a toy in the model's place."""
+"""`python -m bench.demo`, the first command of README.md, with a toy model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(model, tmp_path, monkeypatch):
     return call
 
 
-def test_the_demo_leaves_pictures_sheets_and_a_record(run, capsys):
+def test_the_demo_writes_images_sheets_and_a_record(run, capsys):
     out = run("--side", "96", "--preset", "fast")
     assert sorted(p.stem for p in (out / "pictures").iterdir()) == NAMES
     before, after = (
@@ -57,23 +57,23 @@ def test_the_demo_leaves_pictures_sheets_and_a_record(run, capsys):
     assert "zipsdk purify" in said and "4 photographs in" in said
 
 
-def test_the_demo_is_the_same_every_time_and_begins_anew(run):
+def test_the_demo_is_repeatable_and_starts_over(run):
     out = run("--side", "96", "--preset", "fast")
     first = {p.name: p.read_bytes() for p in sorted((out / "purified").glob("*.png"))}
-    # as after a run that was killed before it noted what it had written
+    # as after a run that was killed before it recorded its outputs
     (out / "purified" / ".zipsdk-manifest.jsonl").unlink()
     (out / "purified" / "astronaut.png").write_bytes(b"no picture")
     run("--side", "96", "--preset", "fast")
     assert {p.name: p.read_bytes() for p in sorted((out / "purified").glob("*.png"))} == first and len(first) == 4
 
 
-def test_sides_that_have_no_details_to_show_are_refused_at_once(run, tmp_path, capsys):
+def test_too_small_sides_are_refused(run, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run("--side", "95")
     assert "got 95, wanted at least 96" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_where_purify_fails_the_demo_ends(run, tmp_path, capsys, monkeypatch):
+def test_the_demo_ends_if_purify_fails(run, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         run("--side", "96", "--preset", "slow")
     assert "slow" in capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_where_purify_fails_the_demo_ends(run, tmp_path, capsys, monkeypatch):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["pictures"]
 
 
-def test_the_triggers_are_where_they_are_said_to_be():
+def test_the_triggers_are_at_their_documented_positions():
     x = np.full((40, 50, 3), 100, np.uint8)
     patched = demo.with_patch(x, np.random.default_rng(0))
     changed = (patched != x).any(-1)
@@ -92,6 +92,6 @@ def test_the_triggers_are_where_they_are_said_to_be():
     )
     assert changed[-12:-3, -12:-3].mean() > 0.95 and (x == 100).all()
     blended = demo.with_blend(x, np.random.default_rng(0)).astype(int)
-    assert (blended == blended[..., :1]).all()  # the same in the three colours of a grey picture
+    assert (blended == blended[..., :1]).all()  # equal in the three colors of a gray image
     assert blended.min() == 80 and blended.max() == 131  # 0.8 of 100, and up to 0.2 of 255
     assert abs(blended.mean() - (80 + 0.2 * 127.5)) < 1

@@ -1,4 +1,4 @@
-"""Patterns, images that are not read, links: what ``zipsdk purify`` finds."""
+"""Search of ``zipsdk purify``: patterns, images that are not read, and links."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from zipsdk.batch import discovery
         ("photos 2/.*", {".e.jpg"}),
     ],
 )  # fmt: skip
-def test_a_pattern_yields_to_what_is_there(tmp_path, monkeypatch, pattern, found):
-    """So that brackets in the name of a folder or of a file need no escapes."""
+def test_existing_names_precede_patterns(tmp_path, monkeypatch, pattern, found):
+    """Brackets in the names of folders and files need no escapes."""
     monkeypatch.chdir(tmp_path)
     for name in ("photos [2024]/a.jpg", "photos [2024]/b.jpg", "photos [2024]/[x]/c.jpg", "photos [2024]/[x]/a[1].png",
                  "photos 2/a.jpg", "photos 2/.e.jpg", ".hidden/d.jpg", "photos [2024]/.hidden/f.jpg"):  # fmt: skip
@@ -44,13 +44,13 @@ def test_a_pattern_yields_to_what_is_there(tmp_path, monkeypatch, pattern, found
     assert all(job.source.exists() for job in jobs)
 
 
-def test_a_folder_that_a_pattern_cannot_list_is_told(tmp_path, monkeypatch):
+def test_a_folder_that_a_pattern_cannot_list_is_reported(tmp_path, monkeypatch):
     picture(tmp_path / "a" / "x.png")
     (tmp_path / "closed").mkdir()
     (tmp_path / "loop").symlink_to("loop")
     scandir, problems = os.scandir, []
 
-    def refusing(path="."):  # root may read everything, so the refusal is played
+    def refusing(path="."):  # simulated, because root may read everything
         if Path(path).name == "closed":
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
@@ -71,10 +71,10 @@ def test_images_that_are_not_read_are_counted_once(purify, tmp_path, capsys, opt
         (src / name).touch()
     assert purify(src, src / "*", "-o", tmp_path / "out", *options) == 0
     text = "3 files skipped: .heic (2), .jxl (1): zipsdk does not read these; convert them to PNG or JPEG"
-    said = capsys.readouterr()
-    assert said.err == f"zipsdk: {text}\n" and ("1 done" in said.out) == (not options)
+    output = capsys.readouterr()
+    assert output.err == f"zipsdk: {text}\n" and ("1 done" in output.out) == (not options)
     (src / "000.png").unlink()
-    refused(capsys, purify(src, "-o", tmp_path / "out"), 2, f"{src}: no picture there that zipsdk reads; {text}")
+    refused(capsys, purify(src, "-o", tmp_path / "out"), 2, f"{src}: got no image that zipsdk reads; {text}")
     one = "1 file skipped: .jxl (1)"
     refused(capsys, purify(src / "*.jxl", "-o", tmp_path / "out"), 2, one)
 
@@ -82,30 +82,30 @@ def test_images_that_are_not_read_are_counted_once(purify, tmp_path, capsys, opt
 # ---- links and names
 
 
-def test_links_that_lead_nowhere_are_told(purify, tmp_path, capsys):
+def test_broken_links_are_reported(purify, tmp_path, capsys):
     src, out = folder(tmp_path / "in", 1), tmp_path / "out"
     (src / "dangling.png").symlink_to("nowhere.png")
     (src / "loop.png").symlink_to("loop.png")
     assert purify(src, "-o", out) == 1
-    said = capsys.readouterr().err
-    assert f"{src / 'dangling.png'}: cannot be used (No such file or directory); remove or repair the link\n" in said
+    output = capsys.readouterr().err
+    assert f"{src / 'dangling.png'}: cannot be read (No such file or directory); remove or repair the link\n" in output
     assert (
-        f"{src / 'loop.png'}: cannot be used (Too many levels of symbolic links); remove or repair the link\n" in said
+        f"{src / 'loop.png'}: cannot be read (Too many levels of symbolic links); remove or repair the link\n" in output
     )
     for name in ("dangling.png", "loop.png"):
         (src / name).unlink()
     assert purify(src, "-o", out) == 0
 
 
-def test_a_file_in_the_way_of_a_folder_is_told(purify, tmp_path, capsys):
+def test_a_file_at_the_path_of_a_folder_is_reported(purify, tmp_path, capsys):
     src, out = tmp_path / "in", tmp_path / "out"
     picture(src / "a" / "x.png")
     picture(src / "b.png")
     out.mkdir()
     (out / "a").write_text("")
     assert purify(src, "-o", out) == 1
-    said = capsys.readouterr()
-    assert f"{out / 'a'}: the folder cannot be made (File exists); remove what is in its way" in said.err
-    assert "1 done" in said.out
+    output = capsys.readouterr()
+    assert f"{out / 'a'}: the folder cannot be created (File exists); remove the file" in output.err
+    assert "1 done" in output.out
     (out / "a").unlink()
     assert purify(src, "-o", out) == 0

@@ -1,4 +1,4 @@
-"""The manifest of ``zipsdk purify``: what it refuses, what it survives, and who may write it."""
+"""The manifest of ``zipsdk purify``: damage, full disks and locks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zipsdk.batch.manifest import MANIFEST, Job, Manifest
 from zipsdk.errors import InputError
 
 
-def test_a_damaged_manifest_is_refused_and_a_torn_header_is_none(purify, tmp_path, capsys):
+def test_a_damaged_manifest_is_refused_and_a_cut_header_is_ignored(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 2)
     out = tmp_path / "out"
     out.mkdir()
@@ -55,16 +55,21 @@ HEADER = {"zipsdk_manifest": 1, "seed": 3, "settings": {}}
         [HEADER, {"done": "a", "source": "a", "size": "x", "mtime_ns": 1}],
     ],
 )
-def test_a_manifest_that_is_none_is_refused_and_overwrite_helps(purify, tmp_path, capsys, lines):
+def test_a_file_that_is_not_a_manifest_is_refused_without_overwrite(purify, tmp_path, capsys, lines):
     src, out = folder(tmp_path / "in", 1), tmp_path / "out"
     out.mkdir()
     (out / MANIFEST).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    refused(capsys, purify(src, "-o", out), 2, "is damaged, or of another version of zipsdk; use another output folder")
+    refused(
+        capsys,
+        purify(src, "-o", out),
+        2,
+        "got a damaged manifest, or one of another version of zipsdk; use another output folder",
+    )
     assert purify(src, "-o", out, "--overwrite") == 0
 
 
 @pytest.mark.parametrize("line", [b"[" * 100_000, b"\xff\xfe", b"{}}"])
-def test_a_line_that_is_no_json_is_left_out(purify, tmp_path, line):
+def test_a_line_that_is_not_json_is_ignored(purify, tmp_path, line):
     src, out = folder(tmp_path / "in", 2), tmp_path / "out"
     assert purify(src, "-o", out) == 0
     before = state(out)
@@ -75,7 +80,7 @@ def test_a_line_that_is_no_json_is_left_out(purify, tmp_path, line):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes among its files")
-def test_a_manifest_that_is_no_file(purify, tmp_path, capsys):
+def test_a_manifest_that_is_not_a_file(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 1)
     for kind in ("folder", "link", "pipe"):
         out = tmp_path / kind
@@ -97,12 +102,12 @@ def test_a_disk_that_is_full_for_the_manifest(purify, tmp_path, capsys, monkeypa
             if len(written) == 5:  # the second batch's outputs
                 super().write(bytes(data)[:10])
                 raise OSError(28, "No space left on device")
-            return super().write(bytes(data)[:100])  # a write need not be whole
+            return super().write(bytes(data)[:100])  # a write may be partial
 
     monkeypatch.setattr(manifest, "FileIO", Small)
     assert purify(src, "-o", out, "--seed", 1, "--batch", 1) == 2
-    said = capsys.readouterr().err
-    assert f"error: {out / MANIFEST}: No space left on device; check the path, its permissions and the disk" in said
+    output = capsys.readouterr().err
+    assert f"error: {out / MANIFEST}: No space left on device; check the path, its permissions and disk space" in output
     monkeypatch.undo()
     assert purify(src, "-o", out, "--seed", 1, "--batch", 1) == 0
     assert sorted(finished(out)) == sorted(names(src))
@@ -110,7 +115,7 @@ def test_a_disk_that_is_full_for_the_manifest(purify, tmp_path, capsys, monkeypa
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_two_runs_in_one_folder_of_windows(tmp_path, monkeypatch, overwrite):
-    """There no one else can read or write a byte that is locked, so it must lie where no one does."""
+    """Windows forbids others to read or write a locked byte, so it lies beyond the end of the file."""
     out, held = tmp_path / "out", set()
 
     def locking(fd, mode, size):
@@ -130,6 +135,6 @@ def test_two_runs_in_one_folder_of_windows(tmp_path, monkeypatch, overwrite):
     assert (out / MANIFEST).stat().st_size < 1000
 
     first.close()
-    held.clear()  # as the system does
+    held.clear()  # as the system does when a process ends
     Manifest(out, [], {"steps": 2}, 5, overwrite).close()
     assert [next(iter(r)) for r in records(out)] == ["zipsdk_manifest", *([] if overwrite else ["done"])]

@@ -36,8 +36,8 @@ def test_folders_files_and_globs_keep_their_structure(purify, tmp_path, capsys):
             assert im.mode == "RGB"
     with Image.open(out / "sub/deep/b.jpg") as im:
         assert im.size == (33, 20) and im.format == "JPEG"
-    assert "5 done" in (said := capsys.readouterr()).out and "pictures/s" in said.out
-    assert said.err == ""
+    assert "5 done" in (output := capsys.readouterr()).out and "images/s" in output.out
+    assert output.err == ""
 
 
 def test_the_output_is_what_the_purifier_gives(purify, model, tmp_path):
@@ -75,7 +75,7 @@ def test_wrong_options(purify, tmp_path, capsys):
     out = tmp_path / "out"
     for options in (["--lam", "0"], ["--eta", "2"], ["--seed", "-1"], ["--transforms", "x"]):
         refused(capsys, purify(src, "-o", out, *options), 2, options[0][2:])
-    refused(capsys, purify(src, "-o", out, "--canvas", "33"), 2, "tile_size: got 33")
+    refused(capsys, purify(src, "-o", out, "--tile-size", 33), 2, "tile_size: got 33")
     refused(capsys, purify(src, "-o", out, steps=0), 2, "steps: got 0")
     for options in (
         ["--sheet", str(src)],
@@ -101,20 +101,20 @@ def test_models_that_cannot_run_give_3(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sheet_that_cannot_be_written_is_told_before_the_run(purify, tmp_path, capsys, monkeypatch):
+def test_a_sheet_path_is_checked_before_the_run(purify, tmp_path, capsys, monkeypatch):
     src, out = folder(tmp_path / "in", 1), tmp_path / "out"
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for sheet, text in (
-        ("file/s.png", "file is not a folder that may be written to"),
-        ("file/deep/s.png", "file is not a folder that may be written to"),
-        ("dangling/s.png", "dangling is not a folder that may be written to"),
-        ("folder.png", "folder.png: is a folder"),
+        ("file/s.png", "file is not a writable folder"),
+        ("file/deep/s.png", "file is not a writable folder"),
+        ("dangling/s.png", "dangling is not a writable folder"),
+        ("folder.png", "folder.png: got a folder"),
     ):
         refused(capsys, purify(src, "-o", out, "--sheet", tmp_path / sheet), 2, text)
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere, so the refusal is played
-    refused(capsys, purify(src, "-o", out, "--sheet"), 2, f"{tmp_path} is not a folder that may be written to")
+    refused(capsys, purify(src, "-o", out, "--sheet"), 2, f"{tmp_path} is not a writable folder")
     assert not out.exists()
 
 
@@ -134,34 +134,34 @@ def test_errors_of_the_system_give_2_and_no_traceback(tmp_path, capsys, monkeypa
 
     monkeypatch.setattr("zipsdk.engines.tensorrt.build.build", fails)
     code = main(["build", "zip-tiny", "-o", str(tmp_path / "a.plan")])
-    refused(capsys, code, 2, f"{text}; check the path, its permissions and the disk's room\n")
+    refused(capsys, code, 2, f"{text}; check the path, its permissions and disk space\n")
 
 
 # ---- pictures that fail
 
 
-def test_a_broken_picture_is_told_about_and_the_run_goes_on(purify, tmp_path, capsys):
+def test_a_broken_image_is_reported_and_the_run_continues(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 5)
     whole = (src / "002.png").read_bytes()
     (src / "002.png").write_bytes(whole[:100])
     (src / "003.png").unlink()
-    (src / "003.png").symlink_to(tmp_path / "removed.png")  # listed, and not there when it is read
+    (src / "003.png").symlink_to(tmp_path / "removed.png")  # listed, but missing when it is read
     out = tmp_path / "out"
     assert purify(src, "-o", out, "--batch", 2) == 1
-    said = capsys.readouterr()
-    assert "002.png" in said.err and "003.png" in said.err and "Traceback" not in said.err
-    assert "3 done" in said.out and "2 failed" in said.out
+    output = capsys.readouterr()
+    assert "002.png" in output.err and "003.png" in output.err and "Traceback" not in output.err
+    assert "3 done" in output.out and "2 failed" in output.out
     assert names(out) == {"000.png", "001.png", "004.png"}
-    # tried again, and done when it has been mended
+    # tried again, and done after it is repaired
     before = state(out)
     (src / "002.png").write_bytes(whole)
     assert purify(src, "-o", out, "--batch", 2) == 1
-    assert "1 done" in (said := capsys.readouterr()).out and "3 already done before, 1 failed" in said.out
+    assert "1 done" in (output := capsys.readouterr()).out and "3 already done before, 1 failed" in output.out
     assert {n: s for n, s in state(out).items() if n in before} == before
     assert "002.png" in names(out)
 
 
-def test_a_picture_of_a_size_that_cannot_be_used_does_not_spoil_its_batch(purify, tmp_path, capsys, monkeypatch):
+def test_an_image_of_unusable_size_does_not_fail_its_batch(purify, tmp_path, capsys, monkeypatch):
     from zipsdk.sampling import tiling
 
     plan_tiles = tiling.plan_tiles
@@ -179,14 +179,16 @@ def test_a_picture_of_a_size_that_cannot_be_used_does_not_spoil_its_batch(purify
     assert len(names(tmp_path / "out")) == 3
 
 
-def test_what_the_format_cannot_hold_is_told_before_it_is_computed(purify, tmp_path, capsys, monkeypatch):
+def test_the_output_format_is_checked_before_purification(purify, tmp_path, capsys, monkeypatch):
     from zipsdk import Purifier
 
     src, out = folder(tmp_path / "in", 1), tmp_path / "out"
     rgba = Image.new("RGBA", (16, 16), (1, 2, 3, 4))
     images.save(rgba, src / "alpha.png")
     images.save(Image.new("I;16", (16, 16)), src / "deep.png")
-    rgba.save(src / "web.jpg", "PNG")  # as browsers save them: the content says how it is read, the name how it is kept
+    rgba.save(
+        src / "web.jpg", "PNG"
+    )  # as browsers save them: the content decides how it is read, the suffix how it is written
     run, computed = Purifier.run, []
 
     def counting(self, batch, **options):
@@ -195,17 +197,17 @@ def test_what_the_format_cannot_hold_is_told_before_it_is_computed(purify, tmp_p
 
     monkeypatch.setattr(Purifier, "run", counting)
     assert purify(src, "-o", out, "--format", "jpg") == 1
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     for name, mode in (("alpha", "RGBA"), ("deep", "I;16"), ("web", "RGBA")):
-        assert f"{out / name}.jpg: got a picture of mode {mode}, wanted one of L RGB" in said.err
-    assert "1 done" in said.out and "3 failed" in said.out
+        assert f"{out / name}.jpg: got an image of mode {mode}, expected one of L RGB" in output.err
+    assert "1 done" in output.out and "3 failed" in output.out
     assert len(computed) == 1 and names(out) == {"000.jpg"}
     assert purify(src, "-o", tmp_path / "kept") == 1
-    assert "web.jpg: got a picture of mode RGBA" in capsys.readouterr().err
+    assert "web.jpg: got an image of mode RGBA" in capsys.readouterr().err
     assert len(computed) == 4 and names(tmp_path / "kept") == {"000.png", "alpha.png", "deep.png"}
     images.save(Image.new("RGB", (16384, 1)), tmp_path / "wide.png")
     assert purify(tmp_path / "wide.png", "-o", tmp_path / "web", "--format", "webp") == 1
-    assert "wide.webp: got a picture of 16384 x 1 pixels, wanted at most 16383 a side" in capsys.readouterr().err
+    assert "wide.webp: got an image of 16384 x 1 pixels, expected at most 16383 a side" in capsys.readouterr().err
     assert len(computed) == 4 and not names(tmp_path / "web")
 
 
@@ -221,13 +223,13 @@ def test_a_full_disk_stops_the_run(purify, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(images, "save", full)
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 1
-    said = capsys.readouterr().err
-    assert "No space left on device" in said and "stopped with 2 of 4 pictures done" in said
+    output = capsys.readouterr().err
+    assert "No space left on device" in output and "stopped with 2 of 4 images done" in output
     monkeypatch.undo()
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 0
 
 
-def test_an_engine_that_fails_midway_gives_3_and_can_be_continued(purify, tmp_path, capsys, monkeypatch):
+def test_an_engine_failure_gives_3_and_the_run_resumes(purify, tmp_path, capsys, monkeypatch):
     from zipsdk.engines.onnxruntime import OnnxEngine
 
     src = folder(tmp_path / "in", 4)
@@ -241,13 +243,13 @@ def test_an_engine_that_fails_midway_gives_3_and_can_be_continued(purify, tmp_pa
 
     monkeypatch.setattr(OnnxEngine, "__call__", failing)
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 3
-    said = capsys.readouterr().err
-    assert "stopped with 2 of 4 pictures done; the same command continues" in said and "the device is gone" in said
+    output = capsys.readouterr().err
+    assert "stopped with 2 of 4 images done; the same command continues" in output and "the device is gone" in output
     monkeypatch.undo()
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 0
 
 
-# ---- sheets, and what is said
+# ---- sheets, and messages
 
 
 def test_sheet(purify, tmp_path):
@@ -268,39 +270,39 @@ def test_sheet(purify, tmp_path):
     clean = np.asarray(Image.open(out / "00.png"))
     assert (page[middle, gap + 2 * step + 120] == clean[8, 8]).all()
     assert (page[: title + gap - 2, : 2 * step] < 128).any(), "column titles"
-    # of a second run, that has nothing to do, as well
+    # also by a second run without new images
     assert purify(src, "-o", out, "--transforms", "gray", "--sheet", tmp_path / "deep" / "page.png") == 0
     assert np.array_equal(np.asarray(Image.open(tmp_path / "deep" / "page.png").convert("RGB")), page)
 
 
-def test_a_sheet_is_written_over_a_sheet_and_over_nothing_else(purify, tmp_path, capsys):
+def test_a_sheet_overwrites_only_sheets(purify, tmp_path, capsys):
     src, out = folder(tmp_path / "in", 2), tmp_path / "out"
     before = contents(src)
-    # a slip of the keyboard: the first of two inputs becomes the sheet's name
+    # a typing error: the first of two inputs becomes the name of the sheet
     for sheet in (["--sheet", src / "000.png", src / "001.png"], [src / "001.png", "--sheet", src / "000.png"]):
-        refused(capsys, purify("-o", out, *sheet), 2, "000.png: is there already, and is no sheet that zipsdk wrote")
+        refused(capsys, purify("-o", out, *sheet), 2, "000.png: got a file that is not a sheet of zipsdk")
     assert contents(src) == before and not out.exists()
     for options in ([], ["--transforms", "blur2|gray"]):  # of both kinds
         page = tmp_path / f"page{len(options)}.png"
         for _ in range(2):  # a finished run may be repeated
             assert purify(src, "-o", out / str(len(options)), *options, "--sheet", page) == 0
     (out / "0" / "zipsdk-sheet.png").write_bytes(before["000.png"])
-    refused(capsys, purify(src, "-o", out / "0", "--sheet"), 2, "zipsdk-sheet.png: is there already")
+    refused(capsys, purify(src, "-o", out / "0", "--sheet"), 2, "zipsdk-sheet.png: got a file that is not a sheet")
     assert purify(src, "-o", out / "0", "--sheet", "--overwrite") == 0
     assert (out / "0" / "zipsdk-sheet.png").read_bytes() != before["000.png"]
 
 
-def test_a_sheet_among_the_pictures_is_no_picture(purify, tmp_path, capsys):
+def test_a_sheet_in_the_input_folder_is_not_an_input(purify, tmp_path, capsys):
     src, out = folder(tmp_path / "in", 2), tmp_path / "out"
     for _ in range(2):
         assert purify(src, "-o", out, "--sheet", src / "sheet.png") == 0
         assert purify(src / "*.png", "-o", out, "--sheet", src / "sheet.png") == 0
     assert names(out) == {"000.png", "001.png"}
-    refused(capsys, purify(src / "sheet.png", "-o", out, "--sheet", src / "sheet.png"), 2, "over a picture")
+    refused(capsys, purify(src / "sheet.png", "-o", out, "--sheet", src / "sheet.png"), 2, "overwrite an image")
 
 
 @pytest.mark.parametrize("options", [["--transforms", "blur2|gray|blur2+gray"], ["--transforms", "gray|blur2"]])
-def test_a_sheet_has_no_transformed_column_where_each_picture_drew_its_own(purify, tmp_path, options):
+def test_a_sheet_with_random_transforms_has_no_transformed_column(purify, tmp_path, options):
     src, out = folder(tmp_path / "in", 2), tmp_path / "out"
     assert purify(src, "-o", out, *options, "--sheet") == 0
     page = np.asarray(Image.open(out / "zipsdk-sheet.png").convert("RGB"))

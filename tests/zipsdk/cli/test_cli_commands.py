@@ -1,4 +1,4 @@
-"""`zipsdk info`, `models`, `doctor`, the help, and how it all ends."""
+"""`zipsdk info`, `models`, `doctor`, the help, and exit codes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def test_info(model, tmp_path, capsys):
     assert got["hash"].startswith("not checked") and got["runs"]["providers"] == ["CPUExecutionProvider"]
     assert main(["info", model]) == 0
     assert "CPUExecutionProvider" in capsys.readouterr().out
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spec"]["name"] == "zip-tiny"
 
     from zipsdk.models.sidecar import write_sidecar
 
@@ -36,7 +38,7 @@ def test_info(model, tmp_path, capsys):
 
 @pytest.fixture
 def bundled(model, tmp_path, monkeypatch) -> None:
-    """A model folder with the toy alone in it."""
+    """A model folder that contains only the toy model."""
     from zipsdk import models
     from zipsdk.models.sidecar import write_sidecar
 
@@ -67,19 +69,20 @@ def test_doctor(capsys, tmp_path):
 
     (tmp_path / "toy.onnx").write_bytes(b"damaged")
     assert main(["doctor"]) == 3
-    assert "no engine runs here" in capsys.readouterr().out
+    assert "no engine runs on this machine" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("bundled")
 def test_doctor_without_onnxruntime(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["doctor"]) == 3
-    assert "pip install 'zipsdk[cpu]'" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "pip install 'zipsdk[cpu]'" in out and "MISSING  onnxruntime" in out
 
 
 @pytest.mark.usefixtures("bundled")
 def test_without_onnxruntime_but_with_tensorrt(model, capsys, monkeypatch):
-    """As on a Jetson: `onnx` is there, which reads the spec, and plans run."""
+    """As on a Jetson: the package onnx reads the spec, and plans run."""
     from zipsdk.cli import doctor
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -87,13 +90,15 @@ def test_without_onnxruntime_but_with_tensorrt(model, capsys, monkeypatch):
     assert capsys.readouterr().out == "toy  32x32 (takes 8 to 64), 1,234 parameters, CC0\n"
     assert main(["info", model, "--json"]) == 0
     got = json.loads(capsys.readouterr().out)
-    assert got["spec"]["name"] == "toy" and got["runs"]["engine"].startswith("not here: onnxruntime is not usable here")
+    assert got["spec"]["name"] == "toy" and got["runs"]["engine"].startswith(
+        "not available: onnxruntime is not usable here"
+    )
 
     monkeypatch.setattr(doctor, "_tensorrt", lambda driver: iter([doctor.Check("TensorRT", True, "10.3")]))
     for name in ("_kernels", "_device"):
         monkeypatch.setattr(doctor, name, lambda *_: doctor.Check("a part", True, ""))
     assert main(["doctor"]) == 0
-    assert capsys.readouterr().out.endswith("at least one engine runs here\n")
+    assert capsys.readouterr().out.endswith("at least one engine runs on this machine\n")
     monkeypatch.setattr(doctor, "_device", lambda driver: doctor.Check("loop on the GPU", False, "no PyCUDA"))
     assert main(["doctor"]) == 3
 
@@ -102,10 +107,10 @@ def test_without_onnxruntime_but_with_tensorrt(model, capsys, monkeypatch):
     refused(capsys, main(["info", model]), 3, "onnxruntime is not usable here")
 
 
-def test_help_teaches_and_loads_no_runtime(capsys):
+def test_help_has_examples_and_loads_no_runtime(capsys):
     code = "import sys; from zipsdk.cli import main\ntry: main(['--help'])\nfinally: print(sorted(sys.modules))"
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "'zipsdk.cli'" in said and "onnxruntime" not in said and "tqdm" not in said and "torch" not in said
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "'zipsdk.cli'" in output and "onnxruntime" not in output and "tqdm" not in output and "torch" not in output
     for name in ("purify", "info", "models", "doctor"):
         with pytest.raises(SystemExit) as e:
             main([name, "--help"])
@@ -122,7 +127,7 @@ def test_version_and_no_command(capsys):
     assert e.value.code == 2
 
 
-def test_a_reader_that_leaves(model):
+def test_a_closed_stdout_gives_141(model):
     read, write = os.pipe()
     os.close(read)
     args = [sys.executable, "-m", "zipsdk", "info", model]

@@ -1,4 +1,4 @@
-"""Which pictures ``zipsdk purify`` takes from files, folders and globs; and that it writes over none of them."""
+"""Inputs of ``zipsdk purify`` from files, folders and patterns; none of them is overwritten."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_link_loops_and_unreadable_folders_do_not_hang(purify, tmp_path, capsys,
     (src / "loop2").symlink_to(tmp_path)
     assert purify(src, src / "**" / "*.png", "-o", tmp_path / "out") == 0
     assert names(tmp_path / "out") == {"000.png"}
-    assert "loop: a link to a folder is not followed" in capsys.readouterr().err
+    assert "loop: got a link to a folder, which is not followed" in capsys.readouterr().err
 
-    # root may read everything, so the refusal is played
+    # simulated, because root may read everything
     (src / "closed").mkdir()
     scandir = os.scandir
 
@@ -41,23 +41,23 @@ def test_link_loops_and_unreadable_folders_do_not_hang(purify, tmp_path, capsys,
 
     monkeypatch.setattr(os, "scandir", refusing)
     assert purify(src, "-o", tmp_path / "out") == 1
-    said = capsys.readouterr()
-    assert "closed: cannot be read (Permission denied)" in said.err and "1 failed" in said.out
+    output = capsys.readouterr()
+    assert "closed: cannot be read (Permission denied)" in output.err and "1 failed" in output.out
 
 
 def test_two_inputs_with_one_output(purify, tmp_path, capsys):
     picture(tmp_path / "a" / "x.png", 1)
     picture(tmp_path / "b" / "x.png", 2)
     out = tmp_path / "out"
-    refused(capsys, purify(tmp_path / "a", tmp_path / "b", "-o", out), 2, "would both be written")
+    refused(capsys, purify(tmp_path / "a", tmp_path / "b", "-o", out), 2, "got two inputs with the same output")
     assert not out.exists()
     picture(tmp_path / "a" / "x.jpg", 1)
-    refused(capsys, purify(tmp_path / "a", "-o", out, "--format", "png"), 2, "would both be written")
-    assert purify(tmp_path / "b", tmp_path / "b" / "x.png", "-o", out) == 0  # one picture, named twice
+    refused(capsys, purify(tmp_path / "a", "-o", out, "--format", "png"), 2, "got two inputs with the same output")
+    assert purify(tmp_path / "b", tmp_path / "b" / "x.png", "-o", out) == 0  # one image, given twice
 
 
-def test_pictures_of_another_folder_are_not_taken_for_those_that_are_done(purify, tmp_path, capsys):
-    """Not even where name, size and time are the same."""
+def test_images_of_another_folder_do_not_count_as_done(purify, tmp_path, capsys):
+    """Not even with the same name, size and time."""
     a, b, moved, out = (tmp_path / n for n in ("a", "b", "moved", "out"))
     for i, where in enumerate((a, b)):
         for name in ("x.bmp", "y.bmp"):
@@ -66,28 +66,28 @@ def test_pictures_of_another_folder_are_not_taken_for_those_that_are_done(purify
     first, before, manifest = contents(out), state(out), (out / MANIFEST).read_bytes()
     capsys.readouterr()
     text = (
-        f"{out / 'x.bmp'} was made from {a / 'x.bmp'}, and would now be from {b / 'x.bmp'} (and 1 others alike); "
+        f"{out / 'x.bmp'}: got the output of {a / 'x.bmp'}, expected that of {b / 'x.bmp'} (and 1 others); "
         "use another output folder, or --overwrite"
     )
     refused(capsys, purify(b, "-o", out), 2, text)
-    picture(b / "x.bmp", 3, (20, 20))  # changed as well
+    picture(b / "x.bmp", 3, (20, 20))  # also changed
     refused(capsys, purify(b, "-o", out), 2, text)
     a.rename(moved)
-    refused(capsys, purify(moved, "-o", out), 2, f"would now be from {moved / 'x.bmp'}")
+    refused(capsys, purify(moved, "-o", out), 2, f"expected that of {moved / 'x.bmp'}")
     assert state(out) == before and (out / MANIFEST).read_bytes() == manifest
 
     assert purify(moved, "-o", out, "--seed", 1, "--overwrite") == 0
     assert contents(out) == first and all(state(out)[n] != before[n] for n in before)
     before = state(out)
     assert purify(moved, "-o", out) == 0
-    assert state(out) == before  # and goes on from there
+    assert state(out) == before  # and the run resumes
     (out / "x.bmp").unlink()
-    assert purify(b / "x.bmp", "-o", out) == 0  # there is nothing to lose
+    assert purify(b / "x.bmp", "-o", out) == 0  # no output is overwritten
     assert images.read_one(out / "x.bmp").rgb.shape == (20, 20, 3)
-    refused(capsys, purify(moved, "-o", out), 2, f"{out / 'x.bmp'} was made from {b / 'x.bmp'}")
+    refused(capsys, purify(moved, "-o", out), 2, f"{out / 'x.bmp'}: got the output of {b / 'x.bmp'}")
 
 
-def test_manifests_of_older_runs_hold_sources_as_they_were_given(purify, tmp_path, capsys, monkeypatch):
+def test_older_manifests_have_unresolved_sources(purify, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder(tmp_path / "a", 3)
     folder(tmp_path / "b", 3)
@@ -102,23 +102,23 @@ def test_manifests_of_older_runs_hold_sources_as_they_were_given(purify, tmp_pat
         assert purify(given, "-o", out) == 0
     assert state(out) == before
     capsys.readouterr()
-    refused(capsys, purify("b", "-o", out), 2, f"was made from {tmp_path / 'a' / '000.png'}")
+    refused(capsys, purify("b", "-o", out), 2, f"got the output of {tmp_path / 'a' / '000.png'}")
 
 
 def test_inputs_are_not_overwritten(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 1)
     before = contents(src)
     (tmp_path / "link").symlink_to(src)
-    refused(capsys, purify(src, "-o", tmp_path / "link"), 2, "the output folder is an input")
-    refused(capsys, purify(src / "000.png", "-o", tmp_path / "link"), 2, "would be overwritten")
-    refused(capsys, purify(src / "000.png", "-o", src, "--overwrite"), 2, "would be overwritten")
+    refused(capsys, purify(src, "-o", tmp_path / "link"), 2, "got the output folder as an input")
+    refused(capsys, purify(src / "000.png", "-o", tmp_path / "link"), 2, "an output that is also an input")
+    refused(capsys, purify(src / "000.png", "-o", src, "--overwrite"), 2, "an output that is also an input")
     sheet = ("--sheet", src / "000.png")
-    refused(capsys, purify(src, "-o", tmp_path / "out", *sheet), 2, "the sheet would be written over a picture")
+    refused(capsys, purify(src, "-o", tmp_path / "out", *sheet), 2, "the sheet would overwrite an image")
     assert contents(src) == before and not (src / MANIFEST).exists()
 
 
 def test_inputs_are_not_overwritten_under_another_spelling(purify, tmp_path, capsys, monkeypatch):
-    """As where a disk is mounted twice, or takes Photos for photos: no link, so nothing that a path says."""
+    """For example a disk that is mounted twice or ignores case: paths do not reveal it."""
     src = folder(tmp_path / "photos", 1)
     picture(src / "deep" / "001.png", 1)
     before = contents(src)
@@ -127,16 +127,16 @@ def test_inputs_are_not_overwritten_under_another_spelling(purify, tmp_path, cap
     (tmp_path / "Photos").symlink_to(src)
     monkeypatch.setattr(os.path, "realpath", os.path.abspath)
     common = ["-o", tmp_path / "Photos", "--overwrite"]
-    refused(capsys, purify(src, *common), 2, "the output folder is an input")
-    refused(capsys, purify(src / "000.png", *common), 2, "would be overwritten")
-    refused(capsys, purify(tmp_path, *common), 2, "no picture there")
-    refused(capsys, purify(src / "deep", "-o", tmp_path / "Photos" / "deep", "--overwrite"), 2, "is an input")
+    refused(capsys, purify(src, *common), 2, "got the output folder as an input")
+    refused(capsys, purify(src / "000.png", *common), 2, "an output that is also an input")
+    refused(capsys, purify(tmp_path, *common), 2, "got no image")
+    refused(capsys, purify(src / "deep", "-o", tmp_path / "Photos" / "deep", "--overwrite"), 2, "as an input")
     sheet = ["--sheet", tmp_path / "Photos" / "000.png", "--overwrite"]
-    refused(capsys, purify(src, "-o", tmp_path / "out", *sheet), 2, "the sheet would be written over a picture")
+    refused(capsys, purify(src, "-o", tmp_path / "out", *sheet), 2, "the sheet would overwrite an image")
     assert contents(src) == before and not (src / MANIFEST).exists()
 
 
-def test_names_that_differ_in_case_are_one_where_the_disk_says_so(purify, tmp_path, capsys):
+def test_names_that_differ_in_case_collide_on_a_case_insensitive_disk(purify, tmp_path, capsys):
     picture(tmp_path / "a" / "x.png", 1)
     picture(tmp_path / "b" / "X.png", 2)
     if (tmp_path / "A").exists():
@@ -144,14 +144,14 @@ def test_names_that_differ_in_case_are_one_where_the_disk_says_so(purify, tmp_pa
     assert purify(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out") == 0
     assert names(tmp_path / "out") == {"x.png", "X.png"}
     (tmp_path / "disk").mkdir()
-    (tmp_path / "DISK").symlink_to(tmp_path / "disk")  # what such a disk does by itself
+    (tmp_path / "DISK").symlink_to(tmp_path / "disk")  # simulates such a disk
     both = (tmp_path / "a", tmp_path / "b")
-    refused(capsys, purify(*both, "-o", tmp_path / "disk" / "out"), 2, "would both be written to")
+    refused(capsys, purify(*both, "-o", tmp_path / "disk" / "out"), 2, "got two inputs with the same output")
     assert purify(tmp_path / "a", tmp_path / "a" / "x.png", "-o", tmp_path / "disk" / "out") == 0
 
 
 @pytest.mark.parametrize(("platform", "caseless"), [("win32", True), ("linux", False)])
-def test_a_drive_without_letters_or_that_is_not_there(monkeypatch, platform, caseless):
+def test_a_drive_without_letters_or_a_missing_drive(monkeypatch, platform, caseless):
     monkeypatch.setattr(sys, "platform", platform)
     assert discovery._caseless(Path("/2024/11")) is caseless
 
@@ -160,7 +160,7 @@ def test_foreign_files_are_not_overwritten(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 2)
     mine = picture(tmp_path / "out" / "001.png", 99)
     before = mine.read_bytes()
-    refused(capsys, purify(src, "-o", tmp_path / "out"), 2, "001.png is there and was not written by this run")
+    refused(capsys, purify(src, "-o", tmp_path / "out"), 2, "001.png: got a file that this run did not write")
     assert mine.read_bytes() == before and not (tmp_path / "out" / MANIFEST).exists()
     assert purify(src, "-o", tmp_path / "out", "--overwrite") == 0
     assert mine.read_bytes() != before
@@ -170,13 +170,13 @@ def test_foreign_files_are_not_overwritten(purify, tmp_path, capsys):
     ("inputs", "out", "text"),
     [
         (["nowhere"], "out", "no such file or folder"),
-        (["nowhere/*.png"], "out", "no picture there, because nowhere is no folder; check the path"),
-        (["empty"], "out", "no picture there; wanted some of .apng"),
-        (["in/*.jpg"], "out", "no picture there: nothing in the folder in matches *.jpg; check the pattern"),
-        (["in/*.PNG"], "out", "in/000.png does if letter case is ignored: write the pattern as the names are"),
-        (["f*"], "out", "no picture there, but 1 matches of f* in ., such as file; wanted some of .apng"),
-        (["*/../in/*.png"], "out", "got '..' behind a pattern, expected names only; give the folder itself"),
-        (["in"], "clean.png", "the output is a folder"),
+        (["nowhere/*.png"], "out", "got no image, because nowhere is not a folder; check the path"),
+        (["empty"], "out", "got no image; expected some of .apng"),
+        (["in/*.jpg"], "out", "got no image: nothing in the folder in matches *.jpg; check the pattern"),
+        (["in/*.PNG"], "out", "in/000.png matches if case is ignored: use the case of the names"),
+        (["f*"], "out", "got no image, but 1 matches of f* in ., such as file; expected some of .apng"),
+        (["*/../in/*.png"], "out", "got '..' after a pattern, expected names only; pass the folder itself"),
+        (["in"], "clean.png", "expected a folder to write to"),
         (["in"], "file", "cannot be used as the output folder"),
     ],
 )
@@ -190,7 +190,7 @@ def test_wrong_inputs(purify, tmp_path, monkeypatch, capsys, inputs, out, text):
 
 @pytest.mark.parametrize("where", ["IN", "OUT", "--model", "--sheet"])
 @pytest.mark.parametrize("text", ["", "a\0b.png"])
-def test_paths_that_are_none_are_refused(purify, tmp_path, capsys, where, text):
+def test_empty_paths_are_refused(purify, tmp_path, capsys, where, text):
     """ "$UNSET" must not purify the folder that the shell is in."""
     src = folder(tmp_path / "in", 1)
     args = {"IN": [text, "-o", tmp_path / "out"], "OUT": [src, "-o", text]}
@@ -202,17 +202,17 @@ def test_paths_that_are_none_are_refused(purify, tmp_path, capsys, where, text):
     )
 
 
-def test_a_folder_in_the_way_of_an_image_is_told(purify, tmp_path, capsys):
+def test_a_folder_at_the_path_of_an_output_is_refused(purify, tmp_path, capsys):
     src, out = folder(tmp_path / "in", 1), tmp_path / "out"
     (out / "000.png").mkdir(parents=True)
     for options in ([], ["--overwrite"]):
-        text = f"{out / '000.png'}: got a folder where an image will be written; remove or rename it"
+        text = f"{out / '000.png'}: got a folder, expected no folder at the path of an output; remove or rename it"
         refused(capsys, purify(src, "-o", out, *options), 2, text)
     (out / "000.png").rmdir()
     assert purify(src, "-o", out) == 0
 
 
-def test_a_picture_that_changes_while_it_is_read_is_done_again(purify, tmp_path, monkeypatch, capsys):
+def test_an_image_that_changes_while_it_is_read_is_purified_again(purify, tmp_path, monkeypatch, capsys):
     src, out = folder(tmp_path / "in", 3), tmp_path / "out"
     read = images.read_one
 
@@ -226,7 +226,7 @@ def test_a_picture_that_changes_while_it_is_read_is_done_again(purify, tmp_path,
 
     monkeypatch.setattr(images, "read_one", reading)
     assert purify(src, "-o", out) == 1
-    assert "002.png: cannot be used (No such file or directory); check that it is there" in capsys.readouterr().err
+    assert "002.png: cannot be read (No such file or directory); check that it exists" in capsys.readouterr().err
     monkeypatch.undo()
     assert purify(src, "-o", out) == 0
     assert "1 done" in capsys.readouterr().out

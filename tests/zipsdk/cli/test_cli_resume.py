@@ -1,4 +1,4 @@
-"""`zipsdk purify` that goes on: after it was stopped, and beside another."""
+"""Resumed runs of `zipsdk purify`, and two runs at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zipsdk.batch.manifest import MANIFEST
 from zipsdk.cli import main
 
 
-def test_a_second_run_does_nothing_and_a_changed_picture_is_done_again(purify, tmp_path, capsys):
+def test_a_second_run_purifies_only_changed_images(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 6)
     out = tmp_path / "out"
     assert purify(src, "-o", out) == 0
@@ -53,7 +53,7 @@ def test_other_settings_are_refused_before_anything_is_written(purify, model, tm
     refused(capsys, purify(src, "-o", out, "--transforms", "blur4"), 2, "transforms: ")
     refused(capsys, purify(src, "-o", out, "--transforms", "blur2+gray", "--combine", "joint"), 2, "combine: ")
     refused(capsys, purify(src, "-o", out, "--eta", 0), 2, "eta: 1.0 then, 0.0 now")
-    refused(capsys, purify(src, "-o", out, "--canvas", 32), 2, "tile_size: None then, 32 now")
+    refused(capsys, purify(src, "-o", out, "--tile-size", 32), 2, "tile_size: None then, 32 now")
     other = tmp_path / "other.onnx"
     proto = onnx.load(model)
     proto.doc_string = "another file"
@@ -74,11 +74,11 @@ def test_every_option_reaches_the_purifier(purify, tmp_path, monkeypatch):
                            "seed": 9, "tile_size": 32}  # fmt: skip
         raise Stop
 
-    monkeypatch.setattr("zipsdk.cli.Purifier", watched)
+    monkeypatch.setattr("zipsdk.cli.purify.Purifier", watched)
     src = folder(tmp_path / "in", 1)
     with pytest.raises(Stop):
         purify(src, "-o", tmp_path / "out", "--transforms", "blur4", "--lam", 3, "--eta", 0.5, "--combine", "joint",
-               "--preset", "fast", "--start", 350, "--seed", 9, "--canvas", 32,
+               "--preset", "fast", "--start", 350, "--seed", 9, "--tile-size", 32,
                steps=7)  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_without_a_seed_one_is_drawn_and_kept(purify, tmp_path):
 
 
 def forget(out: Path, keep: int, tail: bytes = b"") -> None:
-    """Make `out` look as if the run had been killed after `keep` finished pictures of its manifest's order."""
+    """Leave `out` as if the run had been killed after the first `keep` images of its manifest."""
     lines = (out / MANIFEST).read_bytes().splitlines(keepends=True)
     at = [i for i, line in enumerate(lines) if b'"done"' in line][keep]
     for line in lines[at:]:
@@ -107,17 +107,17 @@ def forget(out: Path, keep: int, tail: bytes = b"") -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 4, 5, 10])
-def test_a_run_that_goes_on_gives_the_same_bits_though_pictures_share_canvases(purify, tmp_path, keep):
-    """4 pictures a canvas and 6 a batch: who shares a canvas with whom must not depend on the kill."""
+def test_a_resumed_run_gives_the_same_bits_although_images_share_canvases(purify, tmp_path, keep):
+    """4 images a canvas and 6 a batch: the kill must not change which images share a canvas."""
     src = folder(tmp_path / "in", 11)
     (src / "002.png").write_bytes(b"broken")
     out = tmp_path / "out"
-    options = ("-o", out, "--seed", 3, "--canvas", 32, "--batch", 6)
+    options = ("-o", out, "--seed", 3, "--tile-size", 32, "--batch", 6)
     assert purify(src, *options) == 1
     full = contents(out)
     alone = tmp_path / "alone"
-    assert purify(src, "-o", alone, "--seed", 3, "--canvas", 32, "--batch", 1) == 1
-    assert contents(alone) != full  # else this test shows nothing
+    assert purify(src, "-o", alone, "--seed", 3, "--tile-size", 32, "--batch", 1) == 1
+    assert contents(alone) != full  # otherwise this test proves nothing
     if keep < 10:
         forget(out, keep)
     before = state(out)
@@ -128,10 +128,10 @@ def test_a_run_that_goes_on_gives_the_same_bits_though_pictures_share_canvases(p
 
 
 @pytest.mark.parametrize("changed", [3, 6])
-def test_changed_pictures_are_finished_with_those_that_they_were_begun_with(purify, tmp_path, changed):
-    """Some of a batch or all of it: what was done of them before must not stand in the way."""
+def test_changed_images_are_purified_with_their_batch(purify, tmp_path, changed):
+    """Part of a batch or all of it: earlier outputs must not prevent it."""
     src, out = folder(tmp_path / "in", 6), tmp_path / "out"
-    options = ("-o", out, "--seed", 3, "--canvas", 32, "--batch", 6)
+    options = ("-o", out, "--seed", 3, "--tile-size", 32, "--batch", 6)
     assert purify(src, *options) == 0
     for i in range(changed):
         picture(src / f"{i:03}.png", 100 + i)
@@ -145,7 +145,7 @@ def test_changed_pictures_are_finished_with_those_that_they_were_begun_with(puri
     assert state(out) == before and (out / MANIFEST).read_bytes() == manifest
 
 
-def test_an_output_that_is_gone_is_done_again_without_undoing_its_batch(purify, tmp_path, capsys):
+def test_a_missing_output_is_written_again_alone(purify, tmp_path, capsys):
     src, out = folder(tmp_path / "in", 6), tmp_path / "out"
     assert purify(src, "-o", out, "--batch", 6) == 0
     picture(src / "001.png", 100)
@@ -157,7 +157,7 @@ def test_an_output_that_is_gone_is_done_again_without_undoing_its_batch(purify, 
 
 
 @pytest.mark.parametrize("keep", [0, 2])
-def test_a_killed_overwrite_goes_on_without_it(purify, tmp_path, capsys, keep):
+def test_a_killed_overwrite_resumes_without_the_option(purify, tmp_path, capsys, keep):
     src, out = folder(tmp_path / "in", 4), tmp_path / "out"
     assert purify(src, "-o", out, "--seed", 1) == 0
     old = contents(out)
@@ -165,15 +165,15 @@ def test_a_killed_overwrite_goes_on_without_it(purify, tmp_path, capsys, keep):
     full = contents(out)
     forget(out, keep)
     for name in old.keys() - contents(out).keys():
-        (out / name).write_bytes(old[name])  # those of the first run, not yet replaced
+        (out / name).write_bytes(old[name])  # outputs of the first run, not yet replaced
     assert purify(src, "-o", out, "--seed", 2, "--batch", 2) == 0
     assert contents(out) == full
     picture(src / "new.png", 9)
     (out / "new.png").write_bytes(b"somebody's")
-    refused(capsys, purify(src, "-o", out, "--seed", 2), 2, "new.png is there and was not written by this run")
+    refused(capsys, purify(src, "-o", out, "--seed", 2), 2, "new.png: got a file that this run did not write")
 
 
-def test_a_manifest_of_an_older_version_goes_on(purify, tmp_path):
+def test_a_run_with_an_older_manifest_resumes(purify, tmp_path):
     src, out = folder(tmp_path / "in", 4), tmp_path / "out"
     assert purify(src, "-o", out, "--seed", 1) == 0
     full = contents(out)
@@ -194,11 +194,11 @@ def test_a_torn_last_line_is_ignored(purify, tmp_path, tail):
     forget(out, 3, tail)
     (out / ".zipsdk-0123456789abcdef.tmp").write_bytes(b"half a picture")
     assert purify(src, "-o", out, "--seed", 1) == 0
-    assert contents(out) == full  # and the leftover is gone
+    assert contents(out) == full  # and the temporary file is removed
     assert sorted(finished(out)) == sorted(full)
 
 
-def test_an_output_whose_line_was_not_written_is_done_again(purify, tmp_path):
+def test_an_output_without_a_record_is_purified_again(purify, tmp_path):
     src = folder(tmp_path / "in", 4)
     out = tmp_path / "out"
     assert purify(src, "-o", out, "--seed", 1) == 0
@@ -210,13 +210,13 @@ def test_an_output_whose_line_was_not_written_is_done_again(purify, tmp_path):
 
 
 def command(src: Path, out: Path, model: str, *options: str) -> list[str]:
-    """A run of its own that takes seconds, and that can be interrupted also where the tests run in the background."""
+    """A process that takes seconds and can be interrupted even if the tests run in the background."""
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from zipsdk.cli import main; sys.exit(main())"
     )
     args = ["purify", str(src), "-o", str(out), "--model", model, "--threads", "1", "--seed", "7", "--batch", "4"]
-    return [sys.executable, "-c", code, *args, "--canvas", "32", *options]
+    return [sys.executable, "-c", code, *args, "--tile-size", "32", *options]
 
 
 def start_and_stop(args: list[str], out: Path, lines: int, sig: signal.Signals) -> tuple[int, str]:
@@ -247,7 +247,7 @@ def test_kill_9_in_the_middle_of_200_pictures(model, tmp_path):
     assert result.returncode == 0, result.stderr
     assert f"{200 - len(early)} done" in result.stdout and f"{len(early)} already done" in result.stdout
     assert {n: s for n, s in state(out).items() if n in early} == before
-    assert sorted(finished(out)) == sorted(names(out)) == sorted(names(src))  # each once, and no file left over
+    assert sorted(finished(out)) == sorted(names(out)) == sorted(names(src))  # each once, and no temporary file
 
     assert main(command(src, whole, model, "--steps", "80")[3:]) == 0
     assert contents(whole) == contents(out)
@@ -258,14 +258,14 @@ def finished_so_far(out: Path) -> list[str]:
     return [r["done"] for r in map(json.loads, whole.splitlines()) if "done" in r]
 
 
-def test_ctrl_c_and_going_on(model, tmp_path):
+def test_ctrl_c_and_resume(model, tmp_path):
     src = folder(tmp_path / "in", 60)
     out = tmp_path / "out"
     args = command(src, out, model, "--steps", "200")
     code, err = start_and_stop(args, out, 3, signal.SIGINT)
     assert code == 130 and "Traceback" not in err
     done = len(finished(out))
-    assert f"zipsdk: interrupted with {done} of 60 pictures done; the same command continues" in err
+    assert f"zipsdk: interrupted with {done} of 60 images done; the same command continues" in err
     assert 3 < done < 60 and names(out) == set(finished(out))
     assert main(args[3:]) == 0
     assert sorted(finished(out)) == sorted(names(src))

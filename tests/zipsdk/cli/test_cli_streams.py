@@ -1,4 +1,4 @@
-"""`zipsdk` with streams that are closed, full or of any encoding, with names of any bytes, and with warnings."""
+"""`zipsdk` with closed and full streams, any encoding, names of any bytes, warnings and signals."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def test_a_full_stderr_does_not_stop_the_work(purify, tmp_path, monkeypatch, cap
     assert "2 done" in capsys.readouterr().out
 
 
-def test_a_full_stdout_is_told_after_the_work(purify, model, tmp_path, monkeypatch, capsys):
+def test_a_full_stdout_is_reported_after_the_work(purify, model, tmp_path, monkeypatch, capsys):
     src = folder(tmp_path / "in", 2)
     monkeypatch.setattr(sys, "stdout", Full())
-    text = "zipsdk: error: standard output: cannot be written (No space left on device); send it elsewhere"
+    text = "zipsdk: error: standard output: cannot be written (No space left on device); redirect it"
     assert purify(src, "-o", tmp_path / "out") == 2
     assert names(tmp_path / "out") == names(src) and text in capsys.readouterr().err
     assert main(["info", model]) == 2
@@ -67,7 +67,7 @@ def test_a_full_stdout_is_told_after_the_work(purify, model, tmp_path, monkeypat
 
 
 def start(*args: str, shell: str = "", **options: object) -> subprocess.CompletedProcess[str]:
-    """A process of its own, with buffered output as users have it."""
+    """A separate process with buffered output."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-m", "zipsdk", *args]
     if shell:
@@ -76,7 +76,7 @@ def start(*args: str, shell: str = "", **options: object) -> subprocess.Complete
 
 
 @linux
-def test_files_are_not_opened_under_the_numbers_of_closed_streams(model, tmp_path):
+def test_files_do_not_get_the_descriptors_of_closed_streams(model, tmp_path):
     """A library that writes to standard error must not write into the manifest."""
     code = (
         "import os, sys; from zipsdk.batch import manifest; from zipsdk.cli import main\n"
@@ -122,22 +122,22 @@ def test_any_encoding_and_names_of_any_bytes(purify, model, tmp_path, monkeypatc
         monkeypatch.setattr(sys, name, streams[name])
     common = ("--seed", 1, "--progress")
     assert purify(src, "-o", out, *common, "--sheet") == 1
-    said = streams["stderr"].buffer.getvalue().decode(encoding)
-    line = next(t for t in said.replace("\r", "\n").splitlines() if "broken" in t)
-    assert r"broken\xe9\n\x1b.png: got" in line and "\x1b[31m" not in said
+    output = streams["stderr"].buffer.getvalue().decode(encoding)
+    line = next(t for t in output.replace("\r", "\n").splitlines() if "broken" in t)
+    assert r"broken\xe9\n\x1b.png: got" in line and "\x1b[31m" not in output
     assert purify(plain, "-o", tmp_path / "same", *common) == 0
     made = {name: (out / name).read_bytes() for name in odd}
     assert names(out) == {*odd, "zipsdk-sheet.png"} and len(set(made.values())) == len(odd)
     before = state(out)
     assert purify(src, "-o", out, *common) == 1
-    assert state(out) == before  # each name is found again in the manifest
+    assert state(out) == before  # the manifest has each name
     copy = Path(shutil.copy(model, tmp_path / "é写.onnx"))
     assert main(["info", str(copy)]) == 0
     shown = {"ascii": r"\xe9\u5199.onnx", "cp1252": r"é\u5199.onnx", "utf-8": "é写.onnx"}[encoding]
     assert shown in streams["stdout"].buffer.getvalue().decode(encoding)
 
 
-def test_what_a_terminal_would_obey_is_escaped():
+def test_control_characters_are_escaped():
     text = "a\x1b[2J\r\nb\x7f\x9b\u202e\u2028\udcff"
     assert printable(text) == r"a\x1b[2J\r\nb\x7f\x9b\u202e\u2028\xff"
     assert printable("ñ – 写 😀") == "ñ – 写 😀"
@@ -157,16 +157,16 @@ def test_warnings_are_notes_and_never_errors(purify, tmp_path, capsys, action):
         before = warnings.filters[:], warnings.showwarning, warnings.formatwarning
         assert purify(tmp_path / "in", "-o", tmp_path / "out") == 0
         assert (warnings.filters, warnings.showwarning, warnings.formatwarning) == before
-    said = capsys.readouterr().err
-    assert names(tmp_path / "out") == {"cmyk.jpg", "z.png"} and "UserWarning" not in said
-    assert said.count("zipsdk: note: ") == (action != "ignore") == said.count("cmyk.jpg")
+    output = capsys.readouterr().err
+    assert names(tmp_path / "out") == {"cmyk.jpg", "z.png"} and "UserWarning" not in output
+    assert output.count("zipsdk: note: ") == (action != "ignore") == output.count("cmyk.jpg")
 
 
 # ---- signals
 
 
 def raising(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send this process a signal in the midst of the second batch."""
+    """Send this process a signal during the second batch."""
     from zipsdk.engines.onnxruntime import OnnxEngine
 
     evaluate, calls = OnnxEngine.__call__, []
@@ -182,7 +182,7 @@ def raising(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
-def test_signals_stop_a_run_that_can_be_continued(purify, tmp_path, monkeypatch, capsys, name, code):
+def test_a_run_that_a_signal_stopped_resumes(purify, tmp_path, monkeypatch, capsys, name, code):
     src, out = folder(tmp_path / "in", 4), tmp_path / "out"
     number, watched = signal.Signals[name], (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     monkeypatch.setattr(signal, "default_int_handler", signal.getsignal(signal.SIGINT))
@@ -190,9 +190,9 @@ def test_signals_stop_a_run_that_can_be_continued(purify, tmp_path, monkeypatch,
     raising(number, monkeypatch)
     assert purify(src, "-o", out, "--batch", 1) == code
     assert [signal.getsignal(n) for n in watched] == before
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     what = "interrupted" if name == "SIGINT" else f"stopped by {name}"
-    assert said == f"zipsdk: {what} with 1 of 4 pictures done; the same command continues\n"
+    assert output == f"zipsdk: {what} with 1 of 4 images done; the same command continues\n"
     assert names(out) == {"000.png"}
     monkeypatch.undo()
     assert purify(src, "-o", out, "--batch", 1) == 0
@@ -200,7 +200,7 @@ def test_signals_stop_a_run_that_can_be_continued(purify, tmp_path, monkeypatch,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
-def test_signals_that_somebody_has_set_are_kept(purify, tmp_path, monkeypatch):
+def test_handlers_of_the_caller_are_kept(purify, tmp_path, monkeypatch):
     """As `nohup` does."""
     src = folder(tmp_path / "in", 4)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -212,8 +212,8 @@ def test_signals_that_somebody_has_set_are_kept(purify, tmp_path, monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_an_interrupt_that_a_library_makes_an_error_of(purify, tmp_path, monkeypatch, capsys):
-    """The import of ONNX Runtime does."""
+def test_an_interrupt_that_a_library_turns_into_an_error(purify, tmp_path, monkeypatch, capsys):
+    """As the import of ONNX Runtime does."""
 
     def importing(*_, **__):
         try:
@@ -221,7 +221,7 @@ def test_an_interrupt_that_a_library_makes_an_error_of(purify, tmp_path, monkeyp
         except BaseException as e:
             raise ImportError("initialization failed") from e
 
-    monkeypatch.setattr("zipsdk.cli.load_engine", importing)
+    monkeypatch.setattr("zipsdk.cli.purify.load_engine", importing)
     assert purify(folder(tmp_path / "in", 1), "-o", tmp_path / "out") == 143
     assert capsys.readouterr().err == ""
 
@@ -238,7 +238,7 @@ def slow(args):
         signal.raise_signal(signal.SIGINT)
         time.sleep(60)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-cli._doctor = slow
+cli.doctor.run = slow
 sys.argv = ["zipsdk", "doctor"]
 cli.main()
 """
@@ -248,13 +248,13 @@ cli.main()
 
 @linux
 @pytest.mark.parametrize(("numbers", "code"), [(["SIGTERM"], 143), (["SIGHUP"], 129), (["SIGINT"] * 2, 130)])
-def test_signals_end_a_process_that_is_deep_in_native_code(numbers, code):
-    """There the interpreter cannot raise an exception, and SIGTERM would be lost where nobody sends SIGKILL."""
+def test_signals_end_a_process_in_native_code(numbers, code):
+    """Native code delays the exception, and SIGTERM would be lost without a later SIGKILL."""
     program = f"""
 import os, signal, sys, threading, time
 from zipsdk import cli
-from zipsdk.cli import console
-console.GRACE = 0.05
+from zipsdk.cli import signals
+signals.GRACE = 0.05
 def stuck(args):
     numbers = {numbers}
     def send():
@@ -270,7 +270,7 @@ def stuck(args):
         except BaseException:
             pass
 signal.signal(signal.SIGINT, signal.default_int_handler)
-cli._doctor = stuck
+cli.doctor.run = stuck
 sys.argv = ["zipsdk", "doctor"]
 cli.main()
 """

@@ -1,4 +1,4 @@
-"""`zipsdk doctor` on other machines than this: a driver with no GPU, with one, with two; kernels that are there.
+"""`zipsdk doctor` on simulated machines: a driver without a GPU, with one, with two; compiled kernels.
 
 The driver is an object with the functions of libcuda that are called; what they give is what NVIDIA documents.
 """
@@ -18,7 +18,7 @@ from zipsdk import cli, gpu
 from zipsdk.cli import doctor
 from zipsdk.errors import EngineError, MissingExtra
 
-FIX = "install the NVIDIA driver; pip has none"
+FIX = "install the NVIDIA driver; it is not on PyPI"
 MAJOR, MINOR = 75, 76
 
 
@@ -53,7 +53,7 @@ class Driver:
 
 @pytest.fixture
 def machine(monkeypatch):
-    """``machine(driver)``: what loads as the driver's library, an exception where none does; the names asked for."""
+    """``machine(driver)``: the object to load as the library of the driver, or an exception; the requested names."""
     asked = []
 
     def put(driver):
@@ -75,7 +75,7 @@ def machine(monkeypatch):
         (OSError("libcuda.so.1: cannot open shared object file"),
          (False, "libcuda.so.1: cannot open shared object file", FIX)),
         (SimpleNamespace(), (False, "'types.SimpleNamespace' object has no attribute 'cuInit'", FIX)),
-        (Driver(status=100), (False, "cuInit gives error 100 (100: no GPU is visible)", FIX)),
+        (Driver(status=100), (False, "cuInit returned error 100 (100: no GPU is visible)", FIX)),
         (Driver(version=13000), (False, "CUDA 13.0, no GPU", FIX)),
         (Driver(("NVIDIA A40", (8, 6))), (True, "CUDA 12.4, NVIDIA A40", "")),
         (Driver(("NVIDIA A40", (8, 6)), ("T4", (7, 5)), version=12080), (True, "CUDA 12.8, NVIDIA A40, T4", "")),
@@ -93,7 +93,7 @@ def test_the_line_of_the_driver(machine, driver, line):
     [(Driver(("a", (8, 6))), 86), (Driver(("a", (12, 0)), ("b", (7, 5))), 120), (Driver(("a", (7, 5))), 75),
      (Driver(("a", (8, 6)), attributes=1), 0), (SimpleNamespace(), 0), (OSError("none"), 0)],
 )  # fmt: skip
-def test_the_capability_is_the_first_gpu_s(machine, driver, number):
+def test_the_capability_of_the_first_gpu(machine, driver, number):
     machine(driver)
     assert doctor._capability() == number
 
@@ -102,12 +102,12 @@ def test_the_capability_is_the_first_gpu_s(machine, driver, number):
     ("capability", "supported", "line"),
     [
         ((8, 6), [75, 80, 86], (True, "1.2 builds plans for sm75, sm80, sm86", "")),
-        ((7, 0), [75, 80, 86], (False, "1.2 builds plans for sm75, sm80, sm86; it runs none here, for this GPU is sm70",
+        ((7, 0), [75, 80, 86], (False, "1.2 builds plans for sm75, sm80, sm86; this GPU is sm70",
                                 "use pip install 'zipsdk[gpu]' on this GPU")),
-        ((7, 0), [], (True, "1.2 builds plans for the GPU that is present", "")),
+        ((7, 0), [], (True, "1.2 builds plans for the installed GPU", "")),
     ],
 )  # fmt: skip
-def test_the_line_of_tensorrt_asks_the_driver_which_gpu_it_is(machine, monkeypatch, capability, supported, line):
+def test_the_line_of_tensorrt_depends_on_the_gpu(machine, monkeypatch, capability, supported, line):
     machine(Driver(("a", capability)))
 
     def runtime(flavor):
@@ -138,10 +138,10 @@ def test_the_line_of_the_loop_names_the_gpu_or_the_reason(monkeypatch, ok):
     assert opened == [0]
 
 
-def test_the_line_of_the_kernels_says_for_what_they_were_compiled(monkeypatch, tmp_path):
+def test_the_line_of_the_kernels_lists_architectures(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "__path__", [str(tmp_path)])
     missing = doctor._kernels()
-    assert (missing.ok, missing.fix) == (False, "install zipsdk where nvcc is on the PATH")
+    assert (missing.ok, missing.fix) == (False, "install zipsdk with nvcc on the PATH")
     assert missing.detail.startswith("the CUDA kernels are not in this installation") and ";" not in missing.detail
     (tmp_path / "zipsdk.fatbin").write_bytes(b"x")
     (tmp_path / "_build.json").write_text(json.dumps({"nvcc": "13.0.88", "sass": [75, 86, 120], "ptx": 75}))
@@ -149,8 +149,8 @@ def test_the_line_of_the_kernels_says_for_what_they_were_compiled(monkeypatch, t
     assert doctor._kernels() == doctor.Check("CUDA kernels", True, wanted)
 
 
-def test_a_machine_with_a_gpu_from_first_line_to_last(machine, monkeypatch, capsys):
-    """All lines of the command, with an ONNX Runtime that has CUDA and a model that answers."""
+def test_all_lines_on_a_machine_with_a_gpu(machine, monkeypatch, capsys):
+    """All lines of the command, with ONNX Runtime for CUDA and a working model."""
     machine(Driver(("NVIDIA A40", (8, 6))))
     device = SimpleNamespace(capability=(8, 6), name="NVIDIA A40", total_memory=45 * 2**30)
     names = dict.fromkeys(("InferenceSession", "RunOptions", "SessionOptions"))
@@ -170,15 +170,15 @@ def test_a_machine_with_a_gpu_from_first_line_to_last(machine, monkeypatch, caps
     assert lines["onnxruntime"]["detail"] == "1.22 with CUDAExecutionProvider, CPU; telemetry off"
     assert lines["onnxruntime CUDA"]["detail"].startswith("built in")
     assert lines["loop on the GPU"]["detail"] == "NVIDIA A40 (sm86), 45.0 GiB"
-    assert lines["model toy"]["detail"].startswith("one evaluation of 64x64 in ")
+    assert lines["model toy"]["detail"].startswith("one step of 64x64 in ")
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
-    [(lambda x: np.full_like(x, np.nan), "its answer is not finite"), (lambda x: x[:, :1], "its answer is"),
+    ("answer", "message"),
+    [(lambda x: np.full_like(x, np.nan), "its output is not finite"), (lambda x: x[:, :1], "its output is"),
      (lambda x: 1 / 0, "division by zero")],
 )  # fmt: skip
-def test_a_model_that_answers_nonsense_is_not_ok(monkeypatch, answer, said):
+def test_a_model_with_wrong_outputs_is_not_ok(monkeypatch, answer, message):
     class Broken(FakeEngine):
         def __call__(self, x, t):
             return answer(x)
@@ -186,4 +186,4 @@ def test_a_model_that_answers_nonsense_is_not_ok(monkeypatch, answer, said):
     monkeypatch.setattr(doctor, "list_models", lambda: ["toy"])
     monkeypatch.setattr(doctor, "load_engine", lambda name: Broken())
     (check,) = doctor._self_tests()
-    assert check.name == "model toy" and not check.ok and said in check.detail and check.fix
+    assert check.name == "model toy" and not check.ok and message in check.detail and check.fix

@@ -28,7 +28,7 @@ def test_five_kills(model, tmp_path):
 @pytest.mark.slow
 def test_two_hundred_kills(model, tmp_path):
     kills = kill.run(
-        tmp_path / "work", 200, seed=1, model=model, options=("--steps", "4", "--canvas", "32", "--batch", "6")
+        tmp_path / "work", 200, seed=1, model=model, options=("--steps", "4", "--tile-size", "32", "--batch", "6")
     )
     assert len(kills) == 200 and {k.kind for k in kills} == {"point", "time", "files"}
     assert (

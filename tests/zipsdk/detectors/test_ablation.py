@@ -523,7 +523,7 @@ def test_calibrate_measures_medians_and_the_upper_tail():
 
 def test_calibrate_takes_either_layout():
     clean = np.stack([noise(8, 8, i) for i in range(16)])
-    nchw = AblationDetector().calibrate(measures, clean.transpose(0, 3, 1, 2), layout="NCHW")
+    nchw = AblationDetector().calibrate(measures, clean.transpose(0, 3, 1, 2), data_format="NCHW")
     assert nchw == AblationDetector().calibrate(measures, clean)
 
 

@@ -262,10 +262,10 @@ def test_classic_tensorrt_takes_no_targets():
 
 def test_build_and_info_commands(tmp_path, capsys):
     out = tmp_path / "z.plan"
-    command = ["build", "zip-tiny", "-o", str(out), "--size", "32", "--target", "sm86", "--batch", "1,2"]
+    command = ["build", "zip-tiny", "-o", str(out), "--image-size", "32", "--target", "sm86", "--batch", "1,2"]
     assert cli.main(command) == 0
     assert "for sm86; batches up to 2, sides 32 to 32" in capsys.readouterr().out
-    assert cli.main(command) == 2 and "is there already" in capsys.readouterr().err
+    assert cli.main(command) == 2 and "a file that exists" in capsys.readouterr().err
     assert cli.main(["build", "zip-tiny", "-o", str(tmp_path / "z.onnx")]) == 2
     assert "ends in .plan" in capsys.readouterr().err
     assert cli.main(["info", str(out), "--json"]) == 0

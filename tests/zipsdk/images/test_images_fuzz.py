@@ -47,7 +47,7 @@ def base_files() -> dict[str, bytes]:
 
     add("rgb.jpg", rgb, "JPEG", exif=exif, icc_profile=b"\0" * 200)
     add("progressive.jpg", rgb, "JPEG", progressive=True)
-    add("grey.jpg", rgb.convert("L"), "JPEG")
+    add("gray.jpg", rgb.convert("L"), "JPEG")
     add("cmyk.jpg", rgb.convert("CMYK"), "JPEG")
     add("pair.jpg", rgb, "MPO", save_all=True, append_images=[rgb])
     add("rgb.png", rgb, "PNG", exif=exif)
@@ -85,7 +85,7 @@ ABSURD = [0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF
 
 
 def with_good_checksums(data: bytearray) -> bytearray:
-    """Mend the checksums of a PNG: else it is refused before its damage is seen."""
+    """Correct the checksums of a PNG, so that its damage reaches the decoder."""
     at = 8
     while data[:4] == b"\x89PNG" and at + 12 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
@@ -129,7 +129,7 @@ def damaged_file(rng: np.random.Generator) -> tuple[str, bytes]:
     name = str(rng.choice(list(BASES)))
     if rng.random() < 0.03:
         data = bytearray(rng.bytes(int(rng.integers(0, 300))))
-        if rng.random() < 0.7:  # rubbish behind a true beginning
+        if rng.random() < 0.7:  # random bytes after a valid header
             data[:0] = BASES[name][: int(rng.integers(2, 30))]
     else:
         data = bytearray(BASES[name])
@@ -150,7 +150,7 @@ def odd_array(rng: np.random.Generator) -> Any:
     shape = [int(rng.choice([0, 1, 2, 3, 4, 5, 9], p=[0.04, 0.16, 0.16, 0.16, 0.16, 0.16, 0.16])) for _ in range(rank)]
     if rank >= 3 and rng.random() < 0.6:
         shape[-1 if rng.random() < 0.7 else -3] = int(rng.choice([1, 3, 4]))
-    if rng.random() < 0.1 and rank in (2, 3, 4):  # far larger than memory, and one byte in truth
+    if rng.random() < 0.1 and rank in (2, 3, 4):  # far larger than memory, backed by one byte
         shape[0 if rank < 4 else 1] = int(rng.choice([10**5, 2**31, 2**40]))
         return as_strided(np.zeros(1, "u1" if dtype.hasobject else dtype), shape, [0] * rank, writeable=False)
     count = int(np.prod(shape))
@@ -175,11 +175,11 @@ def read_or_refuse(item: Any, case: str, **options: Any) -> bool:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            pictures, back = images.read(item, max_pixels=MAX_PIXELS, **options)
+            pictures, restore = images.read(item, max_pixels=MAX_PIXELS, **options)
             for p in pictures:
                 assert p.rgb.dtype == np.uint8 and p.rgb.ndim == 3 and p.rgb.shape[2] == 3, case
                 assert p.rgb.flags.c_contiguous and 0 < p.rgb.size <= 3 * MAX_PIXELS, case
-            out = back([p.rgb for p in pictures])
+            out = restore([p.rgb for p in pictures])
             if isinstance(item, np.ndarray):
                 assert out.shape == item.shape and out.dtype == item.dtype, case
             good = True
@@ -206,7 +206,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         ok = read_or_refuse(path, f"file {n} ({name}, {len(data)} bytes)")
         read += ok
         names.add(name)
-    # the cases must reach past the front door, and past the decoders
+    # some cases must pass the format check, and some the decoders
     assert 0.1 * FILES < read < 0.9 * FILES
     assert set(BASES) <= names
 
@@ -216,9 +216,9 @@ def test_odd_arrays() -> None:
     for n in range(ARRAYS):
         rng = np.random.default_rng((SEED, FILES + n))
         item = odd_array(rng)
-        layout = str(rng.choice(["NHWC", "NHWC", "NCHW"]))
+        data_format = str(rng.choice(["NHWC", "NHWC", "NCHW"]))
         what = [(x.dtype, x.shape) for x in (item if isinstance(item, list) else [item]) if isinstance(x, np.ndarray)]
-        read += read_or_refuse(item, f"array {n} {what} {layout}", layout=layout)
+        read += read_or_refuse(item, f"array {n} {what} {data_format}", data_format=data_format)
     assert 0.05 * ARRAYS < read < 0.9 * ARRAYS
 
 

@@ -1,4 +1,4 @@
-"""What is taken besides paths, PIL images and arrays; and hints that work when they are followed."""
+"""Inputs other than paths, PIL images and arrays; and hints in errors that work when they are followed."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_a_files_content_is_read(wrap: Any, kind: str) -> None:
         p = images.read_one(item)
         np.testing.assert_array_equal(p.rgb, RGB)
     assert isinstance(p.restore(p.rgb), Image.Image)
-    pictures, back = images.read([item, RGB, wrap(encoded(kind))])
-    out = back([x.rgb for x in pictures])
+    pictures, restore = images.read([item, RGB, wrap(encoded(kind))])
+    out = restore([x.rgb for x in pictures])
     assert [type(x) for x in out] == [Image.Image, np.ndarray, Image.Image]
-    one, back = images.read(item)
-    assert back([one[0].rgb]).tobytes() == RGB.tobytes()
+    one, restore = images.read(item)
+    assert restore([one[0].rgb]).tobytes() == RGB.tobytes()
 
 
-def test_open_files_are_left_open_and_need_not_seek(tmp_path: Path) -> None:
+def test_open_files_stay_open_and_may_be_unseekable(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded())
     with (tmp_path / "a.png").open("rb") as f:
         f.seek(7)
@@ -70,7 +70,7 @@ def test_open_files_are_left_open_and_need_not_seek(tmp_path: Path) -> None:
 
 
 class Trickle(io.RawIOBase):
-    """Gives three bytes at a time, as a slow socket may."""
+    """Return three bytes at a time, as a slow socket may."""
 
     def __init__(self, data: bytes):
         self.rest = data
@@ -84,7 +84,7 @@ class Trickle(io.RawIOBase):
         return len(block)
 
 
-def test_a_file_that_gives_little_at_a_time_and_one_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_reads_and_endless_files(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(images.read_one(Trickle(encoded())).rgb, RGB)
     monkeypatch.setattr("zipsdk.images.reader._MOST_IN_MEMORY", 1 << 22)
     with (
@@ -94,7 +94,7 @@ def test_a_file_that_gives_little_at_a_time_and_one_without_end(monkeypatch: pyt
         images.read_one(f)
 
 
-def test_a_warning_names_the_callers_line() -> None:
+def test_a_warning_has_the_line_of_the_caller() -> None:
     im = Image.new("CMYK", (3, 3))
     for call in (lambda: images.read_one(im), lambda: images.read(im)):
         with pytest.warns(UserWarning, match="CMYK") as caught:
@@ -102,7 +102,7 @@ def test_a_warning_names_the_callers_line() -> None:
         assert caught[0].filename == __file__
 
 
-def test_a_bytearray_may_be_refilled_while_the_answer_is_computed() -> None:
+def test_a_bytearray_may_be_modified_after_reading() -> None:
     data = bytearray(encoded())
     p = images.read_one(data)
     data[:] = bytes(len(data))
@@ -114,7 +114,7 @@ def test_contents_that_are_no_image(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=r'open it with mode "rb"'), (tmp_path / "a.png").open(errors="replace") as f:
         images.read_one(f)
     for empty in (b"", io.BytesIO()):
-        with pytest.raises(PictureError, match="none of these"):
+        with pytest.raises(PictureError, match="of another format"):
             images.read_one(empty)
     f = io.BytesIO(encoded())
     f.close()
@@ -122,14 +122,14 @@ def test_contents_that_are_no_image(tmp_path: Path) -> None:
         images.read_one(f)
     with pytest.raises(PictureError, match=r"item 1 of the list: .*bytes of 3: got"):
         images.read([RGB, b"abc"])
-    with pytest.raises(PictureError, match="BytesIO: got a file that is none of these"):
+    with pytest.raises(PictureError, match="BytesIO: got a file of another format"):
         images.read_one(io.BytesIO(b"abc"))
 
 
-def test_a_path_as_bytes_is_told_how(tmp_path: Path) -> None:
+def test_a_path_as_bytes_gives_a_hint(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded())
     name = os.fsencode(tmp_path / "a.png")
-    with pytest.raises(PictureError, match=r"pass a path as os\.fsdecode\(path\)"):
+    with pytest.raises(PictureError, match=r"for a path pass os\.fsdecode\(path\)"):
         images.read_one(name)
     np.testing.assert_array_equal(images.read_one(os.fsdecode(name)).rgb, RGB)
 
@@ -148,12 +148,12 @@ def test_the_hint_for_tensors_works() -> None:
             images.read(tensor)
         if tensor.dtype == torch.bfloat16:
             tensor = tensor.float()
-        pictures, _ = images.read(tensor.detach().cpu().numpy(), layout="NCHW")
+        pictures, _ = images.read(tensor.detach().cpu().numpy(), data_format="NCHW")
         assert pictures[0].rgb.shape == (5, 7, 3)
 
 
 class Arrays:
-    """What jax, tensorflow and their kind give: something that NumPy converts."""
+    """An array of another library, such as jax or tensorflow, that NumPy converts."""
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         return RGB
@@ -168,7 +168,7 @@ def test_the_hints_for_other_containers_work() -> None:
         (mapping, r"list\(x\.values\(\)\)", lambda x: [*x.values()]),
         (mapping.values(), r"list\(x\)", list),
         ([RGB.tolist()], r"np\.asarray\(x, np\.uint8\)", lambda x: np.asarray(x, np.uint8)),
-        ([[RGB]], "one list of single pictures", lambda x: x[0]),
+        ([[RGB]], "one list of single images", lambda x: x[0]),
     ]
     for item, hint, follow in steps:
         with pytest.raises(InputError, match=hint):
@@ -181,14 +181,14 @@ def test_the_hints_for_other_containers_work() -> None:
 
 
 ARRAYS: list[tuple[Any, str, str, Any]] = [
-    (np.zeros((3, 5, 7), np.uint8), "NHWC", 'pass layout="NCHW"', None),
+    (np.zeros((3, 5, 7), np.uint8), "NHWC", 'pass data_format="NCHW"', None),
     (np.zeros((8, 5, 7), np.uint8), "NHWC", r"np.expand_dims(x, -1)", lambda x: np.expand_dims(x, -1)),
     (np.zeros((8, 5, 7), np.uint8), "NCHW", r"np.expand_dims(x, 1)", lambda x: np.expand_dims(x, 1)),
     (np.full((5, 7, 3), 128, np.int64), "NHWC", "x.astype(np.uint8)", lambda x: x.astype(np.uint8)),
     (np.full((5, 7, 3), 60000, np.int32), "NHWC", "x.astype(np.uint16)", lambda x: x.astype(np.uint16)),
     (np.ones((5, 7), bool), "NHWC", "x * np.uint8(255)", lambda x: x * np.uint8(255)),
     (np.full((5, 7, 3), 200.0), "NHWC", "x.astype(np.uint8) where", lambda x: x.astype(np.uint8)),
-    (np.full((5, 7, 3), -0.5), "NHWC", "of -1..1 pass (x + 1) / 2", lambda x: (x + 1) / 2),
+    (np.full((5, 7, 3), -0.5), "NHWC", "for -1..1 pass (x + 1) / 2", lambda x: (x + 1) / 2),
     (
         np.ones((5, 7, 3), np.longdouble),
         "NHWC",
@@ -199,17 +199,17 @@ ARRAYS: list[tuple[Any, str, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("array", "layout", "hint", "follow"), ARRAYS, ids=[hint for _, _, hint, _ in ARRAYS])
-def test_the_hints_for_arrays_work(array: Any, layout: str, hint: str, follow: Any) -> None:
+@pytest.mark.parametrize(("array", "data_format", "hint", "follow"), ARRAYS, ids=[hint for _, _, hint, _ in ARRAYS])
+def test_the_hints_for_arrays_work(array: Any, data_format: str, hint: str, follow: Any) -> None:
     with pytest.raises(InputError, match=re.escape(hint)):
-        images.read(array, layout=layout)
+        images.read(array, data_format=data_format)
     if follow is None:
-        images.read(array, layout="NCHW")
+        images.read(array, data_format="NCHW")
     else:
-        images.read(follow(array), layout=layout)
+        images.read(follow(array), data_format=data_format)
 
 
-def test_a_lazy_image_that_was_closed_is_told_to_load(tmp_path: Path) -> None:
+def test_a_closed_lazy_image_gives_a_hint(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as im:
         pass
@@ -260,7 +260,7 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("name", UNREAD)
-def test_formats_that_are_not_read_have_a_name_and_a_way_out(name: str, tmp_path: Path) -> None:
+def test_unread_formats_are_named_with_a_hint(name: str, tmp_path: Path) -> None:
     data, what, hint = UNREAD[name]
     (tmp_path / name).write_bytes(data)
     for item in (tmp_path / name, data):
@@ -270,8 +270,8 @@ def test_formats_that_are_not_read_have_a_name_and_a_way_out(name: str, tmp_path
     assert (suffix in images.UNREAD_SUFFIXES) == (suffix not in (".avif", ".mp4"))
 
 
-def test_another_plugins_image_is_taken() -> None:
-    """What the hint for HEIC says: an image that some plugin opened is like any other."""
+def test_an_image_of_another_plugin_is_read() -> None:
+    """The hint for HEIC: an image that a plugin opened is read like any other."""
     im = Image.fromarray(RGB)
     im.format = "HEIF"
     np.testing.assert_array_equal(images.read_one(im).rgb, RGB)

@@ -1,4 +1,4 @@
-"""Full disks and too little memory: whole files or none, and errors that name the want of memory."""
+"""Full disks and low memory: complete files or none, and errors that report the lack of memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ for suffix in sys.argv[2:]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of a file's size")
-def test_a_file_that_does_not_fit_is_refused_and_not_cut(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
     suffixes = [".bmp", ".ppm", ".tif", ".png", ".jpg", ".webp"]
     ran = subprocess.run([sys.executable, "-c", LIMITED, tmp_path, *suffixes], capture_output=True, text=True)
     assert ran.stdout.splitlines() == [f"{s} True" for s in suffixes], ran.stderr
@@ -68,7 +68,7 @@ def test_floats_are_converted_in_small_blocks() -> None:
     assert writing < clean.nbytes + 1.5 * back.nbytes
 
 
-def test_too_little_memory_to_read_is_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_low_memory_raises_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(path)
     batch = np.zeros((2, 8, 8, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Metadata: no copy of the unpurified image gets out, the rest is kept, and any size of it takes bounded memory."""
+"""Metadata: no copy of the unpurified image is written, the rest is kept, and memory is bounded for any size."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def exif_in(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_no_copy_of_the_image_is_written(suffix: str, order: str, orientation: int | None, tmp_path: Path) -> None:
-    """Neither of a file that is read, nor of an image whose info the caller filled; other tags stay, types and all."""
+    """Neither from a file nor from `info` set by the caller; other tags keep their types."""
     exif = exif_with_copies(order, orientation)
     assert exif.count(SIGNS[0]) == 7
     source, out = tmp_path / "a.png", tmp_path / f"b{suffix}"
@@ -132,7 +132,7 @@ def test_copies_elsewhere_in_a_jpeg(tmp_path: Path) -> None:
     out = p.restore(p.rgb)
     assert out.info == {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own, of the MPF
+        warnings.simplefilter("ignore")  # warnings of Pillow about the MPF
         opened = Image.open(tmp_path / "a.jpg")
     for name, image in (("b", out), ("c", opened)):
         with image:
@@ -142,7 +142,7 @@ def test_copies_elsewhere_in_a_jpeg(tmp_path: Path) -> None:
 
 
 def test_a_tiff_is_written_without_the_loss_of_its_source(tmp_path: Path) -> None:
-    """Pillow's writer would take the compression of the file that the image was opened from: JPEG's here."""
+    """Pillow's writer would reuse the compression of the source file, here JPEG."""
     Image.fromarray(RGB).save(tmp_path / "a.tif", compression="jpeg", quality=30)
     with Image.open(tmp_path / "a.tif") as im:
         assert im.info["compression"] == "jpeg"
@@ -154,7 +154,7 @@ def test_a_tiff_is_written_without_the_loss_of_its_source(tmp_path: Path) -> Non
 # ---- EXIF
 
 
-def test_exif_is_written_anew_and_the_same_for_the_same() -> None:
+def test_exif_is_rebuilt_deterministically() -> None:
     once = clean_exif(exif_with_copies("<", 6))
     again = clean_exif(once.data)
     assert once.orientation == 6 and again.orientation is None and again.data == once.data and not once.damaged
@@ -185,7 +185,7 @@ def test_entries_that_share_one_value_cannot_multiply_it() -> None:
     cleaned = clean_exif(data)
     assert len(cleaned.data) <= len(data) + 100 and cleaned.damaged == n - 1
     loop = b"II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHII", 0x8769, 4, 1, 8) + bytes(4)
-    assert clean_exif(loop).damaged == 0  # a directory that is its own: once as IFD0, once as EXIF's, and no further
+    assert clean_exif(loop).damaged == 0  # a directory that points to itself is read as IFD0 and as EXIF only
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_orientations_outside_the_usual_exif(place: str) -> None:
 
 @AVIF
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_an_avif_is_turned_by_its_properties(orientation: int) -> None:
+def test_an_avif_is_rotated_by_its_properties(orientation: int) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = orientation, "zip"
     data = encoded("AVIF", exif=exif, quality=100, subsampling="4:4:4")
@@ -234,8 +234,8 @@ def test_an_avif_is_turned_by_its_properties(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_exif_with_a_type_that_pillow_cannot_write_does_not_cost_the_image(suffix: str, tmp_path: Path) -> None:
-    """Known only after the image was purified. GPSLongitudeRef is text; here it has numbers."""
+def test_exif_that_pillow_cannot_write_is_left_out(suffix: str, tmp_path: Path) -> None:
+    """Detected only after purification. GPSLongitudeRef is text; here it has numbers."""
     gps = {3: (5, [48, 1, 8, 1])}
     at = 8 + len(directory("<", 8, {0x010F: (2, b"zip\0"), 0x8825: (4, [0])}))
     data = header("<") + directory("<", 8, {0x010F: (2, b"zip\0"), 0x8825: (4, [at])}) + directory("<", at, gps)
@@ -267,7 +267,7 @@ BOMB = zlib.compress(bytes(64 << 20), 9)
 
 
 @pytest.mark.parametrize(
-    ("chunks", "said"),
+    ("chunks", "message"),
     [
         ([png_chunk(b"zTXt", b"Comment\0\0" + BOMB)] * 20, ""),
         ([png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + BOMB)] * 20, ""),
@@ -278,12 +278,12 @@ BOMB = zlib.compress(bytes(64 << 20), 9)
         ([png_chunk(b"iCCP", b"a\0\0" + b"no zlib")], "its ICC profile is malformed"),
         ([png_chunk(b"eXIf", b"II*\0" + bytes(MAX_METADATA))], "its eXIf chunk of 16777220 bytes is too large"),
         ([png_chunk(b"zzZz", b"")] * 20_000, ""),
-        ([png_chunk(b"acTL", bytes(8))] * 2, ""),  # no animation: the still image counts
+        ([png_chunk(b"acTL", bytes(8))] * 2, ""),  # not an animation: the still image counts
     ],
     ids=["zTXt", "iTXt", "tEXt", "XMP", "ImageMagick", "ICC", "ICC damaged", "EXIF", "empty", "acTL"],
 )
 @pytest.mark.parametrize("where", [b"IDAT", b"IEND"])
-def test_a_png_with_any_metadata_is_read_in_bounded_memory(chunks: list[bytes], said: str, where: bytes) -> None:
+def test_a_png_with_any_metadata_is_read_in_bounded_memory(chunks: list[bytes], message: str, where: bytes) -> None:
     data = with_chunks(encoded("PNG"), *chunks, before=where)
     tracemalloc.start()
     with warnings.catch_warnings(record=True) as caught:
@@ -291,13 +291,13 @@ def test_a_png_with_any_metadata_is_read_in_bounded_memory(chunks: list[bytes], 
         np.testing.assert_array_equal(images.read_one(data).rgb, RGB)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert [said in str(w.message) for w in caught] == [True] * bool(said)
-    # one value to its bound, in the two or three places that a decompressor has it
+    assert [message in str(w.message) for w in caught] == [True] * bool(message)
+    # one value of maximum size, in the two or three buffers of a decompressor
     assert peak < 4 * MAX_METADATA
 
 
 def test_an_icc_profile_of_megabytes_is_kept() -> None:
-    """Pillow alone stops at 1 MiB."""
+    """Pillow's own limit is 1 MiB."""
     profile = SRGB + np.random.default_rng(0).bytes(3 << 20)
     data = with_chunks(encoded("PNG"), png_chunk(b"iCCP", b"a\0\0" + zlib.compress(profile)))
     p = images.read_one(data)
@@ -310,7 +310,7 @@ def icc_segments(parts: list[bytes], count: int | None = None) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("segments", "said"),
+    ("segments", "message"),
     [
         ([segment(0xE5, bytes(60_000))] * 1000, ""),
         ([segment(0xFE, b"")] * 20_000, ""),
@@ -321,7 +321,7 @@ def icc_segments(parts: list[bytes], count: int | None = None) -> list[bytes]:
     ],
     ids=["APP5", "comments", "EXIF", "ICC", "ICC incomplete", "ICC of none"],
 )
-def test_a_jpeg_with_any_metadata_is_read_in_bounded_memory(segments: list[bytes], said: str) -> None:
+def test_a_jpeg_with_any_metadata_is_read_in_bounded_memory(segments: list[bytes], message: str) -> None:
     plain = encoded("JPEG")
     data = with_segments(plain, *segments)
     tracemalloc.start()
@@ -330,7 +330,7 @@ def test_a_jpeg_with_any_metadata_is_read_in_bounded_memory(segments: list[bytes
         np.testing.assert_array_equal(images.read_one(data).rgb, images.read_one(plain).rgb)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert [said in str(w.message) for w in caught] == [True] * bool(said)
+    assert [message in str(w.message) for w in caught] == [True] * bool(message)
     assert peak < 4 * MAX_METADATA
 
 
@@ -352,7 +352,7 @@ def test_large_metadata_of_webp_and_avif(kind: str) -> None:
     assert p.restore(p.rgb).info == {"icc_profile": SRGB + bytes(1 << 20)}
 
 
-def test_a_webp_whose_canvas_is_too_large_is_refused_before_its_decoder_takes_memory() -> None:
+def test_a_too_large_webp_is_refused_before_its_decoder_allocates() -> None:
     head = bytearray(encoded("WEBP", lossless=True, exif=exif_with_copies()))
     assert head[12:16] == b"VP8X"
     head[24:30] = b"\xfe\x3f\0\xfe\x3f\0"  # 16383 x 16383
@@ -369,7 +369,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
     large[at + 5 : at + 9] = struct.pack(">HH", 9000, 9000)
     with pytest.raises(PictureError, match="more than 64 scans of 81000000 pixels"):
         images.read_one(bytes(large[:first]) + scan * 70 + b"\xff\xd9")
-    for n in (60, 70_000):  # the block ends anywhere; and what is behind the image is not counted
+    for n in (60, 70_000):  # a marker is cut by the end of a block; markers after the image are not counted
         assert images.read_one(data + scan * n).rgb.shape == (16, 24, 3)
 
 
@@ -378,7 +378,7 @@ def test_the_largest_icc_profile_of_a_jpeg(size: int, tmp_path: Path) -> None:
     im = Image.fromarray(RGB)
     im.info["icc_profile"] = bytes(size)
     if size > 255 * 65_519:
-        with pytest.warns(UserWarning, match=rf"its ICC profile has {size} bytes, and JPEG holds at most 16707345"):
+        with pytest.warns(UserWarning, match=rf"its ICC profile has {size} bytes, and JPEG stores at most 16707345"):
             images.save(im, tmp_path / "a.jpg")
     else:
         images.save(im, tmp_path / "a.jpg")
@@ -390,8 +390,8 @@ def test_the_largest_icc_profile_of_a_jpeg(size: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp", ".gif", ".bmp", pytest.param(".avif", marks=AVIF)])
-def test_pillow_has_nothing_to_warn_of(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As under -W error, where a warning inside a decoder would count as damage."""
+def test_pillow_does_not_warn(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under -W error a warning in a decoder would count as damage."""
     Image.fromarray(RGB).save(tmp_path / f"a{suffix}")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # of 384: Pillow would warn
     with warnings.catch_warnings():
@@ -404,7 +404,7 @@ def test_pillow_has_nothing_to_warn_of(suffix: str, tmp_path: Path, monkeypatch:
 
 
 def test_python_with_warnings_as_errors_reads(tmp_path: Path) -> None:
-    """Damaged EXIF, a malformed MPO, a TIFF with odd tags: of each Pillow warns."""
+    """Damaged EXIF, a malformed MPO, a TIFF with odd tags: Pillow warns about each."""
     mpo = with_segments(encoded("JPEG"), segment(0xE2, b"MPF\0II*\0\x08\0\0\0\1\0" + bytes(20)))
     (tmp_path / "a.jpg").write_bytes(mpo)
     exif = Image.Exif()
@@ -413,13 +413,13 @@ def test_python_with_warnings_as_errors_reads(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "c.tif", tiffinfo={700: bytes(40)})
     code = "import sys; from zipsdk import images\nfor p in sys.argv[1:]: print(images.read_one(p).rgb.shape)"
     run = [sys.executable, "-W", "error", "-c", code, *map(str, sorted(tmp_path.iterdir()))]
-    said = subprocess.run(run, capture_output=True, text=True, timeout=60)
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.splitlines() == ["(16, 24, 3)"] * 3
+    message = subprocess.run(run, capture_output=True, text=True, timeout=60)
+    assert message.returncode == 0, message.stderr
+    assert message.stdout.splitlines() == ["(16, 24, 3)"] * 3
 
 
 def test_threads_decode_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two readers meet inside the decoder; with a lock around it neither would see the other."""
+    """Two readers wait for each other in the decoder, which a lock around it would prevent."""
     Image.fromarray(RGB).save(tmp_path / "a.png")
     together = threading.Barrier(2)
     load = Image.Image.load

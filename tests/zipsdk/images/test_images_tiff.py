@@ -216,10 +216,10 @@ REFUSED: list[tuple[str, dict[int, tuple[int, Any]], str]] = [
     ("no samples", tags(8, 1, _277=(3, [0])), "0 samples a pixel"),
     ("gray of five", tags(8, 1, 5, _338=(3, [0] * 4)), "8x8x8x8x8 bit BlackIsZero, 4 extra"),
     ("ICCLab", tags(8, 9, 3), "ICCLab"),
-    ("sensor", tags(16, 32803), "camera's raw data"),
-    ("DNG", tags(8, 2, 3, _50706=(1, [1, 4, 0, 0])), "camera's raw data"),
-    ("preview", tags(8, 2, 3, _254=(4, [1]), _330=(4, [8])), "camera's raw data or its preview"),
-    ("inks", tags(8, 5, 4, _332=(3, [2])), "inks that are not CMYK"),
+    ("sensor", tags(16, 32803), "camera raw data"),
+    ("DNG", tags(8, 2, 3, _50706=(1, [1, 4, 0, 0])), "camera raw data"),
+    ("preview", tags(8, 2, 3, _254=(4, [1]), _330=(4, [8])), "camera raw data or its preview"),
+    ("inks", tags(8, 5, 4, _332=(3, [2])), "inks other than CMYK"),
     ("JPEG 2000", tags(8, 1, _259=(3, [34712])), "compression 34712"),
 ]
 

@@ -1,0 +1,91 @@
+"""Make sample images and compare images, for the tests of `zipsdk.images`."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageCms, features
+
+from zipsdk import images
+
+RNG = np.random.default_rng(7)
+H, W = 5, 7
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+ORIENTATION = ExifTags.Base.Orientation
+
+
+_open: list[Image.Image] = []
+
+
+def opened(source: Any) -> Any:
+    _open.append(Image.open(source))
+    return _open[-1]
+
+
+@pytest.fixture(autouse=True)
+def close_what_was_opened() -> Iterator[None]:
+    yield
+    while _open:
+        _open.pop().close()
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def noise(*shape: int) -> Any:
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def identity(batch: Any, **options: Any) -> Any:
+    pictures, restore = images.read(batch, **options)
+    for p in pictures:
+        valid(p)
+    return restore([p.rgb.copy() for p in pictures])
+
+
+def valid(p: images.Picture) -> None:
+    assert p.rgb.dtype == np.uint8 and p.rgb.ndim == 3 and p.rgb.shape[2] == 3 and p.rgb.size > 0
+    assert p.rgb.flags.c_contiguous
+
+
+def same(a: Any, b: Any) -> None:
+    assert a.dtype == b.dtype and a.shape == b.shape
+    np.testing.assert_array_equal(a, b)
+
+
+def same_image(a: Image.Image, b: Image.Image) -> None:
+    assert (a.mode, a.size) == (b.mode, b.size)
+    assert a.tobytes() == b.tobytes()
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    body = png_chunk(b"IHDR", head) + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def sample(mode: str) -> Image.Image:
+    if mode in ("I;16", "I;16B", "I;16L"):
+        deep = noise(H, W).astype(np.uint16) * 257
+        return Image.frombytes(mode, (W, H), deep.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+    if mode == "1":
+        return Image.fromarray(noise(H, W)).convert("1")
+    if mode == "P":
+        return Image.fromarray(noise(H, W, 3)).quantize(16)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    return Image.frombytes(mode, (W, H), noise(H, W, bands).tobytes())
+
+
+WRITTEN = [(".jpg", "JPEG"), (".png", "PNG"), (".webp", "WEBP"), (".tif", "TIFF"), (".avif", "AVIF")]
+SUPPORTED = {".avif": features.check("avif"), ".webp": features.check("webp")}

@@ -1,0 +1,72 @@
+"""Options that several commands share, and types of option values."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from zipsdk._util.validation import MAX_THREADS, path_text, positive
+
+#: Options of each parser.
+FORMAT: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+
+EXIT_CODES = """\
+exit codes:
+  0         success
+  1         some images failed; the others are done
+  2         wrong usage, input or output path, or standard output cannot be written
+  3         the model is missing or damaged, or cannot run on this machine
+  130       interrupted (Ctrl-C)
+  129, 143  terminated by SIGHUP, SIGTERM
+  141       the reader of standard output closed it
+"""
+
+
+def add_command(
+    commands: Any, name: str, about: str, epilog: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    """Add the parser of a command; `run` takes its arguments and returns the exit code."""
+    description = about[0].upper() + about[1:] + "."
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=about, description=description, epilog=epilog, **FORMAT
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_device(parser: Any) -> None:
+    """Add --device."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def add_progress(parser: Any) -> None:
+    """Add --progress."""
+    parser.add_argument("--progress", action="store_true", help="show the progress bar even without a terminal")
+
+
+def add_json(parser: Any) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def png_path(text: str) -> str:
+    """Check the path of a .png file."""
+    path_text(text)
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected a .png file; to use --sheet without FILE, put it after the inputs"
+        )
+    return text
+
+
+def thread_count(text: str) -> int:
+    """Parse a number of threads; 0 stands for all cores."""
+    if not text.isdecimal() or len(text) > 4 or int(text) > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 for all cores, or 1 to {MAX_THREADS}")
+    return int(text)
+
+
+def positive_ints(text: str) -> list[int]:
+    """Parse positive ints with commas between them."""
+    return [positive(part) for part in text.split(",")]
