@@ -176,7 +176,7 @@ class Purifier:
         batch: Any,
         *,
         data_format: str = "NHWC",
-        ids: npt.ArrayLike | None = None,
+        noise_keys: npt.ArrayLike | None = None,
         seed: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Any:
@@ -186,7 +186,7 @@ class Purifier:
             batch: uint8 (N, H, W, 3) or (H, W, 3), float in [0, 1], a PIL image, a path, or a list of these of mixed
                 sizes; also uint16, gray and RGBA (see `zipsdk.images.read`). Images are converted to 8 bits a channel.
             data_format: "NHWC" or "NCHW", for arrays.
-            ids: integers in 0..2^64-1, one for each image. With the seed they decide the noise. None takes a hash of
+            noise_keys: integers in 0..2^64-1, one for each image. With the seed they decide the noise. None takes a hash of
                 each image, so that equal images get equal noise.
             seed: for this call, in place of the purifier's.
             progress: called with the number of images done since the last call.
@@ -200,7 +200,7 @@ class Purifier:
             EngineError: the model fails, or its result is not finite.
         """
         read, restore = images.read(batch, data_format=data_format)
-        return self._submit([p.rgb for p in read], restore, ids, seed, progress).result()
+        return self._submit([p.rgb for p in read], restore, noise_keys, seed, progress).result()
 
     def stream(self, batches: Iterable[Any], *, data_format: str = "NHWC") -> Iterator[Any]:
         """Yield `run` of each batch, in order; a thread reads and decodes the next batch while one computes.
