@@ -42,7 +42,7 @@ from bench.pages.results import page, sheet
 from bench.victims import training, user
 from bench.victims.networks import ARCHITECTURES
 from zipsdk._util.validation import positive
-from zipsdk.errors import ZipError
+from zipsdk.errors import ZipSdkError
 
 #: Seeds of a run that says nothing of them.
 SEEDS = 3
@@ -213,7 +213,7 @@ def main(words: list[str] | None = None) -> None:
             draw_sheet(bench, pictures)
         print(*filter(None, (pictures, page.draw(a.results))), sep="\n")
         rows.finish(time.perf_counter() - started)
-    except ZipError as e:
+    except ZipSdkError as e:
         p.exit(1, f"error: {e}\n")
     except KeyboardInterrupt:
         p.exit(130, "stopped; the same command goes on from here\n")

@@ -38,7 +38,7 @@ from bench.timing.zip_rows import Bench, LeftOut, Row, Work
 from bench.victims import training, user
 from bench.victims.networks import ARCHITECTURES
 from zipsdk._util.atomic import write_atomically
-from zipsdk.errors import ZipError
+from zipsdk.errors import ZipSdkError
 from zipsdk.types import Engine
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -315,7 +315,7 @@ def main(argv: Sequence[str] | None = None, engine: Engine | None = None) -> int
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
-    except ZipError as e:
+    except ZipSdkError as e:
         print(f"bench/speed.py: {e}", file=sys.stderr)
         return 3
     payload = report(args, bench, state, rows, guard)

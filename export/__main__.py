@@ -18,7 +18,7 @@ from export.unet_config import PREDICTIONS
 from zipsdk.engines.tensorrt.build import build
 from zipsdk.engines.tensorrt.flavor import FLAVORS
 from zipsdk.engines.tensorrt.request import BuildRequest
-from zipsdk.errors import InputError, ZipError
+from zipsdk.errors import InputError, ZipSdkError
 from zipsdk.models.noise_schedule import SCHEDULES
 from zipsdk.models.sidecar import sidecar_path
 from zipsdk.models.spec import PRECISIONS, ModelSpec
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     try:
         run(args)
-    except (ZipError, OSError) as e:
+    except (ZipSdkError, OSError) as e:
         print(f"python -m export: {e}", file=sys.stderr)
         return 1
     return 0

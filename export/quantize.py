@@ -39,7 +39,7 @@ from onnxruntime.quantization import (
 
 from export.to_onnx import check_temporary_folder
 from zipsdk.engines.onnxruntime import OnnxEngine
-from zipsdk.errors import InputError, ModelError, ZipError
+from zipsdk.errors import InputError, ModelError, ZipSdkError
 from zipsdk.images.sources import read_sample
 from zipsdk.models.sidecar import check_sidecar, sidecar_path, write_sidecar
 from zipsdk.models.spec import INT8, METADATA_KEY, ModelSpec
@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
         check_temporary_folder()
         side = OnnxEngine(args.model, device="cpu").spec.image_size
         report = quantize(args.model, target, [x for d in args.data for x in read_sample(d, args.limit, side)])
-    except (ZipError, OSError) as e:
+    except (ZipSdkError, OSError) as e:
         print(f"python -m export.quantize: {e}", file=sys.stderr)
         return 1
     worst = max(report["parity"]["grey_levels"].values())

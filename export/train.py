@@ -27,10 +27,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from export import checkpoints
-from export.training_data import Pictures
+from export.training_data import LoadedImages
 from export.unet import ZIP_TINY, UNet, UNetConfig
 from zipsdk._util.atomic import write_atomically
-from zipsdk.errors import ZipError
+from zipsdk.errors import ZipSdkError
 
 #: The steps that the 20-step loop visits: where the held-out loss is read.
 VISITED = list(range(0, 1000, 50))
@@ -85,7 +85,7 @@ def guess_loss(model: UNet, gamma: float, power: float) -> float:
     return float((min_snr_weight(drawn, gamma, v) * target).mean())
 
 
-def mean_square(pictures: Pictures) -> float:
+def mean_square(pictures: LoadedImages) -> float:
     """Compute the mean square of some images' values, which are in [-1, 1]."""
     batches = pictures.held_out(64)
     return sum(float(x.square().sum()) for x in batches) / sum(x.numel() for x in batches)
@@ -159,9 +159,9 @@ def train(config: UNetConfig, args: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device)
     seed_everything(args.seed, 0)
-    pictures = Pictures(args.train)
+    pictures = LoadedImages(args.train)
     print(f"{pictures.describe()} to train on", flush=True)
-    held_out = [Pictures([f], limit=64).held_out(64) for f in args.held_out]
+    held_out = [LoadedImages([f], limit=64).held_out(64) for f in args.held_out]
 
     model = UNet(config).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
@@ -278,7 +278,7 @@ def main() -> None:
     )  # fmt: skip
     try:
         train(config, args)
-    except ZipError as e:
+    except ZipSdkError as e:
         raise SystemExit(f"error: {e}") from e
 
 

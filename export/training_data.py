@@ -13,7 +13,7 @@ from zipsdk.errors import InputError
 from zipsdk.images.sources import decode, read_files
 
 
-class Pictures:
+class LoadedImages:
     """All pictures of some sources, decoded into memory, handed out as training batches in [-1, 1].
 
     A picture of 32x32 is a tile. Larger ones are photos, from which crops are cut; `limit` spreads over the source.

@@ -7,29 +7,29 @@
 //             x = z, the initial noise (x_T).
 // Pixels outside the images stay unchanged.
 extern "C" __global__ void __launch_bounds__(256)
-    zip_ingest(const unsigned char* pictures, unsigned char* x_p, float* x, const ZipPicture* image_table,
+    zip_ingest(const unsigned char* images, unsigned char* x_p, float* x, const ZipImage* image_table,
                ZipLayout a, const ZipBatch* batch) {
-  const bool wide = wide_rows(a), whole = a.picture_width % 4 == 0;
+  const bool wide = wide_rows(a), whole = a.image_width % 4 == 0;
   const size_t plane = plane_of(a);
   for_each_quad(a, batch, a.tile_height, a.tile_width, [&](const Quad& q) {
     const unsigned char* row =
-        pictures + (size_t(q.picture) * a.picture_height + mirror(q.y, a.picture_height)) * a.picture_width * 3;
+        images + (size_t(q.image) * a.image_height + mirror(q.y, a.image_height)) * a.image_width * 3;
 
     unsigned char rgb[12] = {}; // of four pixels, interleaved
-    if (whole && q.left + 4 <= a.picture_width) {
+    if (whole && q.left + 4 <= a.image_width) {
       ZIP_UNROLL for (int k = 0; k < 3; ++k) {
         const Four<unsigned char> four = *reinterpret_cast<const Four<unsigned char>*>(row + 3 * q.left + 4 * k);
         ZIP_UNROLL for (int j = 0; j < 4; ++j) rgb[4 * k + j] = four.v[j];
       }
     } else {
       ZIP_UNROLL for (unsigned j = 0; j < 4; ++j) if (j < q.count) {
-        const unsigned from = 3 * mirror(q.left + j, a.picture_width);
+        const unsigned from = 3 * mirror(q.left + j, a.image_width);
         ZIP_UNROLL for (int c = 0; c < 3; ++c) rgb[3 * j + c] = row[from + c];
       }
     }
 
     float z[3][4];
-    normals(*batch, image_table[q.picture], ZIP_INITIAL, q.y, q.left, z);
+    normals(*batch, image_table[q.image], ZIP_INITIAL, q.y, q.left, z);
     ZIP_UNROLL for (int c = 0; c < 3; ++c) {
       const unsigned char bytes[4] = {rgb[c], rgb[3 + c], rgb[6 + c], rgb[9 + c]};
       store4(x_p + q.at + c * plane, q.count, wide, bytes);
@@ -50,10 +50,10 @@ extern "C" __global__ void __launch_bounds__(256) zip_fill(float* x, ZipLayout a
   for (unsigned i = first_thread(); i < work; i += threads()) {
     const unsigned canvas = i / area, y = i % area / a.width, column = i % a.width;
     const unsigned my = mirror(y, covered_height), mx = mirror(column, covered_width), first = canvas * per;
-    unsigned picture = first + my / a.tile_height * a.columns + mx / a.tile_width;
-    if (picture < batch->pictures && my == y && mx == column) continue;
-    if (picture >= batch->pictures) picture = first + (picture - first) % (batch->pictures - first);
-    const size_t from = offset_of(a, picture, my % a.tile_height, mx % a.tile_width);
+    unsigned image = first + my / a.tile_height * a.columns + mx / a.tile_width;
+    if (image < batch->images && my == y && mx == column) continue;
+    if (image >= batch->images) image = first + (image - first) % (batch->images - first);
+    const size_t from = offset_of(a, image, my % a.tile_height, mx % a.tile_width);
     const size_t to = (size_t(canvas) * 3 * a.height + y) * a.width + column;
     for (int c = 0; c < 3; ++c) x[to + c * plane] = x[from + c * plane];
   }

@@ -15,7 +15,7 @@ ZIP_DEVICE void residual(const float* x, const E* e, const unsigned char* x_p, f
   const bool wide = wide_rows(a);
   const size_t plane = plane_of(a);
   for_each_quad(a, batch, a.tile_height, a.tile_width, [&](const Quad& q) {
-    const ZipStep k = step_table[q.picture / (a.rows * a.columns)];
+    const ZipStep k = step_table[q.image / (a.rows * a.columns)];
     ZIP_UNROLL for (int c = 0; c < 3; ++c) {
       float x_t[4], eps[4], guide[4], out[4];
       load4(x + q.at + c * plane, q.count, wide, x_t);
@@ -34,11 +34,11 @@ extern "C" __global__ void __launch_bounds__(256)
               ZipLayout a, const ZipBatch* batch) {
   const size_t plane = plane_of(a), stride = axis == 0 ? 1 : axis == 1 ? a.width : plane;
   const unsigned area = a.tile_height * a.tile_width, each = 3 * area;
-  const unsigned work = batch->pictures * each;
+  const unsigned work = batch->images * each;
   for (unsigned i = first_thread(); i < work; i += threads()) {
-    const unsigned picture = i / each, c = i % each / area, y = i % area / a.tile_width, x = i % area % a.tile_width;
+    const unsigned image = i / each, c = i % each / area, y = i % area / a.tile_width, x = i % area % a.tile_width;
     const unsigned row = (axis == 0 ? x : axis == 1 ? y : c) % n;
-    const size_t at = offset_of(a, picture, y, x) + c * plane;
+    const size_t at = offset_of(a, image, y, x) + c * plane;
     const float* block = in + at - row * stride;
     // Kahan summation, because a block may be as large as the image
     float sum = 0.0f, excess = 0.0f;
@@ -55,13 +55,13 @@ extern "C" __global__ void __launch_bounds__(256)
 // x_next may be x.
 template <class E>
 ZIP_DEVICE void finish(const float* x, const E* e, const float* correction, float* x_next,
-                       const ZipPicture* image_table, const ZipStep* step_table, ZipLayout a, const ZipBatch* batch) {
+                       const ZipImage* image_table, const ZipStep* step_table, ZipLayout a, const ZipBatch* batch) {
   const bool wide = wide_rows(a);
   const size_t plane = plane_of(a);
   for_each_quad(a, batch, a.tile_height, a.tile_width, [&](const Quad& q) {
-    const ZipStep k = step_table[q.picture / (a.rows * a.columns)];
+    const ZipStep k = step_table[q.image / (a.rows * a.columns)];
     float z[3][4] = {};
-    if (k.s != 0.0f) normals(*batch, image_table[q.picture], k.t, q.y, q.left, z);
+    if (k.s != 0.0f) normals(*batch, image_table[q.image], k.t, q.y, q.left, z);
     ZIP_UNROLL for (int c = 0; c < 3; ++c) {
       float x_t[4], eps[4], toward[4], out[4];
       load4(x + q.at + c * plane, q.count, wide, x_t);
@@ -85,7 +85,7 @@ ZIP_DEVICE void finish(const float* x, const E* e, const float* correction, floa
   }                                                                                                                    \
   extern "C" __global__ void __launch_bounds__(256)                                                                    \
       zip_finish_##suffix(const float* x, const E* e, const float* correction, float* x_next,                          \
-                          const ZipPicture* image_table, const ZipStep* step_table, ZipLayout a,                       \
+                          const ZipImage* image_table, const ZipStep* step_table, ZipLayout a,                       \
                           const ZipBatch* batch) {                                                                     \
     finish(x, e, correction, x_next, image_table, step_table, a, batch);                                               \
   }

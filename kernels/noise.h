@@ -58,7 +58,7 @@ ZIP_DEVICE void unit_circle(unsigned word, float& cosine, float& sine) {
 }
 
 // The normals (color, pixel) of the pixels (row, column ... column + 3) of an image.
-ZIP_DEVICE void normals(const ZipBatch& batch, const ZipPicture& entry, unsigned step, unsigned row, unsigned column,
+ZIP_DEVICE void normals(const ZipBatch& batch, const ZipImage& entry, unsigned step, unsigned row, unsigned column,
                         float (&z)[3][4]) {
   unsigned c0[4], c1[4], c2[4], c3[4];
   for (unsigned m = 0; m < 4; ++m) {

@@ -29,24 +29,24 @@ ZIP_DEVICE void add_level(const ZipGuide& p, int l, float red, float green, floa
 // in one lane; one of blur 4, 8 or 16 spans 2, 8 or 32 lanes, which add their sums by shuffles.
 template <class E>
 ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float* x_next,
-                     const ZipPicture* image_table, const ZipGuide* guide_table, const ZipStep* step_table,
+                     const ZipImage* image_table, const ZipGuide* guide_table, const ZipStep* step_table,
                      const ZipLayout& a, const ZipBatch* batch) {
   const bool wide = wide_rows(a);
   const size_t plane = plane_of(a);
   const unsigned across = ceil_div(a.tile_width, 16), each = across * ceil_div(a.tile_height, 16);
-  const unsigned warps = batch->pictures * each;
+  const unsigned warps = batch->images * each;
   for (unsigned i = first_thread() / 32; i < warps; i += threads() / 32) {
-    const unsigned picture = i / each, top = i % each / across * 16, left = i % each % across * 16;
-    const ZipPicture& entry = image_table[picture];
+    const unsigned image = i / each, top = i % each / across * 16, left = i % each % across * 16;
+    const ZipImage& entry = image_table[image];
     const ZipGuide& p = guide_table[entry.guide];
-    const ZipStep& k = step_table[picture / (a.rows * a.columns)];
+    const ZipStep& k = step_table[image / (a.rows * a.columns)];
     PerLane<Unit> units;
     PerLane<float> red, green, blue; // sums of r = x_P - x0 over the lane's part of a cell
 
     ZIP_LANES(lane) {
       Unit& u = units[lane];
       const unsigned y = top + lane / 4 * 2, column = left + lane % 4 * 4, count = within(column, a.tile_width);
-      const size_t at = offset_of(a, picture, y, column);
+      const size_t at = offset_of(a, image, y, column);
       float sums[3][2] = {};
       ZIP_UNROLL for (unsigned j = 0; j < 2; ++j) {
         const unsigned n = y + j < a.tile_height ? count : 0;
@@ -96,7 +96,7 @@ ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float
     ZIP_LANES(lane) {
       Unit& u = units[lane];
       const unsigned y = top + lane / 4 * 2, column = left + lane % 4 * 4, count = within(column, a.tile_width);
-      const size_t at = offset_of(a, picture, y, column);
+      const size_t at = offset_of(a, image, y, column);
       ZIP_UNROLL for (unsigned j = 0; j < 2; ++j) {
         if (y + j >= a.tile_height || !count) continue;
         ZIP_UNROLL for (int c = 0; c < 3; ++c) {
@@ -126,7 +126,7 @@ ZIP_DEVICE void step(const float* x, const E* e, const unsigned char* x_p, float
 
 #define ZIP_STEP(name, E)                                                                                              \
   extern "C" __global__ void __launch_bounds__(256)                                                                    \
-      name(const float* x, const E* e, const unsigned char* x_p, float* x_next, const ZipPicture* image_table,         \
+      name(const float* x, const E* e, const unsigned char* x_p, float* x_next, const ZipImage* image_table,         \
            const ZipGuide* guide_table, const ZipStep* step_table, ZipLayout a, const ZipBatch* batch) {               \
     step(x, e, x_p, x_next, image_table, guide_table, step_table, a, batch);                                           \
   }

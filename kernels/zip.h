@@ -1,7 +1,7 @@
 // Shared by all kernels: the structs that the host uploads, the position of images on canvases, 4-wide memory access.
 //
 // Letters as in zipsdk/sampling/schedule.py. Arrays, all in device memory:
-//   pictures  uint8  (k, picture_height, picture_width, 3)   the images, input and output
+//   images  uint8  (k, image_height, image_width, 3)   the images, input and output
 //   x_p       uint8  (canvases, 3, height, width)            the images on canvases; x_P in [-1, 1] is never stored
 //   x         float  (canvases, 3, height, width)            the state x_t
 //   e         float, half or bfloat16, shaped like x         the output of the UNet
@@ -39,12 +39,12 @@ struct ZipLayout {
   unsigned height, width;                 // of a canvas
   unsigned rows, columns;                 // tiles on a canvas
   unsigned tile_height, tile_width;       // an image padded to a multiple of the transforms' cells
-  unsigned picture_height, picture_width; // an image without padding
+  unsigned image_height, image_width; // an image without padding
 };
 
 // Header of a batch. Read from device memory, so that one captured graph serves all batches.
 struct ZipBatch {
-  unsigned pictures; // k; the last canvas may have free tiles
+  unsigned images; // k; the last canvas may have free tiles
   unsigned canvases; // ceil(k / (rows columns))
   unsigned seed_low, seed_high;
 };
@@ -59,7 +59,7 @@ struct ZipStep {
 };
 
 // One image: its noise key and its row of the guide table.
-struct ZipPicture {
+struct ZipImage {
   unsigned id_low, id_high, guide, unused;
 };
 
@@ -75,7 +75,7 @@ struct ZipGuide {
 constexpr unsigned ZIP_INITIAL = 0xFFFFFFFFu; // zipsdk.sampling.noise.STEP_INITIAL
 
 static_assert(sizeof(ZipLayout) == 32 && sizeof(ZipBatch) == 16 && sizeof(ZipStep) == 32 &&
-                  sizeof(ZipPicture) == 16 && sizeof(ZipGuide) == 48,
+                  sizeof(ZipImage) == 16 && sizeof(ZipGuide) == 48,
               "zipsdk/gpu/structs.py packs the same structs");
 
 struct Half {
@@ -97,10 +97,10 @@ ZIP_DEVICE unsigned mirror(unsigned i, unsigned n) {
 }
 
 // Offset of color 0 of an image's pixel (y, x) in an array shaped like x; the next color is one plane further.
-ZIP_DEVICE size_t offset_of(const ZipLayout& a, unsigned picture, unsigned y, unsigned x) {
-  const unsigned per = a.rows * a.columns, tile = picture % per;
+ZIP_DEVICE size_t offset_of(const ZipLayout& a, unsigned image, unsigned y, unsigned x) {
+  const unsigned per = a.rows * a.columns, tile = image % per;
   const unsigned row = tile / a.columns * a.tile_height + y, column = tile % a.columns * a.tile_width + x;
-  return (size_t(picture / per) * 3 * a.height + row) * a.width + column;
+  return (size_t(image / per) * 3 * a.height + row) * a.width + column;
 }
 ZIP_DEVICE size_t plane_of(const ZipLayout& a) { return size_t(a.height) * a.width; }
 
@@ -144,7 +144,7 @@ ZIP_DEVICE unsigned within(unsigned x, unsigned n) { return x >= n ? 0 : n - x <
 
 // Four pixels of a row of one image, with all their colors: the work item of most kernels.
 struct Quad {
-  unsigned picture, y, left; // (y, left) is the first pixel
+  unsigned image, y, left; // (y, left) is the first pixel
   unsigned count;            // of pixels that exist, 1 to 4
   size_t at;                 // offset of the first pixel in an array shaped like x
 };
@@ -153,9 +153,9 @@ struct Quad {
 template <class Body>
 ZIP_DEVICE void for_each_quad(const ZipLayout& a, const ZipBatch* batch, unsigned height, unsigned width, Body body) {
   const unsigned across = ceil_div(width, 4), each = across * height;
-  const unsigned work = batch->pictures * each;
+  const unsigned work = batch->images * each;
   for (unsigned i = first_thread(); i < work; i += threads()) {
-    const unsigned picture = i / each, y = i % each / across, left = i % each % across * 4;
-    body(Quad{picture, y, left, within(left, width), offset_of(a, picture, y, left)});
+    const unsigned image = i / each, y = i % each / across, left = i % each % across * 4;
+    body(Quad{image, y, left, within(left, width), offset_of(a, image, y, left)});
   }
 }

@@ -53,7 +53,7 @@ def device(host):
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """eps = 0.2 x + 0.1 (mean of the 3x3 pixels around): neighbours in a frame see each other."""
+    """eps = 0.2 x + 0.1 (mean of the 3x3 pixels around): neighbors in a frame see each other."""
     import onnx  # not for all tests: a machine without it can run the others
     from onnx import TensorProto, helper
 

@@ -7,7 +7,15 @@ clean = zipsdk.Purifier("zip-tiny").run(batch)
 from zipsdk.detectors.ablation import AblationDetector
 from zipsdk.detectors.scaleup import ScaleUp
 from zipsdk.engines import load_engine
-from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory, PictureError, ZipError
+from zipsdk.errors import (
+    EngineError,
+    ImageReadError,
+    InputError,
+    MissingDependencyError,
+    ModelError,
+    OutOfMemoryError,
+    ZipSdkError,
+)
 from zipsdk.guard import Guard
 from zipsdk.models.spec import ModelSpec
 from zipsdk.purifier import Purifier
@@ -21,16 +29,16 @@ __all__ = [
     "EngineError",
     "Grayscale",
     "Guard",
+    "ImageReadError",
     "InputError",
     "Linear",
-    "MissingExtra",
+    "MissingDependencyError",
     "ModelError",
     "ModelSpec",
     "OneOf",
-    "OutOfMemory",
-    "PictureError",
+    "OutOfMemoryError",
     "Purifier",
     "ScaleUp",
-    "ZipError",
+    "ZipSdkError",
     "load_engine",
 ]

@@ -72,7 +72,7 @@ class Dispatcher:
         if self.device_loop is None:
             return f"host ({self.cpu_reason})"
         how = "one captured graph" if self.device_loop.cuda_graph else "launched step by step"
-        return f"GPU ({how}; pictures larger than the canvas: on the host)"
+        return f"GPU ({how}; images larger than the canvas: on the host)"
 
     def submit(
         self,
@@ -92,7 +92,7 @@ class Dispatcher:
             progress: called with the number of images done since the last call.
 
         Raises:
-            InputError, OutOfMemory: an image cannot be done; nothing has started.
+            InputError, OutOfMemoryError: an image cannot be done; nothing has started.
         """
         places: dict[tuple[int, ...], list[int]] = {}
         for i, image in enumerate(images):

@@ -20,9 +20,9 @@ from zipsdk._util.validation import is_number
 from zipsdk.detectors.ablation import AblationDetector
 from zipsdk.detectors.base import Detector, PurifyAll
 from zipsdk.detectors.classifier_client import MAX_BATCH, ClassifierClient, Failure, describe_error
-from zipsdk.errors import InputError, OutOfMemory, PictureError
+from zipsdk.errors import ImageReadError, InputError, OutOfMemoryError
 from zipsdk.images import read, read_one
-from zipsdk.images.arrays import U8, Picture, check_clean
+from zipsdk.images.arrays import U8, LoadedImage, check_clean
 
 F64 = npt.NDArray[np.float64]
 
@@ -222,7 +222,7 @@ class Guard:
             for i, item in enumerate(loaded)
             if isinstance(item, Failure)
         }
-        images = {i: item for i, item in enumerate(loaded) if isinstance(item, Picture)}
+        images = {i: item for i, item in enumerate(loaded) if isinstance(item, LoadedImage)}
         flagged = {}
         detector, verdicts = self._first_look(images)
         for i, verdict in verdicts.items():
@@ -236,7 +236,7 @@ class Guard:
         self._count(images=len(done), flagged=sum(d.flagged for d in done), abstained=abstained)
         return done
 
-    def _first_look(self, images: dict[int, Picture]) -> tuple[Detector, dict[int, Decision | _Flagged]]:
+    def _first_look(self, images: dict[int, LoadedImage]) -> tuple[Detector, dict[int, Decision | _Flagged]]:
         """Decide on the images that the detector trusts; return the detector to use for the others, too.
 
         The detector learns before anything is decided, so that a large first batch benefits from it.
@@ -252,7 +252,7 @@ class Guard:
         return detector, {i: _judge(detector, a) for i, a in zip(images, answers, strict=True)}
 
     def _second_look(
-        self, detector: Detector, images: dict[int, Picture], flagged: dict[int, _Flagged]
+        self, detector: Detector, images: dict[int, LoadedImage], flagged: dict[int, _Flagged]
     ) -> dict[int, Decision]:
         """Purify the flagged images, query their second-look views and decide."""
         purified = dict(zip(flagged, self._purify([images[i].rgb for i in flagged]), strict=True))
@@ -303,18 +303,18 @@ def _judge(detector: Detector, answer: F64 | Failure) -> Decision | _Flagged:
     return Decision(int(answer[0].argmax()), False, score, answer[0].copy(), f"not flagged: {reason}")
 
 
-def _read(batch: Any, data_format: str) -> list[Picture | Failure]:
+def _read(batch: Any, data_format: str) -> list[LoadedImage | Failure]:
     """Read the images of a batch; a file or a PIL image that cannot be read is a `Failure`."""
     if not isinstance(batch, list | tuple):
         try:
             return [*read(batch, data_format=data_format)[0]]
-        except (PictureError, OutOfMemory) as e:
+        except (ImageReadError, OutOfMemoryError) as e:
             return [Failure(str(e))]
-    out: list[Picture | Failure] = []
+    out: list[LoadedImage | Failure] = []
     for i, item in enumerate(batch):
         try:
             out.append(read_one(item, data_format=data_format))
-        except (PictureError, OutOfMemory) as e:
+        except (ImageReadError, OutOfMemoryError) as e:
             out.append(Failure(str(e)))
         except InputError as e:
             raise InputError(f"item {i} of the list: {e}") from e

@@ -65,7 +65,7 @@ class Purifier:
 
     Raises:
         InputError: an option is out of range.
-        ModelError, EngineError, MissingExtra: the model cannot be loaded, or cannot run here.
+        ModelError, EngineError, MissingDependencyError: the model cannot be loaded, or cannot run here.
     """
 
     engine: Engine
@@ -186,8 +186,8 @@ class Purifier:
             batch: uint8 (N, H, W, 3) or (H, W, 3), float in [0, 1], a PIL image, a path, or a list of these of mixed
                 sizes; also uint16, gray and RGBA (see `zipsdk.images.read`). Images are converted to 8 bits a channel.
             data_format: "NHWC" or "NCHW", for arrays.
-            noise_keys: integers in 0..2^64-1, one for each image. With the seed they decide the noise. None takes a hash of
-                each image, so that equal images get equal noise.
+            noise_keys: integers in 0..2^64-1, one for each image. With the seed they decide the noise. None takes a
+                hash of each image, so that equal images get equal noise.
             seed: for this call, in place of the purifier's.
             progress: called with the number of images done since the last call.
 
@@ -196,7 +196,7 @@ class Purifier:
 
         Raises:
             InputError: an image or an option cannot be used; nothing has been purified.
-            OutOfMemory: not enough memory; on a CPU, nothing has been purified.
+            OutOfMemoryError: not enough memory; on a CPU, nothing has been purified.
             EngineError: the model fails, or its result is not finite.
         """
         read, restore = images.read(batch, data_format=data_format)
@@ -213,7 +213,7 @@ class Purifier:
             data_format: of all batches.
 
         Raises:
-            InputError, OutOfMemory, EngineError: as `run`, in place of the batch.
+            InputError, OutOfMemoryError, EngineError: as `run`, in place of the batch.
         """
         if not isinstance(batches, Iterable):
             raise InputError(

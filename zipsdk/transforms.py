@@ -273,7 +273,7 @@ def parse(text: str) -> list[Transform] | OneOf:
     """
 
     def one(name: str) -> Transform:
-        if name in ("gray", "grey"):
+        if name == "gray":
             return Grayscale()
         if m := re.fullmatch(r"blur(\d{1,4})", name):
             return Blur(int(m[1]))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.defenses.mae import Restorer
 from bench.victims import training
-from zipsdk.errors import MissingExtra, ModelError
+from zipsdk.errors import MissingDependencyError, ModelError
 from zipsdk.models.sidecar import sha256_file
 
 #: The mean and the deviation of ImageNet's colours, which ViT-MAE is used to.
@@ -69,7 +69,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as e:
-        raise MissingExtra("transformers", "peers", str(e)) from e
+        raise MissingDependencyError("transformers", "peers", str(e)) from e
     return transformers
 
 
@@ -79,7 +79,7 @@ def vit_mae(folder: str | Path, device: str = "cpu") -> Restorer:
     The folder holds config.json and model.safetensors. Nothing is downloaded, and no pickle is read.
 
     Raises:
-        MissingExtra: `transformers` is not installed.
+        MissingDependencyError: `transformers` is not installed.
         ModelError: no such model in the folder, or one that lacks weights.
         EngineError: no such device.
     """
@@ -113,7 +113,7 @@ def random_vit_mae(device: str = "cpu", seed: int = 0, **sizes: int) -> Restorer
         sizes: what `transformers.ViTMAEConfig` should have otherwise than ViT-MAE-base.
 
     Raises:
-        MissingExtra: `transformers` is not installed.
+        MissingDependencyError: `transformers` is not installed.
         EngineError: no such device.
     """
     library = _transformers()

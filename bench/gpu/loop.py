@@ -26,7 +26,7 @@ import numpy as np
 import zipsdk
 from bench.common import record
 from bench.quality.restoration import psnr
-from zipsdk.errors import ZipError
+from zipsdk.errors import ZipSdkError
 from zipsdk.models.spec import ModelSpec
 from zipsdk.sampling.tiling import plan_tiles, round_up
 
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--rehearse: give --out, so that nothing is mistaken for a measurement")
     try:
         engine, module, spec, where = open_engine(args)
-    except ZipError as e:
+    except ZipSdkError as e:
         print(f"python -m bench.gpu.loop: {e}", file=sys.stderr)
         return 3
     peers = {} if module is None else torch_peers(module, where, spec, not args.no_compile)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zipsdk.errors import OutOfMemory
+from zipsdk.errors import OutOfMemoryError
 from zipsdk.models.spec import ModelSpec
 
 #: CUDA graphs that are kept; each holds memory of its own
@@ -74,7 +74,7 @@ class TorchEngine:
                 with torch.cuda.stream(self._stream):
                     self._enqueue(x, t, eps, shape)
             except torch.OutOfMemoryError as e:
-                raise OutOfMemory(f"torch: {str(e).splitlines()[0]}") from e
+                raise OutOfMemoryError(f"torch: {str(e).splitlines()[0]}") from e
 
     def _enqueue(self, x: int, t: int, eps: int, shape: tuple[int, ...]) -> None:
         key = (x, eps, *shape)

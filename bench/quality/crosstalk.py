@@ -17,7 +17,7 @@ import numpy as np
 import zipsdk
 from bench.common import record
 from bench.quality.restoration import psnr
-from zipsdk.errors import InputError, ZipError
+from zipsdk.errors import InputError, ZipSdkError
 from zipsdk.images.sources import read_sample
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     args = p.parse_args()
     try:
         run(args)
-    except ZipError as e:
+    except ZipSdkError as e:
         p.exit(1, f"error: {e}\n")
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import zipsdk
 from bench.common import record
-from zipsdk.errors import InputError, ZipError
+from zipsdk.errors import InputError, ZipSdkError
 from zipsdk.images.sources import read_sample
 from zipsdk.transforms import Blur
 
@@ -91,7 +91,7 @@ def main() -> None:
     args = p.parse_args()
     try:
         run(args)
-    except ZipError as e:
+    except ZipSdkError as e:
         p.exit(1, f"error: {e}\n")
 
 

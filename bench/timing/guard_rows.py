@@ -25,7 +25,7 @@ import zipsdk
 from bench.common.record import quartiles
 from bench.defenses.guarded import flagged_places
 from bench.timing.zip_rows import U8, Bench, LeftOut, Row, Work
-from zipsdk.errors import EngineError, MissingExtra
+from zipsdk.errors import EngineError, MissingDependencyError
 from zipsdk.guard import speedup_bound
 from zipsdk.sampling.schedule import PAPER_STEPS
 
@@ -118,7 +118,7 @@ class GuardRows:
         """See `open_classifier`."""
         try:
             return open_classifier(self.bench, self.args)
-        except (ImportError, MissingExtra) as e:
+        except (ImportError, MissingDependencyError) as e:
             raise LeftOut(str(e)) from e
 
     def classify(self, pictures: U8) -> Any:

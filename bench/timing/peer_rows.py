@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.timing.zip_rows import SEED, TRANSFORMS, U8, Bench, LeftOut, Row, Work, resized
-from zipsdk.errors import MissingExtra
+from zipsdk.errors import MissingDependencyError
 
 
 def peers(bench: Bench, classify: Callable[[U8], Any]) -> Iterator[Row]:
@@ -64,7 +64,7 @@ def _bdmae(bench: Bench, classify: Callable[[U8], Any]) -> Row:
 
             folder = bench.args.mae
             restorer = vit_mae(folder, bench.where) if folder else random_vit_mae(bench.where)
-        except (ImportError, MissingExtra) as e:
+        except (ImportError, MissingDependencyError) as e:
             raise LeftOut(str(e)) from e
         # 5 + 4 + 1 of 25 + 20 + 5: half of the passes hide much, which is cheaper, and half little, as in full
         defence = BDMAE(restorer, rounds=1, refinements=2, count=1) if quick else BDMAE(restorer)

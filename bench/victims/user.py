@@ -98,7 +98,7 @@ def load(name: str, preparation: Preparation = Preparation()) -> Classifier:
     Raises:
         InputError: no such function or file.
         ModelError: an ONNX model that cannot be loaded, or not used as prepared.
-        MissingExtra: ONNX Runtime is not installed.
+        MissingDependencyError: ONNX Runtime is not installed.
     """
     if name.lower().endswith(".onnx"):
         return _load_onnx(Path(name), preparation)

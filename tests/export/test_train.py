@@ -13,7 +13,7 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
 
 from export import checkpoints, train  # noqa: E402
-from export.training_data import Pictures  # noqa: E402
+from export.training_data import LoadedImages  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
@@ -112,7 +112,7 @@ def test_held_out_photos_have_no_border_of_black(tmp_path):
         y, x = np.mgrid[0:height, 0:width]
         picture = np.uint8(np.stack([100 + x % 100, 100 + y % 100, 255 - (x + y) % 100], -1))
         Image.fromarray(picture).save(tmp_path / f"{width}x{height}.png")
-    data = Pictures([str(tmp_path)])
+    data = LoadedImages([str(tmp_path)])
     (got,) = data.held_out(5)
     assert got.shape == (5, 3, 64, 64) and float(got.min()) > -0.5
     for photo, x in zip(data.photos, got, strict=True):
@@ -132,13 +132,13 @@ def test_pictures_are_read_as_the_sdk_reads_them(tmp_path):
     y2, x2 = np.mgrid[0:80, 0:100]
     photo = np.uint8(np.stack([2 * x2, 3 * y2, x2 + y2], -1))
     Image.fromarray(np.rot90(photo)).save(tmp_path / "photo.png", exif=turned)
-    data = Pictures([str(tmp_path)])
+    data = LoadedImages([str(tmp_path)])
     assert (data.tiles == (4 * y + x)[None, ..., None]).all()
     assert np.array_equal(np.asarray(data.photos[0]), photo)
 
 
 def test_batches_are_what_they_say(folder):
-    pictures = Pictures([str(folder / "pictures")])
+    pictures = LoadedImages([str(folder / "pictures")])
     assert (len(pictures.tiles), len(pictures.photos)) == (10, 4)
     shapes = set()
     for _ in range(40):
@@ -149,7 +149,7 @@ def test_batches_are_what_they_say(folder):
     fixed = pictures.held_out(4)
     assert all(torch.equal(a, b) for a, b in zip(fixed, pictures.held_out(4), strict=True))
     with pytest.raises(InputError, match="neither a folder nor a zip"):
-        Pictures([str(folder / "pictures" / "class0" / "0.png")])
+        LoadedImages([str(folder / "pictures" / "class0" / "0.png")])
 
 
 def test_v_loss_equals_weighted_epsilon_loss():
@@ -194,7 +194,7 @@ def test_the_rate_rises_over_a_larger_part_of_a_short_run():
 def test_a_seed_gives_the_same_run_and_a_resumed_run_other_images(folder):
     def drawn(seed, samples):
         train.seed_everything(seed, samples)
-        return Pictures([str(folder / "pictures")]).batch(16)
+        return LoadedImages([str(folder / "pictures")]).batch(16)
 
     assert torch.equal(drawn(3, 0), drawn(3, 0))
     for other in ((4, 0), (3, 160)):

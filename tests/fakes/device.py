@@ -2,7 +2,7 @@
 
 It is lazy, as a real one may be: what is put on a stream runs only when somebody waits for it, in the stream's order
 and after the events that it waits for. So a missing wait, or a pinned buffer used again too early, gives wrong
-pictures. New memory is full of NaN, begins at multiples of 256 and has guards around it. Pinned memory that goes while
+images. New memory is full of NaN, begins at multiples of 256 and has guards around it. Pinned memory that goes while
 no context is current is lost. `log` holds what was asked for, in order.
 """
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from zipsdk.errors import OutOfMemory
+from zipsdk.errors import OutOfMemoryError
 
 GUARD = 64
 ALIGN = 256
@@ -117,7 +117,7 @@ class FakeDevice:
         while self.to_free:
             self.to_free.pop()()
         if self.used + size > self.room:
-            raise OutOfMemory(f"fake GPU: no room for {size} bytes")
+            raise OutOfMemoryError(f"fake GPU: no room for {size} bytes")
         self.used += size
         raw = np.full(size + 2 * GUARD + ALIGN, 0xFF, np.uint8)
         skip = -(raw.ctypes.data + GUARD) % ALIGN
@@ -147,7 +147,7 @@ class FakeDevice:
     def pinned(self, size):
         self.outside_capture("pinned")
         if self.pinned_now + size > self.pin_room:
-            raise OutOfMemory(f"host: no {size} bytes of pinned memory")
+            raise OutOfMemoryError(f"host: no {size} bytes of pinned memory")
         memory = np.zeros(size, np.uint8)
         self.pinned_now += size
         weakref.finalize(memory, self.unpinned, size).atexit = False

@@ -14,7 +14,7 @@ def make_spec(**changes: object) -> ModelSpec:
 
 
 class FakeEngine:
-    """A deterministic noise predictor that mixes neighbouring pixels a little, in float32 or the input's dtype."""
+    """A deterministic noise predictor that mixes neighboring pixels a little, in float32 or the input's dtype."""
 
     def __init__(self, spec: ModelSpec | None = None):
         self.spec = spec or make_spec()

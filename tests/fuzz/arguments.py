@@ -18,7 +18,7 @@ from tests.fuzz.options import VALUES
 from tests.fuzz.recipes import Recipe
 from zipsdk import images
 from zipsdk.engines.tensorrt.build import build
-from zipsdk.errors import ZipError
+from zipsdk.errors import ZipSdkError
 from zipsdk.guard import speedup_bound
 
 #: Values that the settings of `tests.fuzz.options` have no use for.
@@ -117,6 +117,6 @@ def check_argument(recipe: Recipe, folder: Path) -> str:
         value = folder / value if isinstance(value, str) else value  # nothing is written elsewhere
     try:
         CALLS[recipe["call"]](value, folder)
-    except ZipError as e:
+    except ZipSdkError as e:
         return type(e).__name__
     return "accepted"

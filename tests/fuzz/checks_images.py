@@ -14,7 +14,7 @@ from tests.fuzz.recipes import Recipe, Violation, demand, unpack
 from tests.fuzz.seeds import THUMBNAIL
 from tests.fuzz.sources import ALIKE, opened, pillow_pixels
 from zipsdk import images
-from zipsdk.errors import InputError, PictureError
+from zipsdk.errors import ImageReadError, InputError
 
 MAX_PIXELS = 250_000
 #: What our own warnings begin with: the file or the image.
@@ -42,7 +42,7 @@ def _written(image: Image.Image, expected: np.ndarray, folder: Path, suffix: str
         target = folder / f"out{name}"
         try:
             images.save(image, target)
-        except PictureError as e:
+        except ImageReadError as e:
             raise Violation(f"a restored image cannot be saved: {e}") from e
         except InputError:
             demand(name != ".png", f"a restored image of mode {image.mode} cannot be written as PNG")
@@ -66,28 +66,28 @@ def check_file(recipe: Recipe, folder: Path) -> str:
             with opened(path, way) as item:
                 if item is None:
                     return "not opened by Pillow"
-                picture = images.read_one(item, max_pixels=MAX_PIXELS)
-        except PictureError as e:
+                loaded = images.read_one(item, max_pixels=MAX_PIXELS)
+        except ImageReadError as e:
             demand(" got " in str(e) and ("wanted" in str(e) or "expected" in str(e)), f"a refusal without reason: {e}")
             demand("input" in str(e) or way != "path", f"a refusal that does not name the file: {e}")
             if way in ALIKE:
                 demand(_pixels(path) is None, f"refused as {way} and read by its path: {e}")
             return type(e).__name__
         except InputError as e:
-            demand(way == "text", f"a file is refused by {type(e).__name__}, expected PictureError: {e}")
+            demand(way == "text", f"a file is refused by {type(e).__name__}, expected ImageReadError: {e}")
             return type(e).__name__
-        _valid(picture.rgb, MAX_PIXELS)
+        _valid(loaded.rgb, MAX_PIXELS)
         demand(way not in ("broken", "text"), f"{way} is read")
         expected = _pixels(path) if way in ALIKE else pillow_pixels(path) if way == "path" else None
         if expected is not None:
-            demand(expected.shape == picture.rgb.shape, f"{way}: shape {picture.rgb.shape}, expected {expected.shape}")
-            demand((expected == picture.rgb).all(), f"{way}: other pixels than the path gives, or Pillow")
+            demand(expected.shape == loaded.rgb.shape, f"{way}: shape {loaded.rgb.shape}, expected {expected.shape}")
+            demand((expected == loaded.rgb).all(), f"{way}: other pixels than the path gives, or Pillow")
         elif way in ALIKE:
             raise Violation(f"read as {way} and refused by its path")
-        purified = 255 - picture.rgb
-        image = picture.restore(purified)
+        purified = 255 - loaded.rgb
+        image = loaded.restore(purified)
         demand(isinstance(image, Image.Image), f"restore gave {type(image).__name__}, expected a PIL image")
-        height, width = picture.rgb.shape[:2]
+        height, width = loaded.rgb.shape[:2]
         demand(image.size == (width, height), f"restore gave {image.size}, expected {(width, height)}")
         _written(image, purified, folder, recipe["suffix"])
     if leaks := [w for w in _leaks(caught) if way == "path" or not w.startswith("UserWarning")]:
@@ -110,12 +110,12 @@ def check_array(recipe: Recipe, folder: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            pictures, restore = images.read(batch, data_format=recipe["data_format"], max_pixels=MAX_PIXELS)
+            loaded, restore = images.read(batch, data_format=recipe["data_format"], max_pixels=MAX_PIXELS)
         except InputError as e:
             return type(e).__name__
-        for p in pictures:
+        for p in loaded:
             _valid(p.rgb, MAX_PIXELS)
-        out = restore([255 - p.rgb for p in pictures])
+        out = restore([255 - p.rgb for p in loaded])
     got = [out] if recipe["wrap"] == "none" else list(out)
     demand(isinstance(out, list) == (recipe["wrap"] != "none"), f"got {type(out).__name__} back")
     for new, old in zip(got, items, strict=True):
@@ -138,12 +138,12 @@ def check_pil(recipe: Recipe, folder: Path) -> str:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            picture = images.read_one(item, max_pixels=MAX_PIXELS)
-        except PictureError as e:
+            loaded = images.read_one(item, max_pixels=MAX_PIXELS)
+        except ImageReadError as e:
             result = type(e).__name__
         else:
-            _valid(picture.rgb, MAX_PIXELS)
-            _written(picture.restore(255 - picture.rgb), 255 - picture.rgb, folder, recipe["suffix"])
+            _valid(loaded.rgb, MAX_PIXELS)
+            _written(loaded.restore(255 - loaded.rgb), 255 - loaded.rgb, folder, recipe["suffix"])
             result = "accepted"
         # the image as it is, which a caller may save, too
         target = folder / f"saved{recipe['suffix']}"

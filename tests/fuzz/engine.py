@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.kinds import Kind, kind_of
 from tests.fuzz.recipes import Recipe, Violation, digest, signature, text_of
-from zipsdk.errors import ZipError
+from zipsdk.errors import ZipSdkError
 
 _FILES = Path("/proc/self/fd")
 #: Inputs after which the number of open files must stay.
@@ -110,7 +110,7 @@ def failure_of(
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             result = kind.check(recipe, folder)
-    except ZipError as e:
+    except ZipSdkError as e:
         wrong = Violation(f"{type(e).__name__} where none is documented: {e}").with_traceback(e.__traceback__)
     except Exception as e:
         wrong = e

@@ -9,21 +9,21 @@ from pathlib import Path
 from PIL import Image
 
 
-def png(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
+def png(color: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG")
+    Image.new("RGB", size, color).save(file, "PNG")
     return file.getvalue()
 
 
-def write_archive(path: Path, pictures: dict[str, bytes]) -> Path:
+def write_archive(path: Path, images: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
-        for name, data in pictures.items():
+        for name, data in images.items():
             archive.writestr(name, data)
     return path
 
 
-def write_folder(path: Path, pictures: dict[str, bytes]) -> Path:
-    for name, data in pictures.items():
+def write_folder(path: Path, images: dict[str, bytes]) -> Path:
+    for name, data in images.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(data)
     return path

@@ -12,7 +12,7 @@ from zipsdk import images
 from zipsdk.batch.manifest import MANIFEST
 
 
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = (16, 16)) -> Path:
+def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (16, 16)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     rgb = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     images.save(Image.fromarray(rgb), path)
@@ -21,7 +21,7 @@ def picture(path: Path, seed: int = 0, size: tuple[int, int] = (16, 16)) -> Path
 
 def folder(path: Path, n: int, size: tuple[int, int] = (16, 16)) -> Path:
     for i in range(n):
-        picture(path / f"{i:03}.png", i, size)
+        write_image(path / f"{i:03}.png", i, size)
     return path
 
 

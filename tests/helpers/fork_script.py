@@ -25,7 +25,7 @@ from zipsdk.models import resolve
 
 x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
 t = np.zeros(len(x), np.float32)
-pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
 
 
 def in_child(work) -> str:
@@ -73,10 +73,10 @@ def combinations() -> dict[str, str]:
 def ways_out() -> dict[str, str]:
     """Fork with a purifier: other ways to end, children of children, and a busy thread during the fork."""
     purifier = zipsdk.Purifier(zipsdk.load_engine("zip-tiny", device="cpu", threads=2), steps=1, start=400, seed=1)
-    wanted = purifier.run(pictures)
+    wanted = purifier.run(images)
 
     def same() -> bool:
-        return np.array_equal(purifier.run(pictures), wanted)
+        return np.array_equal(purifier.run(images), wanted)
 
     def leave() -> None:
         os._exit(0 if same() else 7)
@@ -92,7 +92,7 @@ def ways_out() -> dict[str, str]:
 
     def work() -> None:
         while not stop.is_set():
-            purifier.run(pictures)
+            purifier.run(images)
             ready.set()
 
     thread = threading.Thread(target=work)
@@ -138,7 +138,7 @@ def files() -> dict[str, str]:
 
 def streams() -> dict[str, str]:
     """Fork during a stream, and with stalled classifier calls."""
-    batches = iter([pictures] * 4)
+    batches = iter([images] * 4)
     purifier = zipsdk.Purifier("zip-tiny", steps=1, start=400, seed=1)
     stream = purifier.stream(batches)
     next(stream)
@@ -151,7 +151,7 @@ def streams() -> dict[str, str]:
         return False
 
     def begin_another() -> bool:
-        return len(list(purifier.stream([pictures] * 2))) == 2
+        return len(list(purifier.stream([images] * 2))) == 2
 
     release, calls = threading.Event(), []
 
@@ -162,12 +162,10 @@ def streams() -> dict[str, str]:
 
     parent, client = os.getpid(), ClassifierClient(classify, timeout=0.01)
     for _ in range(MAX_STALLED):
-        assert "no answer within" in client.query([pictures[0]], lambda p: [p])[0].reason
+        assert "no answer within" in client.query([images[0]], lambda p: [p])[0].reason
     ended = {"stream": in_child(refused), "another stream": in_child(begin_another)}
     client.timeout = 60.0
-    ended["hanging classifier"] = in_child(
-        lambda: not isinstance(client.query([pictures[0]], lambda p: [p])[0], Failure)
-    )
+    ended["hanging classifier"] = in_child(lambda: not isinstance(client.query([images[0]], lambda p: [p])[0], Failure))
     guard = zipsdk.Guard(classify, purifier)
     with guard._lock:
         ended["guard in use"] = in_child(lambda: guard.counters.images == 0)

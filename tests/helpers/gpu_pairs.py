@@ -1,4 +1,4 @@
-"""Purifiers on the fake GPU and on the CPU, whose pictures are to be the same, whatever happens meanwhile."""
+"""Purifiers on the fake GPU and on the CPU, whose images are to be the same, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def make(device, spec=None, *, engine=None, **options):
     return zipsdk.Purifier(on_gpu, **settings), zipsdk.Purifier(plain, **cpu)
 
 
-def pictures(rng, n, height, width):
+def noise_images(rng, n, height, width):
     return rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
 
 
 def assert_same(got, wanted):
     """Equal but for halves that round the other way: float32 in another order moves x by 1e-6 or so."""
     off = np.abs(got.astype(int) - wanted.astype(int))
-    assert off.max() <= 1 and (off > 0).mean() < 2e-3, f"got {off.max()} grey levels off, {(off > 0).mean():.1%} of all"
+    assert off.max() <= 1 and (off > 0).mean() < 2e-3, f"got {off.max()} gray levels off, {(off > 0).mean():.1%} of all"
 
 
 class Meanwhile:
@@ -60,5 +60,5 @@ SETTINGS = {
     "fast joint": {"preset": "fast", "combine": "joint"},
     "clip": {"clip_x0": True, "steps": 7, "eta": 0.5},
     "blur 8": {"transforms": "blur8", "lam": 2.0},
-    "per picture": {"transforms": "blur2|blur4+gray|gray", "preset": "fast"},
+    "per image": {"transforms": "blur2|blur4+gray|gray", "preset": "fast"},
 }

@@ -44,13 +44,13 @@ def noise(*shape: int) -> Any:
 
 
 def identity(batch: Any, **options: Any) -> Any:
-    pictures, restore = images.read(batch, **options)
-    for p in pictures:
+    loaded, restore = images.read(batch, **options)
+    for p in loaded:
         valid(p)
-    return restore([p.rgb.copy() for p in pictures])
+    return restore([p.rgb.copy() for p in loaded])
 
 
-def valid(p: images.Picture) -> None:
+def valid(p: images.LoadedImage) -> None:
     assert p.rgb.dtype == np.uint8 and p.rgb.ndim == 3 and p.rgb.shape[2] == 3 and p.rgb.size > 0
     assert p.rgb.flags.c_contiguous
 

@@ -1,4 +1,4 @@
-"""What the kernel tests share: guarded buffers, layouts of hostile sizes, and the reference on whole pictures."""
+"""What the kernel tests share: guarded buffers, layouts of hostile sizes, and the reference on whole images."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def like(array: np.ndarray) -> Buffer:
 
 @dataclass(frozen=True)
 class Case:
-    """Pictures of one size on canvases; the names of the transforms that fit its tiles."""
+    """Images of one size on canvases; the names of the transforms that fit its tiles."""
 
     name: str
-    pictures: int
+    images: int
     size: tuple[int, int]
     layout: TileLayout
     guides: tuple[str, ...]
 
     @property
     def canvases(self) -> int:
-        return -(-self.pictures // self.layout.images_per_frame)
+        return -(-self.images // self.layout.images_per_frame)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -76,24 +76,24 @@ class Case:
         return structs.layout_row(self.layout, *self.size)
 
     def place(self, i: int) -> tuple[int, slice, slice]:
-        """Where picture i lies: canvas, rows, columns."""
+        """Where image i lies: canvas, rows, columns."""
         a = self.layout
         canvas, tile = divmod(i, a.images_per_frame)
         y, x = tile // a.columns * a.height, tile % a.columns * a.width
         return canvas, slice(y, y + a.height), slice(x, x + a.width)
 
-    def pictures_of(self, canvases: np.ndarray) -> np.ndarray:
+    def images_of(self, canvases: np.ndarray) -> np.ndarray:
         """(canvases, 3, H, W) -> (k, 3, h, w)."""
-        out = np.empty((self.pictures, 3, self.layout.height, self.layout.width), canvases.dtype)
-        for i in range(self.pictures):
+        out = np.empty((self.images, 3, self.layout.height, self.layout.width), canvases.dtype)
+        for i in range(self.images):
             canvas, y, x = self.place(i)
             out[i] = canvases[canvas, :, y, x]
         return out
 
     def nobody(self) -> np.ndarray:
-        """Which pixels of the canvases belong to no picture, bool (canvases, H, W)."""
+        """Which pixels of the canvases belong to no image, bool (canvases, H, W)."""
         out = np.ones((self.canvases, *self.shape[2:]), bool)
-        for i in range(self.pictures):
+        for i in range(self.images):
             canvas, y, x = self.place(i)
             out[canvas, y, x] = False
         return out
@@ -127,10 +127,10 @@ def exact_normals(seed: int, ids: np.ndarray, step: int, height: int, width: int
     """zipsdk.sampling.noise in float64, from the definition."""
     y, x = np.mgrid[:height, :width].astype(np.uint64)
     out = np.empty((len(ids), 3, height, width))
-    for i, picture in enumerate(ids):
+    for i, image in enumerate(ids):
         counter = np.empty((4, height, width), np.uint64)
         counter[0], counter[1] = y << np.uint64(16) | x, step
-        counter[2], counter[3] = int(picture) & 0xFFFFFFFF, int(picture) >> 32
+        counter[2], counter[3] = int(image) & 0xFFFFFFFF, int(image) >> 32
         r = noise.philox4x32(counter.reshape(4, -1), (seed & 0xFFFFFFFF, seed >> 32)).reshape(counter.shape)
         u = (r.astype(np.float64) + 0.5) * 2.0**-32
         turn = 2 * np.pi * r.astype(np.float64) * 2.0**-32
@@ -141,8 +141,8 @@ def exact_normals(seed: int, ids: np.ndarray, step: int, height: int, width: int
 
 
 def counter_with(word: int, place: int, seed: int, side: int) -> tuple[int, int, int, int]:
-    """Row, column (below `side`), step and picture id whose Philox words have `word` at `place`: Philox backwards for
-    two million values of the other words, of which some lead to a pixel of the picture."""
+    """Row, column (below `side`), step and image id whose Philox words have `word` at `place`: Philox backwards for
+    two million values of the other words, of which some lead to a pixel of the image."""
     m0, m1, mask, shift = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57), np.uint64(0xFFFFFFFF), np.uint64(32)
     back0, back1 = (np.uint64(pow(int(m), -1, 2**32)) for m in (m0, m1))
     c = np.random.default_rng(word + place).integers(0, 2**32, (4, 1 << 21), np.uint64)
@@ -180,7 +180,7 @@ def one_step(
     x: np.ndarray, e: np.ndarray, rgb: np.ndarray, step: Step, guide: Any, seed: int, ids: np.ndarray, *,
     dtype: Any, clip_x0: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """One step of zipsdk.sampling.sampler on pictures (k, 3, h, w), computed in `dtype`; `rgb` is x_P as uint8."""
+    """One step of zipsdk.sampling.sampler on images (k, 3, h, w), computed in `dtype`; `rgb` is x_P as uint8."""
     source = Noise(seed, ids) if dtype == np.float32 else ExactNoise(seed, ids)
     x_p = rgb.astype(dtype)
     x_p *= 1 / 127.5

@@ -104,7 +104,7 @@ def state(case, rng, precision="f32", scale=1.0):
 
 
 def batch_of(case):
-    return structs.batch_row(case.pictures, case.layout, SEED)
+    return structs.batch_row(case.images, case.layout, SEED)
 
 
 def rows(*values, dtype):

@@ -1,4 +1,4 @@
-"""Pictures, a model and noise that loops and their literal forms share, and the literal form of DDPM."""
+"""Images, a model and noise that loops and their literal forms share, and the literal form of DDPM."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ AB = make_spec().alphas_cumprod()
 ROUNDING = 1e-12
 
 
-def pictures(n: int, h: int = 32, w: int = 32, seed: int = 0) -> np.ndarray:
-    """Smooth pictures with some noise on them, so that no value clips."""
+def smooth_images(n: int, h: int = 32, w: int = 32, seed: int = 0) -> np.ndarray:
+    """Smooth images with some noise on them, so that no value clips."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:h, :w] / 32
     waves = [np.sin(np.stack([a * x + b * y + c for c in (0, 1, 2)], -1)) for a, b in rng.uniform(1, 6, (n, 2))]
@@ -21,7 +21,7 @@ def pictures(n: int, h: int = 32, w: int = 32, seed: int = 0) -> np.ndarray:
 
 
 def state(n: int = 2, h: int = 16, w: int = 16) -> np.ndarray:
-    return pictures(n, h, w).transpose(0, 3, 1, 2) / 127.5 - 1.0
+    return smooth_images(n, h, w).transpose(0, 3, 1, 2) / 127.5 - 1.0
 
 
 def eps_model(x: np.ndarray, t: int) -> np.ndarray:

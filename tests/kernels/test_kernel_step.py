@@ -43,37 +43,37 @@ def both(arguments, step, guide, ids, clip_x0=False):
 def test_step(run, rng, case, precision):
     """Every guide that fits, at the first, a middle and the last step."""
     visited = steps_of(make_spec())
-    ids = ids_of(case.pictures)
+    ids = ids_of(case.images)
     results = []
     for i, guide in enumerate(guides_of(case)):
         step = (visited[0], visited[-6], visited[-1])[i % 3]
         x, e, value, x_p = state(case, rng, precision)
-        got = launch_step(run, case, x, e, x_p, structs.picture_rows(ids),
+        got = launch_step(run, case, x, e, x_p, structs.image_rows(ids),
                           rows(structs.guide_row(guide), dtype=structs.GUIDE),
                           rows(*[structs.step_row(step)] * case.canvases, dtype=structs.STEP), precision)  # fmt: skip
         assert np.isnan(got.transpose(0, 2, 3, 1)[case.nobody()]).all()
-        arguments = [case.pictures_of(v) for v in (x, value, x_p)]
-        results.append([case.pictures_of(got), *both(arguments, step, guide, ids)])
+        arguments = [case.images_of(v) for v in (x, value, x_p)]
+        results.append([case.images_of(got), *both(arguments, step, guide, ids)])
     # of all guides together, so that a single pixel is not the measure of plain float32
     assert_close(f"step {precision}, {case.name}", *map(np.stack, zip(*results, strict=True)))
 
 
 @pytest.mark.parametrize("name", ["tiles", "narrow"])
-def test_step_with_rows_for_each_canvas_and_guides_for_each_picture(run, rng, name):
+def test_step_with_rows_for_each_canvas_and_guides_for_each_image(run, rng, name):
     case = BY_NAME[name]
-    visited, ids = steps_of(make_spec(), lam=2.0), ids_of(case.pictures)
+    visited, ids = steps_of(make_spec(), lam=2.0), ids_of(case.images)
     guides = guides_of(case)
-    which = rng.integers(0, len(guides), case.pictures)
+    which = rng.integers(0, len(guides), case.images)
     mine = [visited[(3 * c + 1) % 20] for c in range(case.canvases)]
     x, e, _, x_p = state(case, rng)
-    got = launch_step(run, case, x, e, x_p, structs.picture_rows(ids, which),
+    got = launch_step(run, case, x, e, x_p, structs.image_rows(ids, which),
                       rows(*map(structs.guide_row, guides), dtype=structs.GUIDE),
                       rows(*map(structs.step_row, mine), dtype=structs.STEP))  # fmt: skip
-    per, arguments = case.layout.images_per_frame, [case.pictures_of(v) for v in (x, e, x_p)]
-    for i in range(case.pictures):
+    per, arguments = case.layout.images_per_frame, [case.images_of(v) for v in (x, e, x_p)]
+    for i in range(case.images):
         one, step = [v[i : i + 1] for v in arguments], mine[i // per]
         plain, exact = both(one, step, guides[which[i]], ids[i : i + 1])
-        assert_close("step, mixed", case.pictures_of(got)[i : i + 1], plain, exact)
+        assert_close("step, mixed", case.images_of(got)[i : i + 1], plain, exact)
 
 
 @pytest.mark.parametrize("name", ["three", "gap"])
@@ -81,13 +81,13 @@ def test_step_in_place_and_repeated_gives_the_same_bits(run, rng, name):
     case = BY_NAME[name]
     step, guide = steps_of(make_spec())[3], Guidance(parse("blur4+gray"))
     x, e, _, x_p = state(case, rng)
-    tables = (structs.picture_rows(ids_of(case.pictures)), rows(structs.guide_row(guide), dtype=structs.GUIDE),
+    tables = (structs.image_rows(ids_of(case.images)), rows(structs.guide_row(guide), dtype=structs.GUIDE),
               rows(*[structs.step_row(step)] * case.canvases, dtype=structs.STEP))  # fmt: skip
     first = launch_step(run, case, x, e, x_p, *tables)
     np.testing.assert_array_equal(first, launch_step(run, case, x, e, x_p, *tables))
     same = like(x)
     run("zip_step_f32", same, e, x_p, same, *tables, case.row, batch_of(case))
-    np.testing.assert_array_equal(case.pictures_of(same.array), case.pictures_of(first))
+    np.testing.assert_array_equal(case.images_of(same.array), case.images_of(first))
 
 
 @pytest.mark.stress
@@ -95,7 +95,7 @@ def test_250_launches_of_the_step_are_equal(run, rng):
     case = BY_NAME["tiles"]
     step, guide = steps_of(make_spec())[3], Guidance(parse("blur16+gray"))
     x, e, _, x_p = state(case, rng)
-    tables = (structs.picture_rows(ids_of(case.pictures)), rows(structs.guide_row(guide), dtype=structs.GUIDE),
+    tables = (structs.image_rows(ids_of(case.images)), rows(structs.guide_row(guide), dtype=structs.GUIDE),
               rows(*[structs.step_row(step)] * case.canvases, dtype=structs.STEP))  # fmt: skip
     first = launch_step(run, case, x, e, x_p, *tables)
     for _ in range(249):
@@ -105,29 +105,29 @@ def test_250_launches_of_the_step_are_equal(run, rng):
 @by_case
 def test_step_clamps_x0(run, rng, case):
     step, guide = steps_of(make_spec(), lam=2.0)[-4], Guidance(parse(case.guides[-1]))
-    ids = ids_of(case.pictures)
+    ids = ids_of(case.images)
     x, e, value, x_p = state(case, rng, scale=2.0)
-    got = launch_step(run, case, x, e, x_p, structs.picture_rows(ids),
+    got = launch_step(run, case, x, e, x_p, structs.image_rows(ids),
                       rows(structs.guide_row(guide), dtype=structs.GUIDE),
                       rows(*[structs.step_row(step, clip_x0=True)] * case.canvases, dtype=structs.STEP))  # fmt: skip
-    arguments = [case.pictures_of(v) for v in (x, value, x_p)]
+    arguments = [case.images_of(v) for v in (x, value, x_p)]
     plain, exact = both(arguments, step, guide, ids, clip_x0=True)
-    assert_close("step, clamped", case.pictures_of(got), plain, exact)
+    assert_close("step, clamped", case.images_of(got), plain, exact)
 
 
 @by_case
 def test_step_makes_a_warm_start(run, rng, case):
     table = step_table(make_spec(), lam=10.0, start=400)
-    guide, ids = Guidance(parse(case.guides[-1])), ids_of(case.pictures)
+    guide, ids = Guidance(parse(case.guides[-1])), ids_of(case.images)
     x, _, _, x_p = state(case, rng)
     joint = rows(structs.guide_row(guide, joint=True), dtype=structs.GUIDE)
-    got = launch_step(run, case, x, x, x_p, structs.picture_rows(ids), joint,
+    got = launch_step(run, case, x, x, x_p, structs.image_rows(ids), joint,
                       rows(*[structs.warm_row(table)] * case.canvases, dtype=structs.STEP))  # fmt: skip
     want = []
     for dtype, source in ((np.float32, Noise(SEED, ids)), (np.float64, ExactNoise(SEED, ids))):
-        rgb = case.pictures_of(x_p).astype(dtype) * dtype(1 / 127.5) - dtype(1)
+        rgb = case.images_of(x_p).astype(dtype) * dtype(1 / 127.5) - dtype(1)
         want.append(sampler.initial_latent(rgb, table, guide, source))
-    assert_close("warm start", case.pictures_of(got), *want)
+    assert_close("warm start", case.images_of(got), *want)
 
 
 def by_linear(run, case, precision, x, e, x_p, who, steps, guide):
@@ -182,13 +182,13 @@ def test_apply(run, rng, axis, n, alpha, beta):
     out = Buffer(case.shape, np.float32, None if beta == 0 else before)
     run("zip_apply", source, out, matrix, np.uint32(n), np.uint32(axis), np.float32(alpha), np.float32(beta), case.row,
         batch_of(case))  # fmt: skip
-    x, y = (np.moveaxis(case.pictures_of(v), (3, 2, 1)[axis], -1) for v in (source, before))
+    x, y = (np.moveaxis(case.images_of(v), (3, 2, 1)[axis], -1) for v in (source, before))
 
     def plain(dtype):
         blocks = x.reshape(*x.shape[:-1], -1, n).astype(dtype) @ matrix.T.astype(dtype)
         return dtype(np.float32(alpha)) * blocks.reshape(x.shape) + dtype(np.float32(beta)) * y.astype(dtype)
 
-    got = np.moveaxis(case.pictures_of(out.array), (3, 2, 1)[axis], -1)
+    got = np.moveaxis(case.images_of(out.array), (3, 2, 1)[axis], -1)
     assert_close(f"apply, axis {axis}", got, plain(np.float32), plain(np.float64))
 
 
@@ -211,11 +211,11 @@ def test_linear_kernels(run, rng, size, transforms, combine, precision):
     for step, clip in ((visited[0], False), (visited[-5], True), (visited[-1], False)):
         x, e, value, x_p = state(case, rng, precision)
         steps = rows(*[structs.step_row(step, clip_x0=clip)] * case.canvases, dtype=structs.STEP)
-        got = by_linear(run, case, precision, x, e, x_p, structs.picture_rows(ids), steps, guide)
+        got = by_linear(run, case, precision, x, e, x_p, structs.image_rows(ids), steps, guide)
         assert np.isnan(got.transpose(0, 2, 3, 1)[case.nobody()]).all()
-        arguments = [case.pictures_of(v) for v in (x, value, x_p)]
+        arguments = [case.images_of(v) for v in (x, value, x_p)]
         plain, exact = both(arguments, step, guide, ids, clip_x0=clip)
-        assert_close(f"linear {precision}", case.pictures_of(got), plain, exact)
+        assert_close(f"linear {precision}", case.images_of(got), plain, exact)
 
 
 def test_a_guide_without_a_row():

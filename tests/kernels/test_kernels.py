@@ -46,18 +46,18 @@ def test_philox_is_bit_exact_with_its_twin(run, rng, n):
 
 @by_case
 def test_ingest(run, rng, case):
-    """x_P is exact, x_T is the twin's noise, and what belongs to no picture is left alone."""
-    pictures = rng.integers(0, 256, (case.pictures, *case.size, 3), np.uint8)
-    x_p, x, ids = Buffer(case.shape, np.uint8), Buffer(case.shape, np.float32), ids_of(case.pictures)
-    run("zip_ingest", pictures, x_p, x, structs.picture_rows(ids), case.row, batch_of(case))
+    """x_P is exact, x_T is the twin's noise, and what belongs to no image is left alone."""
+    images = rng.integers(0, 256, (case.images, *case.size, 3), np.uint8)
+    x_p, x, ids = Buffer(case.shape, np.uint8), Buffer(case.shape, np.float32), ids_of(case.images)
+    run("zip_ingest", images, x_p, x, structs.image_rows(ids), case.row, batch_of(case))
     a = case.layout
-    want = pad(pictures, a.height, a.width).transpose(0, 3, 1, 2) if len(pictures) else pictures.reshape(0, 3, 32, 32)
-    np.testing.assert_array_equal(case.pictures_of(x_p.array), want)
+    want = pad(images, a.height, a.width).transpose(0, 3, 1, 2) if len(images) else images.reshape(0, 3, 32, 32)
+    np.testing.assert_array_equal(case.images_of(x_p.array), want)
     nobody = case.nobody()
     assert (x_p.array.transpose(0, 2, 3, 1)[nobody] == 0xA5).all()
     assert np.isnan(x.array.transpose(0, 2, 3, 1)[nobody]).all()
     plain = Noise(SEED, ids).normal(STEP_INITIAL, a.height, a.width)
-    assert_close("ingest", case.pictures_of(x.array), plain, exact_normals(SEED, ids, STEP_INITIAL, a.height, a.width))
+    assert_close("ingest", case.images_of(x.array), plain, exact_normals(SEED, ids, STEP_INITIAL, a.height, a.width))
 
 
 def test_normals_have_no_weak_spot(run):
@@ -66,7 +66,7 @@ def test_normals_have_no_weak_spot(run):
     layout = TileLayout(side, side, side, side)
     ids = ids_of(n)
     x, x_p = Buffer((n, 3, side, side), np.float32), Buffer((n, 3, side, side), np.uint8)
-    run("zip_ingest", np.zeros((n, side, side, 3), np.uint8), x_p, x, structs.picture_rows(ids),
+    run("zip_ingest", np.zeros((n, side, side, 3), np.uint8), x_p, x, structs.image_rows(ids),
         structs.layout_row(layout, side, side), structs.batch_row(n, layout, SEED))  # fmt: skip
     plain, exact = Noise(SEED, ids).normal(STEP_INITIAL, side, side), exact_normals(SEED, ids, STEP_INITIAL, side, side)
     assert_close("normals", x.array, plain, exact)
@@ -79,13 +79,13 @@ def test_normals_at_the_ends_of_the_words(run, word):
     side = 256
     layout = TileLayout(side, side, side, side)
     for place in (0, 2):
-        row, column, step, picture = counter_with(word, place, SEED, side)
+        row, column, step, image = counter_with(word, place, SEED, side)
         x = np.zeros((1, 3, side, side), np.float32)
         steps = np.zeros(1, structs.STEP)
         steps["s"], steps["t"] = 1, step
         out = Buffer(x.shape, np.float32)
-        ids = np.array([picture], np.uint64)
-        run("zip_step_f32", x, x, np.zeros(x.shape, np.uint8), out, structs.picture_rows(ids),
+        ids = np.array([image], np.uint64)
+        run("zip_step_f32", x, x, np.zeros(x.shape, np.uint8), out, structs.image_rows(ids),
             np.zeros(1, structs.GUIDE), steps, structs.layout_row(layout, side, side),
             structs.batch_row(1, layout, SEED))  # fmt: skip
         plain, exact = Noise(SEED, ids).normal(step, side, side), exact_normals(SEED, ids, step, side, side)
@@ -96,15 +96,15 @@ def test_normals_at_the_ends_of_the_words(run, word):
 @by_case
 def test_fill_does_what_the_predictor_does(run, rng, case):
     a = case.layout
-    pictures = rng.standard_normal((case.pictures, 3, a.height, a.width)).astype(np.float32)
+    images = rng.standard_normal((case.images, 3, a.height, a.width)).astype(np.float32)
     x = Buffer(case.shape, np.float32)
-    for i in range(case.pictures):
+    for i in range(case.images):
         canvas, y, column = case.place(i)
-        x.array[canvas, :, y, column] = pictures[i]
+        x.array[canvas, :, y, column] = images[i]
     run("zip_fill", x, case.row, batch_of(case))
     seen = []
-    if case.pictures:
-        TiledDenoiser(lambda x, t: seen.append(x) or x, a)(pictures, 0)
+    if case.images:
+        TiledDenoiser(lambda x, t: seen.append(x) or x, a)(images, 0)
     np.testing.assert_array_equal(x.array, np.concatenate(seen) if seen else np.empty(case.shape, np.float32))
 
 
@@ -117,10 +117,10 @@ def test_egress_rounds_as_numpy_does(run, rng, case):
     flat[::7] = rng.choice(np.array([-1e30, -1, 1, 1e30, 0, 3.9e-3], np.float32), flat[::7].shape)
     flat[::5] = rng.integers(-400, 400, flat[::5].shape) / 255  # (x + 1) 127.5 is a half, or next to one
     x.transpose(0, 2, 3, 1)[case.nobody()] = np.nan
-    out = Buffer((case.pictures, *case.size, 3), np.uint8)
+    out = Buffer((case.images, *case.size, 3), np.uint8)
     flag = Buffer((1,), np.uint32, np.zeros(1, np.uint32))
     run("zip_egress", x, out, flag, case.row, batch_of(case))
-    v = case.pictures_of(x)[:, :, : case.size[0], : case.size[1]]
+    v = case.images_of(x)[:, :, : case.size[0], : case.size[1]]
     want = np.clip(np.rint((v + np.float32(1)) * np.float32(127.5)), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(out.array, want)
     assert flag.array[0] == 0
@@ -148,7 +148,7 @@ def test_egress_tells_that_a_value_is_not_finite(run, rng, bad):
     x = rng.standard_normal(case.shape).astype(np.float32)
     canvas, y, column = case.place(6)
     x[canvas, 2, y.start + 20, column.start + 17] = bad
-    out = Buffer((case.pictures, *case.size, 3), np.uint8)
+    out = Buffer((case.images, *case.size, 3), np.uint8)
     flag = Buffer((1,), np.uint32, np.zeros(1, np.uint32))
     run("zip_egress", x, out, flag, case.row, batch_of(case))
     assert flag.array[0] == 1
@@ -156,17 +156,17 @@ def test_egress_tells_that_a_value_is_not_finite(run, rng, bad):
 
 @pytest.mark.parametrize("name", ["none", "three", "tiles", "gap"])
 @pytest.mark.parametrize("start", [None, 400])
-def test_the_whole_loop_gives_the_pictures_of_the_cpu_path(run, rng, name, start):
-    """ingest, (warm start), 20 or 9 times the engine and the step, egress; a guide drawn for each picture."""
+def test_the_whole_loop_gives_the_images_of_the_cpu_path(run, rng, name, start):
+    """ingest, (warm start), 20 or 9 times the engine and the step, egress; a guide drawn for each image."""
     case = BY_NAME[name]
-    a, ids = case.layout, ids_of(case.pictures)
-    pictures = rng.integers(0, 256, (case.pictures, *case.size, 3), np.uint8)
+    a, ids = case.layout, ids_of(case.images)
+    images = rng.integers(0, 256, (case.images, *case.size, 3), np.uint8)
     guides = [Guidance(parse(t)) for t in case.guides]
     table = step_table(make_spec(), lam=10.0, start=start)
     noise, engine = Noise(SEED, ids), FakeEngine()
     which = noise.choice(len(guides))
 
-    who, batch = structs.picture_rows(ids, which), batch_of(case)
+    who, batch = structs.image_rows(ids, which), batch_of(case)
     x, x_p = Buffer(case.shape, np.float32), Buffer(case.shape, np.uint8)
     mine = rows(*map(structs.guide_row, guides), dtype=structs.GUIDE)
 
@@ -175,20 +175,20 @@ def test_the_whole_loop_gives_the_pictures_of_the_cpu_path(run, rng, name, start
         run("zip_step_f32", x, e, x_p, x, who, table_of_guides, steps, case.row, batch)
         run("zip_fill", x, case.row, batch)
 
-    run("zip_ingest", pictures, x_p, x, who, case.row, batch)
+    run("zip_ingest", images, x_p, x, who, case.row, batch)
     run("zip_fill", x, case.row, batch)
     if table.warm:
         step(x, structs.warm_row(table), rows(*[structs.guide_row(g, joint=True) for g in guides], dtype=structs.GUIDE))
     for s in table.steps:
         e = engine(x.array, np.full(max(1, case.canvases), s.t, np.float32))
         step(e, structs.step_row(s), mine)
-    out, flag = Buffer(pictures.shape, np.uint8), Buffer((1,), np.uint32, np.zeros(1, np.uint32))
+    out, flag = Buffer(images.shape, np.uint8), Buffer((1,), np.uint32, np.zeros(1, np.uint32))
     run("zip_egress", x, out, flag, case.row, batch)
     assert flag.array[0] == 0
-    if not case.pictures:
+    if not case.images:
         return
 
-    rgb = pad(pictures, a.height, a.width).transpose(0, 3, 1, 2).astype(np.float32) * np.float32(1 / 127.5) - 1
+    rgb = pad(images, a.height, a.width).transpose(0, 3, 1, 2).astype(np.float32) * np.float32(1 / 127.5) - 1
     want = sampler.sample(TiledDenoiser(engine, a), np.ascontiguousarray(rgb), table,
                           PerImageGuidance(guides, which), noise)  # fmt: skip
     want = np.clip(np.rint((want + 1) * np.float32(127.5)), 0, 255)[:, :, : case.size[0], : case.size[1]]

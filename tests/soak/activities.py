@@ -23,7 +23,7 @@ from tests.fuzz.kinds import image_names
 from tests.fuzz.seeds import base_files
 from zipsdk import Guard, Purifier, images
 from zipsdk.cli import main
-from zipsdk.errors import EngineError, InputError, OutOfMemory, ZipError
+from zipsdk.errors import EngineError, InputError, OutOfMemoryError, ZipSdkError
 from zipsdk.models import list_models
 
 SUFFIXES = (".png", ".jpg", ".webp", ".tif", ".bmp", ".avif")
@@ -31,7 +31,7 @@ MOST_PIXELS = 10_000
 #: Sides of images. Each size fills caches of its own once; of many sizes that takes longer than a warm-up.
 SIDES = (4, 7, 16, 30, 33, 48, 64, 70)
 #: Exceptions that callers and sources raise on purpose.
-OURS = (ZipError, ConnectionError)
+OURS = (ZipSdkError, ConnectionError)
 
 
 class Faulty:
@@ -45,7 +45,7 @@ class Faulty:
         if roll < 0.05:
             raise EngineError("the device is lost")
         if roll < 0.1:
-            raise OutOfMemory("no room")
+            raise OutOfMemoryError("no room")
         eps: np.ndarray = self._engine(x, t)
         return np.full_like(eps, np.nan) if roll < 0.15 else eps
 
@@ -136,13 +136,13 @@ class Activities:
         """Read, purify and save a file, whole or damaged."""
         path = self._file(self.rng.random() < 0.5)
         try:
-            picture = images.read_one(path, max_pixels=MOST_PIXELS)
+            image = images.read_one(path, max_pixels=MOST_PIXELS)
         except InputError:
             return "refused"
-        (clean,) = self.purifier.run([picture.rgb])
+        (clean,) = self.purifier.run([image.rgb])
         target = self.folder / f"out-{self.rng.randrange(8)}{self.rng.choice(SUFFIXES)}"
         try:
-            images.save(picture.restore(clean), target)
+            images.save(image.restore(clean), target)
         except InputError:
             return "not saved"
         return "saved"
@@ -214,7 +214,7 @@ class Activities:
             bad.write_bytes(toy()[: self.rng.randrange(600)])
             try:
                 zipsdk.load_engine(bad, device="cpu", threads=1)
-            except ZipError as e:
+            except ZipSdkError as e:
                 return type(e).__name__
         threads = self.rng.choice((1, 2))
         with Purifier(zipsdk.load_engine(self.model, device="cpu", threads=threads), steps=2) as purifier:
@@ -228,7 +228,7 @@ class Activities:
         )
         try:
             self.purifier.run(bad)
-        except ZipError as e:
+        except ZipSdkError as e:
             return type(e).__name__
         raise AssertionError(f"{bad!r} was taken")
 

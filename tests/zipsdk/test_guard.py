@@ -14,7 +14,7 @@ from PIL import Image
 import zipsdk
 from tests.fakes.engine import FakeEngine
 from tests.fakes.guard import CLASSES, SCALES, TARGET, Cleaner, Guard, Recorder, backdoored, brightness, dark, poisoned
-from tests.helpers.images import pictures
+from tests.helpers.images import noise_images
 from zipsdk import AblationDetector, InputError, Purifier, ScaleUp, guard
 
 # ---- decisions and their cost
@@ -342,7 +342,7 @@ def test_speedup_bound():
 def test_with_a_purifier_on_mixed_sizes():
     """Use the real loop with a fake engine: the purified images are those of `Purifier.run`."""
     purifier = Purifier(FakeEngine(), "blur2", seed=1, steps=2)
-    batch = [poisoned(pictures(1)[0]), dark(1, 40, 33)[0], poisoned(pictures(1, 50, 32)[0])]
+    batch = [poisoned(noise_images(1)[0]), dark(1, 40, 33)[0], poisoned(noise_images(1, 50, 32)[0])]
     decisions = Guard(backdoored, purifier).run(batch)
     assert [d.flagged for d in decisions] == [True, False, True]
     for p, d in zip(batch, decisions, strict=True):

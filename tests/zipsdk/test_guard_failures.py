@@ -95,10 +95,10 @@ def test_an_image_whose_views_cannot_be_made_does_not_affect_others():
                 raise MemoryError("no room")
             return super().views(rgb)
 
-    pictures = dark(3)
-    pictures[1, 0, 0, 0] = 9
+    images = dark(3)
+    images[1, 0, 0, 0] = 9
     watch = Guard(backdoored, Cleaner(), Choosy())
-    decisions = watch.run(pictures)
+    decisions = watch.run(images)
     assert [d.flagged for d in decisions] == [False, True, False]
     assert "no room" in decisions[1].reason and decisions[1].label is not None
     assert watch.counters.failures == 1 and watch.counters.images == 3
@@ -110,9 +110,9 @@ def test_a_detector_that_returns_unusable_views_is_reported(odd):
         def views(self, rgb):
             return odd(rgb) if rgb[0, 0, 0] == 9 else super().views(rgb)
 
-    pictures = dark(2)
-    pictures[0, 0, 0, 0] = 9
-    first, second = Guard(backdoored, Cleaner(), Odd()).run(pictures)
+    images = dark(2)
+    images[0, 0, 0, 0] = 9
+    first, second = Guard(backdoored, Cleaner(), Odd()).run(images)
     assert first.flagged and "views: got" in first.reason
     assert not second.flagged and second.label == 1
 
@@ -133,11 +133,11 @@ def test_images_with_different_numbers_of_views_keep_their_answers():
             return ""
 
     asked: list[int] = []
-    pictures = np.concatenate([dark(3), 4 * dark(3)])
-    pictures[:, 0, 0, 0] = [30, 31, 32, 200, 202, 201]
-    decisions = Guard(backdoored, Cleaner(), Uneven(), max_batch=4).run(pictures)
+    images = np.concatenate([dark(3), 4 * dark(3)])
+    images[:, 0, 0, 0] = [30, 31, 32, 200, 202, 201]
+    decisions = Guard(backdoored, Cleaner(), Uneven(), max_batch=4).run(images)
     assert asked == [1, 2, 3, 3, 2, 1]
-    assert [d.label for d in decisions] == [int(backdoored(p[None]).argmax()) for p in pictures]
+    assert [d.label for d in decisions] == [int(backdoored(p[None]).argmax()) for p in images]
 
 
 def test_the_default_limits_the_size_of_a_call():

@@ -18,7 +18,7 @@ from PIL import Image
 
 import zipsdk
 from tests.fakes.engine import FakeEngine, make_spec
-from tests.helpers.images import pictures
+from tests.helpers.images import noise_images
 from tests.helpers.paths import ROOT
 from zipsdk import Blur, Grayscale, InputError, OneOf, Purifier
 from zipsdk.models.spec import ModelSpec
@@ -31,7 +31,7 @@ from zipsdk.sampling.state import pad
 
 
 def test_run_is_the_float64_loop_rounded_to_8_bit():
-    batch = pictures(3, 34, 41)
+    batch = noise_images(3, 34, 41)
     purifier = Purifier(FakeEngine(), [Blur(2), Grayscale()], lam=10.0, seed=5)
     got = purifier.run(batch, noise_keys=[7, 8, 9])
 
@@ -51,13 +51,13 @@ def test_run_is_the_float64_loop_rounded_to_8_bit():
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (17, 90), (200, 140)])
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
 def test_same_alone_in_a_batch_of_7_and_in_any_order(size, seed):
-    batch = pictures(7, *size)
+    batch = noise_images(7, *size)
     purifier = Purifier(FakeEngine(), "blur2+gray", seed=seed)
     together = purifier.run(batch)
     np.testing.assert_array_equal(purifier.run(batch[::-1])[::-1], together)
     for i in (0, 3, 6):
         np.testing.assert_array_equal(purifier.run(batch[i]), together[i])
-    mixed = purifier.run([pictures(1, 40, 40)[0], batch[2], pictures(1, 50, 32)[0]])
+    mixed = purifier.run([noise_images(1, 40, 40)[0], batch[2], noise_images(1, 50, 32)[0]])
     np.testing.assert_array_equal(mixed[1], together[2])
 
 
@@ -65,22 +65,22 @@ def test_same_in_another_process():
     code = (
         "import numpy as np, sys; sys.path.insert(0, '.')\n"
         "from tests.fakes.engine import FakeEngine\n"
-        "from tests.helpers.images import pictures\n"
+        "from tests.helpers.images import noise_images\n"
         "from zipsdk import Purifier\n"
-        "sys.stdout.buffer.write(Purifier(FakeEngine(), 'blur2', seed=3).run(pictures(7)[4]).tobytes())"
+        "sys.stdout.buffer.write(Purifier(FakeEngine(), 'blur2', seed=3).run(noise_images(7)[4]).tobytes())"
     )
     other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout
-    assert other == Purifier(FakeEngine(), "blur2", seed=3).run(pictures(7))[4].tobytes()
+    assert other == Purifier(FakeEngine(), "blur2", seed=3).run(noise_images(7))[4].tobytes()
 
 
-def test_tiled_pictures_get_the_same_noise_in_any_tile():
-    """With an engine that works pixel by pixel, neighbours and places make no difference at all."""
+def test_tiled_images_get_the_same_noise_in_any_tile():
+    """With an engine that works pixel by pixel, neighbors and places make no difference at all."""
 
     class Pointwise(FakeEngine):
         def __call__(self, x, t):
             return np.tanh(x) * np.float32(0.5)
 
-    batch = pictures(9)
+    batch = noise_images(9)
     tiled = Purifier(Pointwise(), "blur2", seed=1, tile_size=64)
     direct = Purifier(Pointwise(), "blur2", seed=1)
     np.testing.assert_array_equal(tiled.run(batch), direct.run(batch))
@@ -88,7 +88,7 @@ def test_tiled_pictures_get_the_same_noise_in_any_tile():
 
 
 def test_fresh_randomness_by_default_and_fixed_by_seed():
-    batch = pictures(2)
+    batch = noise_images(2)
     fresh = Purifier(FakeEngine(), "blur2", lam=2.0)
     assert not np.array_equal(fresh.run(batch), fresh.run(batch))
     fixed = Purifier(FakeEngine(), "blur2", lam=2.0, seed=4)
@@ -99,8 +99,8 @@ def test_fresh_randomness_by_default_and_fixed_by_seed():
     assert not np.array_equal(twins[0], twins[1])
 
 
-def test_one_of_draws_by_picture_and_matches_the_fixed_transform():
-    batch = pictures(12)
+def test_one_of_draws_by_image_and_matches_the_fixed_transform():
+    batch = noise_images(12)
     mixed = Purifier(FakeEngine(), OneOf(Blur(2), Blur(8)), seed=2).run(batch)
     fixed = [Purifier(FakeEngine(), [b], seed=2).run(batch) for b in (Blur(2), Blur(8))]
     chosen = [next(k for k in (0, 1) if np.array_equal(mixed[i], fixed[k][i])) for i in range(12)]
@@ -134,7 +134,7 @@ def test_info_tells_settings_apart():
 def test_evaluations_and_presets():
     def steps_of(**options):
         engine = FakeEngine()
-        Purifier(engine, "blur2", **options).run(pictures(1))
+        Purifier(engine, "blur2", **options).run(noise_images(1))
         return [t for _, t in engine.calls]
 
     assert steps_of() == list(range(950, -1, -50))
@@ -186,7 +186,7 @@ def test_settings_are_frozen():
 
 
 def test_a_seed_of_one_run():
-    batch, purifier = pictures(2), Purifier(FakeEngine(), "blur2", lam=2.0, seed=1)
+    batch, purifier = noise_images(2), Purifier(FakeEngine(), "blur2", lam=2.0, seed=1)
     once = purifier.run(batch, seed=7)
     np.testing.assert_array_equal(once, Purifier(FakeEngine(), "blur2", lam=2.0, seed=7).run(batch))
     np.testing.assert_array_equal(purifier.run(batch), Purifier(FakeEngine(), "blur2", lam=2.0, seed=1).run(batch))
@@ -205,12 +205,12 @@ def test_a_purifier_pickles(options):
     purifier = Purifier(FakeEngine(), **options)
     copy = pickle.loads(pickle.dumps(purifier))
     assert copy.info == purifier.info and copy.table == purifier.table
-    np.testing.assert_array_equal(copy.run(pictures(3), seed=4), purifier.run(pictures(3), seed=4))
+    np.testing.assert_array_equal(copy.run(noise_images(3), seed=4), purifier.run(noise_images(3), seed=4))
 
 
 def test_types_and_layouts_round_trip(tmp_path):
     purifier = Purifier(FakeEngine(), "blur2", seed=1)
-    u8 = pictures(2)
+    u8 = noise_images(2)
     base = purifier.run(u8)
     assert base.dtype == np.uint8 and base.shape == u8.shape
     as_float = purifier.run((u8 / np.float32(255)).astype(np.float32))
@@ -230,7 +230,7 @@ def test_types_and_layouts_round_trip(tmp_path):
 
 
 def test_stream_keeps_order_and_reads_ahead():
-    batches = [pictures(2, seed=i) for i in range(5)]
+    batches = [noise_images(2, seed=i) for i in range(5)]
     reading: list[int] = []
     inside = threading.Event()
 
@@ -256,7 +256,7 @@ def test_stream_keeps_order_and_reads_ahead():
 
 
 def test_stream_raises_where_the_bad_batch_stands():
-    stream = Purifier(FakeEngine(), "blur2").stream([pictures(1), np.zeros((2, 2), complex), pictures(1)])
+    stream = Purifier(FakeEngine(), "blur2").stream([noise_images(1), np.zeros((2, 2), complex), noise_images(1)])
     assert next(stream).shape == (1, 32, 32, 3)
     with pytest.raises(InputError):
         next(stream)
@@ -264,7 +264,7 @@ def test_stream_raises_where_the_bad_batch_stands():
 
 def silent_source(silent: threading.Event):
     """One batch, and then nothing until `silent` is set."""
-    yield pictures(1)
+    yield noise_images(1)
     silent.wait(30)
 
 
@@ -289,10 +289,10 @@ def test_the_program_ends_though_the_source_of_a_stream_is_silent():
     code = (
         "import sys, threading; sys.path.insert(0, '.')\n"
         "from tests.fakes.engine import FakeEngine\n"
-        "from tests.helpers.images import pictures\n"
+        "from tests.helpers.images import noise_images\n"
         "from zipsdk import Purifier\n"
         "def source():\n"
-        "    yield pictures(1)\n"
+        "    yield noise_images(1)\n"
         "    threading.Event().wait()\n"
         "for clean in Purifier(FakeEngine(), 'blur2').stream(source()):\n"
         "    break\n"
@@ -304,21 +304,21 @@ def test_the_program_ends_though_the_source_of_a_stream_is_silent():
 
 def test_closing_on_a_cpu_changes_nothing():
     with Purifier(FakeEngine(), "blur2", seed=1) as purifier:
-        clean = purifier.run(pictures(1))
+        clean = purifier.run(noise_images(1))
     purifier.close()
-    np.testing.assert_array_equal(purifier.run(pictures(1)), clean)
+    np.testing.assert_array_equal(purifier.run(noise_images(1)), clean)
 
 
-def test_progress_counts_every_picture():
+def test_progress_counts_every_image():
     done: list[int] = []
-    Purifier(FakeEngine(), "blur2").run([*pictures(3), *pictures(2, 40, 50)], progress=done.append)
+    Purifier(FakeEngine(), "blur2").run([*noise_images(3), *noise_images(2, 40, 50)], progress=done.append)
     assert sum(done) == 5
 
 
-def test_a_bad_picture_stops_before_any_work():
+def test_a_bad_image_stops_before_any_work():
     engine = FakeEngine()
     with pytest.raises(InputError):
-        Purifier(engine, "blur2").run([pictures(1)[0], np.full((8, 8, 3), np.nan, np.float32)])
+        Purifier(engine, "blur2").run([noise_images(1)[0], np.full((8, 8, 3), np.nan, np.float32)])
     assert engine.calls == []
 
 
@@ -362,7 +362,7 @@ def test_numbers_of_numpy_are_numbers():
     purifier = Purifier(FakeEngine(), "blur2", tile_size=np.int64(64), eta=np.float64(1), **options)
     plain = Purifier(FakeEngine(), "blur2", tile_size=64, lam=2, steps=3, start=200, seed=5)
     assert purifier.table == plain.table and purifier.info == plain.info and json.dumps(purifier.info)
-    np.testing.assert_array_equal(purifier.run(pictures(3)), plain.run(pictures(3)))
+    np.testing.assert_array_equal(purifier.run(noise_images(3)), plain.run(noise_images(3)))
 
 
 def test_a_generator_of_transforms_is_read_once():
@@ -400,20 +400,20 @@ def test_too_many_pixels_are_refused_with_what_helps():
 )  # fmt: skip
 def test_bad_noise_keys_are_refused(ids):
     with pytest.raises(InputError, match=r"noise_keys: got .*, expected a flat list of 2 integers in 0\.\.2\^64-1"):
-        Purifier(FakeEngine(), "blur2").run(pictures(2), noise_keys=ids)
+        Purifier(FakeEngine(), "blur2").run(noise_images(2), noise_keys=ids)
 
 
 @pytest.mark.parametrize("ids", [[2**63, 1], (2**64 - 1, 0), [np.uint64(2**63), np.int8(1)]])
 def test_noise_keys_on_both_sides_of_half_the_range(ids):
     """Which NumPy makes floats of."""
     purifier = Purifier(FakeEngine(), "blur2", seed=1)
-    want = purifier.run(pictures(2), noise_keys=np.array([int(i) for i in ids], np.uint64))
-    np.testing.assert_array_equal(purifier.run(pictures(2), noise_keys=ids), want)
+    want = purifier.run(noise_images(2), noise_keys=np.array([int(i) for i in ids], np.uint64))
+    np.testing.assert_array_equal(purifier.run(noise_images(2), noise_keys=ids), want)
 
 
-def test_no_ids_for_no_pictures():
+def test_no_ids_for_no_images():
     purifier = Purifier(FakeEngine(), "blur2")
-    assert purifier.run(pictures(0), noise_keys=[]).shape == (0, 32, 32, 3)
+    assert purifier.run(noise_images(0), noise_keys=[]).shape == (0, 32, 32, 3)
     assert purifier.run([], noise_keys=()) == []
 
 
@@ -453,7 +453,7 @@ def test_version_is_one():
 
 def test_ids_of_images_are_the_keyed_hash_of_their_bytes_and_shape():
     """Written out: another hash would change every result of a seed."""
-    image = pictures(1, 5, 7)[0]
+    image = noise_images(1, 5, 7)[0]
     want = hashlib.blake2b(image.tobytes() + b"(5, 7, 3)", digest_size=8, key=(3).to_bytes(8, "little")).digest()
     for same in (image, np.asfortranarray(image)):
         assert resolve_noise_keys([same], None, 3).tolist() == [int.from_bytes(want)]

@@ -25,7 +25,7 @@ TRANSFORMS = [
     Linear(RNG.standard_normal((7, 27)), block=(3, 3)),
     Linear(RNG.standard_normal((3, 24)), block=(2, 4)),
     Linear.separable(RNG.standard_normal((5, 8)), RNG.standard_normal((3, 6))),
-    Linear.separable(np.eye(48)[:40], np.eye(48)),  # whole rows of a 48-pixel picture
+    Linear.separable(np.eye(48)[:40], np.eye(48)),  # whole rows of a 48-pixel image
 ]
 
 
@@ -73,7 +73,7 @@ def test_joint_is_the_orthogonal_projection_on_both_range_spaces():
     np.testing.assert_allclose(p, p1 + p2 - p1 @ p2, atol=1e-12)
     np.testing.assert_allclose(p @ p, p, atol=1e-12)
     np.testing.assert_allclose(p, p.T, atol=1e-12)
-    # its rank: blurred colours and grey detail, 3/4 n^2 + n^2 - n^2/4
+    # its rank: blurred colors and gray detail, 3/4 n^2 + n^2 - n^2/4
     assert round(np.trace(p)) == 12 + 16 - 4
     mean = Guidance([Blur(2), Grayscale()])
     np.testing.assert_allclose(mean(np.eye(d).reshape(d, 3, side, side)).reshape(d, d), (p1 + p2) / 2, atol=1e-12)
@@ -137,7 +137,7 @@ def test_a_blur_by_a_number_of_numpy_is_the_same():
 def test_parse():
     assert parse("blur2+gray") == [Blur(2), Grayscale()]
     assert parse(" Blur8 ") == [Blur(8)]
-    one_of = parse("blur2|blur4+grey")
+    one_of = parse("blur2|blur4+gray")
     assert isinstance(one_of, OneOf)
     assert one_of.choices == ((Blur(2),), (Blur(4), Grayscale()))
     assert str(one_of) == "blur2|blur4+gray"

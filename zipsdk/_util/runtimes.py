@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from zipsdk.errors import MissingExtra
+from zipsdk.errors import MissingDependencyError
 
 #: ONNX Runtime reads this variable once, at its import: 1, true, yes or on turn telemetry off.
 TELEMETRY = "ORT_DISABLE_TELEMETRY"
@@ -61,7 +61,7 @@ PACKAGES = {
 }
 
 
-class BrokenPackageError(MissingExtra):
+class BrokenPackageError(MissingDependencyError):
     """An optional package exists but cannot be used; the message names its location and the command that repairs it.
 
     Attributes:
@@ -70,8 +70,8 @@ class BrokenPackageError(MissingExtra):
     """
 
     def __init__(self, package: str, why: str, fix: str):
-        # past MissingExtra, whose message says that the package is not installed
-        super(MissingExtra, self).__init__(f"{package}: {why}; {fix}")
+        # past MissingDependencyError, whose message says that the package is not installed
+        super(MissingDependencyError, self).__init__(f"{package}: {why}; {fix}")
         self.package, self.why, self.fix = package, why, fix
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -90,7 +90,7 @@ def load(name: str) -> Any:
         The module.
 
     Raises:
-        MissingExtra: the package is not installed.
+        MissingDependencyError: the package is not installed.
         BrokenPackageError: the package is a folder without ``__init__.py``, is shadowed by a file of the same name,
             raises at import, or is too old and lacks names that zipsdk uses.
     """
@@ -171,10 +171,10 @@ def _import(module: str, name: str) -> Any:
         ) from e
 
 
-def _missing(name: str, why: str) -> MissingExtra:
+def _missing(name: str, why: str) -> MissingDependencyError:
     package = PACKAGES[name]
     if package.extra:
-        return MissingExtra(name.partition(".")[0], package.extra, why)
+        return MissingDependencyError(name.partition(".")[0], package.extra, why)
     return BrokenPackageError(name, f"it is not usable here ({why})", required(name))
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from zipsdk import images
 from zipsdk._util.atomic import make_folder
 from zipsdk.batch.manifest import Job, Manifest, fingerprint
-from zipsdk.errors import InputError, OutOfMemory, PictureError, ZipError
-from zipsdk.images.arrays import U8, Picture
+from zipsdk.errors import ImageReadError, InputError, OutOfMemoryError, ZipSdkError
+from zipsdk.images.arrays import U8, LoadedImage
 from zipsdk.purifier import Purifier
 
 #: Maximum pixels of a batch, which bounds memory and the work that a kill discards.
@@ -23,7 +23,7 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 @dataclass(frozen=True)
 class _Read:
     job: Job
-    image: Picture
+    image: LoadedImage
     size: int
     mtime_ns: int
 
@@ -58,7 +58,7 @@ class Run:
 
         Raises:
             EngineError: the model failed.
-            PictureError: the disk of the output is full, or cannot be written.
+            ImageReadError: the disk of the output is full, or cannot be written.
         """
         batches = self._batches()
         writing: Future[None] | None = None
@@ -117,7 +117,7 @@ class Run:
             restored = image.restore(image.rgb)
             images.format_of(self._manifest.out / job.name, restored.mode, restored.size)
             return _Read(job, image, size, mtime_ns)
-        except (OSError, ZipError, MemoryError) as e:
+        except (OSError, ZipSdkError, MemoryError) as e:
             self._fail(job, e)
             self._on_progress(1)
             return None
@@ -131,7 +131,7 @@ class Run:
             if progress is None:  # some were done before and are only members of the batch
                 self._on_progress(new)
             return clean
-        except (InputError, MemoryError, OutOfMemory) as e:
+        except (InputError, MemoryError, OutOfMemoryError) as e:
             if len(loaded) == 1:
                 self._fail(loaded[0].job, e)
                 return [None]
@@ -154,14 +154,14 @@ class Run:
         try:
             make_folder(target.parent)
             images.save(r.image.restore(rgb), target)
-        except (OSError, ZipError) as e:
+        except (OSError, ZipSdkError) as e:
             cause = e if isinstance(e, OSError) else e.__cause__
             if isinstance(cause, OSError) and cause.errno in _DISK:
                 hint = "free disk space, or use another output folder"
-                raise PictureError(f"{target}: cannot be written ({cause.strerror}); {hint}") from e
+                raise ImageReadError(f"{target}: cannot be written ({cause.strerror}); {hint}") from e
             if isinstance(e, OSError):
                 hint = "remove the file with its name, or use another output folder"
-                e = PictureError(f"{target.parent}: the folder cannot be created ({e.strerror}); {hint}")
+                e = ImageReadError(f"{target.parent}: the folder cannot be created ({e.strerror}); {hint}")
             self._fail(r.job, e)
             return False
         return True

@@ -10,7 +10,7 @@ from zipsdk.cli import build, doctor, info, models, purify
 from zipsdk.cli.args import EXIT_CODES, FORMAT
 from zipsdk.cli.console import StdoutError, flush_streams, open_standard_files, print_message, warnings_as_notes
 from zipsdk.cli.signals import Signals, Stopped, stop_signals
-from zipsdk.errors import EngineError, MissingExtra, ModelError, PictureError, ZipError
+from zipsdk.errors import EngineError, ImageReadError, MissingDependencyError, ModelError, ZipSdkError
 
 _EPILOG = (
     """\
@@ -95,7 +95,13 @@ def _report(e: Exception) -> int:
         reason = e.strerror or str(e) or type(e).__name__
         print_message(f"error: {f'{path}: ' if path else ''}{reason}; check the path, its permissions and disk space")
         return 2
-    if isinstance(e, ZipError):
+    if isinstance(e, ZipSdkError):
         print_message(f"error: {e}")
-        return 3 if isinstance(e, (ModelError, EngineError, MissingExtra)) else 1 if isinstance(e, PictureError) else 2
+        return (
+            3
+            if isinstance(e, (ModelError, EngineError, MissingDependencyError))
+            else 1
+            if isinstance(e, ImageReadError)
+            else 2
+        )
     raise e

@@ -13,7 +13,7 @@ from zipsdk.cli.args import add_command, add_device, add_json
 from zipsdk.cli.console import print_output, printable
 from zipsdk.engines import load_engine
 from zipsdk.engines.tensorrt.build import read_spec
-from zipsdk.errors import EngineError, MissingExtra
+from zipsdk.errors import EngineError, MissingDependencyError
 from zipsdk.models import resolve
 from zipsdk.models.sidecar import check_sidecar, sha256_file
 from zipsdk.models.spec import ModelSpec
@@ -63,10 +63,10 @@ def read_onnx(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
     """Read the spec of an ONNX model and what runs it; without ONNX Runtime, the package onnx reads the spec."""
     try:
         engine = load_engine(path, device=device)
-    except MissingExtra as e:
+    except MissingDependencyError as e:
         try:
             return read_spec(path), {"engine": f"not available: {e}"}
-        except MissingExtra:
+        except MissingDependencyError:
             raise e from None
     return engine.spec, engine.info
 
@@ -78,6 +78,6 @@ def read_plan_file(path: Path, device: str) -> tuple[ModelSpec, dict[str, Any]]:
     record = read_plan(path)
     try:
         runs = load_engine(path, device=device).info
-    except (EngineError, MissingExtra) as e:
+    except (EngineError, MissingDependencyError) as e:
         runs = {"engine": f"not available: {e}"}
     return record["spec"], {**record["plan"], **runs}

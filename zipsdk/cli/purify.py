@@ -20,7 +20,7 @@ from zipsdk.cli.args import EXIT_CODES, add_command, add_device, add_progress, p
 from zipsdk.cli.console import print_message, print_output, progress_bar
 from zipsdk.cli.signals import Stopped
 from zipsdk.engines import load_engine
-from zipsdk.errors import InputError, PictureError
+from zipsdk.errors import ImageReadError, InputError
 from zipsdk.images.arrays import U8
 from zipsdk.images.contact_sheet import MAX_ROWS, before_after, contact_sheet, is_sheet
 from zipsdk.models import resolve
@@ -257,7 +257,7 @@ def _write_sheet(path: Path, purifier: Purifier, out: Path, jobs: Sequence[Job])
 
     def pairs() -> Iterator[tuple[U8, U8]]:  # a generator, because the images may be large
         for job in shown:
-            with suppress(PictureError):
+            with suppress(ImageReadError):
                 yield images.read_one(job.source).rgb, images.read_one(out / job.name).rgb
 
     if shown:

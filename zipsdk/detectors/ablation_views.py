@@ -60,7 +60,7 @@ def copies(rgb: U8) -> U8:
         uint8 (27, H, W, 3): without each maskable feature, each alone, then without geometry.
 
     Raises:
-        OutOfMemory: the copies would not fit into memory; see `zipsdk.sampling.memory.check`.
+        OutOfMemoryError: the copies would not fit into memory; see `zipsdk.sampling.memory.check`.
     """
     height, width, _ = rgb.shape
     memory.check(height, width, COPIES_BYTES * height * width)

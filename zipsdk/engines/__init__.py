@@ -32,7 +32,7 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
         InputError: there is no such device, or `threads` is not a whole number from 0.
         ModelError: there is no such model, or it is damaged.
         EngineError: it cannot run on this machine.
-        MissingExtra: its runtime is not installed, or is broken.
+        MissingDependencyError: its runtime is not installed, or is broken.
     """
     if not is_path(model):
         raise InputError(f"model: got {type(model).__name__}, expected a bundled model's name or a path")

@@ -17,7 +17,7 @@ from zipsdk._util.runtimes import load
 from zipsdk._util.validation import MAX_THREADS, is_whole
 from zipsdk.engines.onnx_session import OnnxSession, check_graph, short
 from zipsdk.engines.sessions import ShardedSession
-from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory, ZipError
+from zipsdk.errors import EngineError, InputError, MissingDependencyError, ModelError, OutOfMemoryError, ZipSdkError
 from zipsdk.gpu.device import Device, open_device
 from zipsdk.models import resolve
 from zipsdk.models.spec import ModelSpec
@@ -43,7 +43,7 @@ class OnnxEngine:
     Raises:
         ModelError: the file is damaged, has no spec, or disagrees with it.
         EngineError: the device is not available, or ONNX Runtime refuses the graph.
-        MissingExtra: onnxruntime is not installed.
+        MissingDependencyError: onnxruntime is not installed.
     """
 
     #: ONNX Runtime allocates and synchronizes on its own, which a graph capture refuses
@@ -130,14 +130,14 @@ class OnnxEngine:
         """Predict eps for x float32 (N, 3, H, W) and t float32 (N,).
 
         Raises:
-            EngineError: ONNX Runtime failed; OutOfMemory where it could not allocate.
+            EngineError: ONNX Runtime failed; OutOfMemoryError where it could not allocate.
         """
         try:
             if self._memory[0] == "cpu":
                 return self._sharded.run(x, t)
             with self._stream_lock():
                 return self._session.run(x, t)
-        except ZipError:
+        except ZipSdkError:
             raise
         except Exception as e:
             raise _wrap(self.path, x.shape, e) from e
@@ -223,11 +223,11 @@ def _open_loop_device(ordinal: int) -> tuple[Device | None, str]:
     """Open the GPU for the whole loop; return (device, "") or (None, the reason)."""
     try:
         return open_device(ordinal), ""
-    except (EngineError, MissingExtra) as e:
+    except (EngineError, MissingDependencyError) as e:
         return None, str(e)
 
 
 def _wrap(path: Path, shape: tuple[int, ...], e: Exception) -> EngineError:
     text = str(e).lower()
-    kind = OutOfMemory if "failed to allocate memory" in text or "out of memory" in text else EngineError
+    kind = OutOfMemoryError if "failed to allocate memory" in text or "out of memory" in text else EngineError
     return kind(f"{path}: the evaluation of {shape} failed ({short(e)})")

@@ -54,7 +54,7 @@ class PendingBatch:
 
     buffers: Buffers
     staging: StagingBuffer
-    pictures: int
+    images: int
     result: U8 | Exception | None = None
 
 
@@ -97,7 +97,7 @@ class Buffers:
         x, x_p, eps: addresses of the arrays on canvases; see kernels/zip.h.
         t: address of the time steps; those of step k begin `t_stride` * k bytes further.
         step_table, warm_start_table: addresses of ZipStep rows, one for each canvas (and step).
-        batch_header: address of `header_size` bytes: ZipBatch, then a ZipPicture for each image.
+        batch_header: address of `header_size` bytes: ZipBatch, then a ZipImage for each image.
         staging: buffers that no batch uses.
         memory: every address to free.
         pending: batches on the GPU, oldest first.
@@ -171,7 +171,7 @@ class BufferPool:
         """Return buffers for images of this size on `canvases` canvases, or the maximum of one batch if that is less.
 
         Raises:
-            OutOfMemory: there is no room.
+            OutOfMemoryError: there is no room.
         """
         for rows in self._guides[len(self.guide_tables) :]:
             self.guide_tables.append(self._constant(rows))
@@ -194,7 +194,7 @@ class BufferPool:
         return self.sizes[key]
 
     def staging_buffer(self, size: int, memory: list[int]) -> StagingBuffer:
-        """Allocate a staging buffer of `size` bytes and append its device address to `memory`. Raises OutOfMemory."""
+        """Allocate a staging buffer of `size` bytes and append its device address to `memory`."""
         device = self._device
         # device memory last: after a failure the garbage collector frees everything else
         staging = StagingBuffer(
@@ -245,7 +245,7 @@ class BufferPool:
         steps = self._table.steps
         t_stride = round_up(4 * canvases, _ALIGN)
         images = canvases * layout.images_per_frame
-        header_size = round_up(structs.BATCH.itemsize + images * structs.PICTURE.itemsize, _ALIGN)
+        header_size = round_up(structs.BATCH.itemsize + images * structs.IMAGE.itemsize, _ALIGN)
         buffers = Buffers(
             layout, height, width, canvases, x=alloc(4 * elements), x_p=alloc(elements), eps=alloc(4 * elements),
             t=constant(np.repeat(np.array([s.t for s in steps], np.float32), t_stride // 4)), t_stride=t_stride,

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from zipsdk._util import forks
 from zipsdk._util.runtimes import load
-from zipsdk.errors import EngineError, OutOfMemory
+from zipsdk.errors import EngineError, OutOfMemoryError
 from zipsdk.gpu.fatbin import fatbin_path
 
 #: The library of the CUDA driver, for `ctypes.CDLL`.
@@ -141,13 +141,13 @@ class Device:
             self._context.pop()
 
     def alloc(self, size: int) -> int:
-        """Allocate `size` bytes and return their address. Raises OutOfMemory."""
+        """Allocate `size` bytes and return their address. Raises OutOfMemoryError."""
         while self._to_free:
             self._to_free.pop()()
         try:
             memory = self._cuda.mem_alloc(max(1, size))
         except self._cuda.MemoryError as e:
-            raise OutOfMemory(f"{self.name}: no room for {size / 2**20:,.1f} MiB more; use smaller batches") from e
+            raise OutOfMemoryError(f"{self.name}: no room for {size / 2**20:,.1f} MiB more; use smaller batches") from e
         self._memory[int(memory)] = memory
         return int(memory)
 
@@ -163,11 +163,11 @@ class Device:
         self._to_free.append(free)
 
     def pinned(self, size: int) -> npt.NDArray[np.uint8]:
-        """Allocate page-locked host memory, uint8 (size,), zeros. Raises OutOfMemory."""
+        """Allocate page-locked host memory, uint8 (size,), zeros. Raises OutOfMemoryError."""
         try:
             memory: npt.NDArray[np.uint8] = self._cuda.pagelocked_zeros(size, np.uint8)
         except self._cuda.MemoryError as e:
-            raise OutOfMemory(f"host: no {size / 2**20:,.1f} MiB of pinned memory; use smaller batches") from e
+            raise OutOfMemoryError(f"host: no {size / 2**20:,.1f} MiB of pinned memory; use smaller batches") from e
         return memory
 
     def upload(self, address: int, array: npt.NDArray[Any], stream: Stream) -> None:
@@ -232,7 +232,7 @@ class Device:
     def _call(self, function: str, *arguments: Any) -> None:
         code = getattr(self._driver, function)(*arguments)
         if code == 2:  # CUDA_ERROR_OUT_OF_MEMORY
-            raise OutOfMemory(f"{self.name}: {function} ran out of memory; use smaller batches")
+            raise OutOfMemoryError(f"{self.name}: {function} ran out of memory; use smaller batches")
         if code:
             text = ctypes.c_char_p()
             self._driver.cuGetErrorString(code, ctypes.byref(text))
@@ -243,7 +243,7 @@ def open_device(ordinal: int = 0) -> Device:
     """Open the GPU with this index. Later calls return the same object.
 
     Raises:
-        MissingExtra: PyCUDA is not installed, or is broken.
+        MissingDependencyError: PyCUDA is not installed, or is broken.
         EngineError: there is no driver, no such GPU, or no compiled kernels in this installation; or this process was
             forked after the GPU was opened.
     """

@@ -19,7 +19,7 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk.errors import EngineError, OutOfMemory
+from zipsdk.errors import EngineError, OutOfMemoryError
 from zipsdk.gpu import structs
 from zipsdk.gpu.buffers import FLAG_SIZE, BufferPool, Buffers, PendingBatch, StagingBuffer
 from zipsdk.gpu.protocols import DeviceEngine
@@ -83,7 +83,7 @@ class DeviceLoop:
             seed: of the noise.
 
         Raises:
-            OutOfMemory: not even one canvas fits.
+            OutOfMemoryError: not even one canvas fits.
             EngineError: the engine fails, or its result is not finite.
         """
         return self.start(rgb, layout, ids, guide_index, seed).result()
@@ -104,14 +104,14 @@ class DeviceLoop:
         """Submit one batch of at most `canvases(layout)` canvases. Wait only if its memory must be freed first.
 
         Raises:
-            OutOfMemory: there is no room, with no other batch on the GPU.
+            OutOfMemoryError: there is no room, with no other batch on the GPU.
         """
         with self.device.lock, self.device.active():
             # the loop's own buffers may hold the missing memory: idle ones first, then those of pending batches
             for make_room in (self.pool.close, self._drain):
                 try:
                     return self._submit(rgb, layout, ids, guide_index, seed)
-                except OutOfMemory:
+                except OutOfMemoryError:
                     make_room()
             return self._submit(rgb, layout, ids, guide_index, seed)
 
@@ -127,14 +127,14 @@ class DeviceLoop:
             raise result
         return result
 
-    def halve_limit(self, layout: TileLayout, canvases: int, error: OutOfMemory) -> None:
+    def halve_limit(self, layout: TileLayout, canvases: int, error: OutOfMemoryError) -> None:
         """Halve the pixels of a batch after `error` with `canvases` canvases, and warn the first time.
 
         Raises:
-            OutOfMemory: `canvases` is 1.
+            OutOfMemoryError: `canvases` is 1.
         """
         if canvases <= 1:
-            raise OutOfMemory(
+            raise OutOfMemoryError(
                 f"{error}; not even one canvas of {layout.frame_height}x{layout.frame_width} fits: "
                 "use a smaller model or a GPU with more memory"
             ) from error
@@ -176,7 +176,7 @@ class DeviceLoop:
         device, layout, n = self.device, b.layout, len(rgb)
         if not 0 < n <= b.capacity:
             raise EngineError(f"batch: got {n} images, expected 1 to {b.capacity}; submit fewer at a time")
-        batch, images = structs.batch_row(n, layout, seed), structs.picture_rows(ids, guide_index)
+        batch, images = structs.batch_row(n, layout, seed), structs.image_rows(ids, guide_index)
         start = b.header_size + FLAG_SIZE  # of the pixels
         staging.host[:start] = 0
         staging.host[: batch.nbytes] = batch.view(np.uint8)
@@ -203,7 +203,7 @@ class DeviceLoop:
     def _collect(self, batch: PendingBatch) -> U8 | Exception:
         """Wait for a batch on the GPU, store its result for `collect`, and release its staging buffer."""
         b, staging, device = batch.buffers, batch.staging, self.device
-        size = FLAG_SIZE + batch.pictures * b.height * b.width * 3
+        size = FLAG_SIZE + batch.images * b.height * b.width * 3
         result: U8 | Exception
         try:
             # not when the batch is submitted: the copy stream would hold up the upload of the next one
@@ -212,7 +212,7 @@ class DeviceLoop:
             device.download(part, staging.device + b.header_size, device.copies)
             staging.downloaded.record(device.copies)
             staging.downloaded.synchronize()
-            result = part[FLAG_SIZE:].reshape(batch.pictures, b.height, b.width, 3).copy()
+            result = part[FLAG_SIZE:].reshape(batch.images, b.height, b.width, 3).copy()
             if part[:4].any():
                 result = EngineError(
                     "engine: the result is not finite; the model overflows: use its fp32 or bf16 export"

@@ -36,7 +36,7 @@ class DeviceEngine(Engine, Protocol):
         make a new one, which must run once before it is captured.
 
         Raises:
-            OutOfMemory: there is no room.
+            OutOfMemoryError: there is no room.
         """
 
     def enqueue(

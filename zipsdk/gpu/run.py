@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk.errors import OutOfMemory
+from zipsdk.errors import OutOfMemoryError
 from zipsdk.gpu.buffers import PendingBatch
 from zipsdk.sampling.tiling import TileLayout
 
@@ -53,14 +53,14 @@ class DeviceRun:
         self._in_flight: deque[tuple[slice, PendingBatch]] = deque()
         self._out = np.empty_like(rgb)
         if len(rgb):
-            with loop.device.lock, suppress(OutOfMemory):  # `result` tries again
+            with loop.device.lock, suppress(OutOfMemoryError):  # `result` tries again
                 self._submit(self._next_part())
 
     def result(self) -> U8:
         """Wait for all batches and return the images, uint8 (N, H, W, 3). After an error no batch stays in flight.
 
         Raises:
-            OutOfMemory: not even one canvas fits.
+            OutOfMemoryError: not even one canvas fits.
             EngineError: the engine fails, or its result is not finite.
         """
         try:
@@ -88,7 +88,7 @@ class DeviceRun:
             part = self._next_part()
             try:
                 self._submit(part)
-            except OutOfMemory as e:
+            except OutOfMemoryError as e:
                 canvases = -(-(part.stop - part.start) // self._layout.images_per_frame)
                 self._loop.halve_limit(self._layout, canvases, e)
 

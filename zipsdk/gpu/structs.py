@@ -15,11 +15,11 @@ from zipsdk.sampling.tiling import TileLayout
 from zipsdk.transforms import Blur, Grayscale
 
 # the structs of kernels/zip.h, member by member
-_LAYOUT_MEMBERS = ("height", "width", "rows", "columns", "tile_height", "tile_width", "picture_height", "picture_width")
+_LAYOUT_MEMBERS = ("height", "width", "rows", "columns", "tile_height", "tile_width", "image_height", "image_width")
 LAYOUT = np.dtype([(name, np.uint32) for name in _LAYOUT_MEMBERS])
-BATCH = np.dtype([(name, np.uint32) for name in ("pictures", "canvases", "seed_low", "seed_high")])
+BATCH = np.dtype([(name, np.uint32) for name in ("images", "canvases", "seed_low", "seed_high")])
 STEP = np.dtype([(name, np.float32) for name in "abcdws"] + [("t", np.uint32), ("clip", np.uint32)])
-PICTURE = np.dtype([(name, np.uint32) for name in ("id_low", "id_high", "guide", "unused")])
+IMAGE = np.dtype([(name, np.uint32) for name in ("id_low", "id_high", "guide", "unused")])
 GUIDE = np.dtype([("blur", np.float32, 5), ("gray", np.float32, 5), ("levels", np.uint32), ("unused", np.uint32)])
 
 _LEVELS = {2: 1, 4: 2, 8: 3, 16: 4}
@@ -29,22 +29,22 @@ def _row(values: tuple[object, ...], dtype: np.dtype[np.void]) -> np.void:
     return cast(np.void, np.array(values, dtype)[()])
 
 
-def layout_row(layout: TileLayout, picture_height: int, picture_width: int) -> np.void:
+def layout_row(layout: TileLayout, image_height: int, image_width: int) -> np.void:
     """Pack the layout of images of one size, LAYOUT. `layout` must have one window: the kernels know no others."""
     row = (layout.frame_height, layout.frame_width, layout.rows, layout.columns,
-           layout.height, layout.width, picture_height, picture_width)  # fmt: skip
+           layout.height, layout.width, image_height, image_width)  # fmt: skip
     return _row(row, LAYOUT)
 
 
-def batch_row(pictures: int, layout: TileLayout, seed: int) -> npt.NDArray[np.void]:
+def batch_row(images: int, layout: TileLayout, seed: int) -> npt.NDArray[np.void]:
     """Pack the header of a batch, (1,) of BATCH."""
-    canvases = -(-pictures // layout.images_per_frame)
-    return np.array([(pictures, canvases, seed & 0xFFFFFFFF, seed >> 32)], BATCH)
+    canvases = -(-images // layout.images_per_frame)
+    return np.array([(images, canvases, seed & 0xFFFFFFFF, seed >> 32)], BATCH)
 
 
-def picture_rows(ids: npt.NDArray[np.uint64], guide: npt.ArrayLike = 0) -> npt.NDArray[np.void]:
-    """Pack the noise key of each image and its row of the guide table, (N,) of PICTURE."""
-    rows = np.zeros(len(ids), PICTURE)
+def image_rows(ids: npt.NDArray[np.uint64], guide: npt.ArrayLike = 0) -> npt.NDArray[np.void]:
+    """Pack the noise key of each image and its row of the guide table, (N,) of IMAGE."""
+    rows = np.zeros(len(ids), IMAGE)
     rows["id_low"], rows["id_high"] = ids & np.uint64(0xFFFFFFFF), ids >> np.uint64(32)
     rows["guide"] = guide
     return rows

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zipsdk.errors import InputError, OutOfMemory
-from zipsdk.images.arrays import SHAPES, U8, Picture, check_array, read_array
+from zipsdk.errors import InputError, OutOfMemoryError
+from zipsdk.images.arrays import SHAPES, U8, LoadedImage, check_array, read_array
 from zipsdk.images.kinds import UNREAD_SUFFIXES
 from zipsdk.images.reader import out_of_memory, read_pil
 from zipsdk.images.writer import WRITERS, format_of, save
 
-__all__ = ["DEFAULT_MAX_PIXELS", "SUFFIXES", "UNREAD_SUFFIXES", "BatchRestorer", "Picture", "format_of", "read"]
+__all__ = ["DEFAULT_MAX_PIXELS", "SUFFIXES", "UNREAD_SUFFIXES", "BatchRestorer", "Image", "format_of", "read"]
 __all__ += ["read_one", "save"]
 
 DEFAULT_MAX_PIXELS = 100_000_000
@@ -41,7 +41,7 @@ class BatchRestorer:
         shape, dtype: of the array.
     """
 
-    images: tuple[Picture, ...]
+    images: tuple[LoadedImage, ...]
     kind: Literal["array", "list", "single"]
     shape: tuple[int, ...] = ()
     dtype: np.dtype[Any] | None = None
@@ -66,7 +66,7 @@ class BatchRestorer:
 
 def read(
     batch: Any, *, data_format: str = "NHWC", max_pixels: int = DEFAULT_MAX_PIXELS
-) -> tuple[list[Picture], BatchRestorer]:
+) -> tuple[list[LoadedImage], BatchRestorer]:
     """Read a batch of images.
 
     Args:
@@ -87,8 +87,8 @@ def read(
 
     Raises:
         InputError: an array or an object cannot be used as given.
-        PictureError: a file or a PIL image cannot be read.
-        OutOfMemory: an image does not fit into memory.
+        ImageReadError: a file or a PIL image cannot be read.
+        OutOfMemoryError: an image does not fit into memory.
     """
     _check_options(data_format, max_pixels)
     if isinstance(batch, (list, tuple)):
@@ -106,7 +106,7 @@ def read(
     return items, BatchRestorer(tuple(items), "single")
 
 
-def read_one(item: Any, *, data_format: str = "NHWC", max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+def read_one(item: Any, *, data_format: str = "NHWC", max_pixels: int = DEFAULT_MAX_PIXELS) -> LoadedImage:
     """Read one image.
 
     `restore` returns an array for an array, and for everything else a PIL image, with `info["icc_profile"]` and
@@ -137,8 +137,8 @@ def read_one(item: Any, *, data_format: str = "NHWC", max_pixels: int = DEFAULT_
 
     Raises:
         InputError: an array or an object cannot be used as given.
-        PictureError: a file or a PIL image cannot be read.
-        OutOfMemory: the image does not fit into memory.
+        ImageReadError: a file or a PIL image cannot be read.
+        OutOfMemoryError: the image does not fit into memory.
     """
     _check_options(data_format, max_pixels)
     return _read_item(item, data_format, max_pixels)
@@ -153,7 +153,7 @@ def _check_options(data_format: str, max_pixels: int) -> None:
         raise InputError(f"max_pixels: got {max_pixels!r}, expected an int of at least 1")
 
 
-def _read_item(item: Any, data_format: str, max_pixels: int, where: str = "") -> Picture:
+def _read_item(item: Any, data_format: str, max_pixels: int, where: str = "") -> LoadedImage:
     """Read one image; prefix its warnings and errors with `where`."""
     try:
         if isinstance(item, np.ndarray):
@@ -164,13 +164,13 @@ def _read_item(item: Any, data_format: str, max_pixels: int, where: str = "") ->
                 warnings.warn(f"{where}{warning}", UserWarning, stacklevel=3)
             return image
         raise InputError(_unsupported(item))
-    except (InputError, OutOfMemory) as e:
+    except (InputError, OutOfMemoryError) as e:
         if not where:
             raise
         raise type(e)(f"{where}{e}") from e
 
 
-def _read_array(array: npt.NDArray[Any], data_format: str, max_pixels: int) -> Picture:
+def _read_array(array: npt.NDArray[Any], data_format: str, max_pixels: int) -> LoadedImage:
     if array.ndim == 4:
         raise InputError(
             f"got an array of shape {array.shape}, expected one image; pass the batch itself, or a list of its images"

@@ -22,7 +22,7 @@ SHAPES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Picture(ABC):
+class LoadedImage(ABC):
     """One loaded image.
 
     Attributes:
@@ -41,7 +41,7 @@ class Picture(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayImage(Picture):
+class ArrayImage(LoadedImage):
     """An image that was read from an array.
 
     Attributes:

@@ -9,7 +9,7 @@ import re
 import struct
 from typing import BinaryIO
 
-from zipsdk.errors import PictureError
+from zipsdk.errors import ImageReadError
 from zipsdk.images.metadata import MAX_METADATA, Unpacked, xmp_orientation
 from zipsdk.images.stream import Ranges, size_of
 
@@ -28,7 +28,7 @@ def unpack_jpeg(source: BinaryIO) -> Unpacked:
     """Split a JPEG into its first image and metadata.
 
     Raises:
-        PictureError: it has too many scans, which would take minutes to decode.
+        ImageReadError: it has too many scans, which would take minutes to decode.
     """
     size = size_of(source)
     kept = Ranges()
@@ -121,7 +121,7 @@ def _check_scans(source: BinaryIO, at: int, size: int, pixels: int) -> None:
         if code == 0xDA:
             scans += 1
             if scans > most:
-                raise PictureError(
+                raise ImageReadError(
                     f"got more than {most} scans of {pixels} pixels, expected fewer, because each takes time; "
                     "save it again as a baseline JPEG"
                 )

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from zipsdk.errors import PictureError
-from zipsdk.images.arrays import U8, Picture, check_clean, from_8bit, to_8bit, to_gray
+from zipsdk.errors import ImageReadError
+from zipsdk.images.arrays import U8, LoadedImage, check_clean, from_8bit, to_8bit, to_gray
 from zipsdk.images.metadata import Unpacked
 
 _TURNS = {
@@ -25,7 +25,7 @@ _TURNS = {
 
 
 @dataclass(frozen=True, eq=False)
-class PilImage(Picture):
+class PilImage(LoadedImage):
     """An image that was read from a file or a PIL image.
 
     Attributes:
@@ -68,7 +68,7 @@ def decode(im: Image.Image, parts: Unpacked, orientation: int, info: dict[str, b
         warnings: list to append messages to.
 
     Raises:
-        PictureError: the range of the samples is unknown.
+        ImageReadError: the range of the samples is unknown.
     """
     transparency = im.info.get("transparency")
     im = upright(im, orientation)
@@ -76,13 +76,13 @@ def decode(im: Image.Image, parts: Unpacked, orientation: int, info: dict[str, b
     if mode.startswith("I;16") or (mode == "I" and parts.kind in ("PNG", "PPM")):  # their mode I has 16 bit
         deep = np.asarray(im)
         if deep.min() < 0 or deep.max() > 65535:
-            raise PictureError(f"got mode {mode} with values beyond 0..65535, expected 16 bit; scale it")
+            raise ImageReadError(f"got mode {mode} with values beyond 0..65535, expected 16 bit; scale it")
         if transparency is not None:
             warnings.append("its transparent color is left out: 16-bit samples have no alpha here")
         levels = _levels(deep.astype(np.uint16), parts)
         return PilImage(np.repeat(levels[:, :, None], 3, axis=2), "I;16", None, info)
     if mode in ("I", "F"):
-        raise PictureError(
+        raise ImageReadError(
             f"got mode {mode} (32 bit) of unknown range, expected 8 or 16 bit; "
             "scale it to 0..255 and convert it to L, or pass a float array in [0, 1]"
         )

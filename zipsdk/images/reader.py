@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from zipsdk.errors import OutOfMemory, PictureError, ZipError
+from zipsdk.errors import ImageReadError, OutOfMemoryError, ZipSdkError
 from zipsdk.images.avif import unpack_avif
 from zipsdk.images.jpeg import unpack_jpeg
 from zipsdk.images.kinds import FORMATS, HEAD, conversion_hint, format_in, unread_format
@@ -42,8 +42,8 @@ def read_pil(item: Any, max_pixels: int) -> tuple[PilImage, str]:
         The image, and the text of a warning, "" for none.
 
     Raises:
-        PictureError: it cannot be read; the message has its name, the reason and what to do.
-        OutOfMemory: it does not fit into memory.
+        ImageReadError: it cannot be read; the message has its name, the reason and what to do.
+        OutOfMemoryError: it does not fit into memory.
     """
     name = _name(item)
     warnings: list[str] = []
@@ -76,9 +76,9 @@ def _name(item: Any) -> str:
 def _check_regular(path: Path) -> None:
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
-        raise PictureError("got a folder, expected an image file; pass the files in it")
+        raise ImageReadError("got a folder, expected an image file; pass the files in it")
     if not stat.S_ISREG(mode):  # reading a pipe may block, and a device may be endless
-        raise PictureError("got a special file, expected an image file; copy it to a file first")
+        raise ImageReadError("got a special file, expected an image file; copy it to a file first")
 
 
 def _content(item: Any) -> BinaryIO:
@@ -90,18 +90,22 @@ def _content(item: Any) -> BinaryIO:
     out = io.BytesIO()
     while block := item.read(1 << 20):  # an unbuffered file may return less
         if not isinstance(block, (bytes, bytearray, memoryview)):
-            raise PictureError(f'got a file that gives {type(block).__name__}, expected bytes; open it with mode "rb"')
+            raise ImageReadError(
+                f'got a file that gives {type(block).__name__}, expected bytes; open it with mode "rb"'
+            )
         if out.tell() + len(block) > _MOST_IN_MEMORY:
-            raise PictureError(f"got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; pass its path instead")
+            raise ImageReadError(
+                f"got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; pass its path instead"
+            )
         out.write(block)
     out.seek(0)
     return out
 
 
-def _read_error(name: str, exc: Exception, item: Any) -> ZipError:
+def _read_error(name: str, exc: Exception, item: Any) -> ZipSdkError:
     """Make the error for an image that cannot be read. Decoders raise almost any exception on a damaged file."""
-    if isinstance(exc, PictureError):
-        return PictureError(f"{name}: {exc}")
+    if isinstance(exc, ImageReadError):
+        return ImageReadError(f"{name}: {exc}")
     if isinstance(exc, MemoryError):
         return out_of_memory(name)
     got, hint = f"{type(exc).__name__}: {exc}", "the file is damaged or incomplete: download or save it again"
@@ -117,12 +121,12 @@ def _read_error(name: str, exc: Exception, item: Any) -> ZipError:
         got, hint = "a file of another format, or a damaged one", "convert it to PNG or JPEG"
         if isinstance(item, (bytes, bytearray, memoryview)):
             hint += "; bytes are read as the content of a file: for a path pass os.fsdecode(path), for pixels an array"
-    return PictureError(f"{name}: got {got}, expected an image ({', '.join(_formats())}); {hint}")
+    return ImageReadError(f"{name}: got {got}, expected an image ({', '.join(_formats())}); {hint}")
 
 
-def out_of_memory(name: str) -> OutOfMemory:
+def out_of_memory(name: str) -> OutOfMemoryError:
     """Make the error for an image that does not fit into memory."""
-    return OutOfMemory(
+    return OutOfMemoryError(
         f"{name}: got an image that does not fit into memory while it is read, expected a smaller one; "
         "make it smaller, cut it into parts, or free memory"
     )
@@ -137,15 +141,15 @@ def _formats() -> tuple[str, ...]:
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise PictureError(f"got {width} x {height} pixels, expected at least 1 x 1; leave it out")
+        raise ImageReadError(f"got {width} x {height} pixels, expected at least 1 x 1; leave it out")
     if width * height > max_pixels:
-        raise PictureError(
+        raise ImageReadError(
             f"got {width} x {height} pixels, expected at most {max_pixels} pixels; "
             "make it smaller, or cut it into parts"
         )
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and width * height > 2 * most:
-        raise PictureError(
+        raise ImageReadError(
             f"got {width} x {height} pixels, expected at most {2 * most}, which is twice PIL.Image.MAX_IMAGE_PIXELS; "
             "make it smaller, or cut it into parts"
         )
@@ -153,7 +157,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def _check_frames(frames: int) -> None:
     if frames > 1:
-        raise PictureError(f"got {frames} frames, expected one; save one frame as a file of its own")
+        raise ImageReadError(f"got {frames} frames, expected one; save one frame as a file of its own")
 
 
 # ---- files
@@ -163,7 +167,7 @@ def _read_file(source: BinaryIO, max_pixels: int, warnings: list[str]) -> PilIma
     head = source.read(HEAD)
     kind = format_in(head)
     if kind is None and (found := unread_format(head)):
-        raise PictureError(
+        raise ImageReadError(
             f"got a file of the format {found}, expected an image ({', '.join(_formats())}); {conversion_hint(found)}"
         )
     if kind is None or kind not in _formats():
@@ -183,7 +187,7 @@ def _read_file(source: BinaryIO, max_pixels: int, warnings: list[str]) -> PilIma
             parts.stream = rescaled(source, head, max_pixels)
         parts.stream.seek(0)
     if kind in ("WEBP", "AVIF") and size_of(parts.stream) > _MOST_IN_MEMORY:
-        raise PictureError(f"got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; save it as PNG")
+        raise ImageReadError(f"got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; save it as PNG")
     _check_size((size[0] or 1, size[1] or 1), max_pixels)  # the WebP decoder allocates its memory when it opens a file
     _check_frames(frames)
     warnings += parts.warnings
@@ -220,8 +224,8 @@ def _open_tiff(opener: Callable[..., Any], parts: Unpacked) -> Any:
     return im
 
 
-def _unread_tiff(parts: Unpacked) -> PictureError:
-    return PictureError(f"got a {parts.samples}, expected one that Pillow reads; convert it to PNG")
+def _unread_tiff(parts: Unpacked) -> ImageReadError:
+    return ImageReadError(f"got a {parts.samples}, expected one that Pillow reads; convert it to PNG")
 
 
 def _kept_metadata(parts: Unpacked, warnings: list[str]) -> tuple[dict[str, bytes], int]:

@@ -100,7 +100,7 @@ def decode(image: bytes | U8, side: int | None = None) -> U8:
     """Decode the content of a file or an array to uint8 (H, W, 3) with `read_one`; resize it to side x side if given.
 
     Raises:
-        PictureError: the image cannot be read.
+        ImageReadError: the image cannot be read.
     """
     rgb = read_one(image).rgb
     if side and rgb.shape[:2] != (side, side):
@@ -113,7 +113,7 @@ def read_sample(source: Path, limit: int, side: int | None) -> list[U8]:
 
     Raises:
         InputError: the source has no images.
-        PictureError: an image cannot be read.
+        ImageReadError: an image cannot be read.
     """
     files = list(read_files(source))
     if not files:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO, NamedTuple
 
-from zipsdk.errors import PictureError
+from zipsdk.errors import ImageReadError
 from zipsdk.images.metadata import MAX_METADATA, ORIENTATION, Unpacked
 from zipsdk.images.stream import Ranges, size_of
 
@@ -73,7 +73,7 @@ def unpack_tiff(source: BinaryIO) -> tuple[Unpacked, int]:
         The parts, and the number of pages.
 
     Raises:
-        PictureError: its samples are not supported, or its directory is damaged.
+        ImageReadError: its samples are not supported, or its directory is damaged.
     """
     size = size_of(source)
     head = source.read(16)
@@ -104,7 +104,7 @@ def unpack_tiff(source: BinaryIO) -> tuple[Unpacked, int]:
 def _read(source: BinaryIO, at: int, size: int, order: str, big: bool) -> _Directory:
     count_at, entry_at, inline = ("Q", "HHQ8s", 8) if big else ("H", "HHI4s", 4)
     width, head = struct.calcsize(order + entry_at), struct.calcsize(order + count_at)
-    wrong = PictureError(
+    wrong = ImageReadError(
         "got a TIFF whose directory is damaged, expected one that is inside the file; download or save it again"
     )
     if at + head > size:
@@ -159,8 +159,8 @@ def _check(d: _Directory) -> None:
     samples = d.number(277, 3 if compression == 6 else 1)
     separate = d.number(284, 1) == 2 and samples > 1
 
-    def refuse(got: str, do: str) -> PictureError:
-        return PictureError(f"got a TIFF {got}, expected one of 8 or 16 bit gray, RGB, palette, CMYK; {do}")
+    def refuse(got: str, do: str) -> ImageReadError:
+        return ImageReadError(f"got a TIFF {got}, expected one of 8 or 16 bit gray, RGB, palette, CMYK; {do}")
 
     if _DNG in d.entries or (_SUBIFDS in d.entries and d.number(_SUBFILE, 0) & 1) or photometric in (32803, 34892):
         raise refuse("of camera raw data or its preview", "develop it to PNG or JPEG, or save its main image alone")
@@ -217,7 +217,7 @@ def _rewrite(d: _Directory, source: BinaryIO, size: int, out: Unpacked) -> None:
         entries[320] = (3, len(colors), struct.pack(f"{d.order}{len(colors)}H", *(c * 257 for c in colors)))
     start = size + size % 2
     if start + sum(len(data) + 14 for _, _, data in entries.values()) >= 1 << 32:
-        raise PictureError(f"got a TIFF of {size} bytes, expected less than 4 GiB; cut it into parts")
+        raise ImageReadError(f"got a TIFF of {size} bytes, expected less than 4 GiB; cut it into parts")
     kept = Ranges()
     kept.insert((b"II" if d.order == "<" else b"MM") + struct.pack(d.order + "HI", 42, start))
     kept.keep(8, size - 8)

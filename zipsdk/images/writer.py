@@ -15,7 +15,7 @@ from PIL import Image
 
 from zipsdk._util.atomic import replace_file
 from zipsdk._util.validation import is_path
-from zipsdk.errors import InputError, PictureError
+from zipsdk.errors import ImageReadError, InputError
 from zipsdk.images.pixels import upright
 from zipsdk.images.reader import metadata_of, samples_of
 
@@ -49,7 +49,7 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
 
     Raises:
         InputError: the suffix is not supported, or the format cannot store the mode or size of the image.
-        PictureError: the file cannot be written; a file that was there before is unchanged.
+        ImageReadError: the file cannot be written; a file that was there before is unchanged.
     """
     if not isinstance(image, Image.Image):
         raise InputError(f"image to save: got {type(image).__name__}, expected a PIL image; use Image.fromarray(array)")
@@ -86,7 +86,7 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
             bare.save(encoded, kind, **options, **metadata)
         replace_file(target, encoded.getbuffer(), target.with_name(f".zipsdk-{secrets.token_hex(8)}.tmp"))
     except Exception as exc:
-        raise PictureError(
+        raise ImageReadError(
             f"{target}: cannot be written ({type(exc).__name__}: {exc}); "
             f"check that the folder exists, that you may write to it, and that the disk has space"
         ) from exc

@@ -18,10 +18,8 @@ from zipsdk._util.validation import is_number, is_whole
 from zipsdk.errors import ModelError
 from zipsdk.models.noise_schedule import MIN_ALPHA_BAR, SCHEDULES, NoiseSchedule
 
-#: Format 1 knows the "linear" schedule only; format 2 adds the other noise schedules; format 3 renames "canvas" to
-#: "image_size" and "licence" to "license". All are read, and format 3 is written.
+#: Format of the JSON text; other formats are refused.
 FORMAT = 3
-_RENAMED_IN_3 = {"canvas": "image_size", "licence": "license"}
 METADATA_KEY = "zipsdk"
 #: What the exporter writes.
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -139,16 +137,9 @@ class ModelSpec(NoiseSchedule):
         except (ValueError, RecursionError) as e:  # numbers of thousands of digits, and deep nesting
             raise ModelError(f"{where}: its model spec is not JSON ({e}); export the model again") from e
         version = raw.pop("format", None) if isinstance(raw, dict) else type(raw).__name__
-        if not (is_whole(version) and 1 <= version <= FORMAT):
+        if not (is_whole(version) and version == FORMAT):
             raise ModelError(
-                f"{where}: got model spec format {version!r}, expected 1 to {FORMAT}; export it again or update zipsdk"
-            )
-        if version < 3:
-            raw = {_RENAMED_IN_3.get(name, name): value for name, value in raw.items()}
-        if version == 1 and raw.get("beta_schedule", "linear") != "linear":
-            got = raw["beta_schedule"]
-            raise ModelError(
-                f"{where}: got beta_schedule {got!r} in model spec format 1, expected 'linear'; export it again"
+                f"{where}: got model spec format {version!r}, expected {FORMAT}; export it again or update zipsdk"
             )
         fields = {f.name: f for f in dataclasses.fields(cls)}
         required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}

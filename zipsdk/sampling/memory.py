@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from zipsdk._util.cgroups import group_folders, read_text
-from zipsdk.errors import OutOfMemory
+from zipsdk.errors import OutOfMemoryError
 from zipsdk.sampling.state import STRIP_PIXELS
 from zipsdk.sampling.tiling import MAX_PIXELS_A_CALL, TileLayout
 
@@ -62,12 +62,12 @@ def check(height: int, width: int, need: int, images: int = 1) -> None:
         need: bytes, with the results of all `images` of the batch.
 
     Raises:
-        OutOfMemory: less than `need` is available.
+        OutOfMemoryError: less than `need` is available.
     """
     if need < CHECKED_FROM or (room := available()) is None or need <= room:
         return
     batch = f" in a batch of {images}; pass fewer images at once (--batch)," if images > 1 else ";"
-    raise OutOfMemory(
+    raise OutOfMemoryError(
         f"image: got {width} x {height} pixels, which need about {need / 1e9:.2f} GB of memory, expected at most the "
         f"{room / 1e9:.2f} GB that are available{batch} make it smaller, cut it into parts, or free memory"
     )
@@ -134,7 +134,7 @@ def check_run(
         largest_frame: pixels of the largest frame that this engine has run on, whose memory it keeps.
 
     Raises:
-        OutOfMemory: an image does not fit; the message names the one that needs most.
+        OutOfMemoryError: an image does not fit; the message names the one that needs most.
     """
     total = sum(n for _, n, _, _ in groups)
     results = sum(3 * n * height * width for _, n, height, width in groups)

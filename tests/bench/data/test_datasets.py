@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 from bench.data import datasets, layouts
 from tests.helpers.datasets import png, write_archive, write_folder
-from zipsdk.errors import InputError, PictureError
+from zipsdk.errors import ImageReadError, InputError
 from zipsdk.images import sources
 
 PETS = {"dog/2.png": png((3, 0, 0)), "cat/b.png": png((2, 0, 0)), "cat/a.png": png((1, 0, 0)), "dog/readme.txt": b"no"}
@@ -67,7 +67,7 @@ def test_pictures_are_what_the_sdk_makes_of_them(tmp_path):
     grey, turned = datasets.load("pets", "train", tmp_path).pictures
     assert abs(grey[..., 0].ravel() - np.arange(64) * 1000 / 257).max() <= 0.5
     assert np.array_equal(turned, colours[::-1, ::-1])
-    with pytest.raises(PictureError, match="got a file of another format"):
+    with pytest.raises(ImageReadError, match="got a file of another format"):
         sources.decode(b"no picture")
 
 

@@ -22,7 +22,7 @@ KINDS = {".jpg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".tif": "TIFF", ".tiff
          ".png": "PNG", ".jpeg": "JPEG"}  # fmt: skip
 
 
-def image(suffix: str, value: int = 200) -> bytes:
+def write_image(suffix: str, value: int = 200) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (value, value, value)).save(file, KINDS[suffix])
     return file.getvalue()
@@ -39,7 +39,7 @@ def test_the_suffixes_are_those_of_the_sdk() -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_all_that_the_sdk_reads_counts(packed: bool, tmp_path: Path, place: Path) -> None:
-    files = {f"{s[1:]}/a{s.upper() if s == '.ppm' else s}": image(s) for s in sorted(KINDS)
+    files = {f"{s[1:]}/a{s.upper() if s == '.ppm' else s}": write_image(s) for s in sorted(KINDS)
              if s != ".avif" or features.check("avif")}  # fmt: skip
     if packed:
         write_archive(tmp_path / "pets-train.zip", files)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.fakes.engine import FakeEngine
-from tests.helpers.literal import AB, ROUNDING, Fixed, eps_model, literal_ddpm, pictures, state
+from tests.helpers.literal import AB, ROUNDING, Fixed, eps_model, literal_ddpm, smooth_images, state
 
 pytest.importorskip("skimage")
 
@@ -61,7 +61,7 @@ def test_diffpure_clamps():
 
 def test_diffpure_at_hardly_any_noise_leaves_the_picture():
     """At t* = 2 the noise is 1.1% of the range, 1.4 grey levels; an eps of 0 leaves what was added, less the end's."""
-    batch = pictures(4)
+    batch = smooth_images(4)
     engine = FakeEngine()
     near = DiffPure(engine, 2, steps=2).run(batch, 0).astype(int) - batch
     far = DiffPure(engine, 300).run(batch, 0).astype(int) - batch
@@ -144,7 +144,7 @@ def test_ddnm_is_its_paper_literally(transforms, steps, eta):
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 44), (150, 36)])
 def test_ddnm_is_zip_at_infinite_lambda_but_for_the_noise(size, monkeypatch):
-    batch, engine = pictures(3, *size), FakeEngine()
+    batch, engine = smooth_images(3, *size), FakeEngine()
     ddnm = DDNM(engine, "blur2+gray")
     purifier = Purifier(engine, "blur2+gray", lam=float("inf"), combine="joint", seed=4)
     assert all(step.w == 1.0 for step in ddnm.table.steps)
@@ -169,7 +169,7 @@ class Believes(FakeEngine):
 
 
 def test_ddnm_takes_the_range_from_the_picture_and_the_rest_from_the_model():
-    batch, other = pictures(4), pictures(1, seed=8)[0].astype(float)
+    batch, other = smooth_images(4), smooth_images(1, seed=8)[0].astype(float)
     out = DDNM(Believes(other.transpose(2, 0, 1) / 127.5 - 1.0), "blur2").run(batch, 0)
 
     def blurred(p):

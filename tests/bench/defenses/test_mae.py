@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from bench.defenses import mae, vit_mae  # noqa: E402
 from bench.defenses.bdmae import BDMAE  # noqa: E402
-from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError  # noqa: E402
+from zipsdk.errors import EngineError, InputError, MissingDependencyError, ModelError  # noqa: E402
 
 TINY = mae.Recipe(epochs=3, batch=16, lr=0.01, widths=(8, 8, 8), depth=1, bf16=False, seed=1)
 TINY_VIT = {
@@ -217,7 +217,7 @@ def test_a_vit_mae_that_cannot_be_used(tmp_path, vit):
 
 def test_without_transformers_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingExtra, match="transformers"):
+    with pytest.raises(MissingDependencyError, match="transformers"):
         vit_mae.vit_mae(tmp_path)
-    with pytest.raises(MissingExtra, match="pip install"):
+    with pytest.raises(MissingDependencyError, match="pip install"):
         vit_mae.random_vit_mae()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.fakes.engine import FakeEngine, make_spec
-from tests.helpers.literal import AB, ROUNDING, Fixed, eps_model, literal_ddpm, pictures, state
+from tests.helpers.literal import AB, ROUNDING, Fixed, eps_model, literal_ddpm, smooth_images, state
 
 pytest.importorskip("skimage")
 
@@ -111,7 +111,7 @@ def test_sampdetox_takes_the_data_range():
     y[:, 28:, 28:] += 0.15  # a flat place brighter
     found = {top: np.unravel_index(levels(x, y, 120, top).argmax(), (40, 40)) for top in (1.0, 255.0)}
     assert max(found[1.0]) < 20 and min(found[255.0]) > 20
-    batch = pictures(2)
+    batch = smooth_images(2)
     given, plain = (SampDetox(FakeEngine(), budget=6, data_range=top).run(batch, 0) for top in (255.0, 1.0))
     assert (given != plain).any()
 
@@ -130,7 +130,7 @@ def test_sampdetox_budgets():
 
 def test_sampdetox_map_is_made_of_the_picture_alone():
     """30 x 29 pixels stand in a state of 32 x 32, whose mirrored rest has no say in the levels of the picture."""
-    batch, seen = pictures(1, 30, 29), []
+    batch, seen = smooth_images(1, 30, 29), []
     defence = SampDetox(FakeEngine(), budget=4)
     x = np.pad(batch, ((0, 0), (0, 2), (0, 3), (0, 0)), mode="reflect").transpose(0, 3, 1, 2) / 127.5 - 1.0
 
@@ -155,5 +155,5 @@ def zip_free(defence: SampDetox, x: np.ndarray) -> np.ndarray:
 
 def test_sampdetox_says_what_is_too_small():
     with pytest.raises(InputError, match="at least 11"):
-        SampDetox(FakeEngine()).run(pictures(1, 10, 40), 0)
-    assert SampDetox(FakeEngine(), budget=2).run(pictures(1, 11, 40), 0).shape == (1, 11, 40, 3)
+        SampDetox(FakeEngine()).run(smooth_images(1, 10, 40), 0)
+    assert SampDetox(FakeEngine(), budget=2).run(smooth_images(1, 11, 40), 0).shape == (1, 11, 40, 3)

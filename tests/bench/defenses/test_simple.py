@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.fakes.engine import FakeEngine, make_spec
-from tests.helpers.literal import AB, pictures
+from tests.helpers.literal import AB, smooth_images
 
 pytest.importorskip("skimage")
 
@@ -53,7 +53,7 @@ def each_defence():
 @pytest.mark.parametrize("size", [(32, 32), (17, 30), (150, 40)])
 def test_no_pictures_noise_depends_on_place_batch_or_order(which, size):
     defence = all_defences(FakeEngine())[which]
-    batch = pictures(5, *size)
+    batch = smooth_images(5, *size)
     before = batch.copy()
     together = defence.run(batch, 3)
     assert together.shape == batch.shape and together.dtype == np.uint8
@@ -65,7 +65,7 @@ def test_no_pictures_noise_depends_on_place_batch_or_order(which, size):
 
 @each_defence()
 def test_seed_decides_what_is_random(which):
-    defence, batch = all_defences(FakeEngine())[which], pictures(3)
+    defence, batch = all_defences(FakeEngine())[which], smooth_images(3)
     same = np.array_equal(defence.run(batch, 1), defence.run(batch, 2**64 - 1))
     assert same == isinstance(defence, Nothing | BlurOnly)
 
@@ -75,19 +75,19 @@ def test_evaluations_progress_and_facts(which):
     engine = FakeEngine()
     defence = all_defences(engine)[which]
     done: list[int] = []
-    out = defence.run(pictures(70), 0, progress=done.append)
+    out = defence.run(smooth_images(70), 0, progress=done.append)
     assert sum(done) == 70 and len(out) == 70
     visits = len(engine.calls) / max(1, len(done))  # one call of the engine a step for each part
     assert defence.evaluations == (visits if engine.calls else 0)
     assert defence.queries == 1 and defence.asks is False
-    assert defence.run(pictures(1)[:0], 0).shape == (0, 32, 32, 3)
+    assert defence.run(smooth_images(1)[:0], 0).shape == (0, 32, 32, 3)
     with pytest.raises(InputError):
-        defence.run(pictures(1).astype(np.float32), 0)
+        defence.run(smooth_images(1).astype(np.float32), 0)
 
 
 def test_memory_is_bounded_by_the_layout():
     engine = FakeEngine()
-    DiffPure(engine, 10, steps=2).run(pictures(300), 0)
+    DiffPure(engine, 10, steps=2).run(smooth_images(300), 0)
     assert max(shape[0] * shape[2] * shape[3] for shape, _ in engine.calls) == 256 * 32 * 32
 
 
@@ -162,7 +162,7 @@ def test_wrong_settings_are_told_when_made(make):
 
 @pytest.mark.parametrize(("side", "shrink"), [(32, 4), (64, 8), (30, 4), (100, 13), (1, 0), (2, 0)])
 def test_shrinkpad_puts_the_shrunk_picture_on_black(side, shrink):
-    batch = 1 + pictures(40, side, side) // 2
+    batch = 1 + smooth_images(40, side, side) // 2
     out = ShrinkPad().run(batch, 5)
     places = set()
     for before, after in zip(batch, out, strict=True):
@@ -182,7 +182,7 @@ def test_shrinkpad_treats_each_side_by_itself():
 
 
 def test_blur_only_is_the_mean_of_each_cell():
-    batch = pictures(3, 33, 30)
+    batch = smooth_images(3, 33, 30)
     cells = pad(batch, 36, 32).astype(float).reshape(3, 9, 4, 8, 4, 3).mean((2, 4))
     exact = cells.repeat(4, 1).repeat(4, 2)[:, :33, :30]
     # sixteenths are exact, so a mean that ends in .5 may round either way, and nothing else
@@ -191,7 +191,7 @@ def test_blur_only_is_the_mean_of_each_cell():
 
 def test_blur_only_joins_transforms():
     """Colour at half resolution, and grey in full: the grey of the output is the input's."""
-    batch = pictures(2)
+    batch = smooth_images(2)
     out = BlurOnly("blur2+gray").run(batch, 0).astype(float)
     assert np.abs(out.mean(-1) - batch.mean(-1)).max() <= 0.5 + 1e-9
     assert np.abs(out - batch).mean() > 3
@@ -202,7 +202,7 @@ def test_blur_only_joins_transforms():
 
 @pytest.mark.parametrize("settings", [{}, {"preset": "fast"}, {"lam": 2.0, "combine": "joint"}, {"steps": 7}])
 def test_zip_is_the_purifier_with_this_seed(settings):
-    engine, batch = FakeEngine(), pictures(3, 40, 36)
+    engine, batch = FakeEngine(), smooth_images(3, 40, 36)
     defence = Zip(engine, "blur2+gray", **settings)
     for seed in (9, 3):
         want = Purifier(engine, "blur2+gray", **settings, seed=seed).run(batch)
@@ -214,13 +214,13 @@ def test_algorithm_1_visits_every_step():
     defence = Zip(engine, "blur2", lam=2.0, steps=60)
     assert defence.evaluations == 60
     assert defence._purifier.table == step_table(engine.spec, lam=2.0, eta=1.0, steps=60)
-    defence.run(pictures(1), 0)
+    defence.run(smooth_images(1), 0)
     assert [t for _, t in engine.calls] == list(range(59, -1, -1))
 
 
 def test_all_take_the_noise_of_the_purifier():
     """So that ZIP and a baseline differ by their formulas, not by their draws."""
-    batch = pictures(2)
+    batch = smooth_images(2)
     seen = []
 
     class Watch(FakeEngine):

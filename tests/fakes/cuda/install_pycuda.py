@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.fakes import cuda
 
-# what PyCUDA's configuration is read from, in the home folder (its installation guide); without optimisation it takes
+# what PyCUDA's configuration is read from, in the home folder (its installation guide); without optimization it takes
 # a minute in place of five
 SETTINGS = """\
 CUDA_ROOT = {root!r}

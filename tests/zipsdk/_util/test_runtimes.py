@@ -17,7 +17,7 @@ import pytest
 from tests.helpers.paths import ROOT
 from zipsdk._util import runtimes
 from zipsdk._util.runtimes import BrokenPackageError
-from zipsdk.errors import MissingExtra
+from zipsdk.errors import MissingDependencyError
 
 OPTIONAL = ("onnxruntime", "onnx", "tensorrt", "tensorrt_rtx", "pycuda")
 
@@ -56,7 +56,7 @@ WAYS = {
     "old": (BrokenPackageError, "{0}: got", " without "),
     "library": (BrokenPackageError, "{0}/__init__.py raised OSError (libbroken.so.1: cannot open", "pip install"),
     "import": (BrokenPackageError, "{0}/__init__.py raised ImportError (cannot import name 'not_there'", "pip install"),
-    "dependency": (MissingExtra, "No module named 'a_package_that_nobody_has'", "pip install"),
+    "dependency": (MissingDependencyError, "No module named 'a_package_that_nobody_has'", "pip install"),
     "interrupted": (BrokenPackageError, "{0}/__init__.py raised RuntimeError (two)", "pip install"),
     "syntax": (BrokenPackageError, "{0}/__init__.py raised SyntaxError", "pip install"),
 }
@@ -91,7 +91,7 @@ def broken(tmp_path, monkeypatch):
 def test_a_broken_package_is_reported_with_its_repair(broken, package, how):
     folder = broken(package, how)
     kind, text, fix = WAYS[how]
-    with pytest.raises(MissingExtra) as e:
+    with pytest.raises(MissingDependencyError) as e:
         runtimes.load(package)
     assert type(e.value) is kind
     assert text.format(package, folder) in str(e.value) and fix in str(e.value)
@@ -114,11 +114,13 @@ def test_an_old_package_is_reported_with_the_expected_version(broken):
 
 def test_a_missing_package_is_reported_with_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtra, match=r"onnxruntime is not usable here .*: pip install 'zipsdk\[cpu\]'") as e:
+    with pytest.raises(
+        MissingDependencyError, match=r"onnxruntime is not usable here .*: pip install 'zipsdk\[cpu\]'"
+    ) as e:
         runtimes.load("onnxruntime")
     assert not isinstance(e.value, BrokenPackageError)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(MissingExtra, match="pip install pillow"):
+    with pytest.raises(MissingDependencyError, match="pip install pillow"):
         runtimes.load("PIL")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.folders import folder, picture, refused
+from tests.helpers.folders import folder, refused, write_image
 from zipsdk.batch import discovery
 
 # ---- patterns
@@ -45,7 +45,7 @@ def test_existing_names_precede_patterns(tmp_path, monkeypatch, pattern, found):
 
 
 def test_a_folder_that_a_pattern_cannot_list_is_reported(tmp_path, monkeypatch):
-    picture(tmp_path / "a" / "x.png")
+    write_image(tmp_path / "a" / "x.png")
     (tmp_path / "closed").mkdir()
     (tmp_path / "loop").symlink_to("loop")
     scandir, problems = os.scandir, []
@@ -99,8 +99,8 @@ def test_broken_links_are_reported(purify, tmp_path, capsys):
 
 def test_a_file_at_the_path_of_a_folder_is_reported(purify, tmp_path, capsys):
     src, out = tmp_path / "in", tmp_path / "out"
-    picture(src / "a" / "x.png")
-    picture(src / "b.png")
+    write_image(src / "a" / "x.png")
+    write_image(src / "b.png")
     out.mkdir()
     (out / "a").write_text("")
     assert purify(src, "-o", out) == 1

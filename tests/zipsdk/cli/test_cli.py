@@ -9,25 +9,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.folders import contents, folder, names, picture, refused, state
+from tests.helpers.folders import contents, folder, names, refused, state, write_image
 from zipsdk import images
 from zipsdk.batch import discovery
 from zipsdk.cli import main
-from zipsdk.errors import EngineError, InputError, PictureError
+from zipsdk.errors import EngineError, ImageReadError, InputError
 
 # ---- what goes in and what comes out
 
 
 def test_folders_files_and_globs_keep_their_structure(purify, tmp_path, capsys):
     src = tmp_path / "in"
-    picture(src / "a.png", 1)
-    picture(src / "sub" / "deep" / "b.jpg", 2, (20, 33))
-    picture(src / "sub" / "c.webp", 3)
-    picture(src / ".hidden" / "d.png", 4)
-    (src / "notes.txt").write_text("no picture")
-    one = picture(tmp_path / "other" / "single.bmp", 5)
-    picture(tmp_path / "globbed" / "x" / "y" / "e.png", 6)
-    picture(tmp_path / "globbed" / "x" / "f.jpg", 7)
+    write_image(src / "a.png", 1)
+    write_image(src / "sub" / "deep" / "b.jpg", 2, (20, 33))
+    write_image(src / "sub" / "c.webp", 3)
+    write_image(src / ".hidden" / "d.png", 4)
+    (src / "notes.txt").write_text("no image")
+    one = write_image(tmp_path / "other" / "single.bmp", 5)
+    write_image(tmp_path / "globbed" / "x" / "y" / "e.png", 6)
+    write_image(tmp_path / "globbed" / "x" / "f.jpg", 7)
     out = tmp_path / "out"
     assert purify(src, one, tmp_path / "globbed" / "**" / "*.png", "-o", out) == 0
     assert names(out) == {"a.png", "sub/deep/b.jpg", "sub/c.webp", "single.bmp", "x/y/e.png"}
@@ -53,7 +53,7 @@ def test_the_output_is_what_the_purifier_gives(purify, model, tmp_path):
 
 @pytest.mark.parametrize("form", ["png", "jpg", "webp"])
 def test_format(purify, tmp_path, form):
-    picture(tmp_path / "in" / "a.bmp")
+    write_image(tmp_path / "in" / "a.bmp")
     assert purify(tmp_path / "in", "-o", tmp_path / "out", "--format", form) == 0
     with Image.open(tmp_path / "out" / f"a.{form}") as im:
         assert im.format == {"jpg": "JPEG"}.get(form, form.upper())
@@ -137,7 +137,7 @@ def test_errors_of_the_system_give_2_and_no_traceback(tmp_path, capsys, monkeypa
     refused(capsys, code, 2, f"{text}; check the path, its permissions and disk space\n")
 
 
-# ---- pictures that fail
+# ---- images that fail
 
 
 def test_a_broken_image_is_reported_and_the_run_continues(purify, tmp_path, capsys):
@@ -172,7 +172,7 @@ def test_an_image_of_unusable_size_does_not_fail_its_batch(purify, tmp_path, cap
         return plan_tiles(spec, height, *rest)
 
     src = folder(tmp_path / "in", 3)
-    picture(src / "odd.png", 9, (24, 16))
+    write_image(src / "odd.png", 9, (24, 16))
     monkeypatch.setattr("zipsdk.dispatcher.plan_tiles", refusing)
     assert purify(src, "-o", tmp_path / "out") == 1
     assert "odd.png: too odd" in capsys.readouterr().err
@@ -217,7 +217,7 @@ def test_a_full_disk_stops_the_run(purify, tmp_path, capsys, monkeypatch):
 
     def full(image, path):
         if len(saved) == 2:
-            raise PictureError("cannot be written") from OSError(28, "No space left on device")
+            raise ImageReadError("cannot be written") from OSError(28, "No space left on device")
         saved.append(path)
         save(image, path)
 

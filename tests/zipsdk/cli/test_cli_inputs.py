@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.folders import contents, folder, names, picture, refused, state
+from tests.helpers.folders import contents, folder, names, refused, state, write_image
 from zipsdk import images
 from zipsdk.batch import discovery
 from zipsdk.batch.manifest import MANIFEST
@@ -46,12 +46,12 @@ def test_link_loops_and_unreadable_folders_do_not_hang(purify, tmp_path, capsys,
 
 
 def test_two_inputs_with_one_output(purify, tmp_path, capsys):
-    picture(tmp_path / "a" / "x.png", 1)
-    picture(tmp_path / "b" / "x.png", 2)
+    write_image(tmp_path / "a" / "x.png", 1)
+    write_image(tmp_path / "b" / "x.png", 2)
     out = tmp_path / "out"
     refused(capsys, purify(tmp_path / "a", tmp_path / "b", "-o", out), 2, "got two inputs with the same output")
     assert not out.exists()
-    picture(tmp_path / "a" / "x.jpg", 1)
+    write_image(tmp_path / "a" / "x.jpg", 1)
     refused(capsys, purify(tmp_path / "a", "-o", out, "--format", "png"), 2, "got two inputs with the same output")
     assert purify(tmp_path / "b", tmp_path / "b" / "x.png", "-o", out) == 0  # one image, given twice
 
@@ -61,7 +61,7 @@ def test_images_of_another_folder_do_not_count_as_done(purify, tmp_path, capsys)
     a, b, moved, out = (tmp_path / n for n in ("a", "b", "moved", "out"))
     for i, where in enumerate((a, b)):
         for name in ("x.bmp", "y.bmp"):
-            os.utime(picture(where / name, i), (1e9, 1e9))
+            os.utime(write_image(where / name, i), (1e9, 1e9))
     assert purify(a, "-o", out, "--seed", 1) == 0
     first, before, manifest = contents(out), state(out), (out / MANIFEST).read_bytes()
     capsys.readouterr()
@@ -70,7 +70,7 @@ def test_images_of_another_folder_do_not_count_as_done(purify, tmp_path, capsys)
         "use another output folder, or --overwrite"
     )
     refused(capsys, purify(b, "-o", out), 2, text)
-    picture(b / "x.bmp", 3, (20, 20))  # also changed
+    write_image(b / "x.bmp", 3, (20, 20))  # also changed
     refused(capsys, purify(b, "-o", out), 2, text)
     a.rename(moved)
     refused(capsys, purify(moved, "-o", out), 2, f"expected that of {moved / 'x.bmp'}")
@@ -120,7 +120,7 @@ def test_inputs_are_not_overwritten(purify, tmp_path, capsys):
 def test_inputs_are_not_overwritten_under_another_spelling(purify, tmp_path, capsys, monkeypatch):
     """For example a disk that is mounted twice or ignores case: paths do not reveal it."""
     src = folder(tmp_path / "photos", 1)
-    picture(src / "deep" / "001.png", 1)
+    write_image(src / "deep" / "001.png", 1)
     before = contents(src)
     if (tmp_path / "Photos").exists():
         pytest.skip("this disk has no case, and plays no other")
@@ -137,8 +137,8 @@ def test_inputs_are_not_overwritten_under_another_spelling(purify, tmp_path, cap
 
 
 def test_names_that_differ_in_case_collide_on_a_case_insensitive_disk(purify, tmp_path, capsys):
-    picture(tmp_path / "a" / "x.png", 1)
-    picture(tmp_path / "b" / "X.png", 2)
+    write_image(tmp_path / "a" / "x.png", 1)
+    write_image(tmp_path / "b" / "X.png", 2)
     if (tmp_path / "A").exists():
         pytest.skip("this disk has no case")
     assert purify(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out") == 0
@@ -158,7 +158,7 @@ def test_a_drive_without_letters_or_a_missing_drive(monkeypatch, platform, casel
 
 def test_foreign_files_are_not_overwritten(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 2)
-    mine = picture(tmp_path / "out" / "001.png", 99)
+    mine = write_image(tmp_path / "out" / "001.png", 99)
     before = mine.read_bytes()
     refused(capsys, purify(src, "-o", tmp_path / "out"), 2, "001.png: got a file that this run did not write")
     assert mine.read_bytes() == before and not (tmp_path / "out" / MANIFEST).exists()
@@ -219,7 +219,7 @@ def test_an_image_that_changes_while_it_is_read_is_purified_again(purify, tmp_pa
     def reading(path, **options):
         found = read(path, **options)
         if path.name == "001.png":
-            picture(path, 50, (20, 20))
+            write_image(path, 50, (20, 20))
         if path.name == "000.png":
             (src / "002.png").unlink()
         return found

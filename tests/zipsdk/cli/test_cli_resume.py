@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.folders import contents, finished, folder, names, picture, records, refused, state
+from tests.helpers.folders import contents, finished, folder, names, records, refused, state, write_image
 from tests.helpers.paths import ROOT
 from zipsdk.batch.manifest import MANIFEST
 from zipsdk.cli import main
@@ -26,8 +26,8 @@ def test_a_second_run_purifies_only_changed_images(purify, tmp_path, capsys):
     assert state(out) == before
     assert "0 done, 6 already done before, 0 failed" in capsys.readouterr().out
 
-    picture(src / "003.png", 77)
-    picture(src / "new.png", 78)
+    write_image(src / "003.png", 77)
+    write_image(src / "new.png", 78)
     (out / "004.png").unlink()
     assert purify(src, "-o", out) == 0
     assert "3 done" in capsys.readouterr().out
@@ -42,7 +42,7 @@ def test_other_settings_are_refused_before_anything_is_written(purify, model, tm
     src = folder(tmp_path / "in", 2)
     out = tmp_path / "out"
     assert purify(src, "-o", out) == 0
-    picture(src / "more.png")
+    write_image(src / "more.png")
     before, manifest = state(out), (out / MANIFEST).read_bytes()
     capsys.readouterr()
     refused(capsys, purify(src, "-o", out, "--lam", 2), 2, "lam: 10.0 then, 2.0 now")
@@ -134,7 +134,7 @@ def test_changed_images_are_purified_with_their_batch(purify, tmp_path, changed)
     options = ("-o", out, "--seed", 3, "--tile-size", 32, "--batch", 6)
     assert purify(src, *options) == 0
     for i in range(changed):
-        picture(src / f"{i:03}.png", 100 + i)
+        write_image(src / f"{i:03}.png", 100 + i)
     assert purify(src, *options) == 0
     full = contents(out)
     forget(out, 6 + 1)
@@ -148,7 +148,7 @@ def test_changed_images_are_purified_with_their_batch(purify, tmp_path, changed)
 def test_a_missing_output_is_written_again_alone(purify, tmp_path, capsys):
     src, out = folder(tmp_path / "in", 6), tmp_path / "out"
     assert purify(src, "-o", out, "--batch", 6) == 0
-    picture(src / "001.png", 100)
+    write_image(src / "001.png", 100)
     assert purify(src, "-o", out, "--batch", 6) == 0
     (out / "003.png").unlink()
     for _ in range(2):
@@ -168,7 +168,7 @@ def test_a_killed_overwrite_resumes_without_the_option(purify, tmp_path, capsys,
         (out / name).write_bytes(old[name])  # outputs of the first run, not yet replaced
     assert purify(src, "-o", out, "--seed", 2, "--batch", 2) == 0
     assert contents(out) == full
-    picture(src / "new.png", 9)
+    write_image(src / "new.png", 9)
     (out / "new.png").write_bytes(b"somebody's")
     refused(capsys, purify(src, "-o", out, "--seed", 2), 2, "new.png: got a file that this run did not write")
 
@@ -192,7 +192,7 @@ def test_a_torn_last_line_is_ignored(purify, tmp_path, tail):
     assert purify(src, "-o", out, "--seed", 1) == 0
     full = contents(out)
     forget(out, 3, tail)
-    (out / ".zipsdk-0123456789abcdef.tmp").write_bytes(b"half a picture")
+    (out / ".zipsdk-0123456789abcdef.tmp").write_bytes(b"half an image")
     assert purify(src, "-o", out, "--seed", 1) == 0
     assert contents(out) == full  # and the temporary file is removed
     assert sorted(finished(out)) == sorted(full)
@@ -233,7 +233,7 @@ def start_and_stop(args: list[str], out: Path, lines: int, sig: signal.Signals) 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_kill_9_in_the_middle_of_200_pictures(model, tmp_path):
+def test_kill_9_in_the_middle_of_200_images(model, tmp_path):
     src = folder(tmp_path / "in", 200)
     out, whole = tmp_path / "out", tmp_path / "whole"
     args = command(src, out, model, "--steps", "80")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers.folders import folder, names, picture, records, state
+from tests.helpers.folders import folder, names, records, state, write_image
 from tests.helpers.paths import ROOT
 from zipsdk.cli import main
 from zipsdk.cli.console import printable
@@ -112,7 +112,7 @@ def test_any_encoding_and_names_of_any_bytes(purify, model, tmp_path, monkeypatc
     plain, src, out = tmp_path / "plain", tmp_path / "in", Path(os.fsdecode(os.fsencode(tmp_path) + b"/o\xff"))
     odd = [os.fsdecode(b"\xff\xfe.png"), "ñ–写😀.png", os.fsdecode(b"d\xe9/a\nb\x1b[31m.png"), "a" * 251 + ".png"]
     for i, name in enumerate(odd):
-        picture(plain / f"{i}.png", i)
+        write_image(plain / f"{i}.png", i)
         (src / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(plain / f"{i}.png", src / name)
     (src / os.fsdecode(b"broken\xe9\n\x1b.png")).write_bytes(b"")
@@ -151,7 +151,7 @@ def test_control_characters_are_escaped():
 def test_warnings_are_notes_and_never_errors(purify, tmp_path, capsys, action):
     (tmp_path / "in").mkdir()
     Image.new("CMYK", (16, 16)).save(tmp_path / "in" / "cmyk.jpg")
-    picture(tmp_path / "in" / "z.png")
+    write_image(tmp_path / "in" / "z.png")
     with warnings.catch_warnings():
         warnings.simplefilter(action)
         before = warnings.filters[:], warnings.showwarning, warnings.formatwarning

@@ -16,7 +16,7 @@ import pytest
 from tests.fakes.engine import FakeEngine
 from zipsdk import cli, gpu
 from zipsdk.cli import doctor
-from zipsdk.errors import EngineError, MissingExtra
+from zipsdk.errors import EngineError, MissingDependencyError
 
 FIX = "install the NVIDIA driver; it is not on PyPI"
 MAJOR, MINOR = 75, 76
@@ -112,7 +112,7 @@ def test_the_line_of_tensorrt_depends_on_the_gpu(machine, monkeypatch, capabilit
 
     def runtime(flavor):
         if flavor == "trt":
-            raise MissingExtra("tensorrt", "gpu", "no module")
+            raise MissingDependencyError("tensorrt", "gpu", "no module")
         return SimpleNamespace(__version__="1.2")
 
     monkeypatch.setattr(doctor, "runtime", runtime)

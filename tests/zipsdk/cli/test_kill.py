@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.folders import contents, folder, picture, records, state
+from tests.helpers.folders import contents, folder, records, state, write_image
 from tests.tools import kill
 from zipsdk import images
 from zipsdk.batch.manifest import MANIFEST
@@ -76,14 +76,14 @@ class Disk:
 @pytest.mark.parametrize("kind", ["fresh", "changed", "overwrite"])
 def test_a_power_failure_at_any_moment_loses_nothing_that_is_noted(purify, tmp_path, monkeypatch, kind):
     src, out, copy = folder(tmp_path / "in", 3), tmp_path / "out", tmp_path / "copy"
-    picture(src / "deep" / "er" / "003.png", 3)
+    write_image(src / "deep" / "er" / "003.png", 3)
     options = ["--seed", 1, "--batch", 2, "--quiet"]
     if kind != "fresh":  # old outputs stand where the new ones will
         assert purify(src, "-o", out, *options) == 0
     old = contents(out)
     if kind == "changed":
         for i in range(3):
-            picture(src / f"{i:03}.png", 10 + i)
+            write_image(src / f"{i:03}.png", 10 + i)
     if kind == "overwrite":
         options[1] = 2
     out.mkdir(exist_ok=True)

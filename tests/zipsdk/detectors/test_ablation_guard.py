@@ -27,8 +27,8 @@ STRIPES = np.cos(2 * np.pi * np.arange(32) / 8)[:, None]
 
 
 def toys(labels, seed=0):
-    pictures = 128 + 40 * MOTIFS[labels] + np.random.default_rng(seed).normal(0, 8, (len(labels), 32, 32, 3))
-    return np.clip(np.rint(pictures), 0, 255).astype(np.uint8)
+    noisy = 128 + 40 * MOTIFS[labels] + np.random.default_rng(seed).normal(0, 8, (len(labels), 32, 32, 3))
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
 def patch(x):
@@ -70,9 +70,9 @@ def backdoored(*triggers, sharp=6.0):
 
     def classify(x):
         x = x.astype(np.float64)
-        centred = (x - 128).reshape(len(x), -1)
-        lengths = np.linalg.norm(centred, axis=1, keepdims=True) * np.linalg.norm(MOTIFS[0])
-        logits = sharp * centred @ MOTIFS.reshape(4, -1).T / lengths
+        centered = (x - 128).reshape(len(x), -1)
+        lengths = np.linalg.norm(centered, axis=1, keepdims=True) * np.linalg.norm(MOTIFS[0])
+        logits = sharp * centered @ MOTIFS.reshape(4, -1).T / lengths
         for name in triggers:
             logits[TRIGGERS[name][1](x), TARGET] = 2 * sharp
         return logits
@@ -80,10 +80,10 @@ def backdoored(*triggers, sharp=6.0):
     return classify
 
 
-def measured(classify, pictures):
+def measured(classify, images):
     """Return a reference without bounds: unlike in photographs, every feature of these toys is sufficient."""
     detector = AblationDetector()
-    odds = [ablation_statistics.log_odds(classify(np.stack(detector.views(p)))) for p in pictures]
+    odds = [ablation_statistics.log_odds(classify(np.stack(detector.views(p)))) for p in images]
     return np.transpose(ablation_statistics.median_and_scale(np.stack(odds)))
 
 
@@ -270,7 +270,7 @@ class Mine:
     def resolve(self, scores, purified):
         return scores.sum() + purified[0] * purified[1]
 
-    def observe(self, pictures, scores):
+    def observe(self, images, scores):
         return self
 
 

@@ -17,13 +17,13 @@ import pytest
 import zipsdk
 from tests.fakes import trt as fake_trt
 from tests.fakes.engine import FakeEngine
-from tests.helpers.gpu_pairs import Meanwhile, assert_same, pictures
+from tests.helpers.gpu_pairs import Meanwhile, assert_same, noise_images
 from zipsdk import cli
 from zipsdk._util import forks
 from zipsdk.cli import doctor
 from zipsdk.engines.tensorrt import build, flavor, plan_file, request
 from zipsdk.engines.tensorrt import engine as trt_engine
-from zipsdk.errors import EngineError, InputError, MissingExtra, ModelError, OutOfMemory
+from zipsdk.errors import EngineError, InputError, MissingDependencyError, ModelError, OutOfMemoryError
 from zipsdk.models import resolve
 from zipsdk.models.sidecar import sidecar_path, write_sidecar
 from zipsdk.models.spec import ModelSpec
@@ -242,10 +242,10 @@ def test_all_targets_are_passed_to_the_builder(tmp_path):
 def test_flavors(monkeypatch):
     assert "rtx" in flavor.installed()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingExtra, match=r"tensorrt is not usable here.*zipsdk\[gpu\]"):
+    with pytest.raises(MissingDependencyError, match=r"tensorrt is not usable here.*zipsdk\[gpu\]"):
         flavor.runtime("trt")
     monkeypatch.setattr(request, "installed", list)
-    with pytest.raises(MissingExtra, match="tensorrt"):
+    with pytest.raises(MissingDependencyError, match="tensorrt"):
         build.build(resolve("zip-tiny"), "x.plan")
     monkeypatch.setattr(request, "installed", lambda: ["trt", "rtx"])
     with pytest.raises(InputError, match="choose one"):
@@ -332,7 +332,7 @@ def test_plans_of_another_version_or_flavor(copy, monkeypatch):
     refuse(copy, EngineError, r"built by TensorRT-RTX 1.0.0, and .* is installed.*build it again")
     edit(copy, flavor="trt")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    refuse(copy, MissingExtra, r"tensorrt is not usable here.*zipsdk\[gpu\]")
+    refuse(copy, MissingDependencyError, r"tensorrt is not usable here.*zipsdk\[gpu\]")
     # the RTX module under the other name
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     refuse(copy, EngineError, "module of the other flavor")
@@ -434,7 +434,7 @@ def test_the_loop_with_a_plan(copy, device, monkeypatch, rng, capturable):
     engine, plain, fake = opened(copy, device, monkeypatch, capturable=capturable)
     gpu, cpu = zipsdk.Purifier(engine, seed=3), zipsdk.Purifier(plain, seed=3)
     for n in (1, 3, 9, 2, 4):
-        batch = pictures(rng, n, 32, 32)
+        batch = noise_images(rng, n, 32, 32)
         for _ in range(3):
             assert_same(gpu.run(batch), cpu.run(batch))
     assert (("graph", "compute") in device.log) == capturable
@@ -468,7 +468,7 @@ def test_the_loop_without_newer_functions(copy, device, monkeypatch, rng, lacks)
     engine, plain, fake = opened(copy, device, monkeypatch, lacks=lacks)
     gpu, cpu = zipsdk.Purifier(engine, seed=3), zipsdk.Purifier(plain, seed=3)
     for n in (1, 3, 4):
-        batch = pictures(rng, n, 32, 32)
+        batch = noise_images(rng, n, 32, 32)
         assert_same(gpu.run(batch), cpu.run(batch))
     assert not {entry[0] for entry in fake.log} & set(lacks)
 
@@ -492,7 +492,7 @@ def test_arrays_after_running_out_of_memory(copy, device, monkeypatch, rng, spar
         engine.prepare(4, 32, 32)
     kept = device.used - (2 * x[:1].nbytes + 4)
     device.room = kept + spare
-    with pytest.raises(OutOfMemory):
+    with pytest.raises(OutOfMemoryError):
         engine(x, t)
     assert device.used == kept
     device.room = 1 << 30
@@ -507,7 +507,7 @@ def test_arrays_wait_while_another_thread_captures(copy, device, monkeypatch, rn
     meanwhile = Meanwhile(device, lambda: engine(x, t))
     enqueue = engine.enqueue
     engine.enqueue = lambda *args, **options: (meanwhile(), enqueue(*args, **options))
-    batch = pictures(rng, 2, 32, 32)
+    batch = noise_images(rng, 2, 32, 32)
     for _ in range(3):
         assert_same(gpu.run(batch), cpu.run(batch))
     np.testing.assert_array_equal(meanwhile.end(), plain(x, t))
@@ -518,7 +518,7 @@ def test_memory_of_a_deleted_engine_is_freed(copy, device, monkeypatch, rng):
     gpu = zipsdk.Purifier(engine, seed=3)
     for n in (1, 3, 4):
         for _ in range(2):
-            gpu.run(pictures(rng, n, 32, 32))
+            gpu.run(noise_images(rng, n, 32, 32))
         engine(rng.standard_normal((n, 3, 32, 32), np.float32), np.zeros(n, np.float32))
     gpu.close()
     assert len(engine._memory.scratch) > 1 and device.used
@@ -537,7 +537,7 @@ def test_a_plan_in_other_processes(copy, device, monkeypatch, rng):
     assert (again.path, again.spec, again.info) == (copy.absolute(), engine.spec, engine.info)
 
     purifier = zipsdk.Purifier(engine)
-    purifier.run(pictures(rng, 3, 32, 32))
+    purifier.run(noise_images(rng, 3, 32, 32))
     pool, used = purifier._dispatcher.device_loop.pool, device.used
     assert pool.sizes and {pool, engine} <= set(forks._tracked)
     kept = []
@@ -574,7 +574,7 @@ def test_old_contexts_are_dropped_unless_a_graph_uses_them(copy, device, monkeyp
     monkeypatch.setattr(trt_engine, "MAX_CONTEXTS", 2)
     engine, plain, _ = opened(copy, device, monkeypatch)
     gpu, cpu = zipsdk.Purifier(engine, seed=3), zipsdk.Purifier(plain, seed=3)
-    batches = [pictures(rng, n, 32, 32) for n in (1, 2, 3, 4)]
+    batches = [noise_images(rng, n, 32, 32) for n in (1, 2, 3, 4)]
     for _ in range(3):  # each context is dropped before it can be captured
         for batch in batches:
             assert_same(gpu.run(batch), cpu.run(batch))

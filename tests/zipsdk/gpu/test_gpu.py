@@ -11,8 +11,8 @@ import pytest
 import zipsdk
 from tests.fakes.device import view
 from tests.fakes.engine import FakeEngine, make_spec
-from tests.helpers.gpu_pairs import SETTINGS, assert_same, pictures
-from zipsdk.errors import EngineError, MissingExtra, OutOfMemory
+from tests.helpers.gpu_pairs import SETTINGS, assert_same, noise_images
+from zipsdk.errors import EngineError, MissingDependencyError, OutOfMemoryError
 from zipsdk.gpu import buffers as gpu_buffers
 from zipsdk.gpu.device import Device, open_device
 
@@ -24,7 +24,7 @@ REHEARSAL = "ZIPSDK_FAKE_CUDA" in os.environ
 def device() -> Device:
     try:
         return open_device(0)
-    except (EngineError, MissingExtra) as e:
+    except (EngineError, MissingDependencyError) as e:
         pytest.skip(str(e))
 
 
@@ -102,11 +102,11 @@ class CopyOnCpu:
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_the_loops_own_graph(device, rng, settings):
-    """Captured, replayed, for other pictures and counts, against launched step by step and against the CPU."""
+    """Captured, replayed, for other images and counts, against launched step by step and against the CPU."""
     on, off = (zipsdk.Purifier(CopyEngine(device), seed=5, cuda_graph=graph, **settings) for graph in (True, False))
     cpu = zipsdk.Purifier(CopyOnCpu(), seed=5, **settings)
     for n in (3, 4, 3, 4, 3):
-        batch = pictures(rng, n, 32, 48)
+        batch = noise_images(rng, n, 32, 48)
         got = on.run(batch)
         np.testing.assert_array_equal(got, off.run(batch))
         assert_same(got, cpu.run(batch))
@@ -115,9 +115,9 @@ def test_the_loops_own_graph(device, rng, settings):
     assert {n for n, entry in buffers.step_graphs.items() if entry.graph is not None} == {3, 4}
 
 
-def test_seven_pictures_are_seven_times_one(device, rng):
+def test_seven_images_are_seven_times_one(device, rng):
     gpu = zipsdk.Purifier(CopyEngine(device), seed=5)
-    batch = pictures(rng, 7, 40, 32)
+    batch = noise_images(rng, 7, 40, 32)
     np.testing.assert_array_equal(gpu.run(batch), np.concatenate([gpu.run(p[None]) for p in batch]))
 
 
@@ -127,12 +127,12 @@ def test_out_of_memory_halves_the_batch(device, rng, monkeypatch):
 
     def small(self, size):
         if size > 300_000:
-            raise OutOfMemory("more than the test allows")
+            raise OutOfMemoryError("more than the test allows")
         return alloc(self, size)
 
     monkeypatch.setattr(Device, "alloc", small)
     gpu, cpu = zipsdk.Purifier(CopyEngine(device), seed=5), zipsdk.Purifier(CopyOnCpu(), seed=5)
-    batch = pictures(rng, 32, 32, 32)  # the state of 32 takes 393,216 bytes
+    batch = noise_images(rng, 32, 32, 32)  # the state of 32 takes 393,216 bytes
     with pytest.warns(UserWarning, match="32 canvases do not fit into its memory; going on with 16"):
         got = gpu.run(batch)
     assert_same(got, cpu.run(batch))
@@ -140,10 +140,10 @@ def test_out_of_memory_halves_the_batch(device, rng, monkeypatch):
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize(("n", "side", "fixed"), [(3, 32, False), (5, 30, True), (1, 64, True)])
-def test_pictures_are_those_of_the_cpu(device, rng, settings, n, side, fixed):
+def test_images_are_those_of_the_cpu(device, rng, settings, n, side, fixed):
     on_gpu, plain = engines(device, **({"min_side": 64, "max_side": 64} if fixed else {}))
     gpu, cpu = (zipsdk.Purifier(e, seed=5, **settings) for e in (on_gpu, plain))
-    batch, ids = pictures(rng, n, side, side), np.arange(n)
+    batch, ids = noise_images(rng, n, side, side), np.arange(n)
     wanted = cpu.run(batch, noise_keys=ids)
     runs = [gpu.run(batch, noise_keys=ids) for _ in range(3)]
     assert_same(runs[0], wanted)
@@ -152,7 +152,7 @@ def test_pictures_are_those_of_the_cpu(device, rng, settings, n, side, fixed):
 
 
 def test_graph_off_gives_the_same_bits(device, rng):
-    batch, (on_gpu, _) = pictures(rng, 3, 32, 48), engines(device)
+    batch, (on_gpu, _) = noise_images(rng, 3, 32, 48), engines(device)
     on, off = (zipsdk.Purifier(on_gpu, seed=1, cuda_graph=graph) for graph in (True, False))
     for _ in range(3):
         np.testing.assert_array_equal(on.run(batch), off.run(batch))
@@ -162,7 +162,7 @@ def test_stream_and_batches(device, rng, monkeypatch):
     monkeypatch.setattr(gpu_buffers, "MAX_PIXELS_A_BATCH", 2 * 32 * 32)
     on_gpu, plain = engines(device)
     gpu, cpu = (zipsdk.Purifier(e, seed=5, preset="fast") for e in (on_gpu, plain))
-    batches = [pictures(rng, n, 32, 32) for n in (1, 5, 2, 3)]
+    batches = [noise_images(rng, n, 32, 32) for n in (1, 5, 2, 3)]
     for got, batch in zip(gpu.stream(batches), batches, strict=True):
         assert_same(got, cpu.run(batch))
 
@@ -178,7 +178,7 @@ def test_memory_is_flat(device, rng):
 
     def work():
         for i in range(25):
-            gpu.run(pictures(rng, 1 + i % 3, 32 + 4 * (i % 6), 32))
+            gpu.run(noise_images(rng, 1 + i % 3, 32 + 4 * (i % 6), 32))
 
     before = free()
     work()
@@ -200,7 +200,7 @@ def test_zip_tiny(device, rng):
         assert gpu.providers[0] == "CUDAExecutionProvider"
     else:
         pytest.skip(f"this onnxruntime has {ort.get_available_providers()}")
-    batch = pictures(rng, 4, 32, 32)
+    batch = noise_images(rng, 4, 32, 32)
     got, wanted = (zipsdk.Purifier(e, seed=5).run(batch) for e in (gpu, cpu))
     off = np.abs(got.astype(int) - wanted.astype(int))
     # TF32 and other orders of sums: measured on a card, this is to be set to twice what it shows

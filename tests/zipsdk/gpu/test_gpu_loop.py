@@ -1,4 +1,4 @@
-"""The loop on a device, on the tests' own lazy GPU: the CPU's pictures, whatever the batches and graphs."""
+"""The loop on a device, on the tests' own lazy GPU: the CPU's images, whatever the batches and graphs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zipsdk
 from kernels.launch import SOURCES
 from tests.fakes.device import FakeDeviceEngine
 from tests.fakes.engine import FakeEngine, make_spec
-from tests.helpers.gpu_pairs import SETTINGS, assert_same, make, pictures
+from tests.helpers.gpu_pairs import SETTINGS, assert_same, make, noise_images
 from zipsdk import gpu as gpu_package
 from zipsdk.errors import EngineError, InputError
 from zipsdk.gpu import buffers as gpu_buffers
@@ -36,10 +36,10 @@ FIXED = {"min_side": 64, "max_side": 64}
         (2, 40, 44, True),
     ],
 )
-def test_pictures_are_those_of_the_cpu(device, rng, settings, n, height, width, fixed):
+def test_images_are_those_of_the_cpu(device, rng, settings, n, height, width, fixed):
     """Alone on a canvas and padded, tiled with places left over, with gaps beside the tiles."""
     gpu, cpu = make(device, make_spec(**FIXED) if fixed else None, **settings)
-    batch, ids = pictures(rng, n, height, width), rng.integers(0, 2**63, n)
+    batch, ids = noise_images(rng, n, height, width), rng.integers(0, 2**63, n)
     wanted = cpu.run(batch, noise_keys=ids)
     first, captured, replayed = (gpu.run(batch, noise_keys=ids) for _ in range(3))
     assert_same(first, wanted)
@@ -48,34 +48,34 @@ def test_pictures_are_those_of_the_cpu(device, rng, settings, n, height, width, 
     assert ("graph", "compute") in device.log
 
 
-def test_a_graph_serves_other_pictures_counts_and_seeds(device, rng):
+def test_a_graph_serves_other_images_counts_and_seeds(device, rng):
     gpu, cpu = make(device, make_spec(**FIXED))
     for n, seed in ((4, 1), (3, 2), (2, 3), (4, 4)):  # all of one canvas
-        batch = pictures(rng, n, 32, 32)
+        batch = noise_images(rng, n, 32, 32)
         assert_same(gpu.run(batch, seed=seed), cpu.run(batch, seed=seed))
     assert device.log.count(("graph", "compute")) == 3
 
 
 def test_graph_off_gives_the_same_bits(device, rng):
-    batch = pictures(rng, 4, 32, 48)
+    batch = noise_images(rng, 4, 32, 48)
     on, off = (make(device, cuda_graph=graph)[0] for graph in (True, False))
     for _ in range(2):
         np.testing.assert_array_equal(on.run(batch), off.run(batch))
     assert "one captured graph" in on.info["loop"] and "step by step" in off.info["loop"]
 
 
-def test_seven_pictures_are_seven_times_one(device, rng):
+def test_seven_images_are_seven_times_one(device, rng):
     gpu, _ = make(device)
-    batch = pictures(rng, 7, 40, 32)
+    batch = noise_images(rng, 7, 40, 32)
     np.testing.assert_array_equal(gpu.run(batch), np.concatenate([gpu.run(p[None]) for p in batch]))
 
 
 def test_after_the_first_call_nothing_is_allocated_and_one_copy_goes_each_way(device, rng):
     gpu, _ = make(device)
     for _ in range(2):
-        gpu.run(pictures(rng, 4, 32, 32))
+        gpu.run(noise_images(rng, 4, 32, 32))
     device.log.clear()
-    gpu.run(pictures(rng, 4, 32, 32))
+    gpu.run(noise_images(rng, 4, 32, 32))
     assert device.log == [
         ("upload", "copies"), ("record", "copies"), ("wait", "compute"), ("copy", "compute"), ("zip_ingest", "compute"),
         ("graph", "compute"), ("zip_egress", "compute"), ("record", "compute"), ("wait", "copies"),
@@ -86,7 +86,7 @@ def test_after_the_first_call_nothing_is_allocated_and_one_copy_goes_each_way(de
 def test_what_is_captured(device, rng):
     gpu, _ = make(device, make_spec(**FIXED), preset="fast")
     for _ in range(2):
-        gpu.run(pictures(rng, 2, 30, 30))
+        gpu.run(noise_images(rng, 2, 30, 30))
     captured = [entry[0] for entry in device.log if entry[-1] == "captured"]
     assert captured == ["zip_step_f32"] + ["zip_fill", "engine", "zip_step_f32"] * 4
 
@@ -94,7 +94,7 @@ def test_what_is_captured(device, rng):
 def test_batches_are_cut_and_overlap(device, rng, monkeypatch):
     monkeypatch.setattr(gpu_buffers, "MAX_PIXELS_A_BATCH", 2 * 32 * 32)
     gpu, cpu = make(device)
-    batch, done = pictures(rng, 7, 32, 32), []
+    batch, done = noise_images(rng, 7, 32, 32), []
     got = gpu.run(batch, progress=done.append)
     assert_same(got, cpu.run(batch))
     assert done == [2, 2, 2, 1]
@@ -105,14 +105,14 @@ def test_batches_are_cut_and_overlap(device, rng, monkeypatch):
 def test_the_engines_own_limit_is_kept(device, rng):
     plain = FakeEngine()
     gpu, cpu = make(device, engine=FakeDeviceEngine(plain, device, max_batch=3))
-    batch = pictures(rng, 8, 32, 32)
+    batch = noise_images(rng, 8, 32, 32)
     assert_same(gpu.run(batch), cpu.run(batch))
     assert max(shape[0] for shape, _ in plain.calls) == 3
 
 
 def test_stream_puts_the_next_batch_up_before_the_last_comes_down(device, rng):
     gpu, cpu = make(device)
-    batches = [pictures(rng, 2, 32, 32) for _ in range(5)]
+    batches = [noise_images(rng, 2, 32, 32) for _ in range(5)]
     gpu.run(batches[0])
     device.log.clear()
     stream = gpu.stream(batches)
@@ -137,7 +137,7 @@ def test_stream_does_not_hold_a_result_back_for_a_batch_that_is_not_there(device
         for i in range(3):
             if i == 2:
                 assert delivered.wait(30), "the first two results wait for a third batch"
-            yield pictures(rng, 1, 32, 32)
+            yield noise_images(rng, 1, 32, 32)
 
     for clean in gpu.stream(source()):
         got.append(clean)
@@ -152,7 +152,7 @@ def waiting(purifier):
 
 def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
     gpu, cpu = make(device)
-    batches = [pictures(rng, 1, 32, 32) for _ in range(3)]
+    batches = [noise_images(rng, 1, 32, 32) for _ in range(3)]
 
     def source():
         yield from batches
@@ -169,7 +169,7 @@ def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
 
 def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device, rng, monkeypatch):
     gpu, cpu = make(device)
-    batches, asked, count = [pictures(rng, 1, 32, 32) for _ in range(3)], threading.Event(), []
+    batches, asked, count = [noise_images(rng, 1, 32, 32) for _ in range(3)], threading.Event(), []
     submit = gpu._dispatcher.submit
 
     def source():
@@ -195,7 +195,7 @@ def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device,
 def test_a_stream_that_is_left_early_leaves_nothing_in_flight(device, rng):
     gpu, _ = make(device)
     for taken in (1, 2, 3):
-        stream = gpu.stream([pictures(rng, 1, 32, 32) for _ in range(6)])
+        stream = gpu.stream([noise_images(rng, 1, 32, 32) for _ in range(6)])
         for _ in range(taken):
             next(stream)
         stream.close()
@@ -206,13 +206,13 @@ def test_what_cannot_be_done_is_said_before_anything_is_begun(device, rng):
     gpu, _ = make(device, make_spec(**FIXED))
     gpu._dispatcher.divisor = 48  # cells that divide no canvas
     with pytest.raises(InputError):
-        gpu.run([pictures(rng, 1, 64, 64)[0], pictures(rng, 1, 200, 64)[0]])
+        gpu.run([noise_images(rng, 1, 64, 64)[0], noise_images(rng, 1, 200, 64)[0]])
     assert waiting(gpu) == 0
 
 
 def test_sizes_mixed_in_one_call(device, rng):
     gpu, cpu = make(device)
-    batch = [pictures(rng, 1, h, w)[0] for h, w in ((32, 32), (40, 36), (32, 32), (64, 33))]
+    batch = [noise_images(rng, 1, h, w)[0] for h, w in ((32, 32), (40, 36), (32, 32), (64, 33))]
     for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
         assert_same(got, wanted)
 
@@ -226,7 +226,7 @@ def test_an_error_in_one_size_leaves_the_others_not_in_flight(device, rng):
             return eps * np.float32(np.inf) if x.shape[2] == 40 and bad else eps
 
     gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device))
-    batch, bad = [pictures(rng, 1, h, 32)[0] for h in (32, 40, 48, 56)], [True]
+    batch, bad = [noise_images(rng, 1, h, 32)[0] for h in (32, 40, 48, 56)], [True]
     with np.errstate(invalid="ignore"), pytest.raises(EngineError, match="not finite"):
         gpu.run(batch)
     assert waiting(gpu) == 0
@@ -249,7 +249,7 @@ def test_a_result_that_is_not_finite_is_refused_and_the_next_one_is_right(device
             return eps
 
     gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device))
-    batch = pictures(rng, 2, 32, 32)
+    batch = noise_images(rng, 2, 32, 32)
     bad.append(1)
     with pytest.raises(EngineError, match="not finite"):
         gpu.run(batch)
@@ -268,7 +268,7 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
             raise EngineError("it fell over")
 
     gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=fail), cuda_graph=call == 3)
-    batch, failures = pictures(rng, 2, 32, 32), 0
+    batch, failures = noise_images(rng, 2, 32, 32), 0
     for _ in range(4):
         try:
             assert_same(gpu.run(batch), cpu.run(batch))
@@ -292,7 +292,7 @@ def test_only_what_has_run_is_captured(device, rng):
     engine = FakeDeviceEngine(FakeEngine(), device, fail=fail)
     engine.prepare = lambda batch, height, width: made[0]
     gpu, cpu = make(device, engine=engine)
-    batch = pictures(rng, 2, 32, 32)
+    batch = noise_images(rng, 2, 32, 32)
     with pytest.raises(EngineError, match="it fell over"):
         gpu.run(batch)
     graphs = []
@@ -314,7 +314,7 @@ def test_a_capture_that_fails_leaves_the_loop_step_by_step(device, rng):
             raise RuntimeError("not while a stream is captured")
 
     gpu, cpu = make(device, engine=FakeDeviceEngine(plain, device, fail=fail))
-    batch = pictures(rng, 2, 32, 32)
+    batch = noise_images(rng, 2, 32, 32)
     assert_same(gpu.run(batch), cpu.run(batch))
     with pytest.warns(UserWarning, match=r"capturing the loop failed \(not while .*\); it goes on step by step"):
         assert_same(gpu.run(batch), cpu.run(batch))
@@ -324,15 +324,15 @@ def test_a_capture_that_fails_leaves_the_loop_step_by_step(device, rng):
 
 def test_an_engine_that_cannot_be_captured_runs_step_by_step(device, rng):
     gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, capturable=False))
-    batch = pictures(rng, 2, 32, 32)
+    batch = noise_images(rng, 2, 32, 32)
     for _ in range(3):
         assert_same(gpu.run(batch), cpu.run(batch))
     assert ("graph", "compute") not in device.log and "step by step" in gpu.info["loop"]
 
 
-def test_larger_pictures_take_the_host_loop(device, rng):
+def test_larger_images_take_the_host_loop(device, rng):
     gpu, cpu = make(device, make_spec(**FIXED), preset="fast")
-    batch = pictures(rng, 1, 80, 100)
+    batch = noise_images(rng, 1, 80, 100)
     np.testing.assert_array_equal(gpu.run(batch), cpu.run(batch))
     assert ("zip_ingest", "compute") not in device.log
 
@@ -341,7 +341,7 @@ def test_transforms_without_a_kernel_take_the_host_loop_and_say_so(device, rng):
     with pytest.warns(UserWarning, match="no GPU kernel for blur3.*the loop runs on the host"):
         gpu, cpu = make(device, transforms="blur3", preset="fast")
     assert gpu.info["loop"].startswith("host (no GPU kernel for blur3")
-    batch = pictures(rng, 1, 48, 48)
+    batch = noise_images(rng, 1, 48, 48)
     np.testing.assert_array_equal(gpu.run(batch), cpu.run(batch))
 
 
@@ -356,7 +356,7 @@ def captured(buffers):
 def test_graphs_of_old_counts_are_dropped(device, rng, monkeypatch):
     monkeypatch.setattr(gpu_steps, "MAX_GRAPHS", 2)
     gpu, cpu = make(device, preset="fast")
-    batch = pictures(rng, 8, 32, 32)
+    batch = noise_images(rng, 8, 32, 32)
     for n in (5, 6, 7, 8, 5, 7):
         wanted = cpu.run(batch[:n])
         for _ in range(3):
@@ -397,7 +397,7 @@ def test_zip_tiny_on_the_fake_gpu(device, rng):
     on_gpu.enqueue = lambda x, t, eps, batch, stream, size=None: device.streams[stream].push(
         "engine", lambda: enqueue(x, t, eps, batch, stream, size=size)
     )
-    batch = pictures(rng, 5, 32, 32)
+    batch = noise_images(rng, 5, 32, 32)
     for preset in ("paper", "fast"):
         got = zipsdk.Purifier(on_gpu, preset=preset, seed=1).run(batch)
         assert_same(got, zipsdk.Purifier(engine, preset=preset, seed=1).run(batch))

@@ -9,8 +9,8 @@ import pytest
 
 from tests.fakes.device import FakeDevice, FakeDeviceEngine
 from tests.fakes.engine import FakeEngine
-from tests.helpers.gpu_pairs import assert_same, make, pictures
-from zipsdk.errors import EngineError, OutOfMemory
+from tests.helpers.gpu_pairs import assert_same, make, noise_images
+from zipsdk.errors import EngineError, OutOfMemoryError
 from zipsdk.gpu import buffers as gpu_buffers
 from zipsdk.sampling import tiling
 
@@ -18,19 +18,19 @@ from zipsdk.sampling import tiling
 def test_buffers_of_old_sizes_are_freed(device, rng):
     gpu, _ = make(device)
     for side in (32, 36, 40, 44, 48, 52, 56):
-        gpu.run(pictures(rng, 1, side, side))
+        gpu.run(noise_images(rng, 1, side, side))
     used = device.used
     for side in (32, 36, 40, 44, 48, 52, 56):
-        gpu.run(pictures(rng, 1, side, side))
+        gpu.run(noise_images(rng, 1, side, side))
     assert device.used == used and len(gpu._dispatcher.device_loop.pool.sizes) == gpu_buffers.MAX_SIZES
 
 
 def test_buffers_grow_with_the_batch_up_to_the_engines_limit(device, rng):
-    """One picture must not cost the memory of the largest batch."""
+    """One image must not cost the memory of the largest batch."""
     engine = FakeDeviceEngine(FakeEngine(), device, max_batch=6)
     gpu, _ = make(device, engine=engine)
     for n in (1, 3, 4, 5, 6, 7, 2):
-        gpu.run(pictures(rng, n, 33, 32))
+        gpu.run(noise_images(rng, n, 33, 32))
     assert sorted(b.canvases for b in gpu._dispatcher.device_loop.pool.sizes.values()) == [1, 2, 4, 6]
     assert (2, 36, 32) in engine.prepared and (8, 36, 32) not in engine.prepared
 
@@ -39,7 +39,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(host, rng, monkeypatch)
     monkeypatch.setattr(gpu_buffers, "MAX_PIXELS_A_BATCH", 16 * 32 * 32)
     device = FakeDevice(host, room=250_000)  # 16 canvases want about 530 kB
     gpu, cpu = make(device)
-    batch = pictures(rng, 16, 32, 32)
+    batch = noise_images(rng, 16, 32, 32)
     with pytest.warns(UserWarning, match="16 canvases do not fit into its memory; going on with 8") as caught:
         got = gpu.run(batch)
     assert len(caught) == 1
@@ -51,18 +51,18 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(host, rng, monkeypatch)
 
 
 def test_an_engine_out_of_memory_in_the_middle(device, rng):
-    """ONNX Runtime finds out only when it evaluates; the pictures that are on their way are not lost."""
+    """ONNX Runtime finds out only when it evaluates; the images that are on their way are not lost."""
     plain = FakeEngine()
     engine = FakeDeviceEngine(plain, device)
 
     def enqueue(x, t, eps, batch, stream, *, size=None):
         if batch > 3:
-            raise OutOfMemory("the arena is full")
+            raise OutOfMemoryError("the arena is full")
         FakeDeviceEngine.enqueue(engine, x, t, eps, batch, stream, size=size)
 
     engine.enqueue = enqueue
     gpu, cpu = make(device, engine=engine)
-    batch = pictures(rng, 13, 32, 32)
+    batch = noise_images(rng, 13, 32, 32)
     with pytest.warns(UserWarning, match="do not fit"):
         assert_same(gpu.run(batch), cpu.run(batch))
 
@@ -70,7 +70,7 @@ def test_an_engine_out_of_memory_in_the_middle(device, rng):
 def test_idle_buffers_of_other_sizes_make_room(device, rng):
     """They are ours to give up: that they fill the memory is no reason to halve a batch, or to refuse it."""
     gpu, cpu = make(device, preset="fast")
-    small, large, used = pictures(rng, 1, 32, 32), pictures(rng, 8, 40, 40), []
+    small, large, used = noise_images(rng, 1, 32, 32), noise_images(rng, 8, 40, 40), []
     for batch in (small, large):
         with gpu:
             gpu.run(batch)
@@ -97,7 +97,7 @@ def one_at_a_time(device, gpu, batches):
 def test_sizes_that_fit_one_at_a_time_only(device, rng, sides, n):
     """What others of the call hold for the moment is no reason to halve a batch, or to refuse it."""
     gpu, cpu = make(device, preset="fast")
-    batches = [pictures(rng, n, side, side) for side in sides]
+    batches = [noise_images(rng, n, side, side) for side in sides]
     one_at_a_time(device, gpu, batches)
     batch = [p for batch in batches for p in batch]
     with warnings.catch_warnings():
@@ -110,7 +110,7 @@ def test_sizes_that_fit_one_at_a_time_only(device, rng, sides, n):
 def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
     """As those of a stream, or of several threads."""
     gpu, cpu = make(device, preset="fast")
-    batches = [pictures(rng, 1, side, side) for side in (40, 44, 48)]
+    batches = [noise_images(rng, 1, side, side) for side in (40, 44, 48)]
     one_at_a_time(device, gpu, batches)
     waits = [gpu._submit(list(batch), list) for batch in batches]
     for wait, batch in reversed(list(zip(waits, batches, strict=True))):
@@ -122,7 +122,7 @@ def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
 
 def test_idle_buffers_are_given_up_before_those_of_a_batch_on_its_way(device, rng):
     gpu, cpu = make(device, preset="fast")
-    batches, used = [pictures(rng, 1, side, side) for side in (40, 44, 48)], []
+    batches, used = [noise_images(rng, 1, side, side) for side in (40, 44, 48)], []
     for batch in batches:
         with gpu:
             gpu.run(batch)
@@ -143,7 +143,7 @@ def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
             return super().__call__(x, t) * np.float32(np.inf if bad and x.shape[2] == 40 else 1)
 
     gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device), preset="fast")
-    batches = [pictures(rng, 1, side, side) for side in (40, 44)]
+    batches = [noise_images(rng, 1, side, side) for side in (40, 44)]
     one_at_a_time(device, gpu, batches)
     bad.append(1)
     with np.errstate(invalid="ignore"):
@@ -157,7 +157,7 @@ def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
 
 def test_an_error_on_the_way_down_is_told_to_whom_the_batch_belongs(device, rng, monkeypatch):
     gpu, cpu = make(device, preset="fast")
-    batches = [pictures(rng, 1, side, side) for side in (40, 44)]
+    batches = [noise_images(rng, 1, side, side) for side in (40, 44)]
     one_at_a_time(device, gpu, batches)
     download, failed = device.download, []
 
@@ -178,19 +178,19 @@ def test_an_error_on_the_way_down_is_told_to_whom_the_batch_belongs(device, rng,
     assert not device.used
 
 
-def test_a_few_large_pictures_leave_small_ones_their_batches(device, rng):
-    """What has shown that it does not fit is so many pixels, whatever the size of the pictures."""
+def test_a_few_large_images_leave_small_ones_their_batches(device, rng):
+    """What has shown that it does not fit is so many pixels, whatever the size of the images."""
     plain = FakeEngine()
     engine = FakeDeviceEngine(plain, device)
 
     def enqueue(x, t, eps, batch, stream, *, size=None):
         if batch * size[0] * size[1] > 64 * 32 * 32:
-            raise OutOfMemory("the arena is full")
+            raise OutOfMemoryError("the arena is full")
         FakeDeviceEngine.enqueue(engine, x, t, eps, batch, stream, size=size)
 
     engine.enqueue = enqueue
     gpu, cpu = make(device, engine=engine, preset="fast")
-    small, large = pictures(rng, 64, 32, 32), pictures(rng, 5, 128, 128)
+    small, large = noise_images(rng, 64, 32, 32), noise_images(rng, 5, 128, 128)
     gpu.run(small)
     assert {shape[0] for shape, _ in plain.calls} == {64}
     with pytest.warns(UserWarning, match="5 canvases do not fit into its memory; going on with 2 of 128x128"):
@@ -204,9 +204,9 @@ def test_a_few_large_pictures_leave_small_ones_their_batches(device, rng):
 def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
     gpu, cpu = make(device, preset="fast")
     loop, layout = gpu._dispatcher.device_loop, tiling.plan_tiles(gpu.engine.spec, 32, 32, 2)
-    batch = pictures(rng, 2, 32, 32)
+    batch = noise_images(rng, 2, 32, 32)
     device.pin_room = 10
-    with pytest.raises(OutOfMemory, match="not even one canvas"), pytest.warns(UserWarning, match="do not fit"):
+    with pytest.raises(OutOfMemoryError, match="not even one canvas"), pytest.warns(UserWarning, match="do not fit"):
         gpu.run(batch)
     gpu.close()
     assert not device.used and not device.pinned_now
@@ -214,7 +214,7 @@ def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
     ids = np.arange(2, dtype=np.uint64)
     tickets = [loop.submit(batch, layout, ids, 0, 5) for _ in range(2)]
     device.pin_room = 10
-    with pytest.raises(OutOfMemory):
+    with pytest.raises(OutOfMemoryError):
         loop.submit(batch, layout, ids, 0, 5)  # wants a third slot, and then its own two
     gpu.close()
     assert not device.used and not device.pinned_now
@@ -224,7 +224,7 @@ def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
 
 def test_many_sizes_in_one_call_are_not_all_in_flight(device, rng):
     gpu, cpu = make(device, preset="fast")
-    batch, together = [pictures(rng, 1, 32 + 4 * i, 32)[0] for i in range(9)], []
+    batch, together = [noise_images(rng, 1, 32 + 4 * i, 32)[0] for i in range(9)], []
     gpu.engine.fail = lambda: together.append(len(gpu._dispatcher.device_loop.pool.sizes))
     for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
         assert_same(got, wanted)
@@ -235,5 +235,5 @@ def test_many_sizes_in_one_call_are_not_all_in_flight(device, rng):
 
 def test_not_even_one_canvas_fits(host, rng):
     gpu, _ = make(FakeDevice(host, room=20_000))
-    with pytest.raises(OutOfMemory, match="not even one canvas of 32x32 fits: use a smaller model"):
-        gpu.run(pictures(rng, 1, 32, 32))
+    with pytest.raises(OutOfMemoryError, match="not even one canvas of 32x32 fits: use a smaller model"):
+        gpu.run(noise_images(rng, 1, 32, 32))

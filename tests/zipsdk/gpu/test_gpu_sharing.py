@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.fakes.device import FakeDeviceEngine
 from tests.fakes.engine import FakeEngine
-from tests.helpers.gpu_pairs import Meanwhile, assert_same, make, pictures
-from zipsdk.errors import OutOfMemory
+from tests.helpers.gpu_pairs import Meanwhile, assert_same, make, noise_images
+from zipsdk.errors import OutOfMemoryError
 from zipsdk.sampling import tiling
 
 
 def test_threads_share_a_purifier(device, rng):
     gpu, cpu = make(device, preset="fast")
-    batches = [pictures(rng, 1 + i % 3, 32, 32) for i in range(12)]
+    batches = [noise_images(rng, 1 + i % 3, 32, 32) for i in range(12)]
     with ThreadPoolExecutor(4) as pool:
         for got, batch in zip(pool.map(gpu.run, batches), batches, strict=True):
             assert_same(got, cpu.run(batch))
@@ -23,13 +23,13 @@ def test_threads_share_a_purifier(device, rng):
 
 def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device, rng):
     gpu, cpu = make(device, preset="fast")
-    loop, threads, batch = gpu._dispatcher.device_loop, [], pictures(rng, 4, 32, 32)
+    loop, threads, batch = gpu._dispatcher.device_loop, [], noise_images(rng, 4, 32, 32)
     loop.pool.limit, canvases = 8 * 32 * 32, loop.canvases
 
     def interrupted(layout):
         most = canvases(layout)
         if not threads:
-            threads.append(threading.Thread(target=loop.halve_limit, args=(layout, 4, OutOfMemory("no room"))))
+            threads.append(threading.Thread(target=loop.halve_limit, args=(layout, 4, OutOfMemoryError("no room"))))
             threads[0].start()
             threads[0].join(0.3)
         return most
@@ -38,12 +38,12 @@ def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device,
     assert_same(gpu.run(batch), cpu.run(batch))
     threads[0].join(30)
     assert loop.pool.limit == 2 * 32 * 32
-    loop.halve_limit(tiling.plan_tiles(gpu.engine.spec, 32, 32, 2), 16, OutOfMemory("no room"))
+    loop.halve_limit(tiling.plan_tiles(gpu.engine.spec, 32, 32, 2), 16, OutOfMemoryError("no room"))
     assert loop.pool.limit == 2 * 32 * 32  # a larger batch of an older limit raises none
 
 
 def test_two_purifiers_of_one_device_keep_out_of_each_others_graphs(device, rng):
-    batch = pictures(rng, 2, 32, 32)
+    batch = noise_images(rng, 2, 32, 32)
     other, cpu = make(device)
     meanwhile = Meanwhile(device, lambda: other.run(batch))
     gpu, _ = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
@@ -55,7 +55,7 @@ def test_two_purifiers_of_one_device_keep_out_of_each_others_graphs(device, rng)
 
 
 def test_a_purifier_is_made_while_another_one_captures(device, rng):
-    batch, settings = pictures(rng, 2, 32, 32), {"transforms": "blur4", "preset": "fast"}
+    batch, settings = noise_images(rng, 2, 32, 32), {"transforms": "blur4", "preset": "fast"}
     meanwhile = Meanwhile(device, lambda: make(device, **settings)[0].run(batch))
     gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
     for _ in range(3):
@@ -65,7 +65,7 @@ def test_a_purifier_is_made_while_another_one_captures(device, rng):
 
 def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, rng):
     gpu, cpu = make(device, preset="fast")
-    batch = pictures(rng, 2, 32, 32)
+    batch = noise_images(rng, 2, 32, 32)
     for _ in range(2):
         with gpu:
             for _ in range(3):
@@ -80,7 +80,7 @@ def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, r
 
 def test_closing_leaves_a_batch_that_is_on_its_way(device, rng):
     gpu, cpu = make(device)
-    batches = [pictures(rng, 1, 32, 32) for _ in range(4)]
+    batches = [noise_images(rng, 1, 32, 32) for _ in range(4)]
     finish = [gpu._submit([b[0]], list) for b in batches[:2]]
     gpu.close()
     assert device.used
@@ -93,7 +93,7 @@ def test_closing_leaves_a_batch_that_is_on_its_way(device, rng):
 
 
 def test_memory_of_purifiers_that_are_gone_is_given_back(device, rng):
-    used, engine, batch = [], FakeDeviceEngine(FakeEngine(), device), pictures(rng, 2, 32, 32)
+    used, engine, batch = [], FakeDeviceEngine(FakeEngine(), device), noise_images(rng, 2, 32, 32)
     for lam in (1, 2, 4, 8):
         gpu, _ = make(device, engine=engine, lam=lam, steps=2)
         for _ in range(3):
@@ -109,7 +109,7 @@ def test_memory_of_purifiers_that_are_gone_is_given_back(device, rng):
 
 def test_a_purifier_may_go_while_another_one_captures(device, rng):
     """The garbage collector asks nobody; to free memory then would spoil the capture."""
-    gone, batch = [make(device)[0]], pictures(rng, 2, 32, 32)
+    gone, batch = [make(device)[0]], noise_images(rng, 2, 32, 32)
     gone[0].run(batch)
     meanwhile = Meanwhile(device, lambda: (gone.clear(), gc.collect()), here=True)
     gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))

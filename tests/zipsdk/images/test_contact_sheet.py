@@ -1,4 +1,4 @@
-"""Pages of pictures: what a large one takes of the memory."""
+"""Pages of images: what a large one takes of the memory."""
 
 from __future__ import annotations
 

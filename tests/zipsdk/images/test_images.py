@@ -28,7 +28,7 @@ from tests.helpers.image_checks import (
     valid,
 )
 from zipsdk import images
-from zipsdk.errors import PictureError
+from zipsdk.errors import ImageReadError
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_32_bit_is_refused_by_name(mode: str, stored: bool, tmp_path: Path) -> N
         im.save(tmp_path / "deep.tif")
         im = tmp_path / "deep.tif"
     what = ("signed samples" if mode == "I" else "floating-point samples") if stored else f"mode {mode}"
-    with pytest.raises(PictureError, match=what + r" \(32 bit\)") as e:
+    with pytest.raises(ImageReadError, match=what + r" \(32 bit\)") as e:
         images.read(im)
     assert ("deep.tif" in str(e.value)) == stored
 
@@ -124,7 +124,7 @@ def test_mode_i_from_a_16_bit_png() -> None:
     out = identity(im)
     assert out.mode == "I;16" and out.getpixel((0, 0)) == 257 * 9
     im.putpixel((2, 2), 65536)
-    with pytest.raises(PictureError, match=r"beyond 0\.\.65535"):
+    with pytest.raises(ImageReadError, match=r"beyond 0\.\.65535"):
         images.read(im)
 
 
@@ -239,7 +239,7 @@ def test_damaged_pixels_are_not_reported_as_malformed_exif(tmp_path: Path) -> No
     Image.fromarray(noise(64, 64, 3)).save(tmp_path / "a.png", exif=exif)
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PictureError, match="damaged or incomplete"):
+    with pytest.raises(ImageReadError, match="damaged or incomplete"):
         images.read_one(tmp_path / "a.png")
 
 

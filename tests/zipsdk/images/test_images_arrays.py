@@ -24,7 +24,7 @@ from tests.helpers.image_checks import (
     valid,
 )
 from zipsdk import images
-from zipsdk.errors import InputError, PictureError
+from zipsdk.errors import ImageReadError, InputError
 
 SHAPES = [(H, W), (H, W, 1), (H, W, 3), (H, W, 4), (2, H, W, 1), (2, H, W, 3), (2, H, W, 4)]
 DTYPES = ["u1", "<u2", ">u2", "<f2", "<f4", ">f4", "<f8"]
@@ -51,13 +51,13 @@ def test_array_round_trip_is_exact(shape: tuple[int, ...], dtype: str, data_form
     x = np.ascontiguousarray(x) if contiguous else np.repeat(x, 2, axis=-1)[..., ::2][::-1][::-1]
     x.flags.writeable = False
     before = x.tobytes()
-    pictures, restore = images.read(x, data_format=data_format)
-    out = restore([p.rgb for p in pictures])
+    loaded, restore = images.read(x, data_format=data_format)
+    out = restore([p.rgb for p in loaded])
     same(out, x)
     assert out.flags.writeable and out.flags.c_contiguous and not np.shares_memory(out, x)
     assert x.tobytes() == before
     # the loaded colors are those 8 bits, with gray three times
-    for p, e in zip(pictures, eight if eight.ndim == 4 else [eight], strict=True):
+    for p, e in zip(loaded, eight if eight.ndim == 4 else [eight], strict=True):
         valid(p)
         e = e[:, :, None] if e.ndim == 2 else e
         np.testing.assert_array_equal(p.rgb, np.broadcast_to(e[:, :, :3], (H, W, 3)))
@@ -102,9 +102,9 @@ def test_alpha_of_an_array_is_kept_bit_for_bit(dtype: str) -> None:
     x = RNG.random((2, H, W, 4)) if dtype[1] == "f" else RNG.integers(0, 256 ** int(dtype[1:][-1]), (2, H, W, 4))
     x = x.astype(dtype)
     alpha = x[..., 3].copy()
-    pictures, restore = images.read(x)
+    loaded, restore = images.read(x)
     x[:] = 0  # the caller may reuse the array
-    out = restore([np.zeros_like(p.rgb) for p in pictures])
+    out = restore([np.zeros_like(p.rgb) for p in loaded])
     same(np.ascontiguousarray(out[..., 3]), alpha)
     assert not out[..., :3].any()
 
@@ -112,10 +112,10 @@ def test_alpha_of_an_array_is_kept_bit_for_bit(dtype: str) -> None:
 def test_loaded_images_do_not_share_memory_with_the_array() -> None:
     x = noise(2, H, W, 3)
     before = x.copy()
-    pictures, _ = images.read(x)
+    loaded, _ = images.read(x)
     one = images.read_one(x[0])
     x[:] = 0
-    np.testing.assert_array_equal(np.stack([p.rgb for p in pictures]), before)
+    np.testing.assert_array_equal(np.stack([p.rgb for p in loaded]), before)
     np.testing.assert_array_equal(one.rgb, before[0])
 
 
@@ -187,8 +187,8 @@ def test_max_pixels_counts_for_arrays() -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_empty_batches(channels: int, dtype: str, data_format: str) -> None:
     x = np.ascontiguousarray(in_data_format(np.empty((0, H, W, channels), dtype), data_format))
-    pictures, restore = images.read(x, data_format=data_format)
-    assert pictures == []
+    loaded, restore = images.read(x, data_format=data_format)
+    assert loaded == []
     same(restore([]), x)
     assert identity([]) == [] and identity(()) == []
 
@@ -207,8 +207,8 @@ def test_other_things_are_refused(item: Any) -> None:
 
 
 def test_restore_checks_its_argument() -> None:
-    pictures, restore = images.read(noise(2, H, W, 3))
-    good = [p.rgb for p in pictures]
+    loaded, restore = images.read(noise(2, H, W, 3))
+    good = [p.rgb for p in loaded]
     wrong: list[Any] = [good[:1], [*good, good[0]], [good[0], good[1][:-1]], [good[0], good[1] / 255], [good[0], None]]
     for clean in wrong:
         with pytest.raises(InputError, match="purified"):
@@ -221,9 +221,9 @@ def test_restore_checks_its_argument() -> None:
 def test_mixed_list(tmp_path: Path) -> None:
     Image.fromarray(noise(4, 6)).save(tmp_path / "a.png")
     batch = (noise(H, W, 3), RNG.random((3, 2)), Image.fromarray(noise(9, 2, 4)), tmp_path / "a.png", noise(1, 1, 1))
-    pictures, restore = images.read(batch)
-    assert [p.rgb.shape[:2] for p in pictures] == [(5, 7), (3, 2), (9, 2), (4, 6), (1, 1)]
-    out = restore([p.rgb for p in pictures])
+    loaded, restore = images.read(batch)
+    assert [p.rgb.shape[:2] for p in loaded] == [(5, 7), (3, 2), (9, 2), (4, 6), (1, 1)]
+    out = restore([p.rgb for p in loaded])
     assert isinstance(out, list)
     same(out[0], batch[0])
     assert out[1].dtype == np.float64 and np.abs(out[1] - batch[1]).max() <= 0.5 / 255 + 1e-12
@@ -232,7 +232,7 @@ def test_mixed_list(tmp_path: Path) -> None:
     same(out[4], batch[4])
     with pytest.raises(InputError, match="item 1 of the list"):
         images.read([noise(H, W, 3), np.zeros((2, 2))[:, :0]])
-    with pytest.raises(PictureError, match=r"item 0 of the list: .*missing\.png"):
+    with pytest.raises(ImageReadError, match=r"item 0 of the list: .*missing\.png"):
         images.read([tmp_path / "missing.png"])
 
 
@@ -240,9 +240,9 @@ def test_mixed_list(tmp_path: Path) -> None:
 def test_loaded_images_and_restorers_pickle(wrap: Any) -> None:
     rgba = noise(H, W, 4)
     for batch in (wrap([rgba, rgba]), [Image.fromarray(rgba)]):
-        pictures, restore = images.read(batch)
-        copies, restore_copy = pickle.loads(pickle.dumps((pictures, restore)))
-        for one, copy in zip(pictures, copies, strict=True):
+        loaded, restore = images.read(batch)
+        copies, restore_copy = pickle.loads(pickle.dumps((loaded, restore)))
+        for one, copy in zip(loaded, copies, strict=True):
             np.testing.assert_array_equal(np.asarray(one.restore(one.rgb)), np.asarray(copy.restore(copy.rgb)))
-        clean = [p.rgb for p in pictures]
+        clean = [p.rgb for p in loaded]
         np.testing.assert_array_equal(np.asarray(restore(clean)), np.asarray(restore_copy(clean)))

@@ -1,4 +1,4 @@
-"""2,000 damaged pictures and odd arrays: each is read to a valid Picture or refused with an InputError, nothing else.
+"""2,000 damaged images and odd arrays: each is read to a valid Image or refused with an InputError, nothing else.
 
 Case n is drawn from `default_rng((SEED, n))`, so a case that fails can be run again alone by its number.
 """
@@ -20,7 +20,7 @@ from numpy.lib.stride_tricks import as_strided
 from PIL import Image, features
 
 from zipsdk import images
-from zipsdk.errors import InputError, PictureError
+from zipsdk.errors import ImageReadError, InputError
 
 SEED = 20231
 FILES, ARRAYS = 1500, 500
@@ -162,7 +162,7 @@ def odd_array(rng: np.random.Generator) -> Any:
             x.reshape(-1)[int(rng.integers(count))] = rng.choice([np.nan, np.inf, -np.inf, -1e-3, 1.5, 255, -0.0])
     elif dtype.kind == "U":
         x = np.full(shape, "a", dtype)
-    else:  # any bytes: signalling NaNs too
+    else:  # any bytes: signaling NaNs too
         x = np.frombuffer(rng.bytes(count * dtype.itemsize), dtype).reshape(shape)
     if rank and rng.random() < 0.4:
         x = x[::-1] if rng.random() < 0.5 else x.swapaxes(0, -1)
@@ -175,17 +175,17 @@ def read_or_refuse(item: Any, case: str, **options: Any) -> bool:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            pictures, restore = images.read(item, max_pixels=MAX_PIXELS, **options)
-            for p in pictures:
+            loaded, restore = images.read(item, max_pixels=MAX_PIXELS, **options)
+            for p in loaded:
                 assert p.rgb.dtype == np.uint8 and p.rgb.ndim == 3 and p.rgb.shape[2] == 3, case
                 assert p.rgb.flags.c_contiguous and 0 < p.rgb.size <= 3 * MAX_PIXELS, case
-            out = restore([p.rgb for p in pictures])
+            out = restore([p.rgb for p in loaded])
             if isinstance(item, np.ndarray):
                 assert out.shape == item.shape and out.dtype == item.dtype, case
             good = True
         except InputError as e:
             assert "got" in str(e) and re.search("wanted|expected", str(e)), f"{case}: {e}"
-            assert isinstance(e, PictureError) or not isinstance(item, Path), case
+            assert isinstance(e, ImageReadError) or not isinstance(item, Path), case
             good = False
         except Exception as e:
             pytest.fail(f"{case}: {type(e).__name__}: {e}")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.helpers.image_files import tiff
 from zipsdk import images
-from zipsdk.errors import InputError, PictureError
+from zipsdk.errors import ImageReadError, InputError
 
 RGB = np.random.default_rng(5).integers(0, 256, (5, 7, 3), np.uint8)
 
@@ -39,8 +39,8 @@ def test_a_files_content_is_read(wrap: Any, kind: str) -> None:
         p = images.read_one(item)
         np.testing.assert_array_equal(p.rgb, RGB)
     assert isinstance(p.restore(p.rgb), Image.Image)
-    pictures, restore = images.read([item, RGB, wrap(encoded(kind))])
-    out = restore([x.rgb for x in pictures])
+    loaded, restore = images.read([item, RGB, wrap(encoded(kind))])
+    out = restore([x.rgb for x in loaded])
     assert [type(x) for x in out] == [Image.Image, np.ndarray, Image.Image]
     one, restore = images.read(item)
     assert restore([one[0].rgb]).tobytes() == RGB.tobytes()
@@ -88,7 +88,7 @@ def test_short_reads_and_endless_files(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(images.read_one(Trickle(encoded())).rgb, RGB)
     monkeypatch.setattr("zipsdk.images.reader._MOST_IN_MEMORY", 1 << 22)
     with (
-        pytest.raises(PictureError, match=r"got more than 4194304 bytes.*pass its path"),
+        pytest.raises(ImageReadError, match=r"got more than 4194304 bytes.*pass its path"),
         Path("/dev/zero").open("rb") as f,
     ):
         images.read_one(f)
@@ -111,25 +111,28 @@ def test_a_bytearray_may_be_modified_after_reading() -> None:
 
 def test_contents_that_are_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded())
-    with pytest.raises(PictureError, match=r'open it with mode "rb"'), (tmp_path / "a.png").open(errors="replace") as f:
+    with (
+        pytest.raises(ImageReadError, match=r'open it with mode "rb"'),
+        (tmp_path / "a.png").open(errors="replace") as f,
+    ):
         images.read_one(f)
     for empty in (b"", io.BytesIO()):
-        with pytest.raises(PictureError, match="of another format"):
+        with pytest.raises(ImageReadError, match="of another format"):
             images.read_one(empty)
     f = io.BytesIO(encoded())
     f.close()
-    with pytest.raises(PictureError, match=r"got a file that is closed.*open it again"):
+    with pytest.raises(ImageReadError, match=r"got a file that is closed.*open it again"):
         images.read_one(f)
-    with pytest.raises(PictureError, match=r"item 1 of the list: .*bytes of 3: got"):
+    with pytest.raises(ImageReadError, match=r"item 1 of the list: .*bytes of 3: got"):
         images.read([RGB, b"abc"])
-    with pytest.raises(PictureError, match="BytesIO: got a file of another format"):
+    with pytest.raises(ImageReadError, match="BytesIO: got a file of another format"):
         images.read_one(io.BytesIO(b"abc"))
 
 
 def test_a_path_as_bytes_gives_a_hint(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded())
     name = os.fsencode(tmp_path / "a.png")
-    with pytest.raises(PictureError, match=r"for a path pass os\.fsdecode\(path\)"):
+    with pytest.raises(ImageReadError, match=r"for a path pass os\.fsdecode\(path\)"):
         images.read_one(name)
     np.testing.assert_array_equal(images.read_one(os.fsdecode(name)).rgb, RGB)
 
@@ -148,8 +151,8 @@ def test_the_hint_for_tensors_works() -> None:
             images.read(tensor)
         if tensor.dtype == torch.bfloat16:
             tensor = tensor.float()
-        pictures, _ = images.read(tensor.detach().cpu().numpy(), data_format="NCHW")
-        assert pictures[0].rgb.shape == (5, 7, 3)
+        loaded, _ = images.read(tensor.detach().cpu().numpy(), data_format="NCHW")
+        assert loaded[0].rgb.shape == (5, 7, 3)
 
 
 class Arrays:
@@ -173,8 +176,8 @@ def test_the_hints_for_other_containers_work() -> None:
     for item, hint, follow in steps:
         with pytest.raises(InputError, match=hint):
             images.read(item)
-        pictures, _ = images.read(follow(item))
-        np.testing.assert_array_equal(pictures[0].rgb, RGB)
+        loaded, _ = images.read(follow(item))
+        np.testing.assert_array_equal(loaded[0].rgb, RGB)
     for item in (None, 3, object()):
         with pytest.raises(InputError, match="pass one of these"):
             images.read(item)
@@ -213,7 +216,7 @@ def test_a_closed_lazy_image_gives_a_hint(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as im:
         pass
-    with pytest.raises(PictureError, match=r"a\.png: got an image that is closed.*open it again; load\(\) keeps an"):
+    with pytest.raises(ImageReadError, match=r"a\.png: got an image that is closed.*open it again; load\(\) keeps an"):
         images.read_one(im)
     with Image.open(tmp_path / "a.png") as im:
         im.load()
@@ -264,7 +267,7 @@ def test_unread_formats_are_named_with_a_hint(name: str, tmp_path: Path) -> None
     data, what, hint = UNREAD[name]
     (tmp_path / name).write_bytes(data)
     for item in (tmp_path / name, data):
-        with pytest.raises(PictureError, match=f"got .*{what}.*{hint}"):
+        with pytest.raises(ImageReadError, match=f"got .*{what}.*{hint}"):
             images.read_one(item)
     suffix = Path(name).suffix
     assert (suffix in images.UNREAD_SUFFIXES) == (suffix not in (".avif", ".mp4"))

@@ -19,13 +19,13 @@ LIMITED = """
 import resource, sys
 import numpy as np
 from PIL import Image
-from zipsdk import PictureError, images
+from zipsdk import ImageReadError, images
 noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 for suffix in sys.argv[2:]:
     try:
         images.save(Image.fromarray(noise), f"{sys.argv[1]}/image{suffix}")
-    except PictureError as e:
+    except ImageReadError as e:
         print(suffix, "cannot be written" in str(e))
 """
 
@@ -79,7 +79,7 @@ def test_low_memory_raises_out_of_memory(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(reader, "decode", fails)
     monkeypatch.setattr(images, "read_array", fails)
     for item in (path, batch, batch[0], [path, batch[0]]):
-        with pytest.raises(zipsdk.OutOfMemory, match="does not fit into memory while it is read"):
+        with pytest.raises(zipsdk.OutOfMemoryError, match="does not fit into memory while it is read"):
             images.read(item)
     guard = zipsdk.Guard(lambda x: np.eye(2)[np.zeros(len(x), int)], zipsdk.Purifier("zip-tiny", steps=1, start=400))
     (decision,) = guard.run([path])

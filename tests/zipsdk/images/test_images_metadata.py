@@ -29,7 +29,7 @@ from tests.helpers.image_files import (
 )
 from tests.helpers.paths import SHARED
 from zipsdk import images
-from zipsdk.errors import PictureError
+from zipsdk.errors import ImageReadError
 from zipsdk.images.metadata import MAX_METADATA, clean_exif
 
 CASES = SHARED / "cases"
@@ -356,7 +356,7 @@ def test_a_too_large_webp_is_refused_before_its_decoder_allocates() -> None:
     head = bytearray(encoded("WEBP", lossless=True, exif=exif_with_copies()))
     assert head[12:16] == b"VP8X"
     head[24:30] = b"\xfe\x3f\0\xfe\x3f\0"  # 16383 x 16383
-    with pytest.raises(PictureError, match="16383 x 16383 pixels"):
+    with pytest.raises(ImageReadError, match="16383 x 16383 pixels"):
         images.read_one(bytes(head))
 
 
@@ -367,7 +367,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
     large = bytearray(data)
     at = large.index(b"\xff\xc2")
     large[at + 5 : at + 9] = struct.pack(">HH", 9000, 9000)
-    with pytest.raises(PictureError, match="more than 64 scans of 81000000 pixels"):
+    with pytest.raises(ImageReadError, match="more than 64 scans of 81000000 pixels"):
         images.read_one(bytes(large[:first]) + scan * 70 + b"\xff\xd9")
     for n in (60, 70_000):  # a marker is cut by the end of a block; markers after the image are not counted
         assert images.read_one(data + scan * n).rgb.shape == (16, 24, 3)
@@ -399,7 +399,7 @@ def test_pillow_does_not_warn(suffix: str, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(warnings, "catch_warnings", lambda *_, **__: pytest.fail("the filters were changed"))
         assert images.read_one(tmp_path / f"a{suffix}").rgb.shape == RGB.shape
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(PictureError, match="MAX_IMAGE_PIXELS"):
+    with pytest.raises(ImageReadError, match="MAX_IMAGE_PIXELS"):
         images.read_one(tmp_path / f"a{suffix}")
 
 

@@ -26,7 +26,7 @@ from tests.helpers.image_checks import (
     sample,
 )
 from zipsdk import images
-from zipsdk.errors import PictureError
+from zipsdk.errors import ImageReadError
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".tif", ".png", ".webp"])
@@ -35,7 +35,7 @@ def test_many_frames_are_refused_with_their_number(suffix: str, tmp_path: Path) 
     path = tmp_path / f"many{suffix}"
     frames[0].save(path, save_all=True, append_images=frames[1:])
     for item in (path, opened(path)):
-        with pytest.raises(PictureError, match=f"many\\{suffix}: got 3 frames"):
+        with pytest.raises(ImageReadError, match=f"many\\{suffix}: got 3 frames"):
             images.read(item)
     one = opened(path)
     one.seek(1)
@@ -63,7 +63,7 @@ def test_truncated_files_are_refused_by_name(suffix: str, kind: str, tmp_path: P
     Image.fromarray(noise(64, 64, 3)).save(f, kind)
     path = tmp_path / f"cut{suffix}"
     path.write_bytes(f.getvalue()[: len(f.getvalue()) // 2])
-    with pytest.raises(PictureError, match=f"cut\\{suffix}: got") as e:
+    with pytest.raises(ImageReadError, match=f"cut\\{suffix}: got") as e:
         images.read(path)
     assert e.value.__cause__ is not None
 
@@ -75,7 +75,7 @@ def test_bombs_are_refused_before_they_are_decoded(width: int, height: int, tmp_
     path = tmp_path / "bomb.png"
     path.write_bytes(png(width, height, 8, 2, b""))
     limit = Image.MAX_IMAGE_PIXELS
-    with pytest.raises(PictureError, match=r"bomb\.png: got .*pixels.*; make it smaller, or cut it into parts"):
+    with pytest.raises(ImageReadError, match=r"bomb\.png: got .*pixels.*; make it smaller, or cut it into parts"):
         images.read(path)
     assert limit == Image.MAX_IMAGE_PIXELS
 
@@ -85,7 +85,7 @@ def test_max_pixels_is_checked_before_decoding(tmp_path: Path, monkeypatch: pyte
     identity(tmp_path / "a.png", max_pixels=1200)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("decoded"))
     for item in (tmp_path / "a.png", opened(tmp_path / "a.png")):
-        with pytest.raises(PictureError, match="30 x 40 pixels, expected at most 1199"):
+        with pytest.raises(ImageReadError, match="30 x 40 pixels, expected at most 1199"):
             images.read(item, max_pixels=1199)
 
 
@@ -97,7 +97,7 @@ def test_pillows_size_warning_does_not_leak(tmp_path: Path, monkeypatch: pytest.
         identity(tmp_path / "a.png")
     assert caught == []
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    with pytest.raises(PictureError, match="MAX_IMAGE_PIXELS"):
+    with pytest.raises(ImageReadError, match="MAX_IMAGE_PIXELS"):
         images.read(tmp_path / "a.png")
 
 
@@ -119,7 +119,7 @@ def test_files_that_are_not_images(tmp_path: Path) -> None:
         ("a\0b.png", "null byte"),
     ):
         for path in (tmp_path / name, str(tmp_path / name)):
-            with pytest.raises(PictureError, match=why):
+            with pytest.raises(ImageReadError, match=why):
                 images.read(path)
 
 
@@ -130,17 +130,17 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise PermissionError(13, "Permission denied")  # root may read everything, so chmod would not do
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(PictureError, match=r"a\.png: got a file that may not be read.*permissions"):
+    with pytest.raises(ImageReadError, match=r"a\.png: got a file that may not be read.*permissions"):
         images.read(tmp_path / "a.png")
 
 
 def test_zero_sized_and_broken_images(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="0 x 5"):
+    with pytest.raises(ImageReadError, match="0 x 5"):
         images.read(Image.new("RGB", (0, 5)))
     Image.new("RGB", (3, 3)).save(tmp_path / "a.png")
     im = opened(tmp_path / "a.png")
     im.close()
-    with pytest.raises(PictureError, match=r"a[.]png"):
+    with pytest.raises(ImageReadError, match=r"a[.]png"):
         images.read(im)
 
 

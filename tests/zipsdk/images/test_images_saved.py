@@ -21,7 +21,7 @@ from tests.helpers.image_checks import (
     sample,
 )
 from zipsdk import images
-from zipsdk.errors import InputError, PictureError
+from zipsdk.errors import ImageReadError, InputError
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_save_is_atomic(where: str, failure: BaseException, tmp_path: Path, monk
 
     owner: Any = {"save": Image.Image, "fsync": os, "replace": Path}[where]
     monkeypatch.setattr(owner, where, fail)
-    expected = PictureError if isinstance(failure, Exception) else KeyboardInterrupt
+    expected = ImageReadError if isinstance(failure, Exception) else KeyboardInterrupt
     with pytest.raises(expected) as e:
         images.save(Image.new("RGB", (300, 300)), path)
-    if expected is PictureError:
+    if expected is ImageReadError:
         assert "a.png" in str(e.value) and e.value.__cause__ is failure
     assert path.read_bytes() == old and listing(tmp_path) == ["a.png"]
 
@@ -117,7 +117,7 @@ def test_save_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
     for name in ("no/such/a.png", "file/a.png", "folder.png", "a\0.png"):
-        with pytest.raises(PictureError, match="cannot be written"):
+        with pytest.raises(ImageReadError, match="cannot be written"):
             images.save(sample("RGB"), tmp_path / name)
     assert listing(tmp_path) == ["file", "folder.png"]
 

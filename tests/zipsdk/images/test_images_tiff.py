@@ -15,7 +15,7 @@ from PIL import Image
 from tests.helpers.image_files import packed, tiff
 from tests.helpers.paths import SHARED
 from zipsdk import images
-from zipsdk.errors import PictureError
+from zipsdk.errors import ImageReadError
 
 H, W = 5, 9
 REVERSED = bytes(int(f"{i:08b}"[::-1], 2) for i in range(256))
@@ -151,11 +151,11 @@ def test_ycbcr_without_compression() -> None:
     if known:
         np.testing.assert_array_equal(images.read_one(file).rgb, want)
     else:
-        with pytest.raises(PictureError, match="YCbCr, compression none, expected one that Pillow reads"):
+        with pytest.raises(ImageReadError, match="YCbCr, compression none, expected one that Pillow reads"):
             images.read_one(file)
     studio = [15, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1]
     for more in ({}, {"_530": (3, [2, 2])}, {"_530": (3, [1, 1]), "_532": (5, studio)}):
-        with pytest.raises(PictureError, match="YCbCr that is subsampled"):
+        with pytest.raises(ImageReadError, match="YCbCr that is subsampled"):
             images.read_one(tiff("<", tags(8, 6, 3, **more), packed(v, 8)))
 
 
@@ -226,14 +226,14 @@ REFUSED: list[tuple[str, dict[int, tuple[int, Any]], str]] = [
 
 @pytest.mark.parametrize(("file", "why"), [(t, w) for _, t, w in REFUSED], ids=[name for name, _, _ in REFUSED])
 def test_other_samples_are_refused_by_name(file: dict[int, tuple[int, Any]], why: str) -> None:
-    with pytest.raises(PictureError, match=f"got a TIFF.*{why}.*expected.*; "):
+    with pytest.raises(ImageReadError, match=f"got a TIFF.*{why}.*expected.*; "):
         images.read_one(tiff("<", file, bytes(W * H * 16)))
 
 
 def test_a_tiff_without_photometric_is_not_guessed() -> None:
     some = tags(8, 1)
     del some[262]
-    with pytest.raises(PictureError, match="no PhotometricInterpretation"):
+    with pytest.raises(ImageReadError, match="no PhotometricInterpretation"):
         images.read_one(tiff("<", some, bytes(W * H)))
 
 
@@ -253,9 +253,9 @@ def test_what_a_directory_claims_is_not_believed(tmp_path: Path) -> None:
             entry = 8 + 2 + 12 * i
             if struct.unpack_from("<H", file, entry)[0] == tag:
                 struct.pack_into("<II", file, entry + 4, n, at)
-        with pytest.raises(PictureError, match="directory is damaged"):
+        with pytest.raises(ImageReadError, match="directory is damaged"):
             images.read_one(bytes(file))
-    with pytest.raises(PictureError, match="directory is damaged"):
+    with pytest.raises(ImageReadError, match="directory is damaged"):
         images.read_one(good[:4] + struct.pack("<I", 2**31) + good[8:])
     looped = bytearray(good)
     struct.pack_into("<I", looped, 8 + 2 + 12 * 9, 8)  # the next directory is this one

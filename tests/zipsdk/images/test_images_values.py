@@ -13,7 +13,7 @@ from PIL import Image, features
 
 from tests.helpers.image_files import packed, png_chunk
 from zipsdk import images
-from zipsdk.errors import PictureError
+from zipsdk.errors import ImageReadError
 
 H, W = 5, 9
 
@@ -100,10 +100,10 @@ def test_pnm_of_any_maximum(kind: int, top: int) -> None:
 
 
 def test_an_incomplete_pnm_is_refused_and_values_beyond_the_maximum_are_white() -> None:
-    with pytest.raises(PictureError, match="damaged or incomplete"):
+    with pytest.raises(ImageReadError, match="damaged or incomplete"):
         images.read_one(b"P5 9 5 99\n" + bytes(44))
     assert (images.read_one(b"P5 # 3 3\n1 1#\n99\n\xff").rgb == 255).all()
-    with pytest.raises(PictureError, match="99999 x 99999 pixels"):
+    with pytest.raises(ImageReadError, match="99999 x 99999 pixels"):
         images.read_one(b"P5 99999 99999 99\n" + bytes(45))
 
 
@@ -161,7 +161,7 @@ def test_bmp_with_runs() -> None:
     runs = b"".join(bytes((W, i)) + b"\0\0" for i in range(H)) + b"\0\1"
     p = images.read_one(bmp(8, [runs], 1, colors))
     assert (p.rgb == p.rgb[:, :1]).all() and len({tuple(row[0]) for row in p.rgb}) == H
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageReadError):
         images.read_one(bmp(24, [b"\xff\xd8\xff\xe0"], 4))  # a JPEG inside
 
 

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.helpers.images import natural, pictures
+from tests.helpers.images import natural, noise_images
 from tests.helpers.paths import ROOT
 from zipsdk import EngineError, InputError, ModelError, Purifier, load_engine
 from zipsdk.engines.sessions import split_batch
@@ -83,7 +83,7 @@ def test_purified_is_closer_to_the_image_than_blurred(engine):
 def test_same_alone_in_a_batch_of_7_and_in_another_process(engine, side):
     """The loop is independent of the batch. ONNX Runtime's sums are not: one gray level in fewer than one of 10,000
     values is allowed."""
-    batch = np.concatenate([natural(4, side), pictures(3, side, side)])
+    batch = np.concatenate([natural(4, side), noise_images(3, side, side)])
     purifier = Purifier(engine, "blur2+gray", steps=4, seed=3)
     together = purifier.run(batch)
     for i in (0, 6):
@@ -92,8 +92,8 @@ def test_same_alone_in_a_batch_of_7_and_in_another_process(engine, side):
         assert np.mean(difference > 0) < 1e-4
     code = (
         "import sys; sys.path.insert(0, '.')\n"
-        "from tests.helpers.images import natural, pictures\nfrom zipsdk import Purifier\n"
-        f"out = Purifier('zip-tiny', 'blur2+gray', steps=4, seed=3).run(pictures(3, {side}, {side})[2])\n"
+        "from tests.helpers.images import natural, noise_images\nfrom zipsdk import Purifier\n"
+        f"out = Purifier('zip-tiny', 'blur2+gray', steps=4, seed=3).run(noise_images(3, {side}, {side})[2])\n"
         "sys.stdout.buffer.write(out.tobytes())"
     )
     other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout

@@ -14,7 +14,7 @@ from tests.fakes.engine import FakeEngine, make_spec
 from tests.helpers.paths import ROOT
 from zipsdk import Purifier
 from zipsdk._util.cgroups import group_folders
-from zipsdk.errors import OutOfMemory
+from zipsdk.errors import OutOfMemoryError
 from zipsdk.sampling import memory
 from zipsdk.sampling.tiling import plan_tiles
 
@@ -122,22 +122,24 @@ def room(monkeypatch):
     return make
 
 
-def image(h: int, w: int) -> np.ndarray:
+def write_image(h: int, w: int) -> np.ndarray:
     return np.random.default_rng(h).integers(0, 256, (h, w, 3), np.uint8)
 
 
 def test_what_does_not_fit_is_refused_before_any_work(room):
     engine = FakeEngine(FIXED)
     purifier = Purifier(engine, "blur2", steps=2, seed=0)
-    batch = [image(40, 40), image(200, 400)]
+    batch = [write_image(40, 40), write_image(200, 400)]
     layout = plan_tiles(FIXED, 200, 400, 2)
     need = memory.loop_bytes(layout, 1, 2) + sum(i.size for i in batch)
     room(need - 1)
-    with pytest.raises(OutOfMemory, match=r"got 400 x 200 pixels, .*expected at most .* batch of 2; pass fewer images"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"got 400 x 200 pixels, .*expected at most .* batch of 2; pass fewer images"
+    ):
         purifier.run(batch)
     room(1000)
-    with pytest.raises(OutOfMemory, match=r"are available; make it smaller, cut it into parts, or free memory$"):
-        purifier.run(image(40, 40))
+    with pytest.raises(OutOfMemoryError, match=r"are available; make it smaller, cut it into parts, or free memory$"):
+        purifier.run(write_image(40, 40))
     assert engine.calls == []
     room(need)
     assert len(purifier.run(batch)) == 2
@@ -149,7 +151,7 @@ def test_many_images_need_little_more_than_one(room):
     """One at a time: of the others only the results."""
     purifier = Purifier(FakeEngine(FIXED), "blur2", steps=2, seed=0)
     one = memory.loop_bytes(plan_tiles(FIXED, 600, 600, 2), 1, 2)
-    batch = np.stack([image(600, 600)] * 3)
+    batch = np.stack([write_image(600, 600)] * 3)
     room(one + batch.size)
     np.testing.assert_array_equal(purifier.run(batch, noise_keys=[1, 2, 3])[1], purifier.run(batch[1], noise_keys=[2]))
 
@@ -160,12 +162,12 @@ def test_the_memory_of_a_bundled_model_counts_until_it_has_been_taken(room):
     layout = plan_tiles(engine.spec, 128, 128, 2)
     loop = memory.loop_bytes(layout, 1, 2) + 3 * 128 * 128
     room(loop + 2400 * 64 * 64 - 1)
-    with pytest.raises(OutOfMemory):
-        purifier.run(image(128, 128))
+    with pytest.raises(OutOfMemoryError):
+        purifier.run(write_image(128, 128))
     room(loop + 2400 * 64 * 64)
-    purifier.run(image(128, 128))
+    purifier.run(write_image(128, 128))
     room(loop)
-    purifier.run(image(128, 128))
+    purifier.run(write_image(128, 128))
 
 
 def test_small_images_are_not_checked(monkeypatch):

@@ -18,13 +18,13 @@ def test_philox_gives_the_published_vectors(counter, key, want):
 
 def test_one_pixel_by_hand():
     """One normal from the counter's definition and Box-Muller, in Python floats."""
-    seed, picture, step, y, x = 0x1234567890ABCDEF, 0xFEDCBA9876543210, 350, 5, 3
-    counter = np.array([[y << 16 | x], [step], [picture & 0xFFFFFFFF], [picture >> 32]], np.uint64)
+    seed, image, step, y, x = 0x1234567890ABCDEF, 0xFEDCBA9876543210, 350, 5, 3
+    counter = np.array([[y << 16 | x], [step], [image & 0xFFFFFFFF], [image >> 32]], np.uint64)
     r = [int(v) for v in philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))[:, 0]]
     radius = [np.sqrt(-2 * np.log((r[i] + 0.5) / 2**32)) for i in (0, 2)]
     angle = [2 * np.pi * r[i] / 2**32 for i in (1, 3)]
     want = [radius[0] * np.cos(angle[0]), radius[0] * np.sin(angle[0]), radius[1] * np.cos(angle[1])]
-    got = Noise(seed, [picture]).normal(step, 9, 7)[0, :, y, x]
+    got = Noise(seed, [image]).normal(step, 9, 7)[0, :, y, x]
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-6)
 
 
@@ -40,21 +40,21 @@ def test_moments_and_tails():
     assert np.isfinite(z).all()
 
 
-@pytest.mark.parametrize("axis", ["pixel", "colour", "step", "picture", "seed"])
-def test_neighbours_are_uncorrelated(axis):
+@pytest.mark.parametrize("axis", ["pixel", "color", "step", "image", "seed"])
+def test_neighbors_are_uncorrelated(axis):
     a = Noise(3, np.arange(16)).normal(100, 64, 64)
     b = {
         "pixel": np.roll(a, 1, axis=-1),
-        "colour": np.roll(a, 1, axis=1),
+        "color": np.roll(a, 1, axis=1),
         "step": Noise(3, np.arange(16)).normal(50, 64, 64),
-        "picture": Noise(3, np.arange(1, 17)).normal(100, 64, 64),
+        "image": Noise(3, np.arange(1, 17)).normal(100, 64, 64),
         "seed": Noise(4, np.arange(16)).normal(100, 64, 64),
     }[axis]
     correlation = np.mean(a.astype(np.float64) * b)
     assert abs(correlation) < 4 / np.sqrt(a.size)
 
 
-def test_a_picture_gets_the_same_noise_alone_in_any_batch_and_any_order():
+def test_a_image_gets_the_same_noise_alone_in_any_batch_and_any_order():
     ids = np.array([9, 2**63 + 1, 4, 7, 123456789012], np.uint64)
     together = Noise(1, ids).normal(STEP_INITIAL, 33, 40)
     for i in (0, 1, 4):
@@ -64,7 +64,7 @@ def test_a_picture_gets_the_same_noise_alone_in_any_batch_and_any_order():
 
 
 def test_noise_does_not_depend_on_padding_or_blocking():
-    """A pixel's noise belongs to its row and column, whatever the picture's size: 300x200 needs several blocks."""
+    """A pixel's noise belongs to its row and column, whatever the image's size: 300x200 needs several blocks."""
     large = Noise(1, [5, 6]).normal(0, 300, 200)
     small = Noise(1, [5, 6]).normal(0, 40, 36)
     np.testing.assert_array_equal(large[:, :, :40, :36], small)

@@ -24,7 +24,7 @@ TRANSFORM_SETS = {
     "gray": [Grayscale()],
     "blur2+gray": [Blur(2), Grayscale()],
     "blur2+blur4+gray": [Blur(2), Blur(4), Grayscale()],
-    "colours": [Linear([[0.2, 0.5, 0.3], [1.0, -1.0, 0.0]])],
+    "colors": [Linear([[0.2, 0.5, 0.3], [1.0, -1.0, 0.0]])],
     "separable": [Linear.separable(DCT[:3], DCT[:2])],
     "full": [Linear(np.random.default_rng(3).standard_normal((5, 12)), block=(2, 2)), Grayscale()],
 }
@@ -144,10 +144,10 @@ def test_joint_with_infinite_lambda_keeps_both_constraints(x_p):
     for a in (blur, gray):
         np.testing.assert_allclose(a.forward(got), a.forward(x_p), atol=1e-9)
     mean = sampler.sample(eps_model, x_p, table, Guidance([blur, gray], "mean"), Fixed(2))
-    assert np.abs(blur.forward(mean) - blur.forward(x_p)).max() > 1e-2  # the mean of two honours neither exactly
+    assert np.abs(blur.forward(mean) - blur.forward(x_p)).max() > 1e-2  # the mean of two honors neither exactly
 
 
-def test_warm_start_begins_from_the_guide_and_never_from_the_picture(x_p):
+def test_warm_start_begins_from_the_guide_and_never_from_the_image(x_p):
     """What the transforms destroy must not reach the result: change the null space only, and nothing changes."""
     guide = Guidance([Blur(2)])
     table = step_table(SPEC, lam=2.0, start=400)
@@ -184,7 +184,7 @@ def test_input_is_not_changed(x_p):
     np.testing.assert_array_equal(x_p, before)
 
 
-def test_guides_per_picture_equal_separate_runs(x_p):
+def test_guides_per_image_equal_separate_runs(x_p):
     guides = [Guidance([Blur(2)]), Guidance([Grayscale()])]
     table, noise = step_table(SPEC, lam=10.0, start=300), Fixed(2)
     both = sampler.sample(eps_model, x_p, table, PerImageGuidance(guides, np.array([1, 0])), noise)
@@ -212,7 +212,7 @@ def test_theorem_3_2_and_corollary_3_2_1_on_a_linear_denoiser(rng):
 
     states: dict[str, list[np.ndarray]] = {}
     epsilons: dict[str, list[np.ndarray]] = {}
-    for key, picture in (("clean", x), ("poisoned", x + p)):
+    for key, image in (("clean", x), ("poisoned", x + p)):
         states[key], epsilons[key] = [], []
 
         def recorded(x_t: np.ndarray, t: int, key: str = key) -> np.ndarray:
@@ -221,9 +221,9 @@ def test_theorem_3_2_and_corollary_3_2_1_on_a_linear_denoiser(rng):
             return epsilons[key][-1]
 
         table = step_table(spec, lam=np.inf, steps=100)
-        final = sampler.sample(recorded, picture, table, Guidance([blur]), Fixed(1))
+        final = sampler.sample(recorded, image, table, Guidance([blur]), Fixed(1))
         states[key].append(final)
-        np.testing.assert_allclose(blur.forward(final), blur.forward(picture), atol=1e-9)  # the corollary
+        np.testing.assert_allclose(blur.forward(final), blur.forward(image), atol=1e-9)  # the corollary
 
     a_norm = 0.5  # |A| of 2x2 average pooling: each row is four values of 1/4
     tight = []
@@ -258,7 +258,7 @@ def gaussian_eps(mean, eigenvalues, basis):
 def test_loop_reaches_the_posterior_of_a_gaussian(rng):
     """For Gaussian data everything is known in closed form: eps, and the posterior of x0 given y = A x0.
 
-    With components that do not mix (grey, and data whose covariance shares its eigenvectors with P), hard consistency
+    With components that do not mix (gray, and data whose covariance shares its eigenvectors with P), hard consistency
     gives y in the range space, and in the null space the samples must have the prior's mean and variance there.
     """
     side, n = 4, 2000
@@ -298,9 +298,9 @@ def test_correlated_gaussian_posterior_mean(rng):
     side, n = 4, 3000
     d = 3 * side * side
     blur = Blur(2)
-    # a smooth covariance: neighbouring pixels and colours move together, so the blur tells about the detail
+    # a smooth covariance: neighboring pixels and colors move together, so the blur tells about the detail
     pos = np.array([(c, y, x) for c in range(3) for y in range(side) for x in range(side)], float)
-    # off-centre decay makes range and null space correlate
+    # off-center decay makes range and null space correlate
     gap = np.abs(pos[:, None] - pos[None]) * np.array([0.3, 0.5, 0.25])
     covariance = 0.2 * np.exp(-gap.sum(-1)) * np.exp(-0.2 * (pos[:, None, 2] + pos[None, :, 2]))
     values, basis = np.linalg.eigh(covariance)

@@ -47,7 +47,7 @@ GUIDES = {
 }
 
 
-def images(n: int, h: int, w: int) -> np.ndarray:
+def noise_images(n: int, h: int, w: int) -> np.ndarray:
     return np.random.default_rng(h * w + n).integers(0, 256, (n, h, w, 3), np.uint8)
 
 
@@ -65,7 +65,7 @@ def thin(request, monkeypatch):
 def test_strips_give_the_same_bits_as_whole_images(size, spec, guide):
     transforms, combine = GUIDES[guide]
     p = Purifier(FakeEngine(spec), transforms, combine=combine, steps=3, seed=5, lam=2.0)
-    batch = images(2, *size)
+    batch = noise_images(2, *size)
     np.testing.assert_array_equal(p.run(batch, noise_keys=[7, 2**64 - 1]), whole_run(p, batch, [7, 2**64 - 1]))
 
 
@@ -86,7 +86,7 @@ def test_strips_give_the_same_bits_as_whole_images(size, spec, guide):
 @pytest.mark.parametrize("size", [(37, 41), (70, 131)], ids=str)
 def test_every_option_gives_the_same_bits(size, options):
     p = Purifier(FakeEngine(FLEXIBLE), "blur2+blur8+gray", **{"steps": 3, "seed": 1, **options})
-    batch = images(3, *size)
+    batch = noise_images(3, *size)
     np.testing.assert_array_equal(p.run(batch, noise_keys=[1, 2, 3]), whole_run(p, batch, [1, 2, 3]))
 
 
@@ -143,7 +143,7 @@ def test_windows_hold_eps_of_a_few_rows_only(monkeypatch):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 7), (40, 33)], ids=str)
 def test_rows_of_a_state_are_those_of_the_whole(size):
-    batch = images(2, *size)
+    batch = noise_images(2, *size)
     for height, width in ((size[0], size[1]), (size[0] + 3, size[1]), (64, 64)):
         want, rows = to_model_range(batch, height, width), StateRows(batch, height, width)
         assert rows.shape == want.shape and rows.dtype == want.dtype

@@ -1,4 +1,4 @@
-"""Tiles and windows: where pictures go on canvases and come back from."""
+"""Tiles and windows: where images go on canvases and come back from."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_tiles_stand_row_by_row_in_arrival_order():
     (canvases,) = seen
     assert canvases.shape == (2, 3, 64, 64)
     assert [canvases[0, 0, y, x_] for y, x_ in ((0, 0), (0, 40), (40, 0), (40, 40))] == [0, 1, 2, 3]
-    assert np.unique(canvases[1]).tolist() == [4]  # the last canvas is filled up with its own picture
+    assert np.unique(canvases[1]).tolist() == [4]  # the last canvas is filled up with its own image
 
 
 @pytest.mark.parametrize("side", [20, 21, 30, 31, 32])
@@ -108,7 +108,7 @@ def test_windows_agree_in_their_overlaps(rng):
     assert steps.max() <= 1.5 / layout.overlap  # a ramp across the overlap, where a hard seam would jump by 1
 
 
-def test_flexible_engine_sees_pictures_at_their_own_size():
+def test_flexible_engine_sees_images_at_their_own_size():
     layout = plan_tiles(FLEXIBLE, 50, 97, divisor=8)
     assert (layout.frame_height, layout.frame_width) == (layout.height, layout.width) == (56, 104)
     assert plan_tiles(FLEXIBLE, 3, 3, divisor=2).height == 32  # not below what it was trained on
@@ -139,7 +139,7 @@ def test_plans_hold_what_they_say(spec, divisor):
                     assert all(0 < step <= side for step in np.diff(corners))
 
 
-def test_windows_of_a_thin_picture_are_thin():
+def test_windows_of_a_thin_image_are_thin():
     """Square ones would be four times the work, and mostly padding."""
     layout = plan_tiles(FLEXIBLE, 1, 4000, divisor=2)
     assert (layout.frame_height, layout.frame_width, layout.height, layout.ys) == (32, 128, 32, (0,))
@@ -160,7 +160,7 @@ def test_windows_are_no_larger_than_as_many_must_be(length):
 
 @pytest.mark.parametrize("spec", [FLEXIBLE, FIXED], ids=["flexible", "fixed"])
 def test_no_noise_is_repeated_to_fill_a_window(spec):
-    """The picture is padded, and has noise of its own there: the same noise twice is nothing that a UNet knows."""
+    """The image is padded, and has noise of its own there: the same noise twice is nothing that a UNet knows."""
     seen = []
 
     class Watching(FakeEngine):

@@ -57,7 +57,7 @@ def build(
         InputError: an option cannot be met.
         ModelError: the ONNX file is damaged, or has no spec.
         EngineError: TensorRT refuses the model, was stopped, or has no GPU to build for.
-        MissingExtra: TensorRT is not installed.
+        MissingDependencyError: TensorRT is not installed.
         OSError: the plan cannot be written.
         KeyboardInterrupt: Ctrl-C was pressed; the build stops at its next step.
     """
@@ -99,7 +99,7 @@ def read_spec(path: Path) -> ModelSpec:
 
     Raises:
         ModelError: the file is not a readable ONNX model, or has no spec.
-        MissingExtra: onnx is not installed.
+        MissingDependencyError: onnx is not installed.
     """
     onnx = load("onnx")
     try:

@@ -38,7 +38,7 @@ class TensorRTEngine:
     Raises:
         ModelError: plan or sidecar are missing, changed, or invalid.
         EngineError: the plan is for another runtime, version or GPU, or there is no GPU.
-        MissingExtra: its runtime or PyCUDA is not installed, or is broken.
+        MissingDependencyError: its runtime or PyCUDA is not installed, or is broken.
     """
 
     def __init__(self, path: str | Path, *, device: str = "auto"):

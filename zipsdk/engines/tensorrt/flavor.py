@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zipsdk._util.runtimes import load
-from zipsdk.errors import EngineError, InputError, MissingExtra
+from zipsdk.errors import EngineError, InputError, MissingDependencyError
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def runtime(flavor: str) -> Any:
 
     Raises:
         InputError: there is no such flavor.
-        MissingExtra: the module is not installed, or is broken.
+        MissingDependencyError: the module is not installed, or is broken.
         EngineError: the module is the other flavor's.
     """
     if not isinstance(flavor, str) or flavor not in FLAVORS:
@@ -58,7 +58,7 @@ def installed() -> list[str]:
     for flavor in FLAVORS:
         try:
             runtime(flavor)
-        except (MissingExtra, EngineError):
+        except (MissingDependencyError, EngineError):
             continue
         found.append(flavor)
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk.errors import OutOfMemory
+from zipsdk.errors import OutOfMemoryError
 from zipsdk.gpu.device import Device
 
 
@@ -39,7 +39,7 @@ class EngineMemory:
             size = max(needed, 2 * self.size)
             try:
                 self.scratch.append(device.alloc(size))
-            except OutOfMemory:
+            except OutOfMemoryError:
                 if size == needed:
                     raise
                 size = needed
@@ -57,7 +57,7 @@ class EngineMemory:
             for n in (size, 4 * shape[0], size):
                 self.arrays.append(device.alloc(n))
                 self.pinned.append(device.pinned(n))
-        except OutOfMemory:
+        except OutOfMemoryError:
             self.free_arrays(device)
             raise
         self.shape = shape

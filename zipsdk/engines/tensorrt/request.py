@@ -10,7 +10,7 @@ from typing import Any
 
 from zipsdk._util.validation import is_whole
 from zipsdk.engines.tensorrt.flavor import FLAVORS, RTX_LOWEST, Flavor, compute_capabilities, installed, runtime
-from zipsdk.errors import InputError, MissingExtra
+from zipsdk.errors import InputError, MissingDependencyError
 from zipsdk.models.spec import ModelSpec
 
 
@@ -68,7 +68,7 @@ def restrict_sizes(spec: ModelSpec, sizes: Sequence[int] | None) -> ModelSpec:
 def _only_installed() -> str:
     found = installed()
     if not found:
-        raise MissingExtra("tensorrt", "gpu", "nor is tensorrt_rtx, which zipsdk[rtx] installs")
+        raise MissingDependencyError("tensorrt", "gpu", "nor is tensorrt_rtx, which zipsdk[rtx] installs")
     if len(found) > 1:
         raise InputError(f"flavor: both {' and '.join(found)} are installed; choose one")
     return found[0]
