@@ -1,4 +1,4 @@
-// From canvases to images.
+// From frames to images.
 #pragma once
 
 #include "zip.h"

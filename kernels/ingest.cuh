@@ -1,4 +1,4 @@
-// From images to canvases.
+// From images to frames.
 #pragma once
 
 #include "noise.h"
@@ -39,22 +39,22 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // zip_fill: fill the pixels of x outside the images, like zipsdk.sampling.denoiser.Predictor: free tiles of the last
-// canvas repeat its images, and the rest of the canvas mirrors the tiles, so that the UNet sees only image content. If
+// frame repeat its images, and the rest of the frame mirrors the tiles, so that the UNet sees only image content. If
 // such pixels exist, launch it after ingest and after each step.
 // A thread fills one pixel. No pixel is both read and written.
 extern "C" __global__ void __launch_bounds__(256) zip_fill(float* x, ZipLayout a, const ZipBatch* batch) {
   const size_t plane = plane_of(a);
   const unsigned per = a.rows * a.columns, area = a.height * a.width;
   const unsigned covered_height = a.rows * a.tile_height, covered_width = a.columns * a.tile_width;
-  const unsigned work = batch->canvases * area;
+  const unsigned work = batch->frames * area;
   for (unsigned i = first_thread(); i < work; i += threads()) {
-    const unsigned canvas = i / area, y = i % area / a.width, column = i % a.width;
-    const unsigned my = mirror(y, covered_height), mx = mirror(column, covered_width), first = canvas * per;
+    const unsigned frame = i / area, y = i % area / a.width, column = i % a.width;
+    const unsigned my = mirror(y, covered_height), mx = mirror(column, covered_width), first = frame * per;
     unsigned image = first + my / a.tile_height * a.columns + mx / a.tile_width;
     if (image < batch->images && my == y && mx == column) continue;
     if (image >= batch->images) image = first + (image - first) % (batch->images - first);
     const size_t from = offset_of(a, image, my % a.tile_height, mx % a.tile_width);
-    const size_t to = (size_t(canvas) * 3 * a.height + y) * a.width + column;
+    const size_t to = (size_t(frame) * 3 * a.height + y) * a.width + column;
     for (int c = 0; c < 3; ++c) x[to + c * plane] = x[from + c * plane];
   }
 }

@@ -22,7 +22,7 @@ ZIP_DEVICE void add_level(const ZipGuide& p, int l, float red, float green, floa
 // x0     = a x_t - b e
 // x0~    = x0 + w P (x_P - x0)
 // x_next = c x0~ + d e + s z
-// with one row of coefficients for each canvas and one guide for each image. x_next may be x. Pixels outside the images
+// with one row of coefficients for each frame and one guide for each image. x_next may be x. Pixels outside the images
 // stay unchanged. Memory traffic: x 4, e 4 or 2, x_p 1 and x_next 4 bytes per element, each once.
 //
 // A warp computes 16 x 16 pixels: lane 4 i + j has the rows 2i, 2i+1 and the columns 4j ... 4j+3. A cell of blur 2 lies

@@ -1,12 +1,12 @@
-// Shared by all kernels: the structs that the host uploads, the position of images on canvases, 4-wide memory access.
+// Shared by all kernels: the structs that the host uploads, the position of images on frames, 4-wide memory access.
 //
 // Letters as in zipsdk/sampling/schedule.py. Arrays, all in device memory:
 //   images  uint8  (k, image_height, image_width, 3)   the images, input and output
-//   x_p       uint8  (canvases, 3, height, width)            the images on canvases; x_P in [-1, 1] is never stored
-//   x         float  (canvases, 3, height, width)            the state x_t
+//   x_p       uint8  (frames, 3, height, width)            the images on frames; x_P in [-1, 1] is never stored
+//   x         float  (frames, 3, height, width)            the state x_t
 //   e         float, half or bfloat16, shaped like x         the output of the UNet
 //
-// Image p lies on canvas p / (rows columns), in its tile p % (rows columns), row-major. The kernels use no barriers and
+// Image p lies on frame p / (rows columns), in its tile p % (rows columns), row-major. The kernels use no barriers and
 // no shared memory, and every loop is grid-stride: any 1-d launch whose block is a multiple of 32 is correct.
 // The number of pixels and of work items must stay below 2^31.
 #pragma once
@@ -36,20 +36,20 @@ ZIP_DEVICE float half_float(unsigned short bits) { return __half2float(__ushort_
 
 // Position of images of one size (zipsdk.sampling.tiling.Layout). Passed by value: constant in a captured graph.
 struct ZipLayout {
-  unsigned height, width;                 // of a canvas
-  unsigned rows, columns;                 // tiles on a canvas
+  unsigned height, width;                 // of a frame
+  unsigned rows, columns;                 // tiles on a frame
   unsigned tile_height, tile_width;       // an image padded to a multiple of the transforms' cells
   unsigned image_height, image_width; // an image without padding
 };
 
 // Header of a batch. Read from device memory, so that one captured graph serves all batches.
 struct ZipBatch {
-  unsigned images; // k; the last canvas may have free tiles
-  unsigned canvases; // ceil(k / (rows columns))
+  unsigned images; // k; the last frame may have free tiles
+  unsigned frames; // ceil(k / (rows columns))
   unsigned seed_low, seed_high;
 };
 
-// One canvas at one step: x0 = a x_t - b e;  x0 += w P(x_P - x0);  x_next = c x0 + d e + s z.
+// One frame at one step: x0 = a x_t - b e;  x0 += w P(x_P - x0);  x_next = c x0 + d e + s z.
 // The initial state of a warm start has this form, too: a = b = d = 0, w = 1, c = sqrt(ab), s = sqrt(1-ab),
 // t = ZIP_INITIAL, the joint guide, and any finite x and e.
 struct ZipStep {

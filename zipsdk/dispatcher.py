@@ -72,7 +72,7 @@ class Dispatcher:
         if self.device_loop is None:
             return f"host ({self.cpu_reason})"
         how = "one captured graph" if self.device_loop.cuda_graph else "launched step by step"
-        return f"GPU ({how}; images larger than the canvas: on the host)"
+        return f"GPU ({how}; images larger than the frame: on the host)"
 
     def submit(
         self,

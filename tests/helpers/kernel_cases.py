@@ -55,7 +55,7 @@ def like(array: np.ndarray) -> Buffer:
 
 @dataclass(frozen=True)
 class Case:
-    """Images of one size on canvases; the names of the transforms that fit its tiles."""
+    """Images of one size on frames; the names of the transforms that fit its tiles."""
 
     name: str
     images: int
@@ -64,45 +64,45 @@ class Case:
     guides: tuple[str, ...]
 
     @property
-    def canvases(self) -> int:
+    def frames(self) -> int:
         return -(-self.images // self.layout.images_per_frame)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return (self.canvases, 3, self.layout.frame_height, self.layout.frame_width)
+        return (self.frames, 3, self.layout.frame_height, self.layout.frame_width)
 
     @property
     def row(self) -> np.void:
         return structs.layout_row(self.layout, *self.size)
 
     def place(self, i: int) -> tuple[int, slice, slice]:
-        """Where image i lies: canvas, rows, columns."""
+        """Where image i lies: frame, rows, columns."""
         a = self.layout
-        canvas, tile = divmod(i, a.images_per_frame)
+        frame, tile = divmod(i, a.images_per_frame)
         y, x = tile // a.columns * a.height, tile % a.columns * a.width
-        return canvas, slice(y, y + a.height), slice(x, x + a.width)
+        return frame, slice(y, y + a.height), slice(x, x + a.width)
 
-    def images_of(self, canvases: np.ndarray) -> np.ndarray:
-        """(canvases, 3, H, W) -> (k, 3, h, w)."""
-        out = np.empty((self.images, 3, self.layout.height, self.layout.width), canvases.dtype)
+    def images_of(self, frames: np.ndarray) -> np.ndarray:
+        """(frames, 3, H, W) -> (k, 3, h, w)."""
+        out = np.empty((self.images, 3, self.layout.height, self.layout.width), frames.dtype)
         for i in range(self.images):
-            canvas, y, x = self.place(i)
-            out[i] = canvases[canvas, :, y, x]
+            frame, y, x = self.place(i)
+            out[i] = frames[frame, :, y, x]
         return out
 
     def nobody(self) -> np.ndarray:
-        """Which pixels of the canvases belong to no image, bool (canvases, H, W)."""
-        out = np.ones((self.canvases, *self.shape[2:]), bool)
+        """Which pixels of the frames belong to no image, bool (frames, H, W)."""
+        out = np.ones((self.frames, *self.shape[2:]), bool)
         for i in range(self.images):
-            canvas, y, x = self.place(i)
-            out[canvas, y, x] = False
+            frame, y, x = self.place(i)
+            out[frame, y, x] = False
         return out
 
 
 def make_case(
-    name: str, k: int, tile: tuple[int, int], canvas: tuple[int, int], guides: str, size=None, grid=(1, 1)
+    name: str, k: int, tile: tuple[int, int], frame: tuple[int, int], guides: str, size=None, grid=(1, 1)
 ) -> Case:
-    layout = TileLayout(*tile, *canvas, rows=grid[0], columns=grid[1])
+    layout = TileLayout(*tile, *frame, rows=grid[0], columns=grid[1])
     return Case(name, k, size or tile, layout, tuple(guides.split()))
 
 

@@ -97,7 +97,7 @@ def bits(e, precision):
 
 
 def state(case, rng, precision="f32", scale=1.0):
-    """x_t, e (as bits and as values) and x_P on canvases."""
+    """x_t, e (as bits and as values) and x_P on frames."""
     x = (scale * rng.standard_normal(case.shape)).astype(np.float32)
     e, value = bits(rng.standard_normal(case.shape).astype(np.float32), precision)
     return x, e, value, rng.integers(0, 256, case.shape, np.uint8)

@@ -50,7 +50,7 @@ def test_step(run, rng, case, precision):
         x, e, value, x_p = state(case, rng, precision)
         got = launch_step(run, case, x, e, x_p, structs.image_rows(ids),
                           rows(structs.guide_row(guide), dtype=structs.GUIDE),
-                          rows(*[structs.step_row(step)] * case.canvases, dtype=structs.STEP), precision)  # fmt: skip
+                          rows(*[structs.step_row(step)] * case.frames, dtype=structs.STEP), precision)  # fmt: skip
         assert np.isnan(got.transpose(0, 2, 3, 1)[case.nobody()]).all()
         arguments = [case.images_of(v) for v in (x, value, x_p)]
         results.append([case.images_of(got), *both(arguments, step, guide, ids)])
@@ -59,12 +59,12 @@ def test_step(run, rng, case, precision):
 
 
 @pytest.mark.parametrize("name", ["tiles", "narrow"])
-def test_step_with_rows_for_each_canvas_and_guides_for_each_image(run, rng, name):
+def test_step_with_rows_for_each_frame_and_guides_for_each_image(run, rng, name):
     case = BY_NAME[name]
     visited, ids = steps_of(make_spec(), lam=2.0), ids_of(case.images)
     guides = guides_of(case)
     which = rng.integers(0, len(guides), case.images)
-    mine = [visited[(3 * c + 1) % 20] for c in range(case.canvases)]
+    mine = [visited[(3 * c + 1) % 20] for c in range(case.frames)]
     x, e, _, x_p = state(case, rng)
     got = launch_step(run, case, x, e, x_p, structs.image_rows(ids, which),
                       rows(*map(structs.guide_row, guides), dtype=structs.GUIDE),
@@ -82,7 +82,7 @@ def test_step_in_place_and_repeated_gives_the_same_bits(run, rng, name):
     step, guide = steps_of(make_spec())[3], Guidance(parse("blur4+gray"))
     x, e, _, x_p = state(case, rng)
     tables = (structs.image_rows(ids_of(case.images)), rows(structs.guide_row(guide), dtype=structs.GUIDE),
-              rows(*[structs.step_row(step)] * case.canvases, dtype=structs.STEP))  # fmt: skip
+              rows(*[structs.step_row(step)] * case.frames, dtype=structs.STEP))  # fmt: skip
     first = launch_step(run, case, x, e, x_p, *tables)
     np.testing.assert_array_equal(first, launch_step(run, case, x, e, x_p, *tables))
     same = like(x)
@@ -96,7 +96,7 @@ def test_250_launches_of_the_step_are_equal(run, rng):
     step, guide = steps_of(make_spec())[3], Guidance(parse("blur16+gray"))
     x, e, _, x_p = state(case, rng)
     tables = (structs.image_rows(ids_of(case.images)), rows(structs.guide_row(guide), dtype=structs.GUIDE),
-              rows(*[structs.step_row(step)] * case.canvases, dtype=structs.STEP))  # fmt: skip
+              rows(*[structs.step_row(step)] * case.frames, dtype=structs.STEP))  # fmt: skip
     first = launch_step(run, case, x, e, x_p, *tables)
     for _ in range(249):
         np.testing.assert_array_equal(first, launch_step(run, case, x, e, x_p, *tables))
@@ -109,7 +109,7 @@ def test_step_clamps_x0(run, rng, case):
     x, e, value, x_p = state(case, rng, scale=2.0)
     got = launch_step(run, case, x, e, x_p, structs.image_rows(ids),
                       rows(structs.guide_row(guide), dtype=structs.GUIDE),
-                      rows(*[structs.step_row(step, clip_x0=True)] * case.canvases, dtype=structs.STEP))  # fmt: skip
+                      rows(*[structs.step_row(step, clip_x0=True)] * case.frames, dtype=structs.STEP))  # fmt: skip
     arguments = [case.images_of(v) for v in (x, value, x_p)]
     plain, exact = both(arguments, step, guide, ids, clip_x0=True)
     assert_close("step, clamped", case.images_of(got), plain, exact)
@@ -122,7 +122,7 @@ def test_step_makes_a_warm_start(run, rng, case):
     x, _, _, x_p = state(case, rng)
     joint = rows(structs.guide_row(guide, joint=True), dtype=structs.GUIDE)
     got = launch_step(run, case, x, x, x_p, structs.image_rows(ids), joint,
-                      rows(*[structs.warm_row(table)] * case.canvases, dtype=structs.STEP))  # fmt: skip
+                      rows(*[structs.warm_row(table)] * case.frames, dtype=structs.STEP))  # fmt: skip
     want = []
     for dtype, source in ((np.float32, Noise(SEED, ids)), (np.float64, ExactNoise(SEED, ids))):
         rgb = case.images_of(x_p).astype(dtype) * dtype(1 / 127.5) - dtype(1)
@@ -210,7 +210,7 @@ def test_linear_kernels(run, rng, size, transforms, combine, precision):
     ids, visited = ids_of(3), steps_of(make_spec())
     for step, clip in ((visited[0], False), (visited[-5], True), (visited[-1], False)):
         x, e, value, x_p = state(case, rng, precision)
-        steps = rows(*[structs.step_row(step, clip_x0=clip)] * case.canvases, dtype=structs.STEP)
+        steps = rows(*[structs.step_row(step, clip_x0=clip)] * case.frames, dtype=structs.STEP)
         got = by_linear(run, case, precision, x, e, x_p, structs.image_rows(ids), steps, guide)
         assert np.isnan(got.transpose(0, 2, 3, 1)[case.nobody()]).all()
         arguments = [case.images_of(v) for v in (x, value, x_p)]

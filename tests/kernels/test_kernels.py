@@ -99,8 +99,8 @@ def test_fill_does_what_the_predictor_does(run, rng, case):
     images = rng.standard_normal((case.images, 3, a.height, a.width)).astype(np.float32)
     x = Buffer(case.shape, np.float32)
     for i in range(case.images):
-        canvas, y, column = case.place(i)
-        x.array[canvas, :, y, column] = images[i]
+        frame, y, column = case.place(i)
+        x.array[frame, :, y, column] = images[i]
     run("zip_fill", x, case.row, batch_of(case))
     seen = []
     if case.images:
@@ -146,8 +146,8 @@ def test_egress_rounds_halves_to_even(run):
 def test_egress_tells_that_a_value_is_not_finite(run, rng, bad):
     case = BY_NAME["gap"]
     x = rng.standard_normal(case.shape).astype(np.float32)
-    canvas, y, column = case.place(6)
-    x[canvas, 2, y.start + 20, column.start + 17] = bad
+    frame, y, column = case.place(6)
+    x[frame, 2, y.start + 20, column.start + 17] = bad
     out = Buffer((case.images, *case.size, 3), np.uint8)
     flag = Buffer((1,), np.uint32, np.zeros(1, np.uint32))
     run("zip_egress", x, out, flag, case.row, batch_of(case))
@@ -171,7 +171,7 @@ def test_the_whole_loop_gives_the_images_of_the_cpu_path(run, rng, name, start):
     mine = rows(*map(structs.guide_row, guides), dtype=structs.GUIDE)
 
     def step(e, row, table_of_guides):
-        steps = rows(*[row] * case.canvases, dtype=structs.STEP)
+        steps = rows(*[row] * case.frames, dtype=structs.STEP)
         run("zip_step_f32", x, e, x_p, x, who, table_of_guides, steps, case.row, batch)
         run("zip_fill", x, case.row, batch)
 
@@ -180,7 +180,7 @@ def test_the_whole_loop_gives_the_images_of_the_cpu_path(run, rng, name, start):
     if table.warm:
         step(x, structs.warm_row(table), rows(*[structs.guide_row(g, joint=True) for g in guides], dtype=structs.GUIDE))
     for s in table.steps:
-        e = engine(x.array, np.full(max(1, case.canvases), s.t, np.float32))
+        e = engine(x.array, np.full(max(1, case.frames), s.t, np.float32))
         step(e, structs.step_row(s), mine)
     out, flag = Buffer(images.shape, np.uint8), Buffer((1,), np.uint32, np.zeros(1, np.uint32))
     run("zip_egress", x, out, flag, case.row, batch)
@@ -193,6 +193,6 @@ def test_the_whole_loop_gives_the_images_of_the_cpu_path(run, rng, name, start):
                           PerImageGuidance(guides, which), noise)  # fmt: skip
     want = np.clip(np.rint((want + 1) * np.float32(127.5)), 0, 255)[:, :, : case.size[0], : case.size[1]]
     difference = np.abs(out.array.transpose(0, 3, 1, 2) - want)
-    # the engine's place beside others on a canvas, and the last bit of the normals, may turn a rounding
+    # the engine's place beside others on a frame, and the last bit of the normals, may turn a rounding
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3

@@ -7,7 +7,7 @@
     {"done": name, "source": ..., "size": ..., "mtime_ns": ...}                  after the name of the output is on disk
 
 Names are outputs relative to OUT; sources are absolute, with links resolved. A resumed run finishes a batch with the
-same members, because images that share a canvas influence each other a little: it gives the same bits as a run without
+same members, because images that share a frame influence each other a little: it gives the same bits as a run without
 interruption. A batch cancels earlier records of its names, whose images have changed. "replaces" lists the files that a
 run with --overwrite found at the paths of its outputs, so that the run can be continued without --overwrite.
 """

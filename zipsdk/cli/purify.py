@@ -223,7 +223,7 @@ def _settings(purifier: Purifier, args: argparse.Namespace) -> dict[str, Any]:
     """Return what decides the result besides the seed and the images.
 
     Device and batch size are left out, so that a run may continue on another device or with less memory: both change
-    results by rounding only, and the batch size decides which images share a canvas.
+    results by rounding only, and the batch size decides which images share a frame.
     """
     return {
         "model": model_hashes(resolve(args.model) or Path(args.model)),

@@ -20,7 +20,7 @@ from zipsdk.sampling.tiling import TileLayout, round_up
 
 U8 = npt.NDArray[np.uint8]
 
-#: Maximum of canvas pixels in one batch: 8 canvases of 256x256, 512 of 32x32. Larger batches are hardly faster for each
+#: Maximum of frame pixels in one batch: 8 frames of 256x256, 512 of 32x32. Larger batches are hardly faster for each
 #: image, and the activations of a big UNet grow with them.
 MAX_PIXELS_A_BATCH = 1 << 19
 #: Image sizes, times batch sizes by powers of two, whose buffers are kept.
@@ -59,7 +59,7 @@ class PendingBatch:
 
 
 class WarmUp(Enum):
-    """Progress of the steps for one number of canvases toward a CUDA graph."""
+    """Progress of the steps for one number of frames toward a CUDA graph."""
 
     COLD = auto()  # not run yet, or the last run failed
     WARM = auto()  # run uncaptured with the context
@@ -68,7 +68,7 @@ class WarmUp(Enum):
 
 @dataclass
 class StepGraph:
-    """The steps for one number of canvases.
+    """The steps for one number of frames.
 
     Attributes:
         state: cold, warm or captured.
@@ -93,21 +93,21 @@ class Buffers:
 
     Attributes:
         layout, height, width: of the images.
-        canvases: maximum in one batch.
-        x, x_p, eps: addresses of the arrays on canvases; see kernels/zip.h.
+        frames: maximum in one batch.
+        x, x_p, eps: addresses of the arrays on frames; see kernels/zip.h.
         t: address of the time steps; those of step k begin `t_stride` * k bytes further.
-        step_table, warm_start_table: addresses of ZipStep rows, one for each canvas (and step).
+        step_table, warm_start_table: addresses of ZipStep rows, one for each frame (and step).
         batch_header: address of `header_size` bytes: ZipBatch, then a ZipImage for each image.
         staging: buffers that no batch uses.
         memory: every address to free.
         pending: batches on the GPU, oldest first.
-        step_graphs: by number of canvases, most recently used last.
+        step_graphs: by number of frames, most recently used last.
     """
 
     layout: TileLayout
     height: int
     width: int
-    canvases: int
+    frames: int
     x: int
     x_p: int
     eps: int
@@ -125,7 +125,7 @@ class Buffers:
     @property
     def capacity(self) -> int:
         """Maximum of images in one batch."""
-        return self.canvases * self.layout.images_per_frame
+        return self.frames * self.layout.images_per_frame
 
     @property
     def staging_size(self) -> int:
@@ -136,7 +136,7 @@ class Buffers:
 class BufferPool:
     """The buffers of one loop, at most `MAX_SIZES`, and its guide tables.
 
-    All methods except `canvases` need the device's lock and its active context.
+    All methods except `frames` need the device's lock and its active context.
 
     Args:
         engine: with a `device`.
@@ -151,7 +151,7 @@ class BufferPool:
         self._engine, self._device, self._table, self._guides, self._clip = engine, device, table, guides, clip_x0
         self.guide_tables: list[int] = []  # addresses, from the first batch on
         self.sizes: dict[tuple[int, int, int], Buffers] = {}
-        self.limit: int | None = None  # canvas pixels in one batch, after memory ran out
+        self.limit: int | None = None  # frame pixels in one batch, after memory ran out
         self.forked = False  # in a child, which cannot use or free the buffers
         forks.track(self)
         weakref.finalize(self, device.free_later, partial(_free_all, device, self.sizes, self.guide_tables))
@@ -161,14 +161,14 @@ class BufferPool:
         forks.keep_forever(self.sizes)
         self.forked = True
 
-    def canvases(self, layout: TileLayout) -> int:
-        """Return the maximum of canvases in one batch; it is lower after memory ran out."""
+    def frames(self, layout: TileLayout) -> int:
+        """Return the maximum of frames in one batch; it is lower after memory ran out."""
         pixels = MAX_PIXELS_A_BATCH if self.limit is None else min(MAX_PIXELS_A_BATCH, self.limit)
         most = max(1, pixels // (layout.frame_height * layout.frame_width))
         return most if self._engine.max_batch is None else min(most, self._engine.max_batch)
 
-    def acquire(self, layout: TileLayout, height: int, width: int, canvases: int) -> Buffers:
-        """Return buffers for images of this size on `canvases` canvases, or the maximum of one batch if that is less.
+    def acquire(self, layout: TileLayout, height: int, width: int, frames: int) -> Buffers:
+        """Return buffers for images of this size on `frames` frames, or the maximum of one batch if that is less.
 
         Raises:
             OutOfMemoryError: there is no room.
@@ -176,7 +176,7 @@ class BufferPool:
         for rows in self._guides[len(self.guide_tables) :]:
             self.guide_tables.append(self._constant(rows))
         # powers of two: a single image does not pay for the largest batch, and few sizes exist
-        room = min(self.canvases(layout), 1 << (canvases - 1).bit_length())
+        room = min(self.frames(layout), 1 << (frames - 1).bit_length())
         key = (height, width, room)
         if key in self.sizes:
             self.sizes[key] = self.sizes.pop(key)  # the most recently used is last
@@ -204,11 +204,11 @@ class BufferPool:
         memory.append(staging.device)
         return staging
 
-    def halve(self, layout: TileLayout, canvases: int) -> bool:
-        """Halve the limit after a batch of `canvases` did not fit. Return whether this is the first time."""
+    def halve(self, layout: TileLayout, frames: int) -> bool:
+        """Halve the limit after a batch of `frames` did not fit. Return whether this is the first time."""
         first = self.limit is None
-        # in pixels, because a few large canvases do not tell how many small ones fit
-        half = canvases // 2 * layout.frame_height * layout.frame_width
+        # in pixels, because a few large frames do not tell how many small ones fit
+        half = frames // 2 * layout.frame_height * layout.frame_width
         self.limit = min(half, self.limit or half)  # another thread may have lowered it further
         self.close()
         return first
@@ -227,9 +227,9 @@ class BufferPool:
         self._device.compute.synchronize()  # `rows` is not pinned
         return address
 
-    def _make(self, layout: TileLayout, height: int, width: int, canvases: int, memory: list[int]) -> Buffers:
-        self._engine.prepare(canvases, layout.frame_height, layout.frame_width)
-        elements = canvases * 3 * layout.frame_height * layout.frame_width
+    def _make(self, layout: TileLayout, height: int, width: int, frames: int, memory: list[int]) -> Buffers:
+        self._engine.prepare(frames, layout.frame_height, layout.frame_width)
+        elements = frames * 3 * layout.frame_height * layout.frame_width
 
         def alloc(size: int) -> int:
             memory.append(self._device.alloc(size))
@@ -239,18 +239,18 @@ class BufferPool:
             memory.append(self._constant(rows))
             return memory[-1]
 
-        def for_each_canvas(rows: list[np.void]) -> int:
-            return constant(np.repeat(np.array(rows, structs.STEP), canvases))
+        def for_each_frame(rows: list[np.void]) -> int:
+            return constant(np.repeat(np.array(rows, structs.STEP), frames))
 
         steps = self._table.steps
-        t_stride = round_up(4 * canvases, _ALIGN)
-        images = canvases * layout.images_per_frame
+        t_stride = round_up(4 * frames, _ALIGN)
+        images = frames * layout.images_per_frame
         header_size = round_up(structs.BATCH.itemsize + images * structs.IMAGE.itemsize, _ALIGN)
         buffers = Buffers(
-            layout, height, width, canvases, x=alloc(4 * elements), x_p=alloc(elements), eps=alloc(4 * elements),
+            layout, height, width, frames, x=alloc(4 * elements), x_p=alloc(elements), eps=alloc(4 * elements),
             t=constant(np.repeat(np.array([s.t for s in steps], np.float32), t_stride // 4)), t_stride=t_stride,
-            step_table=for_each_canvas([structs.step_row(s, clip_x0=self._clip) for s in steps]),
-            warm_start_table=for_each_canvas([structs.warm_row(self._table)]),
+            step_table=for_each_frame([structs.step_row(s, clip_x0=self._clip) for s in steps]),
+            warm_start_table=for_each_frame([structs.warm_row(self._table)]),
             batch_header=alloc(header_size), header_size=header_size, memory=memory,
         )  # fmt: skip
         buffers.staging = [self.staging_buffer(buffers.staging_size, memory) for _ in range(2)]

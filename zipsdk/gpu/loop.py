@@ -7,7 +7,7 @@ computes, the next one uploads and the last one downloads.
     copies    up 0 | up 1 |                   | down 0 | up 2 | ...
     compute        | ingest graph egress of 0 | ingest graph egress of 1 | ...
 
-The graph reads the header of the batch from device memory, so one graph serves every batch with as many canvases.
+The graph reads the header of the batch from device memory, so one graph serves every batch with as many frames.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class DeviceLoop:
         """Whether the steps run as one captured graph, from the second batch of a size on."""
         return self._steps.cuda_graph
 
-    def canvases(self, layout: TileLayout) -> int:
-        """Return the maximum of canvases in one batch; it is lower after memory ran out."""
-        return self.pool.canvases(layout)
+    def frames(self, layout: TileLayout) -> int:
+        """Return the maximum of frames in one batch; it is lower after memory ran out."""
+        return self.pool.frames(layout)
 
     def run(self, rgb: U8, layout: TileLayout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> U8:
         """Purify any number of images of one size.
@@ -83,7 +83,7 @@ class DeviceLoop:
             seed: of the noise.
 
         Raises:
-            OutOfMemoryError: not even one canvas fits.
+            OutOfMemoryError: not even one frame fits.
             EngineError: the engine fails, or its result is not finite.
         """
         return self.start(rgb, layout, ids, guide_index, seed).result()
@@ -101,7 +101,7 @@ class DeviceLoop:
         return DeviceRun(self, rgb, layout, ids, guide_index, seed, progress)
 
     def submit(self, rgb: U8, layout: TileLayout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> PendingBatch:
-        """Submit one batch of at most `canvases(layout)` canvases. Wait only if its memory must be freed first.
+        """Submit one batch of at most `frames(layout)` frames. Wait only if its memory must be freed first.
 
         Raises:
             OutOfMemoryError: there is no room, with no other batch on the GPU.
@@ -127,23 +127,23 @@ class DeviceLoop:
             raise result
         return result
 
-    def halve_limit(self, layout: TileLayout, canvases: int, error: OutOfMemoryError) -> None:
-        """Halve the pixels of a batch after `error` with `canvases` canvases, and warn the first time.
+    def halve_limit(self, layout: TileLayout, frames: int, error: OutOfMemoryError) -> None:
+        """Halve the pixels of a batch after `error` with `frames` frames, and warn the first time.
 
         Raises:
-            OutOfMemoryError: `canvases` is 1.
+            OutOfMemoryError: `frames` is 1.
         """
-        if canvases <= 1:
+        if frames <= 1:
             raise OutOfMemoryError(
-                f"{error}; not even one canvas of {layout.frame_height}x{layout.frame_width} fits: "
+                f"{error}; not even one frame of {layout.frame_height}x{layout.frame_width} fits: "
                 "use a smaller model or a GPU with more memory"
             ) from error
         with self.device.lock, self.device.active():
-            first = self.pool.halve(layout, canvases)
+            first = self.pool.halve(layout, frames)
         if first:
             warnings.warn(
-                f"{self.device.name}: {canvases} canvases do not fit into its memory; going on with "
-                f"{canvases // 2} of {layout.frame_height}x{layout.frame_width} at a time, or fewer",
+                f"{self.device.name}: {frames} frames do not fit into its memory; going on with "
+                f"{frames // 2} of {layout.frame_height}x{layout.frame_width} at a time, or fewer",
                 stacklevel=2,
             )
 

@@ -47,7 +47,7 @@ class DeviceEngine(Engine, Protocol):
         Args:
             x, eps: addresses of float32 device memory (batch, 3, H, W), aligned to 256 bytes.
             t: address of float32 device memory (batch,), aligned to 256 bytes.
-            batch: number of canvases.
+            batch: number of frames.
             stream: a CUstream as a number.
-            size: (H, W), by default the model's canvas.
+            size: (H, W), by default `image_size` of the model.
         """

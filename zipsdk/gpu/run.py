@@ -60,7 +60,7 @@ class DeviceRun:
         """Wait for all batches and return the images, uint8 (N, H, W, 3). After an error no batch stays in flight.
 
         Raises:
-            OutOfMemoryError: not even one canvas fits.
+            OutOfMemoryError: not even one frame fits.
             EngineError: the engine fails, or its result is not finite.
         """
         try:
@@ -89,11 +89,11 @@ class DeviceRun:
             try:
                 self._submit(part)
             except OutOfMemoryError as e:
-                canvases = -(-(part.stop - part.start) // self._layout.images_per_frame)
-                self._loop.halve_limit(self._layout, canvases, e)
+                frames = -(-(part.stop - part.start) // self._layout.images_per_frame)
+                self._loop.halve_limit(self._layout, frames, e)
 
     def _next_part(self) -> slice:
-        most = self._loop.canvases(self._layout) * self._layout.images_per_frame
+        most = self._loop.frames(self._layout) * self._layout.images_per_frame
         return slice(self._next, min(self._next + most, len(self._rgb)))
 
     def _submit(self, part: slice) -> None:

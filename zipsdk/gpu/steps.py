@@ -34,30 +34,30 @@ class StepLauncher:
         """Whether the steps of a batch run as one captured graph after a warm-up."""
         return self._cuda_graph and self._engine.capturable
 
-    def launch(self, b: Buffers, canvases: int) -> None:
-        """Launch all steps on the first `canvases` canvases of `b`."""
-        entry = b.step_graphs.pop(canvases, None) or StepGraph()
-        b.step_graphs[canvases] = entry  # the most recently used is last
+    def launch(self, b: Buffers, frames: int) -> None:
+        """Launch all steps on the first `frames` frames of `b`."""
+        entry = b.step_graphs.pop(frames, None) or StepGraph()
+        b.step_graphs[frames] = entry  # the most recently used is last
         if self.cuda_graph and entry.graph is not None:
             entry.graph.launch(self._device.compute)
             return
-        context = self._engine.prepare(canvases, b.layout.frame_height, b.layout.frame_width)
+        context = self._engine.prepare(frames, b.layout.frame_height, b.layout.frame_width)
         # TensorRT needs an uncaptured run of this context before a capture
         warm = entry.state is WarmUp.WARM and entry.context is context
-        if warm and self.cuda_graph and self._capture(b, canvases, entry):
+        if warm and self.cuda_graph and self._capture(b, frames, entry):
             return
         self._reset(entry)  # if the run fails, the entry stays cold
-        self._enqueue(b, canvases)
+        self._enqueue(b, frames)
         self._limit(b, WarmUp.WARM)
         entry.state, entry.context = WarmUp.WARM, context
 
-    def _capture(self, b: Buffers, canvases: int, entry: StepGraph) -> bool:
+    def _capture(self, b: Buffers, frames: int, entry: StepGraph) -> bool:
         """Capture the steps and launch them. Return False, and capture nothing from now on, if that fails."""
         self._limit(b, WarmUp.CAPTURED)
         device = self._device
         try:
             with device.capture(device.compute) as graph:
-                self._enqueue(b, canvases)
+                self._enqueue(b, frames)
         except Exception as e:  # PyCUDA raises its own classes
             self._cuda_graph = False
             warnings.warn(f"{device.name}: capturing the loop failed ({e}); it goes on step by step", stacklevel=2)
@@ -77,14 +77,14 @@ class StepLauncher:
             self._device.compute.synchronize()  # it may be running
         entry.reset()
 
-    def _enqueue(self, b: Buffers, canvases: int) -> None:
+    def _enqueue(self, b: Buffers, frames: int) -> None:
         device, layout, stream = self._device, b.layout, self._device.compute
         layout_row = structs.layout_row(layout, b.height, b.width)
         image_table = b.batch_header + structs.BATCH.itemsize
         area = layout.frame_height * layout.frame_width
         covered = layout.images_per_frame * layout.height * layout.width
         # a warp for each 16 x 16 pixels of a tile
-        warps = -(-layout.height // 16) * -(-layout.width // 16) * layout.images_per_frame * canvases
+        warps = -(-layout.height // 16) * -(-layout.width // 16) * layout.images_per_frame * frames
 
         def step(e: int, guide_table: int, step_table: int) -> None:
             device.launch("zip_step_f32", 32 * warps, b.x, e, b.x_p, b.x, image_table, guide_table, step_table,
@@ -95,7 +95,7 @@ class StepLauncher:
             step(b.x, joint, b.warm_start_table)
         for k, _ in enumerate(self._table.steps):
             if layout.images_per_frame > 1 or covered < area:
-                device.launch("zip_fill", canvases * area, b.x, layout_row, b.batch_header, stream=stream)
-            self._engine.enqueue(b.x, b.t + k * b.t_stride, b.eps, canvases, stream.handle,
+                device.launch("zip_fill", frames * area, b.x, layout_row, b.batch_header, stream=stream)
+            self._engine.enqueue(b.x, b.t + k * b.t_stride, b.eps, frames, stream.handle,
                                  size=(layout.frame_height, layout.frame_width))  # fmt: skip
-            step(b.eps, guides, b.step_table + structs.STEP.itemsize * k * b.canvases)
+            step(b.eps, guides, b.step_table + structs.STEP.itemsize * k * b.frames)

@@ -17,7 +17,7 @@ from zipsdk.transforms import Blur, Grayscale
 # the structs of kernels/zip.h, member by member
 _LAYOUT_MEMBERS = ("height", "width", "rows", "columns", "tile_height", "tile_width", "image_height", "image_width")
 LAYOUT = np.dtype([(name, np.uint32) for name in _LAYOUT_MEMBERS])
-BATCH = np.dtype([(name, np.uint32) for name in ("images", "canvases", "seed_low", "seed_high")])
+BATCH = np.dtype([(name, np.uint32) for name in ("images", "frames", "seed_low", "seed_high")])
 STEP = np.dtype([(name, np.float32) for name in "abcdws"] + [("t", np.uint32), ("clip", np.uint32)])
 IMAGE = np.dtype([(name, np.uint32) for name in ("id_low", "id_high", "guide", "unused")])
 GUIDE = np.dtype([("blur", np.float32, 5), ("gray", np.float32, 5), ("levels", np.uint32), ("unused", np.uint32)])
@@ -38,8 +38,8 @@ def layout_row(layout: TileLayout, image_height: int, image_width: int) -> np.vo
 
 def batch_row(images: int, layout: TileLayout, seed: int) -> npt.NDArray[np.void]:
     """Pack the header of a batch, (1,) of BATCH."""
-    canvases = -(-images // layout.images_per_frame)
-    return np.array([(images, canvases, seed & 0xFFFFFFFF, seed >> 32)], BATCH)
+    frames = -(-images // layout.images_per_frame)
+    return np.array([(images, frames, seed & 0xFFFFFFFF, seed >> 32)], BATCH)
 
 
 def image_rows(ids: npt.NDArray[np.uint64], guide: npt.ArrayLike = 0) -> npt.NDArray[np.void]:
@@ -51,7 +51,7 @@ def image_rows(ids: npt.NDArray[np.uint64], guide: npt.ArrayLike = 0) -> npt.NDA
 
 
 def step_row(step: Step, *, clip_x0: bool = False) -> np.void:
-    """Pack one canvas at one step, STEP."""
+    """Pack one frame at one step, STEP."""
     return _row((step.a, step.b, step.c, step.d, step.w, step.s, step.t, clip_x0), STEP)
 
 

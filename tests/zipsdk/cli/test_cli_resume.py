@@ -107,8 +107,8 @@ def forget(out: Path, keep: int, tail: bytes = b"") -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 4, 5, 10])
-def test_a_resumed_run_gives_the_same_bits_although_images_share_canvases(purify, tmp_path, keep):
-    """4 images a canvas and 6 a batch: the kill must not change which images share a canvas."""
+def test_a_resumed_run_gives_the_same_bits_although_images_share_frames(purify, tmp_path, keep):
+    """4 images a frame and 6 a batch: the kill must not change which images share a frame."""
     src = folder(tmp_path / "in", 11)
     (src / "002.png").write_bytes(b"broken")
     out = tmp_path / "out"

@@ -37,7 +37,7 @@ FIXED = {"min_side": 64, "max_side": 64}
     ],
 )
 def test_images_are_those_of_the_cpu(device, rng, settings, n, height, width, fixed):
-    """Alone on a canvas and padded, tiled with places left over, with gaps beside the tiles."""
+    """Alone on a frame and padded, tiled with places left over, with gaps beside the tiles."""
     gpu, cpu = make(device, make_spec(**FIXED) if fixed else None, **settings)
     batch, ids = noise_images(rng, n, height, width), rng.integers(0, 2**63, n)
     wanted = cpu.run(batch, noise_keys=ids)
@@ -50,7 +50,7 @@ def test_images_are_those_of_the_cpu(device, rng, settings, n, height, width, fi
 
 def test_a_graph_serves_other_images_counts_and_seeds(device, rng):
     gpu, cpu = make(device, make_spec(**FIXED))
-    for n, seed in ((4, 1), (3, 2), (2, 3), (4, 4)):  # all of one canvas
+    for n, seed in ((4, 1), (3, 2), (2, 3), (4, 4)):  # all of one frame
         batch = noise_images(rng, n, 32, 32)
         assert_same(gpu.run(batch, seed=seed), cpu.run(batch, seed=seed))
     assert device.log.count(("graph", "compute")) == 3
@@ -204,7 +204,7 @@ def test_a_stream_that_is_left_early_leaves_nothing_in_flight(device, rng):
 
 def test_what_cannot_be_done_is_said_before_anything_is_begun(device, rng):
     gpu, _ = make(device, make_spec(**FIXED))
-    gpu._dispatcher.divisor = 48  # cells that divide no canvas
+    gpu._dispatcher.divisor = 48  # cells that divide no frame
     with pytest.raises(InputError):
         gpu.run([noise_images(rng, 1, 64, 64)[0], noise_images(rng, 1, 200, 64)[0]])
     assert waiting(gpu) == 0

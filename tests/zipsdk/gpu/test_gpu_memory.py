@@ -31,16 +31,16 @@ def test_buffers_grow_with_the_batch_up_to_the_engines_limit(device, rng):
     gpu, _ = make(device, engine=engine)
     for n in (1, 3, 4, 5, 6, 7, 2):
         gpu.run(noise_images(rng, n, 33, 32))
-    assert sorted(b.canvases for b in gpu._dispatcher.device_loop.pool.sizes.values()) == [1, 2, 4, 6]
+    assert sorted(b.frames for b in gpu._dispatcher.device_loop.pool.sizes.values()) == [1, 2, 4, 6]
     assert (2, 36, 32) in engine.prepared and (8, 36, 32) not in engine.prepared
 
 
 def test_out_of_memory_halves_the_batch_and_says_so_once(host, rng, monkeypatch):
     monkeypatch.setattr(gpu_buffers, "MAX_PIXELS_A_BATCH", 16 * 32 * 32)
-    device = FakeDevice(host, room=250_000)  # 16 canvases want about 530 kB
+    device = FakeDevice(host, room=250_000)  # 16 frames want about 530 kB
     gpu, cpu = make(device)
     batch = noise_images(rng, 16, 32, 32)
-    with pytest.warns(UserWarning, match="16 canvases do not fit into its memory; going on with 8") as caught:
+    with pytest.warns(UserWarning, match="16 frames do not fit into its memory; going on with 8") as caught:
         got = gpu.run(batch)
     assert len(caught) == 1
     assert_same(got, cpu.run(batch))
@@ -193,7 +193,7 @@ def test_a_few_large_images_leave_small_ones_their_batches(device, rng):
     small, large = noise_images(rng, 64, 32, 32), noise_images(rng, 5, 128, 128)
     gpu.run(small)
     assert {shape[0] for shape, _ in plain.calls} == {64}
-    with pytest.warns(UserWarning, match="5 canvases do not fit into its memory; going on with 2 of 128x128"):
+    with pytest.warns(UserWarning, match="5 frames do not fit into its memory; going on with 2 of 128x128"):
         assert_same(gpu.run(large), cpu.run(large))
     plain.calls.clear()
     got = gpu.run(small)
@@ -206,7 +206,7 @@ def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
     loop, layout = gpu._dispatcher.device_loop, tiling.plan_tiles(gpu.engine.spec, 32, 32, 2)
     batch = noise_images(rng, 2, 32, 32)
     device.pin_room = 10
-    with pytest.raises(OutOfMemoryError, match="not even one canvas"), pytest.warns(UserWarning, match="do not fit"):
+    with pytest.raises(OutOfMemoryError, match="not even one frame"), pytest.warns(UserWarning, match="do not fit"):
         gpu.run(batch)
     gpu.close()
     assert not device.used and not device.pinned_now
@@ -233,7 +233,7 @@ def test_many_sizes_in_one_call_are_not_all_in_flight(device, rng):
     assert not device.used
 
 
-def test_not_even_one_canvas_fits(host, rng):
+def test_not_even_one_frame_fits(host, rng):
     gpu, _ = make(FakeDevice(host, room=20_000))
-    with pytest.raises(OutOfMemoryError, match="not even one canvas of 32x32 fits: use a smaller model"):
+    with pytest.raises(OutOfMemoryError, match="not even one frame of 32x32 fits: use a smaller model"):
         gpu.run(noise_images(rng, 1, 32, 32))

@@ -24,17 +24,17 @@ def test_threads_share_a_purifier(device, rng):
 def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device, rng):
     gpu, cpu = make(device, preset="fast")
     loop, threads, batch = gpu._dispatcher.device_loop, [], noise_images(rng, 4, 32, 32)
-    loop.pool.limit, canvases = 8 * 32 * 32, loop.canvases
+    loop.pool.limit, frames = 8 * 32 * 32, loop.frames
 
     def interrupted(layout):
-        most = canvases(layout)
+        most = frames(layout)
         if not threads:
             threads.append(threading.Thread(target=loop.halve_limit, args=(layout, 4, OutOfMemoryError("no room"))))
             threads[0].start()
             threads[0].join(0.3)
         return most
 
-    loop.canvases = interrupted
+    loop.frames = interrupted
     assert_same(gpu.run(batch), cpu.run(batch))
     threads[0].join(30)
     assert loop.pool.limit == 2 * 32 * 32

@@ -1,4 +1,4 @@
-"""Tiles and windows: where images go on canvases and come back from."""
+"""Tiles and windows: where images go on frames and come back from."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_tiles_stand_row_by_row_in_arrival_order():
     engine.spec = FIXED
     x = np.broadcast_to(np.arange(5, dtype=np.float32)[:, None, None, None], (5, 3, 32, 32)).copy()
     TiledDenoiser(engine, layout)(x, 1)
-    (canvases,) = seen
-    assert canvases.shape == (2, 3, 64, 64)
-    assert [canvases[0, 0, y, x_] for y, x_ in ((0, 0), (0, 40), (40, 0), (40, 40))] == [0, 1, 2, 3]
-    assert np.unique(canvases[1]).tolist() == [4]  # the last canvas is filled up with its own image
+    (frames,) = seen
+    assert frames.shape == (2, 3, 64, 64)
+    assert [frames[0, 0, y, x_] for y, x_ in ((0, 0), (0, 40), (40, 0), (40, 40))] == [0, 1, 2, 3]
+    assert np.unique(frames[1]).tolist() == [4]  # the last frame is filled up with its own image
 
 
 @pytest.mark.parametrize("side", [20, 21, 30, 31, 32])
@@ -69,7 +69,7 @@ def test_as_many_tiles_as_fit(side):
 
 
 def test_uncovered_border_mirrors_the_tiles():
-    """A canvas of 64 holds two tiles of 30: the last 4 rows are the mirrored ones before them."""
+    """A frame of 64 holds two tiles of 30: the last 4 rows are the mirrored ones before them."""
     seen = []
 
     def engine(x, t):
@@ -118,7 +118,7 @@ def test_flexible_engine_sees_images_at_their_own_size():
 @pytest.mark.parametrize("spec", [FLEXIBLE, make_spec(multiple=16, min_side=48), FIXED], ids=["4", "16", "fixed"])
 @pytest.mark.parametrize("divisor", [1, 2, 3, 4, 6, 12, 16])
 def test_plans_hold_what_they_say(spec, divisor):
-    """Canvases that the engine takes, filled by windows that leave no gap, for all sides around the limits."""
+    """Frames that the engine takes, filled by windows that leave no gap, for all sides around the limits."""
     if not spec.flexible and 64 % divisor:
         with pytest.raises(InputError, match="expected a size that divides the UNet input of 64"):
             plan_tiles(spec, 32, 32, divisor)
@@ -175,7 +175,7 @@ def test_no_noise_is_repeated_to_fill_a_window(spec):
 
 
 @pytest.mark.parametrize("side", [500, 505, 511, 512, 513, 600])
-def test_a_blur_that_does_not_divide_the_largest_canvas_has_smaller_ones(side):
+def test_a_blur_that_does_not_divide_the_largest_frame_has_smaller_ones(side):
     layout = plan_tiles(make_spec(max_side=512), side, side, divisor=3)
     assert layout.frame_height == layout.frame_width <= 504 and layout.frame_width % 12 == 0
 
