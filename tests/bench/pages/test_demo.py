@@ -70,7 +70,7 @@ def test_the_demo_is_repeatable_and_starts_over(run):
 def test_too_small_sides_are_refused(run, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run("--side", "95")
-    assert "got 95, wanted at least 96" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "got 95, expected at least 96" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_demo_ends_if_purify_fails(run, tmp_path, capsys, monkeypatch):
