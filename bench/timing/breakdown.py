@@ -18,11 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -31,25 +29,13 @@ from PIL import Image
 import zipsdk
 from bench.common.timing import Stopwatch, quartiles, ratios
 from bench.timing.setup import LAMBDA, ROOT, TRANSFORMS, WARM, WEIGHTS, synthetic
-from zipsdk import images
-from zipsdk.sampling import denoiser, noise, sampler
+from zipsdk import images, profiling
 from zipsdk.types import Engine
 
 U8 = npt.NDArray[np.uint8]
 PARTS = ("decode", "copy", "tile", "UNet", "step", "noise", "encode")
 #: The parts of `Purifier.run`, from arrays to arrays.
 LOOP = ("copy", "tile", "UNet", "step", "noise")
-
-
-class Watched:
-    """An engine whose time is added to the part "UNet" of a stopwatch."""
-
-    def __init__(self, engine: Engine, watch: Stopwatch):
-        self.spec, self._call = engine.spec, watch.timed("UNet", engine.__call__)
-        self.info = getattr(engine, "info", None)
-
-    def __call__(self, x: npt.NDArray[np.float32], t: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return self._call(x, t)
 
 
 def parts(engine: Engine, pictures: U8, side: int | None, steps: int | None, folder: Path) -> dict[str, float]:
@@ -63,24 +49,18 @@ def parts(engine: Engine, pictures: U8, side: int | None, steps: int | None, fol
     """
     watch = Stopwatch()
     files = [folder / f"{i}.png" for i in range(len(pictures))]
-    for file, picture in zip(files, pictures, strict=True):
-        Image.fromarray(picture).save(file)
-    purifier = zipsdk.Purifier(Watched(engine, watch), TRANSFORMS, lam=LAMBDA, tile_size=side, steps=steps,
-                               start=WARM if steps == 1 else None)  # fmt: skip
-    inside = [
-        (sampler, "sample", "step"), (noise.Noise, "normal", "noise"), (denoiser.TiledDenoiser, "__call__", "tile"),
-    ]  # fmt: skip
-    with ExitStack() as stack:
-        for owner, name, part in inside:
-            function = getattr(owner, name)
-            timed = watch.timed(part, function)
-            # a plain function binds like the method that it replaces
-            stack.enter_context(patch.object(owner, name, timed))
-        batch = [watch.timed("decode", images.read_one)(file).rgb for file in files]
-        clean = watch.timed("copy", purifier.run)(batch)
-        for file, picture in zip(files, clean, strict=True):
-            watch.timed("encode", images.save)(Image.fromarray(picture), file.with_stem(file.stem + "-clean"))
-    return {part: watch.seconds[part] for part in PARTS}
+    for file, image in zip(files, pictures, strict=True):
+        Image.fromarray(image).save(file)
+    start = WARM if steps == 1 else None
+    purifier = zipsdk.Purifier(engine, TRANSFORMS, lam=LAMBDA, tile_size=side, steps=steps, start=start)
+    batch = [watch.timed("decode", images.read_one)(file).rgb for file in files]
+    with profiling.profile() as events:
+        clean = watch.timed("run", purifier.run)(batch)
+    for file, image in zip(files, clean, strict=True):
+        watch.timed("encode", images.save)(Image.fromarray(image), file.with_stem(file.stem + "-clean"))
+    stages = profiling.total(events)
+    seconds = {**watch.seconds, **stages, "copy": watch.seconds["run"] - sum(stages.values())}
+    return {part: seconds[part] for part in PARTS}
 
 
 def overhead(engine: Engine, pictures: U8, side: int | None, rounds: int, steps: int | None = None) -> dict[str, Any]:

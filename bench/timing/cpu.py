@@ -15,20 +15,19 @@ import numpy as np
 
 import zipsdk
 from bench.common import record
-from bench.common.timing import Stopwatch
-from bench.timing.breakdown import Watched
+from bench.common.timing import timer
+from zipsdk import profiling
 
 
-def measure_cpu(purifier: zipsdk.Purifier, watch: Stopwatch, batch: np.ndarray, repeats: int) -> dict[str, object]:
-    """Measure a purifier whose engine is `Watched` by the stopwatch."""
+def measure_cpu(purifier: zipsdk.Purifier, batch: np.ndarray, repeats: int) -> dict[str, object]:
+    """Measure a purifier, after one run to warm up."""
     totals, rests = [], []
     purifier.run(batch)
     for _ in range(repeats):
-        before, started = watch.seconds["UNet"], time.perf_counter()
-        purifier.run(batch)
-        total = time.perf_counter() - started
+        with profiling.profile(time.perf_counter) as events:
+            total = timer(lambda: purifier.run(batch), time.perf_counter)()
         totals.append(total)
-        rests.append((total - (watch.seconds["UNet"] - before)) / total)
+        rests.append((total - profiling.total(events)["UNet"]) / total)
     n = len(batch)
     ms = np.array(totals) / n * 1e3
     return {
@@ -49,8 +48,7 @@ def main() -> None:
     p.add_argument("--name", default="cpu", help="name of the record; empty: no record")
     args = p.parse_args()
 
-    watch = Stopwatch()
-    engine = Watched(zipsdk.load_engine(args.model, device="cpu", threads=args.threads), watch)
+    engine = zipsdk.load_engine(args.model, device="cpu", threads=args.threads)
     rng = np.random.default_rng(0)
     rows = []
     print(f"{'images':<18}{'preset':<9}{'transforms':<12}{'steps':>12}{'ms/image':>12}{'not UNet':>10}")
@@ -58,7 +56,7 @@ def main() -> None:
         batch = rng.integers(0, 256, shape, np.uint8)
         for preset in ("paper", "fast"):
             purifier = zipsdk.Purifier(engine, "blur2+gray", preset=preset, seed=0)
-            row = measure_cpu(purifier, watch, batch, args.repeats)
+            row = measure_cpu(purifier, batch, args.repeats)
             rows.append({**row, "info": purifier.info})
             name = "{} of {}x{}".format(shape[0], *shape[1:3])
             print(f"{name:<18}{preset:<9}{'blur2+gray':<12}{len(purifier.table):>12}{row['ms_per_picture']:>12.1f}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from zipsdk.errors import EngineError
+from zipsdk.profiling import stage
 from zipsdk.sampling import tiling
 from zipsdk.sampling.tiling import TileLayout, ramp
 from zipsdk.types import F32, Engine
@@ -21,6 +22,7 @@ class TiledDenoiser:
             self._row_weights = ramp(layout.height, layout.ys, layout.frame_height, layout.overlap)
             self._column_weights = ramp(layout.width, layout.xs, layout.frame_width, layout.overlap)
 
+    @stage("tile")
     def __call__(self, x: F32, t: int) -> F32:
         """Predict eps for x_t: float32 (N, 3, height, width) in and out.
 
@@ -52,6 +54,10 @@ class TiledDenoiser:
         else:
             yield 0, x.shape[2], self(x, t)
 
+    @stage("UNet")
+    def _predict(self, frames: F32, t: F32) -> F32:
+        return self._engine(frames, t)
+
     def _call_engine(self, frames: F32, t: int) -> F32:
         """Predict eps for frames, in batches of at most `tiling.MAX_PIXELS_A_CALL`, and check the result."""
         frames = np.ascontiguousarray(frames)
@@ -59,7 +65,7 @@ class TiledDenoiser:
         results = []
         for i in range(0, len(frames), size):
             batch = frames[i : i + size]
-            eps = self._engine(batch, np.full(len(batch), t, np.float32))
+            eps = self._predict(batch, np.full(len(batch), t, np.float32))
             if not isinstance(eps, np.ndarray) or eps.shape != batch.shape or eps.dtype != np.float32:
                 got = f"{eps.dtype} {eps.shape}" if isinstance(eps, np.ndarray) else type(eps).__name__
                 raise EngineError(f"engine: got {got} at t = {t}, expected eps as a float32 array {batch.shape}")

@@ -12,6 +12,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from zipsdk.profiling import stage
+
 U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
 
@@ -95,6 +97,7 @@ class Noise:
         self.noise_keys = np.asarray(noise_keys, dtype=np.uint64)
         self._key = (seed & 0xFFFFFFFF, seed >> 32)
 
+    @stage("noise")
     def normal(self, step: int, height: int, width: int, top: int = 0) -> F32:
         """Draw standard normals for one step.
 

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from zipsdk.profiling import stage
 from zipsdk.sampling.noise import STEP_INITIAL
 from zipsdk.sampling.schedule import Step, StepTable
 from zipsdk.sampling.state import STRIP_PIXELS, StateRows
@@ -95,6 +96,7 @@ def initial_latent(
     return x
 
 
+@stage("step")
 def sample(
     eps: Callable[[Array, int], Array],
     x_p: Array | StateRows,

@@ -15,10 +15,10 @@ from PIL import Image
 import zipsdk
 from bench.common import record
 from bench.common.metrics import compare_interior
-from bench.common.timing import Stopwatch
 from bench.quality import crosstalk
-from bench.timing import breakdown, cpu
+from bench.timing import cpu
 from tests.fakes.engine import FakeEngine, make_spec
+from zipsdk import profiling
 from zipsdk.errors import InputError
 
 # ---- bench.timing.cpu
@@ -46,22 +46,18 @@ def test_a_batch_s_cost_is_the_median_a_picture_and_what_is_not_the_unet(clock):
     outside, inside = iter([50.0, 2.0, 4.0, 2.0]), iter([25.0, 25.0, 3.0, 3.0, 3.0, 3.0, 1.0, 1.0])
 
     class Slow(FakeEngine):
-        info = {"engine": "slow"}  # noqa: RUF012
-
         def __call__(self, x, t):
             clock.now += next(inside)
             return x
 
-    watch = Stopwatch(clock.perf_counter)
-    engine = breakdown.Watched(Slow(), watch)
-    assert engine.spec == make_spec() and engine.info == {"engine": "slow"}
+    engine = profiling.stage("UNet")(Slow())
 
     class Twice:
         def run(self, batch):
             clock.now += next(outside)
             engine(engine(batch, None), None)
 
-    assert cpu.measure_cpu(Twice(), watch, np.zeros((4, 32, 48, 3), np.uint8), 3) == {
+    assert cpu.measure_cpu(Twice(), np.zeros((4, 32, 48, 3), np.uint8), 3) == {
         "pictures": 4, "size": [32, 48], "ms_per_picture": 2000.0, "ms_min_max": [1000.0, 2500.0],
         "not_unet": 0.4, "not_unet_min_max": [0.25, 0.5],
     }  # fmt: skip
