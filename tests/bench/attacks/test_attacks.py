@@ -61,7 +61,7 @@ def test_two_patches_are_learnt_one_at_a_time_and_sent_together():
 
 
 @pytest.mark.parametrize("name", registry.ATTACKS)
-def test_a_picture_does_not_know_its_neighbours(name, pictures):
+def test_a_picture_does_not_know_its_neighbors(name, pictures):
     """So that any part of a test set, in any order, is poisoned as the whole would be."""
     for attack in registry.make(name, 32, 1).tests():
         whole = attack.apply(pictures)
@@ -78,7 +78,7 @@ def test_the_papers_patch_at_each_side(side, size):
     assert len(changed) == size * size
 
 
-def test_badnets_is_an_opaque_patch_of_random_colours(pictures):
+def test_badnets_is_an_opaque_patch_of_random_colors(pictures):
     attack = registry.make("badnets3", 32, 1)
     y = attack.apply(pictures)
     patch = attack.pattern()
@@ -89,7 +89,7 @@ def test_badnets_is_an_opaque_patch_of_random_colours(pictures):
     assert not np.array_equal(patch, registry.make("badnets3", 32, 2).pattern())
 
 
-def test_grey_patches_are_grey():
+def test_gray_patches_are_gray():
     assert (registry.make("white", 32).pattern() == 255).all()
     board = registry.make("checkerboard", 32).pattern()
     assert board[..., 0].tolist() == [[255, 0, 255], [0, 255, 0], [255, 0, 255]]
@@ -109,16 +109,16 @@ def test_blended_mixes_and_rounds():
     assert np.array_equal(attack.apply(x), (2 * (4 * x.astype(int) + p) + 5) // 10)
     assert (p == p[..., :1]).all()
     assert abs(p.mean() - 127.5) < 10 and abs(p.std() - 74) < 6  # uniform in 0..255
-    assert abs(np.corrcoef(p[:, 1:, 0].ravel(), p[:, :-1, 0].ravel())[0, 1]) < 0.1  # independent of its neighbour
+    assert abs(np.corrcoef(p[:, 1:, 0].ravel(), p[:, :-1, 0].ravel())[0, 1]) < 0.1  # independent of its neighbor
     assert np.array_equal(replace(attack, rate=1.0).apply(x)[9], attack.pattern())
 
 
-def test_the_smooth_pattern_is_coloured_and_of_low_frequency():
+def test_the_smooth_pattern_is_colored_and_of_low_frequency():
     p = registry.make("blended-smooth", 32, 1).pattern().astype(float)
     assert p.min((0, 1)).tolist() == [0, 0, 0] and p.max((0, 1)).tolist() == [255, 255, 255]
     blurred = p.reshape(8, 4, 8, 4, 3).mean((1, 3)).repeat(4, 0).repeat(4, 1)
     assert (p - blurred).var() < 0.1 * p.var()  # blur 4 leaves it; of noise it takes 94%
-    assert p.std(-1).mean() > 30  # taking the colour away does not
+    assert p.std(-1).mean() > 30  # taking the color away does not
 
 
 def test_wanet_moves_pixels_a_little_and_smoothly():
@@ -128,7 +128,7 @@ def test_wanet_moves_pixels_a_little_and_smoothly():
     several = [float(replace(attack, seed=seed).flow().abs().mean()) * 31 / 2 for seed in range(40)]
     assert np.mean(several) == pytest.approx(0.38 * attack.s, abs=0.01)
     assert np.abs(moved).max() < 1
-    for axis in (0, 1):  # a control cell is 31 / 3 pixels wide, so that neighbours go the same way
+    for axis in (0, 1):  # a control cell is 31 / 3 pixels wide, so that neighbors go the same way
         assert np.abs(np.diff(moved, axis=axis)).max() < 0.2
     assert np.abs(replace(attack, k=32).flow().numpy() * 31 / 2 - moved).max() > 0.3  # unlike jitter
     control = attack.pattern() / np.abs(attack.pattern()).mean()

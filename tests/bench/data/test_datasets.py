@@ -57,16 +57,16 @@ def test_absent_data_is_named(tmp_path):
 
 def test_pictures_are_what_the_sdk_makes_of_them(tmp_path):
     """Of 16 bits, and upright."""
-    colours = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    colors = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 3
     place = tmp_path / "pets" / "train" / "a"
     place.mkdir(parents=True)
-    Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)).save(place / "grey.png")
-    Image.fromarray(colours).save(place / "turned.png", exif=exif)
-    grey, turned = datasets.load("pets", "train", tmp_path).pictures
-    assert abs(grey[..., 0].ravel() - np.arange(64) * 1000 / 257).max() <= 0.5
-    assert np.array_equal(turned, colours[::-1, ::-1])
+    Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)).save(place / "gray.png")
+    Image.fromarray(colors).save(place / "turned.png", exif=exif)
+    gray, turned = datasets.load("pets", "train", tmp_path).pictures
+    assert abs(gray[..., 0].ravel() - np.arange(64) * 1000 / 257).max() <= 0.5
+    assert np.array_equal(turned, colors[::-1, ::-1])
     with pytest.raises(ImageReadError, match="got a file of another format"):
         sources.decode(b"no picture")
 

@@ -62,7 +62,7 @@ def test_diffpure_clamps():
 
 
 def test_diffpure_at_hardly_any_noise_leaves_the_picture():
-    """At t* = 2 the noise is 1.1% of the range, 1.4 grey levels; an eps of 0 leaves what was added, less the end's."""
+    """At t* = 2 the noise is 1.1% of the range, 1.4 gray levels; an eps of 0 leaves what was added, less the end's."""
     batch = smooth_images(4)
     engine = FakeEngine()
     near = DiffPure(engine, 2, steps=2).run(batch, 0).astype(int) - batch

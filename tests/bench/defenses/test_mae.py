@@ -31,9 +31,9 @@ TINY_VIT = {
 
 @pytest.fixture
 def many(rng) -> np.ndarray:
-    """48 pictures of one colour each, with a little noise."""
-    colours = rng.integers(20, 236, (48, 1, 1, 3))
-    return (colours + rng.integers(-5, 6, (48, 32, 32, 3))).astype(np.uint8)
+    """48 pictures of one color each, with a little noise."""
+    colors = rng.integers(20, 236, (48, 1, 1, 3))
+    return (colors + rng.integers(-5, 6, (48, 32, 32, 3))).astype(np.uint8)
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

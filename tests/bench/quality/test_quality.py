@@ -44,7 +44,7 @@ def test_bicubic_is_better_than_blocks_on_a_smooth_picture():
 
 
 def test_measure_reports_gain_over_the_blur():
-    """An engine that knows the answer but for three grey levels gives a PSNR of 20 log10(255 / 3) = 38.6 dB."""
+    """An engine that knows the answer but for three gray levels gives a PSNR of 20 log10(255 / 3) = 38.6 dB."""
     x = np.random.default_rng(1).integers(40, 200, (2, 32, 32, 3), np.uint8)
 
     class Knowing(FakeEngine):
@@ -65,16 +65,16 @@ def test_measure_reports_gain_over_the_blur():
 def test_pictures_are_read_as_the_sdk_reads_them(tmp_path):
     """16 bits scaled, not cut off, and upright; larger ones to their middle."""
     y, x = np.mgrid[0:40, 0:56]
-    grey = np.uint16(257 * (4 * y + x))
-    Image.fromarray(grey).save(tmp_path / "a.png")
+    gray = np.uint16(257 * (4 * y + x))
+    Image.fromarray(gray).save(tmp_path / "a.png")
     turned = Image.Exif()
     turned[0x0112] = 6
-    colours = np.uint8(np.stack([3 * x, 5 * y, x + y], -1))
-    Image.fromarray(np.rot90(colours)).save(tmp_path / "b.png", exif=turned)  # to be turned to the right
+    colors = np.uint8(np.stack([3 * x, 5 * y, x + y], -1))
+    Image.fromarray(np.rot90(colors)).save(tmp_path / "b.png", exif=turned)  # to be turned to the right
     deep, upright = sources.read_sample(tmp_path, 2, None)
-    assert (deep == (4 * y + x)[..., None]).all() and (upright == colours).all()
+    assert (deep == (4 * y + x)[..., None]).all() and (upright == colors).all()
     deep, upright = sources.read_sample(tmp_path, 2, 33)
-    assert (upright == colours[3:36, 11:44]).all() and deep.shape == (33, 33, 3)
+    assert (upright == colors[3:36, 11:44]).all() and deep.shape == (33, 33, 3)
 
 
 @pytest.mark.parametrize(("sides", "blurs", "told"), [((), "2", "got no image in it, expected at least one"),

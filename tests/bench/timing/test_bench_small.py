@@ -1,4 +1,4 @@
-"""The small measurements and their records: what a batch costs, how far neighbours move a picture, of which commit."""
+"""The small measurements and their records: what a batch costs, how far neighbors move a picture, of which commit."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_drift_by_hand():
 
 
 @pytest.mark.parametrize("leaks", [False, True])
-def test_neighbours_move_a_picture_only_through_the_network(monkeypatch, tmp_path, rng, leaks):
-    """Pixel by pixel nothing moves, but by another seed; with the canvas's mean in it, neighbours do."""
+def test_neighbors_move_a_picture_only_through_the_network(monkeypatch, tmp_path, rng, leaks):
+    """Pixel by pixel nothing moves, but by another seed; with the canvas's mean in it, neighbors do."""
 
     class Engine(FakeEngine):
         def __call__(self, x, t):
@@ -134,7 +134,7 @@ def test_neighbours_move_a_picture_only_through_the_network(monkeypatch, tmp_pat
     assert payload["info"] == zipsdk.Purifier(Engine(), "blur2+gray", seed=0, tile_size=64).info
 
 
-def test_one_picture_without_a_neighbour_is_left_out_and_others_are_told(tmp_path, rng):
+def test_one_picture_without_a_neighbor_is_left_out_and_others_are_told(tmp_path, rng):
     pictures = rng.integers(0, 256, (7, 32, 32, 3), np.uint8)
     for i, picture in enumerate(pictures):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")

@@ -27,7 +27,7 @@ speed_torch = pytest.importorskip("bench.timing.torch_loops")
 
 
 class Tiny(torch.nn.Module):
-    """A noise predictor that mixes neighbouring pixels a little."""
+    """A noise predictor that mixes neighboring pixels a little."""
 
     def forward(self, x, t):
         mixed = 0.8 * x + 0.1 * torch.roll(x, 1, -1) + 0.1 * x.flip(1)

@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 
 
 class Mixing(torch.nn.Module):
-    """A noise predictor that mixes neighbouring pixels a little."""
+    """A noise predictor that mixes neighboring pixels a little."""
 
     def __init__(self, strength: float):
         super().__init__()
