@@ -137,7 +137,7 @@ def text(content: dict[str, Any]) -> str:
             rates_of_rows.append([row["preset"], model, *rates])
     tables = (
         table(["one evaluation", *names], speeds),
-        table(["clean pictures", "preset", "gain in PSNR / sharpness, fp32", "int8", "PSNR between"], pictures),
+        table(["clean images", "preset", "gain in PSNR / sharpness, fp32", "int8", "PSNR between"], pictures),
         table(["BadNets on CIFAR-10", "model", "CA, %", "ASR, %", "PA, %"], rates_of_rows),
     )
     return "\n\n".join(tables)

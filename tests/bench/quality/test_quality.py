@@ -77,7 +77,7 @@ def test_pictures_are_read_as_the_sdk_reads_them(tmp_path):
     assert (upright == colors[3:36, 11:44]).all() and deep.shape == (33, 33, 3)
 
 
-@pytest.mark.parametrize(("sides", "blurs", "told"), [((), "2", "got no image in it, expected at least one"),
+@pytest.mark.parametrize(("sides", "blurs", "told"), [((), "2", "got no image, expected at least one"),
                          ((33,), "2", "got images of 33 x 33, .* whose sides 2 divides; crop them by --side 32,"),
                          ((34,), "2 4", "whose sides 4 divides")])  # fmt: skip
 def test_what_cannot_be_measured_is_told_before_anything_is(tmp_path, monkeypatch, capsys, sides, blurs, told):
