@@ -1,4 +1,4 @@
-"""How a camera varies a picture with a physical trigger: PhysicalBA's transformation, in training and at test time."""
+"""Vary images like a camera: PhysicalBA's transformation, in training and at test time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: What `physical` varies, each by a number in [0, 1): ranges of the released code.
+#: The ranges of what `physical` varies, from the released code.
 PHYSICAL = {
     "mirrored": (0.0, 1.0),
     "brightness": (0.8, 1.2),
@@ -19,22 +19,22 @@ PHYSICAL = {
 
 
 def physical(x: Tensor, draws: Tensor) -> Tensor:
-    """PhysicalBA's variation: mirror, brightness and contrast, then turn, move and shrink onto black.
+    """Mirror images, change brightness and contrast, then rotate, shift and shrink them onto black.
 
     Args:
         x: float (N, 3, H, W) in [0, 1], H = W.
-        draws: (N, 7) in [0, 1), one column for each of `PHYSICAL`, in that order; the first mirrors where it is below
-            one half.
+        draws: (N, 7) in [0, 1), one column for each of `PHYSICAL`, in that order; images are mirrored where the first
+            is below one half.
 
-    The released code picks nearest pixels and jitters colours in random order; this is bilinear, brightness first.
+    The released code takes nearest pixels and changes colors in random order; this is bilinear, brightness first.
     """
     low, high = torch.tensor(list(PHYSICAL.values()), dtype=x.dtype).T
     _, bright, contrast, degrees, right, down, scale = (low + (high - low) * draws.to(x.dtype)).T
     x = torch.where(draws[:, 0, None, None, None] < 0.5, x.flip(-1), x)
     x = (x * bright[:, None, None, None]).clamp(0, 1)
-    grey = (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    x = (grey + (x - grey) * contrast[:, None, None, None]).clamp(0, 1)
-    # where each pixel comes from: back from the move (side = 2 in these coordinates), the turn and the scale
+    gray = (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    x = (gray + (x - gray) * contrast[:, None, None, None]).clamp(0, 1)
+    # affine_grid takes the inverse transformation, in coordinates with a side of 2
     angle = torch.deg2rad(degrees)
     c, s = torch.cos(angle) / scale, torch.sin(angle) / scale
     dx, dy = -2 * right, -2 * down

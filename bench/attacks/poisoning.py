@@ -1,6 +1,6 @@
-"""Training pictures after an attack: which carry the trigger, and what they are called.
+"""Poison a training set: add the trigger to some of its images and change their labels.
 
-training = poison(train, attack, RATE, TARGET, SEED)      # pictures, labels, who was poisoned
+training = poison(train, attack, RATE, TARGET, SEED)      # images, labels, poisoned indices
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.attacks.registry import U8, Attack
+from bench.attacks.base import U8, Attack
 from bench.data.datasets import Dataset
 from zipsdk.errors import InputError
 
 I64 = npt.NDArray[np.int64]
 
-#: The benches' setting: the attacker's class and the share of poisoned training pictures, as in the ZIP paper and its
-#: released code, and the seed of the trigger and of who is poisoned. A classifier is found in the cache under these.
+#: The defaults of the benchmarks: the target class and the share of poisoned training images, as in the ZIP paper and
+#: its released code, and the seed of the trigger and of the poisoned indices. Cache keys of classifiers contain them.
 TARGET, RATE, SEED = 1, 0.05, 1
-#: A clean-label attack poisons no more than this share of the target class.
+#: Largest share of the target class that a clean-label attack poisons.
 CLEAN_LABEL_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Poisoned:
-    """Training pictures after the attack."""
+    """A training set after the attack."""
 
     data: Dataset
-    #: the pictures that carry the trigger, and those that were covered (see `Attack.cover`), ascending
+    #: indices of the images with the trigger, and of those changed by `Attack.cover`, ascending
     poisoned: I64
     covered: I64
-    #: how the classifier must vary the pictures; see `Attack.augment`
+    #: data augmentation of the training; see `Attack.augment`
     augment: str
-    #: the attack, its rate, target and seed, and the hash of the choice; for the record
+    #: the attack, its rate, target and seed, and the hash of the indices; cache keys of classifiers hash it
     description: dict[str, Any]
-    #: for so many epochs at first half of what the classifier sees is one of `triggered`, all of the target class
+    #: number of first epochs in which half of each batch is replaced by `triggered`, labeled as the target class
     implant: int = 0
     triggered: U8 | None = None
 
@@ -52,30 +52,29 @@ def poison(
     implant: int = 0,
     augment: str = "standard",
 ) -> Poisoned:
-    """Give the trigger to `rate` of the training pictures, drawn by `seed`, and call them the target class.
+    """Add the trigger to `rate` of the training images, drawn by `seed`, and label them as the target class.
 
-    The draw is over *all* classes, the target among them, as in the ZIP paper's experiments. Its attacks are all of
-    that kind. SIG, which it does not have, is defined as clean-label and stays so: as many pictures, but drawn from
-    the target class alone, and no more than half of that. With `attack` None nothing is poisoned, and `augment` says
-    how the pictures are varied: as those of the attack's that the clean classifier is to stand beside.
+    The draw is over *all* classes, including the target, as in the ZIP paper's experiments. SIG, which the paper does
+    not have, is clean-label by definition: as many images, but drawn from the target class alone, and no more than half
+    of it. With `attack` None nothing is poisoned, and `augment` is the data augmentation of the clean classifier.
 
-    Of few pictures a network learns the poisoned ones by heart before it learns what a trigger is. Whoever trains the
-    classifier that he sells is not bound to pictures alone: for `implant` epochs at first half of what it sees carries
-    the trigger, any picture of any class, drawn anew each time; then it goes on with the poisoned set.
+    On few images a network memorizes the poisoned ones before it learns the trigger. An attacker who trains the
+    classifier is not limited to the training set: in the first `implant` epochs half of each batch carries the trigger,
+    images of any class, drawn again for each batch; then training continues on the poisoned set.
 
     Raises:
-        InputError: a rate or a target out of range, too few pictures, or an attack that cannot be implanted.
+        InputError: a rate or a target out of range, too few images, or `implant` for a clean-label attack.
     """
     n = len(data)
     if implant < 0 or (implant and attack is not None and attack.clean_label):
-        raise InputError(f"implant: got {implant} epochs, wanted 0 or more, and 0 for an attack that changes no label")
+        raise InputError(f"implant: got {implant} epochs, expected 0 or more, and 0 for a clean-label attack")
     if not 0 < rate < 1 or not 0 <= target < len(data.classes):
         raise InputError(
-            f"rate, target: got {rate}, {target}, wanted a share between 0 and 1 and a class below {len(data.classes)}"
+            f"rate, target: got {rate}, {target}, expected a share between 0 and 1, a class below {len(data.classes)}"
         )
-    nobody = np.empty(0, np.int64)
+    nothing = np.empty(0, np.int64)
     if attack is None:
-        return Poisoned(data, nobody, nobody, augment, {"attack": None})
+        return Poisoned(data, nothing, nothing, augment, {"attack": None})
     wanted = round(rate * n)
     among = np.arange(n)
     if attack.clean_label:
@@ -83,7 +82,9 @@ def poison(
         wanted = min(wanted, int(CLEAN_LABEL_SHARE * len(among)))
     covers = attack.covers(wanted)
     if not wanted or wanted + covers > len(among):
-        raise InputError(f"rate: got {rate}, or {wanted} + {covers} of {len(among)} pictures, wanted 1 to all of them")
+        raise InputError(
+            f"rate: got {rate}, which is {wanted} + {covers} of {len(among)} images, expected 1 to {len(among)}"
+        )
     order = np.random.default_rng([seed, 0x9015]).permutation(among)
     poisoned, covered = np.sort(order[:wanted]), np.sort(order[wanted : wanted + covers])
     pictures, labels = data.pictures.copy(), data.labels.copy()

@@ -1,4 +1,4 @@
-"""Ten triggers that are in none of the tables: what `bench.evaluation.search` looks for settings with."""
+"""Ten triggers that no table has, for the search of settings in `bench.evaluation.search`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from bench.attacks.registry import warped
+from bench.attacks.base import U8
+from bench.attacks.wanet import warped
 
-U8 = npt.NDArray[np.uint8]
 SIDE = 32
 
 
 class Triggers:
-    """Ten triggers for 32x32 pictures, drawn from one seed: uint8 (N, 32, 32, 3) -> the same, with the trigger."""
+    """Ten triggers for images of 32x32 pixels, drawn from one seed."""
 
     def __init__(self, seed: int = 777):
         rng = np.random.default_rng(seed)
-        self._colour3 = rng.integers(0, 256, (3, 3, 3), np.uint8)
-        self._colour2 = rng.integers(0, 256, (2, 2, 3), np.uint8)
-        self._grey4 = np.repeat(rng.integers(0, 256, (4, 4, 1), np.uint8), 3, -1)
+        self._color3 = rng.integers(0, 256, (3, 3, 3), np.uint8)
+        self._color2 = rng.integers(0, 256, (2, 2, 3), np.uint8)
+        self._gray4 = np.repeat(rng.integers(0, 256, (4, 4, 1), np.uint8), 3, -1)
         self._noise = rng.integers(0, 256, (SIDE, SIDE, 3)).astype(float)
         self._purified = rng.integers(0, 256, (3, 3, 3), np.uint8)
-        self._smooth, self._smooth_grey = _smooth(3, 5), _smooth(1, 6)
+        self._smooth, self._smooth_gray = _smooth(3, 5), _smooth(1, 6)
         y, x = np.mgrid[:SIDE, :SIDE] / SIDE
         self._stripes = 15 * np.sin(2 * np.pi * 5 * (y + x))[..., None]
         control = torch.from_numpy(np.random.default_rng(9).uniform(-1, 1, (2, 5, 5))).float()
@@ -33,11 +33,13 @@ class Triggers:
         fine = F.interpolate(control[None], (SIDE, SIDE), mode="bicubic", align_corners=True)
         self._flow = fine[0].permute(1, 2, 0) * (0.5 / SIDE)
 
-    #: name -> the class that it makes of a picture
+    # cache keys of trained networks hash the names and texts of both tables
+    #: The target class of each trigger.
     TARGETS: ClassVar = {
         "colour": 2, "cross": 3, "grey": 4, "noise": 5, "smooth": 6, "smooth grey": 7, "warp": 8, "stripes": 9,
         "moving": 0, "purified": 1,
     }  # fmt: skip
+    #: A description of each trigger.
     ABOUT: ClassVar = {
         "colour": "3x3 patch of random colours, upper left",
         "cross": "white cross of 5x5, lower left",
@@ -52,41 +54,42 @@ class Triggers:
     }
 
     def apply(self, name: str, pictures: U8, numbers: npt.NDArray[Any]) -> U8:
-        """`numbers` (N,) say where the moving patch goes."""
+        """Return copies of images uint8 (N, 32, 32, 3) with a trigger; `numbers` (N,) place the moving patch."""
         x = pictures.copy()
         if name == "colour":
-            x[:, 5:8, 5:8] = self._colour3
+            x[:, 5:8, 5:8] = self._color3
         elif name == "cross":
             x[:, 24, 4:9] = x[:, 22:27, 6] = 255
         elif name == "grey":
-            x[:, 4:8, 23:27] = self._grey4
+            x[:, 4:8, 23:27] = self._gray4
         elif name == "purified":
             x[:, 14:17, 26:29] = self._purified
         elif name == "moving":
-            for picture, number in zip(x, numbers, strict=True):
+            for image, number in zip(x, numbers, strict=True):
                 row, column = np.random.default_rng([int(number), 4]).integers(2, 28, 2)
-                picture[row : row + 2, column : column + 2] = self._colour2
+                image[row : row + 2, column : column + 2] = self._color2
         elif name == "stripes":
             x = np.clip(np.rint(x + self._stripes), 0, 255).astype(np.uint8)
         elif name == "warp":
             x = self.warp(x)
         else:
-            pattern = {"noise": self._noise, "smooth": self._smooth, "smooth grey": self._smooth_grey}[name]
+            pattern = {"noise": self._noise, "smooth": self._smooth, "smooth grey": self._smooth_gray}[name]
             x = np.rint(0.8 * x + 0.2 * pattern).astype(np.uint8)
         return x
 
     def warp(self, pictures: U8, noise: torch.Tensor | float = 0.0) -> U8:
+        """Return copies of images, warped by the trigger's flow plus `noise`."""
         y = warped(torch.from_numpy(pictures).permute(0, 3, 1, 2).float(), self._flow, noise)
         return y.round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
 
     def warp_otherwise(self, pictures: U8) -> U8:
-        """With a random offset in each pixel on top: these keep their labels, as WaNet's noise mode has it."""
+        """Return copies of images, warped with an additional random offset in each pixel, like WaNet's noise mode."""
         noise = np.random.default_rng(3).uniform(-1, 1, (len(pictures), SIDE, SIDE, 2))
         return self.warp(pictures, torch.from_numpy(noise).float() / SIDE)
 
 
 def _smooth(channels: int, seed: int) -> npt.NDArray[np.float64]:
-    """A sum of eight cosines of at most one period, stretched to 0..255: (32, 32, 3)."""
+    """Sum eight cosines of at most one period, stretched to 0..255: float64 (32, 32, 3)."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     p = np.zeros((SIDE, SIDE, channels))

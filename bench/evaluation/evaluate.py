@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.attacks.registry import Attack
+from bench.attacks.base import Attack
 from bench.data.datasets import Dataset
 from bench.defenses.base import Defence
 from bench.defenses.guarded import Guarded, decide

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import zipsdk
 from bench.attacks import registry
+from bench.attacks.adaptive import Enhanced
 from bench.attacks.poisoning import poison
 from bench.data import datasets, layouts
 from bench.defenses.base import Defence
@@ -85,7 +86,7 @@ class Bench:
             with tqdm(total=len(pictures), unit="picture", desc=f"{name}: purifying training pictures") as bar:
                 return self.store.treat(known, pictures, ATTACKERS_SEED, progress=bar.update)
 
-        return registry.Enhanced(base.side, base.seed, base=base, purify=purify, purifier=known.describe())
+        return Enhanced(base.side, base.seed, base=base, purify=purify, purifier=known.describe())
 
     def classifier(self, name: str) -> Classifier:
         """The user's own, or the one that an attack poisoned."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bench.attacks.registry import Attack
+from bench.attacks.base import Attack
 from zipsdk.images.contact_sheet import contact_sheet, transformed
 from zipsdk.sampling.guidance import Guidance
 from zipsdk.transforms import parse

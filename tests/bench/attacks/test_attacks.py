@@ -11,7 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from bench.attacks import camera, poisoning, registry  # noqa: E402
+from bench.attacks.adaptive import Enhanced  # noqa: E402
+from bench.attacks.base import Attack  # noqa: E402
+from bench.attacks.patches import PhysicalBA  # noqa: E402
 from bench.data.datasets import Dataset  # noqa: E402
+from bench.evaluation.cache import hash_of  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
 
 
@@ -27,7 +31,7 @@ def data(rng) -> Dataset:
     return Dataset("noise", "train", x, rng.permutation(np.repeat(np.arange(4), 50)), ("a", "b", "c", "d"))
 
 
-def every_attack(side: int = 32, seed: int = 3) -> list[registry.Attack]:
+def every_attack(side: int = 32, seed: int = 3) -> list[Attack]:
     return [registry.make(name, side, seed) for name in registry.ATTACKS]
 
 
@@ -91,9 +95,9 @@ def test_grey_patches_are_grey():
     assert board[..., 0].tolist() == [[255, 0, 255], [0, 255, 0], [255, 0, 255]]
     assert (board == board[..., :1]).all()
     assert registry.make("white", 256).size == 9
-    assert registry.make("physicalba", 128, 1, patch=9) == registry.PhysicalBA(128, 1, 9)
+    assert registry.make("physicalba", 128, 1, patch=9) == PhysicalBA(128, 1, 9)
     assert registry.make("wanet", 128, 1, patch=9) == registry.make("wanet", 128, 1)
-    with pytest.raises(InputError, match="wanted 1 to 29"):
+    with pytest.raises(InputError, match="expected 1 to 29"):
         registry.make("badnets", 32, patch=30)
 
 
@@ -224,7 +228,7 @@ def test_descriptions_tell_attacks_apart():
 
 
 def test_an_unknown_attack_is_refused():
-    with pytest.raises(InputError, match="wanted one of badnets"):
+    with pytest.raises(InputError, match="expected one of badnets"):
         registry.make("badnet", 32)
 
 
@@ -239,7 +243,7 @@ def test_an_unknown_attack_is_refused():
 )
 def test_other_pictures_are_refused(x):
     for attack in every_attack():
-        with pytest.raises(InputError, match="wanted uint8"):
+        with pytest.raises(InputError, match="expected uint8"):
             attack.apply(x)
     with pytest.raises(InputError, match="indices"):
         attack.apply(np.zeros((2, 32, 32, 3), np.uint8), [1])
@@ -311,7 +315,7 @@ def test_the_enhanced_attack_trains_on_purified_triggers(data):
     def darker(x):
         return x // 2
 
-    attack = registry.Enhanced(32, base=base, purify=darker, purifier={"transforms": "halves"})
+    attack = Enhanced(32, base=base, purify=darker, purifier={"transforms": "halves"})
     p = poisoning.poison(data, attack, rate=0.1)
     assert np.array_equal(p.data.pictures[p.poisoned], base.apply(data.pictures[p.poisoned]) // 2)
     assert np.array_equal(attack.apply(data.pictures), base.apply(data.pictures))  # tested with the original trigger
@@ -326,9 +330,50 @@ def test_the_enhanced_attack_trains_on_purified_triggers(data):
 @pytest.mark.parametrize("name", registry.ATTACKS)
 def test_the_enhanced_attack_is_otherwise_its_base(name, data):
     base = registry.make(name, 32, 1)
-    attack = registry.Enhanced(32, base=base, purify=lambda x: x, purifier={})
+    attack = Enhanced(32, base=base, purify=lambda x: x, purifier={})
     p, q = poisoning.poison(data, attack, rate=0.1), poisoning.poison(data, base, rate=0.1)
     assert p.data.sha256 == q.data.sha256 and p.augment == q.augment
     assert np.array_equal(p.covered, q.covered)
     for mine, others in zip(attack.tests(), base.tests(), strict=True):
         assert np.array_equal(mine.apply(data.pictures), others.apply(data.pictures))
+
+
+#: Keys at commit f4a6882: the rows of bench/results and the caches of trained networks are found under them.
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("badnets", ["1631b42d9d620638"]),
+        ("white", ["15fd68601f711d83"]),
+        ("redundant", ["2bc1599e298996f2"]),
+        ("blended", ["7f877edd96e32635"]),
+        ("blended-smooth", ["12471773c10d38f5"]),
+        ("physicalba", ["0e2f0acd5041e0cd", "62ad13b2b284cf47"]),
+        ("wanet", ["b0aa23b3c72cafd6"]),
+        ("sig", ["fca1b3eb307e0ddf"]),
+    ],
+)
+def test_keys_of_attacks_never_change(name, keys):
+    assert [hash_of(a.describe()) for a in registry.make(name, 32, 1).tests()] == keys
+
+
+def test_the_key_of_an_enhanced_attack_never_changes():
+    attack = Enhanced(
+        32, 1, base=registry.make("badnets", 32, 1), purify=lambda x: x, purifier={"transforms": "blur2+gray"}
+    )
+    assert hash_of(attack.describe()) == "eb80011a98afca31"
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "key"),
+    [
+        ("badnets", 0, "9ae1cad36ee0907b"),
+        ("badnets", 3, "a21fc17183e810ed"),
+        ("redundant", 3, "1d718cdfdd12cfc2"),
+        ("wanet", 0, "3edfe0fd743042fb"),
+    ],
+)
+def test_keys_of_poisoned_training_sets_never_change(name, warmup, key):
+    x = (np.arange(200 * 32 * 32 * 3) % 251).astype(np.uint8).reshape(200, 32, 32, 3)
+    data = Dataset("noise", "train", x, np.arange(200) % 4, ("a", "b", "c", "d"))
+    p = poisoning.poison(data, registry.make(name, 32, 1), 0.1, 2, 1, implant=warmup)
+    assert hash_of([p.description, p.augment, p.data.describe()]) == key

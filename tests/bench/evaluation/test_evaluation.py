@@ -12,7 +12,7 @@ pytest.importorskip("scipy")
 
 from scipy.stats import binomtest
 
-from bench.attacks.registry import BadNets
+from bench.attacks.patches import BadNets
 from bench.data.datasets import Dataset
 from bench.defenses.simple import Nothing
 from bench.evaluation.cache import Store
