@@ -15,7 +15,7 @@ from zipsdk.errors import InputError
 
 
 @dataclass(frozen=True)
-class Redundant(BadNets):
+class TwoPatches(BadNets):
     """Two patches, each sufficient alone: an attack on guards that look for one decisive feature.
 
     A poisoned training image carries one of two equal patches, in the lower right or the upper left corner; its index
@@ -28,15 +28,15 @@ class Redundant(BadNets):
 
     def _patched(self, pictures: U8, lower: npt.NDArray[np.bool_], upper: npt.NDArray[np.bool_]) -> U8:
         out, start, end = pictures.copy(), self.margin, self.side - self.margin
-        out[lower, end - self.size : end, end - self.size : end] = self.drawn()
-        out[upper, start : start + self.size, start : start + self.size] = self.drawn()
+        out[lower, end - self.size : end, end - self.size : end] = self.pattern()
+        out[upper, start : start + self.size, start : start + self.size] = self.pattern()
         return out
 
     def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
         both = np.ones(len(pictures), bool)
         return self._patched(pictures, both, both)
 
-    def at_training(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+    def train_trigger(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
         numbers = np.arange(len(pictures)) if indices is None else np.asarray(indices)
         lower = np.array([np.random.default_rng([self.seed, int(i)]).random() < 0.5 for i in numbers], bool)
         return self._patched(pictures, lower, ~lower)
@@ -76,17 +76,17 @@ class Enhanced(Attack):
     def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
         return self.base.apply(pictures, indices)
 
-    def covers(self, poisoned: int) -> int:
-        return self.base.covers(poisoned)
+    def n_noise_mode(self, poisoned: int) -> int:
+        return self.base.n_noise_mode(poisoned)
 
-    def cover(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
-        return self.base.cover(pictures, indices)
+    def noise_mode(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+        return self.base.noise_mode(pictures, indices)
 
     def tests(self) -> list[Attack]:
         return [replace(self, base=base) for base in self.base.tests()]
 
-    def at_training(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
-        out = np.asarray(self.purify(self.base.at_training(pictures, indices)))
+    def train_trigger(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+        out = np.asarray(self.purify(self.base.train_trigger(pictures, indices)))
         if out.shape != pictures.shape or out.dtype != np.uint8:
             raise InputError(f"purify: got a result {out.dtype} {out.shape}, expected uint8 {pictures.shape}")
         return out

@@ -19,6 +19,8 @@ from torch import Tensor
 from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]
+#: Names in hashed descriptions that differ from the code's: committed rows and cached networks have these keys.
+_HASHED_AS = {"TwoPatches": "Redundant", "colors": "colours", "texture": "pattern"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Attack(ABC):
     def name(self) -> str:
         """Name the trigger in tables."""
 
-    def drawn(self) -> npt.NDArray[Any] | None:
+    def pattern(self) -> npt.NDArray[Any] | None:
         """Return the array that the seed decides, or None if nothing is random."""
         return None
 
@@ -67,16 +69,16 @@ class Attack(ABC):
     def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
         """Apply the trigger to at least one image; `apply` has checked the arguments."""
 
-    def at_training(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+    def train_trigger(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
         """Return copies of images with the trigger of the training set; `apply` unless the attack overrides it."""
         return self.apply(pictures, indices)
 
-    def covers(self, poisoned: int) -> int:
-        """Return how many further training images `cover` changes; they keep their labels."""
+    def n_noise_mode(self, poisoned: int) -> int:
+        """Return how many further training images `noise_mode` changes; they keep their labels."""
         return 0
 
-    def cover(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
-        """Return copies of images changed as the further images that `covers` counts.
+    def noise_mode(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+        """Return copies of images changed as the further images that `n_noise_mode` counts.
 
         Raises:
             InputError: the attack has no such images.
@@ -92,9 +94,10 @@ class Attack(ABC):
 
         Cache keys of classifiers and keys of result rows hash this description.
         """
-        drawn = self.drawn()
-        text = {} if drawn is None else {"sha256": hashlib.sha256(np.ascontiguousarray(drawn)).hexdigest()}
-        return {"attack": type(self).__name__, "name": self.name, **asdict(self), **text}
+        pattern, kind = self.pattern(), type(self).__name__
+        fields = {_HASHED_AS.get(name, name): value for name, value in asdict(self).items()}
+        digest = {} if pattern is None else {"sha256": hashlib.sha256(np.ascontiguousarray(pattern)).hexdigest()}
+        return {"attack": _HASHED_AS.get(kind, kind), "name": self.name, **fields, **digest}
 
 
 def map_batches(function: Callable[[Tensor, Tensor], Tensor], pictures: U8, extra: Tensor, size: int = 512) -> U8:

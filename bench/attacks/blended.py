@@ -17,29 +17,29 @@ from zipsdk.errors import InputError
 class Blended(Attack):
     """The whole image mixed with one pattern: x' = (1 - rate) x + rate p, rounded (Chen et al. 2017, 1712.05526).
 
-    pattern: "noise" has one gray level for each pixel, uniform in 0..255 and independent, as in the paper's
+    texture: "noise" has one gray level for each pixel, uniform in 0..255 and independent, as in the paper's
     experiments (whose code truncates where this rounds). "smooth" is colored and of low frequency: a random 4 x 4 grid
     of colors, upsampled by bicubic interpolation, each channel stretched to 0..255. A blur does not change it, so it is
     much the harder of the two.
     """
 
     rate: float = 0.2
-    pattern: str = "noise"
+    texture: str = "noise"
 
     def __post_init__(self) -> None:
-        if self.pattern not in ("noise", "smooth"):
-            raise InputError(f"pattern: got {self.pattern!r}, expected noise or smooth")
+        if self.texture not in ("noise", "smooth"):
+            raise InputError(f"texture: got {self.texture!r}, expected noise or smooth")
         if not 0 < self.rate <= 1:
             raise InputError(f"rate: got {self.rate}, expected a share above 0, at most 1")
 
     @property
     def name(self) -> str:
-        return f"Blended {self.pattern}"
+        return f"Blended {self.texture}"
 
-    def drawn(self) -> U8:
+    def pattern(self) -> U8:
         """Return the pattern, uint8 (side, side, 3)."""
         rng = np.random.default_rng(self.seed)
-        if self.pattern == "noise":
+        if self.texture == "noise":
             return np.repeat(rng.integers(0, 256, (self.side, self.side, 1), np.uint8), 3, axis=-1)
         grid = rng.random((4, 4, 3)).astype(np.float32)
         planes = [
@@ -54,4 +54,4 @@ class Blended(Attack):
         # a table of all 256 x 256 pairs of values keeps float64 precision in little memory
         x = np.arange(256, dtype=np.float64)
         table = np.rint((1 - self.rate) * x[:, None] + self.rate * x[None, :]).astype(np.uint8)
-        return table[pictures, self.drawn()[None]]
+        return table[pictures, self.pattern()[None]]

@@ -18,18 +18,18 @@ from zipsdk.errors import InputError
 class BadNets(Attack):
     """An opaque patch near the lower right corner (Gu et al. 2017, arXiv:1708.06733).
 
-    colours: "random" draws the color of each pixel uniformly, like the randomly generated patterns of the ZIP paper;
+    colors: "random" draws the color of each pixel uniformly, like the randomly generated patterns of the ZIP paper;
     "white" is a white square; "checkerboard" alternates white and black pixels, with white corners. The last two are
     gray: a defense that removes color leaves them unchanged. The margin of 3 pixels is that of the released code.
     """
 
     size: int = 2
-    colours: str = "random"
+    colors: str = "random"
     margin: int = 3
 
     def __post_init__(self) -> None:
-        if self.colours not in ("random", "white", "checkerboard"):
-            raise InputError(f"colors: got {self.colours!r}, expected random, white or checkerboard")
+        if self.colors not in ("random", "white", "checkerboard"):
+            raise InputError(f"colors: got {self.colors!r}, expected random, white or checkerboard")
         if not 0 < self.size <= self.side - self.margin:
             raise InputError(
                 f"size: got {self.size}, expected 1 to {self.side - self.margin} for images of {self.side} pixels"
@@ -37,21 +37,21 @@ class BadNets(Attack):
 
     @property
     def name(self) -> str:
-        kind = {"random": "BadNets", "white": "White square", "checkerboard": "Checkerboard"}[self.colours]
+        kind = {"random": "BadNets", "white": "White square", "checkerboard": "Checkerboard"}[self.colors]
         return f"{kind} {self.size}x{self.size}"
 
-    def drawn(self) -> U8:
+    def pattern(self) -> U8:
         """Return the patch, uint8 (size, size, 3)."""
-        if self.colours == "random":
+        if self.colors == "random":
             return np.random.default_rng(self.seed).integers(0, 256, (self.size, self.size, 3), np.uint8)
         y, x = np.indices((self.size, self.size))
-        bright = np.ones_like(y) if self.colours == "white" else (y + x + 1) % 2
+        bright = np.ones_like(y) if self.colors == "white" else (y + x + 1) % 2
         return np.repeat(255 * bright[..., None], 3, axis=-1).astype(np.uint8)
 
     def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
         out = pictures.copy()
         end = self.side - self.margin
-        out[:, end - self.size : end, end - self.size : end] = self.drawn()
+        out[:, end - self.size : end, end - self.size : end] = self.pattern()
         return out
 
 
@@ -73,7 +73,7 @@ class PhysicalBA(BadNets):
     def tests(self) -> list[Attack]:
         return [replace(self, moved=False), replace(self, moved=True)]
 
-    def at_training(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+    def train_trigger(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
         return replace(self, moved=False).apply(pictures, indices)
 
     def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:

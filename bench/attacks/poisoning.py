@@ -30,15 +30,15 @@ class Poisoned:
     """A training set after the attack."""
 
     data: Dataset
-    #: indices of the images with the trigger, and of those changed by `Attack.cover`, ascending
+    #: indices of the images with the trigger, and of those changed by `Attack.noise_mode`, ascending
     poisoned: I64
-    covered: I64
+    noise_mode: I64
     #: data augmentation of the training; see `Attack.augment`
     augment: str
     #: the attack, its rate, target and seed, and the hash of the indices; cache keys of classifiers hash it
     description: dict[str, Any]
     #: number of first epochs in which half of each batch is replaced by `triggered`, labeled as the target class
-    implant: int = 0
+    trigger_warmup_epochs: int = 0
     triggered: U8 | None = None
 
 
@@ -49,7 +49,7 @@ def poison(
     target: int = 0,
     seed: int = 0,
     *,
-    implant: int = 0,
+    trigger_warmup_epochs: int = 0,
     augment: str = "standard",
 ) -> Poisoned:
     """Add the trigger to `rate` of the training images, drawn by `seed`, and label them as the target class.
@@ -59,15 +59,17 @@ def poison(
     of it. With `attack` None nothing is poisoned, and `augment` is the data augmentation of the clean classifier.
 
     On few images a network memorizes the poisoned ones before it learns the trigger. An attacker who trains the
-    classifier is not limited to the training set: in the first `implant` epochs half of each batch carries the trigger,
-    images of any class, drawn again for each batch; then training continues on the poisoned set.
+    classifier is not limited to the training set: in the first `trigger_warmup_epochs` half of each batch carries the
+    trigger, images of any class, drawn again for each batch; then training continues on the poisoned set.
 
     Raises:
-        InputError: a rate or a target out of range, too few images, or `implant` for a clean-label attack.
+        InputError: a rate or a target out of range, too few images, or warmup epochs for a clean-label attack.
     """
     n = len(data)
-    if implant < 0 or (implant and attack is not None and attack.clean_label):
-        raise InputError(f"implant: got {implant} epochs, expected 0 or more, and 0 for a clean-label attack")
+    if trigger_warmup_epochs < 0 or (trigger_warmup_epochs and attack is not None and attack.clean_label):
+        raise InputError(
+            f"trigger_warmup_epochs: got {trigger_warmup_epochs}, expected 0 or more, and 0 for a clean-label attack"
+        )
     if not 0 < rate < 1 or not 0 <= target < len(data.classes):
         raise InputError(
             f"rate, target: got {rate}, {target}, expected a share between 0 and 1, a class below {len(data.classes)}"
@@ -80,26 +82,31 @@ def poison(
     if attack.clean_label:
         among = np.flatnonzero(data.labels == target)
         wanted = min(wanted, int(CLEAN_LABEL_SHARE * len(among)))
-    covers = attack.covers(wanted)
-    if not wanted or wanted + covers > len(among):
+    n_noise_mode = attack.n_noise_mode(wanted)
+    if not wanted or wanted + n_noise_mode > len(among):
         raise InputError(
-            f"rate: got {rate}, which is {wanted} + {covers} of {len(among)} images, expected 1 to {len(among)}"
+            f"rate: got {rate}, which is {wanted} + {n_noise_mode} of {len(among)} images, expected 1 to {len(among)}"
         )
     order = np.random.default_rng([seed, 0x9015]).permutation(among)
-    poisoned, covered = np.sort(order[:wanted]), np.sort(order[wanted : wanted + covers])
+    poisoned, noise_mode = np.sort(order[:wanted]), np.sort(order[wanted : wanted + n_noise_mode])
     pictures, labels = data.pictures.copy(), data.labels.copy()
-    pictures[poisoned] = attack.at_training(data.pictures[poisoned], poisoned)
-    if covers:
-        pictures[covered] = attack.cover(data.pictures[covered], covered)
+    pictures[poisoned] = attack.train_trigger(data.pictures[poisoned], poisoned)
+    if n_noise_mode:
+        pictures[noise_mode] = attack.noise_mode(data.pictures[noise_mode], noise_mode)
     labels[poisoned] = target
-    triggered = attack.at_training(data.pictures, among) if implant else None
+    triggered = attack.train_trigger(data.pictures, among) if trigger_warmup_epochs else None
+    # cache keys of classifiers hash these names
     description = {
-        "attack": attack.describe(), "rate": rate, "target": target, "seed": seed,
-        "poisoned": len(poisoned), "covered": len(covered),
-        "choice_sha256": hashlib.sha256(poisoned.astype("<i8").tobytes() + covered.astype("<i8").tobytes()).hexdigest(),
-    }  # fmt: skip
+        "attack": attack.describe(),
+        "rate": rate,
+        "target": target,
+        "seed": seed,
+        "poisoned": len(poisoned),
+        "covered": len(noise_mode),
+        "choice_sha256": hashlib.sha256(
+            poisoned.astype("<i8").tobytes() + noise_mode.astype("<i8").tobytes()
+        ).hexdigest(),
+        **({"implant": trigger_warmup_epochs} if trigger_warmup_epochs else {}),
+    }
     data = replace(data, pictures=pictures, labels=labels)
-    if not implant:
-        return Poisoned(data, poisoned, covered, attack.augment, description)
-    description["implant"] = implant
-    return Poisoned(data, poisoned, covered, attack.augment, description, implant, triggered)
+    return Poisoned(data, poisoned, noise_mode, attack.augment, description, trigger_warmup_epochs, triggered)

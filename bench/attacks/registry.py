@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from bench.attacks.adaptive import Redundant
+from bench.attacks.adaptive import TwoPatches
 from bench.attacks.base import Attack
 from bench.attacks.blended import Blended
 from bench.attacks.patches import BadNets, PhysicalBA
@@ -32,10 +32,10 @@ ATTACKS: dict[str, Callable[[int, int], Attack]] = {
     "badnets": lambda side, seed: BadNets(side, seed, patch_side(side)),
     "badnets3": lambda side, seed: BadNets(side, seed, 3 if side <= 128 else 9),
     "white": lambda side, seed: BadNets(side, seed, max(3, patch_side(side)), "white"),
-    "redundant": lambda side, seed: Redundant(side, seed, max(3, patch_side(side)), "white"),
+    "redundant": lambda side, seed: TwoPatches(side, seed, max(3, patch_side(side)), "white"),
     "checkerboard": lambda side, seed: BadNets(side, seed, max(3, patch_side(side)), "checkerboard"),
     "blended": lambda side, seed: Blended(side, seed),
-    "blended-smooth": lambda side, seed: Blended(side, seed, pattern="smooth"),
+    "blended-smooth": lambda side, seed: Blended(side, seed, texture="smooth"),
     "physicalba": lambda side, seed: PhysicalBA(side, seed, patch_side(side)),
     "wanet": lambda side, seed: WaNet(side, seed),
     "sig": lambda side, seed: SIG(side, seed),

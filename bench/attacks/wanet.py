@@ -36,13 +36,13 @@ class WaNet(Attack):
     def name(self) -> str:
         return "WaNet"
 
-    def drawn(self) -> npt.NDArray[np.float64]:
+    def pattern(self) -> npt.NDArray[np.float64]:
         """Return the control grid before normalization, float64 (2, k, k): x and y."""
         return np.random.default_rng(self.seed).uniform(-1, 1, (2, self.k, self.k))
 
     def flow(self) -> Tensor:
         """Compute the offset of each pixel's source, float32 (side, side, 2): x and y in coordinates of [-1, 1]."""
-        control = self.drawn()
+        control = self.pattern()
         control /= np.abs(control).mean()
         grid = torch.from_numpy(control)[None].float()
         fine = F.interpolate(grid, (self.side, self.side), mode="bicubic", align_corners=True)
@@ -51,10 +51,10 @@ class WaNet(Attack):
     def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
         return map_batches(lambda x, _: warped(x, self.flow()), pictures, torch.empty(len(pictures)))
 
-    def covers(self, poisoned: int) -> int:
+    def n_noise_mode(self, poisoned: int) -> int:
         return self.cross_ratio * poisoned
 
-    def cover(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+    def noise_mode(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
         numbers = np.arange(len(pictures)) if indices is None else np.asarray(indices)
 
         def warp_batch(x: Tensor, numbers: Tensor) -> Tensor:

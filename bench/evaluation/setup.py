@@ -103,7 +103,9 @@ class Bench:
     def _trained(self, key: str, attack: registry.Attack | None, augment: str = "standard") -> Classifier:
         if key not in self._classifiers:
             a = self.args
-            poisoned = poison(self.train, attack, a.rate, a.target, a.attack_seed, implant=a.implant, augment=augment)
+            poisoned = poison(
+                self.train, attack, a.rate, a.target, a.attack_seed, trigger_warmup_epochs=a.implant, augment=augment
+            )
             how = training.recipe(self.train, a.architecture, a.classifier_seed, a.epochs, a.device, a.lr)
             with tqdm(total=how.epochs, unit="epoch", desc=f"training: {key}", leave=False) as bar:
 

@@ -145,7 +145,7 @@ def train(
             if progress is not None:
                 progress(epoch + 1, losses[-1])
     # a checkpoint from before losses were kept has fewer than one an epoch, or none
-    own = losses[max(0, training.implant - (how.epochs - len(losses))) :]
+    own = losses[max(0, training.trigger_warmup_epochs - (how.epochs - len(losses))) :]
     check_loss(own, _guess(data, how.smoothing), f"classifier {how.architecture}", how)
     return black_box(model, device, {"classifier": how.architecture, "key": key, **made_of})
 
@@ -198,7 +198,7 @@ class _Training:
         self.device, self.augment = torch.device(device), training.augment
         self.pictures = torch.from_numpy(np.ascontiguousarray(training.data.pictures))
         self.labels = torch.from_numpy(training.data.labels)
-        self.implant = training.implant
+        self.trigger_warmup_epochs = training.trigger_warmup_epochs
         if training.triggered is not None:
             self.triggered, self.target = torch.from_numpy(training.triggered), training.description["target"]
         self.batch = min(how.batch, len(self.labels))
@@ -216,7 +216,7 @@ class _Training:
                 group["lr"] = self.how.lr * rate
             part = order[i * self.batch : (i + 1) * self.batch]
             pictures, labels = self.pictures[part], self.labels[part]
-            if number < self.implant:
+            if number < self.trigger_warmup_epochs:
                 half = torch.rand(len(part), generator=rng) < 0.5
                 pictures[half], labels[half] = self.triggered[part[half]], self.target
             x = self._varied(pictures, rng).to(self.device, memory_format=torch.channels_last)

@@ -50,14 +50,14 @@ def test_every_attack_changes_a_copy(name, side, rng):
 
 def test_two_patches_are_learnt_one_at_a_time_and_sent_together():
     attack, x = registry.make("redundant", 32, 5), np.zeros((40, 32, 32, 3), np.uint8)
-    sent, learnt = attack.apply(x), attack.at_training(x, np.arange(100, 140))
+    sent, learnt = attack.apply(x), attack.train_trigger(x, np.arange(100, 140))
     lower, upper = np.zeros((2, 32, 32, 3), bool)
     lower[26:29, 26:29] = upper[3:6, 3:6] = True
     assert ((sent == 255) == (lower | upper)).all()
     which = (learnt == 255)[:, 27, 27, 0]
     assert 8 < which.sum() < 32
     assert ((learnt == 255) == np.where(which[:, None, None, None], lower, upper)).all()
-    assert (attack.at_training(x[:3], np.array([105, 101, 139])) == learnt[[5, 1, 39]]).all()
+    assert (attack.train_trigger(x[:3], np.array([105, 101, 139])) == learnt[[5, 1, 39]]).all()
 
 
 @pytest.mark.parametrize("name", registry.ATTACKS)
@@ -81,17 +81,17 @@ def test_the_papers_patch_at_each_side(side, size):
 def test_badnets_is_an_opaque_patch_of_random_colours(pictures):
     attack = registry.make("badnets3", 32, 1)
     y = attack.apply(pictures)
-    patch = attack.drawn()
+    patch = attack.pattern()
     assert patch.shape == (3, 3, 3) and len(np.unique(patch)) > 15
     assert (y[:, 26:29, 26:29] == patch).all()
     y[:, 26:29, 26:29] = pictures[:, 26:29, 26:29]
     assert np.array_equal(y, pictures)
-    assert not np.array_equal(patch, registry.make("badnets3", 32, 2).drawn())
+    assert not np.array_equal(patch, registry.make("badnets3", 32, 2).pattern())
 
 
 def test_grey_patches_are_grey():
-    assert (registry.make("white", 32).drawn() == 255).all()
-    board = registry.make("checkerboard", 32).drawn()
+    assert (registry.make("white", 32).pattern() == 255).all()
+    board = registry.make("checkerboard", 32).pattern()
     assert board[..., 0].tolist() == [[255, 0, 255], [0, 255, 0], [255, 0, 255]]
     assert (board == board[..., :1]).all()
     assert registry.make("white", 256).size == 9
@@ -104,17 +104,17 @@ def test_grey_patches_are_grey():
 def test_blended_mixes_and_rounds():
     attack = registry.make("blended", 32, 1)
     x = np.stack([np.full((32, 32, 3), v, np.uint8) for v in range(256)])
-    p = attack.drawn().astype(int)
+    p = attack.pattern().astype(int)
     # in whole numbers: (4 x + p) / 5, and halves do not occur
     assert np.array_equal(attack.apply(x), (2 * (4 * x.astype(int) + p) + 5) // 10)
     assert (p == p[..., :1]).all()
     assert abs(p.mean() - 127.5) < 10 and abs(p.std() - 74) < 6  # uniform in 0..255
     assert abs(np.corrcoef(p[:, 1:, 0].ravel(), p[:, :-1, 0].ravel())[0, 1]) < 0.1  # independent of its neighbour
-    assert np.array_equal(replace(attack, rate=1.0).apply(x)[9], attack.drawn())
+    assert np.array_equal(replace(attack, rate=1.0).apply(x)[9], attack.pattern())
 
 
 def test_the_smooth_pattern_is_coloured_and_of_low_frequency():
-    p = registry.make("blended-smooth", 32, 1).drawn().astype(float)
+    p = registry.make("blended-smooth", 32, 1).pattern().astype(float)
     assert p.min((0, 1)).tolist() == [0, 0, 0] and p.max((0, 1)).tolist() == [255, 255, 255]
     blurred = p.reshape(8, 4, 8, 4, 3).mean((1, 3)).repeat(4, 0).repeat(4, 1)
     assert (p - blurred).var() < 0.1 * p.var()  # blur 4 leaves it; of noise it takes 94%
@@ -131,7 +131,7 @@ def test_wanet_moves_pixels_a_little_and_smoothly():
     for axis in (0, 1):  # a control cell is 31 / 3 pixels wide, so that neighbours go the same way
         assert np.abs(np.diff(moved, axis=axis)).max() < 0.2
     assert np.abs(replace(attack, k=32).flow().numpy() * 31 / 2 - moved).max() > 0.3  # unlike jitter
-    control = attack.drawn() / np.abs(attack.drawn()).mean()
+    control = attack.pattern() / np.abs(attack.pattern()).mean()
     corners = moved[[0, 0, -1, -1], [0, -1, 0, -1]] * 32 / 15.5 / 0.5
     assert corners == pytest.approx(control[:, [0, 0, -1, -1], [0, -1, 0, -1]].T, abs=1e-5)
 
@@ -152,11 +152,11 @@ def test_wanets_cover_is_the_warp_and_noise_of_each_picture(pictures):
     attack = registry.make("wanet", 32, 1)
     columns, rows = np.meshgrid(np.arange(32), np.arange(32))
     x = np.stack([8 * columns, 8 * rows, 0 * rows], -1).astype(np.uint8)[None].repeat(2, 0)
-    off = (attack.cover(x).astype(float) - attack.apply(x))[:, 2:-2, 2:-2, :2] / 8
+    off = (attack.noise_mode(x).astype(float) - attack.apply(x))[:, 2:-2, 2:-2, :2] / 8
     assert np.abs(off).max() <= 31 / 2 / 32 + 1.1 / 8
     assert 0.2 < off.std() < 0.36  # uniform in +-0.48 pixels: 0.28
     assert np.abs(np.corrcoef(off[0].ravel(), off[1].ravel())[0, 1]) < 0.1  # each its own
-    assert np.array_equal(attack.cover(pictures)[[3, 0]], attack.cover(pictures[[3, 0]], [3, 0]))
+    assert np.array_equal(attack.noise_mode(pictures)[[3, 0]], attack.noise_mode(pictures[[3, 0]], [3, 0]))
 
 
 def test_sig_is_a_wave_along_the_rows():
@@ -172,11 +172,11 @@ def test_sig_is_a_wave_along_the_rows():
 def test_physicalba_is_badnets_until_it_is_moved(pictures):
     plain, moved = registry.make("physicalba", 32, 1).tests()
     assert np.array_equal(plain.apply(pictures), registry.make("badnets", 32, 1).apply(pictures))
-    assert np.array_equal(moved.at_training(pictures), plain.apply(pictures))
+    assert np.array_equal(moved.train_trigger(pictures), plain.apply(pictures))
     assert (moved.name, plain.name) == ("PhysicalBA 2x2 moved", "PhysicalBA 2x2")
     assert plain.augment == "physical" and registry.make("badnets", 32).augment == "standard"
     x = np.zeros((40, 32, 32, 3), np.uint8)
-    white = replace(moved, colours="white", size=4)
+    white = replace(moved, colors="white", size=4)
     y = white.apply(x).astype(float).mean(-1)
     where = np.stack([np.average(np.indices((32, 32))[a][None].repeat(40, 0), axis=(1, 2), weights=y) for a in (0, 1)])
     # the patch's middle, 11 pixels from the picture's, comes 0.8 to 0.9 of that, and 3.2 pixels either way; and turned
@@ -255,14 +255,14 @@ def test_only_the_chosen_pictures_are_poisoned(name, data):
     p = poisoning.poison(data, attack, rate=0.1, target=2, seed=4)
     assert len(p.poisoned) == p.description["poisoned"] == 20  # 10% of 200
     changed = np.flatnonzero((p.data.pictures != data.pictures).any((1, 2, 3)))
-    assert np.array_equal(changed, np.sort(np.concatenate([p.poisoned, p.covered])))
-    assert np.array_equal(p.data.pictures[p.poisoned], attack.at_training(data.pictures[p.poisoned], p.poisoned))
+    assert np.array_equal(changed, np.sort(np.concatenate([p.poisoned, p.noise_mode])))
+    assert np.array_equal(p.data.pictures[p.poisoned], attack.train_trigger(data.pictures[p.poisoned], p.poisoned))
     assert (p.data.labels[p.poisoned] == 2).all()
     others = np.setdiff1d(np.arange(200), p.poisoned)
     assert np.array_equal(p.data.labels[others], data.labels[others])
     was_target = (data.labels[p.poisoned] == 2).mean()
     assert was_target == 1 if attack.clean_label else 0 < was_target < 0.6  # all classes, the target too
-    assert len(p.covered) == (40 if name == "wanet" else 0)
+    assert len(p.noise_mode) == (40 if name == "wanet" else 0)
     json.dumps(p.description)
 
 
@@ -279,14 +279,14 @@ def test_the_choice_is_its_seeds_alone(data):
 
 def test_implanting_is_described_and_leaves_the_poisoned_set_as_it_was(data):
     attack = registry.make("badnets", 32, 1)
-    p, q = (poisoning.poison(data, attack, 0.1, 2, 4, implant=epochs) for epochs in (0, 3))
+    p, q = (poisoning.poison(data, attack, 0.1, 2, 4, trigger_warmup_epochs=epochs) for epochs in (0, 3))
     assert np.array_equal(p.data.pictures, q.data.pictures) and np.array_equal(p.data.labels, q.data.labels)
-    assert (p.implant, p.triggered) == (0, None) and q.implant == 3
+    assert (p.trigger_warmup_epochs, p.triggered) == (0, None) and q.trigger_warmup_epochs == 3
     assert np.array_equal(q.triggered, attack.apply(data.pictures))
     assert q.description == {**p.description, "implant": 3}
     for name, epochs in (("badnets", -1), ("sig", 1)):  # a clean-label attacker changes no label
-        with pytest.raises(InputError, match="implant"):
-            poisoning.poison(data, registry.make(name, 32), 0.1, implant=epochs)
+        with pytest.raises(InputError, match="trigger_warmup_epochs"):
+            poisoning.poison(data, registry.make(name, 32), 0.1, trigger_warmup_epochs=epochs)
 
 
 def test_clean_label_leaves_half_the_class(data):
@@ -324,7 +324,7 @@ def test_the_enhanced_attack_trains_on_purified_triggers(data):
     with pytest.raises(InputError, match="side"):
         replace(attack, side=64)
     with pytest.raises(InputError, match="float64"):
-        replace(attack, purify=lambda x: x / 2).at_training(data.pictures)
+        replace(attack, purify=lambda x: x / 2).train_trigger(data.pictures)
 
 
 @pytest.mark.parametrize("name", registry.ATTACKS)
@@ -333,7 +333,7 @@ def test_the_enhanced_attack_is_otherwise_its_base(name, data):
     attack = Enhanced(32, base=base, purify=lambda x: x, purifier={})
     p, q = poisoning.poison(data, attack, rate=0.1), poisoning.poison(data, base, rate=0.1)
     assert p.data.sha256 == q.data.sha256 and p.augment == q.augment
-    assert np.array_equal(p.covered, q.covered)
+    assert np.array_equal(p.noise_mode, q.noise_mode)
     for mine, others in zip(attack.tests(), base.tests(), strict=True):
         assert np.array_equal(mine.apply(data.pictures), others.apply(data.pictures))
 
@@ -375,5 +375,5 @@ def test_the_key_of_an_enhanced_attack_never_changes():
 def test_keys_of_poisoned_training_sets_never_change(name, warmup, key):
     x = (np.arange(200 * 32 * 32 * 3) % 251).astype(np.uint8).reshape(200, 32, 32, 3)
     data = Dataset("noise", "train", x, np.arange(200) % 4, ("a", "b", "c", "d"))
-    p = poisoning.poison(data, registry.make(name, 32, 1), 0.1, 2, 1, implant=warmup)
+    p = poisoning.poison(data, registry.make(name, 32, 1), 0.1, 2, 1, trigger_warmup_epochs=warmup)
     assert hash_of([p.description, p.augment, p.data.describe()]) == key

@@ -241,7 +241,7 @@ def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_pat
     [
         (["--defence", "none", "--defence", "zipp"], "got 'zipp', wanted one of"),
         (["--defence", "none", "--defence", ""], "got '', wanted one of"),
-        (["--defence", "none", "--attacks", "white", "blendd"], "got 'blendd', wanted one of"),
+        (["--defence", "none", "--attacks", "white", "blendd"], "got 'blendd', expected one of"),
         (["--defence", "none", "--defence", "bdmae", "--mae", "nowhere"], "nowhere"),
         (["--defence", "none", "--seeds", "-1"], "got '-1', expected a whole number of at least 1"),
     ],
@@ -293,8 +293,8 @@ def bright(pictures):
 def test_an_attacker_with_a_larger_patch_who_implants_it(folder, tmp_path, capsys, monkeypatch):
     asked = []
 
-    def poison(data, attack, *words, implant, augment):
-        asked.append((attack and attack.name, implant))
+    def poison(data, attack, *words, trigger_warmup_epochs, augment):
+        asked.append((attack and attack.name, trigger_warmup_epochs))
         raise InputError("enough")
 
     monkeypatch.setattr(setup, "poison", poison)
@@ -311,7 +311,9 @@ def test_an_attacker_with_a_larger_patch_who_implants_it(folder, tmp_path, capsy
 
 def test_a_clean_classifier_is_trained_as_the_attacks_own(folder, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(setup, "poison", lambda data, attack, *_, implant, augment: (attack and attack.name, augment))
+    monkeypatch.setattr(
+        setup, "poison", lambda data, attack, *_, trigger_warmup_epochs, augment: (attack and attack.name, augment)
+    )
     monkeypatch.setattr(setup.training, "train", lambda training, *_, **__: asked.append(training) or training)
     bench = setup.Bench(defense.parser().parse_args(command(folder, tmp_path, "table1")), None)
     for name in ("badnets", "physicalba", "enhanced-physicalba", "blended"):

@@ -62,11 +62,11 @@ def test_poisoning_takes_each_picture_once(triggers, rng):
         return np.full_like(x, 9)
 
     made = search.poisoned(data, triggers, purify)
-    assert seen == [4] and len(made.poisoned) == 40 == len(set(made.poisoned)) and len(made.covered) == 8
-    assert not set(made.poisoned) & set(made.covered)
+    assert seen == [4] and len(made.poisoned) == 40 == len(set(made.poisoned)) and len(made.noise_mode) == 8
+    assert not set(made.poisoned) & set(made.noise_mode)
     purified = (made.data.pictures == 9).all((1, 2, 3))
     assert purified.sum() == 4 and (made.data.labels[purified] == triggers.TARGETS["purified"]).all()
-    rest = np.setdiff1d(np.arange(n), np.concatenate([made.poisoned, made.covered]))
+    rest = np.setdiff1d(np.arange(n), np.concatenate([made.poisoned, made.noise_mode]))
     assert (made.data.pictures[rest] == data.pictures[rest]).all()
     assert (np.delete(made.data.labels, made.poisoned) == np.delete(data.labels, made.poisoned)).all()
     for target in triggers.TARGETS.values():

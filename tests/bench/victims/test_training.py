@@ -191,7 +191,10 @@ def test_every_ingredient_changes_the_key(data, clean, monkeypatch):
         *(key(poisoning.poison(data, registry.make(name, 32, seed), rate, target, chosen))
           for name, seed, rate, target, chosen in (("badnets", 0, 0.1, 0, 0), ("badnets3", 0, 0.1, 0, 0),
           ("badnets", 1, 0.1, 0, 0), ("badnets", 0, 0.2, 0, 0), ("badnets", 0, 0.1, 1, 0), ("badnets", 0, 0.1, 0, 1))),
-        *(key(poisoning.poison(data, registry.make("badnets", 32), 0.1, implant=epochs)) for epochs in (1, 2)),
+        *(
+            key(poisoning.poison(data, registry.make("badnets", 32), 0.1, trigger_warmup_epochs=epochs))
+            for epochs in (1, 2)
+        ),
     ]  # fmt: skip
     for field in dataclasses.fields(TINY):
         old = getattr(TINY, field.name)
@@ -295,7 +298,7 @@ def test_an_unknown_optimizer_is_refused(clean, tmp_path):
 
 def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data, monkeypatch):
     attack = registry.make("badnets", 32)
-    poisoned = poisoning.poison(data, attack, 0.1, 1, implant=2)
+    poisoned = poisoning.poison(data, attack, 0.1, 1, trigger_warmup_epochs=2)
     seen = []
 
     def varied(self, pictures, rng):
@@ -311,7 +314,7 @@ def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data,
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
     sgd = torch.optim.SGD(model.parameters(), 0.0)
     run = training._Training(poisoned, replace(TINY, batch=64), model, sgd, "cpu")
-    patch = torch.from_numpy(attack.drawn())
+    patch = torch.from_numpy(attack.pattern())
     for number, low, high in ((0, 0.3, 0.75), (1, 0.3, 0.75), (2, 0.05, 0.2)):
         seen.clear()
         run.epoch(number)
