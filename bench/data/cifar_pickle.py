@@ -1,4 +1,4 @@
-"""CIFAR-10's "python version" is pickles. They are read here without running what a pickle can be made to run."""
+"""Read CIFAR-10's "python version", which is pickles, without executing code from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ U8 = npt.NDArray[np.uint8]
 
 
 class _Type:
-    """Stands for numpy.dtype: keeps its name, and takes the state that a pickle gives it without using it."""
+    """A stand-in for numpy.dtype: stores its name and ignores its state."""
 
     def __init__(self, name: Any = None, *_: Any):
         self.name = name
@@ -25,7 +25,7 @@ class _Type:
 
 
 class _Array:
-    """Stands for numpy's array, of bytes only."""
+    """A stand-in for numpy's array, of bytes only."""
 
     array: U8
 
@@ -40,7 +40,7 @@ class _Array:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows three names, each of which builds something harmless of ours; numbers, strings and lists need no names."""
+    """Resolves three names, to harmless classes of this module; numbers, strings and lists need no names."""
 
     NAMES = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): _Array,
@@ -51,28 +51,27 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.NAMES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"the pickle refers to {module}.{name}")
         return self.NAMES[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it asks for an object from elsewhere")
+        raise pickle.UnpicklingError("the pickle refers to an external object")
 
 
 def read_cifar_pickle(path: Path) -> dict[bytes, Any]:
-    """The dictionary in one of CIFAR-10's files, read without running what a pickle can be made to run.
+    """Read the dictionary in one of CIFAR-10's files, without executing code from it.
 
     Raises:
-        InputError: no such file, or one that asks for more than arrays of bytes, strings, numbers, lists and
-            dictionaries.
+        InputError: no such file, or a pickle of more than arrays of bytes, strings, numbers, lists and dictionaries.
     """
     try:
         with path.open("rb") as f:
             found = _Unpickler(f, encoding="bytes").load()
     except OSError as e:
-        raise InputError(f"{path}: got {e.strerror}, wanted CIFAR-10's python version; unpack all of it") from e
-    # a damaged pickle can raise nearly anything
+        raise InputError(f"{path}: got {e.strerror}, expected CIFAR-10's python version; unpack all of it") from e
+    # a damaged pickle can raise any exception
     except Exception as e:
-        raise InputError(f"{path}: got a pickle refused or damaged ({e}), wanted CIFAR-10's python version") from e
+        raise InputError(f"{path}: got a pickle refused or damaged ({e}), expected CIFAR-10's python version") from e
     if not isinstance(found, dict):
-        raise InputError(f"{path}: got a {type(found).__name__}, wanted CIFAR-10's dictionary; unpack it again")
+        raise InputError(f"{path}: got a {type(found).__name__}, expected CIFAR-10's dictionary; unpack it again")
     return found

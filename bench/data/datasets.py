@@ -1,7 +1,7 @@
-"""Labelled pictures of one size, from where bench/data/layouts.py finds a data set's.
+"""Load labeled images of one size from the places that bench/data/layouts.py finds.
 
-A picture that is not `side` x `side` is resized to it as a whole, aspect ratio and all, as the paper does with GTSRB
-and Imagenette; Pillow's bicubic filter, which averages when it shrinks.
+An image that is not `side` x `side` is resized without keeping its aspect ratio, as the paper does with GTSRB and
+Imagenette, by Pillow's bicubic filter, which averages when it shrinks.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from zipsdk.images.sources import decode
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 
-#: The sides of the data sets that come in one.
+#: The sides of the data sets with images of one size.
 SIDES = {"cifar10": 32, "gtsrb": 32}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures uint8 (N, H, W, 3), their labels int64 (N,) and the classes that the labels number."""
+    """Images uint8 (N, H, W, 3), their labels int64 (N,) and the names of the classes."""
 
     name: str
     split: str
     pictures: U8
     labels: I64
     classes: tuple[str, ...]
-    #: the file or folder that it was read from, without the folders above
+    #: the name of the file or folder that it was read from, without parent folders
     source: str = ""
-    #: of each picture the film that it is a frame of, int64 (N,); None where each is one of its own
+    #: GTSRB: the track of each image, int64 (N,); None where images are independent
     tracks: I64 | None = None
 
     def __len__(self) -> int:
@@ -50,41 +50,50 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """Of pictures, labels and classes."""
+        """The hash of images, labels and classes."""
         h = hashlib.sha256(repr((self.pictures.shape, self.classes)).encode())
-        h.update(np.ascontiguousarray(self.pictures))
-        h.update(np.ascontiguousarray(self.labels, "<i8"))
+        h.update(np.ascontiguousarray(self.pictures).data)
+        h.update(np.ascontiguousarray(self.labels, "<i8").data)
         return h.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """For records: which copy, how much of it, and its hash."""
-        return {"dataset": self.name, "split": self.split, "source": self.source, "pictures": len(self),
-                "side": self.side, "classes": len(self.classes), "sha256": self.sha256}  # fmt: skip
+        """Describe the data for records: source, size and hash."""
+        # cache keys and row keys hash these names
+        return {
+            "dataset": self.name,
+            "split": self.split,
+            "source": self.source,
+            "pictures": len(self),
+            "side": self.side,
+            "classes": len(self.classes),
+            "sha256": self.sha256,
+        }
 
     def counted(self) -> dict[str, int]:
-        """For records: how many classes have pictures, and of how many tracks these are frames, where that is known."""
+        """Count for records the classes with images and, where known, the tracks."""
         tracks = {} if self.tracks is None else {"tracks": len(np.unique(self.tracks))}
         return {"classes with pictures": len(np.unique(self.labels)), **tracks}
 
     def take(self, indices: npt.ArrayLike) -> Dataset:
+        """Return a data set of the images with these indices."""
         i = np.asarray(indices)
         tracks = None if self.tracks is None else self.tracks[i]
         return replace(self, pictures=self.pictures[i], labels=self.labels[i], tracks=tracks)
 
 
 def balanced(labels: npt.ArrayLike, n: int, seed: int = 0) -> I64:
-    """Indices of `n` pictures, as evenly over the classes as they last, ascending.
+    """Choose `n` images balanced over the classes; return their indices in ascending order.
 
-    The classes differ by at most one, but for those that have fewer pictures. With the same seed a smaller choice is
-    part of a larger one.
+    Counts of classes differ by at most one, except for classes with fewer images. With the same seed a smaller choice
+    is a subset of a larger one.
     """
     y = np.asarray(labels)
     if not 0 < n <= len(y):
-        raise InputError(f"pictures: got {n}, wanted 1 to {len(y)}, which is what there is")
+        raise InputError(f"images: got {n}, expected 1 to {len(y)}")
     shuffled = np.random.default_rng([seed, 0xDA7A]).permutation(len(y))
     by_class = shuffled[np.argsort(y[shuffled], kind="stable")]
     counts = np.unique(y, return_counts=True)[1]
-    turn = np.concatenate([np.arange(c) for c in counts])  # each class's first picture, then each one's second, ...
+    turn = np.concatenate([np.arange(c) for c in counts])  # first image of each class, then second, ...
     place = np.empty(len(y), np.int64)
     place[shuffled] = np.arange(len(y))
     order = np.lexsort((place[by_class], turn))
@@ -100,20 +109,20 @@ def load(
     limit: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """A data set, or a part of it that has its classes in balance.
+    """Load a data set, or a part of it that is balanced over the classes.
 
     Args:
         name: "cifar10", "gtsrb", "imagenette", or the name of any data set in the ImageFolder layout.
         split: "train" or "test".
-        folder: where data sets are; None takes the one that ZIPSDK_DATA names.
-        side: of the pictures; None takes 32 for CIFAR-10 and GTSRB, else the pictures as they are, which must then be
-            squares of one size.
-        limit: so many pictures at most, balanced by class (see `balanced`); only these are decoded.
+        folder: folder of data sets; None: the environment variable ZIPSDK_DATA.
+        side: of the images; None: 32 for CIFAR-10 and GTSRB; for others no resizing, and the images must be squares of
+            one size.
+        limit: number of images, at most, balanced by class (see `balanced`); only these are decoded.
         seed: of that choice.
 
     Raises:
-        NoData: no such data there.
-        InputError: data that is not what its layout says.
+        NoData: the data set was not found.
+        InputError: the data does not have its layout.
     """
     listing = list_pictures(name, split, folder)
     indices = np.arange(len(listing.labels), dtype=np.int64)
@@ -124,13 +133,13 @@ def load(
     sizes = sorted({p.shape for p in pictures})
     if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
         shown = ", ".join(f"{h} x {w}" for h, w, _ in sizes[:3])
-        raise InputError(f"{listing.source}: got pictures of {shown}, wanted squares of one size; give a side")
-    return Dataset(name, split, np.stack(pictures), listing.labels[indices], listing.classes, listing.source,
-                   _tracks(name, [listing.names[i] for i in indices]))  # fmt: skip
+        raise InputError(f"{listing.source}: got images of {shown}, expected squares of one size; give a side")
+    tracks = _tracks(name, [listing.names[i] for i in indices.tolist()])
+    return Dataset(name, split, np.stack(pictures), listing.labels[indices], listing.classes, listing.source, tracks)
 
 
 def _tracks(name: str, names: list[str]) -> I64 | None:
-    """GTSRB's training pictures are named class/track_frame; those of its official test set do not say their track."""
+    """Parse GTSRB's tracks from names class/track_frame; None for its official test set, whose names have no track."""
     if name != "gtsrb" or not all(re.fullmatch(r"\d{5}/\d{5}_\d{5}\.\w+", n) for n in names):
         return None
     return np.unique([n.rsplit("_", 1)[0] for n in names], return_inverse=True)[1].astype(np.int64)
@@ -138,11 +147,11 @@ def _tracks(name: str, names: list[str]) -> I64 | None:
 
 def _decoded(listing: Listing, indices: I64, side: int | None) -> list[U8]:
     files, out = listing.read(indices), []
-    for i in indices:
+    for i in indices.tolist():
         try:
             out.append(decode(next(files), side))
-        except Exception as e:  # a damaged file can raise nearly anything
+        except Exception as e:  # a damaged file can raise any exception
             raise InputError(
-                f"{listing.source}: got {listing.names[i]}, which cannot be read ({e}), wanted a picture; copy it again"
+                f"{listing.source}: got {listing.names[i]}, which cannot be read ({e}), expected an image; copy it"
             ) from e
     return out

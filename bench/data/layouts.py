@@ -1,19 +1,19 @@
-"""Where data sets keep their pictures: zip archives, folders, and the official layouts of three benchmarks.
+"""Find the images of data sets: zip archives, folders, and the official layouts of three benchmarks.
 
-`list_pictures` looks in one folder of data, the one that is given, else the one that the environment variable
-ZIPSDK_DATA names, for CIFAR-10, GTSRB, Imagenette, or any data set in the ImageFolder layout. It takes the first of
+`list_pictures` searches one folder of data, the given one or that of the environment variable ZIPSDK_DATA, for
+CIFAR-10, GTSRB, Imagenette, or any data set in the ImageFolder layout. It takes the first of
 
-    <name>-<split>.zip                      class/picture in an archive
+    <name>-<split>.zip                      class/image in an archive
     cifar-10-batches-py/                    CIFAR-10, "python version"; read without executing its pickles
     GTSRB/Final_Training/Images/00000/      GTSRB with its CSV files; GTSRB/Final_Test/Images/ and GT-final_test.csv
     imagenette2/, imagenette2-320/, -160/   Imagenette as fast.ai publishes it
-    <name>/<split>/                         class/picture in folders
+    <name>/<split>/                         class/image in folders
 
-where split is "train" or "test" ("val" is taken for "test" where that is what the data set calls it).
+where split is "train" or "test" (also "val" for "test").
 
-Images are what the SDK reads (`zipsdk.images.SUFFIXES`). Links to files and folders are followed. A folder is a class,
-whether it has images or not: one without keeps its number, with a UserWarning that names it. Hidden files and folders
-do not count.
+Images are files with the SDK's suffixes (`zipsdk.images.SUFFIXES`). Links to files and folders are followed. A folder
+is a class, with or without images: one without keeps its number, with a UserWarning that names it. Hidden files and
+folders are ignored.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from zipsdk.images.sources import entries, is_hidden, is_image, walk
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 
-#: The folder of data where none is given.
+#: The environment variable with the default folder of data.
 VARIABLE = "ZIPSDK_DATA"
 SPLITS = {"train": ("train",), "test": ("test", "val")}
 
@@ -48,8 +48,8 @@ _IMAGENETTE = {
     "n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump",
     "n03445777": "golf ball", "n03888257": "parachute",
 }  # fmt: skip
-#: The folders of the known data sets, and what their classes are called. Fixed here, because a part of GTSRB may lack a
-#: class, and the numbers of the others must not move.
+#: The folders of the known data sets and the names of their classes. Fixed, because a part of GTSRB may lack a class,
+#: which must not change the numbers of the others.
 CLASSES: dict[str, dict[str, str]] = {
     "cifar10": {c: c for c in _CIFAR10},
     "gtsrb": {f"{i:05d}": f"{i:05d}" for i in range(43)},
@@ -58,35 +58,35 @@ CLASSES: dict[str, dict[str, str]] = {
 
 
 class NoData(InputError):
-    """The data set is not there."""
+    """The data set was not found."""
 
 
 class Listing(NamedTuple):
-    """What a layout holds, before any picture is decoded."""
+    """The images of a layout, before any is decoded."""
 
     source: str
     names: Sequence[str]
     classes: tuple[str, ...]
     labels: I64
-    #: the pictures of these indices, as files or as arrays
+    #: reads the images with these indices, as file contents or as arrays
     read: Callable[[Iterable[int]], Iterator[bytes | U8]]
 
 
 def list_pictures(name: str, split: str, folder: str | Path | None = None) -> Listing:
-    """What there is of a data set, without decoding any of it; arguments and errors as of `datasets.load`."""
+    """List a data set without decoding any image; arguments and errors are those of `datasets.load`."""
     if split not in SPLITS:
-        raise InputError(f"split: got {split!r}, wanted one of {', '.join(SPLITS)}")
+        raise InputError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
     if Path(name).name != name:
-        raise InputError(f"data set: got {name!r}, wanted a folder's name; give the folder that holds it as --data")
+        raise InputError(f"data set: got {name!r}, expected a folder's name; give the folder that holds it as --data")
     given = folder or os.environ.get(VARIABLE)
     if not given:
-        raise NoData(f"data: got no folder, wanted the one that holds {name}; give --data or set {VARIABLE}")
+        raise NoData(f"data: got no folder, expected the one that holds {name}; give --data or set {VARIABLE}")
     return _find(name, split, Path(given))
 
 
 def _find(name: str, split: str, root: Path) -> Listing:
     if not root.is_dir():
-        raise NoData(f"{root}: got no folder there, wanted the one that holds {name}; see --data and {VARIABLE}")
+        raise NoData(f"{root}: got no folder there, expected the one that holds {name}; see --data and {VARIABLE}")
 
     def archive(path: Path) -> Listing:
         return _archive(path, known)
@@ -108,30 +108,28 @@ def _find(name: str, split: str, root: Path) -> Listing:
     for path, layout in places:
         if path.exists():
             if known is None and split == "test":
-                with suppress(NoData):  # the training pictures say which classes there are
+                with suppress(NoData):  # the training set decides the classes
                     known = {c: c for c in _find(name, "train", root).classes}
             return layout(path)
-    wanted = ", ".join(str(path.relative_to(root)) for path, _ in places)
-    raise NoData(f"{root}: got no {name} for {split}, wanted one of {wanted}; see bench/data/layouts.py")
+    expected = ", ".join(str(path.relative_to(root)) for path, _ in places)
+    raise NoData(f"{root}: got no {name} for {split}, expected one of {expected}; see bench/data/layouts.py")
 
 
 def _by_class(
     source: Path, names: Iterable[str], known: dict[str, str] | None
 ) -> tuple[list[str], tuple[str, ...], I64]:
-    """Sorted names of the pictures among `names`, each class/picture; the classes; each picture's."""
+    """Return the sorted names of the images among `names`, each class/image; the classes; the label of each image."""
     names = [n for n in names if not is_hidden(n)]
     kept = sorted(n for n in names if is_image(n))
     if not kept:
-        raise InputError(f"{source}: got no pictures, wanted a folder for each class with its pictures")
+        raise InputError(f"{source}: got no images, expected a folder for each class with its images")
     if odd := [n for n in kept if n.count("/") != 1]:
-        raise InputError(f"{source}: got {odd[0]}, wanted class/picture, one folder deep")
+        raise InputError(f"{source}: got {odd[0]}, expected class/image, one folder deep")
     folders = [n.split("/")[0] for n in kept]
     empty = sorted({n.split("/")[0] for n in names if "/" in n} - set(folders))
     classes = known or {f: f for f in sorted({*folders, *empty})}
     if strange := sorted(set(folders) - set(classes)):
-        raise InputError(
-            f"{source}: got a folder {strange[0]}, wanted only {', '.join(classes)}, which are the classes"
-        )
+        raise InputError(f"{source}: got a folder {strange[0]}, expected only the classes {', '.join(classes)}")
     if empty:
         warnings.warn(
             f"{source}: no images in {', '.join(empty[:10])}{' and more' * (len(empty) > 10)}, of the suffixes "
@@ -153,7 +151,7 @@ def _archive(path: Path, known: dict[str, str] | None) -> Listing:
         with zipfile.ZipFile(path) as archive:
             names, classes, labels = _by_class(path, entries(archive, path), known)
     except zipfile.BadZipFile as e:
-        raise InputError(f"{path}: got a damaged archive ({e}), wanted a zip; copy it again") from e
+        raise InputError(f"{path}: got a damaged archive ({e}), expected a zip archive; copy it again") from e
 
     def read(indices: Iterable[int]) -> Iterator[bytes]:
         with zipfile.ZipFile(path) as archive:
@@ -175,21 +173,21 @@ def _folders(path: Path, known: dict[str, str] | None) -> Listing:
 
 
 def _gtsrb_table(path: Path) -> list[tuple[str, int]]:
-    """File names and classes from one of the CSV files that come with GTSRB."""
+    """Read file names and classes from one of GTSRB's CSV files."""
     if not path.is_file():
-        raise InputError(f"{path}: got no such file, wanted the CSV that comes with GTSRB's pictures; unpack it there")
+        raise InputError(f"{path}: got no such file, expected the CSV that comes with GTSRB's images; unpack it there")
     with path.open(newline="") as f:
         try:
             return [(Path(row["Filename"]).name, int(row["ClassId"])) for row in csv.DictReader(f, delimiter=";")]
         except (KeyError, ValueError) as e:
-            raise InputError(f"{path}: got {e}, wanted columns Filename and ClassId parted by ';'") from e
+            raise InputError(f"{path}: got {e}, expected columns Filename and ClassId separated by ';'") from e
 
 
 def _gtsrb(source: str, rows: list[tuple[Path, int]]) -> Listing:
     labels = np.array([label for _, label in rows], np.int64)
     if not rows or labels.min() < 0 or labels.max() > 42:
         raise InputError(
-            f"{source}: got {len(rows)} pictures, wanted at least one and classes 0 to 42; unpack it again"
+            f"{source}: got {len(rows)} images, expected at least one, of classes 0 to 42; unpack it again"
         )
     names = [f"{path.parent.name}/{path.name}" for path, _ in rows]
     return Listing(
@@ -205,7 +203,7 @@ def _gtsrb_train(path: Path) -> Listing:
 
 
 def _gtsrb_test(path: Path) -> Listing:
-    """The pictures' folder has a CSV without classes; the one with them is a download of its own."""
+    """List the official test set. The CSV in its folder has no classes; the one with classes is a separate download."""
     places = [p / "GT-final_test.csv" for p in (path, path.parents[1], path.parents[2])]
     table = next((p for p in places if p.is_file()), places[0])
     return _gtsrb("GTSRB/Final_Test", [(path / file, label) for file, label in _gtsrb_table(table)])
@@ -221,10 +219,10 @@ def _cifar10(path: Path, split: str) -> Listing:
         classes = tuple(name.decode() for name in meta[b"label_names"])
         pictures = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         if labels.shape != (len(pictures),) or not ((labels >= 0) & (labels < len(classes))).all():
-            raise ValueError(f"{len(labels)} labels for {len(pictures)} pictures of {len(classes)} classes")
+            raise ValueError(f"{len(labels)} labels for {len(pictures)} images of {len(classes)} classes")
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise InputError(f"{path}: got {e!r}, wanted CIFAR-10's python version; unpack it again") from e
-    names = [f"picture {i}" for i in range(len(labels))]
+        raise InputError(f"{path}: got {e!r}, expected CIFAR-10's python version; unpack it again") from e
+    names = [f"image {i}" for i in range(len(labels))]
     return Listing(
         path.name, names, classes, labels, lambda indices: (np.ascontiguousarray(pictures[i]) for i in indices)
     )

@@ -51,7 +51,7 @@ def test_absent_data_is_named(tmp_path):
     with pytest.raises(InputError, match="split"):
         datasets.load("cifar10", "valid", tmp_path)
     for name in ("a/b", str(tmp_path / "pets")):
-        with pytest.raises(InputError, match="wanted a folder's name; give the folder that holds it as --data"):
+        with pytest.raises(InputError, match="expected a folder's name; give the folder that holds it as --data"):
             datasets.load(name, "train", tmp_path)
 
 
@@ -88,9 +88,9 @@ def test_classes_keep_their_numbers_where_a_split_lacks_some(tmp_path):
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
-        ({"a.png": png((0, 0, 0))}, "class/picture"),
-        ({"deep/cat/a.png": png((0, 0, 0))}, "class/picture"),
-        ({"cat/a.txt": b""}, "no pictures"),
+        ({"a.png": png((0, 0, 0))}, "class/image"),
+        ({"deep/cat/a.png": png((0, 0, 0))}, "class/image"),
+        ({"cat/a.txt": b""}, "no images"),
         ({"cat/a.png": png((0, 0, 0)), "cat/b.png": png((0, 0, 0), (9, 9))}, "8 x 8, 9 x 9"),
         ({"cat/a.png": png((0, 0, 0), (9, 8))}, "squares"),
     ],

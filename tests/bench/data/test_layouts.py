@@ -89,7 +89,7 @@ def test_a_pickle_that_runs_something_is_refused(cifar, tmp_path, protocol):
             pickle.loads(pickle.dumps(run))  # the trap is one
             assert proof.is_dir()
             proof.rmdir()
-        with pytest.raises(InputError, match="asks for"):
+        with pytest.raises(InputError, match="refers to"):
             datasets.load("cifar10", "test", tmp_path)
         assert not proof.exists()
 
