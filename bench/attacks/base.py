@@ -96,7 +96,7 @@ class Attack(ABC):
         """
         pattern, kind = self.pattern(), type(self).__name__
         fields = {_HASHED_AS.get(name, name): value for name, value in asdict(self).items()}
-        digest = {} if pattern is None else {"sha256": hashlib.sha256(np.ascontiguousarray(pattern)).hexdigest()}
+        digest = {} if pattern is None else {"sha256": hashlib.sha256(pattern.tobytes()).hexdigest()}
         return {"attack": _HASHED_AS.get(kind, kind), "name": self.name, **fields, **digest}
 
 

@@ -1,13 +1,14 @@
-"""Defences that treat a picture before it is classified: ZIP, and what it is compared with.
+"""The interface of defenses, which treat an image before it is classified: ZIP and its rivals.
 
-    simple.py      nothing, ShrinkPad, the blur alone
-    diffusion.py   DiffPure and DDNM, with and without a transform before them, on the same UNet as ZIP
-    sampdetox.py   SampDetox
-    bdmae.py       BDMAE; its masked autoencoders are in mae.py, a small one trained here, and in vit_mae.py
-    zip.py         ZIP itself: a `zipsdk.Purifier` as a defence
+    simple.py      no defense, ShrinkPad, the blur alone
+    diffpure.py    DiffPure, with and without a transform before it
+    ddnm.py        DDNM
+    sampdetox.py   SampDetox; all three run on ZIP's UNet by diffusion.py
+    bdmae.py       BDMAE; its masked autoencoders are in mae.py (a small one, trained here) and in vit_mae.py
+    zip.py         ZIP itself: a `zipsdk.Purifier` as a defense
     guarded.py     ZIP behind `zipsdk.Guard`
 
-All are written from their papers' formulas; none of their code is here.
+All rivals are written from their papers' formulas, without their code.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 U8 = npt.NDArray[np.uint8]
-#: The black box: uint8 (N, H, W, 3) -> scores (N, classes).
+#: A classifier as a black box: uint8 (N, H, W, 3) -> scores (N, classes).
 Classify = Callable[[U8], npt.NDArray[np.float32]]
 
 
 class Defence(Protocol):
-    """Pictures in, pictures out.
+    """A function from images to images.
 
-    name: for the rows of tables.
-    evaluations: passes of the generative model for one picture; 0 where there is none.
-    queries: calls of the classifier for one picture, the last one included; 1 for all but those that ask it.
-    asks: whether the classifier takes part, so that its answers decide what comes out.
+    name: label in tables.
+    evaluations: steps of the generative model for one image; 0 without one.
+    queries: calls of the classifier for one image, including the final one; 1 unless the defense queries it.
+    asks: whether the defense queries the classifier, so that the output depends on it.
     """
 
     @property
@@ -42,8 +43,10 @@ class Defence(Protocol):
     def asks(self) -> bool: ...
 
     def describe(self) -> dict[str, Any]:
-        """All that decides what comes out, but for pictures, seed and classifier; JSON. Its hash names
-        cached results."""
+        """Describe as JSON everything that decides the output, except images, seed and classifier.
+
+        Keys of cached results hash this description.
+        """
 
     def run(
         self,
@@ -53,14 +56,20 @@ class Defence(Protocol):
         classify: Classify | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> U8:
-        """Treat pictures.
+        """Treat images.
 
         Args:
-            pictures: uint8 (N, H, W, 3), left as they are.
-            seed: decides all chance. A picture's noise does not depend on its place in the batch nor on the others.
-            classify: for defences that ask.
-            progress: called with the number of pictures done since the last call.
+            pictures: uint8 (N, H, W, 3); not modified.
+            seed: decides all randomness. The noise of an image depends neither on its position in the batch nor on the
+                other images.
+            classify: for defenses that query the classifier.
+            progress: called with the number of images treated since the last call.
 
         Returns:
             uint8 (N, H, W, 3), the same shape.
         """
+
+
+def description(name: str, **settings: Any) -> dict[str, Any]:
+    """Make the description of a defense from its name and settings."""
+    return {"defence": name, **settings}  # cache keys and row keys hash this spelling

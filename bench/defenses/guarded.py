@@ -1,4 +1,4 @@
-"""ZIP behind `zipsdk.Guard`: only what the detector suspects is purified, and the guard names the class itself."""
+"""ZIP behind `zipsdk.Guard`: the guard purifies only flagged images, and decides the labels itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.defenses.base import U8, Classify
+from bench.defenses.base import U8, Classify, description
 from bench.defenses.simple import Progress, checked
 from bench.defenses.zip import Zip
 from zipsdk.detectors.ablation import AblationDetector
@@ -17,28 +17,26 @@ from zipsdk.detectors.scaleup import ScaleUp
 from zipsdk.errors import EngineError
 from zipsdk.guard import Guard
 
-#: Share of a stream that the attacker sends: as the paper has it (4.4.3).
+#: Share of a stream that carries the trigger, as in the paper (4.4.3).
 ATTACKED = 0.05
 
-#: Detectors in records and in the hashes that name their rows; a class may be renamed, these must not.
+#: Names of detectors in records and in hashes that cache keys and row keys contain.
 RECORD_NAMES = {AblationDetector: "DecisivePart", ScaleUp: "ScaleUp"}
 
-#: Uint8 pictures and a seed -> purified pictures: `Zip.run`, or what remembers its results.
+#: Uint8 images and a seed -> purified images: `Zip.run`, or a cache of its results.
 Purify = Callable[[U8, int], U8]
 
 
 @dataclass(frozen=True, eq=False)
 class Guarded:
-    """`zipsdk.Guard` with one of its detectors. It decides on labels, so it makes a `guard` for `decide` and
-    has no `run`.
+    """`zipsdk.Guard` with one of its detectors. It decides on labels, so it has `guard` and `decide` but no `run`.
 
     Args:
-        inner: what purifies the suspects.
-        detector: as `Guard` takes it.
-        clean: pictures without triggers, uint8 (N, H, W, 3), to calibrate an `AblationDetector` on, for each
-            classifier.
-        first: what comes to the guard before anything is counted, uint8 (N, H, W, 3), as many as it learns from; the
-            attacker puts the trigger into `ATTACKED` of it. Without either the detector keeps its default reference.
+        inner: purifies the flagged images.
+        detector: of the guard.
+        clean: images without triggers, uint8 (N, H, W, 3), that calibrate an `AblationDetector` for each classifier.
+        first: images that the guard learns from before any is counted, uint8 (N, H, W, 3); the attacker adds the
+            trigger to `ATTACKED` of them. Without `clean` and `first` the detector keeps its default reference.
     """
 
     inner: Zip
@@ -46,8 +44,8 @@ class Guarded:
     clean: U8 | None = None
     first: U8 | None = None
 
-    #: 2: reference bounded above; 3: geometry; 4: bounded below; 5: scales alone bounded below; 6 was given up: a
-    #: median necessity above 0 counted as 0, threshold 3.5
+    #: 2: bounds from above; 3: geometry; 4: bounds from below; 5: only scales bounded below; 6 was rejected: a median
+    #: necessity above 0 counted as 0, threshold 3.5
     VERSION = 5
     asks = True
 
@@ -58,21 +56,22 @@ class Guarded:
 
     @property
     def evaluations(self) -> int:
-        """Of a picture that is flagged; of another none."""
+        """Steps for a flagged image; 0 for others."""
         return self.inner.evaluations
 
     @property
     def queries(self) -> int:
-        """Of a picture that is not flagged."""
+        """Queries for an image that is not flagged."""
         return len(self.detector.views(np.zeros((32, 32, 3), np.uint8)))
 
     def describe(self) -> dict[str, Any]:
         detector = {"detector": RECORD_NAMES[type(self.detector)], "threshold": self.detector.threshold}
         if isinstance(self.detector, AblationDetector):
             detector["certain"] = self.detector.certain
-        return {"defence": "Guard", "version": self.VERSION, **detector, "inner": self.inner.describe(),
-                "calibrated on": None if self.clean is None else len(self.clean),
-                **({} if self.first is None else {"learns from": len(self.first), "attacked": ATTACKED})}  # fmt: skip
+        calibration: dict[str, Any] = {"calibrated on": None if self.clean is None else len(self.clean)}
+        if self.first is not None:
+            calibration |= {"learns from": len(self.first), "attacked": ATTACKED}
+        return description("Guard", version=self.VERSION, **detector, inner=self.inner.describe(), **calibration)
 
     def guard(
         self,
@@ -81,11 +80,11 @@ class Guarded:
         purify: Purify | None = None,
         trigger: Callable[[U8], U8] | None = None,
     ) -> Guard:
-        """What decides, calibrated or after its first pictures.
+        """Make the guard, calibrated or after its first images.
 
         Args:
-            purify: in place of the inner defence's `run`.
-            trigger: what the attacker puts into pictures of `first`; None: nothing.
+            purify: replaces the inner defense's `run`.
+            trigger: the attacker's trigger in images of `first`; None: no trigger.
         """
         detector = self.detector
         if self.clean is not None and isinstance(detector, AblationDetector):
@@ -101,10 +100,10 @@ class Guarded:
 def decide(
     guard: Guard, pictures: U8, progress: Progress = None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The label of each picture and whether it was flagged, (N,) each.
+    """Return the label of each image and whether it was flagged, (N,) each.
 
     Raises:
-        EngineError: there is no label for a picture, because the classifier or the purifier failed.
+        EngineError: an image has no label, because the classifier or the purifier failed.
     """
     decisions = []
     for start in range(0, len(checked(pictures)), 64):
@@ -114,18 +113,18 @@ def decide(
             progress(len(part))
     for d in decisions:
         if d.label is None:
-            raise EngineError(f"guard: got no label ({d.error}), wanted one for every picture")
+            raise EngineError(f"guard: got no label ({d.error}), expected one for every image")
     return np.array([d.label for d in decisions], np.int64), np.array([d.flagged for d in decisions], bool)
 
 
 def flagged_places(n: int, share: float) -> npt.NDArray[np.bool_]:
-    """bool (n,): round(share n) of them, but one at least, evenly spread, the last one among them."""
+    """Spread round(share n) marks, at least one, evenly over n places, with the last place marked: bool (n,)."""
     wanted = min(n, max(1, round(share * n)))
     return np.diff(np.floor(np.arange(n + 1) * wanted / n + 1e-9)) > 0
 
 
 def attacked(pictures: U8, trigger: Callable[[U8], U8] | None) -> U8:
-    """A copy, evenly spread over which `ATTACKED` of the pictures have the trigger."""
+    """Return a copy of images with the trigger in `ATTACKED` of them, evenly spread."""
     out = pictures.copy()
     if trigger is not None:
         places = flagged_places(len(out), ATTACKED)
@@ -135,7 +134,7 @@ def attacked(pictures: U8, trigger: Callable[[U8], U8] | None) -> U8:
 
 @dataclass(frozen=True)
 class _Purifier:
-    """What a guard calls, in the form of a defence."""
+    """A purifier for a guard, from a function."""
 
     purify: Purify
     seed: int

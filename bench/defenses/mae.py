@@ -1,9 +1,8 @@
-"""Masked autoencoders: they see a part of a picture's tokens and restore the others (He et al. 2022, arXiv:2111.06377).
+"""Masked autoencoders: restore hidden tokens of an image from the others (He et al. 2022, arXiv:2111.06377).
 
-`Restorer` is what BDMAE asks of one, and `train` makes a small one of our own from pictures like those that it is to
-restore; ViT-MAE is in vit_mae.py. Ours sees pictures at their own side as 16 x 16 tokens, and is a convolutional
-network in the shape of a U: after 75 s on one CPU core a small vision transformer on the same tokens of CIFAR-10 was
-left with twice its error.
+`Restorer` is the interface that BDMAE needs, and `train` makes a small one from images of the same kind; ViT-MAE is in
+vit_mae.py. The small one takes images at their own side as 16 x 16 tokens and is a convolutional U-Net: after 75 s on
+one CPU core a small vision transformer on the same tokens of CIFAR-10 had twice its error.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from zipsdk.errors import InputError
 
 U8 = npt.NDArray[np.uint8]
 
-#: Counts changes of this file after which old checkpoints are no longer what a training would give.
+#: Counts the changes of this file that make old checkpoints differ from a new training.
 VERSION = 1
 #: As `bench.common.optimization.FEW_STEPS`; an autoencoder of the measured rows took 138.
 FEW_STEPS = 100
 
 
 class Restorer(Protocol):
-    """A masked autoencoder for pictures of one side, with a square grid of tokens.
+    """A masked autoencoder for images of one side, with a square grid of tokens.
 
-    side: of its pictures, in pixels.
-    grid: tokens in a row, and in a column.
+    side: of its images, in pixels.
+    grid: number of tokens in a row, and in a column.
     """
 
     @property
@@ -46,22 +45,22 @@ class Restorer(Protocol):
     def grid(self) -> int: ...
 
     def describe(self) -> dict[str, Any]:
-        """What it is; JSON."""
+        """Describe the autoencoder as JSON."""
 
     def __call__(self, pictures: Tensor, hidden: Tensor) -> Tensor:
-        """What it takes the pictures to be.
+        """Restore the hidden tokens of images.
 
         Args:
             pictures: float32 (N, 3, side, side) in [0, 1].
-            hidden: bool (N, grid * grid), row by row: the tokens that it must not see. Pictures may differ in how many.
+            hidden: bool (N, grid * grid), row-major: the tokens to restore. Their number may vary between images.
 
         Returns:
-            float32 (N, 3, side, side). Only hidden tokens mean something, and nothing keeps them within [0, 1].
+            float32 (N, 3, side, side), not clipped to [0, 1]. Only hidden tokens are meaningful.
         """
 
 
 class _Block(nn.Module):
-    """Two convolutions beside a way past them. The second begins as zero, so that no normalisation is needed."""
+    """A residual block of two convolutions. The second starts at zero, so no normalization is needed."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -73,14 +72,14 @@ class _Block(nn.Module):
 
 
 class _Network(nn.Module):
-    """Tokens on a grid, and which of them are hidden -> all tokens: a U-Net of three sizes, 16, 8 and 4 tokens wide."""
+    """A U-Net on the grid of tokens, at three resolutions: 16, 8 and 4 tokens wide."""
 
     def __init__(self, patch: int, widths: tuple[int, int, int], depth: int):
         super().__init__()
         self.patch = patch
-        colours = 3 * patch * patch
+        channels = 3 * patch * patch
         a, b, c = widths
-        self.stem, self.head = nn.Conv2d(colours + 1, a, 3, padding=1), nn.Conv2d(a, colours, 3, padding=1)
+        self.stem, self.head = nn.Conv2d(channels + 1, a, 3, padding=1), nn.Conv2d(a, channels, 3, padding=1)
         self.down1, self.down2 = nn.Conv2d(a, b, 2, 2), nn.Conv2d(b, c, 2, 2)
         self.up1, self.up2 = nn.ConvTranspose2d(b, a, 2, 2), nn.ConvTranspose2d(c, b, 2, 2)
         self.in1, self.in2, self.inmost, self.out2, self.out1 = (
@@ -88,10 +87,10 @@ class _Network(nn.Module):
         )
 
     def forward(self, pictures: Tensor, hidden: Tensor) -> Tensor:
-        """float (N, 3, H, W) in [0, 1], bool (N, tokens) -> float (N, 3, H, W)."""
-        tokens = F.pixel_unshuffle(4 * pictures - 2, self.patch)  # deviation near 1
-        gone = hidden.view(len(tokens), 1, *tokens.shape[2:])
-        x1 = self.in1(self.stem(torch.cat([tokens.masked_fill(gone, 0), gone.to(tokens.dtype)], 1)))
+        """Restore float images (N, 3, H, W) in [0, 1] whose `hidden` tokens, bool (N, tokens), are not read."""
+        tokens = F.pixel_unshuffle(4 * pictures - 2, self.patch)  # standard deviation near 1
+        mask = hidden.view(len(tokens), 1, *tokens.shape[2:])
+        x1 = self.in1(self.stem(torch.cat([tokens.masked_fill(mask, 0), mask.to(tokens.dtype)], 1)))
         x2 = self.in2(self.down1(x1))
         y2 = self.out2(x2 + self.up2(self.inmost(self.down2(x2))))
         y1 = self.out1(x1 + self.up1(y2))
@@ -100,11 +99,13 @@ class _Network(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How ours is trained: AdamW, one cycle of the learning rate, the squared error of hidden pixels as in MAE.
+    """The training of the small autoencoder: AdamW, one cycle of the learning rate, squared error of hidden pixels.
 
-    Half the pictures of a batch have `share` of their tokens hidden, as BDMAE's search for a trigger has it; the others
-    any share up to that, because what it finds and restores is less.
+    Half the images of a batch have `share` of their tokens hidden, as in BDMAE's search for a trigger; the others any
+    share up to that, as in its restoration of what it found.
     """
+
+    # keys of checkpoints hash the names of these fields
 
     epochs: int = 6
     batch: int = 128
@@ -114,7 +115,7 @@ class Recipe:
     grid: int = 16
     widths: tuple[int, int, int] = (32, 64, 160)
     depth: int = 2
-    #: half of the pictures are mirrored
+    #: half of the images are mirrored
     mirror: bool = True
     #: autocast to bfloat16 in training; restorations are always float32
     bf16: bool = True
@@ -124,22 +125,19 @@ class Recipe:
 
 
 def recipe(pictures: U8, *, mirror: bool = True, device: str = "cpu") -> Recipe:
-    """Return the standard recipe for pictures uint8 (N, S, S, 3), adapted where they leave few optimizer"""
+    """Return the standard recipe for images uint8 (N, S, S, 3), adapted where few optimizer steps are left."""
     return for_few_steps(Recipe(mirror=mirror, bf16=training.fast_bf16(device)), len(pictures), FEW_STEPS)
 
 
 def named(how: Recipe) -> dict[str, Any]:
-    """Return the fields of a recipe that are in its key."""
+    """Return the fields of a recipe that are in its key; without defaults of fields that measured rows lack."""
     return without_defaults(asdict(how), {"mirror": True, "clip": None})
 
 
 def ingredients(pictures: U8, how: Recipe) -> dict[str, Any]:
-    """All that makes an autoencoder what it is; device and threads left out as in `victims.training.ingredients`.
-
-    Mirroring is named where there is none, clipping where there is some: older checkpoints stay what they were.
-    """
+    """Describe everything that decides an autoencoder, except device and threads; see `victims.training`."""
     digest = hashlib.sha256(repr(pictures.shape).encode())
-    digest.update(np.ascontiguousarray(pictures))
+    digest.update(np.ascontiguousarray(pictures).data)
     return {
         "version": VERSION,
         "pictures": len(pictures),
@@ -158,19 +156,19 @@ def train(
     device: str = "cpu",
     progress: Callable[[int, float], None] | None = None,
 ) -> Restorer:
-    """A small masked autoencoder trained on pictures, or the one that an earlier call left in the cache.
+    """Train a small masked autoencoder on images, or load the one that an earlier call left in the cache.
 
-    Whoever defends should have pictures without triggers for this: what is common in them is what it restores.
+    The images should have no triggers: the autoencoder restores what is common in them.
 
     Args:
         pictures: uint8 (N, S, S, 3), S a multiple of the recipe's grid.
-        how: from `recipe`; for signs without mirroring, see `victims.training.NOT_MIRRORED`.
-        cache: as for `victims.training.train`; the checkpoints lie beside the classifiers.
+        how: from `recipe`; for GTSRB without mirroring, see `victims.training.NOT_MIRRORED`.
+        cache: as for `victims.training.train`; the checkpoints are stored beside the classifiers.
         device: "cpu" or "cuda".
-        progress: called with the epochs done and the root mean square error of hidden pixels in the last one.
+        progress: called with the number of epochs done and the RMS error of hidden pixels in the last one.
 
     Raises:
-        InputError: pictures that do not fit, or a loss that is not finite.
+        InputError: images of another shape or dtype, or a loss that is not finite.
         ModelError: the checkpoint in the cache cannot be used.
         EngineError: no such device.
 
@@ -187,8 +185,8 @@ def train(
         or not len(pictures)
     ):
         raise InputError(
-            f"BDMAE's small autoencoder: got pictures {pictures.dtype} {pictures.shape}, wanted uint8 (N, S, S, 3), S "
-            f"a multiple of {how.grid}; give such a --side, or a ViT-MAE, which takes any: --mae FOLDER"
+            f"BDMAE's small autoencoder: got images {pictures.dtype} {pictures.shape}, expected uint8 (N, S, S, 3), "
+            f"S a multiple of {how.grid}; give such a --side, or a ViT-MAE, which takes any: --mae FOLDER"
         )
     made_of = ingredients(pictures, how)
     key = training.key_of(made_of)
@@ -196,7 +194,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
         model = _Network(side // how.grid, how.widths, how.depth)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), how.lr, betas=(0.9, 0.95), weight_decay=how.weight_decay)
     done, errors = restore(path, key, model, optimizer) if path.is_file() else (0, [])
     for epoch in range(done, how.epochs):
@@ -205,17 +203,17 @@ def train(
         if progress is not None:
             progress(epoch + 1, errors[-1])
     check_loss(errors, _guess(pictures), "BDMAE's small autoencoder", how)
-    return _Ours(model.eval(), side, how.grid, {"autoencoder": "small", "key": key, **made_of})
+    return _SmallMAE(model.eval(), side, how.grid, {"autoencoder": "small", "key": key, **made_of})
 
 
 def _guess(pictures: U8) -> float:
-    """Compute the root mean square error of the mean color of all pictures, which is never below one gray level."""
+    """Compute the RMS error of a constant mean color, at least one gray level."""
     variance = sum(deviation**2 for _, deviation in channel_statistics(pictures)) / 3
     return max(variance**0.5, 1 / 255)
 
 
 def _epoch(model: _Network, optimizer: torch.optim.Optimizer, pictures: U8, how: Recipe, number: int) -> float:
-    """One pass over the pictures, less what does not fill a batch. All chance comes from (seed, number)."""
+    """Train for one epoch, without the last incomplete batch. All random numbers come from (seed, number)."""
     rng = torch.Generator().manual_seed(how.seed * 100_003 + number)
     device = next(model.parameters()).device
     data, tokens = torch.from_numpy(np.ascontiguousarray(pictures)), how.grid**2
@@ -237,13 +235,15 @@ def _epoch(model: _Network, optimizer: torch.optim.Optimizer, pictures: U8, how:
         hidden = (places < counts).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=how.bf16):
             y = model(x, hidden)
-        gone = F.interpolate(hidden.view(batch, 1, how.grid, how.grid).float(), x.shape[2:])
-        loss = (gone * (y.float() - x).square()).sum() / (3 * gone.sum())
+        mask = F.interpolate(hidden.view(batch, 1, how.grid, how.grid).float(), x.shape[2:])
+        loss = (mask * (y.float() - x).square()).sum() / (3 * mask.sum())
         total += optimize(model, optimizer, loss, how.clip)
     return (total / batches) ** 0.5
 
 
-class _Ours:
+class _SmallMAE:
+    """A trained network as a `Restorer`."""
+
     def __init__(self, model: _Network, side: int, grid: int, info: dict[str, Any]):
         self.model, self.side, self.grid, self.info = model, side, grid, info
 

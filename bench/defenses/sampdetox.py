@@ -1,21 +1,20 @@
-"""SampDetox (Yang et al., NeurIPS 2024): a little noise everywhere, then much where that changed the picture.
+"""SampDetox (Yang et al., NeurIPS 2024): a little noise everywhere, then much where the image changed.
 
 From the paper's formulas:
 
-    1  x0bar = the picture noised up to t1 and sampled down again: removes what is faint and everywhere
-    2  SSIM map of x and x0bar, grey, stretched to [0, 1] in each picture; level L = int((1 - grey) t2) at each pixel
-    3  x0bar noised at each pixel up to its level L, then sampled down from t2, a pixel moving only at steps t < L
-       (0-based): where the first stage could not keep the picture something opaque may sit, and gets more noise
+    1  x0bar = the image noised up to t1 and sampled down again: removes faint triggers that cover the image
+    2  SSIM map of x and x0bar, gray, stretched to [0, 1] in each image; level L = int((1 - gray) t2) at each pixel
+    3  x0bar noised at each pixel up to its level L, then sampled down from t2; a pixel changes only at steps t < L
+       (0-based): pixels that the first stage changed may be an opaque trigger, and get more noise
 
-What differs. The paper trains a UNet on the defended data set with a cosine schedule, we take ZIP's UNet and its linear
-schedule, which at t1 = 20 and t2 = 120 adds about twice the noise (standard deviation 0.08 and 0.38, cosine 0.04 and
-0.20). The released code has linear betas too, but T1 = T2 = 120; here t1, t2 are the paper's. It draws one noise for
-all steps; here, as in DDPM, each step has its own.
+Differences: the paper trains a UNet on the defended data set with a cosine schedule. Here it is ZIP's UNet and its
+linear schedule, which at t1 = 20 and t2 = 120 adds about twice the noise (standard deviation 0.08 and 0.38; cosine 0.04
+and 0.20). The released code has linear betas too, but T1 = T2 = 120; here t1 and t2 are the paper's. It draws one noise
+for all steps; here each step has its own, as in DDPM.
 
-The released code gives SSIM a data range of 255 for pictures in [0, 1]. By SSIM's definition that is 1, the default
-here. It matters: at 255 the constants outweigh the picture's variance, what is left is nearly a squared difference, and
-that can point at an opaque patch better than SSIM does, which finds flat, noisy background the least similar. So both
-are to be compared: ``data_range=255`` is as released.
+The released code gives SSIM a data range of 255 for images in [0, 1]; by definition it is 1, the default here. At 255
+the constants outweigh the image's variance and the map is nearly a squared difference. That can locate an opaque patch
+better than SSIM, which rates flat, noisy background least similar. ``data_range=255`` is the released setting.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from skimage.metrics import structural_similarity
 
-from bench.defenses.base import U8, Classify
-from bench.defenses.diffusion import Predict, Start, ancestral, engine_of, through
+from bench.common.ssim import ssim_map_channels
+from bench.defenses.base import U8, Classify, description
+from bench.defenses.diffusion import Predict, Start, ancestral, engine_of, run_loop
 from bench.defenses.simple import Progress, checked
 from zipsdk.errors import InputError
 from zipsdk.sampling import sampler
@@ -40,46 +39,43 @@ from zipsdk.types import Engine
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]
 
-#: Grey as the method has it, of red, green and blue.
-GREY = (0.11, 0.59, 0.30)
-#: Side of the SSIM's window: 2 * int(3.5 sigma + 0.5) + 1 with sigma 1.5.
+#: The method's weights of red, green and blue.
+GRAY_WEIGHTS = (0.11, 0.59, 0.30)
+#: Side of SSIM's window: 2 * int(3.5 sigma + 0.5) + 1 with sigma 1.5.
 WINDOW = 11
-# the second stage's noise is numbered from here, so that it is not the first stage's again
+#: First step key of the second stage's noise, which must differ from the first stage's.
 _SECOND = 1 << 20
 
 
-def ssim_map(x: Array, y: Array, data_range: float = 1.0) -> Array:
-    """SSIM of two pictures (3, H, W) in [0, 1] at each pixel and colour: (3, H, W); Gaussian window, sigma 1.5."""
-    _, full = structural_similarity(x, y, full=True, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-                                    channel_axis=0, data_range=data_range)  # fmt: skip
-    return np.asarray(full)
-
-
 def levels(x: Array, restored: Array, t2: int, data_range: float = 1.0) -> I64:
-    """Noise levels 0..t2 of each pixel, int64 (H, W), for a picture and what the first stage made of it (3, H, W),
-    both in [-1, 1]. Where the map is flat no pixel is worse than another, and none gets noise."""
-    similar = ssim_map(*(np.clip((p + 1.0) / 2.0, 0.0, 1.0) for p in (x, restored)), data_range)
-    grey = np.tensordot(np.array(GREY, similar.dtype), similar, 1)
-    low, high = grey.min(), grey.max()
+    """Compute the noise level 0..t2 of each pixel, int64 (H, W); 0 everywhere where the SSIM map is constant.
+
+    Args:
+        x: image (3, H, W) in [-1, 1].
+        restored: the first stage's output, like x.
+    """
+    before, after = (np.clip((p + 1.0) / 2.0, 0.0, 1.0) for p in (x, restored))
+    similar = ssim_map_channels(before, after, data_range)
+    gray = np.tensordot(np.array(GRAY_WEIGHTS, similar.dtype), similar, 1)
+    low, high = gray.min(), gray.max()
     if not high > low:
-        return np.zeros(grey.shape, np.int64)
-    return ((1.0 - (grey - low) / (high - low)) * t2).astype(np.int64)
+        return np.zeros(gray.shape, np.int64)
+    return ((1.0 - (gray - low) / (high - low)) * t2).astype(np.int64)
 
 
 def second_stage(predict: Predict, restored: Array, level: I64, table: StepTable, noise: sampler.NoiseSource) -> Array:
-    """Noise each pixel up to its level and sample down, moving a pixel only below its level.
+    """Noise each pixel up to its level and sample down, changing a pixel only below its level.
 
-    With a table that leaves steps out, a pixel is noised up to the highest visited step below its level: where it will
-    begin to move.
+    With a table that skips steps, a pixel is noised up to the highest visited step below its level: its first step.
 
     Args:
-        restored: (N, 3, H, W) in [-1, 1]; it is left as it is.
+        restored: (N, 3, H, W) in [-1, 1]; not modified.
         level: (N, H, W).
     """
     size = restored.shape[-2:]
     x = restored.copy()
     z = noise.normal(_SECOND - 1, *size).astype(x.dtype, copy=False)
-    for step in reversed(table.steps):  # upwards: the last one that is below the level stays
+    for step in reversed(table.steps):  # upwards: the highest step below the level wins
         noised = step.ab**0.5 * restored + (1.0 - step.ab) ** 0.5 * z
         np.copyto(x, noised, where=(level > step.t)[:, None])
     for step in table.steps:
@@ -93,16 +89,16 @@ def second_stage(predict: Predict, restored: Array, level: I64, table: StepTable
 
 @dataclass(frozen=True)
 class SampDetox:
-    """See the module.
+    """The defense; see the module's docstring.
 
     Args:
         t1, t2: the paper's 20 and 120, of 1,000 steps.
-        budget: evaluations in all, shared between the stages in proportion to t1 and t2 and spread evenly over each.
-            None is the published one at each step: t1 + t2.
-        data_range: of SSIM: 1, or 255 as released; see the module.
+        budget: total number of steps, divided between the stages in proportion to t1 and t2 and spread evenly over
+            each. None: the published one at each t, t1 + t2.
+        data_range: of SSIM: 1, or 255 as released.
 
     Raises:
-        InputError: a setting out of range; when it runs, pictures smaller than the SSIM's window.
+        InputError: a setting out of range; in `run`, images smaller than SSIM's window.
     """
 
     engine: Engine
@@ -116,15 +112,15 @@ class SampDetox:
 
     def __post_init__(self) -> None:
         if self.budget is not None and not 2 <= self.budget <= self.t1 + self.t2:
-            raise InputError(f"budget: got {self.budget}, wanted 2 to t1 + t2 = {self.t1 + self.t2}, or None for all")
+            raise InputError(f"budget: got {self.budget}, expected 2 to t1 + t2 = {self.t1 + self.t2}, or None for all")
         if not self.data_range > 0:
-            raise InputError(f"data_range: got {self.data_range}, wanted more than 0: 1, or 255 as released")
-        # wrong settings are told now, not at the first picture
+            raise InputError(f"data_range: got {self.data_range}, expected more than 0: 1, or 255 as released")
+        # check the settings now, not at the first image
         _ = self.tables
 
     @cached_property
     def tables(self) -> tuple[StepTable, StepTable]:
-        """Of the two stages."""
+        """The tables of the two stages."""
         total = self.t1 + self.t2 if self.budget is None else self.budget
         first = min(max(1, round(total * self.t1 / (self.t1 + self.t2))), total - 1)
         return ancestral(self.engine.spec, self.t1, first), ancestral(self.engine.spec, self.t2, total - first)
@@ -140,17 +136,24 @@ class SampDetox:
 
     def describe(self) -> dict[str, Any]:
         steps = [[step.t for step in table.steps] for table in self.tables]
-        # named only where it is not 1, so that results from before it could be set keep their key
+        # only if it is not 1: rows measured before it was an option keep their keys
         more = {} if self.data_range == 1 else {"data_range": self.data_range}
-        return {"defence": "SampDetox", "version": self.VERSION, "engine": engine_of(self.engine), "t1": self.t1,
-                "t2": self.t2, "steps": steps, **more}  # fmt: skip
+        return description(
+            "SampDetox",
+            version=self.VERSION,
+            engine=engine_of(self.engine),
+            t1=self.t1,
+            t2=self.t2,
+            steps=steps,
+            **more,
+        )
 
     def restore(
         self, predict: Predict, x_p: Array, noise: sampler.NoiseSource, size: tuple[int, int] | None = None
     ) -> Array:
-        """Both stages on a state (N, 3, H, W) in [-1, 1], in its dtype.
+        """Run both stages on a state (N, 3, H, W) in [-1, 1], in its dtype.
 
-        size: height and width of the picture in it, where the rest is mirrored: the map is made of the picture alone.
+        size: height and width of the image in the state; the SSIM map excludes the mirrored padding.
         """
         first, second = self.tables
         height, width = size or x_p.shape[-2:]
@@ -163,10 +166,12 @@ class SampDetox:
     def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
         _, height, width, _ = checked(pictures).shape
         if min(height, width) < WINDOW:
-            raise InputError(f"SampDetox: got pictures of {height} x {width}, wanted sides of at least {WINDOW}, the "
-                             "window of its SSIM; enlarge them")  # fmt: skip
+            raise InputError(
+                f"SampDetox: got images of {height} x {width}, expected sides of at least {WINDOW}, the window of its "
+                "SSIM; enlarge them"
+            )
 
         def loop(predict: Predict, x: Array, noise: sampler.NoiseSource) -> Array:
             return self.restore(predict, x, noise, (height, width))
 
-        return through(self.engine, pictures, 1, seed, loop, progress)
+        return run_loop(self.engine, pictures, 1, seed, loop, progress)

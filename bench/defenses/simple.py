@@ -1,4 +1,4 @@
-"""Defences without a generative model: nothing, ShrinkPad and the blur alone; and what all defences share."""
+"""Defenses without a generative model: none, ShrinkPad and the blur alone; and helpers of all defenses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from bench.defenses.base import U8, Classify
+from bench.defenses.base import U8, Classify, description
 from zipsdk.errors import InputError
 from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import Noise
@@ -22,28 +21,27 @@ from zipsdk.sampling.state import to_model_range, to_uint8
 from zipsdk.sampling.tiling import MAX_PIXELS_A_CALL, round_up
 from zipsdk.transforms import OneOf, Transform, parse
 
-F32 = npt.NDArray[np.float32]
 Progress = Callable[[int], None] | None
 
 
 def checked(pictures: U8) -> U8:
-    """The pictures, if they are some.
+    """Return images unchanged after checking them.
 
     Raises:
         InputError: not uint8 (N, H, W, 3).
     """
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape[1:]:
-        raise InputError(f"pictures: got {pictures.dtype} {pictures.shape}, wanted uint8 (N, H, W, 3)")
+        raise InputError(f"images: got {pictures.dtype} {pictures.shape}, expected uint8 (N, H, W, 3)")
     return pictures
 
 
 def noise_of(pictures: U8, seed: int) -> Noise:
-    """The noise that `zipsdk.Purifier` draws for these pictures: by seed and a hash of each, wherever it stands."""
+    """Make the noise that `zipsdk.Purifier` draws for images: keyed by the seed and a hash of each image."""
     return Noise(seed, resolve_noise_keys(list(pictures), None, seed))
 
 
 def parts(pictures: U8, each: int, progress: Progress) -> Iterator[slice]:
-    """Slices of at most `each` pictures; `progress` is told of each once it has been dealt with."""
+    """Iterate over slices of at most `each` images; call `progress` with the length of each after its use."""
     for i in range(0, len(pictures), each):
         part = slice(i, min(i + each, len(pictures)))
         yield part
@@ -52,25 +50,26 @@ def parts(pictures: U8, each: int, progress: Progress) -> Iterator[slice]:
 
 
 def as_transforms(transforms: str | Transform | Sequence[Transform]) -> tuple[Transform, ...]:
-    """Transforms, or their names as `zipsdk.transforms.parse` reads them.
+    """Make a tuple of transforms from transforms or from names for `zipsdk.transforms.parse`.
 
     Raises:
-        InputError: an unknown name, or a choice of several: a baseline has the same for all pictures.
+        InputError: an unknown name, or a random choice: baselines apply the same transforms to all images.
     """
     found = parse(transforms) if isinstance(transforms, str) else transforms
     if isinstance(found, OneOf):
-        raise InputError(f"transforms: got a choice, {found}, wanted the same transforms for every picture")
+        raise InputError(f"transforms: got a choice, {found}, expected the same transforms for every image")
     return (found,) if isinstance(found, Transform) else tuple(found)
 
 
 def names(transforms: Sequence[Transform]) -> str:
+    """Join the names of transforms."""
     return "+".join(map(str, transforms))
 
 
 def fingerprints(transforms: Sequence[Transform]) -> list[str]:
-    """What tells transforms apart: a name that says all, else the name and a hash of what P does to a test picture.
+    """Identify transforms: by the name if `parse` restores them from it, else by name and hash of a projected array.
 
-    The hash is of values rounded to 5 places: on another machine it may still differ, which costs a cached result.
+    The hash is of values rounded to 5 places. It can still differ between machines, which loses a cached result.
     """
     out = []
     for t in transforms:
@@ -79,21 +78,21 @@ def fingerprints(transforms: Sequence[Transform]) -> list[str]:
         except InputError:
             whole = False
         probe = np.random.default_rng(0).standard_normal((1, 3, t.divisor, t.divisor))
-        mark = "" if whole else ":" + hashlib.sha256(np.round(t.project(probe), 5) + 0.0).hexdigest()
+        mark = "" if whole else ":" + hashlib.sha256((np.round(t.project(probe), 5) + 0.0).tobytes()).hexdigest()
         out.append(str(t) + mark)
     return out
 
 
 @dataclass(frozen=True)
 class Nothing:
-    """No defence: what the others are held against."""
+    """No defense: the reference of all others."""
 
     VERSION = 1
-    name = "No defence"
+    name = "No defence"  # the label in committed rows
     evaluations, queries, asks = 0, 1, False
 
     def describe(self) -> dict[str, Any]:
-        return {"defence": "Nothing", "version": self.VERSION}
+        return description("Nothing", version=self.VERSION)
 
     def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
         out = checked(pictures).copy()
@@ -104,13 +103,13 @@ class Nothing:
 
 @dataclass(frozen=True)
 class ShrinkPad:
-    """Shrink, and put back at a random place on black (Li et al. 2021, arXiv:2104.02361).
+    """Shrink images and pad them with black at a random offset (Li et al. 2021, arXiv:2104.02361).
 
-    A picture of side S is resized to S - p with Pillow's bilinear filter and padded with zeros at an offset drawn
-    uniformly from 0..p for each axis and each picture.
+    An image of side S is resized to S - p with Pillow's bilinear filter and padded with zeros at an offset drawn
+    uniformly from 0..p for each axis and each image.
 
     Args:
-        pad: p at 32 pixels, as published. Other sides, for which nothing is published, shrink by the same share.
+        pad: p at 32 pixels, as published. Other sides, for which nothing is published, shrink by the same fraction.
     """
 
     pad: int = 4
@@ -120,18 +119,18 @@ class ShrinkPad:
 
     def __post_init__(self) -> None:
         if not 0 < self.pad < 32:
-            raise InputError(f"pad: got {self.pad}, wanted 1 to 31: pixels of a side of 32; 4 is as published")
+            raise InputError(f"pad: got {self.pad}, expected 1 to 31 pixels, for a side of 32; use the published 4")
 
     @property
     def name(self) -> str:
         return "ShrinkPad" if self.pad == 4 else f"ShrinkPad {self.pad}/32"
 
     def describe(self) -> dict[str, Any]:
-        return {"defence": "ShrinkPad", "version": self.VERSION, "pad_at_32": self.pad, "filter": "bilinear"}
+        return description("ShrinkPad", version=self.VERSION, pad_at_32=self.pad, filter="bilinear")
 
     def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
         _, height, width, _ = checked(pictures).shape
-        # half up, so that a side's pad does not depend on whether its neighbours are even; one pixel stays at least
+        # round half up: round() would make the pad depend on parity; at least one pixel stays
         rows, columns = (min(side - 1, math.floor(self.pad * side / 32 + 0.5)) for side in (height, width))
         drawn = noise_of(pictures, seed).choice((rows + 1) * (columns + 1))
         out = np.zeros_like(pictures)
@@ -146,10 +145,10 @@ class ShrinkPad:
 
 @dataclass(frozen=True)
 class BlurOnly:
-    """A^+ A x: what the transforms let through, and no restoration (the ZIP paper's "Blur").
+    """A^+ A x: the transform without restoration (the ZIP paper's "Blur").
 
     Args:
-        transforms: several are joined: everything that at least one lets through.
+        transforms: several are joined: the result keeps everything that at least one keeps.
 
     Raises:
         InputError: none, or transforms that keep everything.
@@ -161,7 +160,7 @@ class BlurOnly:
     evaluations, queries, asks = 0, 1, False
 
     def __post_init__(self) -> None:
-        # a wrong transform is told now, not at the first picture
+        # check the transforms now, not at the first image
         _ = self._guide
 
     @cached_property
@@ -173,7 +172,7 @@ class BlurOnly:
         return f"{names(self._guide.transforms)} alone"
 
     def describe(self) -> dict[str, Any]:
-        return {"defence": "BlurOnly", "version": self.VERSION, "transforms": fingerprints(self._guide.transforms)}
+        return description("BlurOnly", version=self.VERSION, transforms=fingerprints(self._guide.transforms))
 
     def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
         _, height, width, _ = checked(pictures).shape

@@ -1,9 +1,9 @@
 """ViT-MAE, the masked autoencoder that BDMAE was published with: 224 x 224 pixels as 14 x 14 tokens.
 
-    vit_mae("folder")    with a user's weights, as `transformers` keeps them
-    random_vit_mae()     the ViT-MAE-base architecture with random weights: its cost, not its quality
+    vit_mae("folder")    with a user's weights in the format of `transformers`
+    random_vit_mae()     the ViT-MAE-base architecture with random weights, to measure its cost
 
-Both are what mae.py calls a `Restorer`.
+Both return a `Restorer` (see mae.py).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from bench.victims import training
 from zipsdk.errors import MissingExtra, ModelError
 from zipsdk.models.sidecar import sha256_file
 
-#: The mean and the deviation of ImageNet's colours, which ViT-MAE is used to.
+#: Mean and standard deviation of ImageNet's colors, which ViT-MAE was trained with.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class _ViTMAE:
     """`transformers`' ViT-MAE as a Restorer.
 
-    It hides a fixed share of random tokens. Which ones it takes from the noise that it is given, smallest kept; how
-    many from its configuration. So pictures go through in groups that hide equally many.
+    The model hides the tokens with the largest noise, and its configuration fixes their number. So images are processed
+    in groups with equally many hidden tokens.
     """
 
     def __init__(self, model: Any, info: dict[str, Any], device: str):
@@ -36,12 +36,12 @@ class _ViTMAE:
         if not isinstance(config.image_size, int) or not isinstance(config.patch_size, int) or config.num_channels != 3:
             raise ModelError(
                 f"ViT-MAE: got image_size {config.image_size}, patch_size {config.patch_size}, num_channels "
-                f"{config.num_channels}, wanted one number for both sides, and 3 channels"
+                f"{config.num_channels}, expected one number for both sides, and 3 channels"
             )
         if config.norm_pix_loss:
             raise ModelError(
                 "ViT-MAE: got a model trained with norm_pix_loss, whose restorations lack each token's brightness and "
-                "contrast; wanted one trained on plain pixels, such as facebook/vit-mae-base"
+                "contrast, expected one trained on plain pixels; use one such as facebook/vit-mae-base"
             )
         self.model, self.info, self.device = model.eval().to(device), info, device
         self.side, self.grid = config.image_size, config.image_size // config.patch_size
@@ -54,10 +54,10 @@ class _ViTMAE:
         x = (pictures.to(self.device) - mean) / std
         out = torch.empty_like(pictures)
         counts = hidden.sum(1)
-        order = torch.arange(hidden.shape[1]) / (2 * hidden.shape[1])  # so that no two are equal
+        order = torch.arange(hidden.shape[1]) / (2 * hidden.shape[1])  # no two are equal
         for count in counts.unique().tolist():
             rows = counts == count
-            self.model.config.mask_ratio = (count - 0.5) / hidden.shape[1]  # it rounds what it keeps down
+            self.model.config.mask_ratio = (count - 0.5) / hidden.shape[1]  # it rounds the number of kept tokens down
             noise = (hidden[rows] + order).to(self.device)
             with torch.inference_mode():
                 tokens = self.model(x[rows.to(self.device)], noise=noise).logits
@@ -74,7 +74,7 @@ def _transformers() -> Any:
 
 
 def vit_mae(folder: str | Path, device: str = "cpu") -> Restorer:
-    """ViT-MAE with the weights in a folder, such as a copy of facebook/vit-mae-base: what BDMAE was published with.
+    """Load a ViT-MAE from a folder, such as a copy of facebook/vit-mae-base, which BDMAE was published with.
 
     The folder holds config.json and model.safetensors. Nothing is downloaded, and no pickle is read.
 
@@ -88,29 +88,29 @@ def vit_mae(folder: str | Path, device: str = "cpu") -> Restorer:
     for file in (folder / "config.json", weights):
         if not file.is_file():
             raise ModelError(
-                f"{file}: got no such file, wanted a ViT-MAE in safetensors format, unpacked in one folder"
+                f"{file}: got no such file, expected a ViT-MAE in safetensors format, unpacked in one folder"
             )
     try:
         model, found = library.ViTMAEForPreTraining.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
         )
-    # what a damaged file raises is the library's choice
+    # the library documents no error for a damaged file
     except Exception as e:
-        raise ModelError(f"{folder}: got a model that cannot be loaded ({e}), wanted a ViT-MAE for pre-training") from e
+        raise ModelError(f"{folder}: got a model that cannot be loaded ({e}), expected a pre-trained ViT-MAE") from e
     lacking = sorted(found["missing_keys"]) + sorted(str(k) for k in found["mismatched_keys"])
     if lacking:
         raise ModelError(
-            f"{weights}: got none of {len(lacking)} weights ({', '.join(lacking[:3])}), wanted encoder and decoder"
+            f"{weights}: got none of {len(lacking)} weights ({', '.join(lacking[:3])}), expected encoder and decoder"
         )
     info = {"autoencoder": "ViT-MAE", "config": _sizes(model.config), "sha256": sha256_file(weights)}
     return _ViTMAE(model, info, device)
 
 
 def random_vit_mae(device: str = "cpu", seed: int = 0, **sizes: int) -> Restorer:
-    """The ViT-MAE-base architecture with random weights: it costs what BDMAE's costs and restores nothing.
+    """Make the ViT-MAE-base architecture with random weights: the cost of BDMAE's autoencoder without its quality.
 
     Args:
-        sizes: what `transformers.ViTMAEConfig` should have otherwise than ViT-MAE-base.
+        sizes: arguments of `transformers.ViTMAEConfig` that differ from ViT-MAE-base.
 
     Raises:
         MissingExtra: `transformers` is not installed.
@@ -125,8 +125,17 @@ def random_vit_mae(device: str = "cpu", seed: int = 0, **sizes: int) -> Restorer
 
 
 def _sizes(config: Any) -> dict[str, Any]:
-    """Those fields of a configuration that decide the architecture."""
-    names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-             "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads",
-             "decoder_intermediate_size")  # fmt: skip
+    """Return the fields of a configuration that decide the architecture."""
+    names = (
+        "image_size",
+        "patch_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "decoder_hidden_size",
+        "decoder_num_hidden_layers",
+        "decoder_num_attention_heads",
+        "decoder_intermediate_size",
+    )
     return {name: getattr(config, name) for name in names}

@@ -1,4 +1,4 @@
-"""ZIP as a defence: a `zipsdk.Purifier` that takes its seed with the pictures."""
+"""ZIP as a defense: a `zipsdk.Purifier` whose seed is an argument of `run`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bench.defenses.base import U8, Classify
+from bench.defenses.base import U8, Classify, description
 from bench.defenses.diffusion import engine_of
 from bench.defenses.simple import Progress, checked, fingerprints
 from zipsdk.presets import PresetName
@@ -19,7 +19,7 @@ from zipsdk.types import Engine
 
 @dataclass(frozen=True)
 class Zip:
-    """ZIP: Algorithm 2 of the paper, or with all of the model's steps Algorithm 1.
+    """ZIP: Algorithm 2 of the paper, or Algorithm 1 with all steps of the model.
 
     Args: those of `zipsdk.Purifier`.
 
@@ -40,7 +40,7 @@ class Zip:
     queries, asks = 1, False
 
     def __post_init__(self) -> None:
-        # wrong settings are told now, not at the first picture
+        # check the settings now, not at the first image
         _ = self._purifier
 
     @cached_property
@@ -62,15 +62,22 @@ class Zip:
 
     def describe(self) -> dict[str, Any]:
         p = self._purifier
-        # the seed comes with the pictures; the last two are never anything but the purifier's defaults here
-        left_out = ("seed", "threads", "model", "clip_x0", "tile_size")
-        info = {key: value for key, value in p.info.items() if key not in left_out}
-        if math.isinf(p.settings.lam):
-            info["lam"] = "inf"  # JSON has no number for it
-        info["evaluations"] = info.pop("steps")  # the name in the records and in the keys of the store
-        return {"defence": "ZIP", "version": self.VERSION, **info, "engine": engine_of(self.engine),
-                "steps": [step.t for step in p.table.steps],
-                "choices": [fingerprints(g.transforms) for g in p.guides]}  # fmt: skip
+        info = p.info
+        # cache keys and row keys hash these names; the names in `Purifier.info` may change
+        settings = {
+            **{key: value for key, value in engine_of(self.engine)["runs"].items() if key != "engine"},
+            "loop": info["loop"],
+            "evaluations": len(p.table),
+            "start": p.table.steps[0].t if p.table.warm else None,
+            "transforms": info["transforms"],
+            "combine": info["combine"],
+            "lam": "inf" if math.isinf(info["lam"]) else info["lam"],  # JSON has no infinity
+            "eta": info["eta"],
+            "engine": engine_of(self.engine),
+            "steps": [step.t for step in p.table.steps],
+            "choices": [fingerprints(g.transforms) for g in p.guides],
+        }
+        return description("ZIP", version=self.VERSION, **settings)
 
     def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
         if not len(checked(pictures)):

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.defenses.base import Defence
-from bench.defenses.diffusion import DDNM, DiffPure
+from bench.defenses.ddnm import DDNM
+from bench.defenses.diffpure import DiffPure
 from bench.defenses.guarded import Guarded
 from bench.defenses.sampdetox import SampDetox
 from bench.defenses.simple import BlurOnly, Nothing, ShrinkPad

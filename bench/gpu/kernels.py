@@ -169,7 +169,7 @@ class Bench:
         layout = TileLayout(SIDE, SIDE, SIDE, SIDE)
         self.layout = structs.layout_row(layout, SIDE, SIDE)
         self.batch = machine.array(structs.batch_row(canvases, layout, seed).view(np.uint8))
-        self.who = machine.array(structs.picture_rows(self.noise.ids).view(np.uint8))
+        self.who = machine.array(structs.picture_rows(self.noise.noise_keys).view(np.uint8))
         row = structs.guide_row(self.guide)
         assert row is not None
         self.guides = machine.array(rows(row).view(np.uint8))

@@ -14,12 +14,12 @@ def peers(bench: Bench, classify: Callable[[U8], Any]) -> Iterator[Row]:
     t_star = 100 if bench.canvas <= 32 else 150
 
     def diffpure(steps: int) -> Any:
-        from bench.defenses.diffusion import DiffPure
+        from bench.defenses.diffpure import DiffPure
 
         return DiffPure(bench.engine, t_star, steps=steps)
 
     def ddnm(steps: int) -> Any:
-        from bench.defenses.diffusion import DDNM
+        from bench.defenses.ddnm import DDNM
 
         return DDNM(bench.engine, TRANSFORMS, steps=steps)
 

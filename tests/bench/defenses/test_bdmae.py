@@ -242,7 +242,7 @@ def test_a_round_hides_every_token_equally_often(tokens):
 
 
 def test_half_masks_hang_together(rng):
-    beside = bdmae.neighbours(14)
+    beside = bdmae.neighbors(14)
     assert beside.sum() == 2 * 2 * 13 * 14 and (beside == beside.T).all() and not beside.diagonal().any()
     assert np.flatnonzero(beside[15]).tolist() == [1, 14, 16, 29]
     scores = rng.uniform(0.4, 0.5, 196)

@@ -12,7 +12,9 @@ from tests.helpers.literal import AB, ROUNDING, Fixed, eps_model, literal_ddpm, 
 
 pytest.importorskip("skimage")
 
-from bench.defenses.diffusion import DDNM, DiffPure, clamped, engine_of
+from bench.defenses.ddnm import DDNM
+from bench.defenses.diffpure import DiffPure, clamped
+from bench.defenses.diffusion import engine_of
 from bench.evaluation.cache import hash_of
 from zipsdk import Purifier
 from zipsdk.models import resolve

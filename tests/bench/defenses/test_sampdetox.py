@@ -10,8 +10,9 @@ from tests.helpers.literal import AB, ROUNDING, Fixed, eps_model, literal_ddpm, 
 
 pytest.importorskip("skimage")
 
+from bench.common.ssim import ssim_map_channels
 from bench.defenses.diffusion import Start, ancestral
-from bench.defenses.sampdetox import GREY, SampDetox, levels, second_stage, ssim_map
+from bench.defenses.sampdetox import GRAY_WEIGHTS, SampDetox, levels, second_stage
 from zipsdk.errors import InputError
 from zipsdk.sampling.noise import STEP_INITIAL
 
@@ -34,7 +35,7 @@ def literal_ssim(x, y, at, top):
 def test_ssim_map_is_the_formula(top, rng):
     x = rng.random((3, 20, 24))
     y = np.clip(x + rng.normal(0, 0.1, x.shape), 0, 1)
-    got = ssim_map(x, y, top)
+    got = ssim_map_channels(x, y, top)
     for at in ((5, 5), (9, 12), (14, 18)):
         for c in range(3):
             assert abs(got[c][at] - literal_ssim(x[c], y[c], at, top)) < 1e-12
@@ -45,7 +46,7 @@ def test_levels_are_the_formula_and_highest_where_the_pictures_differ():
     y = x.copy()
     y[:, 20:24, 6:10] *= -1
     got = levels(x, y, 120)
-    similar = np.tensordot(GREY, ssim_map((x + 1) / 2, (y + 1) / 2), 1)
+    similar = np.tensordot(GRAY_WEIGHTS, ssim_map_channels((x + 1) / 2, (y + 1) / 2), 1)
     want = [[int((1 - (v - similar.min()) / (similar.max() - similar.min())) * 120) for v in row] for row in similar]
     assert got.tolist() == want
     row, column = np.unravel_index(got.argmax(), got.shape)
