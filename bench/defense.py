@@ -30,6 +30,7 @@ from tqdm import tqdm
 from bench.attacks import registry
 from bench.attacks.poisoning import RATE, SEED, TARGET
 from bench.common import record
+from bench.common.timing import quartiles
 from bench.data import layouts
 from bench.defenses.guarded import Guarded
 from bench.evaluation import tables
@@ -127,7 +128,7 @@ def measure_cost(bench: Bench, rows: Rows, lines: list[str], repeats: int = 5) -
                 times[what].append((time.perf_counter() - started) / len(pictures) * 1e3)
                 bar.update()
     for line, defence in defences.items():
-        took = {what: record.quartiles(times[of, what]) for of, what in acts if of == line}
+        took = {what: quartiles(times[of, what]) for of, what in acts if of == line}
         cost = {
             "name": defence.name, "evaluations": defence.evaluations, "queries": defence.queries,
             "pictures": len(pictures), "side": bench.test.side, **took,

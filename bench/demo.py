@@ -1,11 +1,10 @@
-"""The demo: real photographs, three of them with a trigger, through ``zipsdk purify``.
+"""The demo: purify four photographs, three of them with a trigger, by ``zipsdk purify``.
 
     python -m bench.demo -o demo          (make demo)
 
-The photographs are those that scikit-image's wheel carries. They go in with the triggers of two well-known attacks and
-come out purified by the bundled model; ``sheet.png`` has them all as before / transformed / purified, and
-``closeup.png`` has the triggers at eight times their size, and ``restoration.png`` details of the clean photographs
-beside bicubic upsampling.
+The photographs are from scikit-image's wheel, with the triggers of two well-known attacks; the bundled model purifies
+them. ``sheet.png`` shows all as before / transformed / purified, ``closeup.png`` the triggers enlarged eight times, and
+``restoration.png`` details of the clean photographs beside bicubic upsampling.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from zipsdk.sampling.guidance import Guidance
 SEED = 1
 #: BadNets (Gu et al. 2017) at 256 px in the paper: a random 9 x 9 patch, 3 pixels from the corner.
 PATCH = 9
-#: Blended (Chen et al. 2017): the whole picture mixed with a random pattern at this rate.
+#: Blended (Chen et al. 2017): the whole image mixed with a random pattern at this rate.
 BLEND = 0.2
-#: The long side with which the short one of each photograph is 64.
+#: The long side at which the short side of each photograph is at least 64.
 SMALLEST = 96
 
 
 def photographs(side: int) -> dict[str, np.ndarray]:
-    """Four photographs, uint8 (H, W, 3), long side `side`."""
+    """Load four photographs, uint8 (H, W, 3), with a long side of `side`."""
     from skimage import data
 
     names = ("astronaut", "chelsea", "coffee", "rocket")
@@ -48,18 +47,20 @@ def photographs(side: int) -> dict[str, np.ndarray]:
 
 
 def with_patch(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a copy of an image with a random patch."""
     x = x.copy()
     x[-PATCH - 3 : -3, -PATCH - 3 : -3] = rng.integers(0, 256, (PATCH, PATCH, 3))
     return x
 
 
 def with_blend(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return an image mixed with gray noise."""
     noise = rng.integers(0, 256, (*x.shape[:2], 1))
     return np.rint((1 - BLEND) * x + BLEND * noise).astype(np.uint8)
 
 
 def closeup(name: str, before: np.ndarray, after: np.ndarray, guide: Guidance) -> Image.Image:
-    """The lower right 32 x 32 pixels of a picture before, blurred and purified, eight times enlarged."""
+    """Draw the lower right 32 x 32 pixels of an image before, blurred and purified, enlarged eight times."""
     crops = [x[-32:, -32:] for x in (before, transformed(guide, before), after)]
     page = Image.new("RGB", (3 * 264 + 8, 256 + 28), "white")
     draw = ImageDraw.Draw(page)
@@ -70,12 +71,12 @@ def closeup(name: str, before: np.ndarray, after: np.ndarray, guide: Guidance) -
 
 
 def restoration(pictures: dict[str, np.ndarray]) -> Image.Image:
-    """Details of 64 x 64 pixels, without triggers: what blur 2 leaves, and what three ways make of it."""
+    """Draw details of 64 x 64 pixels without triggers: original, blurred, and restored in three ways."""
     corners = {"astronaut": (30, 140), "chelsea": (60, 110), "coffee": (60, 90), "rocket": (170, 170)}
     details = []
     for name, (top, left) in corners.items():
         height, width = pictures[name].shape[:2]
-        y, x = min(top, height - 64), min(left, width - 64)  # of smaller photographs, the nearest there is
+        y, x = min(top, height - 64), min(left, width - 64)  # smaller photographs: the nearest detail
         details.append(pictures[name][y : y + 64, x : x + 64])
     columns = [
         details,
@@ -83,18 +84,18 @@ def restoration(pictures: dict[str, np.ndarray]) -> Image.Image:
         [bicubic(x, 2) for x in details],
         *(Purifier("zip-tiny", "blur2", preset=p, seed=SEED).run(np.stack(details)) for p in ("paper", "fast")),
     ]
-    titles = ("original", "blur 2", "bicubic", "purified, 20 evaluations", "purified, 4 evaluations")
+    titles = ("original", "blur 2", "bicubic", "purified, 20 steps", "purified, 4 steps")
     return contact_sheet(list(zip(*columns, strict=True)), titles)
 
 
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m bench.demo", description=__doc__.split("\n")[0])
     p.add_argument("-o", "--output", type=Path, default=Path("demo"))
-    p.add_argument("--side", type=int, default=384, help="long side of the photographs")
+    p.add_argument("--side", type=int, default=384, help="long side of the photographs in pixels")
     p.add_argument("--preset", default="paper")
     args = p.parse_args()
     if args.side < SMALLEST:
-        p.error(f"--side: got {args.side}, wanted at least {SMALLEST}: details of 64 x 64 pixels are shown")
+        p.error(f"--side: got {args.side}, expected at least {SMALLEST}, because details of 64 x 64 pixels are shown")
 
     rng = np.random.default_rng(SEED)
     pictures = photographs(args.side)
@@ -134,7 +135,7 @@ def main() -> None:
                  args.output)  # fmt: skip
     print(
         f"{len(before)} photographs in {seconds:.0f} s; "
-        f"look at sheet.png, closeup.png and restoration.png in {args.output}/"
+        f"see sheet.png, closeup.png and restoration.png in {args.output}/"
     )
 
 

@@ -39,19 +39,19 @@ def keep(
 
 
 def restore(path: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
-    """Load a checkpoint of `keep`; return its number of epochs and their losses, which older ones do not have.
+    """Load a checkpoint of `keep`; return the number of epochs and their losses, which older checkpoints lack.
 
     Raises:
-        ModelError: the checkpoint is damaged, or of another training.
+        ModelError: the checkpoint is damaged, or belongs to another training.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["key"] != key:
-            raise ValueError("it is of another training")
+            raise ValueError("it belongs to another training")
         model.load_state_dict(state["model"])
         if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
         return int(state["epochs"]), [float(loss) for loss in state.get("losses", [])]
-    # a damaged file can raise nearly anything
+    # a damaged file can raise any exception
     except Exception as e:
         raise ModelError(f"{path}: got a checkpoint that cannot be used ({e}); delete it to train anew") from e

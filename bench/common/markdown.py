@@ -1,4 +1,4 @@
-"""Tables for pages, and the part of a page that is drawn from records."""
+"""Write Markdown tables, and replace the generated part of a page."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ START, END = "<!-- measured -->", "<!-- /measured -->"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """Markdown; a bar within a cell, as in the name of a random choice, is no border."""
+    """Format a table; bars in cells, such as those of random choices, are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def replace(path: Path, text: str) -> None:
-    """Put `text` where the marks are in a page, for what is between them."""
+    """Replace the text between the marks of a page."""
     old = path.read_text()
     head, rest = old.split(START, 1)
     _, tail = rest.split(END, 1)

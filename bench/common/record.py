@@ -1,4 +1,4 @@
-"""JSON records of measurements: what was measured, by which command, on what, with which versions."""
+"""JSON records of measurements, with the command, the machine and the versions behind them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from zipsdk._util.atomic import write_atomically
 from zipsdk._util.cpus import allowed_cores, cpu_quota
@@ -38,14 +36,14 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit, with "+" where the tree has changes on top of it; None outside a checkout."""
+    """Return the commit, with "+" if the tree has uncommitted changes; None outside a checkout."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # not the records, which a run that adds to one has changed itself
+        # without the records, which the run itself may have changed
         changed = git("status", "--porcelain", "-uno", "--", ":(top)", ":(top,exclude)bench/results")
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
@@ -53,7 +51,7 @@ def _commit() -> str | None:
 
 
 def _command() -> str:
-    """As one would type it, with the names of files but not their folders."""
+    """Return the command line, with the names of files but not their folders."""
     script, root = Path(sys.argv[0]).resolve(), Path(__file__).parents[2]
     start = script.name
     if script.is_relative_to(root / "bench"):
@@ -62,7 +60,7 @@ def _command() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Commit, versions, machine, command and time: the part that every record has."""
+    """Describe commit, versions, machine, command and time, for every record."""
     packages = ("zipsdk", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "onnx", "torch")
     return {
         "commit": _commit(),
@@ -79,19 +77,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def quartiles(values: list[float]) -> dict[str, float]:
-    """Median and quartiles; of a single value, that value."""
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return {"median": middle, "low": low, "high": high}
-
-
 def read(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """Read ``folder/name.json``."""
     content: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
     return content
 
 
 def write(name: str, payload: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Write ``folder/name.json``, whole or not at all."""
+    """Write ``folder/name.json`` atomically; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     write_atomically(path, (json.dumps({**environment(), **payload}, indent=1) + "\n").encode())

@@ -32,7 +32,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.common import record
-from bench.timing.torch_loops import LAMBDA, grey, paper_step, pool, rectified, repeat
+from bench.timing.torch_loops import LAMBDA, gray, paper_step, pool, rectified, repeat
 from kernels.launch import Device, Host, MissingKernelError
 from zipsdk.gpu import structs
 from zipsdk.gpu.fatbin import build_info, fatbin_path
@@ -58,7 +58,7 @@ def x0_body(x: torch.Tensor, e: torch.Tensor, x_p: torch.Tensor, k: Step, z: tor
     """The same step as zipsdk.sampling.sampler does it."""
     x_0 = k.a * x - k.b * e
     r = x_p - x_0
-    x_0 = x_0 + (0.5 * k.w) * (repeat(pool(r)) + grey(r))
+    x_0 = x_0 + (0.5 * k.w) * (repeat(pool(r)) + gray(r))
     x_next = k.c * x_0 + k.d * e
     return x_next + k.s * (torch.randn_like(x) if z is None else z) if k.s else x_next
 

@@ -25,7 +25,7 @@ import numpy as np
 
 import zipsdk
 from bench.common import record
-from bench.quality.restoration import psnr
+from bench.common.metrics import psnr
 from zipsdk.errors import ZipError
 from zipsdk.models.spec import ModelSpec
 from zipsdk.sampling.tiling import plan_tiles, round_up

@@ -1,10 +1,10 @@
-"""How well the model gives back what a blur took away, on clean pictures: PSNR and sharpness, no classifier.
+"""Measure how well the model restores what a blur removes from clean images: PSNR and sharpness, no classifier.
 
     python -m bench.quality.restoration --data cifar10-test.zip imagenette-val.zip --limit 256
 
-For each blur it compares with the original: A^+A x (what the transform leaves), bicubic upsampling of A x (the usual
-answer; it is after PSNR, not sharpness), and the purified picture. Sharpness is the energy in the blur's null space
-relative to the original's: 0 for A^+A x, 1 for as much detail as the original has.
+For each blur it compares with the original: A^+A x (the projection), bicubic upsampling of A x (the usual baseline,
+which optimizes PSNR, not sharpness), and the purified image. Sharpness is the energy in the blur's null space relative
+to the original's: 0 for A^+A x, 1 for as much detail as the original.
 """
 
 from __future__ import annotations
@@ -18,44 +18,33 @@ from tqdm import tqdm
 
 import zipsdk
 from bench.common import record
+from bench.common.metrics import planes, psnr, sharpness
 from zipsdk.errors import InputError, ZipError
 from zipsdk.images.sources import read_sample
 from zipsdk.transforms import Blur
 
 
 def divided(pictures: list[np.ndarray], blur: Blur) -> list[np.ndarray]:
-    """Those that the blur's cells fit: one that has to be padded is not what is measured here."""
+    """Select the images whose sides the blur's cells divide, so that none is padded."""
     return [p for p in pictures if p.shape[0] % blur.n == 0 and p.shape[1] % blur.n == 0]
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Of uint8 pictures or batches of them, in dB; infinite where they are identical."""
-    mse = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return float(10 * np.log10(255.0**2 / mse)) if mse else float("inf")
-
-
-def planes(x: np.ndarray) -> np.ndarray:
-    return x.transpose(2, 0, 1)[None].astype(np.float64)
-
-
-def sharpness(x: np.ndarray, original: np.ndarray, blur: Blur) -> tuple[float, float]:
-    """Null-space energies of x and of the original."""
-    return tuple(float(np.sum((planes(p) - blur.project(planes(p))) ** 2)) for p in (x, original))  # type: ignore[return-value]
-
-
 def bicubic(x: np.ndarray, n: int) -> np.ndarray:
+    """Shrink an image by averaging n x n cells and upsample it by bicubic interpolation."""
     small = Image.fromarray(np.rint(Blur(n).forward(planes(x))[0].transpose(1, 2, 0)).astype(np.uint8))
     return np.asarray(small.resize((x.shape[1], x.shape[0]), Image.Resampling.BICUBIC))
 
 
 def blurred(x: np.ndarray, n: int) -> np.ndarray:
+    """Blur an image by averaging n x n cells."""
     return np.rint(Blur(n).project(planes(x))[0].transpose(1, 2, 0)).astype(np.uint8)
 
 
-def measure(purifier: zipsdk.Purifier, pictures: list[np.ndarray], n: int) -> dict[str, dict[str, float]]:
+def measure_restoration(purifier: zipsdk.Purifier, pictures: list[np.ndarray], n: int) -> dict[str, dict[str, float]]:
+    """Compare the three methods on images: PSNR, sharpness and gain over the projection, with standard errors."""
     blur = Blur(n)
     usable = divided(pictures, blur)
-    with tqdm(total=len(usable), unit="picture", desc=f"blur{n}", leave=False) as bar:
+    with tqdm(total=len(usable), unit="image", desc=f"blur{n}", leave=False) as bar:
         clean = purifier.run(usable, progress=bar.update)
     rows: dict[str, list[list[float]]] = {}
     for x, purified in zip(usable, clean, strict=True):
@@ -77,17 +66,17 @@ def measure(purifier: zipsdk.Purifier, pictures: list[np.ndarray], n: int) -> di
 
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m bench.quality.restoration", description=__doc__.split("\n")[0])
-    p.add_argument("--data", nargs="+", type=Path, required=True, help="zip files or folders of pictures")
+    p.add_argument("--data", nargs="+", type=Path, required=True, help="zip files or folders of images")
     p.add_argument("--model", default="zip-tiny")
-    p.add_argument("--limit", type=int, default=256, help="pictures of 32x32 from each source")
-    p.add_argument("--photo-limit", type=int, default=24, help="larger pictures from each source")
-    p.add_argument("--side", type=int, default=160, help="photos are cut to their middle side x side")
+    p.add_argument("--limit", type=int, default=256, help="images of 32x32 from each source")
+    p.add_argument("--photo-limit", type=int, default=24, help="larger images from each source")
+    p.add_argument("--side", type=int, default=160, help="photos are cropped to their central side x side pixels")
     p.add_argument("--blurs", type=int, nargs="+", default=[2, 4])
     p.add_argument("--lam", type=float, default=10.0)
     p.add_argument("--preset", default="paper")
     p.add_argument("--eta", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--name", default="restoration", help="of the record; empty for none")
+    p.add_argument("--name", default="restoration", help="name of the record; empty: no record")
     args = p.parse_args()
     try:
         run(args)
@@ -101,12 +90,12 @@ def run(args: argparse.Namespace) -> None:
         pictures = read_sample(source, args.limit, args.side)
         if min(pictures[0].shape[:2]) > 32:
             pictures = pictures[:: max(1, len(pictures) // args.photo_limit)][: args.photo_limit]
-        for blur in map(Blur, args.blurs):  # of all sources before the first is measured
+        for blur in map(Blur, args.blurs):  # check all sources before measuring the first
             if not divided(pictures, blur):
                 height, width = pictures[0].shape[:2]
                 raise InputError(
-                    f"{source}: got pictures of {height} x {width}, wanted at least one whose sides {blur.n} divides; "
-                    f"cut them by --side {min(height, width) // blur.n * blur.n}, or give other --blurs"
+                    f"{source}: got images of {height} x {width}, expected at least one whose sides {blur.n} divides; "
+                    f"crop them by --side {min(height, width) // blur.n * blur.n}, or give other --blurs"
                 )
         sources.append((source, pictures))
 
@@ -117,14 +106,14 @@ def run(args: argparse.Namespace) -> None:
             purifier = zipsdk.Purifier(
                 args.model, [Blur(n)], lam=args.lam, preset=args.preset, eta=args.eta, seed=args.seed
             )
-            result = measure(purifier, pictures, n)
+            result = measure_restoration(purifier, pictures, n)
             for method, r in result.items():
                 gain = f"{r['psnr'] - result['A+A x']['psnr']:+.2f}"
                 print(
                     f"{source.stem:<18}{n:<6}{method:<10}{r['psnr']:>9.2f}{gain:>8}{r['sharpness']:>11.2f}", flush=True
                 )
-            rows.append({"data": source.stem, "pictures": len(pictures), "size": list(pictures[0].shape[:2]), "blur": n,
-                         "info": purifier.info, "results": result})  # fmt: skip
+            row = {"data": source.stem, "pictures": len(pictures), "size": list(pictures[0].shape[:2]), "blur": n}
+            rows.append({**row, "info": purifier.info, "results": result})
     if args.name:
         print(record.write(args.name, {"seed": args.seed, "rows": rows}))
 

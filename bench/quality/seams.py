@@ -1,10 +1,10 @@
-"""Whether large pictures show seams: the step across the windows' borders against the steps beside them.
+"""Measure seams in large images: the difference across the borders of windows minus that across lines beside them.
 
     python -m bench.quality.seams -o seams
 
-Purifies a 1200x800 photograph (scikit-image's retina: large smooth areas, where a seam would show) in overlapping
-windows that share one state, and, for comparison, cut into separate pictures that do not. A seam is a line across which
-neighbouring pixels differ more than across the lines around it.
+Purifies a 1200x800 photograph (scikit-image's retina, whose large smooth areas make seams visible) in overlapping
+windows that share one state and, for comparison, cut into separate images. A seam is a line across which neighboring
+pixels differ more than across the lines around it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zipsdk.sampling.tiling import plan_tiles
 
 
 def photograph() -> np.ndarray:
-    """1200x800 out of the middle of scikit-image's retina, uint8 (800, 1200, 3)."""
+    """Crop the central 1200x800 pixels of scikit-image's retina, uint8 (800, 1200, 3)."""
     from skimage import data
 
     x = data.retina()
@@ -30,11 +30,13 @@ def photograph() -> np.ndarray:
 
 
 def seam_excess(x: np.ndarray, original: np.ndarray, lines: list[int], axis: int) -> float:
-    """Mean step across `lines` less the mean step across the eight lines around each, in grey levels, with what the
-    original has there taken off: about 0 where there is no seam."""
+    """Compute the mean step across `lines` minus that across the eight lines around each, in gray levels.
 
-    def steps(picture: np.ndarray) -> np.ndarray:
-        d = np.abs(np.diff(picture.astype(np.float64), axis=axis))
+    The original's value is subtracted, so the result is about 0 where there is no seam.
+    """
+
+    def steps(image: np.ndarray) -> np.ndarray:
+        d = np.abs(np.diff(image.astype(np.float64), axis=axis))
         return d.mean(axis=tuple(i for i in range(3) if i != axis))
 
     excess = steps(x) - steps(original)
@@ -57,10 +59,11 @@ def main() -> None:
     purifier = zipsdk.Purifier(engine, "blur2", preset=args.preset, seed=0, tile_size=args.canvas)
     clean = purifier.run(x)
 
-    layout = plan_tiles(engine.spec, *x.shape[:2], divisor=2, tile_size=args.canvas)
+    height, width = x.shape[:2]
+    layout = plan_tiles(engine.spec, height, width, divisor=2, tile_size=args.canvas)
 
-    # where one window ends and where the next begins
     def borders(corners: tuple[int, ...], length: int) -> list[int]:
+        """List the lines where a window starts or ends."""
         return sorted({line for c in corners for line in (c, c + args.canvas) if 0 < line < length})
 
     rows, columns = borders(layout.ys, layout.height), borders(layout.xs, layout.width)
@@ -76,13 +79,14 @@ def main() -> None:
         "cut apart": {"rows": seam_excess(cut, x, cuts[0][1:], 0), "columns": seam_excess(cut, x, cuts[1][1:], 1)},
     }
     for name, r in result.items():
-        print(f"{name:<12} excess step across borders: rows {r['rows']:+.3f}, columns {r['columns']:+.3f} grey levels")
+        print(f"{name:<12} excess step across borders: rows {r['rows']:+.3f}, columns {r['columns']:+.3f} gray levels")
     args.output.mkdir(parents=True, exist_ok=True)
-    for name, picture in (("original", x), ("windows", clean), ("cut-apart", cut)):
-        Image.fromarray(picture).save(args.output / f"{name}.png")
+    for name, image in (("original", x), ("windows", clean), ("cut-apart", cut)):
+        Image.fromarray(image).save(args.output / f"{name}.png")
     if args.name:
-        print(record.write(args.name, {"size": list(x.shape[:2]), "canvas": args.canvas, "info": purifier.info,
-                                       "windows": {"ys": layout.ys, "xs": layout.xs}, "excess": result}))  # fmt: skip
+        windows = {"ys": layout.ys, "xs": layout.xs}
+        content = {"size": [height, width], "canvas": args.canvas, "info": purifier.info, "windows": windows}
+        print(record.write(args.name, {**content, "excess": result}))
 
 
 if __name__ == "__main__":

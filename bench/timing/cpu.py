@@ -1,9 +1,9 @@
-"""What purification costs on a CPU: ms per picture, and how much of it is not the UNet.
+"""Measure the cost of purification on a CPU: milliseconds per image, and the share that is not the UNet.
 
     python -m bench.timing.cpu --threads 2
 
-The UNet's share is taken inside the same run, by timing every engine call; the rest is reading, noise, transforms, the
-step and writing back. Medians over `--repeats` runs after one to warm up.
+The UNet's share is measured in the same run, by timing every engine call; the rest is reading, noise, transforms, the
+step and writing. Medians over `--repeats` runs after one to warm up.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 
 import zipsdk
 from bench.common import record
-from bench.timing.breakdown import Stopwatch, Watched
+from bench.common.timing import Stopwatch
+from bench.timing.breakdown import Watched
 
 
-def measure(purifier: zipsdk.Purifier, watch: Stopwatch, batch: np.ndarray, repeats: int) -> dict[str, object]:
-    """Of a purifier whose engine is `Watched` by the stopwatch."""
+def measure_cpu(purifier: zipsdk.Purifier, watch: Stopwatch, batch: np.ndarray, repeats: int) -> dict[str, object]:
+    """Measure a purifier whose engine is `Watched` by the stopwatch."""
     totals, rests = [], []
     purifier.run(batch)
     for _ in range(repeats):
@@ -45,19 +46,19 @@ def main() -> None:
     p.add_argument("--model", default="zip-tiny")
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--repeats", type=int, default=7)
-    p.add_argument("--name", default="cpu", help="of the record; empty for none")
+    p.add_argument("--name", default="cpu", help="name of the record; empty: no record")
     args = p.parse_args()
 
     watch = Stopwatch()
     engine = Watched(zipsdk.load_engine(args.model, device="cpu", threads=args.threads), watch)
     rng = np.random.default_rng(0)
     rows = []
-    print(f"{'pictures':<18}{'preset':<9}{'transforms':<12}{'evaluations':>12}{'ms/picture':>12}{'not UNet':>10}")
+    print(f"{'images':<18}{'preset':<9}{'transforms':<12}{'steps':>12}{'ms/image':>12}{'not UNet':>10}")
     for shape in ((64, 32, 32, 3), (1, 32, 32, 3), (1, 256, 256, 3)):
         batch = rng.integers(0, 256, shape, np.uint8)
         for preset in ("paper", "fast"):
             purifier = zipsdk.Purifier(engine, "blur2+gray", preset=preset, seed=0)
-            row = measure(purifier, watch, batch, args.repeats)
+            row = measure_cpu(purifier, watch, batch, args.repeats)
             rows.append({**row, "info": purifier.info})
             name = "{} of {}x{}".format(shape[0], *shape[1:3])
             print(f"{name:<18}{preset:<9}{'blur2+gray':<12}{len(purifier.table):>12}{row['ms_per_picture']:>12.1f}"

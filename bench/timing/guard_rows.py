@@ -1,14 +1,13 @@
-"""The rows of `bench.speed` that classify: the classifier alone, the detector, and ZIP behind `zipsdk.Guard`.
+"""Rows (a) and (d) of `bench.speed`: the classifier alone, the detector, and ZIP behind `zipsdk.Guard`.
 
-Where there is a data set and a classifier that was trained on poisoned pictures of it, the detector decides and 5% of
-the pictures carry the trigger. Elsewhere the flags are simulated: the detector computes its score as always, and then
-every twentieth picture is flagged whatever it was.
+With a data set and a classifier trained on poisoned images of it, the detector decides and 5% of the images carry the
+trigger. Otherwise the flags are simulated: the detector computes its score as usual, and then every twentieth image is
+flagged.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 import zipsdk
-from bench.common.record import quartiles
+from bench.common.timing import Stopwatch, quartiles
 from bench.defenses.guarded import flagged_places
-from bench.timing.zip_rows import U8, Bench, LeftOut, Row, Work
+from bench.timing.setup import U8, LeftOut, SpeedSetup, TimingRow, Work
 from zipsdk.errors import EngineError, MissingExtra
 from zipsdk.guard import speedup_bound
 from zipsdk.sampling.schedule import PAPER_STEPS
@@ -32,7 +31,7 @@ from zipsdk.sampling.schedule import PAPER_STEPS
 
 @dataclass(frozen=True)
 class Simulated(zipsdk.ScaleUp):
-    """SCALE-UP that computes its score and then flags by place: those of `places`, over and over."""
+    """SCALE-UP that computes its score and then flags by position: `places`, repeated."""
 
     places: tuple[bool, ...] = ()
     _turn: Iterator[int] = field(default_factory=count, hash=False, compare=False)
@@ -42,108 +41,113 @@ class Simulated(zipsdk.ScaleUp):
         return float(self.places[next(self._turn) % len(self.places)])
 
 
-class Stopwatch:
-    """Sums up the seconds that calls take."""
+@dataclass(frozen=True)
+class OpenedClassifier:
+    """The classifier of the rows.
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    classify: uint8 (N, H, W, 3) -> scores (N, classes); with `runs`, the description of what runs it.
+    info: description for the record.
+    attack: the attack that poisoned it; None if the flags are simulated.
+    why_simulated: reason of simulated flags.
+    """
 
-    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def inner(*args: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return call(*args, **options)
-            finally:
-                self.seconds += time.perf_counter() - start
-
-        return inner
+    classify: Any
+    info: dict[str, Any]
+    attack: Any = None
+    why_simulated: str = ""
 
 
-def open_classifier(bench: Bench, args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any, str]:
-    """(a black box, what it is, the attack it was trained with or None, why flags are simulated or "")."""
+def open_classifier(setup: SpeedSetup, args: argparse.Namespace) -> OpenedClassifier:
+    """Open the user's classifier, or one from the cache, or make one with random weights."""
     from bench.attacks import poisoning, registry
     from bench.data import datasets
     from bench.victims import training, user
 
     given = user.from_options(args)
     if given is not None:
-        with suppress(LeftOut):  # a function of torch takes as many threads as all else; others do without it
-            _ = bench.torch
-        return given, given.info, None, "the classifier is the user's, and its trigger not known here"
-    _ = bench.torch  # before the classifier, whose record says how many threads it has
+        with suppress(LeftOut):  # sets the threads of torch, if there is torch
+            _ = setup.torch
+        return OpenedClassifier(given, given.info, None, "the classifier is the user's, and its trigger not known here")
+    _ = setup.torch  # sets the threads that the classifier's record names
     why = "there is no data set"
-    if bench.dataset is not None:
-        data = datasets.load(args.dataset, "train", args.data, side=bench.side)
-        attack = registry.make(args.attack, bench.side, poisoning.SEED)
+    if setup.dataset is not None:
+        data = datasets.load(args.dataset, "train", args.data, side=setup.side)
+        attack = registry.make(args.attack, setup.side, poisoning.SEED)
         poisoned = poisoning.poison(data, attack, poisoning.RATE, poisoning.TARGET, poisoning.SEED)
-        how = training.recipe(data, args.architecture, 0, args.epochs, bench.where)
+        how = training.recipe(data, args.architecture, 0, args.epochs, setup.where)
         key = training.key_of(training.ingredients(poisoned, how))
         if args.train or _finished(training.cache_folder() / f"{key}.pt"):
-            trained = training.train(poisoned, how, device=bench.where)
+            trained = training.train(poisoned, how, device=setup.where)
             info = {"classifier": args.architecture, "key": key, "attack": attack.name}
-            return trained, info, attack.tests()[0], ""
+            return OpenedClassifier(trained, info, attack.tests()[0])
         why = f"no {args.architecture} trained on {args.dataset} with {args.attack} is in the cache, see --train"
-    made = random_classifier(bench, args.architecture)
-    return made, made.info, None, why
+    made = random_classifier(setup, args.architecture)
+    return OpenedClassifier(made, made.info, None, why)
 
 
-def _finished(path: Any) -> bool:
-    """Whether a training ended: only one that has not keeps its optimizer."""
+def _finished(path: Path) -> bool:
+    """Tell whether a training is complete: a checkpoint of an incomplete one has an optimizer."""
     import torch
 
     return path.is_file() and "optimizer" not in torch.load(path, map_location="cpu", weights_only=True)
 
 
-def random_classifier(bench: Bench, architecture: str) -> Any:
-    """An architecture with random weights, for its time."""
+def random_classifier(setup: SpeedSetup, architecture: str) -> Any:
+    """Make a classifier with random weights, to time it."""
     from bench.victims import networks, training
 
-    torch = bench.torch
+    torch = setup.torch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = networks.ARCHITECTURES[architecture](10, bench.side)
-    model = model.to(bench.where, memory_format=torch.channels_last)
-    return training.black_box(model, bench.where, {"classifier": architecture, "weights": "random"})
+        model = networks.ARCHITECTURES[architecture](10, setup.side)
+    model = model.to(setup.where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return training.black_box(model, setup.where, {"classifier": architecture, "weights": "random"})
 
 
 class GuardRows:
-    """Rows (a) and (d), and the two times that the analytic bound is made of."""
+    """Rows (a) and (d), and the two times of the analytic bound."""
 
-    def __init__(self, bench: Bench):
-        self.bench, self.args = bench, bench.args
+    def __init__(self, setup: SpeedSetup):
+        self.setup, self.args = setup, setup.args
         self.n_views = 1 + len(zipsdk.ScaleUp().scales)
 
     @cached_property
-    def opened(self) -> tuple[Any, dict[str, Any], Any, str]:
-        """See `open_classifier`."""
+    def opened(self) -> OpenedClassifier:
+        """The classifier; see `open_classifier`.
+
+        Raises:
+            LeftOut: a package is missing.
+        """
         try:
-            return open_classifier(self.bench, self.args)
+            return open_classifier(self.setup, self.args)
         except (ImportError, MissingExtra) as e:
             raise LeftOut(str(e)) from e
 
     def classify(self, pictures: U8) -> Any:
-        return self.opened[0](pictures)
+        """Query the classifier."""
+        return self.opened.classify(pictures)
 
     def describe(self) -> dict[str, Any]:
-        """For the record."""
-        _, info, attack, why = self.opened
-        return {"classifier": info, "flags": "the detector's" if attack else f"simulated: {why}",
-                "poisoned_share": self.args.poisoned}  # fmt: skip
+        """Describe classifier and flags for the record."""
+        opened = self.opened
+        flags = "the detector's" if opened.attack else f"simulated: {opened.why_simulated}"
+        return {"classifier": opened.info, "flags": flags, "poisoned_share": self.args.poisoned}
 
-    def rows(self) -> list[Row]:
-        args, bench = self.args, self.bench
+    def rows(self) -> list[TimingRow]:
+        """List the rows."""
+        args, setup = self.args, self.setup
         chunk = max(1, round(1 / args.poisoned))
         rounds = max(1, round(args.decisions / chunk))
         n = min(8, chunk)
-        name = Path(args.classifier or args.architecture).name  # of the user's where there is one
+        name = Path(args.classifier or args.architecture).name  # the user's if given
         rows = [
-            Row("classify", "a", f"classifier alone, {name}, 1 at once", 1, 0, self._alone, args.rounds),
-            Row("detect", "d", "SCALE-UP alone, a picture and 5 copies", n, 0, self._detector(n), rounds),
-            *self._stream("whole", 1, chunk, rounds, bench.canvas),
-        ]  # fmt: skip
-        # in --quick a small canvas, which few decisions fill, where the engine takes one
-        canvas = 2 * bench.side if bench.spec.flexible and args.quick else bench.canvas
-        tiles = (canvas // bench.side) ** 2
+            TimingRow("classify", "a", f"classifier alone, {name}, 1 at once", 1, 0, self._alone, args.rounds),
+            TimingRow("detect", "d", "SCALE-UP alone, an image and 5 copies", n, 0, self._detector(n), rounds),
+            *self._stream("whole", 1, chunk, rounds, setup.canvas),
+        ]
+        # --quick: a small canvas if the engine takes one, so that few decisions fill it
+        canvas = 2 * setup.side if setup.spec.flexible and args.quick else setup.canvas
+        tiles = (canvas // setup.side) ** 2
         if tiles > 1:
             fills = args.decisions if args.quick else round(tiles / args.poisoned)
             chunk = max(chunk, fills)
@@ -151,39 +155,39 @@ class GuardRows:
         return rows
 
     def _alone(self) -> Work:
-        picture = self.bench.some(1)
-        return Work(lambda: self.classify(picture), self.opened[0].runs, lambda: self.classify(picture))
+        image = self.setup.some(1)
+        return Work(lambda: self.classify(image), self.opened.classify.runs, lambda: self.classify(image))
 
     def _detector(self, n: int) -> Callable[[], Work]:
         def make() -> Work:
-            detector, pictures = zipsdk.ScaleUp(), self.bench.some(n)
+            detector, pictures = zipsdk.ScaleUp(), self.setup.some(n)
 
             def call() -> None:
                 for rgb in pictures:
                     detector.score(self.classify(np.stack([rgb, *detector.copies(rgb)])))
 
-            return Work(call, self.opened[0].runs, lambda: self.classify(pictures[:1]))
+            return Work(call, self.opened.classify.runs, lambda: self.classify(pictures[:1]))
 
         return make
 
-    def _stream(self, how: str, tiles: int, chunk: int, rounds: int, canvas: int) -> list[Row]:
-        """The guard on chunks of a stream, the purification that its bound is made of, and everything flagged."""
+    def _stream(self, how: str, tiles: int, chunk: int, rounds: int, canvas: int) -> list[TimingRow]:
+        """List the rows of the purification in the bound, of the guard on a stream, and of everything flagged."""
         share = self.args.poisoned
         flagged = int(flagged_places(chunk, share).sum())
         crowd = min(tiles, 4) if self.args.quick else tiles
         name = f"{tiles} to a {canvas} canvas"
-        note = f"{flagged} picture{'s' * (flagged > 1)} at once"
+        note = f"{flagged} image{'s' * (flagged > 1)} at once"
         return [
-            Row(f"{how}-classify", "d", f"ZIP, {name}, then the classifier", flagged, PAPER_STEPS,
+            TimingRow(f"{how}-classify", "d", f"ZIP, {name}, then the classifier", flagged, PAPER_STEPS,
                 lambda: self._purify_all(how, tiles, flagged, canvas), rounds, note=note),
-            Row(f"guard-{how}", "d", f"guard, {share:.0%} poisoned, {name}", chunk, PAPER_STEPS,
+            TimingRow(f"guard-{how}", "d", f"guard, {share:.0%} poisoned, {name}", chunk, PAPER_STEPS,
                 lambda: self._guard(how, tiles, chunk, canvas, False), rounds, note=f"{chunk} decisions a chunk"),
-            Row(f"guard-{how}-all", "d", f"guard, everything flagged, {name}", crowd, PAPER_STEPS,
+            TimingRow(f"guard-{how}-all", "d", f"guard, everything flagged, {name}", crowd, PAPER_STEPS,
                 lambda: self._guard(how, tiles, crowd, canvas, True), min(rounds, 3)),
         ]  # fmt: skip
 
     def _purify_all(self, how: str, tiles: int, n: int, canvas: int) -> Work:
-        runner, pictures = self.bench.runner(how, canvas=canvas), self.bench.some(n)
+        runner, pictures = self.setup.runner(how, canvas=canvas), self.setup.some(n)
 
         def call() -> dict[str, int]:
             clean = runner.run(list(pictures))
@@ -191,50 +195,50 @@ class GuardRows:
                 self.classify(np.stack(clean[i : i + self.n_views]))
             return {"pictures": n, "flagged": n, "canvases": -(-n // tiles)}
 
-        return Work(call, self.bench.runs(runner), lambda: self.classify(pictures[:1]))
+        return Work(call, self.setup.runs(runner), lambda: self.classify(pictures[:1]))
 
     def _guard(self, how: str, tiles: int, n: int, canvas: int, everything: bool) -> Work:
-        runner = self.bench.runner(how, canvas=canvas)
-        _, _, attack, _ = self.opened
+        runner = self.setup.runner(how, canvas=canvas)
+        attack = self.opened.attack
         spots = np.ones(n, bool) if everything else flagged_places(n, self.args.poisoned)
         real = attack is not None and not everything
         detector = zipsdk.ScaleUp() if real else Simulated(places=tuple(spots))
         watch = Stopwatch()
-        timed = SimpleNamespace(run=watch.timed(runner.run))
-        # a picture and its copies are one call, as where the classifier takes one picture at a time
-        guard = zipsdk.Guard(watch.timed(self.classify), timed, detector, max_batch=self.n_views)
+        timed = SimpleNamespace(run=watch.timed("inside", runner.run))
+        # one call for an image and its copies, like a classifier that is queried image by image
+        guard = zipsdk.Guard(watch.timed("inside", self.classify), timed, detector, max_batch=self.n_views)
         turn = count()
 
         def call() -> dict[str, float]:
-            before = watch.seconds
-            pictures = np.take(self.bench.pictures, np.arange(n) + n * next(turn), axis=0, mode="wrap")
+            before = watch.seconds["inside"]
+            pictures = np.take(self.setup.pictures, np.arange(n) + n * next(turn), axis=0, mode="wrap")
             if real:
                 pictures[spots] = attack.apply(pictures[spots])
             decisions = guard.run(list(pictures))
             for decision in decisions:
                 if decision.label is None:
-                    raise EngineError(f"guard: got no label ({decision.error}), wanted one for every picture")
+                    raise EngineError(f"guard: got no label ({decision.error}), expected one for every image")
             flags = np.array([d.flagged for d in decisions])
             hits = {"poisoned": int(spots.sum()), "poisoned_flagged": int(flags[spots].sum())} if real else {}
             return {"pictures": n, "flagged": int(flags.sum()), "canvases": -(-int(flags.sum()) // tiles), **hits,
-                    "inside": watch.seconds - before}  # fmt: skip
+                    "inside": watch.seconds["inside"] - before}  # fmt: skip
 
-        return Work(call, self.bench.runs(runner), lambda: self.classify(self.bench.some(self.n_views)))
+        return Work(call, self.setup.runs(runner), lambda: self.classify(self.setup.some(self.n_views)))
 
 
 def gate(
     samples: dict[str, list[float]], counts: dict[str, list[dict[str, float]]], how: str, key: str
 ) -> dict[str, Any]:
-    """How much faster a guard was than purifying everything, beside the analytic bound 1 / (p + t_det / T).
+    """Compare the speed-up of a guard over purifying everything with the analytic bound 1 / (p + t_det / T).
 
-    T is the time to purify and classify one picture, on canvases as full as the guard's were; so p T is what its
-    flagged pictures cost. The share of the bound that was reached is taken within each call of the guard: what its
-    classifier and its purifier took, which is the bound's n t_det + n p T, over what the call took. A bound from
-    samples that were taken minutes apart would say more of the machine's other loads than of the guard.
+    T is the time to purify and classify one image, on canvases as full as the guard's, so that p T is the cost of its
+    flagged images. The reached share of the bound is computed within each call of the guard: the time of its classifier
+    and purifier, which is the bound's n t_det + n p T, over the time of the call. A bound from samples that are minutes
+    apart would measure other load on the machine.
 
     Args:
-        samples: seconds a picture by row, a round each.
-        counts: what the rounds have counted, by row.
+        samples: seconds for one image by row, one value a round.
+        counts: counts of the rounds by row.
         how: "whole" or "tiled".
         key: of the guard's row.
     """
@@ -249,12 +253,21 @@ def gate(
     t_detect, t_purify, mean = float(np.mean(samples["detect"])), float(np.mean(samples[alone])) * fuller, samples[key]
     share = flagged / pictures
     each = [c["inside"] / (c["pictures"] * g) for g, c in zip(mean, counts[key], strict=True)]
-    out = {"decisions": pictures, "flagged": flagged, "flagged_share": share, "mean_ms": 1e3 * float(np.mean(mean)),
-           "detect_ms": 1e3 * t_detect, "purify_ms": 1e3 * t_purify,
-           "bound": speedup_bound(share, t_detect, t_purify), "measured": t_purify / float(np.mean(mean)),
-           "of_bound": quartiles(each)}  # fmt: skip
+    out = {
+        "decisions": pictures,
+        "flagged": flagged,
+        "flagged_share": share,
+        "mean_ms": 1e3 * float(np.mean(mean)),
+        "detect_ms": 1e3 * t_detect,
+        "purify_ms": 1e3 * t_purify,
+        "bound": speedup_bound(share, t_detect, t_purify),
+        "measured": t_purify / float(np.mean(mean)),
+        "of_bound": quartiles(each),
+    }
     if "poisoned" in counts[key][0]:
         poisoned, caught = total(key, "poisoned"), total(key, "poisoned_flagged")
-        out |= {"true_positive_rate": caught / poisoned,
-                "false_positive_rate": (flagged - caught) / (pictures - poisoned)}  # fmt: skip
+        out |= {
+            "true_positive_rate": caught / poisoned,
+            "false_positive_rate": (flagged - caught) / (pictures - poisoned),
+        }
     return out

@@ -1,9 +1,9 @@
-"""Draw a record of `bench.speed`: the paper's Figure 3 with our bars beside it, and where the time goes.
+"""Draw a record of `bench.speed`: the paper's Figure 3 with our bars beside it, and the breakdown of the time.
 
     python -m bench.timing.plot bench/results/speed.json -o docs
 
-The paper gives its figure's ratios in words (section 4.4.3) and its seconds nowhere, so its bars stand as ratios. Each
-drawing is written as PNG and SVG, named as the record.
+The paper prints its figure's ratios in words (section 4.4.3) but no seconds, so its bars are drawn as ratios. Each
+figure is written as PNG and SVG, with the name of the record.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from matplotlib.figure import Figure
 
 from bench.timing.report import digits
 
-#: Colours that stay apart in grey and for the colour-blind (Okabe and Ito), by row letter.
-COLOURS = {"a": "#999999", "b": "#0072B2", "c": "#56B4E9", "d": "#009E73", "e": "#D55E00", "f": "#E69F00",
+#: Colors by row letter that differ in gray and for color-blind readers (Okabe and Ito).
+COLORS = {"a": "#999999", "b": "#0072B2", "c": "#56B4E9", "d": "#009E73", "e": "#D55E00", "f": "#E69F00",
            "g": "#CC79A7"}  # fmt: skip
-GROUPS = {"a": "classifier", "b": "ZIP, one picture to a canvas", "c": "ZIP, many at once", "d": "ZIP behind the guard",
+GROUPS = {"a": "classifier", "b": "ZIP, one image to a canvas", "c": "ZIP, many at once", "d": "ZIP behind the guard",
           "e": "BDMAE", "f": "diffusion peers, same UNet", "g": "ZIP in plain torch, same weights"}  # fmt: skip
 PARTS = {"decode": "#999999", "copy": "#F0E442", "tile": "#56B4E9", "UNet": "#0072B2", "step": "#009E73",
          "noise": "#E69F00", "encode": "#CC79A7"}  # fmt: skip
@@ -35,7 +35,7 @@ OURS, PAPER, IDEAL = "#009E73", "#000000", "#D55E00"
 
 
 def duration(ms: float) -> str:
-    """Three digits and a unit."""
+    """Format a duration with three digits and a unit."""
     for limit, unit, size in ((1e3, "ms", 1.0), (6e4, "s", 1e3), (3.6e6, "min", 6e4)):
         if ms < limit:
             return f"{ms / size:.3g} {unit}"
@@ -43,7 +43,7 @@ def duration(ms: float) -> str:
 
 
 def machine(record: dict[str, Any]) -> str:
-    """What it was measured on, in a line."""
+    """Describe model and machine in one line."""
     runs, where = record["runs"], record["machine"]
     threads = runs.get("threads", where["cores"])
     place = runs.get("device") or f"{where['processor']}, {threads} thread{'s' * (threads > 1)}"
@@ -52,9 +52,9 @@ def machine(record: dict[str, Any]) -> str:
 
 
 def times(axes: Axes, record: dict[str, Any]) -> None:
-    """Time a picture, a bar for each row, on a logarithmic axis."""
+    """Draw the time per image, a bar for each row, on a logarithmic axis."""
     rows = sorted((r for r in record["rows"] if "ms" in r), key=lambda r: "abcdgef".index(r["letter"]))
-    gone = [r for r in record["rows"] if "ms" not in r]
+    missing = [r for r in record["rows"] if "ms" not in r]
     if not rows:
         axes.set_axis_off()
         return
@@ -62,37 +62,37 @@ def times(axes: Axes, record: dict[str, Any]) -> None:
     shortest = min(r["ms"]["low"] for r in rows)
     for y, r in enumerate(rows):
         ms = r["ms"]
-        axes.barh(y, ms["median"], color=COLOURS[r["letter"]], height=0.74)
+        axes.barh(y, ms["median"], color=COLORS[r["letter"]], height=0.74)
         if ms["high"] > ms["low"]:
             axes.plot([ms["low"], ms["high"]], [y, y], color="black", linewidth=1.2)
         scaled = "*" if r["measured_evaluations"] < r["evaluations"] else ""
-        count = f", {r['evaluations']} evaluations" if r["evaluations"] else ""
+        count = f", {r['evaluations']} steps" if r["evaluations"] else ""
         axes.text(max(ms["high"], ms["median"]) * 1.12, y, f"{duration(ms['median'])}{scaled}", va="center", fontsize=8,
                   fontweight="bold")  # fmt: skip
         axes.text(-0.008, y, f"{r['label']}{count}", va="center", ha="right", fontsize=8,
                   transform=axes.get_yaxis_transform())  # fmt: skip
     axes.set(xscale="log", xlim=(shortest / 3, longest * 6), ylim=(len(rows) - 0.4, -0.6), yticks=[],
-             xlabel="time a picture: median, quartiles (log scale)")  # fmt: skip
+             xlabel="time per image: median, quartiles (log scale)")  # fmt: skip
     axes.xaxis.set_major_formatter(lambda ms, _: f"{ms:g} ms" if ms < 1000 else f"{ms / 1000:g} s")
-    axes.set_title("Time a picture, all in one run", fontsize=11, loc="left")
+    axes.set_title("Time per image, all in one run", fontsize=11, loc="left")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    notes = ["* timed on a few evaluations and scaled up"] * any(
+    notes = ["* timed on a few steps and scaled up"] * any(
         r["measured_evaluations"] < r["evaluations"] for r in rows)  # fmt: skip
-    notes += [f"left out: {r['label']}: {r['left_out']}" for r in gone]
+    notes += [f"left out: {r['label']}: {r['left_out']}" for r in missing]
     if notes:
         text = "\n".join(textwrap.shorten(n, 130, placeholder=" ...") for n in notes)
         below(axes, 0, text)
 
 
 def below(axes: Axes, x: float, text: str) -> None:
-    """Notes under the axis and its label."""
+    """Write notes below the axis and its label."""
     axes.annotate(text, (x, 0), (0, -38), xycoords="axes fraction", textcoords="offset points", va="top", ha="left",
                   fontsize=7.5, color="#444444")  # fmt: skip
 
 
 def comparisons(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The paper's ratios and ours, and what bounds them."""
+    """Compute our ratios, the paper's, and their bounds."""
     rows = {r["key"]: r for r in record["rows"] if "ms" in r}
 
     def over(key: str, base: str) -> float | None:
@@ -102,7 +102,7 @@ def comparisons(record: dict[str, Any]) -> list[dict[str, Any]]:
     whole, tiled = gates.get("guard-whole"), gates.get("guard-tiled")
 
     def guard(key: str) -> dict[str, Any]:
-        """What it gains over purifying everything in the same way, and could at best."""
+        """Return the speed-up over purifying everything in the same way, and its bound."""
         return {"ours": gates[key]["measured"], "ideal": gates[key]["bound"]} if key in gates else {"ours": None}
 
     share = (whole or tiled or {"flagged_share": 0.05})["flagged_share"]
@@ -117,13 +117,13 @@ def comparisons(record: dict[str, Any]) -> list[dict[str, Any]]:
         {"label": "the same on a shared canvas:\n5% flagged", **guard("guard-tiled"), "ideal label": "bound"},
         {"label": "everything flagged", **guard("guard-tiled-all"), "ideal label": "bound"},
         {"label": "tiled ZIP over BDMAE,\n1 at once, ViT-base", "ours": over("tiled", "bdmae"), "paper": 3},
-        {"label": "tiled ZIP, fast profile,\nover the same", "ours": over("tiled-fast", "bdmae")},
+        {"label": "tiled ZIP, fast preset,\nover the same", "ours": over("tiled-fast", "bdmae")},
         {"label": "ZIP over the authors' loop\nin eager torch", "ours": over("whole", "authors")},
     ]  # fmt: skip
 
 
 def ratios(axes: Axes, record: dict[str, Any]) -> None:
-    """Speed-ups beside the paper's."""
+    """Draw speed-ups beside the paper's."""
     lines = [c for c in comparisons(record) if c["ours"]]
     top = max([100.0, *(c["ours"] for c in lines)])
     bottom = min([0.8, *(c["ours"] / 1.3 for c in lines)])
@@ -131,12 +131,12 @@ def ratios(axes: Axes, record: dict[str, Any]) -> None:
         axes.barh(y, c["ours"] - 1, left=1, color=OURS, height=0.5)
         axes.text(max(1.0, c["ours"]) * 1.07, y, f"{digits(c['ours'])}x", va="center", fontsize=9, fontweight="bold",
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85})  # fmt: skip
-        for key, colour, style in (("paper", PAPER, "-"), ("ideal", IDEAL, ":")):
+        for key, color, style in (("paper", PAPER, "-"), ("ideal", IDEAL, ":")):
             if c.get(key):
-                axes.plot([c[key]] * 2, [y - 0.4, y + 0.4], color=colour, linestyle=style, linewidth=2.2)
-        said = [f"paper {c['paper']}x"] if c.get("paper") else []
-        said += [c["ideal label"]] if c.get("ideal") else []
-        axes.text(1.03, y + 0.4, "; ".join(said), va="center", fontsize=7.5, color="#444444")
+                axes.plot([c[key]] * 2, [y - 0.4, y + 0.4], color=color, linestyle=style, linewidth=2.2)
+        labels = [f"paper {c['paper']}x"] if c.get("paper") else []
+        labels += [c["ideal label"]] if c.get("ideal") else []
+        axes.text(1.03, y + 0.4, "; ".join(labels), va="center", fontsize=7.5, color="#444444")
     axes.set(xscale="log", xlim=(bottom, top * 2.6), ylim=(len(lines) - 0.35, -0.6), xlabel="times faster (log scale)")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x")
     axes.set_yticks(range(len(lines)), [c["label"] for c in lines], fontsize=8.5)
@@ -153,42 +153,42 @@ def ratios(axes: Axes, record: dict[str, Any]) -> None:
     if record["guard"]:
         notes += [
             f"the detector is SCALE-UP; flags here are {record['guard']['flags']}",
-            "a bound's times and the guard's are of different minutes: a bar may pass it by some percent",
+            "bounds and guards are timed minutes apart: a bar may exceed its bound by a few percent",
         ]
     text = "\n".join(textwrap.fill(n, 100, subsequent_indent="   ") for n in notes)
     below(axes, -0.38, text)
 
 
 def figure3(record: dict[str, Any]) -> Figure:
-    """Times on the left, ratios on the right."""
+    """Draw times on the left, ratios on the right."""
     height = 2.7 + 0.27 * max(8, sum("ms" in r for r in record["rows"]))
     figure, (left, right) = plt.subplots(1, 2, figsize=(16, height), width_ratios=(1.1, 1))
     figure.subplots_adjust(left=0.24, right=0.985, top=1 - 0.95 / height, bottom=1.75 / height, wspace=0.42)
     times(left, record)
     ratios(right, record)
     letters = [k for k in GROUPS if any(r["letter"] == k and "ms" in r for r in record["rows"])]
-    figure.legend([plt.Rectangle((0, 0), 1, 1, color=COLOURS[k]) for k in letters], [GROUPS[k] for k in letters],
+    figure.legend([plt.Rectangle((0, 0), 1, 1, color=COLORS[k]) for k in letters], [GROUPS[k] for k in letters],
                   loc="upper left", ncols=len(letters), fontsize=8, frameon=False, handlelength=1.2, columnspacing=1.2,
                   bbox_to_anchor=(0.005, 1 - 0.36 / height))  # fmt: skip
     figure.text(
-        0.01, 1 - 0.13 / height, f"What purification costs: {machine(record)}", fontsize=12, va="top", fontweight="bold"
+        0.01, 1 - 0.13 / height, f"Cost of purification: {machine(record)}", fontsize=12, va="top", fontweight="bold"
     )
     return figure
 
 
 def breakdown(record: dict[str, Any]) -> Figure | None:
-    """Where the time of `run` goes, and a cold start; None where neither was measured."""
+    """Draw the breakdown of `run` and a cold start; None if neither was measured."""
     found = [record[k] for k in record if k.startswith("overhead")]
     start = record.get("startup")
     if not found and not start:
         return None
     figure, axes = plt.subplots(1, 3, figsize=(16, 4), layout="constrained")
-    figure.suptitle(f"Where the time goes: {machine(record)}", fontsize=12, fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(f"Breakdown of the time: {machine(record)}", fontsize=12, fontweight="bold", x=0.01, ha="left")
     names = []
     for y, part in enumerate(found):
         n, side = part["pictures"], part["size"][0]
         where = f"on a canvas of {part['canvas']}" if part["canvas"] else "at own size"
-        names.append(f"{n} of {side} px\n{where}\n{part['evaluations']} evaluations")
+        names.append(f"{n} of {side} px\n{where}\n{part['evaluations']} steps")
         stack(axes[0], y, part["ms"], PARTS)
         stack(axes[1], y, {k: v for k, v in part["ms"].items() if k != "UNet"}, PARTS)
         total = sum(part["ms"].values()) - part["ms"]["UNet"]
@@ -196,7 +196,7 @@ def breakdown(record: dict[str, Any]) -> Figure | None:
         axes[1].set_xlim(0, 1.8 * max(total, axes[1].get_xlim()[1] / 1.8))
     for axis, title in ((axes[0], "One run, files to files"), (axes[1], "The same without the UNet")):
         axis.set_yticks(range(len(names)), names, fontsize=8.5)
-        axis.set(xlabel="ms a picture", ylim=(len(names) + 0.2, -0.6))
+        axis.set(xlabel="ms per image", ylim=(len(names) + 0.2, -0.6))
         axis.set_title(title, fontsize=11, loc="left")
         axis.margins(x=0.1)
     axes[0].legend(*legend(PARTS), fontsize=8, loc="lower right", ncols=4)
@@ -207,12 +207,12 @@ def breakdown(record: dict[str, Any]) -> Figure | None:
             stack(axes[2], y, {"python": max(0.0, first - sum(phases.values())), **phases}, PHASES)
             axes[2].text(first, y, f"  {first:.2f} s", va="center", fontsize=9, fontweight="bold")
         axes[2].set_yticks(range(y + 1), ["zipsdk", "torch, eager"][: y + 1], fontsize=9)
-        axes[2].set(xlabel="seconds from the start of a fresh process", ylim=(max(y + 1, 2) - 0.5, -0.6))
+        axes[2].set(xlabel="seconds from the start of a new process", ylim=(max(y + 1, 2) - 0.5, -0.6))
         axes[2].legend(*legend(PHASES), fontsize=8, loc="upper right")
         axes[2].margins(x=0.25)
         side = start["picture"]
         sooner = f", {start['sooner']['median']:.2g}x sooner" if "sooner" in start else ""
-        axes[2].set_title(f"First purified picture ({side} px){sooner}", fontsize=11, loc="left")
+        axes[2].set_title(f"First purified image ({side} px){sooner}", fontsize=11, loc="left")
     else:
         axes[2].set_visible(False)
     for axis in axes:
@@ -221,19 +221,21 @@ def breakdown(record: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def stack(axes: Axes, y: float, values: dict[str, float], colours: dict[str, str]) -> None:
+def stack(axes: Axes, y: float, values: dict[str, float], colors: dict[str, str]) -> None:
+    """Draw a stacked bar."""
     left = 0.0
     for name, value in values.items():
-        axes.barh(y, value, left=left, color=colours[name], height=0.5)
+        axes.barh(y, value, left=left, color=colors[name], height=0.5)
         left += value
 
 
-def legend(colours: dict[str, str]) -> tuple[list[Any], list[str]]:
-    return [plt.Rectangle((0, 0), 1, 1, color=c) for c in colours.values()], list(colours)
+def legend(colors: dict[str, str]) -> tuple[list[Any], list[str]]:
+    """Make the handles and labels of a legend."""
+    return [plt.Rectangle((0, 0), 1, 1, color=c) for c in colors.values()], list(colors)
 
 
 def draw(record: dict[str, Any], folder: Path, name: str = "speed") -> list[Path]:
-    """Write the drawings; the files."""
+    """Write the figures; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     out = []
     for suffix, figure in (("", figure3(record)), ("-parts", breakdown(record))):
@@ -248,7 +250,7 @@ def draw(record: dict[str, Any], folder: Path, name: str = "speed") -> list[Path
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m bench.timing.plot", description=__doc__.split("\n")[0])
     p.add_argument("record", type=Path)
-    p.add_argument("-o", "--out", type=Path, required=True, help="folder")
+    p.add_argument("-o", "--out", type=Path, required=True, help="folder of the figures")
     args = p.parse_args()
     for file in draw(json.loads(args.record.read_text()), args.out, args.record.stem):
         print(file)

@@ -1,16 +1,16 @@
-"""ZIP's loop in plain torch, four ways: what the SDK's loop is compared with. It imports torch and no part of zipsdk.
+"""ZIP's loop in plain torch, in four variants, to compare the SDK's loop with. Imports torch and no part of zipsdk.
 
-    authors     the paper's lines one by one, and around them what the published implementation does at each step: the
-                schedule is summed up anew, twice; the upsampled picture is begun as zeros on the host and carried over,
-                once for each of its two uses; x_t goes to the host, is kept there, and comes back
-    eager       the same lines without that
-    scheduler   a DDIM scheduler's `step`, as pipelines of diffusers are built, and the correction of x0 added to what
-                it gives; written here, diffusers itself takes no part
+    authors     the paper's lines one by one, with the overhead of the published implementation at each step: it
+                computes the schedule again, twice; it creates the upsampled image as zeros on the host and copies it to
+                the device, for each of its two uses; it copies x_t to the host and back
+    eager       the same lines without that overhead
+    scheduler   the `step` of a DDIM scheduler, like pipelines of diffusers, plus the correction of x0; written here,
+                without diffusers
     compiled    `eager` through torch.compile, UNet and step
 
-All are the paper's setting for CIFAR-10: A_1 averages cells of 2 x 2 pixels, A_2 is the mean of the colours, lambda 10,
-eta 1, 20 evaluations. Operators and formulas are in the paper (3.2, algorithm 2); what the published implementation
-does was read there, none of its code is here.
+All have the paper's setting for CIFAR-10: A_1 averages cells of 2 x 2 pixels, A_2 is the mean of the colors, lambda 10,
+eta 1, 20 steps. Operators and formulas are from the paper (3.2, algorithm 2), without code of the published
+implementation.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 U8 = npt.NDArray[np.uint8]
-#: Standard normals for a time step, -1 for x_T: float32 like the state.
+#: Draws standard normals for a time step, -1 for x_T: float32 like the state.
 Draw = Callable[[int], Tensor]
-#: The time step whose draw is x_T.
+#: The key of x_T's draw.
 FIRST = -1
 LAMBDA = 10.0
 KINDS = ("authors", "eager", "scheduler", "compiled")
 
 
-class Row(NamedTuple):
-    """One step: time, alpha-bar there and at the next visited step, deviation of the fresh noise."""
+class ScheduleRow(NamedTuple):
+    """One step: time, alpha-bar at this and at the next visited step, standard deviation of the new noise."""
 
     t: int
     ab: float
@@ -45,12 +45,14 @@ class Row(NamedTuple):
 
     @property
     def d(self) -> float:
-        """Of the predicted noise, what stays."""
+        """The coefficient of the predicted noise."""
         return max(0.0, 1.0 - self.ab_next - self.s**2) ** 0.5
 
 
-def schedule(steps: int = 20, beta_start: float = 1e-4, beta_end: float = 0.02, timesteps: int = 1000) -> list[Row]:
-    """Linear betas, a stride of T / steps, ancestral noise."""
+def schedule(
+    steps: int = 20, beta_start: float = 1e-4, beta_end: float = 0.02, timesteps: int = 1000
+) -> list[ScheduleRow]:
+    """Make the schedule: linear betas, a stride of T / steps, ancestral noise."""
     betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
     ab = (1 - betas).cumprod(0).tolist()
     stride = timesteps // steps
@@ -58,46 +60,55 @@ def schedule(steps: int = 20, beta_start: float = 1e-4, beta_end: float = 0.02, 
     for t in range((steps - 1) * stride, -1, -stride):
         after = ab[t - stride] if t else 1.0
         s = ((1 - after) / (1 - ab[t]) * (1 - ab[t] / after)) ** 0.5
-        rows.append(Row(t, ab[t], after, s))
+        rows.append(ScheduleRow(t, ab[t], after, s))
     return rows
 
 
 def pool(x: Tensor) -> Tensor:
+    """Average cells of 2 x 2 pixels."""
     return F.avg_pool2d(x, 2)
 
 
 def repeat(y: Tensor) -> Tensor:
+    """Repeat each pixel 2 x 2 times."""
     return y.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
-def grey(x: Tensor) -> Tensor:
+def gray(x: Tensor) -> Tensor:
+    """Average the colors."""
     return x.mean(1, keepdim=True)
 
 
 def spread(y: Tensor) -> Tensor:
+    """Repeat one plane as three colors."""
     return y.repeat(1, 3, 1, 1)
 
 
 def repeat_through_host(y: Tensor) -> Tensor:
-    """`repeat`, added to zeros that are made on the host."""
+    """Compute `repeat` by adding to zeros that are created on the host."""
     n, c, h, w = y.shape
     zeros = torch.zeros(n, c, h, 2, w, 2).to(y.device)
     return (zeros + y.view(n, c, h, 1, w, 1)).view(n, c, 2 * h, 2 * w)
 
 
 def rectified(x_p: Tensor, up: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """A_n^+ A_n x_P of both transforms, which stay the same from step to step."""
-    return up(pool(x_p)), spread(grey(x_p))
+    """Compute A_n^+ A_n x_P of both transforms, which are constant over the steps."""
+    return up(pool(x_p)), spread(gray(x_p))
 
 
 def paper_step(
     x: Tensor, e: Tensor, guides: tuple[Tensor, Tensor], z: Tensor | None, ab: Any, ab_next: Any, s: Any, d: Any,
     up: Callable[[Tensor], Tensor],
 ) -> Tensor:  # fmt: skip
-    """Algorithm 2, lines 5 to 11. The coefficients may be numbers or tensors; `up` is the blur's pseudo-inverse; no
-    noise is added where `z` is None."""
+    """Compute Algorithm 2, lines 5 to 11.
+
+    Args:
+        z: the new noise; None: no noise is added.
+        ab, ab_next, s, d: coefficients, numbers or tensors.
+        up: the blur's pseudo-inverse.
+    """
     hats = []
-    for guide, a, pinv in ((guides[0], pool, up), (guides[1], grey, spread)):
+    for guide, a, pinv in ((guides[0], pool, up), (guides[1], gray, spread)):
         hats.append(ab**0.5 * guide + (x - pinv(a(x))) + pinv(a((1 - ab) ** 0.5 * e)))
     x_hat = (hats[0] + hats[1]) / 2
     x_tilde = (1 - ab**LAMBDA) * x_hat + ab**LAMBDA * x
@@ -109,31 +120,31 @@ def paper_step(
 class Scheduler:
     """DDIM (Song et al. 2021, equation 12) in the interface of diffusers' schedulers."""
 
-    def __init__(self, rows: list[Row]):
+    def __init__(self, rows: list[ScheduleRow]):
         self.timesteps = [row.t for row in rows]
         self._rows = {row.t: row for row in rows}
 
     def step(self, e: Tensor, t: int, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(x at the next step, the estimate of x0)."""
+        """Return x at the next step and the estimate of x0."""
         row = self._rows[t]
         x_0 = (x - (1 - row.ab) ** 0.5 * e) / row.ab**0.5
         return row.ab_next**0.5 * x_0 + row.d * e + row.s * z, x_0
 
     def corrected(self, x_next: Tensor, x_0: Tensor, x_p: Tensor, t: int) -> Tensor:
-        """What a pipeline's callback does to x_next so that x0 is held to the picture."""
+        """Correct x_next so that x0 keeps A x_P, like a callback of a pipeline."""
         row = self._rows[t]
         off = x_p - x_0
-        projected = (repeat(pool(off)) + spread(grey(off))) / 2
+        projected = (repeat(pool(off)) + spread(gray(off))) / 2
         return x_next + row.ab_next**0.5 * (1 - row.ab**LAMBDA) * projected
 
 
 class Loop:
-    """Pictures in, pictures out: ``Loop(module, "eager")(uint8 (N, H, W, 3))``.
+    """Purifies images: ``Loop(module, "eager")(uint8 (N, H, W, 3))``.
 
     Args:
         module: (x float32 (N, 3, H, W), t (N,)) -> eps like x; it is moved to `where`.
         kind: one of `KINDS`.
-        steps: evaluations.
+        steps: number of steps.
         where: a torch device.
         betas: beta_start, beta_end, timesteps.
     """
@@ -143,20 +154,20 @@ class Loop:
         self.module = module.to(where).eval().requires_grad_(False)
         self.kind, self.where, self.betas = kind, torch.device(where), betas
         self.rows = schedule(steps, *betas)
-        self._walk: Callable[[Tensor, Draw], Tensor] = getattr(self, f"_{kind}")
+        self._sample: Callable[[Tensor, Draw], Tensor] = getattr(self, f"_{kind}")
         if kind == "compiled":
             self._network, self._step = torch.compile(self.module), torch.compile(paper_step)
 
     @torch.inference_mode()
     def __call__(self, pictures: U8, draw: Draw | None = None) -> U8:
-        """Purify pictures.
+        """Purify images.
 
         Args:
-            draw: the noise, by time step; torch's own if None.
+            draw: the noise by time step; None: torch's random numbers.
         """
-        # contiguous, as data loaders give pictures; the noise would take on another order of memory with them
+        # contiguous, like images from data loaders; `randn_like` copies the memory order
         x_p = torch.from_numpy(pictures).to(self.where).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
-        x = self._walk(x_p, draw or (lambda t: torch.randn_like(x_p)))
+        x = self._sample(x_p, draw or (lambda t: torch.randn_like(x_p)))
         out = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return np.ascontiguousarray(out.permute(0, 2, 3, 1).cpu().numpy())
 
@@ -192,7 +203,7 @@ class Loop:
     def _compiled(self, x_p: Tensor, draw: Draw) -> Tensor:
         x, guides = draw(FIRST), rectified(x_p, repeat)
         for row in self.rows:
-            # as tensors, because a number would be compiled in, once for each step
+            # tensors, because torch.compile would compile numbers in, once for each step
             ab, ab_next, s, d = (torch.tensor(v, device=self.where) for v in (row.ab, row.ab_next, row.s, row.d))
             e = self._network(x, self._times(x, row.t))
             x = self._step(x, e, guides, draw(row.t), ab, ab_next, s, d, repeat)
@@ -207,8 +218,8 @@ class Loop:
         return x
 
 
-def load(path: str | Path) -> nn.Module:
-    """A UNet from a safetensors file that `export.train` left, by the shortest way there is."""
+def load_unet(path: str | Path) -> nn.Module:
+    """Load a UNet from a safetensors file of `export.train`, with as few imports as possible."""
     from safetensors import safe_open
 
     from export.unet import UNet, UNetConfig

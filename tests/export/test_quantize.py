@@ -14,8 +14,8 @@ pytest.importorskip("onnx_ir")
 import export.to_onnx as exporter  # noqa: E402
 import zipsdk  # noqa: E402
 from bench.common import markdown, record  # noqa: E402
+from bench.common.metrics import psnr  # noqa: E402
 from bench.quality import int8  # noqa: E402
-from bench.quality.restoration import psnr  # noqa: E402
 from export import quantize  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from zipsdk.engines.onnxruntime import OnnxEngine  # noqa: E402

@@ -70,7 +70,7 @@ def test_the_demo_is_the_same_every_time_and_begins_anew(run):
 def test_sides_that_have_no_details_to_show_are_refused_at_once(run, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run("--side", "95")
-    assert "got 95, wanted at least 96" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "got 95, expected at least 96" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_where_purify_fails_the_demo_ends(run, tmp_path, capsys, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import zipsdk
-from bench.common import record
+from bench.common import metrics, record
 from bench.quality import restoration, seams
 from tests.fakes.engine import FakeEngine
 from zipsdk.images import sources
@@ -23,15 +23,15 @@ from zipsdk.transforms import Blur
 
 def test_psnr_and_sharpness():
     x = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    assert restoration.psnr(x, x) == float("inf")
-    assert restoration.psnr(np.full((4, 4, 3), 10, np.uint8), np.full((4, 4, 3), 20, np.uint8)) == pytest.approx(
+    assert metrics.psnr(x, x) == float("inf")
+    assert metrics.psnr(np.full((4, 4, 3), 10, np.uint8), np.full((4, 4, 3), 20, np.uint8)) == pytest.approx(
         28.13, abs=0.01
     )
     blur = Blur(2)
     blurred = restoration.blurred(x, 2)
-    got, whole = restoration.sharpness(blurred, x, blur)
+    got, whole = metrics.sharpness(blurred, x, blur)
     assert got < 1e-9 * whole  # a blurred picture has nothing in the blur's null space
-    got, whole = restoration.sharpness(x, x, blur)
+    got, whole = metrics.sharpness(x, x, blur)
     assert got == whole
 
 
@@ -39,8 +39,7 @@ def test_bicubic_is_better_than_blocks_on_a_smooth_picture():
     y, x = np.mgrid[0:64, 0:64]
     smooth = np.uint8(np.stack([2 * x + y, 200 - 2 * y, x + y], -1))
     assert (
-        restoration.psnr(restoration.bicubic(smooth, 4), smooth)
-        > restoration.psnr(restoration.blurred(smooth, 4), smooth) + 3
+        metrics.psnr(restoration.bicubic(smooth, 4), smooth) > metrics.psnr(restoration.blurred(smooth, 4), smooth) + 3
     )
 
 
@@ -56,7 +55,7 @@ def test_measure_reports_gain_over_the_blur():
             x0 = (x[: len(x_t)].transpose(0, 3, 1, 2) + 3.0) / 127.5 - 1
             return ((x_t - np.sqrt(ab) * x0) / np.sqrt(1 - ab)).astype(np.float32)
 
-    result = restoration.measure(zipsdk.Purifier(Knowing(), [Blur(2)], lam=10.0, seed=0), list(x), 2)
+    result = restoration.measure_restoration(zipsdk.Purifier(Knowing(), [Blur(2)], lam=10.0, seed=0), list(x), 2)
     assert result["zip"]["psnr"] == pytest.approx(38.6, abs=0.1)
     assert result["zip"]["sharpness"] == pytest.approx(1, abs=0.01)
     assert result["A+A x"]["sharpness"] == pytest.approx(0, abs=1e-3)
@@ -79,7 +78,7 @@ def test_pictures_are_read_as_the_sdk_reads_them(tmp_path):
 
 
 @pytest.mark.parametrize(("sides", "blurs", "told"), [((), "2", "got no image in it, expected at least one"),
-                         ((33,), "2", "got pictures of 33 x 33, .* whose sides 2 divides; cut them by --side 32,"),
+                         ((33,), "2", "got images of 33 x 33, .* whose sides 2 divides; crop them by --side 32,"),
                          ((34,), "2 4", "whose sides 4 divides")])  # fmt: skip
 def test_what_cannot_be_measured_is_told_before_anything_is(tmp_path, monkeypatch, capsys, sides, blurs, told):
     """So that what was measured of another source is not lost."""
@@ -88,7 +87,7 @@ def test_what_cannot_be_measured_is_told_before_anything_is(tmp_path, monkeypatc
         folder.mkdir()
         Image.new("RGB", (side, side)).save(folder / "x.png")
     bad.mkdir(exist_ok=True)
-    monkeypatch.setattr(restoration, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(restoration, "measure_restoration", lambda *_: pytest.fail("measured"))
     words = ["restoration.py", "--data", str(good), str(bad), "--blurs", *blurs.split()]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stopped:

@@ -14,6 +14,8 @@ from PIL import Image
 
 import zipsdk
 from bench.common import record
+from bench.common.metrics import compare_interior
+from bench.common.timing import Stopwatch
 from bench.quality import crosstalk
 from bench.timing import breakdown, cpu
 from tests.fakes.engine import FakeEngine, make_spec
@@ -50,7 +52,7 @@ def test_a_batch_s_cost_is_the_median_a_picture_and_what_is_not_the_unet(clock):
             clock.now += next(inside)
             return x
 
-    watch = breakdown.Stopwatch(clock.perf_counter)
+    watch = Stopwatch(clock.perf_counter)
     engine = breakdown.Watched(Slow(), watch)
     assert engine.spec == make_spec() and engine.info == {"engine": "slow"}
 
@@ -59,7 +61,7 @@ def test_a_batch_s_cost_is_the_median_a_picture_and_what_is_not_the_unet(clock):
             clock.now += next(outside)
             engine(engine(batch, None), None)
 
-    assert cpu.measure(Twice(), watch, np.zeros((4, 32, 48, 3), np.uint8), 3) == {
+    assert cpu.measure_cpu(Twice(), watch, np.zeros((4, 32, 48, 3), np.uint8), 3) == {
         "pictures": 4, "size": [32, 48], "ms_per_picture": 2000.0, "ms_min_max": [1000.0, 2500.0],
         "not_unet": 0.4, "not_unet_min_max": [0.25, 0.5],
     }  # fmt: skip
@@ -94,16 +96,16 @@ def test_drift_by_hand():
     b = a.copy()
     b[0, 0, 0] = (90, 100, 100)  # on the border
     b[1, 16, 16] = (100, 140, 98)
-    got = crosstalk.drift(a, b)
+    got = compare_interior(a, b)
     assert got["mean"] == pytest.approx(52 / (2 * 32 * 32 * 3))
     assert got["mean_inner"] == pytest.approx(42 / (2 * 16 * 16 * 3))
     assert got["max"] == 40 and got["pixels_changed"] == pytest.approx(2 / 2048)
     each = [10 * np.log10(255**2 / (total / 3072)) for total in (100, 1604)]
-    assert got["psnr"] == pytest.approx(np.mean(each)) and crosstalk.drift(b, a) == got
+    assert got["psnr"] == pytest.approx(np.mean(each)) and compare_interior(b, a) == got
     # identical ones are left out of the mean, and alone they are infinitely near
-    assert crosstalk.drift(a[1:], b[1:])["psnr"] == pytest.approx(each[1])
-    assert crosstalk.drift(np.concatenate([a, a]), np.concatenate([b, a]))["psnr"] == pytest.approx(np.mean(each))
-    assert crosstalk.drift(a, a) == {"mean": 0, "mean_inner": 0, "max": 0, "pixels_changed": 0, "psnr": np.inf}
+    assert compare_interior(a[1:], b[1:])["psnr"] == pytest.approx(each[1])
+    assert compare_interior(np.concatenate([a, a]), np.concatenate([b, a]))["psnr"] == pytest.approx(np.mean(each))
+    assert compare_interior(a, a) == {"mean": 0, "mean_inner": 0, "max": 0, "pixels_changed": 0, "psnr": np.inf}
 
 
 @pytest.mark.parametrize("leaks", [False, True])
@@ -142,10 +144,10 @@ def test_one_picture_without_a_neighbour_is_left_out_and_others_are_told(tmp_pat
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     subjects, others = crosstalk.pairs(tmp_path, 4)
     assert (subjects == pictures[:6:2]).all() and (others == pictures[1:6:2]).all()
-    with pytest.raises(InputError, match="got 2 of 32 x 32 pixels, wanted at least 4 pictures"):
+    with pytest.raises(InputError, match="got 2 of 32 x 32 pixels, expected at least 4 images"):
         crosstalk.pairs(tmp_path, 1)
     Image.new("RGB", (48, 32)).save(tmp_path / "7.png")
-    with pytest.raises(InputError, match="of 32 x 32, 32 x 48 pixels, wanted at least 4 pictures of 32 x 32"):
+    with pytest.raises(InputError, match="of 32 x 32, 32 x 48 pixels, expected at least 4 images of 32 x 32"):
         crosstalk.pairs(tmp_path, 4)
 
 

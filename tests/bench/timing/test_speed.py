@@ -10,9 +10,12 @@ import pytest
 
 import zipsdk
 from bench import speed
-from bench.common.record import quartiles
-from bench.timing import breakdown, guard_rows, peer_rows, plot, report, zip_rows
-from bench.timing.zip_rows import LeftOut, Row, Work, compare, synthetic
+from bench.common import timing
+from bench.common.metrics import compare
+from bench.common.timing import Stopwatch, quartiles
+from bench.timing import breakdown, guard_rows, peer_rows, plot, report, setup
+from bench.timing.runner import Runner, State
+from bench.timing.setup import LeftOut, SpeedSetup, TimingRow, Work, synthetic
 from bench.victims import user
 from tests.fakes.engine import FakeEngine, make_spec
 from zipsdk.sampling import denoiser, sampler
@@ -55,8 +58,8 @@ def test_schedule_is_the_sdk_s():
 def test_every_loop_of_torch_is_the_purifier(kind):
     """Same weights, same noise: 8-bit pictures differ by one level where rounding tips. Measured: 72 dB and more."""
     pictures = synthetic(3, 32, seed=4)
-    engine = zip_rows.Reference(make_spec(), Tiny(), "cpu")
-    wanted = zipsdk.Purifier(engine, zip_rows.TRANSFORMS, lam=10.0, seed=7).run(pictures, noise_keys=np.arange(3))
+    engine = setup.Reference(make_spec(), Tiny(), "cpu")
+    wanted = zipsdk.Purifier(engine, setup.TRANSFORMS, lam=10.0, seed=7).run(pictures, noise_keys=np.arange(3))
     got = speed_torch.Loop(Tiny(), kind)(pictures, draw_for(3, 32))
     difference = compare(got, wanted)
     assert difference["largest"] <= 1
@@ -91,11 +94,11 @@ def test_the_network_gets_pictures_in_torch_s_usual_order_of_memory(kind):
 
 
 def test_load_gives_the_weights_that_the_engine_has():
-    module = speed_torch.load(zip_rows.WEIGHTS)
+    module = speed_torch.load_unet(setup.WEIGHTS)
     from export.checkpoints import load
 
     x, t = torch.randn(1, 3, 32, 32), torch.tensor([500.0])
-    torch.testing.assert_close(module(x, t), load(zip_rows.WEIGHTS)[0](x, t))
+    torch.testing.assert_close(module(x, t), load(setup.WEIGHTS)[0](x, t))
 
 
 # ---- rounds, samples, states
@@ -117,11 +120,11 @@ def row(key, seconds, clock, log, *, letter="b", rounds=3, **settings):
         clock.now += seconds
 
     fields = {"label": key, "pictures": 1, "evaluations": 20, **settings}
-    return Row(key, letter, make=lambda: Work(call, {"engine": "none"}), rounds=rounds, **fields)
+    return TimingRow(key, letter, make=lambda: Work(call, {"engine": "none"}), rounds=rounds, **fields)
 
 
 def runner(rows, path, clock, budget=1e9, fresh=False):
-    return speed.Runner(rows, speed.State(path, fresh), budget, lambda label: None, clock)
+    return Runner(rows, State.open(path, fresh), path, budget, lambda label: None, clock)
 
 
 def test_rows_take_turns_and_times_are_of_one_picture_at_all_evaluations(tmp_path):
@@ -207,7 +210,7 @@ def test_other_arguments_have_another_state(tmp_path, monkeypatch):
 
     def path(*words, engine=None):
         args = speed.settle(speed.arguments().parse_args(["--quick", *words]))
-        return speed.state_path(args, zip_rows.Bench(args, tmp_path, engine or FakeEngine()))
+        return speed.state_path(args, SpeedSetup(args, tmp_path, engine or FakeEngine()))
 
     assert path() == path("--fresh", "--minutes", "9", "--progress")
     assert len({path(), path("--rounds", "2"), path("--side", "16"), path(engine=FakeEngine(make_spec(name="b")))}) == 4
@@ -215,8 +218,8 @@ def test_other_arguments_have_another_state(tmp_path, monkeypatch):
 
 def test_ratios_are_made_round_by_round():
     samples = {"x": [1.0, 2.0, 4.0], "base": [10.0, 40.0, 40.0, 1.0]}
-    assert report.ratios(samples, "x", "base") == quartiles([10, 20, 10])
-    assert report.ratios(samples, "x", "missing") is None
+    assert report.speedup(samples, "x", "base") == quartiles([10, 20, 10])
+    assert report.speedup(samples, "x", "missing") is None
 
 
 # ---- the guard
@@ -264,8 +267,8 @@ def test_gate_knows_how_full_the_canvases_were():
 
 def opened_guard_rows(tmp_path, classify, attack):
     args = speed.settle(speed.arguments().parse_args(["--quick", "--canvas", "64", "--decisions", "40"]))
-    guard = guard_rows.GuardRows(zip_rows.Bench(args, tmp_path, FakeEngine()))
-    guard.opened = classify, {}, attack, ""
+    guard = guard_rows.GuardRows(SpeedSetup(args, tmp_path, FakeEngine()))
+    guard.opened = guard_rows.OpenedClassifier(classify, {}, attack)
     return {row.key: row for row in guard.rows()}
 
 
@@ -291,7 +294,7 @@ def test_with_a_trigger_the_detector_decides_and_is_judged(tmp_path):
 def test_what_the_guard_calls_is_timed_and_the_guard_itself_is_not(tmp_path, monkeypatch):
     """A clock that only the classifier moves: 20 pictures in one call each, and one purified."""
     now = [0.0]
-    monkeypatch.setattr(guard_rows.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 
     def slow(pictures):
         now[0] += 0.5
@@ -309,7 +312,7 @@ def test_a_guard_without_labels_is_no_measurement(tmp_path):
 
 def test_our_own_classifier_is_torch_s(tmp_path):
     args = speed.settle(speed.arguments().parse_args(["--quick", "--canvas", "64", "--architecture", "small"]))
-    bench = zip_rows.Bench(args, tmp_path, FakeEngine())
+    bench = SpeedSetup(args, tmp_path, FakeEngine())
     guard = guard_rows.GuardRows(bench)
     row = guard.rows()[0]
     work = row.make()
@@ -324,7 +327,7 @@ def test_without_a_gpu_for_torch_only_the_user_s_classifier_is_measured(tmp_path
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for words in ([], ["--classifier", "numpy:asarray"]):
         args = speed.settle(speed.arguments().parse_args(["--quick", "--canvas", "64", *words]))
-        bench = zip_rows.Bench(args, tmp_path, FakeEngine())
+        bench = SpeedSetup(args, tmp_path, FakeEngine())
         bench.where = "cuda"
         row = guard_rows.GuardRows(bench).rows()[0]
         if words:
@@ -353,7 +356,7 @@ def test_bdmae_makes_the_passes_that_its_row_says(tmp_path, monkeypatch, words, 
 
     restorer = Restorer()
     monkeypatch.setattr(vit_mae, "random_vit_mae", lambda where: restorer)
-    bench = zip_rows.Bench(speed.settle(speed.arguments().parse_args(words)), tmp_path, FakeEngine())
+    bench = SpeedSetup(speed.settle(speed.arguments().parse_args(words)), tmp_path, FakeEngine())
     row = next(r for r in peer_rows.peers(bench, lambda p: np.eye(2)[[0] * len(p)]) if r.key == "bdmae")
     work = row.make()
     work.call()
@@ -363,7 +366,7 @@ def test_bdmae_makes_the_passes_that_its_row_says(tmp_path, monkeypatch, words, 
 def test_diffusion_peers_make_the_evaluations_that_their_rows_say(tmp_path):
     engine = FakeEngine()
     args = speed.settle(speed.arguments().parse_args(["--canvas", "64", "--peer-steps", "7"]))
-    bench = zip_rows.Bench(args, tmp_path, engine)
+    bench = SpeedSetup(args, tmp_path, engine)
     rows = [r for r in peer_rows.peers(bench, lambda p: p) if r.letter == "f"]
     assert {r.key: r.evaluations for r in rows} == {"diffpure": 150, "ddnm": 100, "sampdetox": 140}
     for r in rows:
@@ -379,18 +382,18 @@ def test_diffusion_peers_make_the_evaluations_that_their_rows_say(tmp_path):
 
 def test_stopwatch_counts_nothing_twice():
     clock = Clock()
-    watch = breakdown.Stopwatch(clock)
+    watch = Stopwatch(clock)
 
     def inner():
         clock.now += 2
 
     def outer():
         clock.now += 1
-        watch.around("UNet", inner)()
+        watch.timed("UNet", inner)()
         clock.now += 4
 
     clock.now += 100  # between the parts: nobody's
-    watch.around("step", outer)()
+    watch.timed("step", outer)()
     clock.now += 100
     assert watch.seconds["step"] == 5 and watch.seconds["UNet"] == 2
     assert sum(watch.seconds.values()) == 7
@@ -420,7 +423,7 @@ def test_start_times_a_fresh_process_and_says_why_it_failed():
 def small(monkeypatch, tmp_path):
     """The command on an engine of a canvas of 64, with a classifier and peers that cost nothing."""
     monkeypatch.setenv("ZIPSDK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(zip_rows.Bench, "module", Tiny())
+    monkeypatch.setattr(SpeedSetup, "module", Tiny())
     scores = lambda pictures: np.stack([p.reshape(-1)[:10].astype(float) for p in pictures])  # noqa: E731
     made = user.Classifier(scores, {"classifier": "made up"}, runs={"engine": "made up"})
     monkeypatch.setattr(guard_rows, "random_classifier", lambda bench, architecture: made)
@@ -486,7 +489,7 @@ def test_the_rows_name_the_user_s_classifier_and_what_runs_it(small, tmp_path, m
 
 def test_the_command_can_be_stopped_and_goes_on(small, capsys, monkeypatch):
     took = []
-    real = speed.Runner._time
+    real = Runner._time
 
     def stopping(self, work):
         took.append(work)
@@ -494,12 +497,12 @@ def test_the_command_can_be_stopped_and_goes_on(small, capsys, monkeypatch):
             raise KeyboardInterrupt
         return real(self, work)
 
-    monkeypatch.setattr(speed.Runner, "_time", stopping)
+    monkeypatch.setattr(Runner, "_time", stopping)
     assert small.run("--rows", "bc") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "repeat the same command to resume" in capsys.readouterr().err
     assert not small.out.exists() and len(list(small.states.iterdir())) == 1
     assert small.run("--rows", "bc") == 0
-    assert "going on" in capsys.readouterr().err
+    assert "resuming" in capsys.readouterr().err
     record = json.loads((small.out / "tiny.json").read_text())
     assert record["sessions"] == 2 and all(len(s) == 2 for s in record["seconds_a_picture"].values())
     assert len(took) == 1 + sum(len(s) for s in record["seconds_a_picture"].values())
@@ -517,7 +520,7 @@ def test_without_torch_weights_the_loops_of_torch_are_left_out_and_say_so(small,
     def none(self):
         raise LeftOut("there are no torch weights here for fake")
 
-    monkeypatch.setattr(zip_rows.Bench, "module", property(none))
+    monkeypatch.setattr(SpeedSetup, "module", property(none))
     assert small.run("--rows", "bg") == 0
     lines = {line["key"]: line for line in json.loads((small.out / "tiny.json").read_text())["rows"]}
     assert lines["whole"]["check"] == {"none": "there are no torch weights here for fake"}
@@ -526,7 +529,7 @@ def test_without_torch_weights_the_loops_of_torch_are_left_out_and_say_so(small,
 
 def test_wrong_arguments_are_told(small, capsys):
     assert small.run("--side", "24") == 3
-    assert "divides the canvas of 64" in capsys.readouterr().err
+    assert "expected a divisor of the canvas of 64" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         small.run("--poisoned", "1.5")
 
@@ -537,7 +540,7 @@ def test_pictures_may_be_given(small, tmp_path):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (50, 40), (200, 10, 10)).save(tmp_path / "photos" / "x.png")
     args = speed.settle(speed.arguments().parse_args(["--photos", str(tmp_path / "photos")]))
-    bench = zip_rows.Bench(args, tmp_path, FakeEngine())
+    bench = SpeedSetup(args, tmp_path, FakeEngine())
     assert bench.pictures.shape == (1, 32, 32, 3) and (bench.some(3) == (200, 10, 10)).all()
     assert bench.source == "photos"
 
@@ -550,18 +553,18 @@ def test_random_adm_is_exported_once_under_the_name_that_the_export_gives(tmp_pa
     def run(command, **options):
         args = parser().parse_args(command[3:])
         seen.append(args)
-        assert args.random_adm and args.output == tmp_path and options["cwd"] == zip_rows.ROOT
+        assert args.random_adm and args.output == tmp_path and options["cwd"] == setup.ROOT
         (tmp_path / "adm256-32ch-random-weights-bf16.onnx").touch()
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(zip_rows.subprocess, "run", run)
-    path = zip_rows.export_random_adm(tmp_path, 32, "bf16")
+    monkeypatch.setattr(setup.subprocess, "run", run)
+    path = setup.export_random_adm(tmp_path, 32, "bf16")
     assert path.exists() and (seen[0].channels, seen[0].precision) == (32, "bf16")
     assert "exporting" in capsys.readouterr().err
-    assert zip_rows.export_random_adm(tmp_path, 32, "bf16") == path and len(seen) == 1
-    monkeypatch.setattr(zip_rows.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stderr="no room"))
+    assert setup.export_random_adm(tmp_path, 32, "bf16") == path and len(seen) == 1
+    monkeypatch.setattr(setup.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stderr="no room"))
     with pytest.raises(zipsdk.InputError, match="no room"):
-        zip_rows.export_random_adm(tmp_path, 32, "fp16")
+        setup.export_random_adm(tmp_path, 32, "fp16")
 
 
 def test_numbers_read_well():

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from bench import speed
-from bench.common.record import quartiles
+from bench.common.metrics import compare
+from bench.common.timing import quartiles
 from bench.pages import readme
-from bench.timing import zip_rows
 from bench.timing.report import claims, results, table
+from bench.timing.setup import Reference, SpeedSetup, TimingRow
 from tests.fakes.engine import make_spec
 
 torch = pytest.importorskip("torch")
@@ -37,8 +38,8 @@ class Mixing(torch.nn.Module):
 def test_the_rows_of_zip_are_compared_with_the_torch_weights(monkeypatch, tmp_path, same):
     """An engine that is the reference module, and one that is another: only the first may look right."""
     monkeypatch.setenv("ZIPSDK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(zip_rows.Bench, "module", Mixing(0.1))
-    engine = zip_rows.Reference(make_spec(), Mixing(0.1 if same else -0.4), "cpu")
+    monkeypatch.setattr(SpeedSetup, "module", Mixing(0.1))
+    engine = Reference(make_spec(), Mixing(0.1 if same else -0.4), "cpu")
     quick = ["--quick", "--canvas", "64", "--rounds", "1", "--rows", "bc", "--name", "x", "--out", str(tmp_path)]
     monkeypatch.setattr(speed, "draw", lambda *a: ())
     assert speed.main(quick, engine) == 0
@@ -55,10 +56,10 @@ def test_the_rows_of_zip_are_compared_with_the_torch_weights(monkeypatch, tmp_pa
 def test_what_is_compared_is_every_pixel():
     a = np.full((2, 4, 4, 3), 100, np.uint8)
     b = a.copy()
-    assert zip_rows.compare(a, b) == {"psnr_db": None, "identical": True, "largest": 0}
+    assert compare(a, b) == {"psnr_db": None, "identical": True, "largest": 0, "share": 0.0}
     b[1, 3, 3, 2] = 104  # 16 / 96 on average
-    assert zip_rows.compare(a, b) == {"psnr_db": 55.91, "identical": False, "largest": 4}
-    assert zip_rows.compare(b, a) == zip_rows.compare(a, b)
+    assert compare(a, b) == {"psnr_db": 55.91, "identical": False, "largest": 4, "share": 1 / 96}
+    assert compare(b, a) == compare(a, b)
 
 
 # ---- goals
@@ -99,7 +100,7 @@ WHOLE = "run over the authors' loop in eager torch, whole canvas"
         ("guard-whole, share of its bound", {"inside": 0.9501}, {"inside": 0.9499}),
         ("share of run that is not the UNet", {"not_unet": 0.0299}, {"not_unet": 0.0301}),
         ("import zipsdk, seconds", {"imported": 0.2999}, {"imported": 0.3001}),
-        ("first picture from a cold start, over torch", {"sooner": 3.0001}, {"sooner": 2.9999}),
+        ("first image from a cold start, over torch", {"sooner": 3.0001}, {"sooner": 2.9999}),
     ],
 )  # fmt: skip
 def test_a_goal_is_met_on_one_side_of_its_limit_only(claim, met, missed):
@@ -121,7 +122,7 @@ def test_the_median_of_the_rounds_counts():
     """Round by round: 5, 4 and 1 times as fast."""
     rounds = {"whole": [5.0, 8.0, 1.0], "tiled": [1.0, 2.0, 1.0]}
     assert verdicts(rounds)[TILING] == (4.0, True)
-    row = zip_rows.Row("tiled", "c", "x", 4, 20, lambda: None, 3)
+    row = TimingRow("tiled", "c", "x", 4, 20, lambda: None, 3)
     state = SimpleNamespace(samples=rounds, rows={}, left_out={})
     (line,) = results(state, [row])
     assert line["over_b"] == quartiles([5.0, 4.0, 1.0]) and line["ms"]["median"] == 1000 and line["over_g"] is None
