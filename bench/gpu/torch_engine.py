@@ -1,7 +1,7 @@
-"""A torch module as an engine of the device loop: the peer where neither TensorRT nor ONNX Runtime's CUDA is installed.
+"""A torch module as an engine of the device loop: a peer without TensorRT or ONNX Runtime's CUDA provider.
 
-It reads and writes the loop's memory in place, on the loop's stream, and replays the UNet as a CUDA graph of torch's
-own. With a device that is a test double, addresses are the host's.
+It reads and writes the loop's memory in place, on the loop's stream, and replays the UNet as a CUDA graph of torch. On
+the CPU ("where" is "cpu") addresses are the host's.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from torch import Tensor, nn
 from zipsdk.errors import OutOfMemory
 from zipsdk.models.spec import ModelSpec
 
-#: CUDA graphs that are kept; each holds memory of its own
+#: Maximum number of cached CUDA graphs; each holds memory.
 MAX_GRAPHS = 8
 
 
 class TorchEngine:
-    """See `zipsdk.gpu.protocols.DeviceEngine`.
+    """A `zipsdk.gpu.protocols.DeviceEngine` from a torch module.
 
     Args:
         module: (x float32 (N, 3, H, W), t float32 (N,)) -> eps like x; it is moved to the device.
         spec: of the model.
         device: `zipsdk.gpu.device.Device`.
-        where: torch's name of the device, "cuda:0" or, for test doubles, "cpu".
-        compiled: through torch.compile.
+        where: torch's name of the device, "cuda:0", or "cpu" for a device in host memory.
+        compiled: use torch.compile.
         graph: replay CUDA graphs of the UNet, one for each shape.
     """
 
-    capturable = False  # its allocator is not ours: it captures by itself
+    capturable = False  # it captures its own graphs, because torch allocates its memory
     max_batch: int | None = None
 
     def __init__(self, module: nn.Module, spec: ModelSpec, device: Any, *, where: str, compiled: bool = False,
@@ -47,17 +47,21 @@ class TorchEngine:
     @property
     def info(self) -> dict[str, Any]:
         how = ("torch.compile" if self._compiled else "eager") + (", CUDA graph" if self._graph else "")
-        return {"engine": f"torch {torch.__version__} ({how})", "providers": [str(self._where)],
-                "precision": self.spec.precision, "device": self.device.name}  # fmt: skip
+        return {
+            "engine": f"torch {torch.__version__} ({how})",
+            "providers": [str(self._where)],
+            "precision": self.spec.precision,
+            "device": self.device.name,
+        }
 
     def prepare(self, batch: int, height: int, width: int) -> object:
-        """Nothing: the first evaluations of a shape warm it up."""
+        """Do nothing: the first calls of a shape warm up."""
         return None
 
     def _tensor(self, address: int, shape: tuple[int, ...]) -> Tensor:
         if self._stream is None:
             memory = (ctypes.c_float * int(np.prod(shape))).from_address(address)
-            return torch.from_numpy(np.frombuffer(memory, np.float32).reshape(shape))
+            return torch.from_numpy(np.ctypeslib.as_array(memory).reshape(shape))
         interface = {"shape": shape, "typestr": "<f4", "data": (address, False), "version": 3, "strides": None}
         holder = type("Memory", (), {"__cuda_array_interface__": interface})()
         return torch.as_tensor(holder, device=self._where)
@@ -83,7 +87,7 @@ class TorchEngine:
             steps = torch.empty(shape[0], device=self._where)
         steps.copy_(self._tensor(t, shape[:1]))
         arguments = self._tensor(x, shape), steps, self._tensor(eps, shape)
-        if graph is None and self._graph and count == 3:  # warm by now: cuDNN has chosen, torch.compile has compiled
+        if graph is None and self._graph and count == 3:  # cuDNN and torch.compile are warmed up
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._evaluate(*arguments)

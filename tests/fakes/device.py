@@ -132,6 +132,9 @@ class FakeDevice:
         self.used -= size
         assert (raw[:GUARD] == 0xFF).all() and (raw[GUARD + size :] == 0xFF).all(), "written beyond the buffer"
 
+    def free_bytes(self):
+        return self.room - self.used
+
     def free_later(self, free):
         self.to_free.append(free)
 

@@ -155,6 +155,11 @@ class Device:
         """Free memory of `alloc`."""
         self._memory.pop(address).free()
 
+    def free_bytes(self) -> int:
+        """Return the bytes of the GPU's memory that are free."""
+        free: int = self._cuda.mem_get_info()[0]
+        return free
+
     def free_later(self, free: Callable[[], None]) -> None:
         """Call `free` before the next `alloc`: for the finalizers of objects that were not closed.
 
