@@ -13,6 +13,7 @@ from bench.defenses.diffusion import engine_of
 from bench.defenses.simple import Progress, checked, fingerprints
 from zipsdk.presets import PresetName
 from zipsdk.purifier import Purifier
+from zipsdk.settings import Combine
 from zipsdk.transforms import OneOf, Transform
 from zipsdk.types import Engine
 
@@ -34,7 +35,7 @@ class Zip:
     steps: int | None = None
     start: int | None = None
     eta: float = 1.0
-    combine: str = "mean"
+    combine: Combine = "mean"
 
     VERSION = 1
     queries, asks = 1, False

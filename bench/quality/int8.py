@@ -34,13 +34,14 @@ from bench.evaluation.evaluate import Scene, evaluate
 from bench.quality.restoration import blurred
 from bench.victims import training
 from export import checkpoints
+from zipsdk.presets import PresetName
 from zipsdk.transforms import Blur
 
 ROOT = Path(__file__).parents[2]
 CARD = ROOT / "zipsdk/models/zip-tiny-int8.md"
 #: Batch, side and rounds of the timed UNet calls.
 SHAPES = ((1, 32, 60), (64, 32, 9), (1, 256, 15))
-PRESETS = ("fast", "paper")
+PRESETS: tuple[PresetName, ...] = ("fast", "paper")
 Run = Callable[[np.ndarray, np.ndarray], Any]
 
 
@@ -77,7 +78,7 @@ def pictures_of(name: str, folder: Path | None, limit: int) -> np.ndarray:
     return datasets.load(name, "test", folder, side=side, limit=limit).pictures
 
 
-def quality(engines: list[Any], pictures: np.ndarray, n: int, preset: str) -> dict[str, Any]:
+def quality(engines: list[Any], pictures: np.ndarray, n: int, preset: PresetName) -> dict[str, Any]:
     """Compute the gain in PSNR over the blur of both models, and the PSNR between them."""
     blur, outs = Blur(n), []
     for engine in engines:
