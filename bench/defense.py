@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from bench.common import record
 from bench.common.timing import quartiles
 from bench.data import layouts
 from bench.defenses.guarded import Guarded
+from bench.defenses.registry import DefenseSpec, paper_options
 from bench.evaluation import tables
 from bench.evaluation.cache import Store
 from bench.evaluation.evaluate import evaluate
@@ -51,27 +52,27 @@ SEEDS = 3
 
 def run_table(bench: Bench, rows: Rows, table: tables.Table) -> list[str]:
     """Fill in what is missing of a table; the keys of its rows."""
-    a, lines = bench.args, bench.args.defence or table.defences
+    a, specs = bench.args, bench.args.defence or table.defenses
     wanted: list[str] = []
     names = a.attacks or table.attacks
     for name in names:  # a slip is told now, and not hours later before its row
         bench.attack(name)
-        for line in lines:
-            if not line.startswith("bdmae") or a.mae != "small":  # which would train
-                bench.workshop.make(line, name)
+        for spec in specs:
+            if not spec.needs_training or a.mae != "small":
+                bench.factory.make(spec, name)
     for name in names:
         for scene in bench.scenes(name):
-            for line in lines:
-                defence = bench.workshop.make(line, name)
-                for seed in range(a.seeds if line.startswith(("zip", "guard")) else 1):
-                    key = rows.key(line, scene, defence, seed)
+            for spec in specs:
+                defence = bench.factory.make(spec, name)
+                for seed in range(a.seeds if spec.stochastic else 1):
+                    key = rows.key(spec, scene, defence, seed)
                     wanted.append(key)
                     if key in rows and not a.fresh:
                         continue
                     title = f"{name}: {defence.name}, seed {seed}"
                     with tqdm(total=2 * len(scene.data), unit="picture", desc=title, leave=False) as bar:
                         counts = evaluate(scene, defence, seed, bench.store, bar.update)
-                    rows.add(key, line, scene, defence, seed, counts)
+                    rows.add(key, spec, scene, defence, seed, counts)
                     tqdm.write(line_of(rows.content["rows"][key]))
     return wanted
 
@@ -101,7 +102,7 @@ def summary(rows: Rows, keys: list[str]) -> str:
     return "\n".join(lines)
 
 
-def measure_cost(bench: Bench, rows: Rows, lines: list[str], repeats: int = 5) -> None:
+def measure_cost(bench: Bench, rows: Rows, specs: Sequence[DefenseSpec], repeats: int = 5) -> None:
     """Milliseconds a picture of each defence; `repeats` rounds over all of them, so a slow minute hits all alike.
 
     A guard, which has learnt before, decides on clean pictures and then, for a time of its own, on triggered ones.
@@ -109,7 +110,7 @@ def measure_cost(bench: Bench, rows: Rows, lines: list[str], repeats: int = 5) -
     apart = max(1, len(bench.test) // bench.args.cost_pictures)  # they stand class by class
     pictures = bench.test.pictures[::apart][: bench.args.cost_pictures]
     triggered = bench.attack("badnets").apply(pictures)
-    defences = {line: bench.workshop.make(line, "badnets") for line in lines}
+    defences = {str(spec): bench.factory.make(spec, "badnets") for spec in specs}
     classifier = bench.classifier("badnets")
     acts: dict[tuple[str, str], Callable[[int], Any]] = {}
     for line, defence in defences.items():
@@ -132,7 +133,7 @@ def measure_cost(bench: Bench, rows: Rows, lines: list[str], repeats: int = 5) -
         cost = {
             "name": defence.name, "evaluations": defence.evaluations, "queries": defence.queries,
             "pictures": len(pictures), "side": bench.test.side, **took,
-            "engine": getattr(bench.workshop.engine, "info", {}), "run": rows.run,
+            "engine": getattr(bench.factory.engine, "info", {}), "run": rows.run,
         }  # fmt: skip
         rows.put("cost", line, cost)
         said = ", ".join(f"{what} {t['median']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for what, t in took.items())
@@ -144,11 +145,11 @@ def draw_sheet(bench: Bench, path: Path) -> None:
     """What ZIP with the paper's settings makes of test pictures with each trigger; most are in the store."""
 
     def treat(name: str, pictures: np.ndarray) -> np.ndarray:
-        return bench.store.treat(bench.workshop.make("zip-paper", name), pictures, 0)
+        return bench.store.treat(bench.factory.make(DefenseSpec("zip-paper"), name), pictures, 0)
 
     a = bench.args
     triggers = {name: bench.attack(name) for name in a.attacks or tables.PAPER_ATTACKS}
-    transforms = {name: str(tables.preset(a.dataset, name)["transforms"]) for name in triggers}
+    transforms = {name: str(paper_options(a.dataset, name)["transforms"]) for name in triggers}
     sheet.draw(path, bench.test.pictures, triggers, transforms, treat)
 
 
@@ -167,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--quick", action="store_true", help=f"{QUICK} pictures, one seed, one attack")
     p.add_argument("--attacks", nargs="+", metavar="NAME", help=", ".join(registry.ATTACKS) + "; enhanced-NAME")
     p.add_argument(
-        "--defence", action="append", metavar="LINE", help="in place of the table's; see bench/evaluation/tables.py"
+        "--defence", action="append", metavar="LINE", help="in place of the table's; see bench/defenses/registry.py"
     )
     p.add_argument("--engine", default="zip-tiny", help="a bundled model's name, or a path to .onnx or .plan")
     p.add_argument("--fresh", action="store_true", help="count rows anew that the record has")
@@ -200,11 +201,12 @@ def main(words: list[str] | None = None) -> None:
     started = time.perf_counter()
     a.seeds = a.seeds or (1 if a.quick or a.table == "quick" else SEEDS)
     try:
+        a.defence = [DefenseSpec.parse(text) for text in a.defence or []]
         bench = Bench(a, Store(training.cache_folder(a.cache).parent / "treated.sqlite"))
         rows = Rows(f"defense-{a.dataset}", a.results)
         table = tables.TABLES.get(a.table, tables.TABLES["quick"])
         if a.table == "cost":
-            measure_cost(bench, rows, a.defence or list(table.defences))
+            measure_cost(bench, rows, a.defence or table.defenses)
         elif a.table != "sheet":
             if a.quick and not a.attacks:
                 a.attacks = list(table.attacks[:1])

@@ -8,6 +8,7 @@ from typing import Any
 from bench.common import record
 from bench.defenses.base import Defence
 from bench.defenses.guarded import Guarded
+from bench.defenses.registry import DefenseSpec
 from bench.evaluation.cache import hash_of
 from bench.evaluation.evaluate import Scene
 from zipsdk._util.locks import locked_folder
@@ -31,9 +32,9 @@ class Rows:
         self.put("runs", self.run, environment)
 
     @staticmethod
-    def key(line: str, scene: Scene, defence: Defence | Guarded, seed: int) -> str:
-        """A row's name. Two lines may mean the same defence, and have a row each: they differ elsewhere."""
-        return hash_of([line, scene.describe(), defence.describe(), seed])
+    def key(spec: DefenseSpec, scene: Scene, defence: Defence | Guarded, seed: int) -> str:
+        """Return the key of a row; two specs that make the same defense have a row each."""
+        return hash_of([spec.key, scene.describe(), defence.describe(), seed])
 
     def put(self, part: str, key: str, value: Any) -> None:
         """Take something in; `write` writes it."""
@@ -43,13 +44,13 @@ class Rows:
         return key in self.content["rows"]
 
     def add(
-        self, key: str, line: str, scene: Scene, defence: Defence | Guarded, seed: int, counts: dict[str, Any]
+        self, key: str, spec: DefenseSpec, scene: Scene, defence: Defence | Guarded, seed: int, counts: dict[str, Any]
     ) -> None:
         """Take a row in, and write the record."""
         said = {"data": scene.data.describe(), "triggers": scene.trigger.describe(),
                 "classifiers": scene.classifier.info, "defences": defence.describe()}  # fmt: skip
         row: dict[str, Any] = {"attack": scene.attack, "trigger name": scene.trigger.name, "target": scene.target,
-                               "defence": line, "name": defence.name, "evaluations": defence.evaluations,
+                               "defence": str(spec), "name": defence.name, "evaluations": defence.evaluations,
                                "queries": defence.queries, "seed": seed, **counts}  # fmt: skip
         for kind, description in said.items():
             row[kind] = hash_of(description)

@@ -18,6 +18,7 @@ from bench.attacks.adaptive import Enhanced
 from bench.attacks.poisoning import poison
 from bench.data import datasets, layouts
 from bench.defenses.base import Defence
+from bench.defenses.registry import ENHANCED, DefenseFactory, DefenseSpec
 from bench.evaluation import tables
 from bench.evaluation.cache import Store, hash_of
 from bench.evaluation.evaluate import Scene
@@ -40,7 +41,7 @@ class Bench:
 
     args: argparse.Namespace
     store: Store
-    workshop: tables.Workshop = field(init=False)
+    factory: DefenseFactory = field(init=False)
 
     def __post_init__(self) -> None:
         a = self.args
@@ -49,7 +50,7 @@ class Bench:
         if not 0 <= a.target < len(self.test.classes):
             raise InputError(f"target: got {a.target}, wanted 0 to {len(self.test.classes) - 1}, a class's number")
         engine = zipsdk.load_engine(a.engine)
-        self.workshop = tables.Workshop(engine, a.dataset, self.test.side, self._bdmae, self._unseen)
+        self.factory = DefenseFactory(engine, a.dataset, self.test.side, self._bdmae, self._unseen)
         self.given = user.from_options(a)
         if self.given is not None:  # a name says little: rows of what stood behind it before are not its
             scores, classes = self.given(self._probes()), self.test.classes
@@ -77,10 +78,10 @@ class Bench:
                                                 for name in registry.ATTACKS)])  # fmt: skip
 
     def attack(self, name: str) -> registry.Attack:
-        if not name.startswith(tables.ENHANCED):
+        if not name.startswith(ENHANCED):
             return registry.make(name, self.test.side, self.args.attack_seed, self.args.patch)
-        base = self.attack(name.removeprefix(tables.ENHANCED))
-        known = self.workshop.make("zip-paper transforms=blur2+gray", name)
+        base = self.attack(name.removeprefix(ENHANCED))
+        known = self.factory.make(DefenseSpec("zip-paper", {"transforms": "blur2+gray"}), name)
 
         def purify(pictures: Any) -> Any:
             with tqdm(total=len(pictures), unit="picture", desc=f"{name}: purifying training pictures") as bar:

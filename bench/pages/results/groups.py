@@ -9,10 +9,10 @@ from typing import Any
 from bench.evaluation import tables
 from bench.evaluation.rates import Rate, interval
 
-GUARD = "guard profile=fast"
+GUARD = "guard preset=fast"
 #: The defences of Table 1, and what plots and the README call them.
 SHORT = {"none": "no defence", "shrinkpad": "ShrinkPad", "blur": "blur alone", "zip-paper": "ZIP, the paper's setting",
-         "zip": "ZIP, one setting", "zip profile=fast": "ZIP, one setting, fast",
+         "zip": "ZIP, one setting", "zip preset=fast": "ZIP, one setting, fast",
          GUARD: "ZIP fast behind the guard"}  # fmt: skip
 
 Row = dict[str, Any]
@@ -105,8 +105,8 @@ def groups(
 
 def own_lines(name: str) -> set[str]:
     """The defences that a table is about: those that Table 1 does not have."""
-    first = set(tables.TABLES["table1"].defences)
-    return set(tables.TABLES[name].defences) - (first if name != "table1" else set())
+    first = set(tables.TABLES["table1"].row_names)
+    return set(tables.TABLES[name].row_names) - (first if name != "table1" else set())
 
 
 def of_table(content: dict[str, Any], name: str) -> list[Group]:
@@ -115,7 +115,7 @@ def of_table(content: dict[str, Any], name: str) -> list[Group]:
     there = groups(content, wanted.attacks, own)
     # what stands beside them is of no more pictures than they
     most = max((g.first["CA"][1] for g in there), default=0)
-    return groups(content, wanted.attacks, wanted.defences, most, own)
+    return groups(content, wanted.attacks, wanted.row_names, most, own)
 
 
 def _date(row: Row, content: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ def curve(content: dict[str, Any], dataset: str, name: str, x: str, folder: Path
     import matplotlib.pyplot as plt
 
     wanted = tables.TABLES[name]
-    found = groups(content, wanted.attacks, wanted.defences)
+    found = groups(content, wanted.attacks, wanted.row_names)
     of_trigger: dict[tuple[str, str], list[Group]] = {}
     for g in found:
         of_trigger.setdefault(g.trigger, []).append(g)

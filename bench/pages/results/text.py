@@ -41,7 +41,7 @@ def left_out(content: dict[str, Any]) -> str:
     """How many rows of the tables' attacks and defences are in none of them, for there are others that go together."""
     drawn = [name for name in tables.TABLES if name != "quick"]
     shown = {id(row) for name in drawn for group in of_table(content, name) for row in group.rows}
-    wanted = [(tables.TABLES[name].attacks, tables.TABLES[name].defences) for name in drawn]
+    wanted = [(tables.TABLES[name].attacks, tables.TABLES[name].row_names) for name in drawn]
     n = sum(
         id(row) not in shown and any(row["attack"] in attacks and row["defence"] in lines for attacks, lines in wanted)
         for row in content["rows"].values()

@@ -17,46 +17,65 @@ pytest.importorskip("matplotlib")
 
 from bench import defense
 from bench.attacks import registry
+from bench.defenses.registry import DefenseFactory, DefenseSpec, paper_options
 from bench.defenses.simple import Nothing
 from bench.defenses.zip import Zip
 from bench.evaluation import published, setup, tables
-from bench.evaluation.cache import Store
+from bench.evaluation.cache import Store, hash_of
 from tests.fakes.engine import FakeEngine, make_spec
 from zipsdk.errors import InputError
 
 
 @pytest.fixture
-def workshop():
+def factory():
     def clean():
         return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
 
-    return tables.Workshop(FakeEngine(make_spec(image_size=32)), "cifar10", 32, Nothing, clean)
+    return DefenseFactory(FakeEngine(make_spec(image_size=32)), "cifar10", 32, Nothing, clean)
 
 
-def test_every_line_of_every_table_names_a_defence(workshop):
+def test_every_spec_of_every_table_makes_a_defense(factory):
     for name, table in tables.TABLES.items():
-        for line in table.defences:
-            made = {workshop.make(line, attack).name for attack in table.attacks}
-            assert all(made), (name, line)
+        for spec in table.defenses:
+            made = {factory.make(spec, attack).name for attack in table.attacks}
+            assert all(made), (name, spec)
+            assert DefenseSpec.parse(str(spec)) == spec and hash(DefenseSpec.parse(str(spec))) == hash(spec)
     assert not set(tables.ALL_ATTACKS) - set(registry.ATTACKS)
 
 
-def test_the_papers_settings(workshop):
-    assert tables.preset("cifar10", "badnets") == {"transforms": "blur2+gray", "lam": 10.0, "preset": "paper"}
-    assert tables.preset("gtsrb", "enhanced-blended")["lam"] == 2
-    assert tables.preset("imagenette", "physicalba")["transforms"] == "blur4"
-    assert workshop.make("zip-paper", "blended").describe()["lam"] == 2
-    assert workshop.make("zip-paper transforms=blur4 steps=7", "blended").name == "blur4 + ZIP (lambda 2, 7 steps)"
-    assert workshop.make("diffpure", "badnets").evaluations == workshop.make("zip-paper", "badnets").evaluations == 20
-    assert workshop.make("sampdetox published", "badnets").evaluations == 140
+def test_the_papers_settings(factory):
+    assert paper_options("cifar10", "badnets") == {"transforms": "blur2+gray", "lam": 10.0, "preset": "paper"}
+    assert paper_options("gtsrb", "enhanced-blended")["lam"] == 2
+    assert paper_options("imagenette", "physicalba")["transforms"] == "blur4"
+
+    def made(text, attack):
+        return factory.make(DefenseSpec.parse(text), attack)
+
+    assert made("zip-paper", "blended").describe()["lam"] == 2
+    assert made("zip-paper transforms=blur4 steps=7", "blended").name == "blur4 + ZIP (lambda 2, 7 steps)"
+    assert made("diffpure", "badnets").evaluations == made("zip-paper", "badnets").evaluations == 20
+    assert made("sampdetox published", "badnets").evaluations == 140
 
 
-def test_a_guard_is_made_of_its_words(workshop):
-    guard = workshop.make("guard", "badnets")
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("zip", "ac31620896ebe101"), ("zip-paper", "ac31620896ebe101"),
+     ("zip preset=fast transforms=blur2 lam=10", "bb814678a4de5ebf"), ("guard preset=fast", "4987e728fd49cbb4"),
+     ("guard calibrated preset=fast", "6dbcef1323ac2a6b"), ("guard scaleup preset=fast", "d7774fd44c72ff7e"),
+     ("diffpure", "5ca72b537e84d339"), ("blur+ddnm published", "107c4efa93e131b7"),
+     ("sampdetox range255", "fd422b1b0b908edc"), ("shrinkpad", "32de2b91d77e2975"), ("blur", "5e38d3b182849193")],
+)  # fmt: skip
+def test_purified_images_keep_their_keys(factory, text, key):
+    """Keys of commit f4a6882."""
+    assert hash_of(factory.make(DefenseSpec.parse(text), "badnets").describe()) == key
+
+
+def test_a_guard_is_made_of_its_words(factory):
+    guard = factory.make(DefenseSpec.parse("guard"), "badnets")
     assert (guard.evaluations, guard.queries, guard.clean, len(guard.first)) == (20, 28, None, 20)
-    calibrated = workshop.make("guard calibrated profile=fast", "white")
+    calibrated = factory.make(DefenseSpec.parse("guard calibrated preset=fast"), "white")
     assert (calibrated.evaluations, len(calibrated.clean)) == (4, 20) and "calibrated" in calibrated.name
-    scale_up = workshop.make("guard scaleup start=100 steps=2", "badnets")
+    scale_up = factory.make(DefenseSpec.parse("guard scaleup start=100 steps=2"), "badnets")
     assert (scale_up.evaluations, scale_up.queries) == (2, 6)
     described = [json.dumps(g.describe()) for g in (guard, calibrated, scale_up)]
     assert len(set(described)) == 3
@@ -64,12 +83,13 @@ def test_a_guard_is_made_of_its_words(workshop):
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("zap", "wanted one of zip"), ("zip lam", "'lam' in 'zip lam'"), ("zip lam=x", "lam=x"), ("blur 4", '"published"'),
-     ("zip colour=1", "colour=1"), ("guard scaleup calibrated", 'one of "scaleup" and "calibrated"')],
+    [("zap", "expected one of zip"), ("zip lam", "'lam' in 'zip lam'"), ("zip lam=x", "lam=x"),
+     ("blur 4", '"published"'), ("zip colour=1", "colour=1"),
+     ("guard scaleup calibrated", 'one of "scaleup" and "calibrated"')],
 )  # fmt: skip
-def test_a_line_that_names_nothing_is_refused(workshop, line, said):
+def test_a_line_that_names_nothing_is_refused(factory, line, said):
     with pytest.raises(InputError, match=said):
-        workshop.make(line, "badnets")
+        factory.make(DefenseSpec.parse(line), "badnets")
 
 
 def test_the_papers_figures_are_where_they_belong():
@@ -78,7 +98,7 @@ def test_the_papers_figures_are_where_they_belong():
     assert published.figures("cifar10", "blended", "bdmae") == (78.57, 99.88, None)
     # Table 1's row of ZIP is Table 2's cell for the setting that `preset` has
     for attack in tables.PAPER_ATTACKS:
-        line = f"zip-paper transforms={tables.preset('imagenette', attack)['transforms']}"
+        line = f"zip-paper transforms={paper_options('imagenette', attack)['transforms']}"
         assert published.figures("imagenette", attack, line) == published.figures("imagenette", attack, "zip-paper")
     assert published.figures("gtsrb", "white", "zip") is None
 
@@ -104,7 +124,7 @@ def command(folder, tmp_path, *words):
 
 def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsys, monkeypatch):
     words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "2", "--defence", "none", "--defence",
-                    "blur", "--defence", "zip profile=fast", "--defence", "zip-paper steps=2 start=100")  # fmt: skip
+                    "blur", "--defence", "zip preset=fast", "--defence", "zip-paper steps=2 start=100")  # fmt: skip
     words[words.index("--pictures") + 1] = "16"
     defense.main(words)
     printed = capsys.readouterr().out
@@ -150,11 +170,11 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
     from zipsdk import AblationDetector, Guard
 
     words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "1", "--defence",
-                    "zip profile=fast", "--defence", "guard calibrated profile=fast")  # fmt: skip
+                    "zip preset=fast", "--defence", "guard calibrated preset=fast")  # fmt: skip
     words[words.index("--pictures") + 1] = "12"
     defense.main(words)
     rows = {r["defence"]: r for r in json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()}
-    row = rows["guard calibrated profile=fast"]
+    row = rows["guard calibrated preset=fast"]
     assert row["CA"][1] == row["flagged"][1] == 12 and row["clean classifier"]["flagged triggered"][1] == 12
 
     args = defense.parser().parse_args(words)
@@ -163,7 +183,7 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
     unseen = bench._unseen()
     assert len(unseen) == 20 and not {p.tobytes() for p in unseen} & {p.tobytes() for p in bench.test.pictures}
     (scene,) = bench.scenes("white")
-    inner = bench.workshop.make("zip profile=fast", "white")
+    inner = bench.factory.make(DefenseSpec.parse("zip preset=fast"), "white")
     detector = AblationDetector().calibrate(scene.classifier, unseen)
 
     class Purifier:
@@ -195,16 +215,16 @@ def test_costs_and_a_sheet(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Zip, "run", slow)
     monkeypatch.setattr(defense, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    words = command(folder, tmp_path, "cost", "--defence", "blur", "--defence", "zip profile=fast",
-                    "--defence", "guard profile=fast", "--cost-pictures", "4")  # fmt: skip
+    words = command(folder, tmp_path, "cost", "--defence", "blur", "--defence", "zip preset=fast",
+                    "--defence", "guard preset=fast", "--cost-pictures", "4")  # fmt: skip
     words[words.index("--pictures") + 1] = "12"
     defense.main(words)
     content = json.loads((tmp_path / "defense-two.json").read_text())
     cost = content["cost"]
     assert all(content["runs"][c["run"]]["seconds"] == now[0] for c in cost.values())
-    assert cost["zip profile=fast"]["ms"]["median"] == 1000 and cost["blur"]["ms"]["median"] == 0
-    assert cost["guard profile=fast"]["ms triggered"]["median"] >= 0 and "ms triggered" not in cost["blur"]
-    assert cost["zip profile=fast"]["evaluations"] == 4
+    assert cost["zip preset=fast"]["ms"]["median"] == 1000 and cost["blur"]["ms"]["median"] == 0
+    assert cost["guard preset=fast"]["ms triggered"]["median"] >= 0 and "ms triggered" not in cost["blur"]
+    assert cost["zip preset=fast"]["evaluations"] == 4
     defense.main(command(folder, tmp_path, "sheet", "--attacks", "white"))
     with Image.open(tmp_path / "defense-two-pictures.png") as page:
         assert page.width > 1000
@@ -239,8 +259,8 @@ def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_pat
 @pytest.mark.parametrize(
     ("slip", "said"),
     [
-        (["--defence", "none", "--defence", "zipp"], "got 'zipp', wanted one of"),
-        (["--defence", "none", "--defence", ""], "got '', wanted one of"),
+        (["--defence", "none", "--defence", "zipp"], "got 'zipp', expected one of"),
+        (["--defence", "none", "--defence", ""], "got '', expected one of"),
         (["--defence", "none", "--attacks", "white", "blendd"], "got 'blendd', expected one of"),
         (["--defence", "none", "--defence", "bdmae", "--mae", "nowhere"], "nowhere"),
         (["--defence", "none", "--seeds", "-1"], "got '-1', expected a whole number of at least 1"),
@@ -263,7 +283,7 @@ def test_equal_pictures_teach_a_guard_once(folder, tmp_path):
     words = command(tmp_path / "data", tmp_path, "table1")
     words[words.index("--pictures") + 1] = "8"
     bench = setup.Bench(defense.parser().parse_args(words), None)
-    unseen = bench.workshop.unseen()
+    unseen = bench.factory.unseen()
     assert len(unseen) == len({p.tobytes() for p in unseen}) >= 20
 
 
@@ -343,14 +363,14 @@ def test_the_attacker_has_a_share_of_what_a_guard_learns_from(rng):
     assert (attacked(pictures, None) == pictures).all()
 
 
-def test_a_guard_without_first_pictures_keeps_its_norms(workshop):
+def test_a_guard_without_first_pictures_keeps_its_norms(factory):
     """And one with them is judged by what they teach it, once, whatever it is asked after."""
     from bench.defenses.guarded import Guarded
 
     def classify(x):
         return np.stack([x[..., 0].mean((1, 2)), x[..., 1].mean((1, 2))], 1) / 9
 
-    x, inner = workshop.unseen(), workshop.make("zip profile=fast", "white")
+    x, inner = factory.unseen(), factory.make(DefenseSpec.parse("zip preset=fast"), "white")
     purify = lambda pictures, seed: pictures  # noqa: E731
     assert Guarded(inner).guard(0, classify, purify).detector.reference is None
     learnt = Guarded(inner, first=x).guard(0, classify, purify)

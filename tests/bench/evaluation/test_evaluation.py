@@ -13,14 +13,55 @@ pytest.importorskip("scipy")
 from scipy.stats import binomtest
 
 from bench.attacks.patches import BadNets
+from bench.common.record import RESULTS
 from bench.data.datasets import Dataset
+from bench.defenses.registry import DefenseSpec
 from bench.defenses.simple import Nothing
-from bench.evaluation.cache import Store
+from bench.evaluation.cache import Store, hash_of
 from bench.evaluation.evaluate import Scene, evaluate
 from bench.evaluation.rates import Rate, design_effect, interval, rates
 from bench.evaluation.results_file import Rows
 from bench.victims.user import Classifier
 from zipsdk.errors import InputError
+
+
+def rows_of_records():
+    """Every committed row with its record and its key."""
+    for path in sorted(RESULTS.rglob("*.json")):
+        content = json.loads(path.read_text())
+        for key, row in content["rows"].items() if "classifiers" in content else ():
+            yield content, key, row
+
+
+def test_every_committed_row_has_the_key_that_a_new_run_looks_for():
+    counted_only = ("classes with pictures", "tracks")
+    keys = []
+    for content, key, row in rows_of_records():
+        data, trigger, classifier, defense = (
+            content[part][row[part]] for part in ("data", "triggers", "classifiers", "defences")
+        )
+        for part, description in (("triggers", trigger), ("classifiers", classifier), ("defences", defense)):
+            assert hash_of(description) == row[part]
+        data = {name: value for name, value in data.items() if name not in counted_only}
+        scene = {"data": data, "attack": row["attack"], "trigger": trigger, "target": row["target"],
+                 "classifier": classifier}  # fmt: skip
+        assert hash_of([DefenseSpec.parse(row["defence"]).key, scene, defense, row["seed"]]) == key
+        keys.append(key)
+    assert len(keys) == 630 and hash_of(sorted(keys)) == "c4d829b07f5d0839"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("none", "cc7572d341394924"), ("zip preset=fast", "b6ac82cdb047637f"),
+     ("zip preset=fast transforms=blur2|gray|blur2+gray|blur4+gray lam=10", "e500d26a4005fbc6")],
+)  # fmt: skip
+def test_rows_keep_their_keys(text, key):
+    """Keys of commit f4a6882."""
+    images = np.random.default_rng(0).integers(0, 256, (150, 8, 8, 3), np.uint8)
+    data = Dataset("two", "test", images, np.arange(150) % 2, ("a", "b"))
+    box = Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": "a"})
+    scene = Scene(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box)
+    assert Rows.key(DefenseSpec.parse(text), scene, Nothing(), 0) == key
 
 
 class Counting:
@@ -167,7 +208,7 @@ def test_two_runs_may_add_to_one_record(tmp_path, pictures):
     counts = {name: [1, 2] for name in ("CA", "ASR", "PA", "PA others")}
     first, second = (Rows("defense-two", tmp_path) for _ in range(2))
     for i, rows in enumerate((first, second, first)):
-        rows.add(f"row {i}", "none", scene, Nothing(), i, counts)
+        rows.add(f"row {i}", DefenseSpec("none"), scene, Nothing(), i, counts)
     content = json.loads((tmp_path / "defense-two.json").read_text())
     assert content["rows"].keys() == {"row 0", "row 1", "row 2"}
     assert {row["run"] for row in content["rows"].values()} <= content["runs"].keys()
@@ -181,10 +222,10 @@ def test_what_is_counted_anew_is_not_undone_by_a_run_that_read_it_before(tmp_pat
     def counts(hits):
         return {name: [hits, 2] for name in ("CA", "ASR", "PA", "PA others")}
 
-    Rows("defense-two", tmp_path).add("row", "none", scene, Nothing(), 0, counts(1))
+    Rows("defense-two", tmp_path).add("row", DefenseSpec("none"), scene, Nothing(), 0, counts(1))
     stale, fresh = (Rows("defense-two", tmp_path) for _ in range(2))
-    fresh.add("row", "none", scene, Nothing(), 0, counts(2))
-    stale.add("other", "none", scene, Nothing(), 1, counts(0))
+    fresh.add("row", DefenseSpec("none"), scene, Nothing(), 0, counts(2))
+    stale.add("other", DefenseSpec("none"), scene, Nothing(), 1, counts(0))
     content = json.loads((tmp_path / "defense-two.json").read_text())
     assert content["rows"]["row"]["CA"] == [2, 2] and content["rows"]["other"]["CA"] == [0, 2]
     assert [p.name for p in tmp_path.iterdir()] == ["defense-two.json"]

@@ -87,7 +87,7 @@ def test_rows_beside_each_other_are_of_the_same_pictures():
 
 
 def test_zip_is_not_set_beside_rows_of_another_setup():
-    guard = [counted("badnets", "none", 900, 900, 100), counted("badnets", "guard profile=fast", 860, 45, 810)]
+    guard = [counted("badnets", "none", 900, 900, 100), counted("badnets", "guard preset=fast", 860, 45, 810)]
     zip_ = counted("badnets", "zip-paper", 800, 10, 760)
     others = [counted("badnets", line, 700, 90, 600) for line in ("blur", "bdmae")]
     for other in ("classifiers", "data", "triggers", "target"):
@@ -113,12 +113,12 @@ def test_what_is_not_shown_is_counted():
 
 def test_marks_say_what_is_met_and_what_is_not():
     rows = [
-        counted("badnets", "none", 900, 900, 100), counted("badnets", "guard profile=fast", 860, 45, 810),
+        counted("badnets", "none", 900, 900, 100), counted("badnets", "guard preset=fast", 860, 45, 810),
         counted("badnets", "shrinkpad", 700, 90, 600), counted("badnets", "blur", 700, 90, 805),
         counted("badnets", "sampdetox", 700, 90, 830),
-        counted("white", "none", 900, 900, 100), counted("white", "guard profile=fast", 859, 181, 808),
+        counted("white", "none", 900, 900, 100), counted("white", "guard preset=fast", 859, 181, 808),
         counted("white", "blur", 700, 90, 808),
-        counted("redundant", "none", 900, 900, 100), counted("redundant", "guard profile=fast", 900, 900, 100),
+        counted("redundant", "none", 900, 900, 100), counted("redundant", "guard preset=fast", 900, 900, 100),
     ]  # fmt: skip
     drawn = claims.marks_of(content_of(*rows))
     lines = [line for line in drawn.splitlines() if line.startswith("| ")][2:]
@@ -135,7 +135,7 @@ def test_zip_is_set_beside_all_its_rivals_that_were_measured():
     rows = [
         counted("badnets", "zip-paper", 800, 10, 760), {**counted("badnets", "zip-paper", 800, 10, 780), "seed": 1},
         counted("badnets", "blur", 700, 90, 610), counted("badnets", "diffpure", 700, 90, 705),
-        counted("badnets", "bdmae", 700, 90, 790), counted("badnets", "guard profile=fast", 800, 9, 801),
+        counted("badnets", "bdmae", 700, 90, 790), counted("badnets", "guard preset=fast", 800, 9, 801),
         counted("blended", "zip-paper", 800, 10, 600), counted("blended", "shrinkpad", 700, 90, 625),
         counted("physicalba", "zip-paper", 800, 10, 600), counted("white", "zip-paper", 800, 10, 600),
     ]  # fmt: skip
