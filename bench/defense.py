@@ -18,6 +18,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ from bench.defenses.registry import DefenseSpec, paper_options
 from bench.evaluation import tables
 from bench.evaluation.cache import Store
 from bench.evaluation.evaluate import evaluate
-from bench.evaluation.rates import Rate, interval
+from bench.evaluation.rates import interval
+from bench.evaluation.records import CostRow, ResultRow
 from bench.evaluation.results_file import Rows
 from bench.evaluation.setup import QUICK, Bench
 from bench.pages.results import page, sheet
@@ -45,6 +47,7 @@ from bench.victims import training, user
 from bench.victims.networks import ARCHITECTURES
 from zipsdk._util.validation import positive
 from zipsdk.errors import ZipError
+from zipsdk.guard import Guard
 
 #: Seeds of a run that says nothing of them.
 SEEDS = 3
@@ -71,74 +74,76 @@ def run_table(bench: Bench, rows: Rows, table: tables.Table) -> list[str]:
                         continue
                     title = f"{name}: {defence.name}, seed {seed}"
                     with tqdm(total=2 * len(scene.data), unit="picture", desc=title, leave=False) as bar:
-                        counts = evaluate(scene, defence, seed, bench.store, bar.update)
-                    rows.add(key, spec, scene, defence, seed, counts)
-                    tqdm.write(line_of(rows.content["rows"][key]))
+                        rates, clean = evaluate(scene, defence, seed, bench.store, bar.update)
+                    rows.add(key, spec, scene, defence, seed, rates, clean)
+                    tqdm.write(line_of(rows.content.rows[key]))
     return wanted
 
 
-def line_of(row: dict[str, Any]) -> str:
-    """A row as text, with Wilson's intervals."""
+def line_of(row: ResultRow) -> str:
+    """Format a row as text, with Wilson's intervals."""
     cells = []
-    for name in ("CA", "ASR", "PA"):
-        rate = Rate(*row[name])
+    for name, rate in (("CA", row.rates.ca), ("ASR", row.rates.asr), ("PA", row.rates.pa)):
         low, high = interval(rate)
         cells.append(f"{name} {rate.percent:5.1f} [{low:.1f}, {high:.1f}]")
-    return f"{row['attack']:<16} {row['trigger name'][:24]:<24} {row['name'][:44]:<44} {'  '.join(cells)}"
+    return f"{row.attack:<16} {row.trigger_name[:24]:<24} {row.name[:44]:<44} {'  '.join(cells)}"
 
 
 def summary(rows: Rows, keys: list[str]) -> str:
-    """One line for each attack and defence: means over the seeds."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    """Format one line for each attack and defense: means over the seeds."""
+    groups: dict[tuple[str, str, str], list[ResultRow]] = {}
     for key in keys:
-        row = rows.content["rows"][key]
-        groups.setdefault((row["attack"], row["trigger name"], row["defence"]), []).append(row)
-    lines = [f"{'attack':<16} {'trigger':<24} {'defence':<44} {'CA':>6} {'ASR':>6} {'PA':>6} {'evals':>6} {'seeds':>5}"]
+        row = rows.content.rows[key]
+        groups.setdefault((*row.trigger, row.defense), []).append(row)
+    lines = [f"{'attack':<16} {'trigger':<24} {'defense':<44} {'CA':>6} {'ASR':>6} {'PA':>6} {'steps':>6} {'seeds':>5}"]
     for (attack, trigger, _), group in groups.items():
-        means = [np.mean([Rate(*r[c]).percent for r in group]) for c in ("CA", "ASR", "PA")]
-        numbers = " ".join(f"{m:6.1f}" for m in means)
-        lines.append(f"{attack:<16} {trigger[:24]:<24} {group[0]['name'][:44]:<44} {numbers} "
-                     f"{group[0]['evaluations']:6g} {len(group):5d}")  # fmt: skip
+        rates = [(r.rates.ca.percent, r.rates.asr.percent, r.rates.pa.percent) for r in group]
+        numbers = " ".join(f"{m:6.1f}" for m in np.mean(rates, axis=0))
+        lines.append(f"{attack:<16} {trigger[:24]:<24} {group[0].name[:44]:<44} {numbers} "
+                     f"{group[0].steps:6g} {len(group):5d}")  # fmt: skip
     return "\n".join(lines)
 
 
 def measure_cost(bench: Bench, rows: Rows, specs: Sequence[DefenseSpec], repeats: int = 5) -> None:
-    """Milliseconds a picture of each defence; `repeats` rounds over all of them, so a slow minute hits all alike.
+    """Measure milliseconds for each image; rounds over all defenses spread a slow minute evenly.
 
-    A guard, which has learnt before, decides on clean pictures and then, for a time of its own, on triggered ones.
+    A guard, which has learned before, decides on clean images and then, timed apart, on triggered ones.
     """
-    apart = max(1, len(bench.test) // bench.args.cost_pictures)  # they stand class by class
-    pictures = bench.test.pictures[::apart][: bench.args.cost_pictures]
+    step = max(1, len(bench.test) // bench.args.cost_pictures)  # images are ordered by class
+    pictures = bench.test.pictures[::step][: bench.args.cost_pictures]
     triggered = bench.attack("badnets").apply(pictures)
-    defences = {str(spec): bench.factory.make(spec, "badnets") for spec in specs}
+    defences = {spec: bench.factory.make(spec, "badnets") for spec in specs}
     classifier = bench.classifier("badnets")
-    acts: dict[tuple[str, str], Callable[[int], Any]] = {}
-    for line, defence in defences.items():
+    calls: dict[tuple[DefenseSpec, str], Callable[[int], Any]] = {}
+    for spec, defence in defences.items():
         if isinstance(defence, Guarded):
             guard = defence.guard(0, classifier)
-            acts[line, "ms"] = lambda seed, guard=guard: guard.run(pictures)
-            acts[line, "ms triggered"] = lambda seed, guard=guard: guard.run(triggered)
+            calls[spec, "ms"] = partial(_decide, guard, pictures)
+            calls[spec, "ms_triggered"] = partial(_decide, guard, triggered)
         else:
-            acts[line, "ms"] = lambda seed, defence=defence: defence.run(pictures, seed, classify=classifier)
-    times: dict[tuple[str, str], list[float]] = {what: [] for what in acts}
-    with tqdm(total=repeats * len(acts), unit="run", desc="cost") as bar:
+            calls[spec, "ms"] = partial(defence.run, pictures, classify=classifier)
+    times: dict[tuple[DefenseSpec, str], list[float]] = {what: [] for what in calls}
+    with tqdm(total=repeats * len(calls), unit="run", desc="cost") as bar:
         for repeat in range(repeats):
-            for what, act in acts.items():
+            for what, call in calls.items():
                 started = time.perf_counter()
-                act(repeat)
+                call(repeat)
                 times[what].append((time.perf_counter() - started) / len(pictures) * 1e3)
                 bar.update()
-    for line, defence in defences.items():
-        took = {what: quartiles(times[of, what]) for of, what in acts if of == line}
-        cost = {
-            "name": defence.name, "evaluations": defence.evaluations, "queries": defence.queries,
-            "pictures": len(pictures), "side": bench.test.side, **took,
-            "engine": getattr(bench.factory.engine, "info", {}), "run": rows.run,
-        }  # fmt: skip
-        rows.put("cost", line, cost)
-        said = ", ".join(f"{what} {t['median']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for what, t in took.items())
-        print(f"{defence.name:<44} {said}; {defence.evaluations:g} evaluations, {defence.queries} queries")
+    for spec, defence in defences.items():
+        took = {what: quartiles(times[of, what]) for of, what in calls if of == spec}
+        cost = CostRow(
+            name=defence.name, steps=defence.evaluations, queries=defence.queries, images=len(pictures),
+            side=bench.test.side, engine=getattr(bench.factory.engine, "info", {}), run=rows.run, **took,
+        )  # fmt: skip
+        rows.add_cost(spec, cost)
+        message = ", ".join(f"{what} {t['median']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for what, t in took.items())
+        print(f"{defence.name:<44} {message}; {defence.evaluations:g} steps, {defence.queries} queries")
     rows.write()
+
+
+def _decide(guard: Guard, pictures: np.ndarray, seed: int) -> None:
+    guard.run(pictures)
 
 
 def draw_sheet(bench: Bench, path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,68 @@ def defense_text(text: str) -> str:
     return kept.replace("profile=", "preset=") + "".join(_SETTINGS[name] for name in settings)
 
 
-def migrate(record: dict[str, Any]) -> dict[str, Any]:
+def renamed(row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Rename keys; their order stays."""
+    return {names.get(key, key): value for key, value in row.items()}
+
+
+def migrate_defenses(content: dict[str, Any]) -> dict[str, Any]:
     """Migrate the record of a data set, as bench/defense.py writes it."""
-    rows = {key: {**row, "defence": defense_text(row["defence"])} for key, row in record["rows"].items()}
-    cost = {defense_text(text): row for text, row in record["cost"].items()}
-    return {**record, "rows": rows, "cost": cost}
+    content = renamed(content, {"defences": "defenses"})
+    content["data"] = {
+        key: renamed(data, {"classes with pictures": "classes_with_images"}) for key, data in content["data"].items()
+    }
+    content["rows"] = {key: _row(row) for key, row in content["rows"].items()}
+    content["cost"] = {
+        defense_text(text): renamed(
+            cost, {"evaluations": "steps", "pictures": "images", "ms triggered": "ms_triggered"}
+        )
+        for text, cost in content["cost"].items()
+    }
+    return content
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    row = renamed(row, {"trigger name": "trigger_name", "defence": "defense", "evaluations": "steps",
+                        "clean classifier": "clean_model", "defences": "defenses", **_RATES})  # fmt: skip
+    row["defense"] = defense_text(row["defense"])
+    if "clean_model" in row:
+        row["clean_model"] = renamed(row["clean_model"], _RATES)
+    return row
+
+
+_RATES = {"PA others": "pa_nontarget", "flagged triggered": "flagged_triggered"}
+
+
+def migrate_search(content: dict[str, Any]) -> dict[str, Any]:
+    """Migrate the record of bench/evaluation/search.py."""
+    content = renamed(content, {"pictures": "images", "defences": "defenses", "one class": "one_class",
+                                "norms": "reference"})  # fmt: skip
+    content["defenses"] = {
+        _word(name): renamed(defense, {"evaluations": "steps"}) for name, defense in content["defenses"].items()
+    }
+    content["rules"] = {_word(name): scores for name, scores in content["rules"].items()}
+    content["reference"] = renamed(content["reference"], {"parts": "features"})
+    return content
+
+
+def _word(text: str) -> str:
+    """Rename the scores of the guard's detector in a label."""
+    words = {"need": "necessity", "enough": "sufficiency", "decisive part": "ablation"}
+    return re.sub("need|enough|decisive part", lambda match: words[match[0]], text)
+
+
+def migrate_int8(content: dict[str, Any]) -> dict[str, Any]:
+    """Migrate the record of bench/quality/int8.py."""
+    content = renamed(content, {"defence": "defense"})
+    models = ("fp32", "int8")
+    content["defense"] = [{**row, **{m: renamed(row[m], _RATES) for m in models}} for row in content["defense"]]
+    return content
+
+
+#: How to migrate a record, by the key that tells its kind.
+MIGRATIONS = {"classifiers": migrate_defenses, "one class": migrate_search, "one_class": migrate_search,
+              "defence": migrate_int8, "defense": migrate_int8}  # fmt: skip
 
 
 def main() -> None:
@@ -46,9 +104,13 @@ def main() -> None:
     for path in sorted(p.parse_args().folder.rglob("*.json")):
         old = path.read_text()
         content = json.loads(old)
-        if "classifiers" not in content:
+        for key, migration in MIGRATIONS.items():
+            if key in content:
+                content = migration(content)
+                break
+        else:
             continue
-        new = json.dumps(migrate(content), indent=1) + "\n"
+        new = json.dumps(content, indent=1) + "\n"
         if new != old:
             write_atomically(path, new.encode())
             print(path)

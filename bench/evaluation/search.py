@@ -73,7 +73,7 @@ def poisoned(train: Dataset, triggers: Triggers, purify: Callable[[U8], U8]) -> 
     pictures[covered] = triggers.warp_otherwise(train.pictures[covered])
     return Poisoned(
         replace(train, pictures=pictures, labels=labels), np.sort(order[:start]), covered, "standard",
-        {"attack": "ten triggers of bench/evaluation/search.py", "rate": RATE, "triggers": triggers.ABOUT},
+        {"attack": "ten triggers of bench/search.py", "rate": RATE, "triggers": triggers.ABOUT},
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def percents(
 ) -> list[float]:
     """CA, ASR and PA in percent; see `bench.evaluation.rates.rates`."""
     found = rates(labels, clean, triggered, target)
-    return [round(found[name].percent, 1) for name in ("CA", "ASR", "PA")]
+    return [round(rate.percent, 1) for rate in (found.ca, found.asr, found.pa)]
 
 
 def main() -> None:
@@ -117,13 +117,13 @@ def main() -> None:
     environment = record.environment()
     seen = looks(sent, classifier)
     content = {
-        **environment, "dataset": a.dataset, "pictures": a.pictures, "calibration": a.calibration,
+        **environment, "dataset": a.dataset, "images": a.pictures, "calibration": a.calibration,
         "triggers": triggers.ABOUT, "classifier": classifier.info["key"],
         "views": views(seen, shown.labels, triggers), "rules": rules(seen, shown.labels, triggers),
-        "defences": defences(sent, shown.labels, triggers, classifier, engine, further.pictures, store),
+        "defenses": defences(sent, shown.labels, triggers, classifier, engine, further.pictures, store),
         "learning": learning(seen, looks(first, classifier), shown.labels, triggers),
-        "one class": one_class(seen["clean"], held.take(np.arange(a.pictures, len(held))), classifier),
-        "norms": norms(classifier, held.pictures[:500]),
+        "one_class": one_class(seen["clean"], held.take(np.arange(a.pictures, len(held))), classifier),
+        "reference": norms(classifier, held.pictures[:500]),
     }  # fmt: skip
     print(record.write(f"search-{a.dataset}", content, a.results))
 
@@ -173,19 +173,19 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
 
     #: of need and enough of the shown parts, of geometry, all in deviations, and of the log-odds themselves
     tried: dict[str, Callable[[Deviations, Deviations, Deviations, Deviations], Deviations]] = {
-        "need, regions only, log-odds": lambda need, enough, geometry, m: m[:, :of_regions].max(1),
-        "need, log-odds": lambda need, enough, geometry, m: m[:, :N_MASKABLE].max(1),
-        "need": lambda need, enough, geometry, m: need.max(1),
-        "need - median": lambda need, enough, geometry, m: need.max(1) - np.median(need, 1),
-        "enough": lambda need, enough, geometry, m: enough.max(1),
-        "enough - median": lambda need, enough, geometry, m: enough.max(1) - np.median(enough, 1),
-        "max (need - median) + max enough": lambda need, enough, geometry, m: (
+        "necessity, regions only, log-odds": lambda need, enough, geometry, m: m[:, :of_regions].max(1),
+        "necessity, log-odds": lambda need, enough, geometry, m: m[:, :N_MASKABLE].max(1),
+        "necessity": lambda need, enough, geometry, m: need.max(1),
+        "necessity - median": lambda need, enough, geometry, m: need.max(1) - np.median(need, 1),
+        "sufficiency": lambda need, enough, geometry, m: enough.max(1),
+        "sufficiency - median": lambda need, enough, geometry, m: enough.max(1) - np.median(enough, 1),
+        "max (necessity - median) + max sufficiency": lambda need, enough, geometry, m: (
             need.max(1) - np.median(need, 1) + enough.max(1)
         ),
-        "max (need - min(median, 0) + enough)": lambda need, enough, geometry, m: (
+        "max (necessity - min(median, 0) + sufficiency)": lambda need, enough, geometry, m: (
             need - np.minimum(np.median(need, 1), 0)[:, None] + enough
         ).max(1),
-        "max (need - median + enough)": lambda need, enough, geometry, m: decisive(need, enough),
+        "max (necessity - median + sufficiency)": lambda need, enough, geometry, m: decisive(need, enough),
         "geometry": lambda need, enough, geometry, m: geometry,
         "the larger of both": lambda need, enough, geometry, m: np.maximum(decisive(need, enough), SQRT2 * geometry),
     }
@@ -206,7 +206,7 @@ def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
 def norms(classifier: Classifier, pictures: U8) -> dict[str, Any]:
     """What `AblationDetector`'s usual norms are made of."""
     odds = odds_of(looks({"clean": pictures}, classifier)["clean"])
-    return {"parts": FEATURES, "measured": np.transpose(ablation_statistics.median_and_scale(odds)).tolist()}
+    return {"features": FEATURES, "measured": np.transpose(ablation_statistics.median_and_scale(odds)).tolist()}
 
 
 def detectors(learnt_from: npt.NDArray[np.float64]) -> dict[str, AblationDetector]:
@@ -277,9 +277,9 @@ def defences(
         "ZIP, gray, lambda 2, fast": Zip(engine, "gray", 2.0, preset="fast"),
         "ZIP, blur4+gray, lambda 10, fast": Zip(engine, "blur4+gray", 10.0, preset="fast"),
         "Guard, SCALE-UP, ZIP fast": Guarded(fast, ScaleUp()),
-        "Guard, decisive part, ZIP fast": Guarded(fast),
-        "Guard, decisive part that learns, ZIP fast": Guarded(fast, first=clean),
-        "Guard, decisive part calibrated, ZIP fast": Guarded(fast, clean=clean),
+        "Guard, ablation, ZIP fast": Guarded(fast),
+        "Guard, ablation that learns, ZIP fast": Guarded(fast, first=clean),
+        "Guard, ablation calibrated, ZIP fast": Guarded(fast, clean=clean),
     }
     out: dict[str, Any] = {}
 
@@ -295,7 +295,7 @@ def defences(
             else:
                 seen[k] = classifier(store.treat(defence, x, 0)).argmax(1)
         out[title] = {
-            "evaluations": defence.evaluations,
+            "steps": defence.evaluations,
             "rates": {k: percents(labels, seen["clean"], seen[k], t) for k, t in triggers.TARGETS.items()},
             "flagged": {k: round(100 * float(f.mean()), 1) for k, f in flagged.items()},
         }

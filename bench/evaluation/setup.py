@@ -93,7 +93,7 @@ class Bench:
         """The user's own, or the one that an attack poisoned."""
         return self.given or self._trained(name, self.attack(name))
 
-    def clean_classifier(self, name: str) -> Classifier | None:
+    def clean_model(self, name: str) -> Classifier | None:
         """The same network as an attack's, and trained as that was, without a backdoor; of the user's own nobody has
         one."""
         if self.given is not None:
@@ -150,7 +150,7 @@ class Bench:
 
     def scenes(self, name: str) -> Iterator[Scene]:
         """An attack with each of the triggers that it is tested with."""
-        clean, poisoned = self.clean_classifier(name), self.classifier(name)
+        clean, poisoned = self.clean_model(name), self.classifier(name)
         for trigger in self.attack(name).tests():
             yield Scene(self.test, name, trigger, self.args.target, poisoned, clean)
 

@@ -61,7 +61,7 @@ TABLES: dict[str, Table] = {
     "table4": Table(
         ("enhanced-badnets", "enhanced-blended"),
         (*_named("none", "shrinkpad", "blur"), *_paper(("blur2+gray", "blur2", "gray"))),
-        "Table 4: enhanced attacks, poisoned with what ZIP (blur2+gray) makes of triggered pictures",
+        "Table 4: enhanced attacks, poisoned with triggered images that ZIP (blur2+gray) purified",
     ),
     "table6": Table(
         PAPER_ATTACKS,
@@ -71,23 +71,23 @@ TABLES: dict[str, Table] = {
     "published": Table(
         PAPER_ATTACKS,
         (*_named("none"), _PAPER_ZIP, *_named(*_DIFFUSION, "sampdetox", published=True), _zip("zip-paper", steps=1000)),
-        "The rivals at their published numbers of steps, ZIP by Algorithm 1, and ZIP with 20 steps on these pictures",
+        "The baselines at their published numbers of steps, ZIP by Algorithm 1, ZIP with 20 steps on the same images",
         pictures=100,
     ),
     "lambda": Table(
         ("badnets", "blended"),
         tuple(_zip(preset="fast", transforms="blur2+gray", lam=float(lam)) for lam in (0.5, 1, 2, 5, 10, 20, 50)),
-        "CA, ASR and PA over lambda, with 4 evaluations",
+        "CA, ASR and PA over lambda, with 4 steps",
     ),
-    "evaluations": Table(
+    "steps": Table(
         PAPER_ATTACKS,
         (*(_zip(start=400, steps=n) for n in (1, 2, 3, 4, 6, 9)), _zip()),
-        "CA, ASR and PA over the number of evaluations",
+        "CA, ASR and PA over the number of steps",
     ),
     "guarded": Table(
         ("badnets", "blended", "white"),
         (*(DefenseSpec("guard", {"start": 400, "steps": n}) for n in (1, 2, 9)), _GUARD, *_named("guard")),
-        "CA, ASR and PA behind the guard over the number of evaluations for what is flagged",
+        "CA, ASR and PA behind the guard over the number of steps for flagged images",
     ),
     "agnostic": Table(
         (*ALL_ATTACKS, "redundant", "enhanced-badnets", "enhanced-blended"),
@@ -102,7 +102,7 @@ TABLES: dict[str, Table] = {
         ("badnets",),
         (*_named("none", "shrinkpad", "blur", *_DIFFUSION, "sampdetox", "bdmae"), *_paper(_TRANSFORMS), _JOINT, _zip(),
          _FAST, _GUARD),
-        "One attack, all defences",
+        "One attack, all defenses",
         pictures=200,
     ),
 }  # fmt: skip

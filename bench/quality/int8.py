@@ -112,7 +112,8 @@ def measure_defense(engines: list[Any], folder: Path | None, count: int, epochs:
         counts = []
         for engine in engines:
             with tqdm(total=2 * count, unit="image", desc=f"BadNets, {preset}", leave=False) as bar:
-                counts.append(evaluate(scene, Zip(engine, preset=preset), 0, Store(None), bar.update))
+                counted, _ = evaluate(scene, Zip(engine, preset=preset), 0, Store(None), bar.update)
+                counts.append(counted.to_json())
         rows.append({**scene.describe(), "preset": preset, "fp32": counts[0], "int8": counts[1]})
     return rows
 
@@ -131,7 +132,7 @@ def text(content: dict[str, Any]) -> str:
         pictures.append([f"{q['data']} ({q['pictures']} of {q['side']} px), blur{q['blur']}", q["preset"], *numbers,
                          f"{q['psnr_between']:.1f} dB"])  # fmt: skip
     rates_of_rows = []
-    for row in content["defence"]:
+    for row in content["defense"]:
         for model in ("fp32", "int8"):
             rates = (f"{100 * hits / of:.1f}" for hits, of in (row[model][k] for k in ("CA", "ASR", "PA")))
             rates_of_rows.append([row["preset"], model, *rates])
@@ -163,7 +164,7 @@ def main() -> None:
         {"data": name, **quality(engines, pictures_of(name, args.data, args.limit), n, preset)}
         for name in ("cifar10", "imagenette") for n in (2, 4) for preset in PRESETS
     ]  # fmt: skip
-    content["defence"] = measure_defense(engines, args.data, args.pictures, args.epochs)
+    content["defense"] = measure_defense(engines, args.data, args.pictures, args.epochs)
     print(text(content))
     if args.name:
         print(record.write(args.name, content))

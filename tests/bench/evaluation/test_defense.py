@@ -132,14 +132,14 @@ def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsy
     assert len(content["rows"]) == 6  # two seeds of ZIP, one of the others
     for row in content["rows"].values():
         assert row["CA"][1] == 16 and row["ASR"][1] == 8 and row["attack"] == "white"
-        assert all(0 <= row[name][0] <= row[name][1] for name in ("CA", "ASR", "PA", "PA others"))
-        assert row["clean classifier"]["CA"][1] == 16
-        for kind in ("data", "triggers", "classifiers", "defences"):
+        assert all(0 <= row[name][0] <= row[name][1] for name in ("CA", "ASR", "PA", "pa_nontarget"))
+        assert row["clean_model"]["CA"][1] == 16
+        for kind in ("data", "triggers", "classifiers", "defenses"):
             assert row[kind] in content[kind]
         run = content["runs"][row["run"]]
         assert run["versions"]["torch"] and run["seconds"] >= 0
-    (none,) = [r for r in content["rows"].values() if r["defence"] == "none"]
-    assert none["clean classifier"]["CA"] == [16, 16] and none["CA"][0] > 12  # a fifth of the dark ones was poisoned
+    (none,) = [r for r in content["rows"].values() if r["defense"] == "none"]
+    assert none["clean_model"]["CA"] == [16, 16] and none["CA"][0] > 12  # a fifth of the dark ones was poisoned
     (trained,) = content["classifiers"].values()
     assert (trained["poison"]["poisoned"], trained["poison"]["target"]) == (19, 1)
     assert trained["recipe"]["batch"] == 16 and trained["recipe"]["clip"] == 1  # few images, few steps
@@ -161,7 +161,7 @@ def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsy
     # beside the record are its tables, a plot and a sheet
     page = (tmp_path / "results.md").read_text()
     assert "| White square 3x3 | No defence |" in page and f"{100 * none['CA'][0] / 16:.1f}" in page
-    assert "](defense-two.png)" in page and "](defense-two-pictures.png)" in page
+    assert "](defense-two.png)" in page and "](defense-two-images.png)" in page
     assert (tmp_path / "defense-two.png").stat().st_size > 5000
 
 
@@ -173,9 +173,9 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
                     "zip preset=fast", "--defence", "guard calibrated preset=fast")  # fmt: skip
     words[words.index("--pictures") + 1] = "12"
     defense.main(words)
-    rows = {r["defence"]: r for r in json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()}
+    rows = {r["defense"]: r for r in json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()}
     row = rows["guard calibrated preset=fast"]
-    assert row["CA"][1] == row["flagged"][1] == 12 and row["clean classifier"]["flagged triggered"][1] == 12
+    assert row["CA"][1] == row["flagged"][1] == 12 and row["clean_model"]["flagged_triggered"][1] == 12
 
     args = defense.parser().parse_args(words)
     args.pictures = 12
@@ -190,7 +190,7 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
         def run(self, batch):
             return list(inner.run(np.stack(batch), 0))
 
-    for sent, name in ((scene.data.pictures, "flagged"), (scene.triggered, "flagged triggered")):
+    for sent, name in ((scene.data.pictures, "flagged"), (scene.triggered, "flagged_triggered")):
         decisions = Guard(scene.classifier, Purifier(), detector).run(sent)
         assert row[name] == [sum(d.flagged for d in decisions), 12]
         if name == "flagged":
@@ -223,10 +223,10 @@ def test_costs_and_a_sheet(folder, tmp_path, monkeypatch):
     cost = content["cost"]
     assert all(content["runs"][c["run"]]["seconds"] == now[0] for c in cost.values())
     assert cost["zip preset=fast"]["ms"]["median"] == 1000 and cost["blur"]["ms"]["median"] == 0
-    assert cost["guard preset=fast"]["ms triggered"]["median"] >= 0 and "ms triggered" not in cost["blur"]
-    assert cost["zip preset=fast"]["evaluations"] == 4
+    assert cost["guard preset=fast"]["ms_triggered"]["median"] >= 0 and "ms_triggered" not in cost["blur"]
+    assert cost["zip preset=fast"]["steps"] == 4
     defense.main(command(folder, tmp_path, "sheet", "--attacks", "white"))
-    with Image.open(tmp_path / "defense-two-pictures.png") as page:
+    with Image.open(tmp_path / "defense-two-images.png") as page:
         assert page.width > 1000
 
 
@@ -234,7 +234,7 @@ def test_a_users_own_black_box(folder, tmp_path, capsys):
     defense.main([*command(folder, tmp_path, "table1", "--attacks", "white", "--defence", "none"),
                   "--classifier", f"{__name__}:bright"])  # fmt: skip
     (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
-    assert row["CA"] == [32, 32] and row["ASR"] == [0, 16] and "clean classifier" not in row
+    assert row["CA"] == [32, 32] and row["ASR"] == [0, 16] and "clean_model" not in row
 
 
 def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_path, monkeypatch):
@@ -337,7 +337,7 @@ def test_a_clean_classifier_is_trained_as_the_attacks_own(folder, tmp_path, monk
     monkeypatch.setattr(setup.training, "train", lambda training, *_, **__: asked.append(training) or training)
     bench = setup.Bench(defense.parser().parse_args(command(folder, tmp_path, "table1")), None)
     for name in ("badnets", "physicalba", "enhanced-physicalba", "blended"):
-        bench.clean_classifier(name)
+        bench.clean_model(name)
     assert asked == [(None, "standard"), (None, "physical")]
 
 

@@ -19,7 +19,8 @@ from bench.defenses.registry import DefenseSpec
 from bench.defenses.simple import Nothing
 from bench.evaluation.cache import Store, hash_of
 from bench.evaluation.evaluate import Scene, evaluate
-from bench.evaluation.rates import Rate, design_effect, interval, rates
+from bench.evaluation.rates import Rate, Rates, design_effect, interval, rates
+from bench.evaluation.records import Record
 from bench.evaluation.results_file import Rows
 from bench.victims.user import Classifier
 from zipsdk.errors import InputError
@@ -34,18 +35,18 @@ def rows_of_records():
 
 
 def test_every_committed_row_has_the_key_that_a_new_run_looks_for():
-    counted_only = ("classes with pictures", "tracks")
+    counted_only = ("classes_with_images", "tracks")
     keys = []
     for content, key, row in rows_of_records():
         data, trigger, classifier, defense = (
-            content[part][row[part]] for part in ("data", "triggers", "classifiers", "defences")
+            content[part][row[part]] for part in ("data", "triggers", "classifiers", "defenses")
         )
-        for part, description in (("triggers", trigger), ("classifiers", classifier), ("defences", defense)):
+        for part, description in (("triggers", trigger), ("classifiers", classifier), ("defenses", defense)):
             assert hash_of(description) == row[part]
         data = {name: value for name, value in data.items() if name not in counted_only}
         scene = {"data": data, "attack": row["attack"], "trigger": trigger, "target": row["target"],
                  "classifier": classifier}  # fmt: skip
-        assert hash_of([DefenseSpec.parse(row["defence"]).key, scene, defense, row["seed"]]) == key
+        assert hash_of([DefenseSpec.parse(row["defense"]).key, scene, defense, row["seed"]]) == key
         keys.append(key)
     assert len(keys) == 630 and hash_of(sorted(keys)) == "c4d829b07f5d0839"
 
@@ -182,10 +183,10 @@ def known():
 
 
 def test_a_row_counts_what_the_classifier_says(known):
-    assert evaluate(known, Nothing(), 0, Store(None)) == {
-        "CA": [100, 100], "ASR": [70, 70], "PA": [30, 100], "PA others": [0, 70],
-        "clean classifier": {"CA": [100, 100], "ASR": [0, 70], "PA": [100, 100], "PA others": [70, 70]},
-    }  # fmt: skip
+    assert evaluate(known, Nothing(), 0, Store(None)) == (
+        Rates(Rate(100, 100), Rate(70, 70), Rate(30, 100), Rate(0, 70)),
+        Rates(Rate(100, 100), Rate(0, 70), Rate(100, 100), Rate(70, 70)),
+    )
 
 
 def test_a_defence_that_asks_asks_the_clean_classifier_too(known):
@@ -195,17 +196,17 @@ def test_a_defence_that_asks_asks_the_clean_classifier_too(known):
         def run(self, pictures, seed, *, classify=None, progress=None):
             return np.where((classify(pictures).argmax(1) == 1)[:, None, None, None], np.uint8(40), pictures)
 
-    assert evaluate(known, Asking(asks=True), 0, Store(None)) == {
-        "CA": [70, 100], "ASR": [0, 70], "PA": [50, 100], "PA others": [50, 70],
-        "clean classifier": {"CA": [70, 100], "ASR": [0, 70], "PA": [70, 100], "PA others": [70, 70]},
-    }  # fmt: skip
+    assert evaluate(known, Asking(asks=True), 0, Store(None)) == (
+        Rates(Rate(70, 100), Rate(0, 70), Rate(50, 100), Rate(50, 70)),
+        Rates(Rate(70, 100), Rate(0, 70), Rate(70, 100), Rate(70, 70)),
+    )
 
 
 def test_two_runs_may_add_to_one_record(tmp_path, pictures):
     data = Dataset("two", "test", pictures, np.arange(150) % 2, ("a", "b"))
     box = Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": "a"})
     scene = Scene(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box)
-    counts = {name: [1, 2] for name in ("CA", "ASR", "PA", "PA others")}
+    counts = Rates(*[Rate(1, 2)] * 4)
     first, second = (Rows("defense-two", tmp_path) for _ in range(2))
     for i, rows in enumerate((first, second, first)):
         rows.add(f"row {i}", DefenseSpec("none"), scene, Nothing(), i, counts)
@@ -220,7 +221,7 @@ def test_what_is_counted_anew_is_not_undone_by_a_run_that_read_it_before(tmp_pat
     scene = Scene(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box)
 
     def counts(hits):
-        return {name: [hits, 2] for name in ("CA", "ASR", "PA", "PA others")}
+        return Rates(*[Rate(hits, 2)] * 4)
 
     Rows("defense-two", tmp_path).add("row", DefenseSpec("none"), scene, Nothing(), 0, counts(1))
     stale, fresh = (Rows("defense-two", tmp_path) for _ in range(2))
@@ -229,6 +230,13 @@ def test_what_is_counted_anew_is_not_undone_by_a_run_that_read_it_before(tmp_pat
     content = json.loads((tmp_path / "defense-two.json").read_text())
     assert content["rows"]["row"]["CA"] == [2, 2] and content["rows"]["other"]["CA"] == [0, 2]
     assert [p.name for p in tmp_path.iterdir()] == ["defense-two.json"]
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("defense-*.json")), ids=lambda path: path.stem)
+def test_records_are_written_as_they_are_read(path):
+    content = json.loads(path.read_text())
+    parts = Record.from_json(content).to_json()
+    assert json.dumps(parts) == json.dumps({name: content[name] for name in parts})
 
 
 def test_no_pictures_have_no_interval():
@@ -249,9 +257,9 @@ def test_rates_leave_the_target_class_out():
     clean = np.array([0, 1, 1, 1, 2])
     triggered = np.array([0, 0, 0, 1, 0])
     r = rates(labels, clean, triggered, target=0)
-    assert r == {"CA": (4, 5, 1.0), "ASR": (2, 3, 1.0), "PA": (3, 5, 1.0), "PA others": (1, 3, 1.0)}
-    assert r["ASR"].percent == pytest.approx(200 / 3)
-    assert np.isnan(rates([0], [0], [0], 0)["ASR"].percent)
+    assert r == Rates(ca=Rate(4, 5, 1.0), asr=Rate(2, 3, 1.0), pa=Rate(3, 5, 1.0), pa_nontarget=Rate(1, 3, 1.0))
+    assert r.asr.percent == pytest.approx(200 / 3)
+    assert np.isnan(rates([0], [0], [0], 0).asr.percent)
     with pytest.raises(InputError):
         rates(labels, clean, triggered[:4], 0)
 
@@ -262,14 +270,14 @@ def test_frames_of_one_film_count_as_one_picture():
     assert design_effect([0, 0, 0, 1]) == 10 / 4
     labels, tracks = [0, 0, 0, 1, 1, 2], [5, 5, 5, 6, 6, 7]
     found = rates(labels, labels, labels, 0, tracks)
-    assert found["CA"] == found["PA"] == (6, 6, 14 / 6)
-    assert found["ASR"] == (0, 3, 5 / 3) and found["PA others"] == (3, 3, 5 / 3)
+    assert found.ca == found.pa == (6, 6, 14 / 6)
+    assert found.asr == (0, 3, 5 / 3) and found.pa_nontarget == (3, 3, 5 / 3)
 
 
 def test_a_row_of_films_has_the_design_effect(pictures):
     data = Dataset("two", "test", pictures, np.arange(150) % 2, ("a", "b"), tracks=np.arange(150) // 2)
     box = Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": "a"})
     scene = Scene(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box, box)
-    counts = evaluate(scene, Nothing(), 0, Store(None))
-    assert counts["CA"] == counts["clean classifier"]["PA"] == [75, 150, 2.0]
-    assert counts["ASR"] == [0, 75, 1.0]  # the other half of each film is of the target class
+    counts, clean = evaluate(scene, Nothing(), 0, Store(None))
+    assert counts.ca == clean.pa == (75, 150, 2.0)
+    assert counts.asr == (0, 75, 1.0)  # the other half of each film is of the target class
