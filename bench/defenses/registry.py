@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.defenses.base import U8, Defence
+from bench.defenses.base import U8, Defense
 from bench.defenses.ddnm import DDNM
 from bench.defenses.diffpure import DiffPure
 from bench.defenses.guarded import Guarded
@@ -153,10 +153,10 @@ class DefenseFactory:
     engine: Engine
     dataset: str
     side: int
-    bdmae: Callable[[], Defence]
+    bdmae: Callable[[], Defense]
     unseen: Callable[[], U8]
 
-    def make(self, spec: DefenseSpec, attack: str) -> Defence | Guarded:
+    def make(self, spec: DefenseSpec, attack: str) -> Defense | Guarded:
         """Make a defense; the attack decides the paper's setting.
 
         Raises:
@@ -164,10 +164,16 @@ class DefenseFactory:
         """
         if spec.name == "guard":
             return self._guard(dict(spec.options))
-        if spec.name in _ZIP:
-            defaults = paper_options(self.dataset, attack) if spec.name == "zip-paper" else {}
-            return Zip(self.engine, **{**defaults, **spec.options})
-        return self._baseline(spec, attack)
+        return self.zip(spec, attack) if spec.name in _ZIP else self._baseline(spec, attack)
+
+    def zip(self, spec: DefenseSpec, attack: str) -> Zip:
+        """Make ZIP by a spec that is named zip or zip-paper.
+
+        Raises:
+            InputError: an option out of range.
+        """
+        defaults = paper_options(self.dataset, attack) if spec.name == "zip-paper" else {}
+        return Zip(self.engine, **{**defaults, **spec.options})
 
     def _guard(self, options: dict[str, Any]) -> Guarded:
         calibrated, scaleup = (options.pop(flag, False) for flag in ("calibrated", "scaleup"))
@@ -176,7 +182,7 @@ class DefenseFactory:
             return Guarded(inner, ScaleUp())
         return Guarded(inner, clean=self.unseen()) if calibrated else Guarded(inner, first=self.unseen())
 
-    def _baseline(self, spec: DefenseSpec, attack: str) -> Defence:
+    def _baseline(self, spec: DefenseSpec, attack: str) -> Defense:
         transforms = paper_options(self.dataset, attack)["transforms"]
         blur = next(t for t in transforms.split("+") if t.startswith("blur"))
         t_star = DiffPure.published_t_star(self.side)
@@ -184,7 +190,7 @@ class DefenseFactory:
         published = spec.options.get("published", False)
         diffpure_steps, ddnm_steps, budget = (None, 100, None) if published else (PAPER_STEPS,) * 3
         data_range = 255.0 if spec.options.get("range255") else 1.0
-        makers: dict[str, Callable[[], Defence]] = {
+        makers: dict[str, Callable[[], Defense]] = {
             "none": Nothing,
             "shrinkpad": ShrinkPad,
             "blur": lambda: BlurOnly(blur),

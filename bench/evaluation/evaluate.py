@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from bench.attacks.base import Attack
 from bench.data.datasets import Dataset
-from bench.defenses.base import Defence
+from bench.defenses.base import Defense
 from bench.defenses.guarded import Guarded, decide
-from bench.evaluation.cache import Store
+from bench.evaluation.cache import PurifiedCache
 from bench.evaluation.rates import Rate, Rates, rates
 from bench.victims.user import Classifier
 
@@ -28,7 +28,7 @@ I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scenario:
     """An attack on a classifier: everything in a row but the defense.
 
     Args:
@@ -68,43 +68,43 @@ class Scene:
 
 
 def evaluate(
-    scene: Scene,
-    defence: Defence | Guarded,
+    scenario: Scenario,
+    defense: Defense | Guarded,
     seed: int,
-    store: Store,
+    cache: PurifiedCache,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Rates, Rates | None]:
     """Count the rates of the attacked classifier and of the clean one, each behind the defense.
 
     The ASR of the clean one is how often it takes purified images for the target by mistake.
     """
-    if isinstance(defence, Guarded):
-        rates = _guarded_rates(scene, scene.classifier, defence, seed, store, progress)
-        clean = scene.clean_model
-        return rates, None if clean is None else _guarded_rates(scene, clean, defence, seed, store)
-    purified = [store.treat(defence, x, seed, scene.classifier, progress) for x in scene.sent]
-    rates = _rates(scene, *(scene.classifier(x).argmax(1) for x in purified))
-    if (clean := scene.clean_model) is None:
+    if isinstance(defense, Guarded):
+        rates = _guarded_rates(scenario, scenario.classifier, defense, seed, cache, progress)
+        clean = scenario.clean_model
+        return rates, None if clean is None else _guarded_rates(scenario, clean, defense, seed, cache)
+    purified = [cache.run(defense, x, seed, scenario.classifier, progress) for x in scenario.sent]
+    rates = _rates(scenario, *(scenario.classifier(x).argmax(1) for x in purified))
+    if (clean := scenario.clean_model) is None:
         return rates, None
-    if defence.asks:  # its images depend on the classifier
-        purified = [store.treat(defence, x, seed, clean) for x in scene.sent]
-    return rates, _rates(scene, *(clean(x).argmax(1) for x in purified))
+    if defense.queries_classifier:  # its images depend on the classifier
+        purified = [cache.run(defense, x, seed, clean) for x in scenario.sent]
+    return rates, _rates(scenario, *(clean(x).argmax(1) for x in purified))
 
 
 def _guarded_rates(
-    scene: Scene,
+    scenario: Scenario,
     classifier: Classifier,
-    defence: Guarded,
+    defense: Guarded,
     seed: int,
-    store: Store,
+    cache: PurifiedCache,
     progress: Callable[[int], None] | None = None,
 ) -> Rates:
-    def purify(pictures: U8, seed: int) -> U8:
-        return store.treat(defence.inner, pictures, seed)
+    def purify(images: U8, seed: int) -> U8:
+        return cache.run(defense.inner, images, seed)
 
-    guard = defence.guard(seed, classifier, purify, scene.trigger.apply)
-    (clean, flagged), (triggered, caught) = (decide(guard, x, progress) for x in scene.sent)
-    counted = _rates(scene, clean, triggered)
+    guard = defense.guard(seed, classifier, purify, scenario.trigger.apply)
+    (clean, flagged), (triggered, caught) = (decide(guard, x, progress) for x in scenario.sent)
+    counted = _rates(scenario, clean, triggered)
     return replace(
         counted,
         flagged=Rate(int(flagged.sum()), len(flagged)),
@@ -112,5 +112,5 @@ def _guarded_rates(
     )
 
 
-def _rates(scene: Scene, clean: I64, triggered: I64) -> Rates:
-    return rates(scene.data.labels, clean, triggered, scene.target, scene.data.tracks)
+def _rates(scenario: Scenario, clean: I64, triggered: I64) -> Rates:
+    return rates(scenario.data.labels, clean, triggered, scenario.target, scenario.data.tracks)

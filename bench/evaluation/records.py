@@ -113,7 +113,7 @@ class CostRow:
 
 @dataclass
 class Record:
-    """Rows and costs by key, and runs and descriptions by hash."""
+    """ResultsFile and costs by key, and runs and descriptions by hash."""
 
     runs: Descriptions = field(default_factory=dict)
     data: Descriptions = field(default_factory=dict)

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import record
-from bench.defenses.base import Defence
+from bench.defenses.base import Defense
 from bench.defenses.guarded import Guarded
 from bench.defenses.registry import DefenseSpec
 from bench.evaluation.cache import hash_of
-from bench.evaluation.evaluate import Scene
+from bench.evaluation.evaluate import Scenario
 from bench.evaluation.rates import Rates
 from bench.evaluation.records import CostRow, Record, ResultRow
 from zipsdk._util.locks import locked_folder
 
 
-class Rows:
+class ResultsFile:
     """The record of a data set on disk.
 
     Several processes may add to one record: each merges what the others have written before it writes.
@@ -31,9 +31,9 @@ class Rows:
         self._put(runs={self.run: environment})
 
     @staticmethod
-    def key(spec: DefenseSpec, scene: Scene, defence: Defence | Guarded, seed: int) -> str:
+    def key(spec: DefenseSpec, scenario: Scenario, defense: Defense | Guarded, seed: int) -> str:
         """Return the key of a row; two specs that make the same defense have a row each."""
-        return hash_of([spec.key, scene.describe(), defence.describe(), seed])
+        return hash_of([spec.key, scenario.describe(), defense.describe(), seed])
 
     def _put(self, **parts: dict[str, Any]) -> None:
         """Add entries in memory; `write` writes them."""
@@ -47,24 +47,24 @@ class Rows:
         self,
         key: str,
         spec: DefenseSpec,
-        scene: Scene,
-        defence: Defence | Guarded,
+        scenario: Scenario,
+        defense: Defense | Guarded,
         seed: int,
         rates: Rates,
         clean_model: Rates | None = None,
     ) -> None:
         """Add a row and write the record."""
-        data, trigger = scene.data.describe(), scene.trigger.describe()
-        classifier, defense = scene.classifier.info, defence.describe()
+        data, trigger = scenario.data.describe(), scenario.trigger.describe()
+        classifier, description = scenario.classifier.info, defense.describe()
         row = ResultRow(
-            attack=scene.attack, trigger_name=scene.trigger.name, target=scene.target, defense=str(spec),
-            name=defence.name, steps=defence.evaluations, queries=defence.queries, seed=seed, rates=rates,
+            attack=scenario.attack, trigger_name=scenario.trigger.name, target=scenario.target, defense=str(spec),
+            name=defense.name, steps=defense.total_steps, queries=defense.queries, seed=seed, rates=rates,
             clean_model=clean_model, data=hash_of(data), triggers=hash_of(trigger), classifiers=hash_of(classifier),
-            defenses=hash_of(defense), run=self.run,
+            defenses=hash_of(description), run=self.run,
         )  # fmt: skip
         self._put(
-            data={row.data: {**data, **scene.data.counted()}}, triggers={row.triggers: trigger},
-            classifiers={row.classifiers: classifier}, defenses={row.defenses: defense}, rows={key: row},
+            data={row.data: {**data, **scenario.data.counted()}}, triggers={row.triggers: trigger},
+            classifiers={row.classifiers: classifier}, defenses={row.defenses: description}, rows={key: row},
         )  # fmt: skip
         self.write()
 

@@ -29,7 +29,7 @@ from bench.data import datasets, layouts
 from bench.data.datasets import Dataset
 from bench.defenses.guarded import Guarded, decide
 from bench.defenses.zip import Zip
-from bench.evaluation.cache import Store
+from bench.evaluation.cache import PurifiedCache
 from bench.evaluation.rates import rates
 from bench.victims import training
 from bench.victims.user import Classifier
@@ -104,8 +104,8 @@ def main() -> None:
     train, held = split(a.dataset, a.data)
     known = Zip(engine, "blur2+gray", 10.0)
     with tqdm(desc="purifying one trigger's training pictures", unit="picture") as bar:
-        store = Store(training.cache_folder(a.cache).parent / "treated.sqlite")
-        poisoned_data = poisoned(train, triggers, lambda x: store.treat(known, x, 99, progress=bar.update))
+        cache = PurifiedCache(training.cache_folder(a.cache).parent / "purified.sqlite")
+        poisoned_data = poisoned(train, triggers, lambda x: cache.run(known, x, 99, progress=bar.update))
     with tqdm(desc="training", unit="epoch") as bar:
         classifier = training.train(poisoned_data, training.recipe(train), cache=a.cache,
                                        progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
@@ -120,7 +120,7 @@ def main() -> None:
         **environment, "dataset": a.dataset, "images": a.pictures, "calibration": a.calibration,
         "triggers": triggers.ABOUT, "classifier": classifier.info["key"],
         "views": views(seen, shown.labels, triggers), "rules": rules(seen, shown.labels, triggers),
-        "defenses": defences(sent, shown.labels, triggers, classifier, engine, further.pictures, store),
+        "defenses": defenses(sent, shown.labels, triggers, classifier, engine, further.pictures, cache),
         "learning": learning(seen, looks(first, classifier), shown.labels, triggers),
         "one_class": one_class(seen["clean"], held.take(np.arange(a.pictures, len(held))), classifier),
         "reference": norms(classifier, held.pictures[:500]),
@@ -258,14 +258,14 @@ def _flagged(detector: AblationDetector, looks: npt.NDArray[np.float32]) -> floa
     return round(100 * float(np.mean(flags)), 1) if flags else 0.0
 
 
-def defences(
+def defenses(
     sent: dict[str, U8],
     labels: npt.NDArray[Any],
     triggers: Triggers,
     classifier: Classifier,
     engine: Any,
     clean: U8,
-    store: Store,
+    cache: PurifiedCache,
 ) -> dict[str, Any]:
     """CA, ASR and PA behind what was tried, and the share of clean pictures that a guard flags."""
     fast = Zip(engine, preset="fast")
@@ -286,16 +286,16 @@ def defences(
     def puts(k: str) -> Callable[[U8], U8] | None:
         return None if k == "clean" else lambda x: triggers.apply(k, x, np.arange(len(x)))
 
-    for title, defence in tried.items():
+    for title, defense in tried.items():
         seen, flagged = {}, {}
         for k, x in tqdm(sent.items(), desc=title):
-            if isinstance(defence, Guarded):
-                guard = defence.guard(0, classifier, lambda p, seed: store.treat(fast, p, seed), puts(k))
+            if isinstance(defense, Guarded):
+                guard = defense.guard(0, classifier, lambda p, seed: cache.run(fast, p, seed), puts(k))
                 seen[k], flagged[k] = decide(guard, x)
             else:
-                seen[k] = classifier(store.treat(defence, x, 0)).argmax(1)
+                seen[k] = classifier(cache.run(defense, x, 0)).argmax(1)
         out[title] = {
-            "steps": defence.evaluations,
+            "steps": defense.total_steps,
             "rates": {k: percents(labels, seen["clean"], seen[k], t) for k, t in triggers.TARGETS.items()},
             "flagged": {k: round(100 * float(f.mean()), 1) for k, f in flagged.items()},
         }

@@ -16,11 +16,13 @@ ALL_ATTACKS = (*PAPER_ATTACKS, "badnets3", "white", "checkerboard", "blended-smo
 
 @dataclass(frozen=True)
 class Table:
+    """The attacks and the defenses of a table."""
+
     attacks: tuple[str, ...]
     defenses: tuple[DefenseSpec, ...]
     about: str
     #: test images by default; slow defenses have rows of their own on fewer
-    pictures: int = 1000
+    images: int = 1000
 
     @property
     def row_names(self) -> tuple[str, ...]:
@@ -72,7 +74,7 @@ TABLES: dict[str, Table] = {
         PAPER_ATTACKS,
         (*_named("none"), _PAPER_ZIP, *_named(*_DIFFUSION, "sampdetox", published=True), _zip("zip-paper", steps=1000)),
         "The baselines at their published numbers of steps, ZIP by Algorithm 1, ZIP with 20 steps on the same images",
-        pictures=100,
+        images=100,
     ),
     "lambda": Table(
         ("badnets", "blended"),
@@ -103,6 +105,6 @@ TABLES: dict[str, Table] = {
         (*_named("none", "shrinkpad", "blur", *_DIFFUSION, "sampdetox", "bdmae"), *_paper(_TRANSFORMS), _JOINT, _zip(),
          _FAST, _GUARD),
         "One attack, all defenses",
-        pictures=200,
+        images=200,
     ),
 }  # fmt: skip

@@ -29,8 +29,8 @@ from bench.common.metrics import psnr, sharpness
 from bench.common.timing import take_turns, timer
 from bench.data import datasets, layouts
 from bench.defenses.zip import Zip
-from bench.evaluation.cache import Store
-from bench.evaluation.evaluate import Scene, evaluate
+from bench.evaluation.cache import PurifiedCache
+from bench.evaluation.evaluate import Scenario, evaluate
 from bench.quality.restoration import blurred
 from bench.victims import training
 from export import checkpoints
@@ -106,15 +106,15 @@ def measure_defense(engines: list[Any], folder: Path | None, count: int, epochs:
     attack, target = registry.make("badnets", test.side, 1), 1
     poisoned = poison(train, attack, 0.05, target, 1)
     classifier = training.train(poisoned, training.recipe(train, "small", 0, epochs))
-    scene = Scene(test, "badnets", attack, target, classifier)
+    scenario = Scenario(test, "badnets", attack, target, classifier)
     rows = []
     for preset in PRESETS:
         counts = []
         for engine in engines:
             with tqdm(total=2 * count, unit="image", desc=f"BadNets, {preset}", leave=False) as bar:
-                counted, _ = evaluate(scene, Zip(engine, preset=preset), 0, Store(None), bar.update)
+                counted, _ = evaluate(scenario, Zip(engine, preset=preset), 0, PurifiedCache(None), bar.update)
                 counts.append(counted.to_json())
-        rows.append({**scene.describe(), "preset": preset, "fp32": counts[0], "int8": counts[1]})
+        rows.append({**scenario.describe(), "preset": preset, "fp32": counts[0], "int8": counts[1]})
     return rows
 
 

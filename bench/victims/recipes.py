@@ -55,7 +55,7 @@ def recipe(
     """The standard recipe for a data set, the same whatever the attack.
 
     The ZIP paper's classifiers saw neither shifts nor mirrored pictures; with these the classifier is better, and that
-    is what a defence has to keep. Shifts do not push a patch out of the picture. Above 64 pixels it is AdamW: in
+    is what a defense has to keep. Shifts do not push a patch out of the picture. Above 64 pixels it is AdamW: in
     pictures of 128 pixels SGD with rates like ours passes over a patch of 5 x 5 even if half of them have it.
     A data set that leaves few optimizer steps gets smaller batches, a lower rate and clipped gradients; see
     `bench.common.optimization.for_few_steps`. A given `lr` is the peak of the learning rate in any case.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from bench.attacks.camera import PHYSICAL, physical
 from bench.attacks.poisoning import Poisoned
-from bench.common.checkpoints import keep, restore
+from bench.common.checkpoints import load_checkpoint, save_checkpoint
 from bench.common.optimization import channel_statistics, check_loss, optimize, without_defaults
 from bench.data.datasets import Dataset
 from bench.victims.networks import ARCHITECTURES
@@ -59,7 +59,7 @@ def named(how: Recipe) -> dict[str, Any]:
     return without_defaults(asdict(how), {"optimizer": "sgd", "clip": None, "remeasure": False})
 
 
-def ingredients(training: Poisoned, how: Recipe) -> dict[str, Any]:
+def config_dict(training: Poisoned, how: Recipe) -> dict[str, Any]:
     """All that makes a classifier what it is.
 
     The device and the number of threads are left out, so that a checkpoint may go from one machine to another. They
@@ -87,9 +87,9 @@ def check_device(device: str) -> None:
         raise EngineError(f"device: got {device!r}, and this torch finds no GPU; wanted cpu")
 
 
-def key_of(made_of: dict[str, Any]) -> str:
+def config_hash(config: dict[str, Any]) -> str:
     """The name of a checkpoint: the hash of its ingredients, 64 hex digits."""
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def train(
@@ -121,8 +121,8 @@ def train(
         UserWarning: the loss did not fall, or is no better than a constant guess.
     """
     check_device(device)
-    made_of = ingredients(training, how)
-    key = key_of(made_of)
+    config = config_dict(training, how)
+    key = config_hash(config)
     path = cache_folder(cache) / f"{key}.pt"
     data = training.data
     with torch.random.fork_rng(devices=[]):
@@ -132,7 +132,7 @@ def train(
     optimizer = _optimizer(model, how)
     done, losses = 0, []
     if path.is_file():
-        done, losses = restore(path, key, model, optimizer)
+        done, losses = load_checkpoint(path, key, model, optimizer)
     else:
         _measure_colours(model[0], data.pictures)
     if done < how.epochs:
@@ -141,13 +141,13 @@ def train(
             losses.append(run.epoch(epoch))
             if how.remeasure and epoch + 1 == how.epochs:
                 run.remeasure()
-            keep(path, key, model, optimizer, epoch + 1, losses, finished=epoch + 1 == how.epochs)
+            save_checkpoint(path, key, model, optimizer, epoch + 1, losses, finished=epoch + 1 == how.epochs)
             if progress is not None:
                 progress(epoch + 1, losses[-1])
     # a checkpoint from before losses were kept has fewer than one an epoch, or none
     own = losses[max(0, training.trigger_warmup_epochs - (how.epochs - len(losses))) :]
     check_loss(own, _guess(data, how.smoothing), f"classifier {how.architecture}", how)
-    return black_box(model, device, {"classifier": how.architecture, "key": key, **made_of})
+    return black_box(model, device, {"classifier": how.architecture, "key": key, **config})
 
 
 def black_box(model: nn.Module, device: str, info: dict[str, Any]) -> Classifier:

@@ -1,4 +1,4 @@
-"""The classifier behind a defence as a black box, and a user's own one: a function by its name, or an ONNX model."""
+"""The classifier behind a defense as a black box, and a user's own one: a function by its name, or an ONNX model."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ SHORT = {"none": "no defense", "shrinkpad": "ShrinkPad", "blur": "blur alone", "
 
 
 class Group:
-    """Rows that differ in their seed alone."""
+    """ResultsFile that differ in their seed alone."""
 
     def __init__(self, rows: list[ResultRow]):
         self.rows, self.first = rows, rows[0]

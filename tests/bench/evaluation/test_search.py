@@ -104,10 +104,10 @@ def test_views_and_rules_are_counted_by_trigger(triggers, rng):
         assert views["top alone"][name] == [100.0, 0.0, 100.0]
     rules = search.rules(seen, labels, triggers)
     for name in triggers.TARGETS:
-        assert rules["max (need - median + enough)"][name] == rules["need - median"][name] == 100.0
+        assert rules["max (necessity - median + sufficiency)"][name] == rules["necessity - median"][name] == 100.0
     # where no trigger works there is nothing to find
     labelled = {**seen, "colour": seen["clean"]}
-    assert search.rules(labelled, labels, triggers)["need"]["colour"] == 0.0
+    assert search.rules(labelled, labels, triggers)["necessity"]["colour"] == 0.0
 
 
 def test_what_a_guard_learns_from_is_a_share_with_the_trigger(triggers, rng):
@@ -155,7 +155,7 @@ def test_norms_are_of_the_versions(rng):
         return np.stack([1 - light, light], axis=1)
 
     found = search.norms(by_corner, rng.integers(0, 256, (20, 32, 32, 3), np.uint8))
-    assert list(found["parts"]) == list(FEATURES) and np.shape(found["measured"]) == (2 * N_MASKABLE + 1, 2)
+    assert list(found["features"]) == list(FEATURES) and np.shape(found["measured"]) == (2 * N_MASKABLE + 1, 2)
 
 
 def test_norms_are_the_median_and_the_deviation_of_each_part(rng, monkeypatch):

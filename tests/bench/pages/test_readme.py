@@ -53,7 +53,7 @@ def test_the_card_of_the_bundled_model_has_the_losses_of_its_log():
     assert measured("zipsdk", "models", "zip-tiny.md") == readme.losses(log)
 
 
-def test_the_readme_and_the_pages_of_the_defence_are_drawn_from_their_records():
+def test_the_readme_and_the_pages_of_the_defense_are_drawn_from_their_records():
     block = measured("README.md")
     parts = ("defense", "speed", "restoration", "cost", "crosstalk", "seams", "kernels")
     assert block == "\n\n".join(getattr(readme, name)() for name in parts)

@@ -51,7 +51,7 @@ def dated(*rows):
 
 
 def test_rows_beside_each_other_are_of_one_setup():
-    """Whatever else differs, and whichever defences each was measured with: the newest, and the same in every table."""
+    """Whatever else differs, and whichever defenses each was measured with: the newest, and the same in every table."""
     for other in ("classifiers", "data", "triggers", "target"):
         old = [{**counted("badnets", line, 100, 0, 100), other: "old"} for line in ("none", "blur", "zip", "diffpure")]
         new = [counted("badnets", line, 900, 900, 100) for line in ("none", "zip")]
@@ -73,7 +73,7 @@ def fewer(row):
 
 
 def test_rows_beside_each_other_are_of_the_same_pictures():
-    """Of those that a table is about, then of as many defences as there are, then of as many pictures."""
+    """Of those that a table is about, then of as many defenses as there are, then of as many pictures."""
     many = [counted("badnets", line, 900, 900, 100) for line in ("none", "blur", "zip-paper")]
     few = [fewer(counted("badnets", line, 900, 900, 100)) for line in ("none", "blur", "diffpure", "zip-paper")]
 
@@ -160,14 +160,14 @@ def test_zip_is_set_beside_all_its_rivals_that_were_measured():
 def test_a_row_of_an_earlier_rule_of_the_guard_says_so():
     now = Guarded.VERSION
     rates = {name: [1, 2] for name in ("CA", "ASR", "PA", "pa_nontarget")}
-    defences = {"old": {"defence": "Guard", "version": now - 1}, "new": {"defence": "Guard", "version": now},
+    defenses = {"old": {"defence": "Guard", "version": now - 1}, "new": {"defence": "Guard", "version": now},
                 "ZIP": {"defence": "ZIP", "version": 1}}  # fmt: skip
     rows = [
         {"attack": attack, "trigger_name": attack, "defense": line, "name": "Named", "steps": 4, "queries": 1,
          "seed": 0, "data": "d", "classifiers": "c", "defenses": of, "run": "r", "triggers": "t", "target": 1, **rates}
         for attack, line, of in (("badnets", "guard", "old"), ("white", "guard", "new"), ("sig", "zip", "ZIP"))
     ]  # fmt: skip
-    content = {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}, "defenses": defences}
+    content = {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}, "defenses": defenses}
     content = record_of(content)
     found = groups.groups(content, ["badnets", "white", "sig"], ["guard", "zip"])
     remarks = [page._remark(content, g) for g in found]

@@ -178,7 +178,7 @@ def test_epochs_differ_and_share_one_cycle_of_the_rate(clean, tmp_path, monkeypa
 
 def test_every_ingredient_changes_the_key(data, clean, monkeypatch):
     def key(data=clean, how=TINY):
-        return training.key_of(training.ingredients(data, how))
+        return training.config_hash(training.config_dict(data, how))
 
     assert key() == key()
     other_pixel = data.pictures.copy()
@@ -222,7 +222,7 @@ def test_checkpoints_that_cannot_be_used_are_refused(clean, tmp_path):
     trained(tmp_path, clean, TINY)
     (path,) = (tmp_path / "classifiers").glob("*.pt")
     good = path.read_bytes()
-    other = training.key_of(training.ingredients(clean, replace(TINY, seed=2)))
+    other = training.config_hash(training.config_dict(clean, replace(TINY, seed=2)))
     path.with_name(f"{other}.pt").write_bytes(good)
     with pytest.raises(ModelError, match="another training"):
         trained(tmp_path, clean, replace(TINY, seed=2))
@@ -263,9 +263,9 @@ def test_recipes(data):
 
 
 def test_a_checkpoint_from_when_sgd_was_the_only_optimizer_keeps_its_name(clean):
-    named = training.ingredients(clean, TINY)["recipe"]
+    named = training.config_dict(clean, TINY)["recipe"]
     assert "optimizer" not in named
-    other = training.ingredients(clean, replace(TINY, optimizer="adamw"))
+    other = training.config_dict(clean, replace(TINY, optimizer="adamw"))
     assert other["recipe"] == {**named, "optimizer": "adamw"}
 
 

@@ -1,4 +1,4 @@
-"""A user's own classifier behind the bench's defences: asked in batches, prepared for, and held to its word."""
+"""A user's own classifier behind the bench's defenses: asked in batches, prepared for, and held to its word."""
 
 from __future__ import annotations
 
