@@ -46,9 +46,7 @@ def migrate_defenses(content: dict[str, Any]) -> dict[str, Any]:
     }
     content["rows"] = {key: _row(row) for key, row in content["rows"].items()}
     content["cost"] = {
-        defense_text(text): renamed(
-            cost, {"evaluations": "steps", "pictures": "images", "ms triggered": "ms_triggered"}
-        )
+        defense_text(text): renamed({**cost, "name": _name(cost["name"])}, _COSTS)
         for text, cost in content["cost"].items()
     }
     return content
@@ -58,11 +56,18 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     row = renamed(row, {"trigger name": "trigger_name", "defence": "defense", "evaluations": "steps",
                         "clean classifier": "clean_model", "defences": "defenses", **_RATES})  # fmt: skip
     row["defense"] = defense_text(row["defense"])
+    row["name"] = _name(row["name"])
     if "clean_model" in row:
         row["clean_model"] = renamed(row["clean_model"], _RATES)
     return row
 
 
+def _name(name: str) -> str:
+    """Rename the detector in the name of a defense."""
+    return name.replace("DecisivePart", "AblationDetector")
+
+
+_COSTS = {"evaluations": "steps", "pictures": "images", "ms triggered": "ms_triggered"}
 _RATES = {"PA others": "pa_nontarget", "flagged triggered": "flagged_triggered"}
 
 

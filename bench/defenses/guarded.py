@@ -51,7 +51,7 @@ class Guarded:
 
     @property
     def name(self) -> str:
-        how = RECORD_NAMES[type(self.detector)] + (", calibrated" if self.clean is not None else "")
+        how = type(self.detector).__name__ + (", calibrated" if self.clean is not None else "")
         return f"Guard ({how}), {self.inner.name} for suspects"
 
     @property

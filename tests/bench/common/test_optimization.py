@@ -178,10 +178,10 @@ class Tiny(torch.nn.Sequential):
     """A network that a test can afford to train: four colors of a corner, and a batch normalization."""
 
     def __init__(self, classes: int, side: int):
-        from bench.victims.networks import _Normalise
+        from bench.victims.networks import _Normalize
 
         conv = torch.nn.Conv2d(3, 4, 1, side)
-        super().__init__(_Normalise(), conv, torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, classes))
+        super().__init__(_Normalize(), conv, torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, classes))
 
 
 @pytest.fixture

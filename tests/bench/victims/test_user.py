@@ -106,8 +106,11 @@ def test_a_users_onnx_model(onnx_model, data):
     assert not plain.runs.keys() & plain.info.keys()
     prepared = Preparation(top=255.0, mean=(100, 110, 120), std=(1, 2, 4))
     want = (colours - [100, 110, 120]) / [1, 2, 4]
-    assert user.load(onnx_model(), prepared)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
-    nhwc = replace(prepared, layout="NHWC")
+    loaded = user.load(onnx_model(), prepared)
+    assert loaded(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
+    # keys of rows are hashes of the description: these are its names at commit f4a6882
+    assert list(loaded.info) == ["classifier", "sha256", "layout", "top", "mean", "std"]
+    nhwc = replace(prepared, data_format="NHWC")
     path = onnx_model(("n", None, None, 3), (1, 2))
     assert user.load(path, nhwc)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
     half = user.load(onnx_model(dtype=onnx_model.half))
@@ -127,11 +130,11 @@ def test_onnx_models_that_cannot_be_used_are_told(onnx_model, tmp_path):
     (tmp_path / "damaged.onnx").write_bytes(b"no model")
     with pytest.raises(ModelError, match="cannot load"):
         user.load(str(tmp_path / "damaged.onnx"))
-    with pytest.raises(ModelError, match="layout"):
+    with pytest.raises(ModelError, match="data-format"):
         user.load(onnx_model(("n", 32, 32, 3), (1, 2)))
-    with pytest.raises(ModelError, match="wanted one"):
+    with pytest.raises(ModelError, match="expected one"):
         user.load(onnx_model(inputs=2))
-    for wrong in ({"layout": "CHWN"}, {"std": (1, 0, 1)}, {"mean": (1, 2)}):
+    for wrong in ({"data_format": "CHWN"}, {"std": (1, 0, 1)}, {"mean": (1, 2)}):
         with pytest.raises(InputError):
             Preparation(**wrong)
 
@@ -140,7 +143,7 @@ def test_options_name_a_classifier(onnx_model, data):
     parser = argparse.ArgumentParser()
     user.add_options(parser)
     assert user.from_options(parser.parse_args([])) is None
-    words = ["--classifier", onnx_model(("n", None, None, 3), (1, 2)), "--layout", "NHWC", "--top", "255",
+    words = ["--classifier", onnx_model(("n", None, None, 3), (1, 2)), "--data-format", "NHWC", "--top", "255",
              "--mean", "1", "2", "3", "--std", "4", "5", "6"]  # fmt: skip
     got = user.from_options(parser.parse_args(words))
     assert got(data.pictures) == pytest.approx((data.pictures.mean((1, 2)) - [1, 2, 3]) / [4, 5, 6], rel=1e-4, abs=1e-3)
