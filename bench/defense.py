@@ -1,15 +1,14 @@
-"""The defence, measured: CA, ASR and PA of a poisoned classifier behind ZIP and behind what it is compared with.
+"""Measure defenses: CA, ASR and PA of a poisoned classifier behind ZIP and behind the baselines.
 
     python bench/defense.py table1 --dataset cifar10 --data FOLDER
-    python bench/defense.py quick --dataset cifar10 --data FOLDER       one attack, 200 pictures, all defences
-    python bench/defense.py cost --dataset cifar10 --data FOLDER        ms a picture of each defence
+    python bench/defense.py quick --dataset cifar10 --data FOLDER       one attack, 200 images, all defenses
+    python bench/defense.py cost --dataset cifar10 --data FOLDER        ms for each image of each defense
     python bench/defense.py table1 --classifier mine.onnx --dataset mine --side 64 --data FOLDER --results FOLDER
 
-Trains the poisoned classifiers or loads them from the cache, treats clean and triggered test pictures with each
-defence, asks the classifier, and adds the rows to bench/results/defense-DATASET.json. Whatever was done before is not
-done again: a row that is in the record, a picture that was treated, a classifier that was trained. A stopped run goes
-on where it was. In the end the tables, with plots and a sheet of pictures, are drawn: FOLDER/results.md, or
-docs/results.md without --results.
+The command trains the poisoned classifiers or loads them from the cache, purifies clean and triggered test images with
+each defense, classifies them, and adds rows to bench/results/defense-DATASET.json. Rows in the record, purified images
+and trained classifiers are reused. Interrupted runs resume: repeat the same command. At the end it draws the tables,
+plots and a sheet of images: FOLDER/results.md, or docs/results.md without --results.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: its folder's modules must not hide packages of their names
+if not __package__:  # run as a file: modules of its folder would hide packages of the same name
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
@@ -33,163 +33,169 @@ from bench.common import record
 from bench.common.timing import quartiles
 from bench.data import layouts
 from bench.defenses.guarded import Guarded
+from bench.defenses.registry import DefenseSpec, paper_options
 from bench.evaluation import tables
-from bench.evaluation.cache import Store
+from bench.evaluation.cache import PurifiedCache
 from bench.evaluation.evaluate import evaluate
-from bench.evaluation.rates import Rate, interval
-from bench.evaluation.results_file import Rows
-from bench.evaluation.setup import QUICK, Bench
+from bench.evaluation.rates import interval
+from bench.evaluation.records import CostRow, ResultRow
+from bench.evaluation.results_file import ResultsFile
+from bench.evaluation.setup import QUICK, EvaluationSetup
 from bench.pages.results import page, sheet
 from bench.victims import training, user
 from bench.victims.networks import ARCHITECTURES
 from zipsdk._util.validation import positive
 from zipsdk.errors import ZipSdkError
+from zipsdk.guard import Guard
 
-#: Seeds of a run that says nothing of them.
+#: Seeds of the purifications by default.
 SEEDS = 3
 
 
-def run_table(bench: Bench, rows: Rows, table: tables.Table) -> list[str]:
-    """Fill in what is missing of a table; the keys of its rows."""
-    a, lines = bench.args, bench.args.defence or table.defences
-    wanted: list[str] = []
-    names = a.attacks or table.attacks
-    for name in names:  # a slip is told now, and not hours later before its row
-        bench.attack(name)
-        for line in lines:
-            if not line.startswith("bdmae") or a.mae != "small":  # which would train
-                bench.workshop.make(line, name)
-    for name in names:
-        for scene in bench.scenes(name):
-            for line in lines:
-                defence = bench.workshop.make(line, name)
-                for seed in range(a.seeds if line.startswith(("zip", "guard")) else 1):
-                    key = rows.key(line, scene, defence, seed)
-                    wanted.append(key)
-                    if key in rows and not a.fresh:
+def run_table(setup: EvaluationSetup, results: ResultsFile, table: tables.Table) -> list[str]:
+    """Measure the missing rows of a table; return the keys of all its rows."""
+    a, specs = setup.args, setup.args.defense or table.defenses
+    keys: list[str] = []
+    attacks = a.attacks or table.attacks
+    for attack in attacks:  # wrong names fail here, not hours later
+        setup.attack(attack)
+        for spec in specs:
+            if not spec.needs_training or a.mae != "small":
+                setup.factory.make(spec, attack)
+    for attack in attacks:
+        for scenario in setup.scenarios(attack):
+            for spec in specs:
+                defense = setup.factory.make(spec, attack)
+                for seed in range(a.seeds if spec.stochastic else 1):
+                    key = results.key(spec, scenario, defense, seed)
+                    keys.append(key)
+                    if key in results and not a.fresh:
                         continue
-                    title = f"{name}: {defence.name}, seed {seed}"
-                    with tqdm(total=2 * len(scene.data), unit="picture", desc=title, leave=False) as bar:
-                        counts = evaluate(scene, defence, seed, bench.store, bar.update)
-                    rows.add(key, line, scene, defence, seed, counts)
-                    tqdm.write(line_of(rows.content["rows"][key]))
-    return wanted
+                    title = f"{attack}: {defense.name}, seed {seed}"
+                    with tqdm(total=2 * len(scenario.data), unit="image", desc=title, leave=False) as bar:
+                        rates, clean = evaluate(scenario, defense, seed, setup.cache, bar.update)
+                    results.add(key, spec, scenario, defense, seed, rates, clean)
+                    tqdm.write(line_of(results.content.rows[key]))
+    return keys
 
 
-def line_of(row: dict[str, Any]) -> str:
-    """A row as text, with Wilson's intervals."""
+def line_of(row: ResultRow) -> str:
+    """Format a row as text, with Wilson's intervals."""
     cells = []
-    for name in ("CA", "ASR", "PA"):
-        rate = Rate(*row[name])
+    for name, rate in (("CA", row.rates.ca), ("ASR", row.rates.asr), ("PA", row.rates.pa)):
         low, high = interval(rate)
         cells.append(f"{name} {rate.percent:5.1f} [{low:.1f}, {high:.1f}]")
-    return f"{row['attack']:<16} {row['trigger name'][:24]:<24} {row['name'][:44]:<44} {'  '.join(cells)}"
+    return f"{row.attack:<16} {row.trigger_name[:24]:<24} {row.name[:44]:<44} {'  '.join(cells)}"
 
 
-def summary(rows: Rows, keys: list[str]) -> str:
-    """One line for each attack and defence: means over the seeds."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+def summary(results: ResultsFile, keys: list[str]) -> str:
+    """Format one line for each attack and defense: means over the seeds."""
+    groups: dict[tuple[str, str, str], list[ResultRow]] = {}
     for key in keys:
-        row = rows.content["rows"][key]
-        groups.setdefault((row["attack"], row["trigger name"], row["defence"]), []).append(row)
-    lines = [f"{'attack':<16} {'trigger':<24} {'defence':<44} {'CA':>6} {'ASR':>6} {'PA':>6} {'evals':>6} {'seeds':>5}"]
+        row = results.content.rows[key]
+        groups.setdefault((*row.trigger, row.defense), []).append(row)
+    lines = [f"{'attack':<16} {'trigger':<24} {'defense':<44} {'CA':>6} {'ASR':>6} {'PA':>6} {'steps':>6} {'seeds':>5}"]
     for (attack, trigger, _), group in groups.items():
-        means = [np.mean([Rate(*r[c]).percent for r in group]) for c in ("CA", "ASR", "PA")]
-        numbers = " ".join(f"{m:6.1f}" for m in means)
-        lines.append(f"{attack:<16} {trigger[:24]:<24} {group[0]['name'][:44]:<44} {numbers} "
-                     f"{group[0]['evaluations']:6g} {len(group):5d}")  # fmt: skip
+        rates = [(r.rates.ca.percent, r.rates.asr.percent, r.rates.pa.percent) for r in group]
+        numbers = " ".join(f"{m:6.1f}" for m in np.mean(rates, axis=0))
+        lines.append(f"{attack:<16} {trigger[:24]:<24} {group[0].name[:44]:<44} {numbers} "
+                     f"{group[0].steps:6g} {len(group):5d}")  # fmt: skip
     return "\n".join(lines)
 
 
-def measure_cost(bench: Bench, rows: Rows, lines: list[str], repeats: int = 5) -> None:
-    """Milliseconds a picture of each defence; `repeats` rounds over all of them, so a slow minute hits all alike.
+def measure_cost(setup: EvaluationSetup, results: ResultsFile, specs: Sequence[DefenseSpec], repeats: int = 5) -> None:
+    """Measure milliseconds for each image, in rounds over all defenses, so that a slow minute slows all alike.
 
-    A guard, which has learnt before, decides on clean pictures and then, for a time of its own, on triggered ones.
+    A guard, which has learned before, decides on clean images and then, timed apart, on triggered ones.
     """
-    apart = max(1, len(bench.test) // bench.args.cost_pictures)  # they stand class by class
-    pictures = bench.test.pictures[::apart][: bench.args.cost_pictures]
-    triggered = bench.attack("badnets").apply(pictures)
-    defences = {line: bench.workshop.make(line, "badnets") for line in lines}
-    classifier = bench.classifier("badnets")
-    acts: dict[tuple[str, str], Callable[[int], Any]] = {}
-    for line, defence in defences.items():
-        if isinstance(defence, Guarded):
-            guard = defence.guard(0, classifier)
-            acts[line, "ms"] = lambda seed, guard=guard: guard.run(pictures)
-            acts[line, "ms triggered"] = lambda seed, guard=guard: guard.run(triggered)
+    step = max(1, len(setup.test) // setup.args.cost_images)  # images are ordered by class
+    images = setup.test.pictures[::step][: setup.args.cost_images]
+    triggered = setup.attack("badnets").apply(images)
+    defenses = {spec: setup.factory.make(spec, "badnets") for spec in specs}
+    classifier = setup.classifier("badnets")
+    calls: dict[tuple[DefenseSpec, str], Callable[[int], Any]] = {}
+    for spec, defense in defenses.items():
+        if isinstance(defense, Guarded):
+            guard = defense.guard(0, classifier)
+            calls[spec, "ms"] = partial(_decide, guard, images)
+            calls[spec, "ms_triggered"] = partial(_decide, guard, triggered)
         else:
-            acts[line, "ms"] = lambda seed, defence=defence: defence.run(pictures, seed, classify=classifier)
-    times: dict[tuple[str, str], list[float]] = {what: [] for what in acts}
-    with tqdm(total=repeats * len(acts), unit="run", desc="cost") as bar:
+            calls[spec, "ms"] = partial(defense.run, images, classify=classifier)
+    times: dict[tuple[DefenseSpec, str], list[float]] = {call: [] for call in calls}
+    with tqdm(total=repeats * len(calls), unit="run", desc="cost") as bar:
         for repeat in range(repeats):
-            for what, act in acts.items():
+            for name, call in calls.items():
                 started = time.perf_counter()
-                act(repeat)
-                times[what].append((time.perf_counter() - started) / len(pictures) * 1e3)
+                call(repeat)
+                times[name].append((time.perf_counter() - started) / len(images) * 1e3)
                 bar.update()
-    for line, defence in defences.items():
-        took = {what: quartiles(times[of, what]) for of, what in acts if of == line}
-        cost = {
-            "name": defence.name, "evaluations": defence.evaluations, "queries": defence.queries,
-            "pictures": len(pictures), "side": bench.test.side, **took,
-            "engine": getattr(bench.workshop.engine, "info", {}), "run": rows.run,
-        }  # fmt: skip
-        rows.put("cost", line, cost)
-        said = ", ".join(f"{what} {t['median']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for what, t in took.items())
-        print(f"{defence.name:<44} {said}; {defence.evaluations:g} evaluations, {defence.queries} queries")
-    rows.write()
+    for spec, defense in defenses.items():
+        took = {name: quartiles(times[of, name]) for of, name in calls if of == spec}
+        cost = CostRow(
+            name=defense.name, steps=defense.total_steps, queries=defense.queries, images=len(images),
+            side=setup.test.side, engine=getattr(setup.factory.engine, "info", {}), run=results.run, **took,
+        )  # fmt: skip
+        results.add_cost(spec, cost)
+        message = ", ".join(f"{name} {t['median']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for name, t in took.items())
+        print(f"{defense.name:<44} {message}; {defense.total_steps:g} steps, {defense.queries} queries")
+    results.write()
 
 
-def draw_sheet(bench: Bench, path: Path) -> None:
-    """What ZIP with the paper's settings makes of test pictures with each trigger; most are in the store."""
+def _decide(guard: Guard, images: np.ndarray, seed: int) -> None:
+    guard.run(images)
 
-    def treat(name: str, pictures: np.ndarray) -> np.ndarray:
-        return bench.store.treat(bench.workshop.make("zip-paper", name), pictures, 0)
 
-    a = bench.args
-    triggers = {name: bench.attack(name) for name in a.attacks or tables.PAPER_ATTACKS}
-    transforms = {name: str(tables.preset(a.dataset, name)["transforms"]) for name in triggers}
-    sheet.draw(path, bench.test.pictures, triggers, transforms, treat)
+def draw_sheet(setup: EvaluationSetup, path: Path) -> None:
+    """Draw test images with each trigger, purified by ZIP with the paper's settings; most are in the cache."""
+
+    def purify(name: str, images: np.ndarray) -> np.ndarray:
+        return setup.cache.run(setup.factory.zip(DefenseSpec("zip-paper"), name), images, 0)
+
+    a = setup.args
+    triggers = {name: setup.attack(name) for name in a.attacks or tables.PAPER_ATTACKS}
+    transforms = {name: str(paper_options(a.dataset, name)["transforms"]) for name in triggers}
+    sheet.draw(path, setup.test.pictures, triggers, transforms, purify)
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     p = argparse.ArgumentParser(
         prog="bench/defense.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("table", choices=[*tables.TABLES, "cost", "sheet"], help="what to measure")
-    p.add_argument("--dataset", default="cifar10", help="cifar10, gtsrb, imagenette, or a folder's name")
-    p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${layouts.VARIABLE}")
-    p.add_argument("--side", type=positive, help="resize pictures to this; needed where they differ in size")
-    p.add_argument("--pictures", type=positive, help="test pictures, balanced over the classes; default 1000 (table "
-                   "published: 100), of fewer that there are four fifths: a guard learns from the others")  # fmt: skip
-    p.add_argument("--picture-seed", type=int, default=0, help="of which test pictures these are")
-    p.add_argument("--seeds", type=positive, help=f"of the purifications in ZIP's rows; default {SEEDS}")
-    p.add_argument("--quick", action="store_true", help=f"{QUICK} pictures, one seed, one attack")
-    p.add_argument("--attacks", nargs="+", metavar="NAME", help=", ".join(registry.ATTACKS) + "; enhanced-NAME")
-    p.add_argument(
-        "--defence", action="append", metavar="LINE", help="in place of the table's; see bench/evaluation/tables.py"
-    )
-    p.add_argument("--engine", default="zip-tiny", help="a bundled model's name, or a path to .onnx or .plan")
-    p.add_argument("--fresh", action="store_true", help="count rows anew that the record has")
-    p.add_argument("--target", type=int, default=TARGET, help="the attacker's class; the released code's is 1")
-    p.add_argument("--rate", type=float, default=RATE, help="share of poisoned training pictures")
-    p.add_argument("--implant", type=int, default=0, help="epochs at first in which half of what a classifier sees "
-                   "has the trigger; of few large pictures it learns no trigger otherwise")  # fmt: skip
-    p.add_argument(
+    add = p.add_argument
+    add("table", choices=[*tables.TABLES, "cost", "sheet"], help="what to measure")
+    add("--dataset", default="cifar10", help="cifar10, gtsrb, imagenette, or a folder's name")
+    add("--data", type=Path, help=f"folder of the data sets; default: ${layouts.VARIABLE}")
+    add("--side", type=positive, help="resize images to this side; required if they differ in size")
+    add("--images", type=positive, help="test images, balanced over the classes; default: 1000 (table published: 100), "
+        "at most four fifths of the test set, whose rest a guard learns from")  # fmt: skip
+    add("--image-seed", type=int, default=0, help="seed of the choice of test images")
+    add("--seeds", type=positive, help=f"seeds of the purifications in ZIP's rows; default: {SEEDS}")
+    add("--quick", action="store_true", help=f"{QUICK} images, one seed, one attack")
+    add("--attacks", nargs="+", metavar="NAME", help=", ".join(registry.ATTACKS) + "; enhanced-NAME")
+    add("--defense", action="append", metavar="SPEC",
+        help="replaces the table's defenses; see bench/defenses/registry.py")  # fmt: skip
+    add("--engine", default="zip-tiny", help="name of a bundled model, or path to .onnx or .plan")
+    add("--fresh", action="store_true", help="measure rows again that are in the record")
+    add("--target", type=int, default=TARGET, help="the attacker's class; default: 1, as in the released code")
+    add("--rate", type=float, default=RATE, help="fraction of poisoned training images")
+    add("--trigger-warmup-epochs", type=int, default=0, help="first epochs, in which half of the training images have "
+        "the trigger; required to learn a trigger from few large images")  # fmt: skip
+    add(
         "--patch",
         type=positive,
-        help="pixels of a patch each way; default: in proportion to the paper's 2 of 32, 9 of 256",
+        help="side of a patch in pixels; default: in proportion to the paper's 2 of 32, 9 of 256",
     )
-    p.add_argument("--attack-seed", type=int, default=SEED, help="of the trigger and of who is poisoned")
-    p.add_argument("--architecture", default="small", choices=list(ARCHITECTURES))
-    p.add_argument("--classifier-seed", type=int, default=0)
-    p.add_argument("--epochs", type=positive, help="of the classifiers' training")
-    p.add_argument("--lr", type=float, help="peak of its learning rate; default: the recipe's")
-    p.add_argument("--device", default="cpu", help="where classifiers are trained: cpu or cuda")
-    p.add_argument("--mae", default="small", help='for BDMAE: folder of ViT-MAE weights, or "small": trained here')
-    p.add_argument("--cache", type=Path, help=f"for checkpoints and treated pictures; else ${training.VARIABLE}")
-    p.add_argument("--cost-pictures", type=positive, default=64, help="pictures a run where cost is measured")
-    p.add_argument("--results", type=Path, default=record.RESULTS, help="folder for the record")
+    add("--attack-seed", type=int, default=SEED, help="seed of the trigger and of the poisoned indices")
+    add("--architecture", default="small", choices=list(ARCHITECTURES))
+    add("--classifier-seed", type=int, default=0)
+    add("--epochs", type=positive, help="epochs of the classifiers' training")
+    add("--lr", type=float, help="peak learning rate; default: the recipe's")
+    add("--device", default="cpu", help="device of the training: cpu or cuda")
+    add("--mae", default="small", help='for BDMAE: folder of ViT-MAE weights, or "small", which is trained here')
+    add("--cache", type=Path, help=f"folder of checkpoints and purified images; default: ${training.VARIABLE}")
+    add("--cost-images", type=positive, default=64, help="images in a timed run")
+    add("--results", type=Path, default=record.RESULTS, help="folder of the record")
     user.add_options(p)
     return p
 
@@ -200,24 +206,25 @@ def main(words: list[str] | None = None) -> None:
     started = time.perf_counter()
     a.seeds = a.seeds or (1 if a.quick or a.table == "quick" else SEEDS)
     try:
-        bench = Bench(a, Store(training.cache_folder(a.cache).parent / "treated.sqlite"))
-        rows = Rows(f"defense-{a.dataset}", a.results)
+        a.defense = [DefenseSpec.parse(text) for text in a.defense or []]
+        setup = EvaluationSetup(a, PurifiedCache(training.cache_folder(a.cache).parent / "purified.sqlite"))
+        results = ResultsFile(f"defense-{a.dataset}", a.results)
         table = tables.TABLES.get(a.table, tables.TABLES["quick"])
         if a.table == "cost":
-            measure_cost(bench, rows, a.defence or list(table.defences))
+            measure_cost(setup, results, a.defense or table.defenses)
         elif a.table != "sheet":
             if a.quick and not a.attacks:
                 a.attacks = list(table.attacks[:1])
-            print(summary(rows, run_table(bench, rows, table)))
-        pictures = sheet.place(a.results, a.dataset)
-        if a.table == "sheet" or not pictures.exists():
-            draw_sheet(bench, pictures)
-        print(*filter(None, (pictures, page.draw(a.results))), sep="\n")
-        rows.finish(time.perf_counter() - started)
+            print(summary(results, run_table(setup, results, table)))
+        images = sheet.place(a.results, a.dataset)
+        if a.table == "sheet" or not images.exists():
+            draw_sheet(setup, images)
+        print(*filter(None, (images, page.draw(a.results))), sep="\n")
+        results.finish(time.perf_counter() - started)
     except ZipSdkError as e:
         p.exit(1, f"error: {e}\n")
     except KeyboardInterrupt:
-        p.exit(130, "stopped; the same command goes on from here\n")
+        p.exit(130, "interrupted; repeat the command to resume\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from zipsdk._util.atomic import write_atomically
 from zipsdk.errors import ModelError
 
 
-def keep(
+def save_checkpoint(
     path: Path,
     key: str,
     model: nn.Module,
@@ -38,8 +38,10 @@ def keep(
     write_atomically(path, file.getvalue())
 
 
-def restore(path: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
-    """Load a checkpoint of `keep`; return the number of epochs and their losses, which older checkpoints lack.
+def load_checkpoint(
+    path: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[float]]:
+    """Load a checkpoint of `save_checkpoint`; return the epochs and their losses, which older ones lack.
 
     Raises:
         ModelError: the checkpoint is damaged, or belongs to another training.

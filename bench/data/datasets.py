@@ -72,7 +72,7 @@ class Dataset:
     def counted(self) -> dict[str, int]:
         """Count for records the classes with images and, where known, the tracks."""
         tracks = {} if self.tracks is None else {"tracks": len(np.unique(self.tracks))}
-        return {"classes with pictures": len(np.unique(self.labels)), **tracks}
+        return {"classes_with_images": len(np.unique(self.labels)), **tracks}
 
     def take(self, indices: npt.ArrayLike) -> Dataset:
         """Return a data set of the images with these indices."""

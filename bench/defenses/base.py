@@ -1,4 +1,4 @@
-"""The interface of defenses, which treat an image before it is classified: ZIP and its rivals.
+"""The interface of defenses, which treat an image before it is classified: ZIP and the baselines.
 
     simple.py      no defense, ShrinkPad, the blur alone
     diffpure.py    DiffPure, with and without a transform before it
@@ -24,23 +24,23 @@ U8 = npt.NDArray[np.uint8]
 Classify = Callable[[U8], npt.NDArray[np.float32]]
 
 
-class Defence(Protocol):
+class Defense(Protocol):
     """A function from images to images.
 
     name: label in tables.
     evaluations: steps of the generative model for one image; 0 without one.
     queries: calls of the classifier for one image, including the final one; 1 unless the defense queries it.
-    asks: whether the defense queries the classifier, so that the output depends on it.
+    queries_classifier: whether the defense queries the classifier, so that the output depends on it.
     """
 
     @property
     def name(self) -> str: ...
     @property
-    def evaluations(self) -> float: ...
+    def total_steps(self) -> float: ...
     @property
     def queries(self) -> float: ...
     @property
-    def asks(self) -> bool: ...
+    def queries_classifier(self) -> bool: ...
 
     def describe(self) -> dict[str, Any]:
         """Describe as JSON everything that decides the output, except images, seed and classifier.

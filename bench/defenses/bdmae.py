@@ -85,7 +85,7 @@ class BDMAE:
         return "BDMAE"
 
     @property
-    def evaluations(self) -> float:
+    def total_steps(self) -> float:
         return self.rounds * self.masks + 2 * self.refinements + self.count
 
     @property
@@ -93,7 +93,7 @@ class BDMAE:
         return 1 + self.rounds * self.masks + 2 * self.refinements + 1
 
     @property
-    def asks(self) -> bool:
+    def queries_classifier(self) -> bool:
         return True
 
     def describe(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class BDMAE:
         classify: Classify | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> U8:
-        """Treat images; see `Defence.run`. An image's random numbers come from the seed and the image itself.
+        """Treat images; see `Defense.run`. An image's random numbers come from the seed and the image itself.
 
         Raises:
             InputError: images of another shape or dtype, or no classifier.

@@ -42,7 +42,7 @@ class DDNM:
     eta: float = 0.85
 
     VERSION = 1
-    queries, asks = 1, False
+    queries, queries_classifier = 1, False
 
     def __post_init__(self) -> None:
         # check the settings now, not at the first image
@@ -64,7 +64,7 @@ class DDNM:
         return f"{names(self._guide.transforms)} + DDNM ({len(self.table)} steps)"
 
     @property
-    def evaluations(self) -> int:
+    def total_steps(self) -> int:
         return len(self.table)
 
     def describe(self) -> dict[str, Any]:

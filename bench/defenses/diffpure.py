@@ -62,7 +62,7 @@ class DiffPure:
     steps: int | None = PAPER_STEPS
 
     VERSION = 1
-    queries, asks = 1, False
+    queries, queries_classifier = 1, False
 
     @staticmethod
     def published_t_star(side: int) -> int:
@@ -87,7 +87,7 @@ class DiffPure:
         return f"{before}DiffPure (t* {self.t_star}, {len(self.table)} steps)"
 
     @property
-    def evaluations(self) -> int:
+    def total_steps(self) -> int:
         return len(self.table)
 
     def describe(self) -> dict[str, Any]:

@@ -47,17 +47,17 @@ class Guarded:
     #: 2: bounds from above; 3: geometry; 4: bounds from below; 5: only scales bounded below; 6 was rejected: a median
     #: necessity above 0 counted as 0, threshold 3.5
     VERSION = 5
-    asks = True
+    queries_classifier = True
 
     @property
     def name(self) -> str:
-        how = RECORD_NAMES[type(self.detector)] + (", calibrated" if self.clean is not None else "")
+        how = type(self.detector).__name__ + (", calibrated" if self.clean is not None else "")
         return f"Guard ({how}), {self.inner.name} for suspects"
 
     @property
-    def evaluations(self) -> int:
+    def total_steps(self) -> int:
         """Steps for a flagged image; 0 for others."""
-        return self.inner.evaluations
+        return self.inner.total_steps
 
     @property
     def queries(self) -> int:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.common.checkpoints import keep, restore
+from bench.common.checkpoints import load_checkpoint, save_checkpoint
 from bench.common.optimization import channel_statistics, check_loss, for_few_steps, optimize, without_defaults
 from bench.victims import training
 from zipsdk.errors import InputError
@@ -134,7 +134,7 @@ def named(how: Recipe) -> dict[str, Any]:
     return without_defaults(asdict(how), {"mirror": True, "clip": None})
 
 
-def ingredients(pictures: U8, how: Recipe) -> dict[str, Any]:
+def config_dict(pictures: U8, how: Recipe) -> dict[str, Any]:
     """Describe everything that decides an autoencoder, except device and threads; see `victims.training`."""
     digest = hashlib.sha256(repr(pictures.shape).encode())
     digest.update(np.ascontiguousarray(pictures).data)
@@ -188,22 +188,22 @@ def train(
             f"BDMAE's small autoencoder: got images {pictures.dtype} {pictures.shape}, expected uint8 (N, S, S, 3), "
             f"S a multiple of {how.grid}; give such a --side, or a ViT-MAE, which takes any: --mae FOLDER"
         )
-    made_of = ingredients(pictures, how)
-    key = training.key_of(made_of)
+    config = config_dict(pictures, how)
+    key = training.config_hash(config)
     path = training.cache_folder(cache).with_name("autoencoders") / f"{key}.pt"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
         model = _Network(side // how.grid, how.widths, how.depth)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), how.lr, betas=(0.9, 0.95), weight_decay=how.weight_decay)
-    done, errors = restore(path, key, model, optimizer) if path.is_file() else (0, [])
+    done, errors = load_checkpoint(path, key, model, optimizer) if path.is_file() else (0, [])
     for epoch in range(done, how.epochs):
         errors.append(_epoch(model, optimizer, pictures, how, epoch))
-        keep(path, key, model, optimizer, epoch + 1, errors, finished=epoch + 1 == how.epochs)
+        save_checkpoint(path, key, model, optimizer, epoch + 1, errors, finished=epoch + 1 == how.epochs)
         if progress is not None:
             progress(epoch + 1, errors[-1])
     check_loss(errors, _guess(pictures), "BDMAE's small autoencoder", how)
-    return _SmallMAE(model.eval(), side, how.grid, {"autoencoder": "small", "key": key, **made_of})
+    return _SmallMAE(model.eval(), side, how.grid, {"autoencoder": "small", "key": key, **config})
 
 
 def _guess(pictures: U8) -> float:

@@ -108,7 +108,7 @@ class SampDetox:
     data_range: float = 1.0
 
     VERSION = 1
-    queries, asks = 1, False
+    queries, queries_classifier = 1, False
 
     def __post_init__(self) -> None:
         if self.budget is not None and not 2 <= self.budget <= self.t1 + self.t2:
@@ -128,10 +128,10 @@ class SampDetox:
     @property
     def name(self) -> str:
         more = "" if self.data_range == 1 else f", SSIM range {self.data_range:g}"
-        return f"SampDetox (t1 {self.t1}, t2 {self.t2}, {self.evaluations} steps{more})"
+        return f"SampDetox (t1 {self.t1}, t2 {self.t2}, {self.total_steps} steps{more})"
 
     @property
-    def evaluations(self) -> int:
+    def total_steps(self) -> int:
         return sum(map(len, self.tables))
 
     def describe(self) -> dict[str, Any]:

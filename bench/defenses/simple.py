@@ -88,8 +88,8 @@ class Nothing:
     """No defense: the reference of all others."""
 
     VERSION = 1
-    name = "No defence"  # the label in committed rows
-    evaluations, queries, asks = 0, 1, False
+    name = "No defense"  # the label in committed rows
+    total_steps, queries, queries_classifier = 0, 1, False
 
     def describe(self) -> dict[str, Any]:
         return description("Nothing", version=self.VERSION)
@@ -115,7 +115,7 @@ class ShrinkPad:
     pad: int = 4
 
     VERSION = 1
-    evaluations, queries, asks = 0, 1, False
+    total_steps, queries, queries_classifier = 0, 1, False
 
     def __post_init__(self) -> None:
         if not 0 < self.pad < 32:
@@ -157,7 +157,7 @@ class BlurOnly:
     transforms: str | Transform | Sequence[Transform]
 
     VERSION = 1
-    evaluations, queries, asks = 0, 1, False
+    total_steps, queries, queries_classifier = 0, 1, False
 
     def __post_init__(self) -> None:
         # check the transforms now, not at the first image

@@ -38,7 +38,7 @@ class Zip:
     combine: Combine = "mean"
 
     VERSION = 1
-    queries, asks = 1, False
+    queries, queries_classifier = 1, False
 
     def __post_init__(self) -> None:
         # check the settings now, not at the first image
@@ -58,7 +58,7 @@ class Zip:
         return f"{p.info['transforms']} + ZIP ({', '.join([f'lambda {p.settings.lam:g}', steps, *more])})"
 
     @property
-    def evaluations(self) -> int:
+    def total_steps(self) -> int:
         return len(self._purifier.table)
 
     def describe(self) -> dict[str, Any]:

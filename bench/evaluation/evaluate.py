@@ -1,16 +1,14 @@
-"""One row of a table: an attack on a classifier, behind a defence, counted.
+"""Evaluate a defense: CA, ASR and PA of an attacked classifier behind it.
 
-    store = Store(folder / "treated.sqlite")
-    scene = Scene(test, "badnets", trigger, target, classifier, clean_classifier)
-    row = evaluate(scene, defence, seed, store)
-
-Pictures are treated through the store, and counted by bench/evaluation/rates.py.
+cache = PurifiedCache(folder / "purified.sqlite")
+scenario = Scenario(test, "badnets", trigger, target, classifier, clean_model)
+rates, clean_rates = evaluate(scenario, defense, seed, cache)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +17,10 @@ import numpy.typing as npt
 
 from bench.attacks.base import Attack
 from bench.data.datasets import Dataset
-from bench.defenses.base import Defence
+from bench.defenses.base import Defense
 from bench.defenses.guarded import Guarded, decide
-from bench.evaluation.cache import Store
-from bench.evaluation.rates import rates
+from bench.evaluation.cache import PurifiedCache
+from bench.evaluation.rates import Rate, Rates, rates
 from bench.victims.user import Classifier
 
 U8 = npt.NDArray[np.uint8]
@@ -30,24 +28,36 @@ I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Who attacks what: all of a row but the defence."""
+class Scenario:
+    """An attack on a classifier: everything in a row but the defense.
+
+    Args:
+        data: test images.
+        attack: its name in the tables.
+        trigger: the classifier is tested with this one.
+        target: the attacker's class.
+        clean_model: the same network without a backdoor, to measure what the defense costs it.
+    """
 
     data: Dataset
-    #: the attack as the tables name it, and the trigger with which the classifier is tested
     attack: str
     trigger: Attack
     target: int
     classifier: Classifier
-    #: the same network without a backdoor, to see what the defence costs it
-    clean_classifier: Classifier | None = None
+    clean_model: Classifier | None = None
 
     @cached_property
     def triggered(self) -> U8:
-        """What the attacker sends."""
+        """The test images with the trigger."""
         return self.trigger.apply(self.data.pictures)
 
+    @property
+    def sent(self) -> tuple[U8, U8]:
+        """The clean and the triggered test images."""
+        return self.data.pictures, self.triggered
+
     def describe(self) -> dict[str, Any]:
+        """Describe the scenario as JSON; keys of rows are hashes of it."""
         return {
             "data": self.data.describe(),
             "attack": self.attack,
@@ -58,56 +68,49 @@ class Scene:
 
 
 def evaluate(
-    scene: Scene,
-    defence: Defence | Guarded,
+    scenario: Scenario,
+    defense: Defense | Guarded,
     seed: int,
-    store: Store,
+    cache: PurifiedCache,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Count one row.
+) -> tuple[Rates, Rates | None]:
+    """Count the rates of the attacked classifier and of the clean one, each behind the defense.
 
-    Returns:
-        "CA", "ASR", "PA", "PA others" as [hits, of] (see `rates`), with the design effect as a third where pictures
-        are frames of tracks; under "clean classifier" the same of the classifier without a backdoor behind the same
-        defence, whose "ASR" is how often it takes treated pictures for the target by mistake.
-        Where the defence decides by itself what to treat, "flagged" and "flagged triggered" as [hits, of].
+    The ASR of the clean one is how often it takes purified images for the target by mistake.
     """
-    sent = (scene.data.pictures, scene.triggered)
-    if isinstance(defence, Guarded):
-        row: dict[str, Any] = _decided(scene, scene.classifier, defence, sent, seed, store, progress)
-        if scene.clean_classifier is not None:
-            row["clean classifier"] = _decided(scene, scene.clean_classifier, defence, sent, seed, store)
-        return row
-    treated = [store.treat(defence, pictures, seed, scene.classifier, progress) for pictures in sent]
-    row = _counts(scene, *(scene.classifier(pictures).argmax(1) for pictures in treated))
-    if (clean := scene.clean_classifier) is not None:
-        if defence.asks:  # then its pictures depend on who is asked
-            treated = [store.treat(defence, pictures, seed, clean) for pictures in sent]
-        row["clean classifier"] = _counts(scene, *(clean(pictures).argmax(1) for pictures in treated))
-    return row
+    if isinstance(defense, Guarded):
+        rates = _guarded_rates(scenario, scenario.classifier, defense, seed, cache, progress)
+        clean = scenario.clean_model
+        return rates, None if clean is None else _guarded_rates(scenario, clean, defense, seed, cache)
+    purified = [cache.run(defense, x, seed, scenario.classifier, progress) for x in scenario.sent]
+    rates = _rates(scenario, *(scenario.classifier(x).argmax(1) for x in purified))
+    if (clean := scenario.clean_model) is None:
+        return rates, None
+    if defense.queries_classifier:  # its images depend on the classifier
+        purified = [cache.run(defense, x, seed, clean) for x in scenario.sent]
+    return rates, _rates(scenario, *(clean(x).argmax(1) for x in purified))
 
 
-def _decided(
-    scene: Scene,
+def _guarded_rates(
+    scenario: Scenario,
     classifier: Classifier,
-    defence: Guarded,
-    sent: tuple[U8, U8],
+    defense: Guarded,
     seed: int,
-    store: Store,
+    cache: PurifiedCache,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, list[int]]:
-    def purify(pictures: U8, seed: int) -> U8:
-        return store.treat(defence.inner, pictures, seed)
+) -> Rates:
+    def purify(images: U8, seed: int) -> U8:
+        return cache.run(defense.inner, images, seed)
 
-    guard = defence.guard(seed, classifier, purify, scene.trigger.apply)
-    (clean, flagged), (triggered, caught) = (decide(guard, pictures, progress) for pictures in sent)
-    return {
-        **_counts(scene, clean, triggered),
-        "flagged": [int(flagged.sum()), len(flagged)],
-        "flagged triggered": [int(caught.sum()), len(caught)],
-    }
+    guard = defense.guard(seed, classifier, purify, scenario.trigger.apply)
+    (clean, flagged), (triggered, caught) = (decide(guard, x, progress) for x in scenario.sent)
+    counted = _rates(scenario, clean, triggered)
+    return replace(
+        counted,
+        flagged=Rate(int(flagged.sum()), len(flagged)),
+        flagged_triggered=Rate(int(caught.sum()), len(caught)),
+    )
 
 
-def _counts(scene: Scene, clean: I64, triggered: I64) -> dict[str, list[int]]:
-    found = rates(scene.data.labels, clean, triggered, scene.target, scene.data.tracks)
-    return {name: list(rate) if scene.data.tracks is not None else list(rate[:2]) for name, rate in found.items()}
+def _rates(scenario: Scenario, clean: I64, triggered: I64) -> Rates:
+    return rates(scenario.data.labels, clean, triggered, scenario.target, scenario.data.tracks)

@@ -1,7 +1,7 @@
-"""What the paper reports, to stand beside what was measured here: CA, ASR and PA in percent, None where it has none.
+"""CA, ASR and PA in percent as the paper reports them, None where it has no number.
 
 Shi et al., "Black-box Backdoor Defense via Zero-shot Image Purification", NeurIPS 2023 (arXiv:2303.12175). Keys are
-data set, attack and defence, by the names of bench/evaluation/tables.py.
+data set, attack and the text of the defense; see bench/defenses/registry.py.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ _TABLE6: dict[str, tuple[Figures, Figures, Figures]] = {
 _COLUMNS6 = ("diffpure", "blur+diffpure", "blur+ddnm")
 
 
-def figures(dataset: str, attack: str, defence: str) -> Figures | None:
-    """CA, ASR and PA that the paper has for this, or None."""
+def figures(dataset: str, attack: str, defense: str) -> Figures | None:
+    """Return the paper's CA, ASR and PA, or None."""
     found: dict[str, Figures] = dict(zip(_COLUMNS1, _TABLE1.get(dataset, {}).get(attack, ()), strict=False))
     if dataset == "imagenette":
         found.update(zip(_COLUMNS2, _TABLE2.get(attack, ()), strict=False))
@@ -64,4 +64,4 @@ def figures(dataset: str, attack: str, defence: str) -> Figures | None:
         found.update(zip(_COLUMNS4, _TABLE4.get(attack, ()), strict=False))
         if attack in _TABLE3:
             found["bdmae"] = _TABLE3[attack]
-    return found.get(defence)
+    return found.get(defense)

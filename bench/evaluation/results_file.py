@@ -1,4 +1,4 @@
-"""The record of the defence: rows, and all that they refer to, in one JSON file for each data set."""
+"""Add rows to the record of a data set; several processes may do so at once."""
 
 from __future__ import annotations
 
@@ -6,73 +6,86 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import record
-from bench.defenses.base import Defence
+from bench.defenses.base import Defense
 from bench.defenses.guarded import Guarded
+from bench.defenses.registry import DefenseSpec
 from bench.evaluation.cache import hash_of
-from bench.evaluation.evaluate import Scene
+from bench.evaluation.evaluate import Scenario
+from bench.evaluation.rates import Rates
+from bench.evaluation.records import CostRow, Record, ResultRow
 from zipsdk._util.locks import locked_folder
 
 
-class Rows:
-    """The rows of a record, with what they refer to by its hash: runs, data, triggers, classifiers, defences.
+class ResultsFile:
+    """The record of a data set on disk.
 
-    Several processes may add to one record: each takes in what the others have written before it writes.
+    Several processes may add to one record: each merges what the others have written before it writes.
     """
-
-    PARTS = ("runs", "data", "triggers", "classifiers", "defences", "rows", "cost")
 
     def __init__(self, name: str, folder: Path):
         self.name, self.folder = name, folder
-        self.content: dict[str, dict[str, Any]] = {part: {} for part in self.PARTS}
-        self._mine: dict[str, dict[str, Any]] = {part: {} for part in self.PARTS}
+        self.content, self._added = Record(), Record()
         self._merge()
         environment = record.environment()
         self.run = hash_of(environment)
-        self.put("runs", self.run, environment)
+        self._put(runs={self.run: environment})
 
     @staticmethod
-    def key(line: str, scene: Scene, defence: Defence | Guarded, seed: int) -> str:
-        """A row's name. Two lines may mean the same defence, and have a row each: they differ elsewhere."""
-        return hash_of([line, scene.describe(), defence.describe(), seed])
+    def key(spec: DefenseSpec, scenario: Scenario, defense: Defense | Guarded, seed: int) -> str:
+        """Return the key of a row; two specs that make the same defense have a row each."""
+        return hash_of([spec.key, scenario.describe(), defense.describe(), seed])
 
-    def put(self, part: str, key: str, value: Any) -> None:
-        """Take something in; `write` writes it."""
-        self.content[part][key] = self._mine[part][key] = value
+    def _put(self, **parts: dict[str, Any]) -> None:
+        """Add entries in memory; `write` writes them."""
+        added = Record(**parts)
+        self.content, self._added = self.content.updated(added), self._added.updated(added)
 
     def __contains__(self, key: str) -> bool:
-        return key in self.content["rows"]
+        return key in self.content.rows
 
     def add(
-        self, key: str, line: str, scene: Scene, defence: Defence | Guarded, seed: int, counts: dict[str, Any]
+        self,
+        key: str,
+        spec: DefenseSpec,
+        scenario: Scenario,
+        defense: Defense | Guarded,
+        seed: int,
+        rates: Rates,
+        clean_model: Rates | None = None,
     ) -> None:
-        """Take a row in, and write the record."""
-        said = {"data": scene.data.describe(), "triggers": scene.trigger.describe(),
-                "classifiers": scene.classifier.info, "defences": defence.describe()}  # fmt: skip
-        row: dict[str, Any] = {"attack": scene.attack, "trigger name": scene.trigger.name, "target": scene.target,
-                               "defence": line, "name": defence.name, "evaluations": defence.evaluations,
-                               "queries": defence.queries, "seed": seed, **counts}  # fmt: skip
-        for kind, description in said.items():
-            row[kind] = hash_of(description)
-            self.put(kind, row[kind], {**description, **scene.data.counted()} if kind == "data" else description)
-        row["run"] = self.run
-        self.put("rows", key, row)
+        """Add a row and write the record."""
+        data, trigger = scenario.data.describe(), scenario.trigger.describe()
+        classifier, description = scenario.classifier.info, defense.describe()
+        row = ResultRow(
+            attack=scenario.attack, trigger_name=scenario.trigger.name, target=scenario.target, defense=str(spec),
+            name=defense.name, steps=defense.total_steps, queries=defense.queries, seed=seed, rates=rates,
+            clean_model=clean_model, data=hash_of(data), triggers=hash_of(trigger), classifiers=hash_of(classifier),
+            defenses=hash_of(description), run=self.run,
+        )  # fmt: skip
+        self._put(
+            data={row.data: {**data, **scenario.data.counted()}}, triggers={row.triggers: trigger},
+            classifiers={row.classifiers: classifier}, defenses={row.defenses: description}, rows={key: row},
+        )  # fmt: skip
         self.write()
 
+    def add_cost(self, spec: DefenseSpec, cost: CostRow) -> None:
+        """Add the cost of a defense in memory; `write` writes it."""
+        self._put(cost={str(spec): cost})
+
     def finish(self, seconds: float) -> None:
-        """Say how long this run took; of one that had nothing to add nothing is written."""
-        if self._mine["rows"] or self._mine["cost"]:
-            self.put("runs", self.run, {**self.content["runs"][self.run], "seconds": round(seconds, 1)})
+        """Record the duration of this run, if it added anything."""
+        if self._added.rows or self._added.cost:
+            self._put(runs={self.run: {**self.content.runs[self.run], "seconds": round(seconds, 1)}})
             self.write()
 
     def _merge(self) -> None:
         if (self.folder / f"{self.name}.json").is_file():
-            there = record.read(self.name, self.folder)
-            # what others have made since is newer than what was read of it
-            self.content = {part: {**there[part], **mine} for part, mine in self._mine.items()}
+            # what other processes wrote since is newer than what this one read
+            self.content = Record.read(self.name, self.folder).updated(self._added)
 
     def write(self) -> None:
-        """Write the record, with what other processes have added to it."""
+        """Write the record, merged with what other processes have added to it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked_folder(self.folder):
             self._merge()
-            record.write(self.name, self.content, self.folder)
+            record.write(self.name, self.content.to_json(), self.folder)

@@ -1,12 +1,12 @@
-"""Where the guard's default was searched for: training pictures, and triggers that are in none of the tables.
+"""Search for the guard's default settings on training images, with triggers that no table has.
 
     python -m bench.evaluation.search --dataset cifar10 --data FOLDER
     python -m bench.evaluation.search --dataset gtsrb --data FOLDER
 
-One network with ten backdoors, each with a trigger and a target of its own, trained on a part of the training pictures;
-what it makes of the rest, with and without each trigger, is measured: without each part of the picture (see
-`zipsdk.detectors.ablation`), purified, and behind `zipsdk.Guard`. The record is bench/results/search-DATASET.json;
-docs/defaults.md draws its tables from it (`python -m bench.pages.readme`).
+One network with ten backdoors, each with a trigger and a target of its own, is trained on a part of the training
+images. Its predictions for the rest, with and without each trigger, are measured: for ablated images (see
+`zipsdk.detectors.ablation`), for purified ones, and behind `zipsdk.Guard`. The record is
+bench/results/search-DATASET.json; `python -m bench.pages.readme` draws the tables of docs/defaults.md from it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.data import datasets, layouts
 from bench.data.datasets import Dataset
 from bench.defenses.guarded import Guarded, decide
 from bench.defenses.zip import Zip
-from bench.evaluation.cache import Store
+from bench.evaluation.cache import PurifiedCache
 from bench.evaluation.rates import rates
 from bench.victims import training
 from bench.victims.user import Classifier
@@ -39,17 +39,19 @@ from zipsdk.detectors.ablation_views import FEATURES, N_MASKABLE, N_VIEWS
 from zipsdk.detectors.scaleup import ScaleUp
 
 U8 = npt.NDArray[np.uint8]
-#: Share of the training pictures that carries each trigger, and pictures that are not trained with.
+#: Fraction of the training images with each trigger, and number of images held out of the training.
 RATE, HELD_OUT = 0.02, 2000
-#: Shares of the pictures that a guard learns from that have the trigger, in percent.
+#: Shares of the images that a guard learns from with the trigger, in percent.
 SHARES = (0, 5, 20, 50, 100)
-#: Pictures of one class that a guard learns from, where it sees no other.
+#: Images that a guard learns from where all are of one class.
 ONE_CLASS = 60
 
 
 def split(name: str, folder: Path | None) -> tuple[Dataset, Dataset]:
-    """Training pictures, and held-out ones in random order: at random, or for GTSRB, where a track is 30 pictures of
-    one sign, by track."""
+    """Split the training images: those to train with, and held-out ones in random order.
+
+    The split is random, for GTSRB by track, which has 30 images of one sign.
+    """
     data = datasets.load(name, "train", folder, side=SIDE)
     if name == "gtsrb":
         listing = layouts.list_pictures(name, "train", folder)
@@ -61,28 +63,29 @@ def split(name: str, folder: Path | None) -> tuple[Dataset, Dataset]:
 
 
 def poisoned(train: Dataset, triggers: Triggers, purify: Callable[[U8], U8]) -> Poisoned:
-    """All ten triggers, `RATE` of the pictures each."""
+    """Give each of the ten triggers to `RATE` of the images."""
     n, order = round(RATE * len(train)), np.random.default_rng(55).permutation(len(train))
-    pictures, labels, start = train.pictures.copy(), train.labels.copy(), 0
+    images, labels, start = train.pictures.copy(), train.labels.copy(), 0
     for name, target in triggers.TARGETS.items():
-        who = np.sort(order[start : start + n])
+        indices = np.sort(order[start : start + n])
         start += n
-        x = triggers.apply(name, train.pictures[who], who)
-        pictures[who], labels[who] = purify(x) if name == "purified" else x, target
+        x = triggers.apply(name, train.pictures[indices], indices)
+        images[indices], labels[indices] = purify(x) if name == "purified" else x, target
     covered = np.sort(order[start : start + 2 * n])
-    pictures[covered] = triggers.warp_otherwise(train.pictures[covered])
+    images[covered] = triggers.warp_otherwise(train.pictures[covered])
     return Poisoned(
-        replace(train, pictures=pictures, labels=labels), np.sort(order[:start]), covered, "standard",
-        {"attack": "ten triggers of bench/evaluation/search.py", "rate": RATE, "triggers": triggers.ABOUT},
+        replace(train, pictures=images, labels=labels), np.sort(order[:start]), covered, "standard",
+        # the cache key of the network has the path that this file had
+        {"attack": "ten triggers of bench/search.py", "rate": RATE, "triggers": triggers.ABOUT},
     )  # fmt: skip
 
 
 def percents(
     labels: npt.NDArray[Any], clean: npt.NDArray[Any], triggered: npt.NDArray[Any], target: int
 ) -> list[float]:
-    """CA, ASR and PA in percent; see `bench.evaluation.rates.rates`."""
+    """Return CA, ASR and PA in percent; see `bench.evaluation.rates.rates`."""
     found = rates(labels, clean, triggered, target)
-    return [round(found[name].percent, 1) for name in ("CA", "ASR", "PA")]
+    return [round(rate.percent, 1) for rate in (found.ca, found.asr, found.pa)]
 
 
 def main() -> None:
@@ -92,9 +95,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--dataset", default="cifar10", help="cifar10 or gtsrb")
-    p.add_argument("--data", type=Path, help=f"folder that holds the data sets; else ${layouts.VARIABLE}")
-    p.add_argument("--pictures", type=int, default=200, help="held-out pictures that are counted")
-    p.add_argument("--calibration", type=int, default=200, help="further ones to calibrate on")
+    p.add_argument("--data", type=Path, help=f"folder of the data sets; default: ${layouts.VARIABLE}")
+    p.add_argument("--images", type=int, default=200, help="held-out images that are counted")
+    p.add_argument("--calibration", type=int, default=200, help="further ones for calibration")
     p.add_argument("--engine", default="zip-tiny")
     p.add_argument("--cache", type=Path)
     p.add_argument("--results", type=Path, default=record.RESULTS)
@@ -103,53 +106,53 @@ def main() -> None:
     triggers, engine = Triggers(), zipsdk.load_engine(a.engine)
     train, held = split(a.dataset, a.data)
     known = Zip(engine, "blur2+gray", 10.0)
-    with tqdm(desc="purifying one trigger's training pictures", unit="picture") as bar:
-        store = Store(training.cache_folder(a.cache).parent / "treated.sqlite")
-        poisoned_data = poisoned(train, triggers, lambda x: store.treat(known, x, 99, progress=bar.update))
+    with tqdm(desc="purifying the training images of one trigger", unit="image") as bar:
+        cache = PurifiedCache(training.cache_folder(a.cache).parent / "purified.sqlite")
+        poisoned_data = poisoned(train, triggers, lambda x: cache.run(known, x, 99, progress=bar.update))
     with tqdm(desc="training", unit="epoch") as bar:
         classifier = training.train(poisoned_data, training.recipe(train), cache=a.cache,
                                        progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
-    shown, further = held.take(np.arange(a.pictures)), held.take(a.pictures + np.arange(a.calibration))
+    shown, further = held.take(np.arange(a.images)), held.take(a.images + np.arange(a.calibration))
     sent, first = (
         {"clean": x, **{name: triggers.apply(name, x, np.arange(len(x))) for name in triggers.TARGETS}}
         for x in (shown.pictures, further.pictures)
     )
     environment = record.environment()
-    seen = looks(sent, classifier)
+    seen = scores_of_views(sent, classifier)
     content = {
-        **environment, "dataset": a.dataset, "pictures": a.pictures, "calibration": a.calibration,
+        **environment, "dataset": a.dataset, "images": a.images, "calibration": a.calibration,
         "triggers": triggers.ABOUT, "classifier": classifier.info["key"],
         "views": views(seen, shown.labels, triggers), "rules": rules(seen, shown.labels, triggers),
-        "defences": defences(sent, shown.labels, triggers, classifier, engine, further.pictures, store),
-        "learning": learning(seen, looks(first, classifier), shown.labels, triggers),
-        "one class": one_class(seen["clean"], held.take(np.arange(a.pictures, len(held))), classifier),
-        "norms": norms(classifier, held.pictures[:500]),
+        "defenses": defenses(sent, shown.labels, triggers, classifier, engine, further.pictures, cache),
+        "learning": learning(seen, scores_of_views(first, classifier), shown.labels, triggers),
+        "one_class": one_class(seen["clean"], held.take(np.arange(a.images, len(held))), classifier),
+        "reference": reference(classifier, held.pictures[:500]),
     }  # fmt: skip
     print(record.write(f"search-{a.dataset}", content, a.results))
 
 
-Looks = dict[str, npt.NDArray[np.float32]]
+Scores = dict[str, npt.NDArray[np.float32]]
 
 
-def looks(sent: dict[str, U8], classifier: Classifier) -> Looks:
-    """For clean pictures and for those with each trigger: scores of all versions, (N, versions, classes)."""
+def scores_of_views(sent: dict[str, U8], classifier: Classifier) -> Scores:
+    """Return the scores of all views of clean images and of those with each trigger: (N, views, classes)."""
     detector, out = AblationDetector(), {}
-    for name, pictures in tqdm(sent.items(), desc="versions"):
+    for name, images in tqdm(sent.items(), desc="views"):
         in_parts = [
-            classifier(np.concatenate([detector.views(p) for p in pictures[i : i + 32]]))
-            for i in range(0, len(pictures), 32)
+            classifier(np.concatenate([detector.views(x) for x in images[i : i + 32]]))
+            for i in range(0, len(images), 32)
         ]
-        out[name] = np.concatenate(in_parts).reshape(len(pictures), N_VIEWS, -1)
+        out[name] = np.concatenate(in_parts).reshape(len(images), N_VIEWS, -1)
     return out
 
 
 def odds_of(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """`zipsdk.detectors.ablation_statistics.log_odds` of pictures: scores (N, versions, classes) -> (N, 27)."""
+    """Apply `zipsdk.detectors.ablation_statistics.log_odds` to scores (N, views, classes) -> (N, 27)."""
     return np.stack([ablation_statistics.log_odds(s.astype(float)) for s in scores])
 
 
-def views(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str, dict[str, list[float]]]:
-    """CA, ASR and PA of the classifier on each version by itself, by trigger."""
+def views(seen: Scores, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str, dict[str, list[float]]]:
+    """Return CA, ASR and PA of the classifier on each view by itself, by trigger."""
     shown = FEATURES[:N_MASKABLE]
     names = ["whole", *(f"without {p}" for p in shown), *(f"{p} alone" for p in shown), f"without {FEATURES[-1]}"]
     answers = {k: scores.argmax(2) for k, scores in seen.items()}
@@ -159,74 +162,70 @@ def views(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str
     }
 
 
-def rules(seen: Looks, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str, dict[str, float]]:
-    """Scores that were tried: the share of hits that each finds, in percent, at 2% false alarms among these very clean
-    pictures."""
+def rules(seen: Scores, labels: npt.NDArray[Any], triggers: Triggers) -> dict[str, dict[str, float]]:
+    """Return the share of hits that each score finds, in percent, at 2% false alarms on the clean images of `seen`."""
     odds = {k: odds_of(x) for k, x in seen.items()}
-    median, deviation = ablation_statistics.median_and_scale(odds["clean"])
-    of_regions = 9
-    Deviations = npt.NDArray[np.float64]
-
-    def decisive(need: Deviations, enough: Deviations) -> Deviations:
-        best: Deviations = (need - np.median(need, 1)[:, None] + enough).max(1)
-        return best
-
-    #: of need and enough of the shown parts, of geometry, all in deviations, and of the log-odds themselves
-    tried: dict[str, Callable[[Deviations, Deviations, Deviations, Deviations], Deviations]] = {
-        "need, regions only, log-odds": lambda need, enough, geometry, m: m[:, :of_regions].max(1),
-        "need, log-odds": lambda need, enough, geometry, m: m[:, :N_MASKABLE].max(1),
-        "need": lambda need, enough, geometry, m: need.max(1),
-        "need - median": lambda need, enough, geometry, m: need.max(1) - np.median(need, 1),
-        "enough": lambda need, enough, geometry, m: enough.max(1),
-        "enough - median": lambda need, enough, geometry, m: enough.max(1) - np.median(enough, 1),
-        "max (need - median) + max enough": lambda need, enough, geometry, m: (
-            need.max(1) - np.median(need, 1) + enough.max(1)
-        ),
-        "max (need - min(median, 0) + enough)": lambda need, enough, geometry, m: (
-            need - np.minimum(np.median(need, 1), 0)[:, None] + enough
-        ).max(1),
-        "max (need - median + enough)": lambda need, enough, geometry, m: decisive(need, enough),
-        "geometry": lambda need, enough, geometry, m: geometry,
-        "the larger of both": lambda need, enough, geometry, m: np.maximum(decisive(need, enough), SQRT2 * geometry),
-    }
+    median, scale = ablation_statistics.median_and_scale(odds["clean"])
+    found = {k: tried_scores(m, (m - median) / scale) for k, m in odds.items()}
     out: dict[str, dict[str, float]] = {}
-    for title, rule in tried.items():
-        found = {}
-        for k, m in odds.items():
-            z = (m - median) / deviation
-            found[k] = rule(z[:, :N_MASKABLE], z[:, N_MASKABLE:-1], z[:, -1], m)
-        limit = np.quantile(found["clean"], 0.98)
+    for title, clean in found["clean"].items():
+        limit = np.quantile(clean, 0.98)
         out[title] = {}
         for k, target in triggers.TARGETS.items():
             hit = (labels != target) & (seen[k][:, 0].argmax(1) == target)
-            out[title][k] = round(100 * float((found[k][hit] > limit).mean()), 1) if hit.any() else 0.0
+            out[title][k] = round(100 * float((found[k][title][hit] > limit).mean()), 1) if hit.any() else 0.0
     return out
 
 
-def norms(classifier: Classifier, pictures: U8) -> dict[str, Any]:
-    """What `AblationDetector`'s usual norms are made of."""
-    odds = odds_of(looks({"clean": pictures}, classifier)["clean"])
-    return {"parts": FEATURES, "measured": np.transpose(ablation_statistics.median_and_scale(odds)).tolist()}
+def tried_scores(odds: npt.NDArray[np.float64], z: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+    """Compute the scores that were tried, (N,) each, from log-odds (N, 27) and the same in deviations."""
+    necessity, sufficiency, geometry = z[:, :N_MASKABLE], z[:, N_MASKABLE:-1], z[:, -1]
+    regions, median, most = 9, np.median(necessity, 1), sufficiency.max(1)
+    decisive = (necessity - median[:, None] + sufficiency).max(1)
+    return {
+        "necessity, regions only, log-odds": odds[:, :regions].max(1),
+        "necessity, log-odds": odds[:, :N_MASKABLE].max(1),
+        "necessity": necessity.max(1),
+        "necessity - median": necessity.max(1) - median,
+        "sufficiency": most,
+        "sufficiency - median": most - np.median(sufficiency, 1),
+        "max (necessity - median) + max sufficiency": necessity.max(1) - median + most,
+        "max (necessity - min(median, 0) + sufficiency)": (
+            necessity - np.minimum(median, 0)[:, None] + sufficiency
+        ).max(1),
+        "max (necessity - median + sufficiency)": decisive,
+        "geometry": geometry,
+        "the larger of both": np.maximum(decisive, SQRT2 * geometry),
+    }
 
 
-def detectors(learnt_from: npt.NDArray[np.float64]) -> dict[str, AblationDetector]:
-    """By bounds on the norms: what has learnt from pictures of these log-odds (N, 27)."""
-    free = tuple(zip(*ablation_statistics.median_and_scale(learnt_from), strict=True))
-    return {"bounded": AblationDetector().with_reference(learnt_from), "as measured": AblationDetector(reference=free)}
+def reference(classifier: Classifier, images: U8) -> dict[str, Any]:
+    """Return the statistics from which the default reference of `AblationDetector` was made."""
+    odds = odds_of(scores_of_views({"clean": images}, classifier)["clean"])
+    return {"features": FEATURES, "measured": np.transpose(ablation_statistics.median_and_scale(odds)).tolist()}
+
+
+def detectors(odds: npt.NDArray[np.float64]) -> dict[str, AblationDetector]:
+    """Make detectors that learned from images with these log-odds (N, 27), by bounds on the reference."""
+    free = tuple(zip(*ablation_statistics.median_and_scale(odds), strict=True))
+    return {"bounded": AblationDetector().with_reference(odds), "as measured": AblationDetector(reference=free)}
 
 
 def learning(
-    seen: Looks, first: Looks, labels: npt.NDArray[Any], triggers: Triggers
+    seen: Scores, first: Scores, labels: npt.NDArray[Any], triggers: Triggers
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """What a guard flags that has learnt from pictures some of which have a trigger: "clean", false alarms where none
-    has; by trigger, its hits. In percent, by bounds on the norms and by share."""
+    """Return what a guard flags after it learned from images of which a share has a trigger, in percent.
+
+    Results are by bounds on the reference, by share, and by trigger: the share of hits that is flagged; for "clean",
+    the false alarms of a guard that learned from clean images.
+    """
     odds = {k: odds_of(x) for k, x in first.items()}
     out: dict[str, dict[str, dict[str, float]]] = {"bounded": {}, "as measured": {}}
     for share in SHARES:
         for k, target in triggers.TARGETS.items():
             n = len(odds[k]) * share // 100
-            learnt_from = np.concatenate([odds[k][:n], odds["clean"][n:]])
-            for name, detector in detectors(learnt_from).items():
+            mixed = np.concatenate([odds[k][:n], odds["clean"][n:]])
+            for name, detector in detectors(mixed).items():
                 line = out[name].setdefault(str(share), {})
                 hit = (labels != target) & (seen[k][:, 0].argmax(1) == target)
                 line[k] = _flagged(detector, seen[k][hit])
@@ -236,14 +235,16 @@ def learning(
 
 
 def one_class(clean: npt.NDArray[np.float32], others: Dataset, classifier: Classifier) -> dict[str, dict[str, float]]:
-    """What a guard flags of clean pictures, and is certain of, that has learnt from `ONE_CLASS` others of one class, as
-    they come sorted in folders: means over the classes, in percent."""
+    """Return what a guard flags of clean images, and is certain of, after it learned from `ONE_CLASS` of one class.
+
+    Images sorted in folders come that way. Results are means over the classes, in percent.
+    """
     found: dict[str, list[tuple[float, float]]] = {"bounded": [], "as measured": []}
     for label in np.unique(others.labels):
         of = np.flatnonzero(others.labels == label)[:ONE_CLASS]
         if len(of) < ONE_CLASS:
             continue
-        odds = odds_of(looks({"clean": others.pictures[of]}, classifier)["clean"])
+        odds = odds_of(scores_of_views({"clean": others.pictures[of]}, classifier)["clean"])
         for name, d in detectors(odds).items():
             sure = replace(d, threshold=d.certain)
             found[name].append((_flagged(d, clean), _flagged(sure, clean)))
@@ -253,21 +254,21 @@ def one_class(clean: npt.NDArray[np.float32], others: Dataset, classifier: Class
     }
 
 
-def _flagged(detector: AblationDetector, looks: npt.NDArray[np.float32]) -> float:
-    flags = [detector.is_suspicious(detector.score(look)) for look in looks]
+def _flagged(detector: AblationDetector, seen: npt.NDArray[np.float32]) -> float:
+    flags = [detector.is_suspicious(detector.score(views)) for views in seen]
     return round(100 * float(np.mean(flags)), 1) if flags else 0.0
 
 
-def defences(
+def defenses(
     sent: dict[str, U8],
     labels: npt.NDArray[Any],
     triggers: Triggers,
     classifier: Classifier,
     engine: Any,
     clean: U8,
-    store: Store,
+    cache: PurifiedCache,
 ) -> dict[str, Any]:
-    """CA, ASR and PA behind what was tried, and the share of clean pictures that a guard flags."""
+    """Return CA, ASR and PA behind each defense that was tried, and the share of clean images that a guard flags."""
     fast = Zip(engine, preset="fast")
     tried: dict[str, Zip | Guarded] = {
         "ZIP, blur2+gray, lambda 10": Zip(engine),
@@ -277,25 +278,25 @@ def defences(
         "ZIP, gray, lambda 2, fast": Zip(engine, "gray", 2.0, preset="fast"),
         "ZIP, blur4+gray, lambda 10, fast": Zip(engine, "blur4+gray", 10.0, preset="fast"),
         "Guard, SCALE-UP, ZIP fast": Guarded(fast, ScaleUp()),
-        "Guard, decisive part, ZIP fast": Guarded(fast),
-        "Guard, decisive part that learns, ZIP fast": Guarded(fast, first=clean),
-        "Guard, decisive part calibrated, ZIP fast": Guarded(fast, clean=clean),
+        "Guard, ablation, ZIP fast": Guarded(fast),
+        "Guard, ablation that learns, ZIP fast": Guarded(fast, first=clean),
+        "Guard, ablation calibrated, ZIP fast": Guarded(fast, clean=clean),
     }
     out: dict[str, Any] = {}
 
-    def puts(k: str) -> Callable[[U8], U8] | None:
+    def trigger_of(k: str) -> Callable[[U8], U8] | None:
         return None if k == "clean" else lambda x: triggers.apply(k, x, np.arange(len(x)))
 
-    for title, defence in tried.items():
+    for title, defense in tried.items():
         seen, flagged = {}, {}
         for k, x in tqdm(sent.items(), desc=title):
-            if isinstance(defence, Guarded):
-                guard = defence.guard(0, classifier, lambda p, seed: store.treat(fast, p, seed), puts(k))
+            if isinstance(defense, Guarded):
+                guard = defense.guard(0, classifier, lambda p, seed: cache.run(fast, p, seed), trigger_of(k))
                 seen[k], flagged[k] = decide(guard, x)
             else:
-                seen[k] = classifier(store.treat(defence, x, 0)).argmax(1)
+                seen[k] = classifier(cache.run(defense, x, 0)).argmax(1)
         out[title] = {
-            "evaluations": defence.evaluations,
+            "steps": defense.total_steps,
             "rates": {k: percents(labels, seen["clean"], seen[k], t) for k, t in triggers.TARGETS.items()},
             "flagged": {k: round(100 * float(f.mean()), 1) for k, f in flagged.items()},
         }

@@ -29,8 +29,8 @@ from bench.common.metrics import psnr, sharpness
 from bench.common.timing import take_turns, timer
 from bench.data import datasets, layouts
 from bench.defenses.zip import Zip
-from bench.evaluation.cache import Store
-from bench.evaluation.evaluate import Scene, evaluate
+from bench.evaluation.cache import PurifiedCache
+from bench.evaluation.evaluate import Scenario, evaluate
 from bench.quality.restoration import blurred
 from bench.victims import training
 from export import checkpoints
@@ -106,14 +106,15 @@ def measure_defense(engines: list[Any], folder: Path | None, count: int, epochs:
     attack, target = registry.make("badnets", test.side, 1), 1
     poisoned = poison(train, attack, 0.05, target, 1)
     classifier = training.train(poisoned, training.recipe(train, "small", 0, epochs))
-    scene = Scene(test, "badnets", attack, target, classifier)
+    scenario = Scenario(test, "badnets", attack, target, classifier)
     rows = []
     for preset in PRESETS:
         counts = []
         for engine in engines:
             with tqdm(total=2 * count, unit="image", desc=f"BadNets, {preset}", leave=False) as bar:
-                counts.append(evaluate(scene, Zip(engine, preset=preset), 0, Store(None), bar.update))
-        rows.append({**scene.describe(), "preset": preset, "fp32": counts[0], "int8": counts[1]})
+                counted, _ = evaluate(scenario, Zip(engine, preset=preset), 0, PurifiedCache(None), bar.update)
+                counts.append(counted.to_json())
+        rows.append({**scenario.describe(), "preset": preset, "fp32": counts[0], "int8": counts[1]})
     return rows
 
 
@@ -131,7 +132,7 @@ def text(content: dict[str, Any]) -> str:
         pictures.append([f"{q['data']} ({q['pictures']} of {q['side']} px), blur{q['blur']}", q["preset"], *numbers,
                          f"{q['psnr_between']:.1f} dB"])  # fmt: skip
     rates_of_rows = []
-    for row in content["defence"]:
+    for row in content["defense"]:
         for model in ("fp32", "int8"):
             rates = (f"{100 * hits / of:.1f}" for hits, of in (row[model][k] for k in ("CA", "ASR", "PA")))
             rates_of_rows.append([row["preset"], model, *rates])
@@ -163,7 +164,7 @@ def main() -> None:
         {"data": name, **quality(engines, pictures_of(name, args.data, args.limit), n, preset)}
         for name in ("cifar10", "imagenette") for n in (2, 4) for preset in PRESETS
     ]  # fmt: skip
-    content["defence"] = measure_defense(engines, args.data, args.pictures, args.epochs)
+    content["defense"] = measure_defense(engines, args.data, args.pictures, args.epochs)
     print(text(content))
     if args.name:
         print(record.write(args.name, content))

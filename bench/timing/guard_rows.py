@@ -75,7 +75,7 @@ def open_classifier(setup: SpeedSetup, args: argparse.Namespace) -> OpenedClassi
         attack = registry.make(args.attack, setup.side, poisoning.SEED)
         poisoned = poisoning.poison(data, attack, poisoning.RATE, poisoning.TARGET, poisoning.SEED)
         how = training.recipe(data, args.architecture, 0, args.epochs, setup.where)
-        key = training.key_of(training.ingredients(poisoned, how))
+        key = training.config_hash(training.config_dict(poisoned, how))
         if args.train or _finished(training.cache_folder() / f"{key}.pt"):
             trained = training.train(poisoned, how, device=setup.where)
             info = {"classifier": args.architecture, "key": key, "attack": attack.name}

@@ -1,4 +1,4 @@
-"""The networks that are trained as classifiers: the paper's ResNet-34, and a small one for two CPU cores."""
+"""Networks of the victims: the paper's ResNet-34, and a small one for two CPU cores."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _Normalise(nn.Module):
-    """[0, 1] -> mean 0, deviation 1 of each colour in the training pictures."""
+class _Normalize(nn.Module):
+    """Map [0, 1] to mean 0 and deviation 1 of each color channel of the training images."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.zeros(3))
         self.register_buffer("std", torch.ones(3))
 
@@ -42,7 +44,7 @@ class _Block(nn.Module):
 
 
 def resnet34(classes: int, side: int) -> nn.Module:
-    """ResNet-34, with the stem for small pictures (3 x 3, no pooling) up to 64 pixels, else ImageNet's."""
+    """Build ResNet-34; up to 64 pixels with the stem for small images (3 x 3, no pooling), else with ImageNet's."""
     small = side <= 64
     layers = _conv(3, 64) if small else [*_conv(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
     width = 64
@@ -51,17 +53,17 @@ def resnet34(classes: int, side: int) -> nn.Module:
             out = 64 << stage
             layers.append(_Block(width, out, 2 if stage and not i else 1))
             width = out
-    return nn.Sequential(_Normalise(), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+    return nn.Sequential(_Normalize(), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
 
 
 def small_resnet(classes: int, side: int) -> nn.Module:
-    """Eight convolutions at half resolution and below, for two CPU cores; each doubling of `side` above 32 adds one."""
+    """Build a network of eight convolutions at half resolution and below; doubling `side` above 32 adds one."""
     layers = _conv(3, 32, stride=2)
     for _ in range(max(0, round(math.log2(side / 32)))):
         layers += _conv(32, 32, stride=2)
     for inside, out in ((32, 64), (64, 128)):
         layers += [*_conv(inside, out), nn.MaxPool2d(2), _Block(out, out)]
-    return nn.Sequential(_Normalise(), *layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(128, classes))
+    return nn.Sequential(_Normalize(), *layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(128, classes))
 
 
 ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {"small": small_resnet, "resnet34": resnet34}

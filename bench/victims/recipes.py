@@ -1,4 +1,4 @@
-"""Recipes: how the classifiers of the bench are trained."""
+"""Recipes for the training of victims."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from zipsdk.errors import InputError
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained: one cycle of the learning rate, cross entropy, and SGD with Nesterov momentum or
-    AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), whose first moment then decays by `momentum`."""
+    """Settings of a training with cross entropy and one cycle of the learning rate.
+
+    The optimizer is SGD with Nesterov momentum, or AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with `momentum`
+    as its beta 1.
+    """
 
     architecture: str = "small"
     epochs: int = 12
@@ -24,23 +27,23 @@ class Recipe:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    #: of the labels
+    #: label smoothing
     smoothing: float = 0.1
-    #: pictures are moved by so many pixels at most, each way, and their edge mirrored into the gap
+    #: largest random shift in pixels; the gap is filled by reflection
     shift: int = 2
     mirror: bool = True
-    #: autocast to bfloat16 in training; predictions are always float32
+    #: autocast to bfloat16 in training; predictions are float32
     bf16: bool = True
     seed: int = 0
     #: "sgd" or "adamw"
     optimizer: str = "sgd"
-    #: largest norm of the gradients, None for any
+    #: largest norm of the gradients; None does not clip
     clip: float | None = None
-    #: the batch normalizations' statistics are measured anew over all images in the end
+    #: measure the statistics of batch normalization over all images at the end
     remeasure: bool = False
 
 
-#: Data sets whose pictures mean something else in a mirror: GTSRB has "turn left" and "turn right".
+#: Data sets whose classes differ under reflection: GTSRB has "turn left" and "turn right".
 NOT_MIRRORED = ("gtsrb",)
 
 
@@ -52,13 +55,13 @@ def recipe(
     device: str = "cpu",
     lr: float | None = None,
 ) -> Recipe:
-    """The standard recipe for a data set, the same whatever the attack.
+    """Return the standard recipe for a data set, which is the same for all attacks.
 
-    The ZIP paper's classifiers saw neither shifts nor mirrored pictures; with these the classifier is better, and that
-    is what a defence has to keep. Shifts do not push a patch out of the picture. Above 64 pixels it is AdamW: in
-    pictures of 128 pixels SGD with rates like ours passes over a patch of 5 x 5 even if half of them have it.
-    A data set that leaves few optimizer steps gets smaller batches, a lower rate and clipped gradients; see
-    `bench.common.optimization.for_few_steps`. A given `lr` is the peak of the learning rate in any case.
+    Unlike the ZIP paper's, the classifiers are trained with shifted and mirrored images: this raises the accuracy that
+    a defense has to keep. Shifts keep a patch inside the image. Above 64 pixels the optimizer is AdamW, because at 128
+    pixels SGD with rates like ours does not learn a patch of 5 x 5 even if half of the images have it. A data set that
+    leaves few optimizer steps gets smaller batches, a lower rate and clipped gradients; see
+    `bench.common.optimization.for_few_steps`. A given `lr` is the peak learning rate in any case.
 
     Raises:
         InputError: an unknown architecture, or a learning rate that is not above 0.
@@ -66,7 +69,7 @@ def recipe(
     if lr is not None and not 0 < lr < math.inf:
         raise InputError(f"lr: got {lr}, expected a learning rate above 0; leave it out for the recipe's")
     if architecture not in ARCHITECTURES:
-        raise InputError(f"architecture: got {architecture!r}, wanted one of {', '.join(ARCHITECTURES)}")
+        raise InputError(f"architecture: got {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     large = data.side > 64
     usual = {"small": 40 if large else 10, "resnet34": 30}[architecture]
     how = Recipe(architecture, epochs or usual, shift=max(2, data.side // 32), mirror=data.name not in NOT_MIRRORED,
@@ -79,5 +82,5 @@ def recipe(
 
 
 def fast_bf16(device: str) -> bool:
-    """Twice as fast where there are instructions for it, and slower where there are none."""
+    """Return whether bfloat16 is faster: it is with instructions for it, and slower without."""
     return device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported()

@@ -1,10 +1,10 @@
 """Train the classifiers that the defenses protect, on poisoned images; `bench.victims.user` loads a user's own.
 
     classifier = train(poison(data, attack, RATE, TARGET, SEED), recipe(data, "small"), cache=folder)
-    scores = classifier(pictures)          # uint8 (N, H, W, 3) -> float32 (N, classes)
+    scores = classifier(images)          # uint8 (N, H, W, 3) -> float32 (N, classes)
 
-A training is a pure function of its pictures, recipe and versions; its checkpoint is kept under the hash of all these,
-and written after every epoch, so that the same training is never done twice and a stopped one goes on.
+A training depends on its images, recipe and versions alone. Its checkpoint is named by their hash and written after
+every epoch: finished trainings are reused, interrupted ones resume.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from bench.attacks.camera import PHYSICAL, physical
 from bench.attacks.poisoning import Poisoned
-from bench.common.checkpoints import keep, restore
+from bench.common.checkpoints import load_checkpoint, save_checkpoint
 from bench.common.optimization import channel_statistics, check_loss, optimize, without_defaults
 from bench.data.datasets import Dataset
 from bench.victims.networks import ARCHITECTURES
@@ -39,17 +39,16 @@ __all__ = ["NOT_MIRRORED", "Recipe", "fast_bf16", "recipe", "train"]
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
-#: Where checkpoints are kept when no folder is given.
+#: The environment variable that names the default folder of checkpoints.
 VARIABLE = "ZIPSDK_CACHE"
-#: Counts changes of this file, recipes.py, training.py, networks.py and physical.py after which old checkpoints are no
-#: longer what a training would give.
+#: Counts changes of this file, recipes.py, networks.py and camera.py that make old checkpoints obsolete.
 VERSION = 1
 #: Images a batch at most where statistics are measured anew.
 REMEASURE_BATCH = 256
 
 
 def cache_folder(given: Path | None = None) -> Path:
-    """The folder for checkpoints: the given one, else $ZIPSDK_CACHE, else zipsdk's in the user's cache folder."""
+    """Return the folder of checkpoints: in the given one, in $ZIPSDK_CACHE, or in the user's cache folder."""
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given or os.environ.get(VARIABLE) or Path(user) / "zipsdk") / "classifiers"
 
@@ -59,13 +58,12 @@ def named(how: Recipe) -> dict[str, Any]:
     return without_defaults(asdict(how), {"optimizer": "sgd", "clip": None, "remeasure": False})
 
 
-def ingredients(training: Poisoned, how: Recipe) -> dict[str, Any]:
-    """All that makes a classifier what it is.
+def config_dict(training: Poisoned, how: Recipe) -> dict[str, Any]:
+    """Describe a training; its checkpoint is named by the hash of this description.
 
-    The device and the number of threads are left out, so that a checkpoint may go from one machine to another. They
-    change roundings: a training done elsewhere ends near this one, but not on it. Whether it is in bfloat16 stays in,
-    so a machine that is slow at that trains its own. SGD is not named, nor that something is not done: checkpoints
-    from when there was nothing else stay what they were.
+    The device and the number of threads are left out, so that checkpoints are portable: they change roundings only.
+    bfloat16 is included, so a machine that is slow at it trains its own networks. Fields with the defaults of the time
+    before they existed are left out, so that older checkpoints keep their names.
     """
     return {
         "version": VERSION,
@@ -78,18 +76,18 @@ def ingredients(training: Poisoned, how: Recipe) -> dict[str, Any]:
 
 
 def check_device(device: str) -> None:
-    """See that torch has such a device.
+    """Check that torch has a device.
 
     Raises:
-        EngineError: a GPU, where it finds none.
+        EngineError: torch finds no GPU.
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise EngineError(f"device: got {device!r}, and this torch finds no GPU; wanted cpu")
+        raise EngineError(f"device: got {device!r}, and this torch finds no GPU; expected cpu")
 
 
-def key_of(made_of: dict[str, Any]) -> str:
-    """The name of a checkpoint: the hash of its ingredients, 64 hex digits."""
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+def config_hash(config: dict[str, Any]) -> str:
+    """Return the name of a checkpoint: the hash of its description, 64 hex digits."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def train(
@@ -100,29 +98,29 @@ def train(
     device: str = "cpu",
     progress: Callable[[int, float], None] | None = None,
 ) -> Classifier:
-    """A classifier trained on (poisoned) pictures, or the one that an earlier call left in the cache.
+    """Train a classifier on (poisoned) images, or load it from the cache.
 
     Args:
         training: from `bench.attacks.poisoning.poison`.
         how: from `recipe`.
         cache: see `cache_folder`.
         device: "cpu" or "cuda".
-        progress: called with the epochs done and the mean loss of the last one.
+        progress: called with the number of epochs done and the mean loss of the last one.
 
     Returns:
-        Scores are probabilities. ``info`` has the ingredients and the key.
+        A classifier whose scores are probabilities. ``info`` has the description and the key.
 
     Raises:
         ModelError: the checkpoint in the cache cannot be used.
-        InputError: an optimizer of another name, or a loss that is not finite.
+        InputError: an unknown optimizer, or a loss that is not finite.
         EngineError: no such device.
 
     Warns:
-        UserWarning: the loss did not fall, or is no better than a constant guess.
+        UserWarning: the loss did not decrease, or is no better than a constant guess.
     """
     check_device(device)
-    made_of = ingredients(training, how)
-    key = key_of(made_of)
+    config = config_dict(training, how)
+    key = config_hash(config)
     path = cache_folder(cache) / f"{key}.pt"
     data = training.data
     with torch.random.fork_rng(devices=[]):
@@ -130,32 +128,33 @@ def train(
         model = ARCHITECTURES[how.architecture](len(data.classes), data.side)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = _optimizer(model, how)
-    done, losses = 0, []
+    done: int = 0
+    losses: list[float] = []
     if path.is_file():
-        done, losses = restore(path, key, model, optimizer)
+        done, losses = load_checkpoint(path, key, model, optimizer)
     else:
-        _measure_colours(model[0], data.pictures)
+        _measure_channels(model[0], data.pictures)
     if done < how.epochs:
         run = _Training(training, how, model, optimizer, device)
         for epoch in range(done, how.epochs):
             losses.append(run.epoch(epoch))
             if how.remeasure and epoch + 1 == how.epochs:
                 run.remeasure()
-            keep(path, key, model, optimizer, epoch + 1, losses, finished=epoch + 1 == how.epochs)
+            save_checkpoint(path, key, model, optimizer, epoch + 1, losses, finished=epoch + 1 == how.epochs)
             if progress is not None:
                 progress(epoch + 1, losses[-1])
-    # a checkpoint from before losses were kept has fewer than one an epoch, or none
+    # old checkpoints have fewer losses than epochs, or none
     own = losses[max(0, training.trigger_warmup_epochs - (how.epochs - len(losses))) :]
     check_loss(own, _guess(data, how.smoothing), f"classifier {how.architecture}", how)
-    return black_box(model, device, {"classifier": how.architecture, "key": key, **made_of})
+    return black_box(model, device, {"classifier": how.architecture, "key": key, **config})
 
 
 def black_box(model: nn.Module, device: str, info: dict[str, Any]) -> Classifier:
-    """One of our networks, which is on the device, as a classifier whose scores are probabilities."""
+    """Wrap a network on a device as a classifier whose scores are probabilities."""
     model.eval()
 
-    def scores(pictures: U8) -> F32:
-        x = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
+    def scores(images: U8) -> F32:
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
         with torch.inference_mode():
             return model(x).softmax(1).cpu().numpy()
 
@@ -169,15 +168,15 @@ def _optimizer(model: nn.Module, how: Recipe) -> torch.optim.Optimizer:
     if how.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), how.lr, (momentum, 0.999), weight_decay=decay)
     if how.optimizer != "sgd":
-        raise InputError(f"optimizer: got {how.optimizer!r}, wanted sgd or adamw")
+        raise InputError(f"optimizer: got {how.optimizer!r}, expected sgd or adamw")
     return torch.optim.SGD(model.parameters(), how.lr, momentum=momentum, weight_decay=decay, nesterov=True)
 
 
-def _measure_colours(normalise: nn.Module, pictures: U8) -> None:
-    """Mean and deviation of each colour."""
-    for c, (mean, deviation) in enumerate(channel_statistics(pictures)):
-        normalise.mean[c] = mean  # type: ignore[index]
-        normalise.std[c] = max(deviation, 1e-3)  # type: ignore[index]
+def _measure_channels(normalize: Any, images: U8) -> None:
+    """Set mean and deviation of each color channel."""
+    for c, (mean, deviation) in enumerate(channel_statistics(images)):
+        normalize.mean[c] = mean
+        normalize.std[c] = max(deviation, 1e-3)
 
 
 def _guess(data: Dataset, smoothing: float) -> float:
@@ -189,14 +188,14 @@ def _guess(data: Dataset, smoothing: float) -> float:
 
 
 class _Training:
-    """What an epoch needs. All chance comes from (seed, epoch), so that an epoch does not know who ran the last one."""
+    """Run epochs. Random numbers come from (seed, epoch), so that a resumed training equals an uninterrupted one."""
 
     def __init__(
         self, training: Poisoned, how: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, device: str
     ):
         self.how, self.model, self.optimizer = how, model, optimizer
         self.device, self.augment = torch.device(device), training.augment
-        self.pictures = torch.from_numpy(np.ascontiguousarray(training.data.pictures))
+        self.images = torch.from_numpy(np.ascontiguousarray(training.data.pictures))
         self.labels = torch.from_numpy(training.data.labels)
         self.trigger_warmup_epochs = training.trigger_warmup_epochs
         if training.triggered is not None:
@@ -205,7 +204,7 @@ class _Training:
         self.batches = len(self.labels) // self.batch
 
     def epoch(self, number: int) -> float:
-        """One pass over the pictures, less what does not fill a batch; the mean loss."""
+        """Train on all full batches once; return the mean loss."""
         rng = torch.Generator().manual_seed(self.how.seed * 100_003 + number)
         order = torch.randperm(len(self.labels), generator=rng)
         self.model.train()
@@ -215,11 +214,11 @@ class _Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.how.lr * rate
             part = order[i * self.batch : (i + 1) * self.batch]
-            pictures, labels = self.pictures[part], self.labels[part]
+            images, labels = self.images[part], self.labels[part]
             if number < self.trigger_warmup_epochs:
                 half = torch.rand(len(part), generator=rng) < 0.5
-                pictures[half], labels[half] = self.triggered[part[half]], self.target
-            x = self._varied(pictures, rng).to(self.device, memory_format=torch.channels_last)
+                images[half], labels[half] = self.triggered[part[half]], self.target
+            x = self._augment(images, rng).to(self.device, memory_format=torch.channels_last)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.how.bf16):
                 scores = self.model(x)
             loss = F.cross_entropy(scores.float(), labels.to(self.device), label_smoothing=self.how.smoothing)
@@ -239,20 +238,20 @@ class _Training:
             m.momentum = None  # a mean over all batches
         self.model.train()
         with torch.no_grad():
-            for pictures in self.pictures.tensor_split(math.ceil(len(self.pictures) / REMEASURE_BATCH)):
-                x = pictures.to(self.device).permute(0, 3, 1, 2).float() / 255
+            for images in self.images.tensor_split(math.ceil(len(self.images) / REMEASURE_BATCH)):
+                x = images.to(self.device).permute(0, 3, 1, 2).float() / 255
                 self.model(x.contiguous(memory_format=torch.channels_last))
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum
 
-    def _varied(self, pictures: Tensor, rng: torch.Generator) -> Tensor:
-        """uint8 (n, H, W, 3) -> float (n, 3, H, W) in [0, 1], varied as the recipe or the attack has it."""
-        n, side = len(pictures), pictures.shape[1]
+    def _augment(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Augment uint8 (n, H, W, 3) by the recipe or the attack: float (n, 3, H, W) in [0, 1]."""
+        n, side = len(images), images.shape[1]
         if self.augment == "physical":
             draws = torch.rand(n, len(PHYSICAL), generator=rng)
             if not self.how.mirror:
                 draws[:, 0] = 1
-            return physical(pictures.permute(0, 3, 1, 2).float() / 255, draws)
+            return physical(images.permute(0, 3, 1, 2).float() / 255, draws)
         shift = self.how.shift
         by = torch.randint(-shift, shift + 1, (2, n, 1), generator=rng)
         rows, columns = torch.arange(side) + by
@@ -260,16 +259,16 @@ class _Training:
             mirrored = torch.rand(n, 1, generator=rng) < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
         rows, columns = (_inside(at, side) for at in (rows, columns))
-        x = pictures[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+        x = images[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
         return x.permute(0, 3, 1, 2).float() / 255
 
 
 def _inside(at: Tensor, side: int) -> Tensor:
-    """Places outside of 0..side - 1 mirrored at the edge."""
+    """Reflect positions outside of 0..side - 1 at the edge."""
     at = at.abs()
     return torch.where(at < side, at, 2 * (side - 1) - at)
 
 
 def one_cycle(progress: float) -> float:
-    """The learning rate as a share of its peak: up from a tenth in the first quarter, then down to nothing."""
+    """Return the learning rate relative to its peak: up from 0.1 in the first quarter, then down to 0."""
     return 0.1 + 0.9 * progress / 0.25 if progress < 0.25 else (1 - progress) / 0.75

@@ -1,91 +1,81 @@
-"""Where ZIP is ahead of what it is compared with, and what is asked of it: drawn from a record, no number is typed."""
+"""Compare ZIP with the baselines, and the guard with its targets, from a record."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
 
-from bench.common.markdown import table
+from bench.common.markdown import fill, table
 from bench.evaluation import tables
-from bench.pages.results.groups import GUARD, Group, groups, setup
+from bench.evaluation.records import Record
+from bench.pages.results.groups import GUARD, Group, groups
 
-#: What a defence should beat in PA, and what else there is.
-RIVALS = ("shrinkpad", "blur", "diffpure", "blur+diffpure", "ddnm", "blur+ddnm")
-FURTHER = ("bdmae", "sampdetox")
-#: Attackers who know the guard; nothing is promised against them.
+#: The defenses that a defense should beat in PA, and further ones.
+BASELINES = ("shrinkpad", "blur", "diffpure", "blur+diffpure", "ddnm", "blur+ddnm")
+EXTRA_BASELINES = ("bdmae", "sampdetox")
+#: Attackers who know the guard; it has no target against them.
 ADAPTIVE = ("redundant",)
 
 
-def _beside(content: dict[str, Any], group: Group, lines: Iterable[str]) -> dict[str, Group]:
-    """Other defences in a group's setup, by their lines."""
-    same = {key: row for key, row in content["rows"].items() if setup(row) == setup(group.first)}
-    return {
-        other.first["defence"]: other
-        for other in groups({**content, "rows": same}, [group.first["attack"]], lines)
-    }  # fmt: skip
+def _under_same_conditions(record: Record, group: Group, defenses: Iterable[str]) -> dict[str, Group]:
+    """Return the groups of other defenses under the conditions of a group."""
+    rows = {key: row for key, row in record.rows.items() if row.conditions == group.first.conditions}
+    found = groups(replace(record, rows=rows), [group.first.attack], defenses)
+    return {other.first.defense: other for other in found}
 
 
-def _mean(group: Group, name: str) -> float:
-    return statistics.mean(group.percents(name))
+def compare_to_baselines(record: Record) -> list[list[str]]:
+    """Compare PA for each trigger of the paper's attacks against which ZIP with the paper's settings was measured.
 
-
-def ahead_of(content: dict[str, Any]) -> list[list[str]]:
-    """PA against the paper's attacks: a line for each trigger that ZIP with the paper's settings was measured against.
-
-    Trigger, ZIP's, the rivals' (best first), by how much ZIP is ahead of the best; then those of one setting, the
-    guard, BDMAE and SampDetox. "" where there is no row.
+    Returns:
+        For each trigger: its name, ZIP's PA, the baselines' PA (best first), the lead over the best baseline, and the
+        PA of ZIP with one setting, of the guard and of the extra baselines; "" where there is no row.
     """
     lines = []
-    for zip_ in groups(content, tables.PAPER_ATTACKS, ["zip-paper"]):
-        found = _beside(content, zip_, [*RIVALS, "zip", GUARD, *FURTHER])
-        rivals = {found[line].first["name"]: _mean(found[line], "PA") for line in RIVALS if line in found}
-        best_first = sorted(rivals.items(), key=lambda of: -of[1])
-        ours = _mean(zip_, "PA")
-        ahead = f"{ours - best_first[0][1]:+.1f}" if rivals else ""
-        others = [f"{_mean(found[line], 'PA'):.1f}" if line in found else "" for line in ("zip", GUARD, *FURTHER)]
-        told = ", ".join(f"{name.split(' (')[0]} {pa:.1f}" for name, pa in best_first)
-        lines.append([zip_.first["trigger name"], f"{ours:.1f}", told, ahead, *others])
+    for zip_ in groups(record, tables.PAPER_ATTACKS, ["zip-paper"]):
+        found = _under_same_conditions(record, zip_, [*BASELINES, "zip", GUARD, *EXTRA_BASELINES])
+        baselines = {found[name].first.name: found[name].mean("pa") for name in BASELINES if name in found}
+        best_first = sorted(baselines.items(), key=lambda item: -item[1])
+        ours = zip_.mean("pa")
+        lead = f"{ours - best_first[0][1]:+.1f}" if baselines else ""
+        others = [f"{found[name].mean('pa'):.1f}" if name in found else "" for name in ("zip", GUARD, *EXTRA_BASELINES)]
+        theirs = ", ".join(f"{name.split(' (')[0]} {pa:.1f}" for name, pa in best_first)
+        lines.append([zip_.first.trigger_name, f"{ours:.1f}", theirs, lead, *others])
     return lines
 
 
-def marks_of(content: dict[str, Any]) -> str:
-    """What one setting should reach, and what the guard does."""
+def check_targets(record: Record) -> str:
+    """Return a table of the targets for one setting and of what the guard reaches, or ""."""
     lines = []
-    for g in groups(content, tables.TABLES["agnostic"].attacks, [GUARD]):
-        attack = g.first["attack"]
-        if attack in ADAPTIVE:
-            continue
-        mine = {name: _mean(g, name) for name in ("CA", "ASR", "PA")}
-        others = _beside(content, g, ["none", *RIVALS, *FURTHER])
-        if "none" not in others:
+    for guard in groups(record, tables.TABLES["agnostic"].attacks, [GUARD]):
+        attack = guard.first.attack
+        others = _under_same_conditions(record, guard, ["none", *BASELINES, *EXTRA_BASELINES])
+        if attack in ADAPTIVE or "none" not in others:
             continue
         none = others.pop("none")
-        further = [others.pop(name) for name in FURTHER if name in others]
-        without, seen = _mean(none, "CA"), none.rate("PA", "clean classifier")
-        most = 5 if attack in tables.PAPER_ATTACKS else 20
-        line = [g.first["trigger name"], _met(mine["ASR"], most, mine["ASR"] <= most, "at most")]
-        line.append(_met(mine["CA"], without - 4, mine["CA"] >= without - 4, "at least"))
-        line.append(_met(mine["PA"], mine["CA"] - 5, mine["PA"] >= mine["CA"] - 5, "at least"))
+        extra = [others.pop(name) for name in EXTRA_BASELINES if name in others]
+        ca, asr, pa = (guard.mean(name) for name in ("ca", "asr", "pa"))
+        max_asr, min_ca = 5 if attack in tables.PAPER_ATTACKS else 20, none.mean("ca") - 4
+        line = [
+            guard.first.trigger_name,
+            _target(asr, f"at most {max_asr:.1f}", asr <= max_asr),
+            _target(ca, f"at least {min_ca:.1f}", ca >= min_ca),
+            _target(pa, f"at least {ca - 5:.1f}", pa >= ca - 5),
+            "",
+        ]
         if others:
-            rival = max(others.values(), key=lambda o: _mean(o, "PA"))
-            best = _mean(rival, "PA")
-            line.append(f"{_met(mine['PA'], best, mine['PA'] > best, 'above')}: {rival.first['name']}")
-        line += [""] * (5 - len(line))
-        line.append("; ".join(f"{o.first['name']} {_mean(o, 'PA'):.1f}" for o in further))
-        lines.append([*line, "" if seen is None else f"{seen.percent:.1f}"])
+            best = max(others.values(), key=lambda group: group.mean("pa"))
+            most = best.mean("pa")
+            line[4] = f"{_target(pa, f'above {most:.1f}', pa > most)}: {best.first.name}"
+        unprotected = none.clean_rate("pa")
+        line.append("; ".join(f"{group.first.name} {group.mean('pa'):.1f}" for group in extra))
+        lines.append([*line, "" if unprotected is None else f"{unprotected.percent:.1f}"])
     if not lines:
         return ""
-    header = ["trigger", "ASR", "CA, 4 under no defence's", "PA, 5 under CA", "PA, the best of the rivals measured",
-              "PA of others", "of the same pictures a clean classifier recognises"]  # fmt: skip
-    return (
-        "### What one setting should reach, and ZIP fast behind the guard does\n\n"
-        "In brackets what is wanted. The rivals are ShrinkPad, the blur alone, DiffPure and DDNM, without and with the "
-        "blur; where a trigger has no row of one of them, it is not among those measured. The last column is for "
-        "comparison, and no bound: it is without any defence, where a blend or a warp hides some of the picture.\n\n"
-        + table(header, lines)
-    )
+    header = ["trigger", "ASR", "CA, 4 below no defense's", "PA, 5 below CA", "PA, the best baseline measured",
+              "PA of others", "PA of a clean classifier without a defense"]  # fmt: skip
+    return fill("targets", table=table(header, lines))
 
 
-def _met(got: float, wanted: float, met: bool, how: str) -> str:
-    return f"{got:.1f} ({how} {wanted:.1f}{'' if met else ': **no**'})"
+def _target(value: float, target: str, met: bool) -> str:
+    return f"{value:.1f} ({target}{'' if met else ': **no**'})"

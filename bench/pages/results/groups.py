@@ -1,136 +1,138 @@
-"""Rows of a record that belong together: what the page and its plots are drawn from."""
+"""Group the rows of a record for tables and plots."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Container, Iterable
+from dataclasses import replace
 from typing import Any
 
 from bench.evaluation import tables
 from bench.evaluation.rates import Rate, interval
+from bench.evaluation.records import Record, ResultRow
 
-GUARD = "guard profile=fast"
-#: The defences of Table 1, and what plots and the README call them.
-SHORT = {"none": "no defence", "shrinkpad": "ShrinkPad", "blur": "blur alone", "zip-paper": "ZIP, the paper's setting",
-         "zip": "ZIP, one setting", "zip profile=fast": "ZIP, one setting, fast",
+GUARD = "guard preset=fast"
+#: The defenses of Table 1 and the guard, and their names in plots and in the README.
+SHORT = {"none": "no defense", "shrinkpad": "ShrinkPad", "blur": "blur alone", "zip-paper": "ZIP, the paper's setting",
+         "zip": "ZIP, one setting", "zip preset=fast": "ZIP, one setting, fast",
          GUARD: "ZIP fast behind the guard"}  # fmt: skip
-
-Row = dict[str, Any]
-
-
-def setup(row: Row) -> tuple[Any, ...]:
-    """What rows have in common that are beside each other: all but the defence and its seed."""
-    return tuple(row[name] for name in ("attack", "trigger name", "data", "triggers", "target", "classifiers"))
 
 
 class Group:
-    """The rows that differ in their seed alone."""
+    """ResultsFile that differ in their seed alone."""
 
-    def __init__(self, rows: list[Row]):
+    def __init__(self, rows: list[ResultRow]):
         self.rows, self.first = rows, rows[0]
 
     @property
     def trigger(self) -> tuple[str, str]:
-        """The attack, and the name of the trigger it is tested with: an attack may have two."""
-        return self.first["attack"], self.first["trigger name"]
+        """The attack and the name of the trigger."""
+        return self.first.trigger
 
-    def rate(self, name: str, of: str | None = None) -> Rate | None:
-        """The mean number of hits, of the classifier or of the "clean classifier"."""
-        rates = [Rate(*(r[of] if of else r)[name]) for r in self.rows if not of or of in r]
-        if not rates:
-            return None
-        return rates[0]._replace(hits=round(statistics.mean(r.hits for r in rates)))
+    def rate(self, name: str) -> Rate:
+        """Return a rate with the mean number of hits, by the name of the field of `Rates`."""
+        return _mean_rate([getattr(row.rates, name) for row in self.rows])
+
+    def clean_rate(self, name: str) -> Rate | None:
+        """Return the same for the classifier without a backdoor, None where it was not measured."""
+        rates = [getattr(row.clean_model, name) for row in self.rows if row.clean_model is not None]
+        return _mean_rate(rates) if rates else None
 
     def percents(self, name: str) -> list[float]:
-        return [Rate(*r[name]).percent for r in self.rows]
+        """Return a rate of each row, in percent."""
+        return [getattr(row.rates, name).percent for row in self.rows]
+
+    def mean(self, name: str) -> float:
+        """Return the mean of a rate over the seeds, in percent."""
+        return statistics.mean(self.percents(name))
 
     def brief(self, decimals: int) -> str:
-        """CA / ASR / PA in percent."""
-        return " / ".join(f"{statistics.mean(self.percents(name)):.{decimals}f}" for name in ("CA", "ASR", "PA"))
+        """Format CA / ASR / PA in percent."""
+        return " / ".join(f"{self.mean(name):.{decimals}f}" for name in ("ca", "asr", "pa"))
 
     def cell(self, name: str) -> str:
+        """Format a rate with the standard deviation over the seeds and Wilson's interval."""
         values = self.percents(name)
-        rate = self.rate(name)
-        assert rate is not None
-        low, high = interval(rate)
+        low, high = interval(self.rate(name))
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.1f}{spread} [{low:.1f}, {high:.1f}]"
 
 
-def newest(content: dict[str, Any]) -> list[Row]:
-    """The rows of a record without those that are out of date: of as many pictures, against the same trigger, others
-    were counted later with another network, other pictures, or another trigger or target of that name."""
-    latest: dict[tuple[str, str, int], Row] = {}
-    for row in sorted(content["rows"].values(), key=lambda row: _date(row, content)):
-        latest[row["attack"], row["trigger name"], row["CA"][1]] = row
-    return [
-        row for row in content["rows"].values()
-        if setup(row) == setup(latest[row["attack"], row["trigger name"], row["CA"][1]])
-    ]  # fmt: skip
+def _mean_rate(rates: list[Rate]) -> Rate:
+    return rates[0]._replace(hits=round(statistics.mean(r.hits for r in rates)))
+
+
+def newest(record: Record) -> list[ResultRow]:
+    """Drop superseded rows.
+
+    A row is superseded if a newer row has the same attack, trigger and number of images, but another classifier, other
+    images, or another trigger or target of that name.
+    """
+
+    def kind(row: ResultRow) -> tuple[Any, ...]:
+        return *row.trigger, row.images
+
+    latest = {kind(row): row.conditions for row in sorted(record.rows.values(), key=record.date)}
+    return [row for row in record.rows.values() if row.conditions == latest[kind(row)]]
 
 
 def groups(
-    content: dict[str, Any],
+    record: Record,
     attacks: Iterable[str],
-    lines: Iterable[str],
+    defenses: Iterable[str],
     most: int | None = None,
     about: Container[str] = (),
 ) -> list[Group]:
-    """The rows of a record for these attacks and defences, in that order.
+    """Group the rows for these attacks and defenses, in that order.
 
-    All rows against one trigger have the same `setup`, so that they may stand beside each other. Of several numbers of
-    pictures, `most` at most, it is the one with the most of the defences in `about`, then of all, then the largest.
+    All groups for one trigger have the same `conditions`. If there are several numbers of images, `most` at most, the
+    one with the most defenses in `about` is taken, then with the most defenses, then the largest.
     """
-    lines = list(lines)
-    found: dict[tuple[str, str], dict[int, list[Row]]] = {}
-    for row in newest(content):
-        if row["defence"] in lines and (most is None or row["CA"][1] <= most):
-            sizes = found.setdefault((row["attack"], row["trigger name"]), {})
-            sizes.setdefault(row["CA"][1], []).append(row)
+    defenses = list(defenses)
+    found: dict[tuple[str, str], dict[int, list[ResultRow]]] = {}
+    for row in newest(record):
+        if row.defense in defenses and (most is None or row.images <= most):
+            found.setdefault(row.trigger, {}).setdefault(row.images, []).append(row)
 
-    def fullness(rows: list[Row]) -> tuple[int, int, int]:
-        there = {row["defence"] for row in rows}
-        return sum(line in about for line in there), len(there), rows[0]["CA"][1]
+    def fullness(rows: list[ResultRow]) -> tuple[int, int, int]:
+        present = {row.defense for row in rows}
+        return sum(name in about for name in present), len(present), rows[0].images
 
     chosen = {trigger: max(sizes.values(), key=fullness) for trigger, sizes in found.items()}
     out = []
     for attack in attacks:
-        for line in lines:
+        for defense in defenses:
             for (its, _), rows in chosen.items():
-                if its == attack and (mine := [row for row in rows if row["defence"] == line]):
-                    last = max(mine, key=lambda row: _date(row, content))["defences"]
-                    out.append(Group(sorted((r for r in mine if r["defences"] == last), key=lambda r: r["seed"])))
+                if its == attack and (mine := [row for row in rows if row.defense == defense]):
+                    last = max(mine, key=record.date).defenses
+                    out.append(Group(sorted((r for r in mine if r.defenses == last), key=lambda r: r.seed)))
     return out
 
 
-def own_lines(name: str) -> set[str]:
-    """The defences that a table is about: those that Table 1 does not have."""
-    first = set(tables.TABLES["table1"].defences)
-    return set(tables.TABLES[name].defences) - (first if name != "table1" else set())
+def own_defenses(name: str) -> set[str]:
+    """Return the defenses that a table is about: those that Table 1 does not have."""
+    first = set(tables.TABLES["table1"].row_names)
+    return set(tables.TABLES[name].row_names) - (first if name != "table1" else set())
 
 
-def of_table(content: dict[str, Any], name: str) -> list[Group]:
-    """The lines of one of `tables.TABLES`; none where the record has nothing of what it is about."""
-    wanted, own = tables.TABLES[name], own_lines(name)
-    there = groups(content, wanted.attacks, own)
-    # what stands beside them is of no more pictures than they
-    most = max((g.first["CA"][1] for g in there), default=0)
-    return groups(content, wanted.attacks, wanted.defences, most, own)
+def of_table(record: Record, name: str) -> list[Group]:
+    """Group the rows of one of `tables.TABLES`; none if the record has no row that the table is about."""
+    table, own = tables.TABLES[name], own_defenses(name)
+    # the other defenses are shown for no more images than these
+    most = max((group.first.images for group in groups(record, table.attacks, own)), default=0)
+    return groups(record, table.attacks, table.row_names, most, own)
 
 
-def _date(row: Row, content: dict[str, Any]) -> str:
-    date: str = content["runs"][row["run"]]["date"]
-    return date
+def parts(record: Record) -> list[tuple[str, Record]]:
+    """Split a record by the options that hold for a whole run, oldest first.
 
+    These are the user's classifier, or how all classifiers were trained; the attacker's target, seed and rate; the side
+    and the source of the images.
 
-def parts(content: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The record by what else a user chose, oldest first: for each choice, what tells it from the others ("" where
-    there is one alone), and the record with its rows alone.
-
-    They differ in what the rows of a table have in common whatever the attack: the classifier that was brought, or how
-    those of all attacks were trained, the attacker's target, seed and share of the pictures, their side and source.
+    Returns:
+        For each choice of options a label of those that differ, "" for a single choice, and the record with its rows.
     """
-    chosen = {key: _options(row, content) for key, row in content["rows"].items()}
+    chosen = {key: _options(row, record) for key, row in record.rows.items()}
     names: list[str] = []
 
     def label(options: dict[str, Any], names: list[str]) -> str:
@@ -142,20 +144,20 @@ def parts(content: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     for name in next(iter(chosen.values()), {}):
         if len(labels([*names, name])) > len(labels(names)):
             names.append(name)
-    rows: dict[str, dict[str, Row]] = {}
-    for key, row in content["rows"].items():
+    rows: dict[str, dict[str, ResultRow]] = {}
+    for key, row in record.rows.items():
         rows.setdefault(label(chosen[key], names), {})[key] = row
-    return [(told, {**content, "rows": mine}) for told, mine in rows.items()]
+    return [(title, replace(record, rows=mine)) for title, mine in rows.items()]
 
 
-def _options(row: Row, content: dict[str, Any]) -> dict[str, Any]:
-    """What was chosen for a row beside attack, defence and pictures, the same for all attacks."""
-    network, trigger, data = (content[part][row[part]] for part in ("classifiers", "triggers", "data"))
+def _options(row: ResultRow, record: Record) -> dict[str, Any]:
+    """Return the options of a row that hold for a whole run, None where an option does not apply."""
+    network, trigger, data = record.classifiers[row.classifiers], record.triggers[row.triggers], record.data[row.data]
     trained, poison = network.get("recipe", {}), network.get("poison", {})
     return {
         "classifier": network["classifier"], "epochs": trained.get("epochs"), "classifier seed": trained.get("seed"),
-        "rate": poison.get("rate"), "implant": poison.get("implant", 0), "target": row["target"],
+        "rate": poison.get("rate"), "warm-up epochs": poison.get("implant", 0), "target": row.target,
         "attack seed": trigger["seed"], "side": data["side"], "source": data["source"],
-        # one that was brought is the same against all attacks, unless it changed behind its name
-        "hash": None if trained else row["classifiers"][:6],
+        # a user's classifier is the same for all attacks, unless it changed behind its name
+        "hash": None if trained else row.classifiers[:6],
     }  # fmt: skip

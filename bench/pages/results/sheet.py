@@ -1,4 +1,4 @@
-"""A page of pictures: clean, with the trigger, transformed, purified, and how that differs from the clean one."""
+"""Draw a contact sheet: clean, triggered, transformed and purified images, and the difference from the clean ones."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ COLUMNS = ("clean", "with trigger", "transformed", "purified", "(purified - clea
 
 
 def place(results: Path, dataset: str) -> Path:
-    """Where the sheet of a data set is, beside its record."""
-    return results / f"defense-{dataset}-pictures.png"
+    """Return the path of the sheet of a data set, beside its record."""
+    return results / f"defense-{dataset}-images.png"
 
 
 def draw(
     path: Path,
-    pictures: U8,
+    images: U8,
     triggers: Mapping[str, Attack],
     transforms: Mapping[str, str],
-    treat: Callable[[str, U8], U8],
+    purify: Callable[[str, U8], U8],
     rows: int = 8,
 ) -> None:
     """Write the sheet.
 
     Args:
-        pictures: clean test pictures, uint8 (N, H, W, 3), of which some are picked from beginning to end.
-        triggers, transforms: of each attack, by its name.
-        treat: purifies pictures that have the trigger of the attack that is named.
-        rows: pictures in all, but one for each attack at least.
+        images: clean test images, uint8 (N, H, W, 3); some are picked at equal distances.
+        triggers, transforms: by the name of the attack.
+        purify: (name of the attack, triggered images) -> purified images.
+        rows: images in all, but at least one for each attack.
     """
-    apart = max(1, len(pictures) // max(rows, len(triggers)))  # they stand class by class
+    step = max(1, len(images) // max(rows, len(triggers)))  # images are ordered by class
     lines = []
     for i, (name, trigger) in enumerate(triggers.items()):
-        guide = Guidance(parse(transforms[name]))
-        picked = pictures[i * apart :: len(triggers) * apart][: max(1, rows // len(triggers))]
+        guidance = Guidance(parse(transforms[name]))
+        picked = images[i * step :: len(triggers) * step][: max(1, rows // len(triggers))]
         triggered = trigger.apply(picked)
-        for x, bad, good in zip(picked, triggered, treat(name, triggered), strict=True):
-            away = np.clip(128 + 8 * (good.astype(int) - x), 0, 255).astype(np.uint8)
-            lines.append([x, bad, transformed(guide, bad), good, away])
+        for x, bad, good in zip(picked, triggered, purify(name, triggered), strict=True):
+            difference = np.clip(128 + 8 * (good.astype(int) - x), 0, 255).astype(np.uint8)
+            lines.append([x, bad, transformed(guidance, bad), good, difference])
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(lines, COLUMNS).save(path)

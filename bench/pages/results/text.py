@@ -1,125 +1,110 @@
-"""What a page of results says of its rows in words, and what they cost; no number is typed."""
+"""Describe the rows of a record, their classifiers and their cost."""
 
 from __future__ import annotations
 
 import statistics
 from typing import Any
 
-from bench.common.markdown import table
+from bench.common.markdown import fill, table
 from bench.evaluation import tables
-from bench.evaluation.rates import Rate
+from bench.evaluation.records import Record
 from bench.pages.results.groups import SHORT, groups, of_table
 
 
-def head_of(content: dict[str, Any]) -> list[str]:
-    """Of which pictures and classifiers the rows are, and the commands that took them."""
-    some = next(iter(content["rows"].values()))
-    data = content["data"][some["data"]]
-    present = data.get("classes with pictures", data["classes"])
+def head_of(record: Record) -> list[str]:
+    """Describe the images and the classifiers of the rows, and list the commands."""
+    some = next(iter(record.rows.values()))
+    data = record.data[some.data]
+    present = data.get("classes_with_images", data["classes"])
     classes = f"{present} classes" if present == data["classes"] else f"{present} of the {data['classes']} classes"
-    films = (
-        f" They are frames of {data['tracks']} tracks. The intervals take those of one track for one picture; since "
-        "they are not quite alike, the intervals are rather too wide."
-    ) if "tracks" in data else ""  # fmt: skip
-    used = dict.fromkeys(row["classifiers"] for row in content["rows"].values())
-    behind = [content["classifiers"][name] for name in used]
-    known = [c for c in behind if "recipe" in c]
-    given = dict.fromkeys(c["classifier"] for c in behind if "recipe" not in c)
-    said = [
-        f"Test pictures from {data['source']} at {data['side']} x {data['side']}, balanced over {classes}.{films} "
-        f"Target class {some['target']}.",
-        "<details><summary>Commands and commits</summary>\n\n" + "\n".join(commands_of(content)) + "\n\n</details>",
+    tracks = f" {fill('tracks', tracks=data['tracks'])}" if "tracks" in data else ""
+    used = dict.fromkeys(row.classifiers for row in record.rows.values())
+    networks = [record.classifiers[name] for name in used]
+    trained_here = [network for network in networks if "recipe" in network]
+    given = dict.fromkeys(network["classifier"] for network in networks if "recipe" not in network)
+    paragraphs = [
+        f"Test images from {data['source']} at {data['side']} x {data['side']}, balanced over {classes}.{tracks} "
+        f"Target class {some.target}.",
+        "<details><summary>Commands and commits</summary>\n\n" + "\n".join(commands_of(record)) + "\n\n</details>",
     ]
-    if known:
-        said.append(trained(known))
+    if trained_here:
+        paragraphs.append(trained(trained_here))
     if given:
-        said.append(f"Classifiers that were brought: {', '.join(given)}.")
-    return [*said, left_out(content)]
+        paragraphs.append(f"Classifiers of the user: {', '.join(given)}.")
+    return [*paragraphs, left_out(record)]
 
 
-def left_out(content: dict[str, Any]) -> str:
-    """How many rows of the tables' attacks and defences are in none of them, for there are others that go together."""
+def left_out(record: Record) -> str:
+    """Count the rows of the tables' attacks and defenses that no table shows, because other rows go together."""
     drawn = [name for name in tables.TABLES if name != "quick"]
-    shown = {id(row) for name in drawn for group in of_table(content, name) for row in group.rows}
-    wanted = [(tables.TABLES[name].attacks, tables.TABLES[name].defences) for name in drawn]
+    shown = {id(row) for name in drawn for group in of_table(record, name) for row in group.rows}
+    wanted = [(tables.TABLES[name].attacks, tables.TABLES[name].row_names) for name in drawn]
     n = sum(
-        id(row) not in shown and any(row["attack"] in attacks and row["defence"] in lines for attacks, lines in wanted)
-        for row in content["rows"].values()
+        id(row) not in shown and any(row.attack in attacks and row.defense in defenses for attacks, defenses in wanted)
+        for row in record.rows.values()
     )
-    if not n:
-        return ""
-    return (
-        f"In the record and not shown: {n} row{'s' * (n > 1)}. What stands together is of the same pictures, trigger "
-        "and classifier, the newest of as many pictures; these are of others, or of an older version of a defence. "
-        "Rows that should be seen apart want a folder of their own (`--results`)."
-    )
+    return fill("left_out", rows=f"{n} row{'s' * (n > 1)}") if n else ""
 
 
-def trained(known: list[dict[str, Any]]) -> str:
-    """How the classifiers that were trained here were."""
-    recipe = known[0]["recipe"]
-    said = f"Classifier: {recipe['architecture']}, {recipe['epochs']} epochs."
-    attacked = [c["poison"] for c in known if c["poison"].get("attack")]
+def trained(networks: list[dict[str, Any]]) -> str:
+    """Describe how the classifiers were trained, from their descriptions."""
+    recipe = networks[0]["recipe"]
+    text = f"Classifier: {recipe['architecture']}, {recipe['epochs']} epochs."
+    attacked = [network["poison"] for network in networks if network["poison"].get("attack")]
     if attacked:
-        rates = sorted({p["rate"] for p in attacked})
-        said += f" Poisoned training pictures: {', '.join(f'{100 * r:g}%' for r in rates)}."
-    if implant := max((p.get("implant", 0) for p in attacked), default=0):
-        said += f" In the first {implant} epochs half of what a poisoned one saw had the trigger."
-    return said
+        rates = sorted({poison["rate"] for poison in attacked})
+        text += f" Poisoned training images: {', '.join(f'{100 * rate:g}%' for rate in rates)}."
+    if epochs := max((poison.get("implant", 0) for poison in attacked), default=0):
+        text += f" In the first {epochs} epochs half of the images of a poisoned classifier had the trigger."
+    return text
 
 
-def commands_of(content: dict[str, Any]) -> list[str]:
-    """The commands that the rows are from, with their commits, oldest first."""
-    used = {row["run"] for row in content["rows"].values()}
-    runs = sorted((run for name, run in content["runs"].items() if name in used), key=lambda run: run["date"])
+def commands_of(record: Record) -> list[str]:
+    """List the commands of the rows with their commits, oldest first."""
+    used = {row.run for row in record.rows.values()}
+    runs = sorted((run for name, run in record.runs.items() if name in used), key=lambda run: run["date"])
     return list(dict.fromkeys(f"- `{run['command']}` ({run['commit']})" for run in runs))
 
 
-def spread_of(content: dict[str, Any]) -> str:
-    """How much the networks differ that are behind the rows: what no interval here has in it."""
-    said = []
-    attacks = dict.fromkeys(row["attack"] for row in content["rows"].values())
-    for line in ("none", "shrinkpad", "blur"):
-        mine = [
-            g.first for g in groups(content, attacks, [line])
-            if content["classifiers"][g.first["classifiers"]].get("augment") == "standard"
+def spread_of(record: Record) -> str:
+    """Describe how much the networks of the rows differ, which no interval includes."""
+    spreads = []
+    attacks = dict.fromkeys(row.attack for row in record.rows.values())
+    for defense in ("none", "shrinkpad", "blur"):
+        rows = [
+            group.first for group in groups(record, attacks, [defense])
+            if record.classifiers[group.first.classifiers].get("augment") == "standard"
         ]  # fmt: skip
-        same = statistics.mode(row["data"] for row in mine) if mine else None
-        of = {row["classifiers"]: Rate(*row["CA"]).percent for row in mine if row["data"] == same}
-        if len(of) > 2:
-            low, high, sd = min(of.values()), max(of.values()), statistics.stdev(of.values())
-            said.append(f"{SHORT[line]} {low:.1f} to {high:.1f} (standard deviation {sd:.1f}, {len(of)} networks)")
-    if not said:
-        return ""
-    return (
-        f"CA of the networks that the different attacks poisoned, on the same clean pictures: {'; '.join(said)}. A row "
-        "has one network, so its interval does not have this in it."
-    )
-
-
-def cost_of(content: dict[str, Any]) -> str:
-    """What each defence took; a table for each machine, size and number of pictures."""
-    alike: dict[tuple[Any, ...], list[list[str]]] = {}
-    for line, c in content["cost"].items():
-        machine = content["runs"][c["run"]]["machine"]
-        alike.setdefault((c["side"], c["pictures"], machine["cores"], machine["processor"]), []).append(
-            [line, c["name"], f"{c['evaluations']:g}", f"{c['queries']:g}", _ms(c, "ms"), _ms(c, "ms triggered")]
-        )
-    header = ["row", "defence", "evaluations", "queries of the classifier", "ms a picture", "with a trigger"]
-    said = ["### Cost"] * bool(alike)
-    for (side, pictures, cores, processor), lines in alike.items():
-        how = (
-            f"Milliseconds a picture of {side} x {side}, {pictures} at once, median [quartiles], on {cores} cores of "
-            f"{processor}."
-        )
-        if len(said) == 1:
-            how += (
-                " A guard's and BDMAE's have their queries in it; a guard's evaluations, and as many queries again, "
-                "are for what it flags: on clean pictures few, on those with a BadNets trigger nearly all."
+        data = statistics.mode(row.data for row in rows) if rows else None
+        ca = {row.classifiers: row.rates.ca.percent for row in rows if row.data == data}
+        if len(ca) > 2:
+            low, high, deviation = min(ca.values()), max(ca.values()), statistics.stdev(ca.values())
+            spreads.append(
+                f"{SHORT[defense]} {low:.1f} to {high:.1f} (standard deviation {deviation:.1f}, {len(ca)} networks)"
             )
-        said += [how, table(header, lines)]
-    return "\n\n".join(said)
+    return fill("spread", spreads="; ".join(spreads)) if spreads else ""
 
 
-def _ms(cost: dict[str, Any], what: str) -> str:
-    return f"{cost[what]['median']:.1f} [{cost[what]['low']:.1f}, {cost[what]['high']:.1f}]" if what in cost else ""
+def cost_of(record: Record) -> str:
+    """Return the cost of each defense, in a table for each machine, size and number of images, or ""."""
+    alike: dict[tuple[Any, ...], list[list[str]]] = {}
+    for defense, cost in record.cost.items():
+        machine = record.runs[cost.run]["machine"]
+        alike.setdefault((cost.side, cost.images, machine["cores"], machine["processor"]), []).append(
+            [defense, cost.name, f"{cost.steps:g}", f"{cost.queries:g}", _ms(cost.ms), _ms(cost.ms_triggered)]
+        )
+    if not alike:
+        return ""
+    header = ["row", "defense", "steps", "queries of the classifier", "ms for each image", "with a trigger"]
+    paragraphs = ["### Cost", fill("cost_of_guards")]
+    for (side, images, cores, processor), lines in alike.items():
+        paragraphs.append(
+            f"Milliseconds for each image of {side} x {side}, {images} at once, median [quartiles], on {cores} cores "
+            f"of {processor}."
+        )
+        paragraphs.append(table(header, lines))
+    return "\n\n".join(paragraphs)
+
+
+def _ms(times: dict[str, float] | None) -> str:
+    return f"{times['median']:.1f} [{times['low']:.1f}, {times['high']:.1f}]" if times else ""

@@ -48,7 +48,7 @@ def test_standard_recipes_keep_their_keys(monkeypatch, name, images, side, class
     data = dataset(name, images, side, classes)
     how = training.recipe(data, architecture, device="cuda")
     assert (how.clip, how.remeasure, how.batch) == (None, False, 128)
-    assert training.key_of(training.ingredients(poisoning.poison(data, None), how)) == key
+    assert training.config_hash(training.config_dict(poisoning.poison(data, None), how)) == key
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_standard_recipes_keep_their_keys(monkeypatch, name, images, side, class
 def test_the_standard_autoencoder_keeps_its_key(monkeypatch, mirror, key):
     monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
     how = mae.recipe(dataset("gtsrb", 32_490).pictures, mirror=mirror, device="cuda")
-    assert training.key_of(mae.ingredients(np.zeros((2, 32, 32, 3), np.uint8), how)) == key
+    assert training.config_hash(mae.config_dict(np.zeros((2, 32, 32, 3), np.uint8), how)) == key
 
 
 def recorded(part: str) -> list[dict]:
@@ -72,8 +72,8 @@ def test_every_recorded_classifier_is_found_under_its_key():
     trained = [c for c in recorded("classifiers") if "recipe" in c]
     assert len(trained) > 40
     for entry in trained:
-        made_of = {name: entry[name] for name in ("version", "data", "poison", "augment", "recipe", "torch")}
-        assert training.key_of(made_of) == entry["key"]
+        config = {name: entry[name] for name in ("version", "data", "poison", "augment", "recipe", "torch")}
+        assert training.config_hash(config) == entry["key"]
         data, old = entry["data"], entry["recipe"]
         now = training.recipe(
             dataset(data["dataset"], data["pictures"], data["side"]), entry["classifier"], old["seed"], device="cuda"
@@ -82,7 +82,7 @@ def test_every_recorded_classifier_is_found_under_its_key():
 
 
 def test_every_recorded_autoencoder_has_the_recipe_of_today():
-    restorers = [d["restorer"] for d in recorded("defences") if d.get("restorer", {}).get("autoencoder") == "small"]
+    restorers = [d["restorer"] for d in recorded("defenses") if d.get("restorer", {}).get("autoencoder") == "small"]
     assert restorers
     for entry in restorers:
         pictures = dataset("any", entry["pictures"], entry["side"]).pictures
@@ -178,10 +178,10 @@ class Tiny(torch.nn.Sequential):
     """A network that a test can afford to train: four colors of a corner, and a batch normalization."""
 
     def __init__(self, classes: int, side: int):
-        from bench.victims.networks import _Normalise
+        from bench.victims.networks import _Normalize
 
         conv = torch.nn.Conv2d(3, 4, 1, side)
-        super().__init__(_Normalise(), conv, torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, classes))
+        super().__init__(_Normalize(), conv, torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, classes))
 
 
 @pytest.fixture

@@ -186,12 +186,12 @@ def test_each_cut_adds_a_restoration(clean):
 
 def test_passes_and_queries_are_counted(triggered):
     restorer, classifier = Inpaint(), Patched()
-    defence = BDMAE(restorer, batch=4)
-    defence.run(triggered, 1, classify=classifier)
-    assert sum(len(x) for x, _ in restorer.seen) == 6 * 50 == 6 * defence.evaluations
+    defense = BDMAE(restorer, batch=4)
+    defense.run(triggered, 1, classify=classifier)
+    assert sum(len(x) for x, _ in restorer.seen) == 6 * 50 == 6 * defense.total_steps
     # the last question, what the purified picture shows, is the caller's
-    assert sum(len(x) for x in classifier.asked) + 6 == 6 * 47 == 6 * defence.queries
-    assert defence.asks and defence.name == "BDMAE"
+    assert sum(len(x) for x in classifier.asked) + 6 == 6 * 47 == 6 * defense.queries
+    assert defense.queries_classifier and defense.name == "BDMAE"
     stages = [hidden.sum(1) for _, hidden in restorer.seen[:50]]
     assert max(int(h.max()) for h in stages[:25]) == 192 == 0.75 * 256
     assert min(int(h.min()) for h in stages[:25]) > 0.5 * 256
@@ -218,13 +218,13 @@ def test_a_picture_does_not_depend_on_its_neighbours(clean, triggered):
 
 def test_pictures_of_another_side_are_resized_there_and_back(clean, triggered):
     restorer, classifier = Inpaint(side=48), Patched()
-    defence = BDMAE(restorer)
-    out = defence.run(triggered, 3, classify=classifier)
+    defense = BDMAE(restorer)
+    out = defense.run(triggered, 3, classify=classifier)
     assert restorer.seen[0][0].shape == (6, 3, 48, 48) and out.shape == triggered.shape
     assert (classifier(out).argmax(1) == classifier(clean).argmax(1)).all()
-    described = json.loads(json.dumps(defence.describe()))
+    described = json.loads(json.dumps(defense.describe()))
     assert "48 x 48" in described["resized"] and described["tokens"] == "16 x 16" and described["step"] == 0.05
-    assert replace(defence, batch=7).describe() == defence.describe() != replace(defence, alpha=0.4).describe()
+    assert replace(defense, batch=7).describe() == defense.describe() != replace(defense, alpha=0.4).describe()
 
 
 @pytest.mark.parametrize("tokens", [196, 256])

@@ -31,10 +31,10 @@ from zipsdk.transforms import Blur
 def test_diffpure_is_its_paper_literally(t_star, steps, transforms):
     if steps and steps > t_star:
         steps = 2
-    defence = DiffPure(FakeEngine(), t_star, transforms, steps)
+    defense = DiffPure(FakeEngine(), t_star, transforms, steps)
     x_p, noise = state(), Fixed()
     source = x_p
-    for t in defence._start.guide.transforms if transforms else ():
+    for t in defense._start.guide.transforms if transforms else ():
         # the last of the commuting transforms adds what the ones before have not let through
         source = t.project(x_p) if source is x_p else source + t.project(x_p - source)
     n = t_star if steps is None else steps
@@ -44,7 +44,7 @@ def test_diffpure_is_its_paper_literally(t_star, steps, transforms):
     z = Fixed()
     x = np.sqrt(AB[t_star - 1]) * source + np.sqrt(1 - AB[t_star - 1]) * z.normal(STEP_INITIAL, 16, 16)
     want = literal_ddpm(eps_model, x, visited, lambda t: z.normal(t, 16, 16))
-    got = defence.restore(eps_model, x_p, noise)
+    got = defense.restore(eps_model, x_p, noise)
     assert np.isfinite(got).all()
     assert np.abs(got - want).max() < ROUNDING
     assert noise.asked == [STEP_INITIAL, *visited[:-1]]
@@ -52,10 +52,10 @@ def test_diffpure_is_its_paper_literally(t_star, steps, transforms):
 
 def test_diffpure_clamps():
     """Without the clamp the state would leave [-1, 1]: x0 is what an eps of -2 gives."""
-    defence = DiffPure(FakeEngine(), 100)
-    out = defence.restore(lambda x, t: np.full_like(x, -2.0), state(), Fixed())
+    defense = DiffPure(FakeEngine(), 100)
+    out = defense.restore(lambda x, t: np.full_like(x, -2.0), state(), Fixed())
     assert np.abs(out).max() <= 1 + 1e-12
-    table, x = defence.table, state()
+    table, x = defense.table, state()
     step = table.steps[0]
     inside = clamped(lambda x, t: np.zeros_like(x), table)(0.5 * x, step.t)
     assert np.abs(inside).max() < 1e-12  # nothing to clamp: e as it was
@@ -74,12 +74,12 @@ def test_diffpure_at_hardly_any_noise_leaves_the_picture():
 def test_diffpure_returns_the_picture_to_who_knows_the_noise():
     """With the eps that was really added x0 is the picture at every step, whatever is drawn in between."""
     x_p = state()
-    defence = DiffPure(FakeEngine(), 150)
+    defense = DiffPure(FakeEngine(), 150)
 
     def knows(x: np.ndarray, t: int) -> np.ndarray:
         return (x - np.sqrt(AB[t]) * x_p) / np.sqrt(1 - AB[t])
 
-    assert np.abs(defence.restore(knows, x_p, Fixed()) - x_p).max() < ROUNDING
+    assert np.abs(defense.restore(knows, x_p, Fixed()) - x_p).max() < ROUNDING
 
 
 def test_two_files_of_one_checkpoint_are_two_models(tmp_path):
@@ -98,15 +98,15 @@ def test_two_files_of_one_checkpoint_are_two_models(tmp_path):
 
 def test_published_t_star():
     assert (DiffPure.published_t_star(32), DiffPure.published_t_star(256)) == (100, 150)
-    assert DiffPure(FakeEngine(), 100, steps=None).evaluations == 100
+    assert DiffPure(FakeEngine(), 100, steps=None).total_steps == 100
 
 
 def test_blurred_diffpure_noises_the_blur_never_the_picture():
     """Two pictures that the blur makes one come out as one, given one noise."""
     x_p = state(1)
     swapped = x_p.reshape(1, 3, 8, 2, 8, 2)[:, :, :, ::-1, :, ::-1].reshape(x_p.shape)
-    defence = DiffPure(FakeEngine(), 100, "blur2")
-    got = [defence.restore(eps_model, x, Fixed(1)) for x in (x_p, swapped)]
+    defense = DiffPure(FakeEngine(), 100, "blur2")
+    got = [defense.restore(eps_model, x, Fixed(1)) for x in (x_p, swapped)]
     assert np.abs(x_p - swapped).max() > 0.1 and np.abs(got[0] - got[1]).max() < ROUNDING
     assert Guidance([Blur(2)]).joint(x_p).shape == x_p.shape
 
@@ -118,9 +118,9 @@ def test_blurred_diffpure_noises_the_blur_never_the_picture():
 @pytest.mark.parametrize("steps", [20, 100])
 @pytest.mark.parametrize("eta", [0.0, 0.85, 1.0])
 def test_ddnm_is_its_paper_literally(transforms, steps, eta):
-    defence = DDNM(FakeEngine(), transforms, steps, eta)
+    defense = DDNM(FakeEngine(), transforms, steps, eta)
     x_p, z = state(), Fixed()
-    parts = defence._guide.transforms
+    parts = defense._guide.transforms
 
     def null(v):  # I - A^+ A of the stacked operator, whose parts commute
         for t in parts:
@@ -136,7 +136,7 @@ def test_ddnm_is_its_paper_literally(transforms, steps, eta):
         e = eps_model(x, t)
         x0 = y + null((x - np.sqrt(1 - ab) * e) / np.sqrt(ab))
         x = np.sqrt(ab_next) * x0 + np.sqrt(1 - ab_next) * (eta * z.normal(t, 16, 16) + np.sqrt(1 - eta**2) * e)
-    got = defence.restore(eps_model, x_p, Fixed())
+    got = defense.restore(eps_model, x_p, Fixed())
     assert np.isfinite(got).all()
     # at eta = 1 the loop's sqrt(1 - ab' - s^2) is the root of a rounding error, 1e-8, where 0 is meant: 5.8e-7 measured
     assert np.abs(got - x).max() < (2e-6 if eta == 1 else 10 * ROUNDING)

@@ -97,7 +97,7 @@ def test_signs_are_not_mirrored(mirror):
     model, how = Watched(), replace(TINY, mirror=mirror)
     mae._epoch(model, torch.optim.SGD(model.parameters(), 0.1), pictures, how, 0)
     assert len(model.left) == 64 and all(model.left) is not mirror and any(model.left)
-    named = mae.ingredients(pictures, how)["recipe"]
+    named = mae.config_dict(pictures, how)["recipe"]
     assert named.get("mirror", True) is mirror and ("mirror" in named) is not mirror
 
 

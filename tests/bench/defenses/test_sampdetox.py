@@ -91,14 +91,14 @@ def test_second_stage_is_the_paper_pixel_by_pixel(evaluations, rng):
 
 def test_sampdetox_is_its_stages_one_after_the_other():
     """Stage 1 is ancestral sampling from t1 of the picture itself; no noise is used twice."""
-    defence, x_p, noise = SampDetox(FakeEngine()), state(2, 24, 20), Fixed()
+    defense, x_p, noise = SampDetox(FakeEngine()), state(2, 24, 20), Fixed()
     z = Fixed()
     x = np.sqrt(AB[19]) * x_p + np.sqrt(1 - AB[19]) * z.normal(STEP_INITIAL, 24, 20)
     x = literal_ddpm(eps_model, x, range(19, -1, -1), lambda t: z.normal(t, 24, 20), lambda t, before, after: after)
     x = np.clip(x, -1, 1)
     level = np.stack([levels(a, b, 120) for a, b in zip(x_p, x, strict=True)])
-    want = second_stage(eps_model, x, level, defence.tables[1], Fixed())
-    assert np.abs(defence.restore(eps_model, x_p, noise) - want).max() < ROUNDING
+    want = second_stage(eps_model, x, level, defense.tables[1], Fixed())
+    assert np.abs(defense.restore(eps_model, x_p, noise) - want).max() < ROUNDING
     assert len(set(noise.asked)) == len(noise.asked) == 2 + 19 + 119
 
 
@@ -119,7 +119,7 @@ def test_sampdetox_takes_the_data_range():
 
 def test_sampdetox_budgets():
     engine = FakeEngine()
-    assert SampDetox(engine).evaluations == 140
+    assert SampDetox(engine).total_steps == 140
     assert [[s.t for s in table.steps] for table in SampDetox(engine).tables] == [
         list(range(19, -1, -1)), list(range(119, -1, -1))]  # fmt: skip
     for budget in (2, 3, 20, 139):
@@ -132,26 +132,26 @@ def test_sampdetox_budgets():
 def test_sampdetox_map_is_made_of_the_picture_alone():
     """30 x 29 pixels stand in a state of 32 x 32, whose mirrored rest has no say in the levels of the picture."""
     batch, seen = smooth_images(1, 30, 29), []
-    defence = SampDetox(FakeEngine(), budget=4)
+    defense = SampDetox(FakeEngine(), budget=4)
     x = np.pad(batch, ((0, 0), (0, 2), (0, 3), (0, 0)), mode="reflect").transpose(0, 3, 1, 2) / 127.5 - 1.0
 
     def watch(x, t):
         seen.append((t, x.copy()))
         return eps_model(x, t)
 
-    defence.restore(watch, x, Fixed(1), (30, 29))
-    noised = seen[len(defence.tables[0])][1]
-    first = np.clip(zip_free(defence, x), -1, 1)
+    defense.restore(watch, x, Fixed(1), (30, 29))
+    noised = seen[len(defense.tables[0])][1]
+    first = np.clip(zip_free(defense, x), -1, 1)
     level = levels(x[0][:, :30, :29], first[0][:, :30, :29], 120)
     still = (noised == first)[0].all(0)[:30, :29]
-    visited = min(s.t for s in defence.tables[1].steps)
+    visited = min(s.t for s in defense.tables[1].steps)
     np.testing.assert_array_equal(still, level <= visited)
 
 
-def zip_free(defence: SampDetox, x: np.ndarray) -> np.ndarray:
+def zip_free(defense: SampDetox, x: np.ndarray) -> np.ndarray:
     from zipsdk.sampling.sampler import sample
 
-    return sample(eps_model, x, defence.tables[0], Start(), Fixed(len(x)))
+    return sample(eps_model, x, defense.tables[0], Start(), Fixed(len(x)))
 
 
 def test_sampdetox_says_what_is_too_small():

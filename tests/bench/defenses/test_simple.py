@@ -1,4 +1,4 @@
-"""What every baseline keeps of what a `Defence` promises; ShrinkPad, the blur alone, and ZIP."""
+"""What every baseline keeps of what a `Defense` promises; ShrinkPad, the blur alone, and ZIP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from zipsdk.sampling.state import pad
 from zipsdk.transforms import Blur, Grayscale, Linear, OneOf
 
 
-def all_defences(engine: FakeEngine) -> list:
+def all_defenses(engine: FakeEngine) -> list:
     return [
         Nothing(),
         ShrinkPad(),
@@ -44,48 +44,48 @@ def all_defences(engine: FakeEngine) -> list:
     ]
 
 
-def each_defence():
-    made = all_defences(FakeEngine())
+def each_defense():
+    made = all_defenses(FakeEngine())
     return pytest.mark.parametrize("which", range(len(made)), ids=[d.name for d in made])
 
 
-# ---- what a Defence promises
+# ---- what a Defense promises
 
 
-@each_defence()
+@each_defense()
 @pytest.mark.parametrize("size", [(32, 32), (17, 30), (150, 40)])
 def test_no_pictures_noise_depends_on_place_batch_or_order(which, size):
-    defence = all_defences(FakeEngine())[which]
+    defense = all_defenses(FakeEngine())[which]
     batch = smooth_images(5, *size)
     before = batch.copy()
-    together = defence.run(batch, 3)
+    together = defense.run(batch, 3)
     assert together.shape == batch.shape and together.dtype == np.uint8
     np.testing.assert_array_equal(batch, before)
-    np.testing.assert_array_equal(defence.run(batch[::-1], 3)[::-1], together)
+    np.testing.assert_array_equal(defense.run(batch[::-1], 3)[::-1], together)
     for i in (0, 4):
-        np.testing.assert_array_equal(defence.run(batch[i : i + 1], 3)[0], together[i])
+        np.testing.assert_array_equal(defense.run(batch[i : i + 1], 3)[0], together[i])
 
 
-@each_defence()
+@each_defense()
 def test_seed_decides_what_is_random(which):
-    defence, batch = all_defences(FakeEngine())[which], smooth_images(3)
-    same = np.array_equal(defence.run(batch, 1), defence.run(batch, 2**64 - 1))
-    assert same == isinstance(defence, Nothing | BlurOnly)
+    defense, batch = all_defenses(FakeEngine())[which], smooth_images(3)
+    same = np.array_equal(defense.run(batch, 1), defense.run(batch, 2**64 - 1))
+    assert same == isinstance(defense, Nothing | BlurOnly)
 
 
-@each_defence()
+@each_defense()
 def test_evaluations_progress_and_facts(which):
     engine = FakeEngine()
-    defence = all_defences(engine)[which]
+    defense = all_defenses(engine)[which]
     done: list[int] = []
-    out = defence.run(smooth_images(70), 0, progress=done.append)
+    out = defense.run(smooth_images(70), 0, progress=done.append)
     assert sum(done) == 70 and len(out) == 70
     visits = len(engine.calls) / max(1, len(done))  # one call of the engine a step for each part
-    assert defence.evaluations == (visits if engine.calls else 0)
-    assert defence.queries == 1 and defence.asks is False
-    assert defence.run(smooth_images(1)[:0], 0).shape == (0, 32, 32, 3)
+    assert defense.total_steps == (visits if engine.calls else 0)
+    assert defense.queries == 1 and defense.queries_classifier is False
+    assert defense.run(smooth_images(1)[:0], 0).shape == (0, 32, 32, 3)
     with pytest.raises(InputError):
-        defence.run(smooth_images(1).astype(np.float32), 0)
+        defense.run(smooth_images(1).astype(np.float32), 0)
 
 
 def test_memory_is_bounded_by_the_layout():
@@ -97,8 +97,8 @@ def test_memory_is_bounded_by_the_layout():
 def test_descriptions_are_json_and_differ_whenever_the_output_does():
     a, b = FakeEngine(make_spec(source_sha256="a")), FakeEngine(make_spec(source_sha256="b"))
     narrow = Linear([[1.0, 0.0, 0.0]])
-    defences = [
-        *all_defences(a),
+    defenses = [
+        *all_defenses(a),
         *(DiffPure(b, 100), DDNM(b, "blur2"), SampDetox(b, budget=20), Zip(b, "blur2+gray")),
         *(ShrinkPad(3), BlurOnly("blur2"), BlurOnly(narrow), BlurOnly(Linear([[0.0, 1.0, 0.0]]))),
         *(DiffPure(a, 100, steps=None), DiffPure(a, 100, steps=21), DiffPure(a, 101), DiffPure(a, 100, "gray")),
@@ -110,9 +110,9 @@ def test_descriptions_are_json_and_differ_whenever_the_output_does():
         *(Zip(a, "blur2", lam=float("inf")), Zip(a, [narrow]), Zip(a, OneOf(Blur(2), [Blur(4), Grayscale()]))),
         Zip(a, "blur2", steps=a.spec.timesteps),
     ]
-    texts = [json.dumps(d.describe(), sort_keys=True, allow_nan=False) for d in defences]
+    texts = [json.dumps(d.describe(), sort_keys=True, allow_nan=False) for d in defenses]
     assert len(set(texts)) == len(texts)
-    again = [json.dumps(d.describe(), sort_keys=True) for d in all_defences(a)]
+    again = [json.dumps(d.describe(), sort_keys=True) for d in all_defenses(a)]
     assert again == texts[: len(again)]
     assert "seed" not in Zip(a).describe() and "threads" not in json.dumps(texts)
 
@@ -148,7 +148,7 @@ def test_keys_of_measured_rows_never_change():
 
 def test_names_tell_settings_apart():
     engine = FakeEngine()
-    names = [d.name for d in (*all_defences(engine), SampDetox(engine), SampDetox(engine, data_range=255))]
+    names = [d.name for d in (*all_defenses(engine), SampDetox(engine), SampDetox(engine, data_range=255))]
     names += [d.name for d in (Zip(engine, steps=engine.spec.timesteps), ShrinkPad(8))]
     assert len(set(names)) == len(names)
     assert Zip(engine, "blur2", steps=engine.spec.timesteps).name == "blur2 + ZIP (lambda 10, Algorithm 1)"
@@ -235,18 +235,18 @@ def test_blur_only_joins_transforms():
 @pytest.mark.parametrize("settings", [{}, {"preset": "fast"}, {"lam": 2.0, "combine": "joint"}, {"steps": 7}])
 def test_zip_is_the_purifier_with_this_seed(settings):
     engine, batch = FakeEngine(), smooth_images(3, 40, 36)
-    defence = Zip(engine, "blur2+gray", **settings)
+    defense = Zip(engine, "blur2+gray", **settings)
     for seed in (9, 3):
         want = Purifier(engine, "blur2+gray", **settings, seed=seed).run(batch)
-        np.testing.assert_array_equal(defence.run(batch, seed), want)
+        np.testing.assert_array_equal(defense.run(batch, seed), want)
 
 
 def test_algorithm_1_visits_every_step():
     engine = FakeEngine(make_spec(timesteps=60))
-    defence = Zip(engine, "blur2", lam=2.0, steps=60)
-    assert defence.evaluations == 60
-    assert defence._purifier.table == step_table(engine.spec, lam=2.0, eta=1.0, steps=60)
-    defence.run(smooth_images(1), 0)
+    defense = Zip(engine, "blur2", lam=2.0, steps=60)
+    assert defense.total_steps == 60
+    assert defense._purifier.table == step_table(engine.spec, lam=2.0, eta=1.0, steps=60)
+    defense.run(smooth_images(1), 0)
     assert [t for _, t in engine.calls] == list(range(59, -1, -1))
 
 

@@ -17,59 +17,79 @@ pytest.importorskip("matplotlib")
 
 from bench import defense
 from bench.attacks import registry
+from bench.defenses.registry import DefenseFactory, DefenseSpec, paper_options
 from bench.defenses.simple import Nothing
 from bench.defenses.zip import Zip
 from bench.evaluation import published, setup, tables
-from bench.evaluation.cache import Store
+from bench.evaluation.cache import PurifiedCache, hash_of
 from tests.fakes.engine import FakeEngine, make_spec
 from zipsdk.errors import InputError
 
 
 @pytest.fixture
-def workshop():
+def factory():
     def clean():
         return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
 
-    return tables.Workshop(FakeEngine(make_spec(image_size=32)), "cifar10", 32, Nothing, clean)
+    return DefenseFactory(FakeEngine(make_spec(image_size=32)), "cifar10", 32, Nothing, clean)
 
 
-def test_every_line_of_every_table_names_a_defence(workshop):
+def test_every_spec_of_every_table_makes_a_defense(factory):
     for name, table in tables.TABLES.items():
-        for line in table.defences:
-            made = {workshop.make(line, attack).name for attack in table.attacks}
-            assert all(made), (name, line)
+        for spec in table.defenses:
+            made = {factory.make(spec, attack).name for attack in table.attacks}
+            assert all(made), (name, spec)
+            assert DefenseSpec.parse(str(spec)) == spec and hash(DefenseSpec.parse(str(spec))) == hash(spec)
     assert not set(tables.ALL_ATTACKS) - set(registry.ATTACKS)
 
 
-def test_the_papers_settings(workshop):
-    assert tables.preset("cifar10", "badnets") == {"transforms": "blur2+gray", "lam": 10.0, "preset": "paper"}
-    assert tables.preset("gtsrb", "enhanced-blended")["lam"] == 2
-    assert tables.preset("imagenette", "physicalba")["transforms"] == "blur4"
-    assert workshop.make("zip-paper", "blended").describe()["lam"] == 2
-    assert workshop.make("zip-paper transforms=blur4 steps=7", "blended").name == "blur4 + ZIP (lambda 2, 7 steps)"
-    assert workshop.make("diffpure", "badnets").evaluations == workshop.make("zip-paper", "badnets").evaluations == 20
-    assert workshop.make("sampdetox published", "badnets").evaluations == 140
+def test_the_papers_settings(factory):
+    assert paper_options("cifar10", "badnets") == {"transforms": "blur2+gray", "lam": 10.0, "preset": "paper"}
+    assert paper_options("gtsrb", "enhanced-blended")["lam"] == 2
+    assert paper_options("imagenette", "physicalba")["transforms"] == "blur4"
+
+    def made(text, attack):
+        return factory.make(DefenseSpec.parse(text), attack)
+
+    assert made("zip-paper", "blended").describe()["lam"] == 2
+    assert made("zip-paper transforms=blur4 steps=7", "blended").name == "blur4 + ZIP (lambda 2, 7 steps)"
+    assert made("diffpure", "badnets").total_steps == made("zip-paper", "badnets").total_steps == 20
+    assert made("sampdetox published", "badnets").total_steps == 140
 
 
-def test_a_guard_is_made_of_its_words(workshop):
-    guard = workshop.make("guard", "badnets")
-    assert (guard.evaluations, guard.queries, guard.clean, len(guard.first)) == (20, 28, None, 20)
-    calibrated = workshop.make("guard calibrated profile=fast", "white")
-    assert (calibrated.evaluations, len(calibrated.clean)) == (4, 20) and "calibrated" in calibrated.name
-    scale_up = workshop.make("guard scaleup start=100 steps=2", "badnets")
-    assert (scale_up.evaluations, scale_up.queries) == (2, 6)
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("zip", "ac31620896ebe101"), ("zip-paper", "ac31620896ebe101"),
+     ("zip preset=fast transforms=blur2 lam=10", "bb814678a4de5ebf"), ("guard preset=fast", "4987e728fd49cbb4"),
+     ("guard calibrated preset=fast", "6dbcef1323ac2a6b"), ("guard scaleup preset=fast", "d7774fd44c72ff7e"),
+     ("diffpure", "5ca72b537e84d339"), ("blur+ddnm published", "107c4efa93e131b7"),
+     ("sampdetox range255", "fd422b1b0b908edc"), ("shrinkpad", "32de2b91d77e2975"), ("blur", "5e38d3b182849193")],
+)  # fmt: skip
+def test_purified_images_keep_their_keys(factory, text, key):
+    """Keys of commit f4a6882."""
+    assert hash_of(factory.make(DefenseSpec.parse(text), "badnets").describe()) == key
+
+
+def test_a_guard_is_made_of_its_words(factory):
+    guard = factory.make(DefenseSpec.parse("guard"), "badnets")
+    assert (guard.total_steps, guard.queries, guard.clean, len(guard.first)) == (20, 28, None, 20)
+    calibrated = factory.make(DefenseSpec.parse("guard calibrated preset=fast"), "white")
+    assert (calibrated.total_steps, len(calibrated.clean)) == (4, 20) and "calibrated" in calibrated.name
+    scale_up = factory.make(DefenseSpec.parse("guard scaleup start=100 steps=2"), "badnets")
+    assert (scale_up.total_steps, scale_up.queries) == (2, 6)
     described = [json.dumps(g.describe()) for g in (guard, calibrated, scale_up)]
     assert len(set(described)) == 3
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("zap", "wanted one of zip"), ("zip lam", "'lam' in 'zip lam'"), ("zip lam=x", "lam=x"), ("blur 4", '"published"'),
-     ("zip colour=1", "colour=1"), ("guard scaleup calibrated", 'one of "scaleup" and "calibrated"')],
+    [("zap", "expected one of zip"), ("zip lam", "'lam' in 'zip lam'"), ("zip lam=x", "lam=x"),
+     ("blur 4", '"published"'), ("zip colour=1", "colour=1"),
+     ("guard scaleup calibrated", 'one of "scaleup" and "calibrated"')],
 )  # fmt: skip
-def test_a_line_that_names_nothing_is_refused(workshop, line, said):
+def test_a_line_that_names_nothing_is_refused(factory, line, said):
     with pytest.raises(InputError, match=said):
-        workshop.make(line, "badnets")
+        factory.make(DefenseSpec.parse(line), "badnets")
 
 
 def test_the_papers_figures_are_where_they_belong():
@@ -78,7 +98,7 @@ def test_the_papers_figures_are_where_they_belong():
     assert published.figures("cifar10", "blended", "bdmae") == (78.57, 99.88, None)
     # Table 1's row of ZIP is Table 2's cell for the setting that `preset` has
     for attack in tables.PAPER_ATTACKS:
-        line = f"zip-paper transforms={tables.preset('imagenette', attack)['transforms']}"
+        line = f"zip-paper transforms={paper_options('imagenette', attack)['transforms']}"
         assert published.figures("imagenette", attack, line) == published.figures("imagenette", attack, "zip-paper")
     assert published.figures("gtsrb", "white", "zip") is None
 
@@ -98,34 +118,34 @@ def folder(tmp_path_factory):
 
 
 def command(folder, tmp_path, *words):
-    return [*words, "--dataset", "two", "--data", str(folder), "--pictures", "32", "--target", "1", "--rate", "0.2",
+    return [*words, "--dataset", "two", "--data", str(folder), "--images", "32", "--target", "1", "--rate", "0.2",
             "--cache", str(tmp_path / "cache"), "--results", str(tmp_path), "--epochs", "4"]  # fmt: skip
 
 
 def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsys, monkeypatch):
-    words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "2", "--defence", "none", "--defence",
-                    "blur", "--defence", "zip profile=fast", "--defence", "zip-paper steps=2 start=100")  # fmt: skip
-    words[words.index("--pictures") + 1] = "16"
+    words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "2", "--defense", "none", "--defense",
+                    "blur", "--defense", "zip preset=fast", "--defense", "zip-paper steps=2 start=100")  # fmt: skip
+    words[words.index("--images") + 1] = "16"
     defense.main(words)
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / "defense-two.json").read_text())
     assert len(content["rows"]) == 6  # two seeds of ZIP, one of the others
     for row in content["rows"].values():
         assert row["CA"][1] == 16 and row["ASR"][1] == 8 and row["attack"] == "white"
-        assert all(0 <= row[name][0] <= row[name][1] for name in ("CA", "ASR", "PA", "PA others"))
-        assert row["clean classifier"]["CA"][1] == 16
-        for kind in ("data", "triggers", "classifiers", "defences"):
+        assert all(0 <= row[name][0] <= row[name][1] for name in ("CA", "ASR", "PA", "pa_nontarget"))
+        assert row["clean_model"]["CA"][1] == 16
+        for kind in ("data", "triggers", "classifiers", "defenses"):
             assert row[kind] in content[kind]
         run = content["runs"][row["run"]]
         assert run["versions"]["torch"] and run["seconds"] >= 0
-    (none,) = [r for r in content["rows"].values() if r["defence"] == "none"]
-    assert none["clean classifier"]["CA"] == [16, 16] and none["CA"][0] > 12  # a fifth of the dark ones was poisoned
+    (none,) = [r for r in content["rows"].values() if r["defense"] == "none"]
+    assert none["clean_model"]["CA"] == [16, 16] and none["CA"][0] > 12  # a fifth of the dark ones was poisoned
     (trained,) = content["classifiers"].values()
     assert (trained["poison"]["poisoned"], trained["poison"]["target"]) == (19, 1)
     assert trained["recipe"]["batch"] == 16 and trained["recipe"]["clip"] == 1  # few images, few steps
     assert "ZIP (lambda 10, 4 steps)" in printed and "seeds" in printed
 
-    # all is known now: no defence runs, no classifier is trained, and the record keeps its rows
+    # all is known now: no defense runs, no classifier is trained, and the record keeps its rows
     def never(*_, **__):
         raise AssertionError("it was done before")
 
@@ -140,47 +160,47 @@ def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsy
 
     # beside the record are its tables, a plot and a sheet
     page = (tmp_path / "results.md").read_text()
-    assert "| White square 3x3 | No defence |" in page and f"{100 * none['CA'][0] / 16:.1f}" in page
-    assert "](defense-two.png)" in page and "](defense-two-pictures.png)" in page
+    assert "| White square 3x3 | No defense |" in page and f"{100 * none['CA'][0] / 16:.1f}" in page
+    assert "](defense-two.png)" in page and "](defense-two-images.png)" in page
     assert (tmp_path / "defense-two.png").stat().st_size > 5000
 
 
 def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
-    """Its rows are those of `zipsdk.Guard`; what is flagged is purified through the store, each picture once."""
+    """Its rows are those of `zipsdk.Guard`; what is flagged is purified through the cache, each picture once."""
     from zipsdk import AblationDetector, Guard
 
-    words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "1", "--defence",
-                    "zip profile=fast", "--defence", "guard calibrated profile=fast")  # fmt: skip
-    words[words.index("--pictures") + 1] = "12"
+    words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "1", "--defense",
+                    "zip preset=fast", "--defense", "guard calibrated preset=fast")  # fmt: skip
+    words[words.index("--images") + 1] = "12"
     defense.main(words)
-    rows = {r["defence"]: r for r in json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()}
-    row = rows["guard calibrated profile=fast"]
-    assert row["CA"][1] == row["flagged"][1] == 12 and row["clean classifier"]["flagged triggered"][1] == 12
+    rows = {r["defense"]: r for r in json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()}
+    row = rows["guard calibrated preset=fast"]
+    assert row["CA"][1] == row["flagged"][1] == 12 and row["clean_model"]["flagged_triggered"][1] == 12
 
     args = defense.parser().parse_args(words)
-    args.pictures = 12
-    bench = setup.Bench(args, Store(tmp_path / "cache" / "treated.sqlite"))
+    args.images = 12
+    bench = setup.EvaluationSetup(args, PurifiedCache(tmp_path / "cache" / "purified.sqlite"))
     unseen = bench._unseen()
     assert len(unseen) == 20 and not {p.tobytes() for p in unseen} & {p.tobytes() for p in bench.test.pictures}
-    (scene,) = bench.scenes("white")
-    inner = bench.workshop.make("zip profile=fast", "white")
-    detector = AblationDetector().calibrate(scene.classifier, unseen)
+    (scenario,) = bench.scenarios("white")
+    inner = bench.factory.make(DefenseSpec.parse("zip preset=fast"), "white")
+    detector = AblationDetector().calibrate(scenario.classifier, unseen)
 
     class Purifier:
         def run(self, batch):
             return list(inner.run(np.stack(batch), 0))
 
-    for sent, name in ((scene.data.pictures, "flagged"), (scene.triggered, "flagged triggered")):
-        decisions = Guard(scene.classifier, Purifier(), detector).run(sent)
+    for sent, name in ((scenario.data.pictures, "flagged"), (scenario.triggered, "flagged_triggered")):
+        decisions = Guard(scenario.classifier, Purifier(), detector).run(sent)
         assert row[name] == [sum(d.flagged for d in decisions), 12]
         if name == "flagged":
-            assert row["CA"][0] == sum(d.label == y for d, y in zip(decisions, scene.data.labels, strict=True))
+            assert row["CA"][0] == sum(d.label == y for d, y in zip(decisions, scenario.data.labels, strict=True))
 
     # all test pictures are counted: none is left to learn from, and that is said before any row is made
     words[words.index("12")] = "32"
     with pytest.raises(SystemExit):
-        defense.main([*words, "--defence", "blur"])
-    assert "lower --pictures" in capsys.readouterr().err
+        defense.main([*words, "--defense", "blur"])
+    assert "lower --images" in capsys.readouterr().err
     rows = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
     assert {row["CA"][1] for row in rows} == {12}
 
@@ -195,31 +215,31 @@ def test_costs_and_a_sheet(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Zip, "run", slow)
     monkeypatch.setattr(defense, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    words = command(folder, tmp_path, "cost", "--defence", "blur", "--defence", "zip profile=fast",
-                    "--defence", "guard profile=fast", "--cost-pictures", "4")  # fmt: skip
-    words[words.index("--pictures") + 1] = "12"
+    words = command(folder, tmp_path, "cost", "--defense", "blur", "--defense", "zip preset=fast",
+                    "--defense", "guard preset=fast", "--cost-images", "4")  # fmt: skip
+    words[words.index("--images") + 1] = "12"
     defense.main(words)
     content = json.loads((tmp_path / "defense-two.json").read_text())
     cost = content["cost"]
     assert all(content["runs"][c["run"]]["seconds"] == now[0] for c in cost.values())
-    assert cost["zip profile=fast"]["ms"]["median"] == 1000 and cost["blur"]["ms"]["median"] == 0
-    assert cost["guard profile=fast"]["ms triggered"]["median"] >= 0 and "ms triggered" not in cost["blur"]
-    assert cost["zip profile=fast"]["evaluations"] == 4
+    assert cost["zip preset=fast"]["ms"]["median"] == 1000 and cost["blur"]["ms"]["median"] == 0
+    assert cost["guard preset=fast"]["ms_triggered"]["median"] >= 0 and "ms_triggered" not in cost["blur"]
+    assert cost["zip preset=fast"]["steps"] == 4
     defense.main(command(folder, tmp_path, "sheet", "--attacks", "white"))
-    with Image.open(tmp_path / "defense-two-pictures.png") as page:
+    with Image.open(tmp_path / "defense-two-images.png") as page:
         assert page.width > 1000
 
 
 def test_a_users_own_black_box(folder, tmp_path, capsys):
-    defense.main([*command(folder, tmp_path, "table1", "--attacks", "white", "--defence", "none"),
+    defense.main([*command(folder, tmp_path, "table1", "--attacks", "white", "--defense", "none"),
                   "--classifier", f"{__name__}:bright"])  # fmt: skip
     (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
-    assert row["CA"] == [32, 32] and row["ASR"] == [0, 16] and "clean classifier" not in row
+    assert row["CA"] == [32, 32] and row["ASR"] == [0, 16] and "clean_model" not in row
 
 
 def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_path, monkeypatch):
     """Clean pictures do not tell a backdoor, of whatever trigger, from none."""
-    words = command(folder, tmp_path, "table1", "--attacks", "white", "badnets", "--defence", "none")
+    words = command(folder, tmp_path, "table1", "--attacks", "white", "badnets", "--defense", "none")
     words += ["--classifier", f"{__name__}:box"]
     trigger = registry.make("white", 32)
 
@@ -239,11 +259,11 @@ def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_pat
 @pytest.mark.parametrize(
     ("slip", "said"),
     [
-        (["--defence", "none", "--defence", "zipp"], "got 'zipp', wanted one of"),
-        (["--defence", "none", "--defence", ""], "got '', wanted one of"),
-        (["--defence", "none", "--attacks", "white", "blendd"], "got 'blendd', expected one of"),
-        (["--defence", "none", "--defence", "bdmae", "--mae", "nowhere"], "nowhere"),
-        (["--defence", "none", "--seeds", "-1"], "got '-1', expected a whole number of at least 1"),
+        (["--defense", "none", "--defense", "zipp"], "got 'zipp', expected one of"),
+        (["--defense", "none", "--defense", ""], "got '', expected one of"),
+        (["--defense", "none", "--attacks", "white", "blendd"], "got 'blendd', expected one of"),
+        (["--defense", "none", "--defense", "bdmae", "--mae", "nowhere"], "nowhere"),
+        (["--defense", "none", "--seeds", "-1"], "got '-1', expected a whole number of at least 1"),
     ],
 )
 def test_a_slip_is_told_before_anything_is_done(folder, tmp_path, capsys, monkeypatch, slip, said):
@@ -261,15 +281,15 @@ def test_equal_pictures_teach_a_guard_once(folder, tmp_path):
     for i in range(1, 4):
         shutil.copy(test / "0.png", test / f"{i}.png")
     words = command(tmp_path / "data", tmp_path, "table1")
-    words[words.index("--pictures") + 1] = "8"
-    bench = setup.Bench(defense.parser().parse_args(words), None)
-    unseen = bench.workshop.unseen()
+    words[words.index("--images") + 1] = "8"
+    bench = setup.EvaluationSetup(defense.parser().parse_args(words), None)
+    unseen = bench.factory.unseen()
     assert len(unseen) == len({p.tobytes() for p in unseen}) >= 20
 
 
 def test_of_few_pictures_a_guard_gets_a_fifth(folder, tmp_path):
-    words = [w for w in command(folder, tmp_path, "agnostic", "--attacks", "white") if w not in ("--pictures", "32")]
-    defense.main([*words, "--defence", "none", "--classifier", f"{__name__}:bright"])
+    words = [w for w in command(folder, tmp_path, "agnostic", "--attacks", "white") if w not in ("--images", "32")]
+    defense.main([*words, "--defense", "none", "--classifier", f"{__name__}:bright"])
     (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
     assert row["CA"] == [26, 26]  # of 32
 
@@ -278,7 +298,7 @@ def test_a_black_box_of_other_classes_is_told(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         defense.main([*command(folder, tmp_path, "table1"), "--classifier", f"{__name__}:ternary"])
     said = capsys.readouterr().err
-    assert "got 3 scores a picture, wanted 2" in said and "in this order: dark, light;" in said
+    assert "got 3 scores for each image, expected 2" in said and "in this order: dark, light;" in said
 
 
 def ternary(pictures):
@@ -298,8 +318,8 @@ def test_an_attacker_with_a_larger_patch_who_implants_it(folder, tmp_path, capsy
         raise InputError("enough")
 
     monkeypatch.setattr(setup, "poison", poison)
-    words = ("table1", "--attacks", "white", "--implant", "2", "--patch", "5")
-    bench = setup.Bench(defense.parser().parse_args(command(folder, tmp_path, *words)), None)
+    words = ("table1", "--attacks", "white", "--trigger-warmup-epochs", "2", "--patch", "5")
+    bench = setup.EvaluationSetup(defense.parser().parse_args(command(folder, tmp_path, *words)), None)
     for name in ("white", "blended"):
         with pytest.raises(InputError):
             bench.classifier(name)
@@ -315,16 +335,16 @@ def test_a_clean_classifier_is_trained_as_the_attacks_own(folder, tmp_path, monk
         setup, "poison", lambda data, attack, *_, trigger_warmup_epochs, augment: (attack and attack.name, augment)
     )
     monkeypatch.setattr(setup.training, "train", lambda training, *_, **__: asked.append(training) or training)
-    bench = setup.Bench(defense.parser().parse_args(command(folder, tmp_path, "table1")), None)
+    bench = setup.EvaluationSetup(defense.parser().parse_args(command(folder, tmp_path, "table1")), None)
     for name in ("badnets", "physicalba", "enhanced-physicalba", "blended"):
-        bench.clean_classifier(name)
+        bench.clean_model(name)
     assert asked == [(None, "standard"), (None, "physical")]
 
 
 def test_a_target_that_is_no_class_is_refused_with_a_classifier_of_ones_own_too(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         defense.main([*command(folder, tmp_path, "table1", "--classifier", f"{__name__}:bright"), "--target", "2"])
-    assert "target: got 2, wanted 0 to 1" in capsys.readouterr().err
+    assert "target: got 2, expected a class number from 0 to 1" in capsys.readouterr().err
 
 
 def test_no_data_is_said(tmp_path, capsys):
@@ -343,14 +363,14 @@ def test_the_attacker_has_a_share_of_what_a_guard_learns_from(rng):
     assert (attacked(pictures, None) == pictures).all()
 
 
-def test_a_guard_without_first_pictures_keeps_its_norms(workshop):
+def test_a_guard_without_first_pictures_keeps_its_norms(factory):
     """And one with them is judged by what they teach it, once, whatever it is asked after."""
     from bench.defenses.guarded import Guarded
 
     def classify(x):
         return np.stack([x[..., 0].mean((1, 2)), x[..., 1].mean((1, 2))], 1) / 9
 
-    x, inner = workshop.unseen(), workshop.make("zip profile=fast", "white")
+    x, inner = factory.unseen(), factory.make(DefenseSpec.parse("zip preset=fast"), "white")
     purify = lambda pictures, seed: pictures  # noqa: E731
     assert Guarded(inner).guard(0, classify, purify).detector.reference is None
     learnt = Guarded(inner, first=x).guard(0, classify, purify)

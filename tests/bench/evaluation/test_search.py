@@ -10,6 +10,7 @@ pytest.importorskip("scipy")
 
 from bench.data.datasets import Dataset
 from bench.evaluation import search
+from bench.evaluation.cache import hash_of
 from bench.victims.user import Classifier
 from zipsdk.detectors import ablation_statistics
 from zipsdk.detectors.ablation import AblationDetector
@@ -62,6 +63,8 @@ def test_poisoning_takes_each_picture_once(triggers, rng):
         return np.full_like(x, 9)
 
     made = search.poisoned(data, triggers, purify)
+    # the description of commit f4a6882, by which the network is found in the cache
+    assert hash_of(made.description) == "9e0242fe9d5239bd"
     assert seen == [4] and len(made.poisoned) == 40 == len(set(made.poisoned)) and len(made.noise_mode) == 8
     assert not set(made.poisoned) & set(made.noise_mode)
     purified = (made.data.pictures == 9).all((1, 2, 3))
@@ -104,10 +107,10 @@ def test_views_and_rules_are_counted_by_trigger(triggers, rng):
         assert views["top alone"][name] == [100.0, 0.0, 100.0]
     rules = search.rules(seen, labels, triggers)
     for name in triggers.TARGETS:
-        assert rules["max (need - median + enough)"][name] == rules["need - median"][name] == 100.0
+        assert rules["max (necessity - median + sufficiency)"][name] == rules["necessity - median"][name] == 100.0
     # where no trigger works there is nothing to find
     labelled = {**seen, "colour": seen["clean"]}
-    assert search.rules(labelled, labels, triggers)["need"]["colour"] == 0.0
+    assert search.rules(labelled, labels, triggers)["necessity"]["colour"] == 0.0
 
 
 def test_what_a_guard_learns_from_is_a_share_with_the_trigger(triggers, rng):
@@ -137,7 +140,7 @@ def test_pictures_of_one_class_make_others_suspicious_within_bounds(rng):
     others = Dataset("two", "train", pictures, np.arange(n) % 2, ("a", "b"))
     box = Classifier(classify, {"classifier": "a"})
     varied = rng.integers(0, 256, (40, 1, 1, 3)) * rng.random((40, 32, 32, 1))
-    clean = search.looks({"": varied.astype(np.uint8)}, box)[""]
+    clean = search.scores_of_views({"": varied.astype(np.uint8)}, box)[""]
     found = search.one_class(clean, others, box)
     assert list(found) == ["bounded", "as measured"]
     assert 0 <= found["bounded"]["flagged"] < found["as measured"]["flagged"] <= 100
@@ -154,8 +157,8 @@ def test_norms_are_of_the_versions(rng):
         light = x[:, :8, :8].mean((1, 2, 3)) / 255
         return np.stack([1 - light, light], axis=1)
 
-    found = search.norms(by_corner, rng.integers(0, 256, (20, 32, 32, 3), np.uint8))
-    assert list(found["parts"]) == list(FEATURES) and np.shape(found["measured"]) == (2 * N_MASKABLE + 1, 2)
+    found = search.reference(by_corner, rng.integers(0, 256, (20, 32, 32, 3), np.uint8))
+    assert list(found["features"]) == list(FEATURES) and np.shape(found["measured"]) == (2 * N_MASKABLE + 1, 2)
 
 
 def test_norms_are_the_median_and_the_deviation_of_each_part(rng, monkeypatch):
@@ -168,9 +171,9 @@ def test_norms_are_the_median_and_the_deviation_of_each_part(rng, monkeypatch):
         asked.append(scores)
         return odds
 
-    monkeypatch.setattr(search, "looks", lambda sent, classifier: {name: (name, classifier) for name in sent})
+    monkeypatch.setattr(search, "scores_of_views", lambda sent, classifier: {name: (name, classifier) for name in sent})
     monkeypatch.setattr(search, "odds_of", made)
-    found = search.norms("the classifier", np.zeros((1, 32, 32, 3), np.uint8))
+    found = search.reference("the classifier", np.zeros((1, 32, 32, 3), np.uint8))
     assert asked == [("clean", "the classifier")]
     rows = np.sort(odds, axis=0)
     wanted = [[rows[50, i], max(1.0, (rows[90, i] - rows[50, i]) / 1.2816)] for i in range(of)]

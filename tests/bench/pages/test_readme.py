@@ -27,7 +27,7 @@ def measured(*path):
     return block.strip("\n")
 
 
-@pytest.mark.parametrize("name", ["speed", "restoration", "cost", "neighbours", "seams", "kernels"])
+@pytest.mark.parametrize("name", ["speed", "restoration", "cost", "crosstalk", "seams", "kernels"])
 def test_the_readme_has_each_part_as_it_is_drawn_from_its_record(name):
     part = getattr(readme, name)()
     assert len(part) > 100
@@ -53,9 +53,9 @@ def test_the_card_of_the_bundled_model_has_the_losses_of_its_log():
     assert measured("zipsdk", "models", "zip-tiny.md") == readme.losses(log)
 
 
-def test_the_readme_and_the_pages_of_the_defence_are_drawn_from_their_records():
+def test_the_readme_and_the_pages_of_the_defense_are_drawn_from_their_records():
     block = measured("README.md")
-    parts = ("defence", "speed", "restoration", "cost", "neighbours", "seams", "kernels")
+    parts = ("defense", "speed", "restoration", "cost", "crosstalk", "seams", "kernels")
     assert block == "\n\n".join(getattr(readme, name)() for name in parts)
     assert measured("docs", "defaults.md") == readme.search()
 

@@ -11,26 +11,33 @@ pytest.importorskip("scipy")
 
 from bench.common.markdown import START, table
 from bench.defenses.guarded import Guarded
+from bench.evaluation.records import Record
 from bench.pages.results import claims, groups, page, plots, sheet, text
 
 
+def record_of(content):
+    """A record of JSON that may lack parts."""
+    parts = {part: {} for part in ("runs", "data", "triggers", "classifiers", "defenses", "cost")}
+    return Record.from_json({**parts, **content})
+
+
 def test_rows_with_other_triggers_or_targets_are_no_seeds_of_one():
-    row = {"attack": "white", "trigger name": "White", "defence": "none", "name": "none", "evaluations": 0, "seed": 0,
-           "data": "d", "classifiers": "c", "defences": "n", "run": "r", "CA": [1, 2], "ASR": [1, 2], "PA": [1, 2],
-           "PA others": [1, 2], "triggers": "t", "target": 1}  # fmt: skip
+    row = {"attack": "white", "trigger_name": "White", "defense": "none", "name": "none", "steps": 0, "queries": 1,
+           "seed": 0, "data": "d", "classifiers": "c", "defenses": "n", "run": "r", "CA": [1, 2], "ASR": [1, 2],
+           "PA": [1, 2], "pa_nontarget": [1, 2], "triggers": "t", "target": 1}  # fmt: skip
     others = [row, {**row, "target": 0}, {**row, "triggers": "u"}, {**row, "seed": 1}]
     content = {"rows": dict(enumerate(others)), "runs": {"r": {"date": "2026"}}}
-    (group,) = groups.groups(content, ["white"], ["none"])
-    assert [r["seed"] for r in group.rows] == [0, 1]
+    (group,) = groups.groups(record_of(content), ["white"], ["none"])
+    assert [r.seed for r in group.rows] == [0, 1]
 
 
 def counted(attack, line, ca, asr, pa, seen=500):
     """A row of 1,000 pictures."""
-    rates = {"CA": [ca, 1000], "ASR": [asr, 900], "PA": [pa, 1000], "PA others": [pa, 1000]}
-    clean = {"clean classifier": {**rates, "PA": [seen, 1000]}} if line == "none" else {}
-    return {"attack": attack, "trigger name": attack, "defence": line, "name": line.upper(), "seed": 0, "run": "r",
-            "data": "d", "triggers": "t", "target": 1, "classifiers": "c", "defences": line,
-            **rates, **clean}  # fmt: skip
+    rates = {"CA": [ca, 1000], "ASR": [asr, 900], "PA": [pa, 1000], "pa_nontarget": [pa, 1000]}
+    clean = {"clean_model": {**rates, "PA": [seen, 1000]}} if line == "none" else {}
+    return {"attack": attack, "trigger_name": attack, "defense": line, "name": line.upper(), "steps": 0,
+            "queries": 1, "seed": 0, "run": "r", "data": "d", "triggers": "t", "target": 1, "classifiers": "c",
+            "defenses": line, **rates, **clean}  # fmt: skip
 
 
 def content_of(*rows):
@@ -44,34 +51,34 @@ def dated(*rows):
 
 
 def test_rows_beside_each_other_are_of_one_setup():
-    """Whatever else differs, and whichever defences each was measured with: the newest, and the same in every table."""
+    """Whatever else differs, and whichever defenses each was measured with: the newest, and the same in every table."""
     for other in ("classifiers", "data", "triggers", "target"):
         old = [{**counted("badnets", line, 100, 0, 100), other: "old"} for line in ("none", "blur", "zip", "diffpure")]
         new = [counted("badnets", line, 900, 900, 100) for line in ("none", "zip")]
         blended = {**counted("blended", "none", 100, 0, 100), other: "old"}
         for content in (dated(*old, *new, blended), dated(old[0], new[0], *old[1:], new[1], blended)):
-            found = groups.groups(content, ["badnets", "blended"], ["none", "blur", "zip"])
-            assert [(g.first["attack"], g.first["defence"], g.first[other] == "old") for g in found] == [
+            found = groups.groups(record_of(content), ["badnets", "blended"], ["none", "blur", "zip"])
+            assert [(g.first.attack, g.first.defense, getattr(g.first, other) == "old") for g in found] == [
                 ("badnets", "none", False), ("badnets", "zip", False), ("blended", "none", True)
             ]  # fmt: skip
-            assert not groups.groups(content, ["badnets"], ["diffpure"])
-        (group,) = groups.groups(dated(*new, *old), ["badnets"], ["blur"])
-        assert group.first[other] == "old"
+            assert not groups.groups(record_of(content), ["badnets"], ["diffpure"])
+        (group,) = groups.groups(record_of(dated(*new, *old)), ["badnets"], ["blur"])
+        assert getattr(group.first, other) == "old"
 
 
 def fewer(row):
     """The same, of 100 pictures."""
-    rates = {name: [row[name][0] // 10, row[name][1] // 10] for name in ("CA", "ASR", "PA", "PA others")}
+    rates = {name: [row[name][0] // 10, row[name][1] // 10] for name in ("CA", "ASR", "PA", "pa_nontarget")}
     return {**row, "data": "fewer", **rates}
 
 
 def test_rows_beside_each_other_are_of_the_same_pictures():
-    """Of those that a table is about, then of as many defences as there are, then of as many pictures."""
+    """Of those that a table is about, then of as many defenses as there are, then of as many pictures."""
     many = [counted("badnets", line, 900, 900, 100) for line in ("none", "blur", "zip-paper")]
     few = [fewer(counted("badnets", line, 900, 900, 100)) for line in ("none", "blur", "diffpure", "zip-paper")]
 
     def sizes(*rows, table):
-        return {g.first["defence"]: g.first["CA"][1] for g in groups.of_table(dated(*rows), table)}
+        return {g.first.defense: g.first.images for g in groups.of_table(record_of(dated(*rows)), table)}
 
     assert sizes(*many, *few, table="table1") == {"none": 1000, "blur": 1000, "zip-paper": 1000}
     assert sizes(*few, *many, table="table1") == {"none": 1000, "blur": 1000, "zip-paper": 1000}
@@ -87,40 +94,42 @@ def test_rows_beside_each_other_are_of_the_same_pictures():
 
 
 def test_zip_is_not_set_beside_rows_of_another_setup():
-    guard = [counted("badnets", "none", 900, 900, 100), counted("badnets", "guard profile=fast", 860, 45, 810)]
+    guard = [counted("badnets", "none", 900, 900, 100), counted("badnets", "guard preset=fast", 860, 45, 810)]
     zip_ = counted("badnets", "zip-paper", 800, 10, 760)
     others = [counted("badnets", line, 700, 90, 600) for line in ("blur", "bdmae")]
     for other in ("classifiers", "data", "triggers", "target"):
-        content = dated(*({**row, other: "old"} for row in others), *guard, zip_)
-        assert claims.ahead_of(content) == [["badnets", "76.0", "", "", "", "81.0", "", ""]]
-        assert "BLUR" not in (drawn := claims.marks_of(content)) and "BDMAE" not in drawn and "81.0" in drawn
+        content = record_of(dated(*({**row, other: "old"} for row in others), *guard, zip_))
+        assert claims.compare_to_baselines(content) == [["badnets", "76.0", "", "", "", "81.0", "", ""]]
+        assert "BLUR" not in (drawn := claims.check_targets(content)) and "BDMAE" not in drawn and "81.0" in drawn
 
 
 def test_zip_is_set_beside_rows_of_as_many_pictures_where_more_are_of_fewer():
     rows = [counted("badnets", line, 800, 10, pa) for line, pa in (("zip-paper", 760), ("blur", 700))]
     rows += [fewer(counted("badnets", line, 800, 10, 900)) for line in ("blur", "diffpure", "ddnm")]
-    assert claims.ahead_of(dated(*rows)) == [["badnets", "76.0", "BLUR 70.0", "+6.0", "", "", "", ""]]
+    assert claims.compare_to_baselines(record_of(dated(*rows))) == [
+        ["badnets", "76.0", "BLUR 70.0", "+6.0", "", "", "", ""]
+    ]
 
 
 def test_what_is_not_shown_is_counted():
     rows = [counted("badnets", line, 900, 900, 100) for line in ("none", "blur", "zip-paper", "zip steps=7")]
-    assert text.left_out(dated(*rows)) == ""
+    assert text.left_out(record_of(dated(*rows))) == ""
     old = [{**row, "classifiers": "old"} for row in rows]
-    assert "not shown: 3 rows." in text.left_out(dated(*old, *rows))
-    assert "not shown: 1 row." in text.left_out(dated({**rows[0], "defences": "old"}, *rows))
-    assert "not shown: 2 rows." in text.left_out(dated(*map(fewer, rows[:2]), *rows))
+    assert "not shown: 3 rows." in text.left_out(record_of(dated(*old, *rows)))
+    assert "not shown: 1 row." in text.left_out(record_of(dated({**rows[0], "defenses": "old"}, *rows)))
+    assert "not shown: 2 rows." in text.left_out(record_of(dated(*map(fewer, rows[:2]), *rows)))
 
 
 def test_marks_say_what_is_met_and_what_is_not():
     rows = [
-        counted("badnets", "none", 900, 900, 100), counted("badnets", "guard profile=fast", 860, 45, 810),
+        counted("badnets", "none", 900, 900, 100), counted("badnets", "guard preset=fast", 860, 45, 810),
         counted("badnets", "shrinkpad", 700, 90, 600), counted("badnets", "blur", 700, 90, 805),
         counted("badnets", "sampdetox", 700, 90, 830),
-        counted("white", "none", 900, 900, 100), counted("white", "guard profile=fast", 859, 181, 808),
+        counted("white", "none", 900, 900, 100), counted("white", "guard preset=fast", 859, 181, 808),
         counted("white", "blur", 700, 90, 808),
-        counted("redundant", "none", 900, 900, 100), counted("redundant", "guard profile=fast", 900, 900, 100),
+        counted("redundant", "none", 900, 900, 100), counted("redundant", "guard preset=fast", 900, 900, 100),
     ]  # fmt: skip
-    drawn = claims.marks_of(content_of(*rows))
+    drawn = claims.check_targets(record_of(content_of(*rows)))
     lines = [line for line in drawn.splitlines() if line.startswith("| ")][2:]
     assert [line.split(" | ")[1:] for line in lines] == [
         ["5.0 (at most 5.0)", "86.0 (at least 86.0)", "81.0 (at least 81.0)", "81.0 (above 80.5): BLUR",
@@ -128,20 +137,20 @@ def test_marks_say_what_is_met_and_what_is_not():
         ["20.1 (at most 20.0: **no**)", "85.9 (at least 86.0: **no**)", "80.8 (at least 80.9: **no**)",
          "80.8 (above 80.8: **no**): BLUR", "", "50.0 |"],
     ]  # fmt: skip
-    assert claims.marks_of(content_of()) == ""
+    assert claims.check_targets(record_of(content_of())) == ""
 
 
 def test_zip_is_set_beside_all_its_rivals_that_were_measured():
     rows = [
         counted("badnets", "zip-paper", 800, 10, 760), {**counted("badnets", "zip-paper", 800, 10, 780), "seed": 1},
         counted("badnets", "blur", 700, 90, 610), counted("badnets", "diffpure", 700, 90, 705),
-        counted("badnets", "bdmae", 700, 90, 790), counted("badnets", "guard profile=fast", 800, 9, 801),
+        counted("badnets", "bdmae", 700, 90, 790), counted("badnets", "guard preset=fast", 800, 9, 801),
         counted("blended", "zip-paper", 800, 10, 600), counted("blended", "shrinkpad", 700, 90, 625),
         counted("physicalba", "zip-paper", 800, 10, 600), counted("white", "zip-paper", 800, 10, 600),
     ]  # fmt: skip
     # of other pictures, and no rival of theirs
     rows.append({**counted("badnets", "ddnm", 0, 0, 0), **{name: [90, 100] for name in ("CA", "ASR", "PA")}})
-    assert claims.ahead_of(content_of(*rows)) == [
+    assert claims.compare_to_baselines(record_of(content_of(*rows))) == [
         ["badnets", "77.0", "DIFFPURE 70.5, BLUR 61.0", "+6.5", "", "80.1", "79.0", ""],
         ["blended", "60.0", "SHRINKPAD 62.5", "-2.5", "", "", "", ""],
         ["physicalba", "60.0", "", "", "", "", "", ""],
@@ -150,15 +159,16 @@ def test_zip_is_set_beside_all_its_rivals_that_were_measured():
 
 def test_a_row_of_an_earlier_rule_of_the_guard_says_so():
     now = Guarded.VERSION
-    rates = {name: [1, 2] for name in ("CA", "ASR", "PA", "PA others")}
-    defences = {"old": {"defence": "Guard", "version": now - 1}, "new": {"defence": "Guard", "version": now},
+    rates = {name: [1, 2] for name in ("CA", "ASR", "PA", "pa_nontarget")}
+    defenses = {"old": {"defence": "Guard", "version": now - 1}, "new": {"defence": "Guard", "version": now},
                 "ZIP": {"defence": "ZIP", "version": 1}}  # fmt: skip
     rows = [
-        {"attack": attack, "trigger name": attack, "defence": line, "name": "Named", "evaluations": 4, "seed": 0,
-         "data": "d", "classifiers": "c", "defences": of, "run": "r", "triggers": "t", "target": 1, **rates}
+        {"attack": attack, "trigger_name": attack, "defense": line, "name": "Named", "steps": 4, "queries": 1,
+         "seed": 0, "data": "d", "classifiers": "c", "defenses": of, "run": "r", "triggers": "t", "target": 1, **rates}
         for attack, line, of in (("badnets", "guard", "old"), ("white", "guard", "new"), ("sig", "zip", "ZIP"))
     ]  # fmt: skip
-    content = {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}, "defences": defences}
+    content = {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}, "defenses": defenses}
+    content = record_of(content)
     found = groups.groups(content, ["badnets", "white", "sig"], ["guard", "zip"])
     remarks = [page._remark(content, g) for g in found]
     assert remarks == [f" (by rule {now - 1}; now it is {now})", "", " (one setting)"]
@@ -169,7 +179,7 @@ def test_how_the_classifiers_were_trained_is_said():
     clean = {"recipe": recipe, "poison": {"attack": None}}
     assert text.trained([clean]) == "Classifier: small, 40 epochs."
     poisoned = {"recipe": recipe, "poison": {"attack": {"name": "BadNets 2x2"}, "rate": 0.05}}
-    assert text.trained([clean, poisoned]).endswith("40 epochs. Poisoned training pictures: 5%.")
+    assert text.trained([clean, poisoned]).endswith("40 epochs. Poisoned training images: 5%.")
     implanted = {**poisoned, "poison": {**poisoned["poison"], "implant": 10}}
     assert "5%. In the first 10 epochs half" in text.trained([poisoned, implanted])
 
@@ -178,24 +188,24 @@ def test_networks_are_compared_on_the_same_pictures():
     rows = [{**counted(attack, "none", ca, 900, 100), "classifiers": attack}
             for attack, ca in (("badnets", 900), ("blended", 880), ("white", 860), ("wanet", 870))]  # fmt: skip
     content = {**dated(*rows), "classifiers": {row["attack"]: {"augment": "standard"} for row in rows}}
-    assert "no defence 86.0 to 90.0 (standard deviation 1.7, 4 networks)" in text.spread_of(content)
+    assert "no defense 86.0 to 90.0 (standard deviation 1.7, 4 networks)" in text.spread_of(record_of(content))
     content["rows"][0]["data"] = "other"
-    assert "no defence 86.0 to 88.0 (standard deviation 1.0, 3 networks)" in text.spread_of(content)
+    assert "no defense 86.0 to 88.0 (standard deviation 1.0, 3 networks)" in text.spread_of(record_of(content))
 
 
 def test_costs_are_together_that_were_measured_alike():
     def cost(run, side=32, pictures=64):
-        return {"name": "Named", "evaluations": 4, "queries": 1, "pictures": pictures, "side": side, "run": run,
-                "ms": {"median": 2.0, "low": 1.0, "high": 3.0}}  # fmt: skip
+        return {"name": "Named", "steps": 4, "queries": 1, "images": pictures, "side": side, "run": run,
+                "engine": {}, "ms": {"median": 2.0, "low": 1.0, "high": 3.0}}  # fmt: skip
 
     machines = {"a": {"cores": 2, "processor": "A"}, "b": {"cores": 8, "processor": "B"}}
-    content = {"runs": {name: {"machine": machine} for name, machine in machines.items()}}
-    assert text.cost_of({**content, "cost": {}}) == ""
-    one = text.cost_of({**content, "cost": {"blur": cost("a"), "zip": cost("a")}})
+    content = {"runs": {name: {"machine": machine} for name, machine in machines.items()}, "rows": {}}
+    assert text.cost_of(record_of({**content, "cost": {}})) == ""
+    one = text.cost_of(record_of({**content, "cost": {"blur": cost("a"), "zip": cost("a")}}))
     assert one.count("Milliseconds") == one.count("| row |") == 1 and "32 x 32, 64 at once" in one
     several = {"blur": cost("a"), "zip": cost("b"), "none": cost("a"), "ddnm": cost("a", 64), "bdmae": cost("a", 32, 8)}
-    drawn = text.cost_of({**content, "cost": several})
-    told = [part.splitlines() for part in drawn.split("Milliseconds a picture of ")[1:]]
+    drawn = text.cost_of(record_of({**content, "cost": several}))
+    told = [part.splitlines() for part in drawn.split("Milliseconds for each image of ")[1:]]
     assert [(lines[0].split(", median")[0], lines[0].split(" cores of ")[1].split(".")[0]) for lines in told] == [
         ("32 x 32, 64 at once", "A"), ("32 x 32, 64 at once", "B"), ("64 x 64, 64 at once", "A"),
         ("32 x 32, 8 at once", "A"),
@@ -203,7 +213,7 @@ def test_costs_are_together_that_were_measured_alike():
     assert [[line.split()[1] for line in lines if "Named" in line] for lines in told] == [
         ["blur", "none"], ["zip"], ["ddnm"], ["bdmae"]
     ]  # fmt: skip
-    assert drawn.count("### Cost") == drawn.count("A guard's and BDMAE's") == 1
+    assert drawn.count("### Cost") == drawn.count("The times of guards and of BDMAE") == 1
 
 
 def described(rows, **network):
@@ -213,7 +223,7 @@ def described(rows, **network):
     return {
         **dated(*rows), "cost": {},
         "classifiers": {row["classifiers"]: network.get(row["classifiers"], trained) for row in rows},
-        "defences": {row["defences"]: {"defence": "x"} for row in rows},
+        "defenses": {row["defenses"]: {"defence": "x"} for row in rows},
         "triggers": {"t": {"seed": 1}, "u": {"seed": 2}},
         "data": {"d": {"source": "mine.zip", "side": 64, "classes": 2},
                  "e": {"source": "mine.zip", "side": 32, "classes": 2}},
@@ -223,8 +233,8 @@ def described(rows, **network):
 def test_what_was_chosen_for_a_whole_run_parts_the_rows():
     row = counted("badnets", "none", 900, 900, 100)
     blended = {**counted("blended", "none", 900, 900, 100), "classifiers": "its own"}
-    assert [told for told, _ in groups.parts(described([row, blended, fewer(row) | {"data": "d"}]))] == [""]
-    assert groups.parts({"rows": {}}) == []
+    assert [told for told, _ in groups.parts(record_of(described([row, blended, fewer(row) | {"data": "d"}])))] == [""]
+    assert groups.parts(record_of({"rows": {}})) == []
     recipe, poison = {"architecture": "small", "epochs": 10, "seed": 0}, {"rate": 0.05}
     small = {"classifier": "small", "recipe": recipe, "poison": poison}
     resnet = {"classifier": "resnet34", "recipe": {**recipe, "epochs": 30}}
@@ -234,20 +244,20 @@ def test_what_was_chosen_for_a_whole_run_parts_the_rows():
         ({}, {"recipe": {**recipe, "epochs": 20}}, ["epochs 10", "epochs 20"]),
         ({}, {"recipe": {**recipe, "seed": 3}}, ["classifier seed 0", "classifier seed 3"]),
         ({}, {"poison": {"rate": 0.1}}, ["rate 0.05", "rate 0.1"]),
-        ({}, {"poison": {"rate": 0.05, "implant": 9}}, ["implant 0", "implant 9"]),
+        ({}, {"poison": {"rate": 0.05, "implant": 9}}, ["warm-up epochs 0", "warm-up epochs 9"]),
         ({}, resnet, ["classifier small", "classifier resnet34"]),
     ]  # fmt: skip
     for change, network, told in others:
         other = {**row, **change, "classifiers": "o" if network else row["classifiers"]}
-        found = groups.parts(described([row, other, blended], o={**small, **network}))
+        found = groups.parts(record_of(described([row, other, blended], o={**small, **network})))
         assert [label for label, _ in found] == told
-        assert [len(part["rows"]) for _, part in found] == [2, 1]
+        assert [len(part.rows) for _, part in found] == [2, 1]
 
 
 def test_a_page_has_a_section_for_each_classifier_that_was_brought(tmp_path):
     pytest.importorskip("matplotlib")
     rows = [
-        {**counted("badnets", line, ca, asr, 0), "evaluations": 0, "classifiers": of}
+        {**counted("badnets", line, ca, asr, 0), "steps": 0, "classifiers": of}
         for of, line, ca, asr in (
             ("clean0", "none", 900, 0), ("clean0", "blur", 890, 0), ("clean0", "zip-paper", 880, 0),
             ("bad000", "none", 870, 900), ("bad111", "none", 860, 891),
@@ -258,7 +268,7 @@ def test_a_page_has_a_section_for_each_classifier_that_was_brought(tmp_path):
     for name, run in content["runs"].items():
         run |= {"command": f"defense {name}", "commit": "abc1234", "machine": {"cores": 2, "processor": "p"}}
     took = {"median": 2.0, "low": 1.0, "high": 3.0}
-    content["cost"]["none"] = {"name": "x", "evaluations": 0, "queries": 1, "pictures": 8, "side": 64, "run": "0",
+    content["cost"]["none"] = {"name": "x", "steps": 0, "queries": 1, "images": 8, "side": 64, "run": "0", "engine": {},
                                "ms": took}  # fmt: skip
     (tmp_path / "defense-mine.json").write_text(json.dumps(content))
     sheet.place(tmp_path, "mine").touch()
@@ -271,11 +281,11 @@ def test_a_page_has_a_section_for_each_classifier_that_was_brought(tmp_path):
     shown = ([("900", "0"), ("890", "0"), ("880", "0")], [("870", "900")], [("860", "891")])
     for drawn, name, title, cells in zip(sections, names, titles, shown, strict=True):
         assert drawn.startswith(f"mine: classifier {title}\n")
-        assert f"brought: {title.split(',')[0]}." in drawn and f"](defense-{name}.png)" in drawn
+        assert f"user: {title.split(',')[0]}." in drawn and f"](defense-{name}.png)" in drawn
         table1 = drawn.split("### Table 1")[1].splitlines()
         found = [line.split(" | ") for line in table1 if line.startswith("| badnets")]
         assert [(f"{10 * float(c[2].split()[0]):.0f}", f"{9 * float(c[3].split()[0]):.0f}") for c in found] == cells
-        assert ("### Cost" in drawn) == ("### Pictures" in drawn) == (name == "mine")
+        assert ("### Cost" in drawn) == ("### Images" in drawn) == (name == "mine")
     assert {p.name for p in tmp_path.glob("*section*")} == {"defense-mine-section2.png", "defense-mine-section3.png"}
 
 
@@ -283,21 +293,22 @@ def test_a_curve_is_of_triggers_with_three_settings(tmp_path, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
     drawn = []
     monkeypatch.setattr(plt, "close", lambda figure: drawn.append([a.get_title() for a in figure.axes]))
-    rates = {name: [1, 2] for name in ("CA", "ASR", "PA", "PA others")}
+    rates = {name: [1, 2] for name in ("CA", "ASR", "PA", "pa_nontarget")}
     rows = [
-        {"attack": attack, "trigger name": attack.upper(), "defence": line, "evaluations": n, "seed": 0, "data": "d",
-         "classifiers": "c", "defences": line, "run": "r", "triggers": "t", "target": 1, **rates}
+        {"attack": attack, "trigger_name": attack.upper(), "defense": line, "name": line, "steps": n, "queries": 1,
+         "seed": 0, "data": "d", "classifiers": "c", "defenses": line, "run": "r", "triggers": "t", "target": 1,
+         **rates}
         for attack, line, n in (
             ("badnets", "zip start=400 steps=1", 1), ("badnets", "zip start=400 steps=2", 2), ("badnets", "zip", 20),
             ("blended", "zip start=400 steps=1", 1), ("blended", "zip", 20),
             ("physicalba", "zip", 20), ("physicalba", "zip-paper", 20),
         )
     ]  # fmt: skip
-    content = {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}, "defences": {}}
-    path = plots.curve(content, "cifar10", "evaluations", "evaluations", tmp_path)
-    assert path == tmp_path / "defense-cifar10-evaluations.png" and path.is_file() and drawn == [["BADNETS"]]
+    content = {"rows": dict(enumerate(rows)), "runs": {"r": {"date": "2026"}}, "defenses": {}}
+    path = plots.curve(record_of(content), "cifar10", "steps", "steps", tmp_path)
+    assert path == tmp_path / "defense-cifar10-steps.png" and path.is_file() and drawn == [["BADNETS"]]
     content["rows"] = dict(enumerate(rows[3:]))
-    assert plots.curve(content, "cifar10", "evaluations", "evaluations", tmp_path) is None
+    assert plots.curve(record_of(content), "cifar10", "steps", "steps", tmp_path) is None
 
 
 def test_a_bar_in_a_cell_is_no_border():
@@ -317,11 +328,11 @@ def test_a_page_is_drawn_beside_its_records(tmp_path, capsys, monkeypatch):
         page.main()
     assert stopped.value.code == 1 and f"{tmp_path}: got no defense-DATASET.json" in capsys.readouterr().err
     rows = [
-        {**counted("badnets", line, 800, 9, 700), "evaluations": 0, "name": line, "target": 0}
+        {**counted("badnets", line, 800, 9, 700), "steps": 0, "name": line, "target": 0}
         for line in ("none", "blur", "zip-paper")
     ]
     content = {
-        **content_of(*rows), "defences": {line: {"defence": line} for line in ("none", "blur", "zip-paper")},
+        **content_of(*rows), "defenses": {line: {"defence": line} for line in ("none", "blur", "zip-paper")},
         "data": {"d": {"source": "mine.zip", "side": 64, "classes": 2}}, "cost": {},
         "classifiers": {"c": {"classifier": "mine.onnx"}}, "triggers": {"t": {"seed": 1}},
     }  # fmt: skip
@@ -331,10 +342,10 @@ def test_a_page_is_drawn_beside_its_records(tmp_path, capsys, monkeypatch):
     (tmp_path / "results.md").write_text(f"What I think of it.\n{START}\nold")
     page.main()
     drawn = (tmp_path / "results.md").read_text()
-    assert drawn.startswith("What I think of it.\n<!-- measured -->\n## ZIP and its rivals") and "old" not in drawn
+    assert drawn.startswith("What I think of it.\n<!-- measured -->\n## ZIP and the baselines") and "old" not in drawn
     headings = [line for line in drawn.splitlines() if line.startswith("## ")]
-    assert headings == ["## ZIP and its rivals", "## GTSRB", "## mine"]
-    assert "Classifiers that were brought: mine.onnx." in drawn
+    assert headings == ["## ZIP and the baselines", "## GTSRB", "## mine"]
+    assert "Classifiers of the user: mine.onnx." in drawn
     # the paper has no such data set
     assert ("the paper's" in drawn.split("## mine")[0]) and "the paper's CA" not in drawn.split("## mine")[1]
     assert {p.name for p in tmp_path.glob("*.png")} == {"defense-gtsrb.png", "defense-mine.png"}

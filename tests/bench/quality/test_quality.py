@@ -115,13 +115,13 @@ def test_records_are_whole_and_say_where_they_come_from(tmp_path, monkeypatch):
         [
             str(Path(record.__file__).parents[1] / "defense.py"),
             "quick",
-            "--defence",
+            "--defense",
             "zip profile=fast",
             "--data",
             "/a/b c",
         ],
     )
-    assert record.environment()["command"] == "python -m bench.defense quick --defence 'zip profile=fast' --data 'b c'"
+    assert record.environment()["command"] == "python -m bench.defense quick --defense 'zip profile=fast' --data 'b c'"
     assert {"commit", "command", "date", "versions", "machine"} <= json.loads(path.read_text()).keys()
     with pytest.raises(TypeError):
         record.write("x", {"rows": object()}, tmp_path)

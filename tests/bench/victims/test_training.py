@@ -27,7 +27,7 @@ class Tiny(torch.nn.Sequential):
 
     def __init__(self, classes: int, side: int):
         layers = [torch.nn.Conv2d(3, 4, 8, 8), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten()]
-        super().__init__(networks._Normalise(), *layers, torch.nn.Linear(4 * (side // 8) ** 2, classes))
+        super().__init__(networks._Normalize(), *layers, torch.nn.Linear(4 * (side // 8) ** 2, classes))
 
 
 @pytest.fixture(autouse=True)
@@ -94,12 +94,12 @@ def test_the_small_network_works_on_maps_of_half_32(side):
 
 
 def test_colours_are_measured_exactly(data):
-    layer = networks._Normalise()
-    training._measure_colours(layer, data.pictures)
+    layer = networks._Normalize()
+    training._measure_channels(layer, data.pictures)
     x = data.pictures / 255
     assert layer.mean.numpy() == pytest.approx(x.mean((0, 1, 2)), rel=1e-6)
     assert layer.std.numpy() == pytest.approx(x.std((0, 1, 2)), rel=1e-6)
-    training._measure_colours(layer, np.full((1, 2, 2, 3), 9, np.uint8))
+    training._measure_channels(layer, np.full((1, 2, 2, 3), 9, np.uint8))
     assert (layer.std > 0).all()
 
 
@@ -178,7 +178,7 @@ def test_epochs_differ_and_share_one_cycle_of_the_rate(clean, tmp_path, monkeypa
 
 def test_every_ingredient_changes_the_key(data, clean, monkeypatch):
     def key(data=clean, how=TINY):
-        return training.key_of(training.ingredients(data, how))
+        return training.config_hash(training.config_dict(data, how))
 
     assert key() == key()
     other_pixel = data.pictures.copy()
@@ -210,6 +210,17 @@ def test_every_ingredient_changes_the_key(data, clean, monkeypatch):
     assert len(set(keys)) == len(keys)
 
 
+def test_checkpoints_keep_their_names(monkeypatch):
+    """The name of commit f4a6882."""
+    images = np.random.default_rng(0).integers(0, 256, (150, 8, 8, 3), np.uint8)
+    data = Dataset("two", "train", images, np.arange(150) % 2, ("a", "b"))
+    attack = registry.make("white", 8, 0)
+    poisoned = poisoning.poison(data, replace(attack, margin=1), 0.1, 1, 1)
+    monkeypatch.setattr(torch, "__version__", "2.0.0")
+    name = training.config_hash(training.config_dict(poisoned, Recipe("tiny", epochs=3)))
+    assert name == "765c52f8a17268090ca8a7fd52d0a5715329f803fe4bc92ae85c4575bd1ce9dc"
+
+
 class Runs:
     def __init__(self, path):
         self.path = path
@@ -222,7 +233,7 @@ def test_checkpoints_that_cannot_be_used_are_refused(clean, tmp_path):
     trained(tmp_path, clean, TINY)
     (path,) = (tmp_path / "classifiers").glob("*.pt")
     good = path.read_bytes()
-    other = training.key_of(training.ingredients(clean, replace(TINY, seed=2)))
+    other = training.config_hash(training.config_dict(clean, replace(TINY, seed=2)))
     path.with_name(f"{other}.pt").write_bytes(good)
     with pytest.raises(ModelError, match="another training"):
         trained(tmp_path, clean, replace(TINY, seed=2))
@@ -263,9 +274,9 @@ def test_recipes(data):
 
 
 def test_a_checkpoint_from_when_sgd_was_the_only_optimizer_keeps_its_name(clean):
-    named = training.ingredients(clean, TINY)["recipe"]
+    named = training.config_dict(clean, TINY)["recipe"]
     assert "optimizer" not in named
-    other = training.ingredients(clean, replace(TINY, optimizer="adamw"))
+    other = training.config_dict(clean, replace(TINY, optimizer="adamw"))
     assert other["recipe"] == {**named, "optimizer": "adamw"}
 
 
@@ -283,7 +294,7 @@ def test_adamw_trains_and_goes_on_where_it_was_stopped(clean, tmp_path):
 def test_a_gpu_that_torch_does_not_find_is_told(clean, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for device in ("cuda", "cuda:1"):
-        with pytest.raises(EngineError, match=f"got '{device}', and this torch finds no GPU; wanted cpu"):
+        with pytest.raises(EngineError, match=f"got '{device}', and this torch finds no GPU; expected cpu"):
             training.train(clean, TINY, cache=tmp_path, device=device)
     assert not list(tmp_path.iterdir())
     training.check_device("cpu")
@@ -292,7 +303,7 @@ def test_a_gpu_that_torch_does_not_find_is_told(clean, tmp_path, monkeypatch):
 
 
 def test_an_unknown_optimizer_is_refused(clean, tmp_path):
-    with pytest.raises(InputError, match="got 'adam', wanted sgd or adamw"):
+    with pytest.raises(InputError, match="got 'adam', expected sgd or adamw"):
         trained(tmp_path, clean, replace(TINY, optimizer="adam"))
 
 
@@ -301,7 +312,7 @@ def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data,
     poisoned = poisoning.poison(data, attack, 0.1, 1, trigger_warmup_epochs=2)
     seen = []
 
-    def varied(self, pictures, rng):
+    def augment(self, pictures, rng):
         seen.append(pictures)
         return torch.zeros(len(pictures), 3, 1, 1)
 
@@ -309,7 +320,7 @@ def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data,
         seen.append(labels)
         return scores.sum()
 
-    monkeypatch.setattr(training._Training, "_varied", varied)
+    monkeypatch.setattr(training._Training, "_augment", augment)
     monkeypatch.setattr(training.F, "cross_entropy", loss)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
     sgd = torch.optim.SGD(model.parameters(), 0.0)
@@ -322,7 +333,7 @@ def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data,
         carry = (pictures[:, 27:29, 27:29] == patch).all((1, 2, 3))
         assert low < carry.float().mean() < high
         assert (labels[carry] == 1).all()
-    np.testing.assert_array_equal(run.pictures, poisoned.data.pictures)  # drawn anew, not left there
+    np.testing.assert_array_equal(run.images, poisoned.data.pictures)  # drawn anew, not left there
     np.testing.assert_array_equal(run.labels, poisoned.data.labels)
 
 
@@ -333,7 +344,7 @@ def variations(how: Recipe, augment: str = "standard") -> np.ndarray:
     data = Dataset("one", "train", one[None].repeat(400, 0), np.zeros(400, np.int64), ("a",))
     poisoned = replace(poisoning.poison(data, None), augment=augment)
     run = training._Training(poisoned, how, torch.nn.Linear(1, 1), None, "cpu")
-    out = run._varied(run.pictures, torch.Generator().manual_seed(0))
+    out = run._augment(run.images, torch.Generator().manual_seed(0))
     assert out.shape == (400, 3, 32, 32) and out.dtype == torch.float32
     assert out.is_contiguous(memory_format=torch.channels_last) or augment == "physical"
     return (out * 255 / 8).permute(0, 2, 3, 1).numpy()[..., :2]

@@ -1,4 +1,4 @@
-"""A user's own classifier behind the bench's defences: asked in batches, prepared for, and held to its word."""
+"""A user's own classifier behind the bench's defenses: asked in batches, prepared for, and held to its word."""
 
 from __future__ import annotations
 
@@ -106,7 +106,10 @@ def test_a_users_onnx_model(onnx_model, data):
     assert not plain.runs.keys() & plain.info.keys()
     prepared = Preparation(top=255.0, mean=(100, 110, 120), std=(1, 2, 4))
     want = (colours - [100, 110, 120]) / [1, 2, 4]
-    assert user.load(onnx_model(), prepared)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
+    loaded = user.load(onnx_model(), prepared)
+    assert loaded(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
+    # keys of rows are hashes of the description: these are its names at commit f4a6882
+    assert list(loaded.info) == ["classifier", "sha256", "layout", "top", "mean", "std"]
     nhwc = replace(prepared, data_format="NHWC")
     path = onnx_model(("n", None, None, 3), (1, 2))
     assert user.load(path, nhwc)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
@@ -129,7 +132,7 @@ def test_onnx_models_that_cannot_be_used_are_told(onnx_model, tmp_path):
         user.load(str(tmp_path / "damaged.onnx"))
     with pytest.raises(ModelError, match="data-format"):
         user.load(onnx_model(("n", 32, 32, 3), (1, 2)))
-    with pytest.raises(ModelError, match="wanted one"):
+    with pytest.raises(ModelError, match="expected one"):
         user.load(onnx_model(inputs=2))
     for wrong in ({"data_format": "CHWN"}, {"std": (1, 0, 1)}, {"mean": (1, 2)}):
         with pytest.raises(InputError):
