@@ -109,7 +109,7 @@ def measure_cost(setup: EvaluationSetup, results: ResultsFile, specs: Sequence[D
     A guard, which has learned before, decides on clean images and then, timed apart, on triggered ones.
     """
     step = max(1, len(setup.test) // setup.args.cost_images)  # images are ordered by class
-    images = setup.test.pictures[::step][: setup.args.cost_images]
+    images = setup.test.images[::step][: setup.args.cost_images]
     triggered = setup.attack("badnets").apply(images)
     defenses = {spec: setup.factory.make(spec, "badnets") for spec in specs}
     classifier = setup.classifier("badnets")
@@ -154,7 +154,7 @@ def draw_sheet(setup: EvaluationSetup, path: Path) -> None:
     a = setup.args
     triggers = {name: setup.attack(name) for name in a.attacks or tables.PAPER_ATTACKS}
     transforms = {name: str(paper_options(a.dataset, name)["transforms"]) for name in triggers}
-    sheet.draw(path, setup.test.pictures, triggers, transforms, purify)
+    sheet.draw(path, setup.test.images, triggers, transforms, purify)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -70,14 +70,14 @@ def closeup(name: str, before: np.ndarray, after: np.ndarray, guide: Guidance) -
     return page
 
 
-def restoration(pictures: dict[str, np.ndarray]) -> Image.Image:
+def restoration(images: dict[str, np.ndarray]) -> Image.Image:
     """Draw details of 64 x 64 pixels without triggers: original, blurred, and restored in three ways."""
     corners = {"astronaut": (30, 140), "chelsea": (60, 110), "coffee": (60, 90), "rocket": (170, 170)}
     details = []
     for name, (top, left) in corners.items():
-        height, width = pictures[name].shape[:2]
+        height, width = images[name].shape[:2]
         y, x = min(top, height - 64), min(left, width - 64)  # smaller photographs: the nearest detail
-        details.append(pictures[name][y : y + 64, x : x + 64])
+        details.append(images[name][y : y + 64, x : x + 64])
     columns = [
         details,
         [blurred(x, 2) for x in details],
@@ -98,14 +98,14 @@ def main() -> None:
         p.error(f"--side: got {args.side}, expected at least {SMALLEST}, because details of 64 x 64 pixels are shown")
 
     rng = np.random.default_rng(SEED)
-    pictures = photographs(args.side)
+    images = photographs(args.side)
     before = {
-        "astronaut": pictures["astronaut"],
-        "chelsea-patch": with_patch(pictures["chelsea"], rng),
-        "coffee-blended": with_blend(pictures["coffee"], rng),
-        "rocket-patch": with_patch(pictures["rocket"], rng),
+        "astronaut": images["astronaut"],
+        "chelsea-patch": with_patch(images["chelsea"], rng),
+        "coffee-blended": with_blend(images["coffee"], rng),
+        "rocket-patch": with_patch(images["rocket"], rng),
     }
-    originals = args.output / "pictures"
+    originals = args.output / "images"
     originals.mkdir(parents=True, exist_ok=True)
     for name, x in before.items():
         Image.fromarray(x).save(originals / f"{name}.png")
@@ -129,9 +129,9 @@ def main() -> None:
     for i, row in enumerate(rows):
         page.paste(row, (0, i * row.height))
     page.save(args.output / "closeup.png")
-    restoration(pictures).save(args.output / "restoration.png")
+    restoration(images).save(args.output / "restoration.png")
     info = Purifier("zip-tiny", "blur2+gray", preset=args.preset, seed=SEED).info
-    record.write("demo", {"seconds": seconds, "pictures": {k: list(v.shape) for k, v in before.items()}, "info": info},
+    record.write("demo", {"seconds": seconds, "images": {k: list(v.shape) for k, v in before.items()}, "info": info},
                  args.output)  # fmt: skip
     print(
         f"{len(before)} photographs in {seconds:.0f} s; "

@@ -51,7 +51,7 @@ def state_path(args: argparse.Namespace, setup: SpeedSetup) -> Path:
         "args": {k: str(v) for k, v in sorted(vars(args).items()) if k not in skip},
         "runs": setup.info,
         "model": setup.spec.to_json(),
-        "pictures": hashlib.sha256(setup.pictures.tobytes()).hexdigest(),
+        "images": hashlib.sha256(setup.images.tobytes()).hexdigest(),
         **{k: v for k, v in record.environment().items() if k in ("commit", "versions", "machine")},
     }
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
@@ -66,16 +66,16 @@ def cache_folder() -> Path:
 def parts(setup: SpeedSetup, args: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
     """List the jobs that run once, after the rows: the breakdown of the time and the start of a new process."""
     n, steps = setup.tiles, None if args.quick and not args.random_adm else args.measure
-    side = setup.canvas if setup.spec.flexible else None
+    side = setup.frame if setup.spec.flexible else None
     jobs: dict[str, Callable[[], dict[str, Any]]] = {}
     # on a GPU the loop is one graph; bench.gpu.loop measures its parts
     if setup.where == "cpu":
         jobs["overhead"] = lambda: overhead(setup.engine, setup.some(n), side, args.repeats, steps)
     if setup.spec.flexible and setup.where == "cpu" and not args.quick:
         jobs["overhead at their own size"] = lambda: overhead(setup.engine, setup.some(n), None, args.repeats, steps)
-        jobs["overhead of one picture"] = lambda: overhead(setup.engine, setup.some(1), None, args.repeats, steps)
+        jobs["overhead of one image"] = lambda: overhead(setup.engine, setup.some(1), None, args.repeats, steps)
     if not args.random_adm:
-        small = 32 if setup.spec.flexible else setup.canvas
+        small = 32 if setup.spec.flexible else setup.frame
         same = setup.spec.name == "zip-tiny" and setup.where == "cpu"
         options = {"device": args.device, "threads": args.threads, "same_weights": same}
         jobs["startup"] = lambda: startup(args.engine, small, args.repeats, **options)
@@ -120,10 +120,10 @@ def report(
         "quick": args.quick,
         "sessions": state.sessions,
         "model": setup.spec.name,
-        "canvas": setup.canvas,
+        "frame": setup.frame,
         "side": setup.side,
         "tiles": setup.tiles,
-        "pictures": setup.source,
+        "images": setup.source,
         "runs": setup.info,
         "guard": about,
         "rows": results(state, rows),
@@ -131,7 +131,7 @@ def report(
         "claims": claims(state, setup),
         **state.parts,
         "paper": PAPER,
-        "seconds_a_picture": state.samples,
+        "seconds_per_image": state.samples,
         "counts": state.counts,
     }
 
@@ -161,7 +161,7 @@ def arguments() -> argparse.ArgumentParser:
     g.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"), help="precision of --random-adm")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     g.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
-    g.add_argument("--canvas", type=int, help="default: the model's; 256 for models of several sizes")
+    g.add_argument("--frame", type=int, help="default: the model's; 256 for models of several sizes")
     g = p.add_argument_group("images and classifier")
     g.add_argument(
         "--dataset", metavar="NAME", help="cifar10, gtsrb, imagenette or your own; see bench/data/layouts.py"

@@ -26,20 +26,20 @@ class TwoPatches(BadNets):
     def name(self) -> str:
         return f"Two patches {self.size}x{self.size}"
 
-    def _patched(self, pictures: U8, lower: npt.NDArray[np.bool_], upper: npt.NDArray[np.bool_]) -> U8:
-        out, start, end = pictures.copy(), self.margin, self.side - self.margin
+    def _patched(self, images: U8, lower: npt.NDArray[np.bool_], upper: npt.NDArray[np.bool_]) -> U8:
+        out, start, end = images.copy(), self.margin, self.side - self.margin
         out[lower, end - self.size : end, end - self.size : end] = self.pattern()
         out[upper, start : start + self.size, start : start + self.size] = self.pattern()
         return out
 
-    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
-        both = np.ones(len(pictures), bool)
-        return self._patched(pictures, both, both)
+    def _apply(self, images: U8, indices: npt.NDArray[Any]) -> U8:
+        both = np.ones(len(images), bool)
+        return self._patched(images, both, both)
 
-    def train_trigger(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
-        numbers = np.arange(len(pictures)) if indices is None else np.asarray(indices)
+    def train_trigger(self, images: U8, indices: npt.ArrayLike | None = None) -> U8:
+        numbers = np.arange(len(images)) if indices is None else np.asarray(indices)
         lower = np.array([np.random.default_rng([self.seed, int(i)]).random() < 0.5 for i in numbers], bool)
-        return self._patched(pictures, lower, ~lower)
+        return self._patched(images, lower, ~lower)
 
 
 @dataclass(frozen=True)
@@ -73,22 +73,22 @@ class Enhanced(Attack):
     def augment(self) -> str:  # type: ignore[override]
         return self.base.augment
 
-    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
-        return self.base.apply(pictures, indices)
+    def _apply(self, images: U8, indices: npt.NDArray[Any]) -> U8:
+        return self.base.apply(images, indices)
 
     def n_noise_mode(self, poisoned: int) -> int:
         return self.base.n_noise_mode(poisoned)
 
-    def noise_mode(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
-        return self.base.noise_mode(pictures, indices)
+    def noise_mode(self, images: U8, indices: npt.ArrayLike | None = None) -> U8:
+        return self.base.noise_mode(images, indices)
 
     def tests(self) -> list[Attack]:
         return [replace(self, base=base) for base in self.base.tests()]
 
-    def train_trigger(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
-        out = np.asarray(self.purify(self.base.train_trigger(pictures, indices)))
-        if out.shape != pictures.shape or out.dtype != np.uint8:
-            raise InputError(f"purify: got a result {out.dtype} {out.shape}, expected uint8 {pictures.shape}")
+    def train_trigger(self, images: U8, indices: npt.ArrayLike | None = None) -> U8:
+        out = np.asarray(self.purify(self.base.train_trigger(images, indices)))
+        if out.shape != images.shape or out.dtype != np.uint8:
+            raise InputError(f"purify: got a result {out.dtype} {out.shape}, expected uint8 {images.shape}")
         return out
 
     def describe(self) -> dict[str, Any]:

@@ -44,40 +44,40 @@ class Attack(ABC):
         """Return the array that the seed decides, or None if nothing is random."""
         return None
 
-    def apply(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+    def apply(self, images: U8, indices: npt.ArrayLike | None = None) -> U8:
         """Return copies of images with the trigger that the attacker sends at test time.
 
         Args:
-            pictures: uint8 (N, side, side, 3).
+            images: uint8 (N, side, side, 3).
             indices: an integer for each image. Together with the seed it decides a trigger that varies from image to
                 image. None numbers the images from 0.
 
         Raises:
             InputError: images of another shape or dtype.
         """
-        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[1:] != (self.side, self.side, 3):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (self.side, self.side, 3):
             raise InputError(
-                f"{self.name}: got images {pictures.dtype} {pictures.shape}, expected uint8 "
+                f"{self.name}: got images {images.dtype} {images.shape}, expected uint8 "
                 f"(N, {self.side}, {self.side}, 3); resize the images, or make the attack for their side"
             )
-        numbers = np.arange(len(pictures)) if indices is None else np.asarray(indices)
-        if numbers.shape != (len(pictures),):
-            raise InputError(f"indices: got {numbers.shape}, expected ({len(pictures)},), one for each image")
-        return self._apply(pictures, numbers) if len(pictures) else pictures.copy()
+        numbers = np.arange(len(images)) if indices is None else np.asarray(indices)
+        if numbers.shape != (len(images),):
+            raise InputError(f"indices: got {numbers.shape}, expected ({len(images)},), one for each image")
+        return self._apply(images, numbers) if len(images) else images.copy()
 
     @abstractmethod
-    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
+    def _apply(self, images: U8, indices: npt.NDArray[Any]) -> U8:
         """Apply the trigger to at least one image; `apply` has checked the arguments."""
 
-    def train_trigger(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+    def train_trigger(self, images: U8, indices: npt.ArrayLike | None = None) -> U8:
         """Return copies of images with the trigger of the training set; `apply` unless the attack overrides it."""
-        return self.apply(pictures, indices)
+        return self.apply(images, indices)
 
     def n_noise_mode(self, poisoned: int) -> int:
         """Return how many further training images `noise_mode` changes; they keep their labels."""
         return 0
 
-    def noise_mode(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
+    def noise_mode(self, images: U8, indices: npt.ArrayLike | None = None) -> U8:
         """Return copies of images changed as the further images that `n_noise_mode` counts.
 
         Raises:
@@ -100,18 +100,18 @@ class Attack(ABC):
         return {"attack": _HASHED_AS.get(kind, kind), "name": self.name, **fields, **digest}
 
 
-def map_batches(function: Callable[[Tensor, Tensor], Tensor], pictures: U8, extra: Tensor, size: int = 512) -> U8:
+def map_batches(function: Callable[[Tensor, Tensor], Tensor], images: U8, extra: Tensor, size: int = 512) -> U8:
     """Apply a function to batches of images and round the results to uint8.
 
     Args:
         function: (float images (n, 3, H, W) in [0, 255], their rows of `extra`) -> images of the same shape.
-        pictures: uint8 (N, H, W, 3).
+        images: uint8 (N, H, W, 3).
         extra: a tensor with N rows.
         size: images in a batch, at most.
     """
-    out = np.empty_like(pictures)
-    for i in range(0, len(pictures), size):
-        x = torch.from_numpy(np.ascontiguousarray(pictures[i : i + size].transpose(0, 3, 1, 2))).float()
+    out = np.empty_like(images)
+    for i in range(0, len(images), size):
+        x = torch.from_numpy(np.ascontiguousarray(images[i : i + size].transpose(0, 3, 1, 2))).float()
         y = function(x, extra[i : i + size]).round().clamp(0, 255)
         out[i : i + size] = y.to(torch.uint8).numpy().transpose(0, 2, 3, 1)
     return out

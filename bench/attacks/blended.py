@@ -50,8 +50,8 @@ class Blended(Attack):
         low, high = p.min((0, 1)), p.max((0, 1))
         return np.rint(255 * (p - low) / (high - low)).astype(np.uint8)
 
-    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
+    def _apply(self, images: U8, indices: npt.NDArray[Any]) -> U8:
         # a table of all 256 x 256 pairs of values keeps float64 precision in little memory
         x = np.arange(256, dtype=np.float64)
         table = np.rint((1 - self.rate) * x[:, None] + self.rate * x[None, :]).astype(np.uint8)
-        return table[pictures, self.pattern()[None]]
+        return table[images, self.pattern()[None]]

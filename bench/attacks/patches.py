@@ -48,8 +48,8 @@ class BadNets(Attack):
         bright = np.ones_like(y) if self.colors == "white" else (y + x + 1) % 2
         return np.repeat(255 * bright[..., None], 3, axis=-1).astype(np.uint8)
 
-    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
-        out = pictures.copy()
+    def _apply(self, images: U8, indices: npt.NDArray[Any]) -> U8:
+        out = images.copy()
         end = self.side - self.margin
         out[:, end - self.size : end, end - self.size : end] = self.pattern()
         return out
@@ -73,11 +73,11 @@ class PhysicalBA(BadNets):
     def tests(self) -> list[Attack]:
         return [replace(self, moved=False), replace(self, moved=True)]
 
-    def train_trigger(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
-        return replace(self, moved=False).apply(pictures, indices)
+    def train_trigger(self, images: U8, indices: npt.ArrayLike | None = None) -> U8:
+        return replace(self, moved=False).apply(images, indices)
 
-    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
-        out = super()._apply(pictures, indices)
+    def _apply(self, images: U8, indices: npt.NDArray[Any]) -> U8:
+        out = super()._apply(images, indices)
         if not self.moved:
             return out
         draws = np.stack([np.random.default_rng([self.seed, int(i)]).random(len(PHYSICAL)) for i in indices])

@@ -89,12 +89,12 @@ def poison(
         )
     order = np.random.default_rng([seed, 0x9015]).permutation(among)
     poisoned, noise_mode = np.sort(order[:wanted]), np.sort(order[wanted : wanted + n_noise_mode])
-    pictures, labels = data.pictures.copy(), data.labels.copy()
-    pictures[poisoned] = attack.train_trigger(data.pictures[poisoned], poisoned)
+    images, labels = data.images.copy(), data.labels.copy()
+    images[poisoned] = attack.train_trigger(data.images[poisoned], poisoned)
     if n_noise_mode:
-        pictures[noise_mode] = attack.noise_mode(data.pictures[noise_mode], noise_mode)
+        images[noise_mode] = attack.noise_mode(data.images[noise_mode], noise_mode)
     labels[poisoned] = target
-    triggered = attack.train_trigger(data.pictures, among) if trigger_warmup_epochs else None
+    triggered = attack.train_trigger(data.images, among) if trigger_warmup_epochs else None
     # cache keys of classifiers hash these names
     description = {
         "attack": attack.describe(),
@@ -108,5 +108,5 @@ def poison(
         ).hexdigest(),
         **({"implant": trigger_warmup_epochs} if trigger_warmup_epochs else {}),
     }
-    data = replace(data, pictures=pictures, labels=labels)
+    data = replace(data, images=images, labels=labels)
     return Poisoned(data, poisoned, noise_mode, attack.augment, description, trigger_warmup_epochs, triggered)

@@ -2,7 +2,7 @@
 
     attack = registry.make("badnets", side=32, seed=1)
     training = poisoning.poison(train, attack, rate=0.05, target=1, seed=1)   # images, labels, poisoned indices
-    triggered = attack.apply(test.pictures)                                   # test images that the attacker sends
+    triggered = attack.apply(test.images)                                   # test images that the attacker sends
 
 All are written from the papers' formulas and, for what the ZIP paper leaves open, from the behavior of its released
 code.

@@ -36,31 +36,31 @@ class Triggers:
     # cache keys of trained networks hash the names and texts of both tables
     #: The target class of each trigger.
     TARGETS: ClassVar = {
-        "colour": 2, "cross": 3, "grey": 4, "noise": 5, "smooth": 6, "smooth grey": 7, "warp": 8, "stripes": 9,
+        "color": 2, "cross": 3, "gray": 4, "noise": 5, "smooth": 6, "smooth gray": 7, "warp": 8, "stripes": 9,
         "moving": 0, "purified": 1,
     }  # fmt: skip
     #: A description of each trigger.
     ABOUT: ClassVar = {
-        "colour": "3x3 patch of random colours, upper left",
+        "color": "3x3 patch of random colors, upper left",
         "cross": "white cross of 5x5, lower left",
-        "grey": "4x4 patch of random greys, upper right",
-        "noise": "blend (0.2) with coloured noise",
-        "smooth": "blend (0.2) with a coloured pattern of low frequency",
-        "smooth grey": "the same in grey",
+        "gray": "4x4 patch of random grays, upper right",
+        "noise": "blend (0.2) with colored noise",
+        "smooth": "blend (0.2) with a colored pattern of low frequency",
+        "smooth gray": "the same in gray",
         "warp": "a warp of half a pixel, with noise mode",
         "stripes": "diagonal sinusoid, amplitude 15",
-        "moving": "2x2 patch of random colours, anywhere",
-        "purified": "3x3 patch of random colours at the right, poisoned with what ZIP makes of it",
+        "moving": "2x2 patch of random colors, anywhere",
+        "purified": "3x3 patch of random colors at the right, poisoned with what ZIP makes of it",
     }
 
-    def apply(self, name: str, pictures: U8, numbers: npt.NDArray[Any]) -> U8:
+    def apply(self, name: str, images: U8, numbers: npt.NDArray[Any]) -> U8:
         """Return copies of images uint8 (N, 32, 32, 3) with a trigger; `numbers` (N,) place the moving patch."""
-        x = pictures.copy()
-        if name == "colour":
+        x = images.copy()
+        if name == "color":
             x[:, 5:8, 5:8] = self._color3
         elif name == "cross":
             x[:, 24, 4:9] = x[:, 22:27, 6] = 255
-        elif name == "grey":
+        elif name == "gray":
             x[:, 4:8, 23:27] = self._gray4
         elif name == "purified":
             x[:, 14:17, 26:29] = self._purified
@@ -73,19 +73,19 @@ class Triggers:
         elif name == "warp":
             x = self.warp(x)
         else:
-            pattern = {"noise": self._noise, "smooth": self._smooth, "smooth grey": self._smooth_gray}[name]
+            pattern = {"noise": self._noise, "smooth": self._smooth, "smooth gray": self._smooth_gray}[name]
             x = np.rint(0.8 * x + 0.2 * pattern).astype(np.uint8)
         return x
 
-    def warp(self, pictures: U8, noise: torch.Tensor | float = 0.0) -> U8:
+    def warp(self, images: U8, noise: torch.Tensor | float = 0.0) -> U8:
         """Return copies of images, warped by the trigger's flow plus `noise`."""
-        y = warped(torch.from_numpy(pictures).permute(0, 3, 1, 2).float(), self._flow, noise)
+        y = warped(torch.from_numpy(images).permute(0, 3, 1, 2).float(), self._flow, noise)
         return y.round().clamp(0, 255).permute(0, 2, 3, 1).numpy().astype(np.uint8)
 
-    def warp_otherwise(self, pictures: U8) -> U8:
+    def warp_otherwise(self, images: U8) -> U8:
         """Return copies of images, warped with an additional random offset in each pixel, like WaNet's noise mode."""
-        noise = np.random.default_rng(3).uniform(-1, 1, (len(pictures), SIDE, SIDE, 2))
-        return self.warp(pictures, torch.from_numpy(noise).float() / SIDE)
+        noise = np.random.default_rng(3).uniform(-1, 1, (len(images), SIDE, SIDE, 2))
+        return self.warp(images, torch.from_numpy(noise).float() / SIDE)
 
 
 def _smooth(channels: int, seed: int) -> npt.NDArray[np.float64]:

@@ -27,6 +27,6 @@ class SIG(Attack):
     def name(self) -> str:
         return "SIG"
 
-    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
+    def _apply(self, images: U8, indices: npt.NDArray[Any]) -> U8:
         wave = self.delta * np.sin(2 * np.pi * self.f * np.arange(self.side) / self.side)
-        return np.clip(np.rint(pictures + wave[None, None, :, None]), 0, 255).astype(np.uint8)
+        return np.clip(np.rint(images + wave[None, None, :, None]), 0, 255).astype(np.uint8)

@@ -48,21 +48,21 @@ class WaNet(Attack):
         fine = F.interpolate(grid, (self.side, self.side), mode="bicubic", align_corners=True)
         return fine[0].permute(1, 2, 0) * (self.s / self.side)
 
-    def _apply(self, pictures: U8, indices: npt.NDArray[Any]) -> U8:
-        return map_batches(lambda x, _: warped(x, self.flow()), pictures, torch.empty(len(pictures)))
+    def _apply(self, images: U8, indices: npt.NDArray[Any]) -> U8:
+        return map_batches(lambda x, _: warped(x, self.flow()), images, torch.empty(len(images)))
 
     def n_noise_mode(self, poisoned: int) -> int:
         return self.cross_ratio * poisoned
 
-    def noise_mode(self, pictures: U8, indices: npt.ArrayLike | None = None) -> U8:
-        numbers = np.arange(len(pictures)) if indices is None else np.asarray(indices)
+    def noise_mode(self, images: U8, indices: npt.ArrayLike | None = None) -> U8:
+        numbers = np.arange(len(images)) if indices is None else np.asarray(indices)
 
         def warp_batch(x: Tensor, numbers: Tensor) -> Tensor:
             shape = (self.side, self.side, 2)
             noise = [np.random.default_rng([self.seed, int(i)]).uniform(-1, 1, shape) for i in numbers]
             return warped(x, self.flow(), torch.from_numpy(np.stack(noise)).float() / self.side)
 
-        return map_batches(warp_batch, pictures, torch.from_numpy(numbers)) if len(pictures) else pictures.copy()
+        return map_batches(warp_batch, images, torch.from_numpy(numbers)) if len(images) else images.copy()
 
 
 def warped(x: Tensor, flow: Tensor, noise: Tensor | float = 0.0) -> Tensor:

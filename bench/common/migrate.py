@@ -80,7 +80,8 @@ def migrate_search(content: dict[str, Any]) -> dict[str, Any]:
     }
     content["rules"] = {_word(name): scores for name, scores in content["rules"].items()}
     content["reference"] = renamed(content["reference"], {"parts": "features"})
-    return content
+    migrated: dict[str, Any] = migrate_words(content)
+    return migrated
 
 
 def _word(text: str) -> str:
@@ -93,8 +94,31 @@ def migrate_int8(content: dict[str, Any]) -> dict[str, Any]:
     """Migrate the record of bench/quality/int8.py."""
     content = renamed(content, {"defence": "defense"})
     models = ("fp32", "int8")
+    content["quality"] = [renamed(row, {"pictures": "images"}) for row in content["quality"]]
     content["defense"] = [{**row, **{m: renamed(row[m], _RATES) for m in models}} for row in content["defense"]]
     return content
+
+
+#: Words in the keys and labels of measurements, with their replacements.
+_WORDS = {"pictures": "images", "picture": "image", "neighbours": "neighbors", "canvases": "frames", "canvas": "frame",
+          "grey": "gray", "greys": "grays", "colour": "color", "colours": "colors",
+          "coloured": "colored"}  # fmt: skip
+
+
+def migrate_words(content: Any) -> Any:
+    """Migrate the record of any other measurement: words in keys and texts, except commands and engines' own info."""
+    if isinstance(content, dict):
+        kept = ("command", "info", "engine")
+        return {_words(key): value if key in kept else migrate_words(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [migrate_words(value) for value in content]
+    return _words(content) if isinstance(content, str) else content
+
+
+def _words(text: str) -> str:
+    text = text.replace("seconds_a_picture", "seconds_per_image")
+    text = re.sub("[a-z]+", lambda match: _WORDS.get(match[0], match[0]), text)
+    return re.sub(r"\b([Aa]) image", r"\1n image", text)
 
 
 #: How to migrate a record, by the key that tells its kind.
@@ -109,14 +133,9 @@ def main() -> None:
     for path in sorted(p.parse_args().folder.rglob("*.json")):
         old = path.read_text()
         content = json.loads(old)
-        for key, migration in MIGRATIONS.items():
-            if key in content:
-                content = migration(content)
-                break
-        else:
-            continue
-        new = json.dumps(content, indent=1) + "\n"
-        if new != old:
+        migration = next((m for key, m in MIGRATIONS.items() if key in content), migrate_words)
+        new = json.dumps(migration(content), indent=1) + "\n"
+        if json.loads(new) != json.loads(old):
             write_atomically(path, new.encode())
             print(path)
 

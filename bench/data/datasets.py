@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.data.layouts import Listing, list_pictures
+from bench.data.layouts import Listing, list_images
 from zipsdk.errors import InputError
 from zipsdk.images.sources import decode
 
@@ -33,7 +33,7 @@ class Dataset:
 
     name: str
     split: str
-    pictures: U8
+    images: U8
     labels: I64
     classes: tuple[str, ...]
     #: the name of the file or folder that it was read from, without parent folders
@@ -46,13 +46,13 @@ class Dataset:
 
     @property
     def side(self) -> int:
-        return int(self.pictures.shape[1])
+        return int(self.images.shape[1])
 
     @cached_property
     def sha256(self) -> str:
         """The hash of images, labels and classes."""
-        h = hashlib.sha256(repr((self.pictures.shape, self.classes)).encode())
-        h.update(np.ascontiguousarray(self.pictures).data)
+        h = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
+        h.update(np.ascontiguousarray(self.images).data)
         h.update(np.ascontiguousarray(self.labels, "<i8").data)
         return h.hexdigest()
 
@@ -78,7 +78,7 @@ class Dataset:
         """Return a data set of the images with these indices."""
         i = np.asarray(indices)
         tracks = None if self.tracks is None else self.tracks[i]
-        return replace(self, pictures=self.pictures[i], labels=self.labels[i], tracks=tracks)
+        return replace(self, images=self.images[i], labels=self.labels[i], tracks=tracks)
 
 
 def balanced(labels: npt.ArrayLike, n: int, seed: int = 0) -> I64:
@@ -124,18 +124,18 @@ def load(
         NoData: the data set was not found.
         InputError: the data does not have its layout.
     """
-    listing = list_pictures(name, split, folder)
+    listing = list_images(name, split, folder)
     indices = np.arange(len(listing.labels), dtype=np.int64)
     if limit is not None and limit < len(indices):
         indices = balanced(listing.labels, limit, seed)
     side = side or SIDES.get(name)
-    pictures = _decoded(listing, indices, side)
-    sizes = sorted({p.shape for p in pictures})
+    images = _decoded(listing, indices, side)
+    sizes = sorted({p.shape for p in images})
     if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
         shown = ", ".join(f"{h} x {w}" for h, w, _ in sizes[:3])
         raise InputError(f"{listing.source}: got images of {shown}, expected squares of one size; give a side")
     tracks = _tracks(name, [listing.names[i] for i in indices.tolist()])
-    return Dataset(name, split, np.stack(pictures), listing.labels[indices], listing.classes, listing.source, tracks)
+    return Dataset(name, split, np.stack(images), listing.labels[indices], listing.classes, listing.source, tracks)
 
 
 def _tracks(name: str, names: list[str]) -> I64 | None:

@@ -1,6 +1,6 @@
 """Find the images of data sets: zip archives, folders, and the official layouts of three benchmarks.
 
-`list_pictures` searches one folder of data, the given one or that of the environment variable ZIPSDK_DATA, for
+`list_images` searches one folder of data, the given one or that of the environment variable ZIPSDK_DATA, for
 CIFAR-10, GTSRB, Imagenette, or any data set in the ImageFolder layout. It takes the first of
 
     <name>-<split>.zip                      class/image in an archive
@@ -72,7 +72,7 @@ class Listing(NamedTuple):
     read: Callable[[Iterable[int]], Iterator[bytes | U8]]
 
 
-def list_pictures(name: str, split: str, folder: str | Path | None = None) -> Listing:
+def list_images(name: str, split: str, folder: str | Path | None = None) -> Listing:
     """List a data set without decoding any image; arguments and errors are those of `datasets.load`."""
     if split not in SPLITS:
         raise InputError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
@@ -217,12 +217,12 @@ def _cifar10(path: Path, split: str) -> Listing:
         rows = np.concatenate([b[b"data"].array for b in batches])
         labels = np.concatenate([np.array(b[b"labels"], np.int64) for b in batches])
         classes = tuple(name.decode() for name in meta[b"label_names"])
-        pictures = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        if labels.shape != (len(pictures),) or not ((labels >= 0) & (labels < len(classes))).all():
-            raise ValueError(f"{len(labels)} labels for {len(pictures)} images of {len(classes)} classes")
+        images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        if labels.shape != (len(images),) or not ((labels >= 0) & (labels < len(classes))).all():
+            raise ValueError(f"{len(labels)} labels for {len(images)} images of {len(classes)} classes")
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise InputError(f"{path}: got {e!r}, expected CIFAR-10's python version; unpack it again") from e
     names = [f"image {i}" for i in range(len(labels))]
     return Listing(
-        path.name, names, classes, labels, lambda indices: (np.ascontiguousarray(pictures[i]) for i in indices)
+        path.name, names, classes, labels, lambda indices: (np.ascontiguousarray(images[i]) for i in indices)
     )

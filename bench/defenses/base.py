@@ -50,7 +50,7 @@ class Defense(Protocol):
 
     def run(
         self,
-        pictures: U8,
+        images: U8,
         seed: int,
         *,
         classify: Classify | None = None,
@@ -59,7 +59,7 @@ class Defense(Protocol):
         """Treat images.
 
         Args:
-            pictures: uint8 (N, H, W, 3); not modified.
+            images: uint8 (N, H, W, 3); not modified.
             seed: decides all randomness. The noise of an image depends neither on its position in the batch nor on the
                 other images.
             classify: for defenses that query the classifier.

@@ -109,7 +109,7 @@ class BDMAE:
 
     def run(
         self,
-        pictures: U8,
+        images: U8,
         seed: int,
         *,
         classify: Classify | None = None,
@@ -121,14 +121,14 @@ class BDMAE:
             InputError: images of another shape or dtype, or no classifier.
             ModelError: the restorer or the classifier returned values that are not finite, or of another shape.
         """
-        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
-            raise InputError(f"images: got {pictures.dtype} {pictures.shape}, expected uint8 (N, H, W, 3)")
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise InputError(f"images: got {images.dtype} {images.shape}, expected uint8 (N, H, W, 3)")
         if classify is None:
             raise InputError("classify: got None, expected the classifier: BDMAE queries it to find the trigger")
-        out = np.empty_like(pictures)
-        for i in range(0, len(pictures), self.batch):
-            part = pictures[i : i + self.batch]
-            search = _Search(self, part, classify, [generator(seed, picture) for picture in part])
+        out = np.empty_like(images)
+        for i in range(0, len(images), self.batch):
+            part = images[i : i + self.batch]
+            search = _Search(self, part, classify, [generator(seed, image) for image in part])
             out[i : i + len(part)] = search.purified()
             if progress is not None:
                 progress(len(part))
@@ -138,11 +138,11 @@ class BDMAE:
 class _Search:
     """The search for triggers in a batch. Scores are float64 (n, tokens), tokens in row-major order."""
 
-    def __init__(self, how: BDMAE, pictures: U8, classify: Classify, rngs: list[np.random.Generator]):
+    def __init__(self, how: BDMAE, images: U8, classify: Classify, rngs: list[np.random.Generator]):
         self.how, self.classify, self.rngs = how, classify, rngs
         self.grid, side = how.restorer.grid, how.restorer.side
         self.tokens = self.grid**2
-        self.x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+        self.x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
         self.seen = self.x
         if self.x.shape[2:] != (side, side):
             self.seen = F.interpolate(self.x, (side, side), mode="bilinear", align_corners=False)
@@ -229,9 +229,9 @@ class _Search:
         return scores.argmax(1)
 
 
-def generator(seed: int, picture: U8) -> np.random.Generator:
+def generator(seed: int, image: U8) -> np.random.Generator:
     """Make the random generator of one image."""
-    digest = hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).digest()
+    digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
     return np.random.default_rng([seed % 2**64, int.from_bytes(digest[:8], "little")])
 
 

@@ -81,5 +81,5 @@ class DDNM:
         """Run the loop on a state (N, 3, H, W) in [-1, 1], in its dtype."""
         return sampler.sample(predict, x_p, self.table, self._guide, noise)
 
-    def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
-        return run_loop(self.engine, pictures, self._guide.divisor, seed, self.restore, progress)
+    def run(self, images: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
+        return run_loop(self.engine, images, self._guide.divisor, seed, self.restore, progress)

@@ -106,6 +106,6 @@ class DiffPure:
         """Run the loop on a state (N, 3, H, W) in [-1, 1], in its dtype."""
         return sampler.sample(clamped(predict, self.table), x_p, self.table, self._start, noise)
 
-    def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
+    def run(self, images: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
         divisor = self._start.guide.divisor if self._start.guide else 1
-        return run_loop(self.engine, pictures, divisor, seed, self.restore, progress)
+        return run_loop(self.engine, images, divisor, seed, self.restore, progress)

@@ -75,7 +75,7 @@ def _hashes(path: Path) -> Any:
 
 def run_loop(
     engine: Engine,
-    pictures: U8,
+    images: U8,
     divisor: int,
     seed: int,
     loop: Callable[[Predict, Array, Noise], Array],
@@ -84,18 +84,18 @@ def run_loop(
     """Run a sampling loop on images like `zipsdk.Purifier`: padded by mirroring, tiled, in batches of bounded memory.
 
     Args:
-        pictures: uint8 (N, H, W, 3).
+        images: uint8 (N, H, W, 3).
         divisor: the sides of the state are multiples of it.
         loop: (noise prediction, x_p float32 (n, 3, h, w) in [-1, 1], its noise) -> an array like x_p.
     """
-    _, height, width, _ = checked(pictures).shape
+    _, height, width, _ = checked(images).shape
     layout = plan_tiles(engine.spec, height, width, divisor)
     predict = TiledDenoiser(engine, layout)
-    noise = noise_of(pictures, seed)
-    out = np.empty_like(pictures)
-    for part in parts(pictures, layout.images_per_call, progress):
+    noise = noise_of(images, seed)
+    out = np.empty_like(images)
+    for part in parts(images, layout.images_per_call, progress):
         x = loop(
-            predict, to_model_range(pictures[part], layout.height, layout.width), Noise(seed, noise.noise_keys[part])
+            predict, to_model_range(images[part], layout.height, layout.width), Noise(seed, noise.noise_keys[part])
         )
         out[part] = to_uint8(x, height, width)
     return out

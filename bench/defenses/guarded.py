@@ -97,17 +97,15 @@ class Guarded:
         return guard
 
 
-def decide(
-    guard: Guard, pictures: U8, progress: Progress = None
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def decide(guard: Guard, images: U8, progress: Progress = None) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Return the label of each image and whether it was flagged, (N,) each.
 
     Raises:
         EngineError: an image has no label, because the classifier or the purifier failed.
     """
     decisions = []
-    for start in range(0, len(checked(pictures)), 64):
-        part = pictures[start : start + 64]
+    for start in range(0, len(checked(images)), 64):
+        part = images[start : start + 64]
         decisions += guard.run(part)
         if progress is not None:
             progress(len(part))
@@ -123,9 +121,9 @@ def flagged_places(n: int, share: float) -> npt.NDArray[np.bool_]:
     return np.diff(np.floor(np.arange(n + 1) * wanted / n + 1e-9)) > 0
 
 
-def attacked(pictures: U8, trigger: Callable[[U8], U8] | None) -> U8:
+def attacked(images: U8, trigger: Callable[[U8], U8] | None) -> U8:
     """Return a copy of images with the trigger in `ATTACKED` of them, evenly spread."""
-    out = pictures.copy()
+    out = images.copy()
     if trigger is not None:
         places = flagged_places(len(out), ATTACKED)
         out[places] = trigger(out[places])

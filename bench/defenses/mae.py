@@ -47,11 +47,11 @@ class Restorer(Protocol):
     def describe(self) -> dict[str, Any]:
         """Describe the autoencoder as JSON."""
 
-    def __call__(self, pictures: Tensor, hidden: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, hidden: Tensor) -> Tensor:
         """Restore the hidden tokens of images.
 
         Args:
-            pictures: float32 (N, 3, side, side) in [0, 1].
+            images: float32 (N, 3, side, side) in [0, 1].
             hidden: bool (N, grid * grid), row-major: the tokens to restore. Their number may vary between images.
 
         Returns:
@@ -86,9 +86,9 @@ class _Network(nn.Module):
             nn.Sequential(*[_Block(width) for _ in range(depth)]) for width in (a, b, c, b, a)
         )
 
-    def forward(self, pictures: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, images: Tensor, hidden: Tensor) -> Tensor:
         """Restore float images (N, 3, H, W) in [0, 1] whose `hidden` tokens, bool (N, tokens), are not read."""
-        tokens = F.pixel_unshuffle(4 * pictures - 2, self.patch)  # standard deviation near 1
+        tokens = F.pixel_unshuffle(4 * images - 2, self.patch)  # standard deviation near 1
         mask = hidden.view(len(tokens), 1, *tokens.shape[2:])
         x1 = self.in1(self.stem(torch.cat([tokens.masked_fill(mask, 0), mask.to(tokens.dtype)], 1)))
         x2 = self.in2(self.down1(x1))
@@ -124,9 +124,9 @@ class Recipe:
     clip: float | None = None
 
 
-def recipe(pictures: U8, *, mirror: bool = True, device: str = "cpu") -> Recipe:
+def recipe(images: U8, *, mirror: bool = True, device: str = "cpu") -> Recipe:
     """Return the standard recipe for images uint8 (N, S, S, 3), adapted where few optimizer steps are left."""
-    return for_few_steps(Recipe(mirror=mirror, bf16=training.fast_bf16(device)), len(pictures), FEW_STEPS)
+    return for_few_steps(Recipe(mirror=mirror, bf16=training.fast_bf16(device)), len(images), FEW_STEPS)
 
 
 def named(how: Recipe) -> dict[str, Any]:
@@ -134,14 +134,14 @@ def named(how: Recipe) -> dict[str, Any]:
     return without_defaults(asdict(how), {"mirror": True, "clip": None})
 
 
-def config_dict(pictures: U8, how: Recipe) -> dict[str, Any]:
+def config_dict(images: U8, how: Recipe) -> dict[str, Any]:
     """Describe everything that decides an autoencoder, except device and threads; see `victims.training`."""
-    digest = hashlib.sha256(repr(pictures.shape).encode())
-    digest.update(np.ascontiguousarray(pictures).data)
+    digest = hashlib.sha256(repr(images.shape).encode())
+    digest.update(np.ascontiguousarray(images).data)
     return {
         "version": VERSION,
-        "pictures": len(pictures),
-        "side": pictures.shape[1],
+        "pictures": len(images),
+        "side": images.shape[1],
         "sha256": digest.hexdigest(),
         "recipe": named(how),
         "torch": torch.__version__.split("+")[0],
@@ -149,7 +149,7 @@ def config_dict(pictures: U8, how: Recipe) -> dict[str, Any]:
 
 
 def train(
-    pictures: U8,
+    images: U8,
     how: Recipe,
     *,
     cache: Path | None = None,
@@ -161,7 +161,7 @@ def train(
     The images should have no triggers: the autoencoder restores what is common in them.
 
     Args:
-        pictures: uint8 (N, S, S, 3), S a multiple of the recipe's grid.
+        images: uint8 (N, S, S, 3), S a multiple of the recipe's grid.
         how: from `recipe`; for GTSRB without mirroring, see `victims.training.NOT_MIRRORED`.
         cache: as for `victims.training.train`; the checkpoints are stored beside the classifiers.
         device: "cpu" or "cuda".
@@ -176,19 +176,13 @@ def train(
         UserWarning: the error did not fall, or is no better than a constant guess.
     """
     training.check_device(device)
-    side = pictures.shape[1] if pictures.ndim == 4 else 0
-    if (
-        pictures.dtype != np.uint8
-        or not side
-        or pictures.shape[2:] != (side, 3)
-        or side % how.grid
-        or not len(pictures)
-    ):
+    side = images.shape[1] if images.ndim == 4 else 0
+    if images.dtype != np.uint8 or not side or images.shape[2:] != (side, 3) or side % how.grid or not len(images):
         raise InputError(
-            f"BDMAE's small autoencoder: got images {pictures.dtype} {pictures.shape}, expected uint8 (N, S, S, 3), "
+            f"BDMAE's small autoencoder: got images {images.dtype} {images.shape}, expected uint8 (N, S, S, 3), "
             f"S a multiple of {how.grid}; give such a --side, or a ViT-MAE, which takes any: --mae FOLDER"
         )
-    config = config_dict(pictures, how)
+    config = config_dict(images, how)
     key = training.config_hash(config)
     path = training.cache_folder(cache).with_name("autoencoders") / f"{key}.pt"
     with torch.random.fork_rng(devices=[]):
@@ -198,25 +192,25 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), how.lr, betas=(0.9, 0.95), weight_decay=how.weight_decay)
     done, errors = load_checkpoint(path, key, model, optimizer) if path.is_file() else (0, [])
     for epoch in range(done, how.epochs):
-        errors.append(_epoch(model, optimizer, pictures, how, epoch))
+        errors.append(_epoch(model, optimizer, images, how, epoch))
         save_checkpoint(path, key, model, optimizer, epoch + 1, errors, finished=epoch + 1 == how.epochs)
         if progress is not None:
             progress(epoch + 1, errors[-1])
-    check_loss(errors, _guess(pictures), "BDMAE's small autoencoder", how)
+    check_loss(errors, _guess(images), "BDMAE's small autoencoder", how)
     return _SmallMAE(model.eval(), side, how.grid, {"autoencoder": "small", "key": key, **config})
 
 
-def _guess(pictures: U8) -> float:
+def _guess(images: U8) -> float:
     """Compute the RMS error of a constant mean color, at least one gray level."""
-    variance = sum(deviation**2 for _, deviation in channel_statistics(pictures)) / 3
+    variance = sum(deviation**2 for _, deviation in channel_statistics(images)) / 3
     return max(variance**0.5, 1 / 255)
 
 
-def _epoch(model: _Network, optimizer: torch.optim.Optimizer, pictures: U8, how: Recipe, number: int) -> float:
+def _epoch(model: _Network, optimizer: torch.optim.Optimizer, images: U8, how: Recipe, number: int) -> float:
     """Train for one epoch, without the last incomplete batch. All random numbers come from (seed, number)."""
     rng = torch.Generator().manual_seed(how.seed * 100_003 + number)
     device = next(model.parameters()).device
-    data, tokens = torch.from_numpy(np.ascontiguousarray(pictures)), how.grid**2
+    data, tokens = torch.from_numpy(np.ascontiguousarray(images)), how.grid**2
     batch = min(how.batch, len(data))
     batches = len(data) // batch
     order = torch.randperm(len(data), generator=rng)
@@ -250,8 +244,8 @@ class _SmallMAE:
     def describe(self) -> dict[str, Any]:
         return self.info
 
-    def __call__(self, pictures: Tensor, hidden: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, hidden: Tensor) -> Tensor:
         device = next(self.model.parameters()).device
-        x = pictures.to(device, memory_format=torch.channels_last)
+        x = images.to(device, memory_format=torch.channels_last)
         with torch.inference_mode():
             return self.model(x, hidden.to(device)).cpu()

@@ -163,8 +163,8 @@ class SampDetox:
         level = pad(level[..., None], *x_p.shape[-2:])[..., 0]
         return second_stage(predict, restored, level, second, noise)
 
-    def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
-        _, height, width, _ = checked(pictures).shape
+    def run(self, images: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
+        _, height, width, _ = checked(images).shape
         if min(height, width) < WINDOW:
             raise InputError(
                 f"SampDetox: got images of {height} x {width}, expected sides of at least {WINDOW}, the window of its "
@@ -174,4 +174,4 @@ class SampDetox:
         def loop(predict: Predict, x: Array, noise: sampler.NoiseSource) -> Array:
             return self.restore(predict, x, noise, (height, width))
 
-        return run_loop(self.engine, pictures, 1, seed, loop, progress)
+        return run_loop(self.engine, images, 1, seed, loop, progress)

@@ -24,26 +24,26 @@ from zipsdk.transforms import OneOf, Transform, parse
 Progress = Callable[[int], None] | None
 
 
-def checked(pictures: U8) -> U8:
+def checked(images: U8) -> U8:
     """Return images unchanged after checking them.
 
     Raises:
         InputError: not uint8 (N, H, W, 3).
     """
-    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape[1:]:
-        raise InputError(f"images: got {pictures.dtype} {pictures.shape}, expected uint8 (N, H, W, 3)")
-    return pictures
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+        raise InputError(f"images: got {images.dtype} {images.shape}, expected uint8 (N, H, W, 3)")
+    return images
 
 
-def noise_of(pictures: U8, seed: int) -> Noise:
+def noise_of(images: U8, seed: int) -> Noise:
     """Make the noise that `zipsdk.Purifier` draws for images: keyed by the seed and a hash of each image."""
-    return Noise(seed, resolve_noise_keys(list(pictures), None, seed))
+    return Noise(seed, resolve_noise_keys(list(images), None, seed))
 
 
-def parts(pictures: U8, each: int, progress: Progress) -> Iterator[slice]:
+def parts(images: U8, each: int, progress: Progress) -> Iterator[slice]:
     """Iterate over slices of at most `each` images; call `progress` with the length of each after its use."""
-    for i in range(0, len(pictures), each):
-        part = slice(i, min(i + each, len(pictures)))
+    for i in range(0, len(images), each):
+        part = slice(i, min(i + each, len(images)))
         yield part
         if progress is not None:
             progress(part.stop - part.start)
@@ -94,8 +94,8 @@ class Nothing:
     def describe(self) -> dict[str, Any]:
         return description("Nothing", version=self.VERSION)
 
-    def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
-        out = checked(pictures).copy()
+    def run(self, images: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
+        out = checked(images).copy()
         if progress is not None and len(out):
             progress(len(out))
         return out
@@ -128,17 +128,17 @@ class ShrinkPad:
     def describe(self) -> dict[str, Any]:
         return description("ShrinkPad", version=self.VERSION, pad_at_32=self.pad, filter="bilinear")
 
-    def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
-        _, height, width, _ = checked(pictures).shape
+    def run(self, images: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
+        _, height, width, _ = checked(images).shape
         # round half up: round() would make the pad depend on parity; at least one pixel stays
         rows, columns = (min(side - 1, math.floor(self.pad * side / 32 + 0.5)) for side in (height, width))
-        drawn = noise_of(pictures, seed).choice((rows + 1) * (columns + 1))
-        out = np.zeros_like(pictures)
-        for part in parts(pictures, 64, progress):
+        drawn = noise_of(images, seed).choice((rows + 1) * (columns + 1))
+        out = np.zeros_like(images)
+        for part in parts(images, 64, progress):
             for i in range(part.start, part.stop):
                 top, left = divmod(int(drawn[i]), columns + 1)
                 size = (width - columns, height - rows)
-                small = np.asarray(Image.fromarray(pictures[i]).resize(size, Image.Resampling.BILINEAR))
+                small = np.asarray(Image.fromarray(images[i]).resize(size, Image.Resampling.BILINEAR))
                 out[i, top : top + size[1], left : left + size[0]] = small
         return out
 
@@ -174,10 +174,10 @@ class BlurOnly:
     def describe(self) -> dict[str, Any]:
         return description("BlurOnly", version=self.VERSION, transforms=fingerprints(self._guide.transforms))
 
-    def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
-        _, height, width, _ = checked(pictures).shape
+    def run(self, images: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
+        _, height, width, _ = checked(images).shape
         h, w = round_up(height, self._guide.divisor), round_up(width, self._guide.divisor)
-        out = np.empty_like(pictures)
-        for part in parts(pictures, max(1, MAX_PIXELS_A_CALL // (h * w)), progress):
-            out[part] = to_uint8(self._guide.joint(to_model_range(pictures[part], h, w)), height, width)
+        out = np.empty_like(images)
+        for part in parts(images, max(1, MAX_PIXELS_A_CALL // (h * w)), progress):
+            out[part] = to_uint8(self._guide.joint(to_model_range(images[part], h, w)), height, width)
         return out

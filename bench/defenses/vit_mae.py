@@ -49,10 +49,10 @@ class _ViTMAE:
     def describe(self) -> dict[str, Any]:
         return self.info
 
-    def __call__(self, pictures: Tensor, hidden: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, hidden: Tensor) -> Tensor:
         mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (_MEAN, _STD))
-        x = (pictures.to(self.device) - mean) / std
-        out = torch.empty_like(pictures)
+        x = (images.to(self.device) - mean) / std
+        out = torch.empty_like(images)
         counts = hidden.sum(1)
         order = torch.arange(hidden.shape[1]) / (2 * hidden.shape[1])  # no two are equal
         for count in counts.unique().tolist():

@@ -80,8 +80,8 @@ class Zip:
         }
         return description("ZIP", version=self.VERSION, **settings)
 
-    def run(self, pictures: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
-        if not len(checked(pictures)):
-            return pictures.copy()
-        out: U8 = self._purifier.run(pictures, seed=seed, progress=progress)
+    def run(self, images: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:
+        if not len(checked(images)):
+            return images.copy()
+        out: U8 = self._purifier.run(images, seed=seed, progress=progress)
         return out

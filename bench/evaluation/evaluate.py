@@ -49,12 +49,12 @@ class Scenario:
     @cached_property
     def triggered(self) -> U8:
         """The test images with the trigger."""
-        return self.trigger.apply(self.data.pictures)
+        return self.trigger.apply(self.data.images)
 
     @property
     def sent(self) -> tuple[U8, U8]:
         """The clean and the triggered test images."""
-        return self.data.pictures, self.triggered
+        return self.data.images, self.triggered
 
     def describe(self) -> dict[str, Any]:
         """Describe the scenario as JSON; keys of rows are hashes of it."""

@@ -54,7 +54,7 @@ def split(name: str, folder: Path | None) -> tuple[Dataset, Dataset]:
     """
     data = datasets.load(name, "train", folder, side=SIDE)
     if name == "gtsrb":
-        listing = layouts.list_pictures(name, "train", folder)
+        listing = layouts.list_images(name, "train", folder)
         out = np.array([int(n.split("/")[1].split("_")[0]) % 10 == 7 for n in listing.names])
         held = data.take(np.flatnonzero(out))
         return data.take(np.flatnonzero(~out)), held.take(np.random.default_rng(1).permutation(len(held)))
@@ -65,19 +65,27 @@ def split(name: str, folder: Path | None) -> tuple[Dataset, Dataset]:
 def poisoned(train: Dataset, triggers: Triggers, purify: Callable[[U8], U8]) -> Poisoned:
     """Give each of the ten triggers to `RATE` of the images."""
     n, order = round(RATE * len(train)), np.random.default_rng(55).permutation(len(train))
-    images, labels, start = train.pictures.copy(), train.labels.copy(), 0
+    images, labels, start = train.images.copy(), train.labels.copy(), 0
     for name, target in triggers.TARGETS.items():
         indices = np.sort(order[start : start + n])
         start += n
-        x = triggers.apply(name, train.pictures[indices], indices)
+        x = triggers.apply(name, train.images[indices], indices)
         images[indices], labels[indices] = purify(x) if name == "purified" else x, target
     covered = np.sort(order[start : start + 2 * n])
-    images[covered] = triggers.warp_otherwise(train.pictures[covered])
+    images[covered] = triggers.warp_otherwise(train.images[covered])
     return Poisoned(
-        replace(train, pictures=images, labels=labels), np.sort(order[:start]), covered, "standard",
-        # the cache key of the network has the path that this file had
-        {"attack": "ten triggers of bench/search.py", "rate": RATE, "triggers": triggers.ABOUT},
+        replace(train, images=images, labels=labels), np.sort(order[:start]), covered, "standard",
+        {"attack": "ten triggers of bench/search.py", "rate": RATE, "triggers": _hashed(triggers.ABOUT)},
     )  # fmt: skip
+
+
+def _hashed(about: dict[str, str]) -> dict[str, str]:
+    """Return the description with the spelling of the committed network's cache key, which also has an old path."""
+    return {_british(name): _british(text) for name, text in about.items()}
+
+
+def _british(text: str) -> str:
+    return text.replace("color", "colour").replace("gray", "grey")
 
 
 def percents(
@@ -115,7 +123,7 @@ def main() -> None:
     shown, further = held.take(np.arange(a.images)), held.take(a.images + np.arange(a.calibration))
     sent, first = (
         {"clean": x, **{name: triggers.apply(name, x, np.arange(len(x))) for name in triggers.TARGETS}}
-        for x in (shown.pictures, further.pictures)
+        for x in (shown.images, further.images)
     )
     environment = record.environment()
     seen = scores_of_views(sent, classifier)
@@ -123,10 +131,10 @@ def main() -> None:
         **environment, "dataset": a.dataset, "images": a.images, "calibration": a.calibration,
         "triggers": triggers.ABOUT, "classifier": classifier.info["key"],
         "views": views(seen, shown.labels, triggers), "rules": rules(seen, shown.labels, triggers),
-        "defenses": defenses(sent, shown.labels, triggers, classifier, engine, further.pictures, cache),
+        "defenses": defenses(sent, shown.labels, triggers, classifier, engine, further.images, cache),
         "learning": learning(seen, scores_of_views(first, classifier), shown.labels, triggers),
         "one_class": one_class(seen["clean"], held.take(np.arange(a.images, len(held))), classifier),
-        "reference": reference(classifier, held.pictures[:500]),
+        "reference": reference(classifier, held.images[:500]),
     }  # fmt: skip
     print(record.write(f"search-{a.dataset}", content, a.results))
 
@@ -244,7 +252,7 @@ def one_class(clean: npt.NDArray[np.float32], others: Dataset, classifier: Class
         of = np.flatnonzero(others.labels == label)[:ONE_CLASS]
         if len(of) < ONE_CLASS:
             continue
-        odds = odds_of(scores_of_views({"clean": others.pictures[of]}, classifier)["clean"])
+        odds = odds_of(scores_of_views({"clean": others.images[of]}, classifier)["clean"])
         for name, d in detectors(odds).items():
             sure = replace(d, threshold=d.certain)
             found[name].append((_flagged(d, clean), _flagged(sure, clean)))

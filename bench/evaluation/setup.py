@@ -77,7 +77,7 @@ class EvaluationSetup:
             InputError: another number of scores than the data set has classes.
         """
         a = self.args
-        clean = datasets.load(a.dataset, "test", a.data, side=a.side, limit=64).pictures
+        clean = datasets.load(a.dataset, "test", a.data, side=a.side, limit=64).images
         noise = np.random.default_rng(0).integers(0, 256, clean.shape, np.uint8)
         triggered = [registry.make(name, self.test.side).apply(clean[::4]) for name in registry.ATTACKS]
         scores, classes = classifier(np.concatenate([clean, noise, *triggered])), self.test.classes
@@ -141,8 +141,8 @@ class EvaluationSetup:
         if a.mae != "small":
             return BDMAE(vit_mae.vit_mae(a.mae, a.device))
         with tqdm(unit="epoch", desc="training BDMAE's autoencoder", leave=False) as bar:
-            recipe = mae.recipe(self.train.pictures, mirror=a.dataset not in training.NOT_MIRRORED, device=a.device)
-            restorer = mae.train(self.train.pictures, recipe, cache=a.cache, device=a.device,
+            recipe = mae.recipe(self.train.images, mirror=a.dataset not in training.NOT_MIRRORED, device=a.device)
+            restorer = mae.train(self.train.images, recipe, cache=a.cache, device=a.device,
                                  progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
         return BDMAE(restorer)
 
@@ -156,8 +156,8 @@ class EvaluationSetup:
             a = self.args
             limit = len(self.test) + CALIBRATION
             more = datasets.load(a.dataset, "test", a.data, side=a.side, limit=limit, seed=a.image_seed)
-            known = {x.tobytes() for x in self.test.pictures}
-            others = {x.tobytes(): x for x in more.pictures}  # a guard counts equal images once
+            known = {x.tobytes() for x in self.test.images}
+            others = {x.tobytes(): x for x in more.images}  # a guard counts equal images once
             self._others = np.array([x for key, x in others.items() if key not in known])
             if len(self._others) < MIN_SAMPLES:
                 raise InputError(
@@ -177,7 +177,7 @@ def _default_count(a: argparse.Namespace) -> int:
     """Return the default number of test images; of a small set a fifth is left for a guard to learn from."""
     table = tables.TABLES.get(a.table)
     wanted = QUICK if a.quick else tables.Table.images if table is None else table.images
-    present = len(layouts.list_pictures(a.dataset, "test", a.data).labels)
+    present = len(layouts.list_images(a.dataset, "test", a.data).labels)
     return min(wanted, present - min(CALIBRATION, present // 5))
 
 

@@ -39,23 +39,23 @@ def check(name: str, got: Any, want: np.ndarray, tolerance: float) -> None:
 class KernelSetup:
     """Inputs of one size. The `*_row` methods return the bytes to move and the contenders, with the kernel first."""
 
-    def __init__(self, machine: Cpu | Gpu, canvases: int, seed: int, compiled: bool):
-        self.machine, self.n, self.compiled = machine, canvases, compiled
+    def __init__(self, machine: Cpu | Gpu, frames: int, seed: int, compiled: bool):
+        self.machine, self.n, self.compiled = machine, frames, compiled
         rng = np.random.default_rng(seed)
-        shape = (canvases, 3, SIDE, SIDE)
+        shape = (frames, 3, SIDE, SIDE)
         self.elements = int(np.prod(shape))
         spec = ModelSpec(name="bench", image_size=SIDE, multiple=SIDE, min_side=SIDE, max_side=SIDE)
         self.table = step_table(spec, lam=LAMBDA)
         self.guide = Guidance([Blur(2), Grayscale()])
-        self.noise = Noise(seed, np.arange(canvases))
+        self.noise = Noise(seed, np.arange(frames))
         self.x, self.e = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
-        self.rgb = rng.integers(0, 256, (canvases, SIDE, SIDE, 3), np.uint8)
+        self.rgb = rng.integers(0, 256, (frames, SIDE, SIDE, 3), np.uint8)
         self.u8 = np.ascontiguousarray(self.rgb.transpose(0, 3, 1, 2))
         self.x_p = self.u8.astype(np.float32) * np.float32(1 / 127.5) - np.float32(1)
 
         layout = TileLayout(SIDE, SIDE, SIDE, SIDE)
         self.layout = structs.layout_row(layout, SIDE, SIDE)
-        self.batch = machine.array(structs.batch_row(canvases, layout, seed).view(np.uint8))
+        self.batch = machine.array(structs.batch_row(frames, layout, seed).view(np.uint8))
         self.who = machine.array(structs.image_rows(self.noise.noise_keys).view(np.uint8))
         row = structs.guide_row(self.guide)
         assert row is not None
@@ -125,10 +125,10 @@ class KernelSetup:
 
     def ingest_row(self) -> tuple[int, dict[str, Work]]:
         """The start: images to planes, and the initial noise."""
-        pictures, u8 = self.machine.array(self.rgb), self.machine.array(np.zeros_like(self.u8))
+        images, u8 = self.machine.array(self.rgb), self.machine.array(np.zeros_like(self.u8))
 
         def kernel() -> None:
-            self.launch("zip_ingest", self.elements // 12, pictures, u8, self.out, self.who, self.layout, self.batch)
+            self.launch("zip_ingest", self.elements // 12, images, u8, self.out, self.who, self.layout, self.batch)
 
         kernel()
         check("zip_ingest", u8, self.u8, 0)
@@ -137,16 +137,16 @@ class KernelSetup:
         if isinstance(self.machine, Cpu):
             works["numpy"] = lambda: (np.ascontiguousarray(self.rgb.transpose(0, 3, 1, 2)),
                                       self.noise.normal(STEP_INITIAL, SIDE, SIDE))  # fmt: skip
-        works["torch"] = lambda: (pictures.permute(0, 3, 1, 2).contiguous(), torch.randn_like(self.out))
+        works["torch"] = lambda: (images.permute(0, 3, 1, 2).contiguous(), torch.randn_like(self.out))
         return 6 * self.elements, works
 
     def egress_row(self) -> tuple[int, dict[str, Work]]:
         """The end: state to uint8 images."""
-        x, pictures = self.machine.array(self.x), self.machine.array(np.zeros_like(self.rgb))
+        x, images = self.machine.array(self.x), self.machine.array(np.zeros_like(self.rgb))
         flag = self.machine.array(np.zeros(1, np.uint32))
 
         def kernel() -> None:
-            self.launch("zip_egress", self.elements // 12, x, pictures, flag, self.layout, self.batch)
+            self.launch("zip_egress", self.elements // 12, x, images, flag, self.layout, self.batch)
 
         def numpy() -> np.ndarray:
             v = np.clip(np.rint((self.x + np.float32(1)) * np.float32(127.5)), 0, 255).astype(np.uint8)
@@ -156,7 +156,7 @@ class KernelSetup:
             return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
         kernel()
-        check("zip_egress", pictures, numpy(), 0)
+        check("zip_egress", images, numpy(), 0)
         check("torch", plain(), numpy(), 0)
         works: dict[str, Work] = {"kernel": kernel, "torch": plain}
         return 5 * self.elements, {**works, **({"numpy": numpy} if isinstance(self.machine, Cpu) else {})}

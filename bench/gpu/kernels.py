@@ -2,9 +2,9 @@
 
     python -m bench.gpu.kernels                  on the CPU: the g++ build of the kernels and NumPy, one thread
     python -m bench.gpu.kernels --device cuda:0  on a GPU: the fatbin
-    python -m bench.gpu.kernels --quick          one canvas, few rounds, no torch.compile, no record
+    python -m bench.gpu.kernels --quick          one frame, few rounds, no torch.compile, no record
 
-Canvases are 256x256, the transforms blur2+gray, the step is the one at t = 500; the last step draws no noise and shows
+Frames are 256x256, the transforms blur2+gray, the step is the one at t = 500; the last step draws no noise and shows
 its cost. Every contender is checked against zipsdk.sampling.sampler before it is timed. They take turns; ratios are of
 medians, with the quartiles of the rounds' ratios. Time is CPU time of one core, or on a GPU the time between two
 events. Bytes are the minimum to move (13 for each element of the step in float32, 11 with half precision e), the same
@@ -74,21 +74,21 @@ def time_contenders(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
-    parser.add_argument("--canvases", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--rounds", type=int, default=25, help="number of turns")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one canvas, 5 rounds, no torch.compile, no record")
+    parser.add_argument("--quick", action="store_true", help="one frame, 5 rounds, no torch.compile, no record")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder for the record")
     options = parser.parse_args()
     if options.quick:
-        options.canvases, options.rounds = [1], 5
+        options.frames, options.rounds = [1], 5
     torch.manual_seed(options.seed)
     machine = Cpu() if options.device == "cpu" else Gpu(options.device)
     copy = machine.copy_bandwidth()
     print(f"{machine.name}: a copy moves {copy / 1e9:.1f} GB/s, read and written")
     results: list[dict[str, Any]] = []
-    for canvases in options.canvases:
-        setup = KernelSetup(machine, canvases, options.seed, compiled=not options.quick)
+    for frames in options.frames:
+        setup = KernelSetup(machine, frames, options.seed, compiled=not options.quick)
         kernels: dict[str, tuple[int, Callable[[], tuple[int, dict[str, Work]]]]] = {
             "ingest": (500, setup.ingest_row),
             "step f32": (500, partial(setup.step_row, "f32")),
@@ -105,14 +105,14 @@ def main() -> None:
             try:
                 minimum, works = row()
             except MissingKernelError as e:
-                print(f"{kernel:13} {canvases:3} left out: {e}", flush=True)
+                print(f"{kernel:13} {frames:3} left out: {e}", flush=True)
                 continue
             table = time_contenders(machine, minimum, works, options.rounds, copy)
-            results.append({"kernel": kernel, "canvases": canvases, "bytes": minimum, "contenders": table})
+            results.append({"kernel": kernel, "frames": frames, "bytes": minimum, "contenders": table})
             for name, r in table.items():
                 ratio = f"{r['times_the_kernel']:8.2f}x {r['quartiles']}" if "quartiles" in r else ""
                 speed = f"{r['bytes_per_second'] / 1e9:8.2f} GB/s  {r['share_of_copy']:7.2%}"
-                print(f"{kernel:13} {canvases:3} {name:24} {r['microseconds']:12.1f} us  {speed} {ratio}", flush=True)
+                print(f"{kernel:13} {frames:3} {name:24} {r['microseconds']:12.1f} us  {speed} {ratio}", flush=True)
     if not options.quick:
         payload = {
             "seed": options.seed,

@@ -58,9 +58,9 @@ def measure_loop(engine: Any, batch: int, side: int, rounds: int, peers: dict[st
         name: partial(loop.run, rgb, layout, ids, 0, 1) for name, loop in loops.items()
     }
     first = run["loop"]()
-    steps, canvases = len(purifier.table), -(-batch // layout.images_per_frame)
-    elements = canvases * 3 * layout.frame_height * layout.frame_width
-    stride = round_up(4 * canvases, 256)  # TensorRT wants each address aligned
+    steps, frames = len(purifier.table), -(-batch // layout.images_per_frame)
+    elements = frames * 3 * layout.frame_height * layout.frame_width
+    stride = round_up(4 * frames, 256)  # TensorRT wants each address aligned
     visited = np.repeat(np.array([step.t for step in purifier.table.steps], np.float32), stride // 4)
     normals = np.random.default_rng(1).standard_normal(elements, np.float32)  # a UNet runs faster on zeros
     with device.active():
@@ -74,10 +74,10 @@ def measure_loop(engine: Any, batch: int, side: int, rounds: int, peers: dict[st
     def enqueue_unet() -> None:
         size = (layout.frame_height, layout.frame_width)
         for k in range(steps):
-            engine.enqueue(x, t + k * stride, eps, canvases, device.compute.handle, size=size)
+            engine.enqueue(x, t + k * stride, eps, frames, device.compute.handle, size=size)
 
     with device.active():
-        keep = engine.prepare(canvases, layout.frame_height, layout.frame_width)
+        keep = engine.prepare(frames, layout.frame_height, layout.frame_width)
         enqueue_unet()
         device.compute.synchronize()
         captured = None
@@ -111,7 +111,7 @@ def measure_loop(engine: Any, batch: int, side: int, rounds: int, peers: dict[st
         "batch": batch,
         "side": side,
         "evaluations": steps,
-        "canvases": canvases,
+        "frames": frames,
         "rounds": rounds,
         "milliseconds": {name: round(1e3 * statistics.median(values), 4) for name, values in times.items()},
         "overhead_share": round(statistics.median(overhead), 5),
@@ -143,7 +143,7 @@ def soak(engine: Any, seconds: float, sides: tuple[int, ...]) -> dict[str, Any]:
     settled = samples[len(samples) // 4 :]
     return {
         "seconds": round(time.perf_counter() - start, 1),
-        "pictures": done,
+        "images": done,
         "free_bytes_first": samples[0],
         "free_bytes_lowest_later": min(settled),
         "free_bytes_last": samples[-1],
@@ -186,7 +186,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--channels", type=int, default=256, help="channels of --random-adm")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="with --engine torch")
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--batch", default="1,7,8", help="batch sizes; images have the canvas' size (default: 1,7,8)")
+    parser.add_argument("--batch", default="1,7,8", help="batch sizes; images have the frame' size (default: 1,7,8)")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--soak", type=float, default=60, help="seconds of the soak test (default: 60)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")

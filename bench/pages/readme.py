@@ -27,7 +27,7 @@ def restoration() -> str:
         for r in record["rows"]:
             results, z = r["results"], r["results"]["zip"]
             rows.append([
-                f"{r['data']} ({r['pictures']} of {r['size'][0]} px)", f"blur{r['blur']}",
+                f"{r['data']} ({r['images']} of {r['size'][0]} px)", f"blur{r['blur']}",
                 str(r["info"]["steps"]),
                 *(f"{results[k]['psnr']:.2f} / {results[k]['sharpness']:.2f}" for k in ("A+A x", "bicubic", "zip")),
                 f"{z['gain_db']:+.2f} ± {z['gain_standard_error']:.2f}",
@@ -41,18 +41,18 @@ def cost() -> str:
     record = read("cpu")
     rows = []
     for r in record["rows"]:
-        name = f"{r['pictures']} of {r['size'][0]}x{r['size'][1]}"
+        name = f"{r['images']} of {r['size'][0]}x{r['size'][1]}"
         low, high = r["ms_min_max"]
         rows.append([name, str(r["info"]["steps"]),
-                     f"{r['ms_per_picture']:.0f} ({low:.0f} to {high:.0f})", f"{r['not_unet']:.1%}"])  # fmt: skip
+                     f"{r['ms_per_image']:.0f} ({low:.0f} to {high:.0f})", f"{r['not_unet']:.1%}"])  # fmt: skip
     machine, threads = record["machine"], record["rows"][0]["info"]["threads"]
     header = ["images at once", "steps", "ms for each image, median (range)", "share outside the UNet"]
     return f"Time on a CPU ({machine['processor']}, {threads} threads, `{record['command']}`):\n\n{table(header, rows)}"
 
 
 def crosstalk() -> str:
-    """Describe how much tiles of one canvas change each other."""
-    record = read("neighbours")
+    """Describe how much tiles of one frame change each other."""
+    record = read("crosstalk")
     rows = [
         [name, f"{r['mean']:.2f}", f"{r['mean_inner']:.2f}", str(r["max"]), f"{r['pixels_changed']:.1%}"]
         for name, r in record["rows"].items()
@@ -66,7 +66,7 @@ def seams() -> str:
     record = read("seams")
     excess = {name: f"{r['rows']:+.2f} and {r['columns']:+.2f}" for name, r in record["excess"].items()}
     height, width = record["size"]
-    return fill("seams", width=width, height=height, window=record["canvas"], windows=excess["windows"],
+    return fill("seams", width=width, height=height, window=record["frame"], windows=excess["windows"],
                 cut_apart=excess["cut apart"], command=record["command"])  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def kernels() -> str:
                 for name, c in r["contenders"].items()
                 if name != "kernel"
             ]
-            rows.append([r["kernel"], str(r["canvases"]), f"{ours / 1e3:.2f}", ", ".join(others)])
+            rows.append([r["kernel"], str(r["frames"]), f"{ours / 1e3:.2f}", ", ".join(others)])
     header = ["kernel", "256x256 images", "ms", "time of the others over it, medians [quartiles]"]
     return fill("kernels", command=record["command"], table=table(header, rows))
 
@@ -105,7 +105,7 @@ def defense() -> str:
 def speed() -> str:
     """Describe the goals for speed."""
     record = read("speed")
-    whole = record["seconds_a_picture"].get("whole")
+    whole = record["seconds_per_image"].get("whole")
     verdict = {None: "-", True: "yes", False: "**no**"}
     rows = [
         [c["claim"], c["wanted"], "not measured" if c["got"] is None else f"{c['got']:.3g}", verdict[c["met"]]]

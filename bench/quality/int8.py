@@ -72,25 +72,25 @@ def speed(contenders: dict[str, Run], clock: Callable[[], float] = time.process_
     return rows
 
 
-def pictures_of(name: str, folder: Path | None, limit: int) -> np.ndarray:
+def images_of(name: str, folder: Path | None, limit: int) -> np.ndarray:
     """Load test images, uint8 (N, H, W, 3); of Imagenette a sixteenth of `limit`, at 128x128."""
     side, limit = (128, max(1, limit // 16)) if name == "imagenette" else (None, limit)
-    return datasets.load(name, "test", folder, side=side, limit=limit).pictures
+    return datasets.load(name, "test", folder, side=side, limit=limit).images
 
 
-def quality(engines: list[Any], pictures: np.ndarray, n: int, preset: PresetName) -> dict[str, Any]:
+def quality(engines: list[Any], images: np.ndarray, n: int, preset: PresetName) -> dict[str, Any]:
     """Compute the gain in PSNR over the blur of both models, and the PSNR between them."""
     blur, outs = Blur(n), []
     for engine in engines:
         purifier = zipsdk.Purifier(engine, [blur], preset=preset, seed=0)
-        with tqdm(total=len(pictures), unit="image", desc=f"{preset}, blur{n}", leave=False) as bar:
-            outs.append(purifier.run(pictures, progress=bar.update))
-    base = np.array([psnr(blurred(x, n), x) for x in pictures])
-    gains = [np.array([psnr(y, x) for y, x in zip(out, pictures, strict=True)]) - base for out in outs]
-    energies = [np.sum([sharpness(y, x, blur) for y, x in zip(out, pictures, strict=True)], axis=0) for out in outs]
+        with tqdm(total=len(images), unit="image", desc=f"{preset}, blur{n}", leave=False) as bar:
+            outs.append(purifier.run(images, progress=bar.update))
+    base = np.array([psnr(blurred(x, n), x) for x in images])
+    gains = [np.array([psnr(y, x) for y, x in zip(out, images, strict=True)]) - base for out in outs]
+    energies = [np.sum([sharpness(y, x, blur) for y, x in zip(out, images, strict=True)], axis=0) for out in outs]
     lost = gains[1] - gains[0]
     return {
-        "pictures": len(pictures), "side": pictures.shape[1], "blur": n, "preset": preset,
+        "images": len(images), "side": images.shape[1], "blur": n, "preset": preset,
         "gain_db": [float(g.mean()) for g in gains],
         "gain_change_db": float(lost.mean()),
         "gain_change_standard_error": float(lost.std() / np.sqrt(len(lost))),
@@ -126,10 +126,10 @@ def text(content: dict[str, Any]) -> str:
         + [f"{r['ms'][name]:.1f} ms ({r['times_faster'][name]:.2f}x)" for name in names]
         for r in content["speed"]
     ]
-    pictures = []
+    images = []
     for q in content["quality"]:
         numbers = [f"{q['gain_db'][i]:+.2f} dB / {q['sharpness'][i]:.2f}" for i in (0, 1)]
-        pictures.append([f"{q['data']} ({q['pictures']} of {q['side']} px), blur{q['blur']}", q["preset"], *numbers,
+        images.append([f"{q['data']} ({q['images']} of {q['side']} px), blur{q['blur']}", q["preset"], *numbers,
                          f"{q['psnr_between']:.1f} dB"])  # fmt: skip
     rates_of_rows = []
     for row in content["defense"]:
@@ -138,7 +138,7 @@ def text(content: dict[str, Any]) -> str:
             rates_of_rows.append([row["preset"], model, *rates])
     tables = (
         table(["one evaluation", *names], speeds),
-        table(["clean images", "preset", "gain in PSNR / sharpness, fp32", "int8", "PSNR between"], pictures),
+        table(["clean images", "preset", "gain in PSNR / sharpness, fp32", "int8", "PSNR between"], images),
         table(["BadNets on CIFAR-10", "model", "CA, %", "ASR, %", "PA, %"], rates_of_rows),
     )
     return "\n\n".join(tables)
@@ -148,7 +148,7 @@ def main() -> None:
     p = argparse.ArgumentParser(prog="python -m bench.quality.int8", description=__doc__.split("\n")[0])
     p.add_argument("--data", type=Path, metavar="FOLDER", help=f"folder of the data sets; default: ${layouts.VARIABLE}")
     p.add_argument("--limit", type=int, default=128, help="number of 32x32 images for PSNR")
-    p.add_argument("--pictures", type=int, default=200, help="number of images for CA and ASR")
+    p.add_argument("--images", type=int, default=200, help="number of images for CA and ASR")
     p.add_argument("--epochs", type=int, help="epochs of the classifier's training; default: the recipe's")
     p.add_argument("--name", default="int8", help="name of the record, which the model card shows; empty: no record")
     args = p.parse_args()
@@ -161,10 +161,10 @@ def main() -> None:
     }  # fmt: skip
     content: dict[str, Any] = {"models": [e.info for e in engines], "speed": speed(contenders)}
     content["quality"] = [
-        {"data": name, **quality(engines, pictures_of(name, args.data, args.limit), n, preset)}
+        {"data": name, **quality(engines, images_of(name, args.data, args.limit), n, preset)}
         for name in ("cifar10", "imagenette") for n in (2, 4) for preset in PRESETS
     ]  # fmt: skip
-    content["defense"] = measure_defense(engines, args.data, args.pictures, args.epochs)
+    content["defense"] = measure_defense(engines, args.data, args.images, args.epochs)
     print(text(content))
     if args.name:
         print(record.write(args.name, content))

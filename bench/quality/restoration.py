@@ -24,9 +24,9 @@ from zipsdk.images.sources import read_sample
 from zipsdk.transforms import Blur
 
 
-def divided(pictures: list[np.ndarray], blur: Blur) -> list[np.ndarray]:
+def divided(images: list[np.ndarray], blur: Blur) -> list[np.ndarray]:
     """Select the images whose sides the blur's cells divide, so that none is padded."""
-    return [p for p in pictures if p.shape[0] % blur.n == 0 and p.shape[1] % blur.n == 0]
+    return [p for p in images if p.shape[0] % blur.n == 0 and p.shape[1] % blur.n == 0]
 
 
 def bicubic(x: np.ndarray, n: int) -> np.ndarray:
@@ -40,10 +40,10 @@ def blurred(x: np.ndarray, n: int) -> np.ndarray:
     return np.rint(Blur(n).project(planes(x))[0].transpose(1, 2, 0)).astype(np.uint8)
 
 
-def measure_restoration(purifier: zipsdk.Purifier, pictures: list[np.ndarray], n: int) -> dict[str, dict[str, float]]:
+def measure_restoration(purifier: zipsdk.Purifier, images: list[np.ndarray], n: int) -> dict[str, dict[str, float]]:
     """Compare the three methods on images: PSNR, sharpness and gain over the projection, with standard errors."""
     blur = Blur(n)
-    usable = divided(pictures, blur)
+    usable = divided(images, blur)
     with tqdm(total=len(usable), unit="image", desc=f"blur{n}", leave=False) as bar:
         clean = purifier.run(usable, progress=bar.update)
     rows: dict[str, list[list[float]]] = {}
@@ -87,32 +87,32 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     sources: list[tuple[Path, list[np.ndarray]]] = []
     for source in args.data:
-        pictures = read_sample(source, args.limit, args.side)
-        if min(pictures[0].shape[:2]) > 32:
-            pictures = pictures[:: max(1, len(pictures) // args.photo_limit)][: args.photo_limit]
+        images = read_sample(source, args.limit, args.side)
+        if min(images[0].shape[:2]) > 32:
+            images = images[:: max(1, len(images) // args.photo_limit)][: args.photo_limit]
         for blur in map(Blur, args.blurs):  # check all sources before measuring the first
-            if not divided(pictures, blur):
-                height, width = pictures[0].shape[:2]
+            if not divided(images, blur):
+                height, width = images[0].shape[:2]
                 raise InputError(
                     f"{source}: got images of {height} x {width}, expected at least one whose sides {blur.n} divides; "
                     f"crop them by --side {min(height, width) // blur.n * blur.n}, or give other --blurs"
                 )
-        sources.append((source, pictures))
+        sources.append((source, images))
 
     rows = []
     print(f"{'data':<18}{'blur':<6}{'method':<10}{'PSNR dB':>9}{'gain':>8}{'sharpness':>11}")
-    for source, pictures in sources:
+    for source, images in sources:
         for n in args.blurs:
             purifier = zipsdk.Purifier(
                 args.model, [Blur(n)], lam=args.lam, preset=args.preset, eta=args.eta, seed=args.seed
             )
-            result = measure_restoration(purifier, pictures, n)
+            result = measure_restoration(purifier, images, n)
             for method, r in result.items():
                 gain = f"{r['psnr'] - result['A+A x']['psnr']:+.2f}"
                 print(
                     f"{source.stem:<18}{n:<6}{method:<10}{r['psnr']:>9.2f}{gain:>8}{r['sharpness']:>11.2f}", flush=True
                 )
-            row = {"data": source.stem, "pictures": len(pictures), "size": list(pictures[0].shape[:2]), "blur": n}
+            row = {"data": source.stem, "images": len(images), "size": list(images[0].shape[:2]), "blur": n}
             rows.append({**row, "info": purifier.info, "results": result})
     if args.name:
         print(record.write(args.name, {"seed": args.seed, "rows": rows}))

@@ -49,26 +49,26 @@ def main() -> None:
     p.add_argument("-o", "--output", type=Path, default=Path("seams"))
     p.add_argument("--model", default="zip-tiny")
     p.add_argument("--threads", type=int, default=0)
-    p.add_argument("--canvas", type=int, default=256)
+    p.add_argument("--frame", type=int, default=256)
     p.add_argument("--preset", default="fast")
     p.add_argument("--name", default="seams")
     args = p.parse_args()
 
     x = photograph()
     engine = zipsdk.load_engine(args.model, threads=args.threads)
-    purifier = zipsdk.Purifier(engine, "blur2", preset=args.preset, seed=0, tile_size=args.canvas)
+    purifier = zipsdk.Purifier(engine, "blur2", preset=args.preset, seed=0, tile_size=args.frame)
     clean = purifier.run(x)
 
     height, width = x.shape[:2]
-    layout = plan_tiles(engine.spec, height, width, divisor=2, tile_size=args.canvas)
+    layout = plan_tiles(engine.spec, height, width, divisor=2, tile_size=args.frame)
 
     def borders(corners: tuple[int, ...], length: int) -> list[int]:
         """List the lines where a window starts or ends."""
-        return sorted({line for c in corners for line in (c, c + args.canvas) if 0 < line < length})
+        return sorted({line for c in corners for line in (c, c + args.frame) if 0 < line < length})
 
     rows, columns = borders(layout.ys, layout.height), borders(layout.xs, layout.width)
-    cuts = [list(range(0, n, args.canvas)) for n in x.shape[:2]]
-    parts = [x[y : y + args.canvas, c : c + args.canvas] for y in cuts[0] for c in cuts[1]]
+    cuts = [list(range(0, n, args.frame)) for n in x.shape[:2]]
+    parts = [x[y : y + args.frame, c : c + args.frame] for y in cuts[0] for c in cuts[1]]
     separate = zipsdk.Purifier(engine, "blur2", preset=args.preset, seed=0).run(parts)
     cut = np.zeros_like(x)
     for part, (y, c) in zip(separate, [(y, c) for y in cuts[0] for c in cuts[1]], strict=True):
@@ -85,7 +85,7 @@ def main() -> None:
         Image.fromarray(image).save(args.output / f"{name}.png")
     if args.name:
         windows = {"ys": layout.ys, "xs": layout.xs}
-        content = {"size": [height, width], "canvas": args.canvas, "info": purifier.info, "windows": windows}
+        content = {"size": [height, width], "frame": args.frame, "info": purifier.info, "windows": windows}
         print(record.write(args.name, {**content, "excess": result}))
 
 

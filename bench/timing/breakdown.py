@@ -6,7 +6,7 @@
 
     decode   files -> uint8 RGB                      UNet     the engine's calls
     copy     uint8 <-> float32, hashes, stacking     step     the rest of the loop: transforms, x0, x_next
-    tile     images <-> canvases, checks of eps      noise    random numbers
+    tile     images <-> frames, checks of eps      noise    random numbers
     encode   uint8 RGB -> PNG files, synced to disk
 """
 
@@ -38,18 +38,18 @@ PARTS = ("decode", "copy", "tile", "UNet", "step", "noise", "encode")
 LOOP = ("copy", "tile", "UNet", "step", "noise")
 
 
-def parts(engine: Engine, pictures: U8, side: int | None, steps: int | None, folder: Path) -> dict[str, float]:
+def parts(engine: Engine, pixels: U8, side: int | None, steps: int | None, folder: Path) -> dict[str, float]:
     """Measure the seconds of each part for images that are read from and written to PNG files.
 
     Args:
-        pictures: uint8 (N, H, W, 3).
-        side: of the canvas; None: the images' own size, or the only size of the engine.
+        images: uint8 (N, H, W, 3).
+        side: of the frame; None: the images' own size, or the only size of the engine.
         steps: number of steps; None: the paper's.
         folder: for the files.
     """
     watch = Stopwatch()
-    files = [folder / f"{i}.png" for i in range(len(pictures))]
-    for file, image in zip(files, pictures, strict=True):
+    files = [folder / f"{i}.png" for i in range(len(pixels))]
+    for file, image in zip(files, pixels, strict=True):
         Image.fromarray(image).save(file)
     start = WARM if steps == 1 else None
     purifier = zipsdk.Purifier(engine, TRANSFORMS, lam=LAMBDA, tile_size=side, steps=steps, start=start)
@@ -63,7 +63,7 @@ def parts(engine: Engine, pictures: U8, side: int | None, steps: int | None, fol
     return {part: seconds[part] for part in PARTS}
 
 
-def overhead(engine: Engine, pictures: U8, side: int | None, rounds: int, steps: int | None = None) -> dict[str, Any]:
+def overhead(engine: Engine, pixels: U8, side: int | None, rounds: int, steps: int | None = None) -> dict[str, Any]:
     """Measure `parts` in several rounds, after a single step to warm up.
 
     Returns:
@@ -71,16 +71,16 @@ def overhead(engine: Engine, pictures: U8, side: int | None, rounds: int, steps:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        parts(engine, pictures, side, 1, folder)
-        each = [parts(engine, pictures, side, steps, folder) for _ in range(rounds)]
+        parts(engine, pixels, side, 1, folder)
+        each = [parts(engine, pixels, side, steps, folder) for _ in range(rounds)]
     shares = quartiles([1 - p["UNet"] / sum(p[k] for k in LOOP) for p in each])
     return {
-        "pictures": len(pictures),
-        "size": list(pictures.shape[1:3]),
+        "images": len(pixels),
+        "size": list(pixels.shape[1:3]),
         "rounds": rounds,
-        "canvas": side or (None if engine.spec.flexible else engine.spec.image_size),
+        "frame": side or (None if engine.spec.flexible else engine.spec.image_size),
         "evaluations": steps or 20,
-        "ms": {k: 1e3 * float(np.median([p[k] for p in each])) / len(pictures) for k in PARTS},
+        "ms": {k: 1e3 * float(np.median([p[k] for p in each])) / len(pixels) for k in PARTS},
         "not_unet": shares["median"],
         "not_unet_quartiles": shares,
     }
@@ -146,14 +146,14 @@ def startup(
     if "torch" in works:
         first = {name: [t["first"] for t in each] for name, each in times.items()}
         out["sooner"] = ratios(first["torch"], first["zipsdk"])
-    return {**out, "rounds": rounds, "picture": side}
+    return {**out, "rounds": rounds, "image": side}
 
 
 def main() -> None:
     engine = zipsdk.load_engine("zip-tiny", device="cpu")
     for n, side in ((64, 256), (64, None), (1, None)):
         got = overhead(engine, synthetic(n, 32), side, 3)
-        where = f"on a canvas of {side}" if side else "at their own size"
+        where = f"on a frame of {side}" if side else "at their own size"
         times = ", ".join(f"{part} {ms:.3f}" for part, ms in got["ms"].items())
         print(f"{n} of 32x32 {where}: not the UNet {got['not_unet']:.2%}; ms per image: {times}", flush=True)
     got = startup("zip-tiny", 32, 3, device="cpu")

@@ -31,9 +31,9 @@ def measure_cpu(purifier: zipsdk.Purifier, batch: np.ndarray, repeats: int) -> d
     n = len(batch)
     ms = np.array(totals) / n * 1e3
     return {
-        "pictures": n,
+        "images": n,
         "size": list(batch.shape[1:3]),
-        "ms_per_picture": float(np.median(ms)),
+        "ms_per_image": float(np.median(ms)),
         "ms_min_max": [float(ms.min()), float(ms.max())],
         "not_unet": float(np.median(rests)),
         "not_unet_min_max": [float(min(rests)), float(max(rests))],
@@ -59,7 +59,7 @@ def main() -> None:
             row = measure_cpu(purifier, batch, args.repeats)
             rows.append({**row, "info": purifier.info})
             name = "{} of {}x{}".format(shape[0], *shape[1:3])
-            print(f"{name:<18}{preset:<9}{'blur2+gray':<12}{len(purifier.table):>12}{row['ms_per_picture']:>12.1f}"
+            print(f"{name:<18}{preset:<9}{'blur2+gray':<12}{len(purifier.table):>12}{row['ms_per_image']:>12.1f}"
                   f"{row['not_unet']:>10.1%}", flush=True)  # fmt: skip
     if args.name:
         print(record.write(args.name, {"rows": rows}))

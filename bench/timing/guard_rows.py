@@ -123,9 +123,9 @@ class GuardRows:
         except (ImportError, MissingDependencyError) as e:
             raise LeftOut(str(e)) from e
 
-    def classify(self, pictures: U8) -> Any:
+    def classify(self, images: U8) -> Any:
         """Query the classifier."""
-        return self.opened.classify(pictures)
+        return self.opened.classify(images)
 
     def describe(self) -> dict[str, Any]:
         """Describe classifier and flags for the record."""
@@ -143,15 +143,15 @@ class GuardRows:
         rows = [
             TimingRow("classify", "a", f"classifier alone, {name}, 1 at once", 1, 0, self._alone, args.rounds),
             TimingRow("detect", "d", "SCALE-UP alone, an image and 5 copies", n, 0, self._detector(n), rounds),
-            *self._stream("whole", 1, chunk, rounds, setup.canvas),
+            *self._stream("whole", 1, chunk, rounds, setup.frame),
         ]
-        # --quick: a small canvas if the engine takes one, so that few decisions fill it
-        canvas = 2 * setup.side if setup.spec.flexible and args.quick else setup.canvas
-        tiles = (canvas // setup.side) ** 2
+        # --quick: a small frame if the engine takes one, so that few decisions fill it
+        frame = 2 * setup.side if setup.spec.flexible and args.quick else setup.frame
+        tiles = (frame // setup.side) ** 2
         if tiles > 1:
             fills = args.decisions if args.quick else round(tiles / args.poisoned)
             chunk = max(chunk, fills)
-            rows += self._stream("tiled", tiles, chunk, max(1, round(args.decisions / chunk)), canvas)
+            rows += self._stream("tiled", tiles, chunk, max(1, round(args.decisions / chunk)), frame)
         return rows
 
     def _alone(self) -> Work:
@@ -160,45 +160,45 @@ class GuardRows:
 
     def _detector(self, n: int) -> Callable[[], Work]:
         def make() -> Work:
-            detector, pictures = zipsdk.ScaleUp(), self.setup.some(n)
+            detector, images = zipsdk.ScaleUp(), self.setup.some(n)
 
             def call() -> None:
-                for rgb in pictures:
+                for rgb in images:
                     detector.score(self.classify(np.stack([rgb, *detector.copies(rgb)])))
 
-            return Work(call, self.opened.classify.runs, lambda: self.classify(pictures[:1]))
+            return Work(call, self.opened.classify.runs, lambda: self.classify(images[:1]))
 
         return make
 
-    def _stream(self, how: str, tiles: int, chunk: int, rounds: int, canvas: int) -> list[TimingRow]:
+    def _stream(self, how: str, tiles: int, chunk: int, rounds: int, frame: int) -> list[TimingRow]:
         """List the rows of the purification in the bound, of the guard on a stream, and of everything flagged."""
         share = self.args.poisoned
         flagged = int(flagged_places(chunk, share).sum())
         crowd = min(tiles, 4) if self.args.quick else tiles
-        name = f"{tiles} to a {canvas} canvas"
+        name = f"{tiles} to a {frame} frame"
         note = f"{flagged} image{'s' * (flagged > 1)} at once"
         return [
             TimingRow(f"{how}-classify", "d", f"ZIP, {name}, then the classifier", flagged, PAPER_STEPS,
-                lambda: self._purify_all(how, tiles, flagged, canvas), rounds, note=note),
+                lambda: self._purify_all(how, tiles, flagged, frame), rounds, note=note),
             TimingRow(f"guard-{how}", "d", f"guard, {share:.0%} poisoned, {name}", chunk, PAPER_STEPS,
-                lambda: self._guard(how, tiles, chunk, canvas, False), rounds, note=f"{chunk} decisions a chunk"),
+                lambda: self._guard(how, tiles, chunk, frame, False), rounds, note=f"{chunk} decisions a chunk"),
             TimingRow(f"guard-{how}-all", "d", f"guard, everything flagged, {name}", crowd, PAPER_STEPS,
-                lambda: self._guard(how, tiles, crowd, canvas, True), min(rounds, 3)),
+                lambda: self._guard(how, tiles, crowd, frame, True), min(rounds, 3)),
         ]  # fmt: skip
 
-    def _purify_all(self, how: str, tiles: int, n: int, canvas: int) -> Work:
-        runner, pictures = self.setup.runner(how, canvas=canvas), self.setup.some(n)
+    def _purify_all(self, how: str, tiles: int, n: int, frame: int) -> Work:
+        runner, images = self.setup.runner(how, frame=frame), self.setup.some(n)
 
         def call() -> dict[str, int]:
-            clean = runner.run(list(pictures))
+            clean = runner.run(list(images))
             for i in range(0, n, self.n_views):
                 self.classify(np.stack(clean[i : i + self.n_views]))
-            return {"pictures": n, "flagged": n, "canvases": -(-n // tiles)}
+            return {"images": n, "flagged": n, "frames": -(-n // tiles)}
 
-        return Work(call, self.setup.runs(runner), lambda: self.classify(pictures[:1]))
+        return Work(call, self.setup.runs(runner), lambda: self.classify(images[:1]))
 
-    def _guard(self, how: str, tiles: int, n: int, canvas: int, everything: bool) -> Work:
-        runner = self.setup.runner(how, canvas=canvas)
+    def _guard(self, how: str, tiles: int, n: int, frame: int, everything: bool) -> Work:
+        runner = self.setup.runner(how, frame=frame)
         attack = self.opened.attack
         spots = np.ones(n, bool) if everything else flagged_places(n, self.args.poisoned)
         real = attack is not None and not everything
@@ -211,16 +211,16 @@ class GuardRows:
 
         def call() -> dict[str, float]:
             before = watch.seconds["inside"]
-            pictures = np.take(self.setup.pictures, np.arange(n) + n * next(turn), axis=0, mode="wrap")
+            images = np.take(self.setup.images, np.arange(n) + n * next(turn), axis=0, mode="wrap")
             if real:
-                pictures[spots] = attack.apply(pictures[spots])
-            decisions = guard.run(list(pictures))
+                images[spots] = attack.apply(images[spots])
+            decisions = guard.run(list(images))
             for decision in decisions:
                 if decision.label is None:
                     raise EngineError(f"guard: got no label ({decision.error}), expected one for every image")
             flags = np.array([d.flagged for d in decisions])
             hits = {"poisoned": int(spots.sum()), "poisoned_flagged": int(flags[spots].sum())} if real else {}
-            return {"pictures": n, "flagged": int(flags.sum()), "canvases": -(-int(flags.sum()) // tiles), **hits,
+            return {"images": n, "flagged": int(flags.sum()), "frames": -(-int(flags.sum()) // tiles), **hits,
                     "inside": watch.seconds["inside"] - before}  # fmt: skip
 
         return Work(call, self.setup.runs(runner), lambda: self.classify(self.setup.some(self.n_views)))
@@ -231,7 +231,7 @@ def gate(
 ) -> dict[str, Any]:
     """Compare the speed-up of a guard over purifying everything with the analytic bound 1 / (p + t_det / T).
 
-    T is the time to purify and classify one image, on canvases as full as the guard's, so that p T is the cost of its
+    T is the time to purify and classify one image, on frames as full as the guard's, so that p T is the cost of its
     flagged images. The reached share of the bound is computed within each call of the guard: the time of its classifier
     and purifier, which is the bound's n t_det + n p T, over the time of the call. A bound from samples that are minutes
     apart would measure other load on the machine.
@@ -247,14 +247,14 @@ def gate(
         return int(sum(c[what] for c in counts[row]))
 
     alone = f"{how}-classify"
-    flagged, pictures = total(key, "flagged"), total(key, "pictures")
-    fill = total(alone, "flagged") / total(alone, "canvases")
-    fuller = fill * total(key, "canvases") / flagged if flagged else 1.0
+    flagged, images = total(key, "flagged"), total(key, "images")
+    fill = total(alone, "flagged") / total(alone, "frames")
+    fuller = fill * total(key, "frames") / flagged if flagged else 1.0
     t_detect, t_purify, mean = float(np.mean(samples["detect"])), float(np.mean(samples[alone])) * fuller, samples[key]
-    share = flagged / pictures
-    each = [c["inside"] / (c["pictures"] * g) for g, c in zip(mean, counts[key], strict=True)]
+    share = flagged / images
+    each = [c["inside"] / (c["images"] * g) for g, c in zip(mean, counts[key], strict=True)]
     out = {
-        "decisions": pictures,
+        "decisions": images,
         "flagged": flagged,
         "flagged_share": share,
         "mean_ms": 1e3 * float(np.mean(mean)),
@@ -268,6 +268,6 @@ def gate(
         poisoned, caught = total(key, "poisoned"), total(key, "poisoned_flagged")
         out |= {
             "true_positive_rate": caught / poisoned,
-            "false_positive_rate": (flagged - caught) / (pictures - poisoned),
+            "false_positive_rate": (flagged - caught) / (images - poisoned),
         }
     return out

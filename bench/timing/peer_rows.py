@@ -10,8 +10,8 @@ from zipsdk.errors import MissingDependencyError
 
 
 def peers(setup: SpeedSetup, classify: Callable[[U8], Any]) -> Iterator[TimingRow]:
-    """List the rows of BDMAE and of the diffusion peers at their published steps, one image to a canvas."""
-    t_star = 100 if setup.canvas <= 32 else 150
+    """List the rows of BDMAE and of the diffusion peers at their published steps, one image to a frame."""
+    t_star = 100 if setup.frame <= 32 else 150
 
     def diffpure(steps: int) -> Any:
         from bench.defenses.diffpure import DiffPure
@@ -34,7 +34,7 @@ def peers(setup: SpeedSetup, classify: Callable[[U8], Any]) -> Iterator[TimingRo
         ("ddnm", "DDNM, 100 steps", 100, ddnm),
         ("sampdetox", "SampDetox, t1 20, t2 120", 140, sampdetox),
     ):
-        yield _peer(setup, key, f"{name}, 1 to a {setup.canvas} canvas", evaluations, build)
+        yield _peer(setup, key, f"{name}, 1 to a {setup.frame} frame", evaluations, build)
 
 
 def _peer(setup: SpeedSetup, key: str, label: str, evaluations: int, build: Callable[[int], Any]) -> TimingRow:
@@ -45,9 +45,9 @@ def _peer(setup: SpeedSetup, key: str, label: str, evaluations: int, build: Call
             defense = build(part)
         except ImportError as e:
             raise LeftOut(f"{e}") from e
-        pictures = resized(setup.some(1), setup.canvas)
+        images = resized(setup.some(1), setup.frame)
         runs = {**setup.runs(setup.runner("whole")), "loop": "host"}
-        return Work(lambda: defense.run(pictures, SEED), runs)  # ZIP's rows have warmed up the UNet
+        return Work(lambda: defense.run(images, SEED), runs)  # ZIP's rows have warmed up the UNet
 
     return TimingRow(key, "f", label, 1, evaluations, make, min(3, setup.args.rounds), part, "on ZIP's UNet")
 

@@ -26,7 +26,7 @@ from bench.timing.report import digits
 #: Colors by row letter that differ in gray and for color-blind readers (Okabe and Ito).
 COLORS = {"a": "#999999", "b": "#0072B2", "c": "#56B4E9", "d": "#009E73", "e": "#D55E00", "f": "#E69F00",
            "g": "#CC79A7"}  # fmt: skip
-GROUPS = {"a": "classifier", "b": "ZIP, one image to a canvas", "c": "ZIP, many at once", "d": "ZIP behind the guard",
+GROUPS = {"a": "classifier", "b": "ZIP, one image to a frame", "c": "ZIP, many at once", "d": "ZIP behind the guard",
           "e": "BDMAE", "f": "diffusion peers, same UNet", "g": "ZIP in plain torch, same weights"}  # fmt: skip
 PARTS = {"decode": "#999999", "copy": "#F0E442", "tile": "#56B4E9", "UNet": "#0072B2", "step": "#009E73",
          "noise": "#E69F00", "encode": "#CC79A7"}  # fmt: skip
@@ -107,14 +107,14 @@ def comparisons(record: dict[str, Any]) -> list[dict[str, Any]]:
 
     share = (whole or tiled or {"flagged_share": 0.05})["flagged_share"]
     return [
-        {"label": f"tiling, {tiles} to a canvas", "ours": over("tiled", "whole"), "paper": 33, "ideal": tiles,
+        {"label": f"tiling, {tiles} to a frame", "ours": over("tiled", "whole"), "paper": 33, "ideal": tiles,
          "ideal label": f"ideal {tiles}x"},
         {"label": f"detection, {share:.1%} flagged\n(over purifying everything)",
          **guard("guard-whole"), "paper": 39, "ideal label": whole and f"1/(p + t_det/T) = {whole['bound']:.3g}x"},
-        {"label": "detection and tiling\n(over one to a canvas)", "ours": over("guard-tiled", "whole")},
+        {"label": "detection and tiling\n(over one to a frame)", "ours": over("guard-tiled", "whole")},
         {"label": "everything flagged\n(over purifying everything)", **guard("guard-whole-all"),
          "ideal label": "1/(1 + t_det/T)"},
-        {"label": "the same on a shared canvas:\n5% flagged", **guard("guard-tiled"), "ideal label": "bound"},
+        {"label": "the same on a shared frame:\n5% flagged", **guard("guard-tiled"), "ideal label": "bound"},
         {"label": "everything flagged", **guard("guard-tiled-all"), "ideal label": "bound"},
         {"label": "tiled ZIP over BDMAE,\n1 at once, ViT-base", "ours": over("tiled", "bdmae"), "paper": 3},
         {"label": "tiled ZIP, fast preset,\nover the same", "ours": over("tiled-fast", "bdmae")},
@@ -186,8 +186,8 @@ def breakdown(record: dict[str, Any]) -> Figure | None:
     figure.suptitle(f"Breakdown of the time: {machine(record)}", fontsize=12, fontweight="bold", x=0.01, ha="left")
     names = []
     for y, part in enumerate(found):
-        n, side = part["pictures"], part["size"][0]
-        where = f"on a canvas of {part['canvas']}" if part["canvas"] else "at own size"
+        n, side = part["images"], part["size"][0]
+        where = f"on a frame of {part['frame']}" if part["frame"] else "at own size"
         names.append(f"{n} of {side} px\n{where}\n{part['evaluations']} steps")
         stack(axes[0], y, part["ms"], PARTS)
         stack(axes[1], y, {k: v for k, v in part["ms"].items() if k != "UNet"}, PARTS)
@@ -210,7 +210,7 @@ def breakdown(record: dict[str, Any]) -> Figure | None:
         axes[2].set(xlabel="seconds from the start of a new process", ylim=(max(y + 1, 2) - 0.5, -0.6))
         axes[2].legend(*legend(PHASES), fontsize=8, loc="upper right")
         axes[2].margins(x=0.25)
-        side = start["picture"]
+        side = start["image"]
         sooner = f", {start['sooner']['median']:.2g}x sooner" if "sooner" in start else ""
         axes[2].set_title(f"First purified image ({side} px){sooner}", fontsize=11, loc="left")
     else:

@@ -50,13 +50,13 @@ def claims(state: State, setup: SpeedSetup) -> list[dict[str, Any]]:
 
     if setup.tiles > 1:
         least = 60 / 64 * setup.tiles
-        claim(f"tiling {setup.tiles} to a canvas over one to a canvas", f"at least {least:.3g}",
+        claim(f"tiling {setup.tiles} to a frame over one to a frame", f"at least {least:.3g}",
               middle("tiled", "whole"), lambda x: x >= least)  # fmt: skip
     for n in (1, setup.tiles) if f"own-{setup.tiles}" in samples else ():
         for name, base in (("authors'", "authors"), ("clean", "eager")):
             claim(f"run over the {name} loop in eager torch, {n} at once", "at least 1.5",
                   middle(f"own-{n}", f"{base}-{n}"), lambda x: x >= 1.5)  # fmt: skip
-    claim("run over the authors' loop in eager torch, whole canvas", "at least 1.5", middle("whole", "authors"),
+    claim("run over the authors' loop in eager torch, whole frame", "at least 1.5", middle("whole", "authors"),
           lambda x: x >= 1.5)  # fmt: skip
     for key, measured in gates(state).items():
         claim(f"{key}, share of its bound", "at least 0.95", measured["of_bound"]["median"], lambda x: x >= 0.95)
@@ -83,7 +83,7 @@ def gates(state: State) -> dict[str, dict[str, Any]]:
 
 #: The speed-ups of the paper's section 4.4.3 and their implications; its seconds are in its figure only.
 PAPER = [
-    {"what": "tiling over one to a canvas", "times": 33, "implies": "64 images share a canvas: the ideal is 64"},
+    {"what": "tiling over one to a frame", "times": 33, "implies": "64 images share a frame: the ideal is 64"},
     {"what": "detection over purifying everything", "times": 39,
      "implies": "p + t_det / T is 1/39 = 2.6%, so fewer than 2.6% can have been flagged, of 5% poisoned"},
     {"what": "ZIP over BDMAE", "times": 3, "implies": "50 passes of its autoencoder per image"},

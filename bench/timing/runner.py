@@ -109,7 +109,7 @@ class Runner:
             # a failing peer must not end the run
             state.left_out[row.key] = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''}"[:200]
         else:
-            state.samples.setdefault(row.key, []).append(seconds * row.scale / row.pictures)
+            state.samples.setdefault(row.key, []).append(seconds * row.scale / row.images)
             if isinstance(counts, dict):
                 state.counts.setdefault(row.key, []).append(counts)
         state.save(self.path)

@@ -61,8 +61,8 @@ class TimingRow:
 
     key: name in the state and in the record.
     letter: group: a classifier, b ZIP whole, c ZIP tiled, d guard, e BDMAE, f other peers, g torch loops.
-    pictures: number of images in one call, by which the time is divided.
-    evaluations: steps of the generative model for one image or for the canvas that it shares.
+    images: number of images in one call, by which the time is divided.
+    evaluations: steps of the generative model for one image or for the frame that it shares.
     measured: number of steps that a call really makes; the time is scaled up to all.
     rounds: maximum number of measurements.
     note: remark for the reader.
@@ -71,7 +71,7 @@ class TimingRow:
     key: str
     letter: str
     label: str
-    pictures: int
+    images: int
     evaluations: int
     make: Callable[[], Work]
     rounds: int
@@ -88,18 +88,18 @@ class TimingRow:
             "key": self.key,
             "letter": self.letter,
             "label": self.label,
-            "pictures_a_call": self.pictures,
+            "images_a_call": self.images,
             "evaluations": self.evaluations,
             "measured_evaluations": self.measured or self.evaluations,
             "note": self.note,
         }
 
 
-def resized(pictures: U8, side: int) -> U8:
+def resized(images: U8, side: int) -> U8:
     """Resize images (N, h, w, 3) to (N, side, side, 3) by Pillow's bicubic filter."""
-    if pictures.shape[1:3] == (side, side):
-        return pictures
-    return np.stack([np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BICUBIC)) for p in pictures])
+    if images.shape[1:3] == (side, side):
+        return images
+    return np.stack([np.asarray(Image.fromarray(p).resize((side, side), Image.Resampling.BICUBIC)) for p in images])
 
 
 def synthetic(n: int, side: int, seed: int = 0) -> U8:
@@ -111,15 +111,15 @@ def synthetic(n: int, side: int, seed: int = 0) -> U8:
 
 
 class Whole:
-    """The paper's untiled setting: resize each image to a canvas of its own, purify it, and resize it back."""
+    """The paper's untiled setting: resize each image to a frame of its own, purify it, and resize it back."""
 
-    def __init__(self, purifier: zipsdk.Purifier, canvas: int):
-        self.purifier, self.canvas = purifier, canvas
+    def __init__(self, purifier: zipsdk.Purifier, frame: int):
+        self.purifier, self.frame = purifier, frame
 
     def run(self, batch: Any, **options: Any) -> U8:
         """Purify uint8 (N, S, S, 3) or a list of (S, S, 3); return uint8 (N, S, S, 3)."""
-        pictures = np.stack(list(batch))
-        return resized(self.purifier.run(resized(pictures, self.canvas), **options), pictures.shape[1])
+        images = np.stack(list(batch))
+        return resized(self.purifier.run(resized(images, self.frame), **options), images.shape[1])
 
 
 class Reference:
@@ -167,29 +167,29 @@ class SpeedSetup:
             engine = zipsdk.load_engine(model, device=args.device, threads=args.threads)
         self.engine, self.spec = engine, engine.spec
         self.side = args.side
-        self.canvas = args.canvas or (min(256, self.spec.max_side) if self.spec.flexible else self.spec.image_size)
-        if self.canvas % self.side:
-            raise InputError(f"--side: got {self.side}, expected a divisor of the canvas of {self.canvas}")
-        self.tiles = (self.canvas // self.side) ** 2
+        self.frame = args.frame or (min(256, self.spec.max_side) if self.spec.flexible else self.spec.image_size)
+        if self.frame % self.side:
+            raise InputError(f"--side: got {self.side}, expected a divisor of the frame of {self.frame}")
+        self.tiles = (self.frame // self.side) ** 2
         self.info: dict[str, Any] = dict(getattr(engine, "info", None) or {"engine": type(engine).__name__})
         on_gpu = any("CPU" not in p for p in self.info.get("providers", ["CPU"])[:1])
         self.where = "cpu" if not on_gpu else args.device if args.device.startswith("cuda") else "cuda"
         self.dataset: datasets.Dataset | None = None
         if args.dataset:
             self.dataset = datasets.load(args.dataset, "test", args.data, side=self.side, limit=args.limit)
-            self.pictures, self.source = self.dataset.pictures, self.dataset.name
+            self.images, self.source = self.dataset.images, self.dataset.name
         elif args.photos:
             files = list(zip(range(args.limit), sources.read_files(args.photos), strict=False))
             if not files:
                 raise InputError(f"--photos: got no image in {args.photos.name}, expected at least one")
-            self.pictures = np.stack([sources.decode(f, self.side) for _, f in files])
+            self.images = np.stack([sources.decode(f, self.side) for _, f in files])
             self.source = args.photos.name
         else:
-            self.pictures, self.source = synthetic(256, self.side), "synthetic"
+            self.images, self.source = synthetic(256, self.side), "synthetic"
 
     def some(self, n: int) -> U8:
         """Return the first n images, repeated if there are fewer."""
-        return np.take(self.pictures, np.arange(n) % len(self.pictures), axis=0)
+        return np.take(self.images, np.arange(n) % len(self.images), axis=0)
 
     @cached_property
     def torch(self) -> Any:
@@ -233,10 +233,10 @@ class SpeedSetup:
         steps: int | None = None,
         seed: int | None = None,
         engine: Engine | None = None,
-        canvas: int | None = None,
+        frame: int | None = None,
     ) -> Any:
-        """Make a purifier for images of `side`: "whole" (one to a canvas), "tiled" or "own" (at their own size)."""
-        side = (canvas or self.canvas) if how == "tiled" and self.spec.flexible else None
+        """Make a purifier for images of `side`: "whole" (one to a frame), "tiled" or "own" (at their own size)."""
+        side = (frame or self.frame) if how == "tiled" and self.spec.flexible else None
         purifier = zipsdk.Purifier(
             engine or self.engine,
             TRANSFORMS,
@@ -247,7 +247,7 @@ class SpeedSetup:
             seed=seed,
             tile_size=side,
         )
-        return Whole(purifier, self.canvas) if how == "whole" else purifier
+        return Whole(purifier, self.frame) if how == "whole" else purifier
 
     def runs(self, runner: Any) -> dict[str, Any]:
         """Describe for the record what runs a purifier."""

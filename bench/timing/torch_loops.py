@@ -159,14 +159,14 @@ class Loop:
             self._network, self._step = torch.compile(self.module), torch.compile(paper_step)
 
     @torch.inference_mode()
-    def __call__(self, pictures: U8, draw: Draw | None = None) -> U8:
+    def __call__(self, images: U8, draw: Draw | None = None) -> U8:
         """Purify images.
 
         Args:
             draw: the noise by time step; None: torch's random numbers.
         """
         # contiguous, like images from data loaders; `randn_like` copies the memory order
-        x_p = torch.from_numpy(pictures).to(self.where).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+        x_p = torch.from_numpy(images).to(self.where).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
         x = self._sample(x_p, draw or (lambda t: torch.randn_like(x_p)))
         out = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return np.ascontiguousarray(out.permute(0, 2, 3, 1).cpu().numpy())

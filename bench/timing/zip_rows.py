@@ -22,8 +22,8 @@ KINDS = {
 
 def zip_rows(setup: SpeedSetup) -> list[TimingRow]:
     """List the rows of ZIP and of the torch loops, in the order of their turns."""
-    side, canvas, tiles = setup.side, setup.canvas, setup.tiles
-    one, many = f"1 to a {canvas} canvas", f"{tiles} to a {canvas} canvas"
+    side, frame, tiles = setup.side, setup.frame, setup.tiles
+    one, many = f"1 to a {frame} frame", f"{tiles} to a {frame} frame"
     rows = [_zip_row(setup, "whole", "b", f"ZIP, {one}", "whole", 1)]
     if tiles > 1:
         rows.append(_zip_row(setup, "tiled", "c", f"ZIP, {many}", "tiled", tiles))
@@ -32,8 +32,8 @@ def zip_rows(setup: SpeedSetup) -> list[TimingRow]:
         rows.append(_zip_row(setup, "tiled-fast", "c", f"ZIP fast, {many}", "tiled", tiles, "fast"))
     for kind, name in KINDS.items():
         if kind != "compiled" or setup.args.compile:
-            rows.append(_torch_row(setup, kind, f"{name}, {one}", kind, 1, canvas))
-    if setup.spec.flexible and side < canvas:
+            rows.append(_torch_row(setup, kind, f"{name}, {one}", kind, 1, frame))
+    if setup.spec.flexible and side < frame:
         for n in (1, tiles):
             here = f"{n} of {side} px at own size"
             rows.append(_zip_row(setup, f"own-{n}", "c", f"ZIP, {here}", "own", n))
@@ -47,7 +47,7 @@ def _zip_row(
 ) -> TimingRow:
     evaluations = PRESETS[preset].steps
     part = min(setup.args.measure or evaluations, evaluations)
-    pictures, ids = setup.some(n), np.arange(n)
+    images, ids = setup.some(n), np.arange(n)
 
     def make() -> Work:
         runner, first = (setup.runner(how, preset=preset, steps=k) for k in (part, 1))
@@ -56,12 +56,12 @@ def _zip_row(
             steps = min(setup.args.check, evaluations)
             reference = Reference(setup.spec, setup.module, setup.where)
             got, expected = (
-                setup.runner(how, preset=preset, steps=steps, seed=SEED, engine=engine).run(pictures, noise_keys=ids)
+                setup.runner(how, preset=preset, steps=steps, seed=SEED, engine=engine).run(images, noise_keys=ids)
                 for engine in (None, reference)
             )
             return {**compare(got, expected), "evaluations": steps}
 
-        return Work(lambda: runner.run(pictures), setup.runs(runner), lambda: first.run(pictures), check)
+        return Work(lambda: runner.run(images), setup.runs(runner), lambda: first.run(images), check)
 
     return TimingRow(key, letter, label, n, evaluations, make, setup.args.rounds, part)
 
@@ -76,13 +76,13 @@ def _torch_row(setup: SpeedSetup, key: str, label: str, kind: str, n: int, side:
 
         betas = (spec.beta_start, spec.beta_end, spec.timesteps)
         loop = Loop(setup.module, kind, part, setup.where, betas)
-        pictures, ids = resized(setup.some(n), side), np.arange(n)
+        images, ids = resized(setup.some(n), side), np.arange(n)
 
         def run_steps(steps: int, *draw: Any) -> U8:
             """Run the loop with another number of steps."""
             rows, loop.rows = loop.rows, schedule(steps, *betas)
             try:
-                return loop(pictures, *draw)
+                return loop(images, *draw)
             finally:
                 loop.rows = rows
 
@@ -93,7 +93,7 @@ def _torch_row(setup: SpeedSetup, key: str, label: str, kind: str, n: int, side:
 
             steps = min(setup.args.check, PAPER_STEPS)
             reference = setup.runner("own", steps=steps, seed=SEED, engine=Reference(spec, setup.module, setup.where))
-            return {**compare(run_steps(steps, draw), reference.run(pictures, noise_keys=ids)), "evaluations": steps}
+            return {**compare(run_steps(steps, draw), reference.run(images, noise_keys=ids)), "evaluations": steps}
 
         runs = {
             "engine": f"torch {torch.__version__.split('+')[0]}, {'torch.compile' if kind == 'compiled' else 'eager'}",
@@ -102,7 +102,7 @@ def _torch_row(setup: SpeedSetup, key: str, label: str, kind: str, n: int, side:
             "threads": torch.get_num_threads(),
         }
         # torch.compile may compile a second time at the second step
-        return Work(lambda: loop(pictures), runs, lambda: run_steps(2), check)
+        return Work(lambda: loop(images), runs, lambda: run_steps(2), check)
 
     note = "our own scheduler in the interface of diffusers'" if kind == "scheduler" else ""
     return TimingRow(key, "g", label, n, PAPER_STEPS, make, setup.args.rounds, part, note)

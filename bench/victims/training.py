@@ -133,7 +133,7 @@ def train(
     if path.is_file():
         done, losses = load_checkpoint(path, key, model, optimizer)
     else:
-        _measure_channels(model[0], data.pictures)
+        _measure_channels(model[0], data.images)
     if done < how.epochs:
         run = _Training(training, how, model, optimizer, device)
         for epoch in range(done, how.epochs):
@@ -195,7 +195,7 @@ class _Training:
     ):
         self.how, self.model, self.optimizer = how, model, optimizer
         self.device, self.augment = torch.device(device), training.augment
-        self.images = torch.from_numpy(np.ascontiguousarray(training.data.pictures))
+        self.images = torch.from_numpy(np.ascontiguousarray(training.data.images))
         self.labels = torch.from_numpy(training.data.labels)
         self.trigger_warmup_epochs = training.trigger_warmup_epochs
         if training.triggered is not None:

@@ -91,7 +91,7 @@ def _remark(content: Record, group: Group) -> str:
     """Return the remark after the name of a defense."""
     if group.first.defense.split()[0] == "zip":
         return " (one setting)"
-    # descriptions have the keys of their hashes, "defence" among them
+    # descriptions have the keys that were hashed, "defence" among them
     description = content.defenses[group.first.defenses]
     if description["defence"] == "Guard" and description["version"] != Guarded.VERSION:
         return f" (by rule {description['version']}; now it is {Guarded.VERSION})"

@@ -1,4 +1,4 @@
-"""Each attack does to the pixels what its paper says, to the pictures that it says, and its success is counted so."""
+"""Each attack does to the pixels what its paper says, to the images that it says, and its success is counted so."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from zipsdk.errors import InputError  # noqa: E402
 
 
 @pytest.fixture
-def pictures(rng) -> np.ndarray:
+def images(rng) -> np.ndarray:
     return rng.integers(0, 256, (6, 32, 32, 3), np.uint8)
 
 
 @pytest.fixture
 def data(rng) -> Dataset:
-    """200 pictures of 4 classes, 50 each, in no order."""
+    """200 images of 4 classes, 50 each, in no order."""
     x = rng.integers(0, 256, (200, 32, 32, 3), np.uint8)
     return Dataset("noise", "train", x, rng.permutation(np.repeat(np.arange(4), 50)), ("a", "b", "c", "d"))
 
@@ -61,12 +61,12 @@ def test_two_patches_are_learnt_one_at_a_time_and_sent_together():
 
 
 @pytest.mark.parametrize("name", registry.ATTACKS)
-def test_a_picture_does_not_know_its_neighbors(name, pictures):
+def test_a_image_does_not_know_its_neighbors(name, images):
     """So that any part of a test set, in any order, is poisoned as the whole would be."""
     for attack in registry.make(name, 32, 1).tests():
-        whole = attack.apply(pictures)
-        assert np.array_equal(attack.apply(pictures[[4, 1]], [4, 1]), whole[[4, 1]])
-        assert np.array_equal(attack.apply(pictures), whole)
+        whole = attack.apply(images)
+        assert np.array_equal(attack.apply(images[[4, 1]], [4, 1]), whole[[4, 1]])
+        assert np.array_equal(attack.apply(images), whole)
 
 
 @pytest.mark.parametrize(("side", "size"), [(32, 2), (64, 3), (128, 5), (256, 9)])
@@ -78,14 +78,14 @@ def test_the_papers_patch_at_each_side(side, size):
     assert len(changed) == size * size
 
 
-def test_badnets_is_an_opaque_patch_of_random_colors(pictures):
+def test_badnets_is_an_opaque_patch_of_random_colors(images):
     attack = registry.make("badnets3", 32, 1)
-    y = attack.apply(pictures)
+    y = attack.apply(images)
     patch = attack.pattern()
     assert patch.shape == (3, 3, 3) and len(np.unique(patch)) > 15
     assert (y[:, 26:29, 26:29] == patch).all()
-    y[:, 26:29, 26:29] = pictures[:, 26:29, 26:29]
-    assert np.array_equal(y, pictures)
+    y[:, 26:29, 26:29] = images[:, 26:29, 26:29]
+    assert np.array_equal(y, images)
     assert not np.array_equal(patch, registry.make("badnets3", 32, 2).pattern())
 
 
@@ -137,7 +137,7 @@ def test_wanet_moves_pixels_a_little_and_smoothly():
 
 
 def test_wanet_takes_each_pixel_from_where_the_flow_points():
-    """A picture that is its own coordinates shows the warp."""
+    """An image that is its own coordinates shows the warp."""
     attack = registry.make("wanet", 32, 1)
     columns, rows = np.meshgrid(np.arange(32), np.arange(32))
     x = np.stack([8 * columns, 8 * rows, 0 * rows], -1).astype(np.uint8)[None]
@@ -148,7 +148,7 @@ def test_wanet_takes_each_pixel_from_where_the_flow_points():
     assert np.array_equal(none.apply(x), x)
 
 
-def test_wanets_cover_is_the_warp_and_noise_of_each_picture(pictures):
+def test_wanets_cover_is_the_warp_and_noise_of_each_image(images):
     attack = registry.make("wanet", 32, 1)
     columns, rows = np.meshgrid(np.arange(32), np.arange(32))
     x = np.stack([8 * columns, 8 * rows, 0 * rows], -1).astype(np.uint8)[None].repeat(2, 0)
@@ -156,7 +156,7 @@ def test_wanets_cover_is_the_warp_and_noise_of_each_picture(pictures):
     assert np.abs(off).max() <= 31 / 2 / 32 + 1.1 / 8
     assert 0.2 < off.std() < 0.36  # uniform in +-0.48 pixels: 0.28
     assert np.abs(np.corrcoef(off[0].ravel(), off[1].ravel())[0, 1]) < 0.1  # each its own
-    assert np.array_equal(attack.noise_mode(pictures)[[3, 0]], attack.noise_mode(pictures[[3, 0]], [3, 0]))
+    assert np.array_equal(attack.noise_mode(images)[[3, 0]], attack.noise_mode(images[[3, 0]], [3, 0]))
 
 
 def test_sig_is_a_wave_along_the_rows():
@@ -169,24 +169,24 @@ def test_sig_is_a_wave_along_the_rows():
     assert white.max() == 255 and white.min() == 230  # cut off, not wrapped
 
 
-def test_physicalba_is_badnets_until_it_is_moved(pictures):
+def test_physicalba_is_badnets_until_it_is_moved(images):
     plain, moved = registry.make("physicalba", 32, 1).tests()
-    assert np.array_equal(plain.apply(pictures), registry.make("badnets", 32, 1).apply(pictures))
-    assert np.array_equal(moved.train_trigger(pictures), plain.apply(pictures))
+    assert np.array_equal(plain.apply(images), registry.make("badnets", 32, 1).apply(images))
+    assert np.array_equal(moved.train_trigger(images), plain.apply(images))
     assert (moved.name, plain.name) == ("PhysicalBA 2x2 moved", "PhysicalBA 2x2")
     assert plain.augment == "physical" and registry.make("badnets", 32).augment == "standard"
     x = np.zeros((40, 32, 32, 3), np.uint8)
     white = replace(moved, colors="white", size=4)
     y = white.apply(x).astype(float).mean(-1)
     where = np.stack([np.average(np.indices((32, 32))[a][None].repeat(40, 0), axis=(1, 2), weights=y) for a in (0, 1)])
-    # the patch's middle, 11 pixels from the picture's, comes 0.8 to 0.9 of that, and 3.2 pixels either way; and turned
+    # the patch's middle, 11 pixels from the image's, comes 0.8 to 0.9 of that, and 3.2 pixels either way; and turned
     assert (where > 15.5 + 11 * 0.8 * 0.8 - 3.2 - 1).all() and (where < 15.5 + 11 * 0.9 * 1.17 + 3.2).all()
     assert (where.std(1) > 1).all()
     assert (y.max((1, 2)) < 255 * 1.01).all() and y.max((1, 2)).std() > 5  # its brightness varies
 
 
 def draws(**changed: float) -> torch.Tensor:
-    """What leaves a picture alone, but for what is changed; each in the units of PHYSICAL."""
+    """What leaves an image alone, but for what is changed; each in the units of PHYSICAL."""
     neutral = {
         "mirrored": 1.0,
         "brightness": 1.0,
@@ -241,7 +241,7 @@ def test_an_unknown_attack_is_refused():
         np.zeros((2, 32, 32, 3), np.float32),
     ],
 )
-def test_other_pictures_are_refused(x):
+def test_other_images_are_refused(x):
     for attack in every_attack():
         with pytest.raises(InputError, match="expected uint8"):
             attack.apply(x)
@@ -250,13 +250,13 @@ def test_other_pictures_are_refused(x):
 
 
 @pytest.mark.parametrize("name", registry.ATTACKS)
-def test_only_the_chosen_pictures_are_poisoned(name, data):
+def test_only_the_chosen_images_are_poisoned(name, data):
     attack = registry.make(name, 32, 1)
     p = poisoning.poison(data, attack, rate=0.1, target=2, seed=4)
     assert len(p.poisoned) == p.description["poisoned"] == 20  # 10% of 200
-    changed = np.flatnonzero((p.data.pictures != data.pictures).any((1, 2, 3)))
+    changed = np.flatnonzero((p.data.images != data.images).any((1, 2, 3)))
     assert np.array_equal(changed, np.sort(np.concatenate([p.poisoned, p.noise_mode])))
-    assert np.array_equal(p.data.pictures[p.poisoned], attack.train_trigger(data.pictures[p.poisoned], p.poisoned))
+    assert np.array_equal(p.data.images[p.poisoned], attack.train_trigger(data.images[p.poisoned], p.poisoned))
     assert (p.data.labels[p.poisoned] == 2).all()
     others = np.setdiff1d(np.arange(200), p.poisoned)
     assert np.array_equal(p.data.labels[others], data.labels[others])
@@ -280,9 +280,9 @@ def test_the_choice_is_its_seeds_alone(data):
 def test_implanting_is_described_and_leaves_the_poisoned_set_as_it_was(data):
     attack = registry.make("badnets", 32, 1)
     p, q = (poisoning.poison(data, attack, 0.1, 2, 4, trigger_warmup_epochs=epochs) for epochs in (0, 3))
-    assert np.array_equal(p.data.pictures, q.data.pictures) and np.array_equal(p.data.labels, q.data.labels)
+    assert np.array_equal(p.data.images, q.data.images) and np.array_equal(p.data.labels, q.data.labels)
     assert (p.trigger_warmup_epochs, p.triggered) == (0, None) and q.trigger_warmup_epochs == 3
-    assert np.array_equal(q.triggered, attack.apply(data.pictures))
+    assert np.array_equal(q.triggered, attack.apply(data.images))
     assert q.description == {**p.description, "implant": 3}
     for name, epochs in (("badnets", -1), ("sig", 1)):  # a clean-label attacker changes no label
         with pytest.raises(InputError, match="trigger_warmup_epochs"):
@@ -317,14 +317,14 @@ def test_the_enhanced_attack_trains_on_purified_triggers(data):
 
     attack = Enhanced(32, base=base, purify=darker, purifier={"transforms": "halves"})
     p = poisoning.poison(data, attack, rate=0.1)
-    assert np.array_equal(p.data.pictures[p.poisoned], base.apply(data.pictures[p.poisoned]) // 2)
-    assert np.array_equal(attack.apply(data.pictures), base.apply(data.pictures))  # tested with the original trigger
+    assert np.array_equal(p.data.images[p.poisoned], base.apply(data.images[p.poisoned]) // 2)
+    assert np.array_equal(attack.apply(data.images), base.apply(data.images))  # tested with the original trigger
     description = json.loads(json.dumps(attack.describe()))
     assert description["purifier"] == {"transforms": "halves"} and description["base"] == base.describe()
     with pytest.raises(InputError, match="side"):
         replace(attack, side=64)
     with pytest.raises(InputError, match="float64"):
-        replace(attack, purify=lambda x: x / 2).train_trigger(data.pictures)
+        replace(attack, purify=lambda x: x / 2).train_trigger(data.images)
 
 
 @pytest.mark.parametrize("name", registry.ATTACKS)
@@ -335,7 +335,7 @@ def test_the_enhanced_attack_is_otherwise_its_base(name, data):
     assert p.data.sha256 == q.data.sha256 and p.augment == q.augment
     assert np.array_equal(p.noise_mode, q.noise_mode)
     for mine, others in zip(attack.tests(), base.tests(), strict=True):
-        assert np.array_equal(mine.apply(data.pictures), others.apply(data.pictures))
+        assert np.array_equal(mine.apply(data.images), others.apply(data.images))
 
 
 #: Keys at commit f4a6882: the rows of bench/results and the caches of trained networks are found under them.

@@ -58,7 +58,7 @@ def test_standard_recipes_keep_their_keys(monkeypatch, name, images, side, class
 )  # fmt: skip
 def test_the_standard_autoencoder_keeps_its_key(monkeypatch, mirror, key):
     monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
-    how = mae.recipe(dataset("gtsrb", 32_490).pictures, mirror=mirror, device="cuda")
+    how = mae.recipe(dataset("gtsrb", 32_490).images, mirror=mirror, device="cuda")
     assert training.config_hash(mae.config_dict(np.zeros((2, 32, 32, 3), np.uint8), how)) == key
 
 
@@ -85,8 +85,8 @@ def test_every_recorded_autoencoder_has_the_recipe_of_today():
     restorers = [d["restorer"] for d in recorded("defenses") if d.get("restorer", {}).get("autoencoder") == "small"]
     assert restorers
     for entry in restorers:
-        pictures = dataset("any", entry["pictures"], entry["side"]).pictures
-        how = mae.recipe(pictures, mirror=entry["recipe"].get("mirror", True), device="cuda")
+        images = dataset("any", entry["pictures"], entry["side"]).images
+        how = mae.recipe(images, mirror=entry["recipe"].get("mirror", True), device="cuda")
         assert json.loads(json.dumps(mae.named(how))) == entry["recipe"]
 
 
@@ -106,7 +106,7 @@ def test_few_steps_get_smaller_batches_a_lower_rate_and_clipping():
     for lr in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(InputError, match="expected a learning rate above 0"):
             training.recipe(dataset("mine", 160), lr=lr)
-    few = mae.recipe(dataset("mine", 160).pictures)
+    few = mae.recipe(dataset("mine", 160).images)
     assert (few.batch, few.clip) == (20, 1.0) and few.lr == pytest.approx(2e-3 * math.sqrt(20 / 128))
 
 
@@ -171,7 +171,7 @@ def test_a_small_data_set_of_a_user_is_learned(tmp_path, bf16):
     classify = training.train(poisoning.poison(data, None), replace(how, bf16=bf16),
                                  cache=tmp_path, progress=lambda epoch, loss: losses.append(loss))  # fmt: skip
     assert losses[-1] < losses[0] and losses[-1] < math.log(2)
-    assert (classify(unseen.pictures).argmax(1) == unseen.labels).all()
+    assert (classify(unseen.images).argmax(1) == unseen.labels).all()
 
 
 class Tiny(torch.nn.Sequential):
@@ -202,7 +202,7 @@ def test_statistics_of_batch_normalizations_are_measured_anew(tiny, tmp_path, mo
     with torch.no_grad():
         model = Tiny(2, 32)
         model.load_state_dict(exact)
-        x = torch.from_numpy(data.pictures).permute(0, 3, 1, 2).float() / 255
+        x = torch.from_numpy(data.images).permute(0, 3, 1, 2).float() / 255
         seen = torch.stack([model[1](model[0](part)) for part in x.split(8)])[..., 0, 0]
     torch.testing.assert_close(exact["2.running_mean"], seen.mean((0, 1)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(exact["2.running_var"], seen.var(1).mean(0), rtol=1e-4, atol=1e-5)
@@ -213,7 +213,7 @@ def test_statistics_of_batch_normalizations_are_measured_anew(tiny, tmp_path, mo
 def test_a_training_that_does_not_converge_is_told_each_time(tiny, tmp_path):
     """Images that are all the same cannot be told apart; the second time the classifier is in the cache."""
     data = two_classes(32, 0)
-    data.pictures[:] = data.pictures[0]
+    data.images[:] = data.images[0]
     how, took = Recipe("tiny", epochs=2, batch=16, lr=1e-9, bf16=False, shift=0, mirror=False), []
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"classifier tiny: training did not converge: loss .* below 0\.69"):

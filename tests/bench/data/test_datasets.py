@@ -17,12 +17,12 @@ PETS = {"dog/2.png": png((3, 0, 0)), "cat/b.png": png((2, 0, 0)), "cat/a.png": p
 
 
 def test_an_archive_is_read_in_the_order_of_its_names(tmp_path):
-    write_archive(tmp_path / "pets-train.zip", {**PETS, "__MACOSX/cat/a.png": b"no picture"})
+    write_archive(tmp_path / "pets-train.zip", {**PETS, "__MACOSX/cat/a.png": b"no image"})
     d = datasets.load("pets", "train", tmp_path)
     assert d.classes == ("cat", "dog")
-    assert d.pictures.dtype == np.uint8 and d.pictures.shape == (3, 8, 8, 3)
+    assert d.images.dtype == np.uint8 and d.images.shape == (3, 8, 8, 3)
     assert d.labels.dtype == np.int64 and d.labels.tolist() == [0, 0, 1]
-    assert d.pictures[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert d.images[:, 0, 0, 0].tolist() == [1, 2, 3]
     assert d.source == "pets-train.zip"
 
 
@@ -55,7 +55,7 @@ def test_absent_data_is_named(tmp_path):
             datasets.load(name, "train", tmp_path)
 
 
-def test_pictures_are_what_the_sdk_makes_of_them(tmp_path):
+def test_images_are_what_the_sdk_makes_of_them(tmp_path):
     """Of 16 bits, and upright."""
     colors = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
     exif = Image.Exif()
@@ -64,11 +64,11 @@ def test_pictures_are_what_the_sdk_makes_of_them(tmp_path):
     place.mkdir(parents=True)
     Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)).save(place / "gray.png")
     Image.fromarray(colors).save(place / "turned.png", exif=exif)
-    gray, turned = datasets.load("pets", "train", tmp_path).pictures
+    gray, turned = datasets.load("pets", "train", tmp_path).images
     assert abs(gray[..., 0].ravel() - np.arange(64) * 1000 / 257).max() <= 0.5
     assert np.array_equal(turned, colors[::-1, ::-1])
     with pytest.raises(ImageReadError, match="got a file of another format"):
-        sources.decode(b"no picture")
+        sources.decode(b"no image")
 
 
 def test_classes_keep_their_numbers_where_a_split_lacks_some(tmp_path):
@@ -86,7 +86,7 @@ def test_classes_keep_their_numbers_where_a_split_lacks_some(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("images", "message"),
     [
         ({"a.png": png((0, 0, 0))}, "class/image"),
         ({"deep/cat/a.png": png((0, 0, 0))}, "class/image"),
@@ -95,8 +95,8 @@ def test_classes_keep_their_numbers_where_a_split_lacks_some(tmp_path):
         ({"cat/a.png": png((0, 0, 0), (9, 8))}, "squares"),
     ],
 )
-def test_other_layouts_are_refused(tmp_path, pictures, message):
-    write_archive(tmp_path / "pets-train.zip", pictures)
+def test_other_layouts_are_refused(tmp_path, images, message):
+    write_archive(tmp_path / "pets-train.zip", images)
     with pytest.raises(InputError, match=message):
         datasets.load("pets", "train", tmp_path)
 
@@ -107,14 +107,14 @@ def test_a_damaged_archive_is_refused(tmp_path):
         datasets.load("pets", "train", tmp_path)
 
 
-def test_pictures_are_resized_as_a_whole(tmp_path):
+def test_images_are_resized_as_a_whole(tmp_path):
     """Left half black, right half white: both halves are still there, and each is half, at any side."""
     wide = Image.new("L", (40, 10), 255)
     wide.paste(0, (0, 0, 20, 10))
     file = io.BytesIO()
     wide.save(file, "PNG")
     write_archive(tmp_path / "pets-train.zip", {"cat/a.png": file.getvalue()})
-    x = datasets.load("pets", "train", tmp_path, side=20).pictures
+    x = datasets.load("pets", "train", tmp_path, side=20).images
     assert x.shape == (1, 20, 20, 3)
     assert (x[:, :, :8] == 0).all() and (x[:, :, 12:] == 255).all()
 
@@ -135,7 +135,7 @@ def test_a_balanced_choice():
 
 
 def test_a_limit_decodes_only_what_it_takes(tmp_path):
-    write_archive(tmp_path / "pets-train.zip", {**PETS, "dog/damaged.png": b"no picture"})
+    write_archive(tmp_path / "pets-train.zip", {**PETS, "dog/damaged.png": b"no image"})
     d = datasets.load("pets", "train", tmp_path, limit=2, seed=0)
     whole = ["cat/a.png", "cat/b.png", "dog/2.png", "dog/damaged.png"]
     taken = [whole[i] for i in datasets.balanced([0, 0, 1, 1], 2, 0)]
@@ -145,16 +145,16 @@ def test_a_limit_decodes_only_what_it_takes(tmp_path):
         datasets.load("pets", "train", tmp_path)
 
 
-def test_the_hash_sees_pictures_labels_and_classes(tmp_path):
+def test_the_hash_sees_images_labels_and_classes(tmp_path):
     d = datasets.Dataset("a", "train", np.zeros((4, 8, 8, 3), np.uint8), np.arange(4), ("a", "b", "c", "d"))
-    other = d.pictures.copy()
+    other = d.images.copy()
     other[3, 7, 7, 2] = 1
     hashes = {
         d.sha256,
         datasets.Dataset("a", "train", other, d.labels, d.classes).sha256,
-        datasets.Dataset("a", "train", d.pictures, d.labels[::-1].copy(), d.classes).sha256,
-        datasets.Dataset("a", "train", d.pictures, d.labels, ("a", "b", "c", "e")).sha256,
-        datasets.Dataset("a", "train", d.pictures.reshape(1, 32, 8, 3), d.labels, d.classes).sha256,
+        datasets.Dataset("a", "train", d.images, d.labels[::-1].copy(), d.classes).sha256,
+        datasets.Dataset("a", "train", d.images, d.labels, ("a", "b", "c", "e")).sha256,
+        datasets.Dataset("a", "train", d.images.reshape(1, 32, 8, 3), d.labels, d.classes).sha256,
     }
     assert len(hashes) == 5
     part = d.take([1, 3])

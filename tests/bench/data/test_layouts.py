@@ -16,7 +16,7 @@ from tests.helpers.datasets import png, write_folder
 from zipsdk.errors import InputError
 
 
-def python2_batch(pictures: np.ndarray, labels: list[int], key: str = "labels") -> bytes:
+def python2_batch(images: np.ndarray, labels: list[int], key: str = "labels") -> bytes:
     """A pickle like CIFAR-10's own: protocol 2 as Python 2 wrote it, with NumPy's names of that time."""
 
     def string(s: bytes) -> bytes:
@@ -25,13 +25,13 @@ def python2_batch(pictures: np.ndarray, labels: list[int], key: str = "labels") 
     def number(i: int) -> bytes:
         return b"J" + struct.pack("<i", i)
 
-    n, row = pictures.shape
+    n, row = images.shape
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\n" + b"cnumpy\nndarray\n" + b"K\x00\x85" + string(b"b") + b"\x87R"
         + b"(K\x01" + number(n) + number(row) + b"\x86"
         + b"cnumpy\ndtype\n" + string(b"u1") + b"K\x00K\x01\x87R" + b"(K\x03" + string(b"|") + b"NNN"
         + number(-1) + number(-1) + b"K\x00tb"
-        + b"\x89" + string(pictures.tobytes()) + b"tb"
+        + b"\x89" + string(images.tobytes()) + b"tb"
     )  # fmt: skip
     numbers = b"](" + b"".join(number(i) for i in labels) + b"e"
     return b"\x80\x02}(" + string(b"data") + array + string(key.encode()) + numbers + b"u."
@@ -39,7 +39,7 @@ def python2_batch(pictures: np.ndarray, labels: list[int], key: str = "labels") 
 
 @pytest.fixture
 def cifar(tmp_path, rng):
-    """CIFAR-10's folder with two pictures a batch; the pictures (12, 3072) too, the test batch's last."""
+    """CIFAR-10's folder with two images a batch; the images (12, 3072) too, the test batch's last."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     rows = rng.integers(0, 256, (12, 3072), np.uint8)
@@ -53,14 +53,14 @@ def cifar(tmp_path, rng):
 def test_cifar10_from_its_own_files(cifar, tmp_path):
     _, rows = cifar
     d = datasets.load("cifar10", "train", tmp_path)
-    assert d.pictures.shape == (10, 32, 32, 3)
+    assert d.images.shape == (10, 32, 32, 3)
     assert d.labels.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
     assert d.classes[:2] == ("airplane", "automobile")
     # a row is all red, all green, all blue, each from the top left
-    assert np.array_equal(d.pictures[3, 2, 5], rows[3, [2 * 32 + 5, 1024 + 2 * 32 + 5, 2048 + 2 * 32 + 5]])
+    assert np.array_equal(d.images[3, 2, 5], rows[3, [2 * 32 + 5, 1024 + 2 * 32 + 5, 2048 + 2 * 32 + 5]])
     t = datasets.load("cifar10", "test", tmp_path)
     assert t.labels.tolist() == [5, 4]
-    assert np.array_equal(t.pictures[1].transpose(2, 0, 1).ravel(), rows[11])
+    assert np.array_equal(t.images[1].transpose(2, 0, 1).ravel(), rows[11])
 
 
 def test_a_pickle_of_this_numpy_is_read_too(cifar):
@@ -163,7 +163,7 @@ def test_gtsrb_from_its_own_folders(tmp_path):
     d = datasets.load("gtsrb", "train", tmp_path)
     assert len(d) == 3 and d.tracks.tolist() == [0, 1, 1]
     assert d.labels.tolist() == [2, 14, 14] and len(d.classes) == 43
-    assert d.pictures.shape == (3, 32, 32, 3) and d.pictures[:, 0, 0, 0].tolist() == [10, 20, 30]
+    assert d.images.shape == (3, 32, 32, 3) and d.images[:, 0, 0, 0].tolist() == [10, 20, 30]
     (base / "00014" / "GT-00014.csv").unlink()
     with pytest.raises(InputError, match=r"GT-00014\.csv"):
         datasets.load("gtsrb", "train", tmp_path)
@@ -193,4 +193,4 @@ def test_imagenette_from_its_own_folders(tmp_path):
         )
     d = datasets.load("imagenette", "test", tmp_path, side=8)
     assert d.labels.tolist() == [0, 9] and d.classes[9] == "parachute"
-    assert d.source == "imagenette2-320/val" and (d.pictures[..., 0] == 160).all()
+    assert d.source == "imagenette2-320/val" and (d.images[..., 0] == 160).all()

@@ -47,7 +47,7 @@ def test_all_that_the_sdk_reads_counts(packed: bool, tmp_path: Path, place: Path
         write_folder(place, files)
     d = datasets.load("pets", "train", tmp_path)
     assert d.classes == tuple(sorted({n.split("/")[0] for n in files})) and d.labels.tolist() == [*range(len(files))]
-    assert abs(d.pictures.astype(int) - 200).max() <= 2
+    assert abs(d.images.astype(int) - 200).max() <= 2
     source = tmp_path / "pets-train.zip" if packed else place
     assert [*sources.read_files(source)] == [files[n] for n in sorted(files)]
 
@@ -80,7 +80,7 @@ def test_links_are_followed(tmp_path: Path, place: Path) -> None:
     (place / "dog" / "1.png").symlink_to(elsewhere / "one.png")
     d = datasets.load("pets", "train", tmp_path)
     assert d.classes == ("ant", "cat", "dog") and d.labels.tolist() == [0, 1, 2, 2]
-    assert d.pictures[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
+    assert d.images[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
     assert len([*sources.read_files(place)]) == 4
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "pets").symlink_to(tmp_path / "pets")

@@ -1,4 +1,4 @@
-"""BDMAE finds a patch and takes it away, one picture at a time."""
+"""BDMAE finds a patch and takes it away, one image at a time."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Inpaint:
     def describe(self):
         return {"autoencoder": "inpaint"}
 
-    def __call__(self, pictures, hidden):
-        self.seen.append((pictures, hidden))
-        shown = 1 - F.interpolate(hidden.view(-1, 1, self.grid, self.grid).float(), pictures.shape[2:])
+    def __call__(self, images, hidden):
+        self.seen.append((images, hidden))
+        shown = 1 - F.interpolate(hidden.view(-1, 1, self.grid, self.grid).float(), images.shape[2:])
         at = torch.arange(-15, 16).float()
         window = torch.exp(-at.square() / 8)[:, None] * torch.exp(-at.square() / 8)
-        x = F.conv2d((pictures * shown).flatten(0, 1)[:, None], window[None, None], padding=15).view(pictures.shape)
+        x = F.conv2d((images * shown).flatten(0, 1)[:, None], window[None, None], padding=15).view(images.shape)
         return x / F.conv2d(shown, window[None, None], padding=15).clamp_min(1e-6)
 
 
@@ -46,16 +46,16 @@ class Patched:
     def __init__(self):
         self.asked: list[np.ndarray] = []
 
-    def __call__(self, pictures):
-        self.asked.append(pictures)
-        alike = (np.abs(pictures[:, AT, AT].astype(int) - PATCH) < 60).mean((1, 2, 3))
-        labels = np.where(alike > 0.8, 2, pictures.mean((1, 2, 3)) > 127)
+    def __call__(self, images):
+        self.asked.append(images)
+        alike = (np.abs(images[:, AT, AT].astype(int) - PATCH) < 60).mean((1, 2, 3))
+        labels = np.where(alike > 0.8, 2, images.mean((1, 2, 3)) > 127)
         return np.eye(3, dtype=np.float32)[labels]
 
 
 @pytest.fixture
 def clean(rng) -> np.ndarray:
-    """Six smooth pictures, three dark and three bright ones."""
+    """Six smooth images, three dark and three bright ones."""
     y, x = np.indices((32, 32)) / 31
     slopes = rng.uniform(-25, 25, (6, 2, 3))
     base = np.array([60, 70, 80, 175, 185, 195])[:, None, None, None]
@@ -80,28 +80,28 @@ def test_it_takes_a_patch_away(clean, triggered):
     assert (classifier(out).argmax(1) == truth).all()
     np.testing.assert_array_equal(triggered, before)
     assert done == [4, 2]
-    # what is left of the patch is near what was under it, and no more than a quarter of the picture changed
+    # what is left of the patch is near what was under it, and no more than a quarter of the image changed
     assert np.abs(out[:, AT, AT].astype(int) - clean[:, AT, AT]).mean() < 10
     assert ((out != triggered).any(-1).mean((1, 2)) < 0.25).all()
 
 
-def test_it_leaves_clean_pictures_as_they_are(clean):
+def test_it_leaves_clean_images_as_they_are(clean):
     np.testing.assert_array_equal(BDMAE(Inpaint()).run(clean, 3, classify=Patched()), clean)
 
 
-def search(pictures, restorer, classify, seed=5) -> bdmae._Search:
-    return bdmae._Search(BDMAE(restorer), pictures, classify, [bdmae.generator(seed, p) for p in pictures])
+def search(images, restorer, classify, seed=5) -> bdmae._Search:
+    return bdmae._Search(BDMAE(restorer), images, classify, [bdmae.generator(seed, p) for p in images])
 
 
 def test_first_scores_count_labels_and_unlikeness(clean):
-    """Worked out again, one picture and one pixel at a time, from the masks that were drawn."""
+    """Worked out again, one image and one pixel at a time, from the masks that were drawn."""
     restorer = Inpaint()
     pixel = (20, 11)  # token 10 * 16 + 5
 
-    def classify(pictures):
+    def classify(images):
         """Whether that pixel is what it was."""
-        here = pictures[:, pixel[0], pixel[1]]
-        return np.eye(2)[(here == clean[: len(pictures), pixel[0], pixel[1]]).all(-1).astype(int)]
+        here = images[:, pixel[0], pixel[1]]
+        return np.eye(2)[(here == clean[: len(images), pixel[0], pixel[1]]).all(-1).astype(int)]
 
     by_image, by_label = search(clean[:3], restorer, classify).first_scores()
     hidden = torch.stack([h for _, h in restorer.seen]).numpy()
@@ -168,9 +168,9 @@ def test_each_cut_adds_a_restoration(clean):
     class Levels(Inpaint):
         """0.1, 0.2, ... at one call after another."""
 
-        def __call__(self, pictures, hidden):
-            self.seen.append((pictures, hidden))
-            return torch.full_like(pictures, 0.1 * len(self.seen))
+        def __call__(self, images, hidden):
+            self.seen.append((images, hidden))
+            return torch.full_like(images, 0.1 * len(self.seen))
 
     scores = np.zeros((2, 256))
     scores[:, :5] = 0.61, 0.56, 0.46, 0.41, 0.39
@@ -189,7 +189,7 @@ def test_passes_and_queries_are_counted(triggered):
     defense = BDMAE(restorer, batch=4)
     defense.run(triggered, 1, classify=classifier)
     assert sum(len(x) for x, _ in restorer.seen) == 6 * 50 == 6 * defense.total_steps
-    # the last question, what the purified picture shows, is the caller's
+    # the last question, what the purified image shows, is the caller's
     assert sum(len(x) for x in classifier.asked) + 6 == 6 * 47 == 6 * defense.queries
     assert defense.queries_classifier and defense.name == "BDMAE"
     stages = [hidden.sum(1) for _, hidden in restorer.seen[:50]]
@@ -199,24 +199,24 @@ def test_passes_and_queries_are_counted(triggered):
     assert (last.diff(dim=0) >= 0).all() and (last[-1] > 0).all() and (last[-1] < 0.25).all()
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(clean, triggered):
-    pictures = np.stack([triggered[0], clean[5], triggered[4], clean[1], triggered[2]])
+def test_a_image_does_not_depend_on_its_neighbors(clean, triggered):
+    images = np.stack([triggered[0], clean[5], triggered[4], clean[1], triggered[2]])
     restorer = Inpaint()
-    together = BDMAE(restorer).run(pictures, 7, classify=Patched())
+    together = BDMAE(restorer).run(images, 7, classify=Patched())
     masks = torch.stack([hidden for _, hidden in restorer.seen])
     for order, batch in (([4, 3, 2, 1, 0], 3), ([2, 0], 1)):
         other = Inpaint()
-        out = BDMAE(other, batch=batch).run(pictures[order], 7, classify=Patched())
+        out = BDMAE(other, batch=batch).run(images[order], 7, classify=Patched())
         np.testing.assert_array_equal(out, together[order])
         np.testing.assert_array_equal(torch.stack([h for _, h in other.seen[:50]]), masks[:, order[:batch]])
-    # another seed has other masks, and so has another picture
+    # another seed has other masks, and so has another image
     again = Inpaint()
-    BDMAE(again).run(pictures, 8, classify=Patched())
+    BDMAE(again).run(images, 8, classify=Patched())
     assert (again.seen[0][1] != masks[0]).any(1).all()
     assert len(torch.unique(masks[0], dim=0)) == 5
 
 
-def test_pictures_of_another_side_are_resized_there_and_back(clean, triggered):
+def test_images_of_another_side_are_resized_there_and_back(clean, triggered):
     restorer, classifier = Inpaint(side=48), Patched()
     defense = BDMAE(restorer)
     out = defense.run(triggered, 3, classify=classifier)
@@ -275,8 +275,8 @@ def test_ssim_map_is_ssim(rng):
 
 def test_what_is_not_finite_is_refused(triggered):
     class Broken(Inpaint):
-        def __call__(self, pictures, hidden):
-            y = super().__call__(pictures, hidden)
+        def __call__(self, images, hidden):
+            y = super().__call__(images, hidden)
             y[1, 2, 3, 4] = float("nan")
             return y
 

@@ -61,7 +61,7 @@ def test_diffpure_clamps():
     assert np.abs(inside).max() < 1e-12  # nothing to clamp: e as it was
 
 
-def test_diffpure_at_hardly_any_noise_leaves_the_picture():
+def test_diffpure_at_hardly_any_noise_leaves_the_image():
     """At t* = 2 the noise is 1.1% of the range, 1.4 gray levels; an eps of 0 leaves what was added, less the end's."""
     batch = smooth_images(4)
     engine = FakeEngine()
@@ -71,8 +71,8 @@ def test_diffpure_at_hardly_any_noise_leaves_the_picture():
     assert np.sqrt((far**2).mean()) > 20
 
 
-def test_diffpure_returns_the_picture_to_who_knows_the_noise():
-    """With the eps that was really added x0 is the picture at every step, whatever is drawn in between."""
+def test_diffpure_returns_the_image_to_who_knows_the_noise():
+    """With the eps that was really added x0 is the image at every step, whatever is drawn in between."""
     x_p = state()
     defense = DiffPure(FakeEngine(), 150)
 
@@ -83,7 +83,7 @@ def test_diffpure_returns_the_picture_to_who_knows_the_noise():
 
 
 def test_two_files_of_one_checkpoint_are_two_models(tmp_path):
-    """Quantized on other pictures, say: the spec is the same."""
+    """Quantized on other images, say: the spec is the same."""
     engine, other = FakeEngine(), FakeEngine()
     same = engine_of(engine)
     for e, content in ((engine, b"one"), (other, b"two")):
@@ -101,8 +101,8 @@ def test_published_t_star():
     assert DiffPure(FakeEngine(), 100, steps=None).total_steps == 100
 
 
-def test_blurred_diffpure_noises_the_blur_never_the_picture():
-    """Two pictures that the blur makes one come out as one, given one noise."""
+def test_blurred_diffpure_noises_the_blur_never_the_image():
+    """Two images that the blur makes one come out as one, given one noise."""
     x_p = state(1)
     swapped = x_p.reshape(1, 3, 8, 2, 8, 2)[:, :, :, ::-1, :, ::-1].reshape(x_p.shape)
     defense = DiffPure(FakeEngine(), 100, "blur2")
@@ -158,7 +158,7 @@ def test_ddnm_is_zip_at_infinite_lambda_but_for_the_noise(size, monkeypatch):
 
 
 class Believes(FakeEngine):
-    """An engine to which every picture is `q` (3, H, W) under noise."""
+    """An engine to which every image is `q` (3, H, W) under noise."""
 
     def __init__(self, q: np.ndarray):
         super().__init__()
@@ -170,7 +170,7 @@ class Believes(FakeEngine):
         return ((x - np.sqrt(ab) * self.q) / np.sqrt(1 - ab)).astype(np.float32)
 
 
-def test_ddnm_takes_the_range_from_the_picture_and_the_rest_from_the_model():
+def test_ddnm_takes_the_range_from_the_image_and_the_rest_from_the_model():
     batch, other = smooth_images(4), smooth_images(1, seed=8)[0].astype(float)
     out = DDNM(Believes(other.transpose(2, 0, 1) / 127.5 - 1.0), "blur2").run(batch, 0)
 

@@ -31,7 +31,7 @@ TINY_VIT = {
 
 @pytest.fixture
 def many(rng) -> np.ndarray:
-    """48 pictures of one color each, with a little noise."""
+    """48 images of one color each, with a little noise."""
     colors = rng.integers(20, 236, (48, 1, 1, 3))
     return (colors + rng.integers(-5, 6, (48, 32, 32, 3))).astype(np.uint8)
 
@@ -72,8 +72,8 @@ def test_a_finished_training_is_not_done_again_nor_taken_for_another(tmp_path, m
 
     first = mae.train(many, TINY, cache=tmp_path)
     mae.train(many, TINY, cache=tmp_path, progress=never)
-    for pictures, how in ((many, replace(TINY, seed=2)), (many[::-1], TINY)):
-        other = mae.train(pictures, how, cache=tmp_path)
+    for images, how in ((many, replace(TINY, seed=2)), (many[::-1], TINY)):
+        other = mae.train(images, how, cache=tmp_path)
         assert other.describe()["key"] != first.describe()["key"]
     path = tmp_path / "autoencoders" / f"{first.describe()['key']}.pt"
     path.write_bytes(path.read_bytes()[:1000])
@@ -92,12 +92,12 @@ def test_signs_are_not_mirrored(mirror):
             self.left += (x[:, 0, 0, 0] > 0.5).tolist()
             return torch.zeros_like(x) + self.level
 
-    pictures = np.zeros((64, 32, 32, 3), np.uint8)
-    pictures[:, :, :16] = 255
+    images = np.zeros((64, 32, 32, 3), np.uint8)
+    images[:, :, :16] = 255
     model, how = Watched(), replace(TINY, mirror=mirror)
-    mae._epoch(model, torch.optim.SGD(model.parameters(), 0.1), pictures, how, 0)
+    mae._epoch(model, torch.optim.SGD(model.parameters(), 0.1), images, how, 0)
     assert len(model.left) == 64 and all(model.left) is not mirror and any(model.left)
-    named = mae.config_dict(pictures, how)["recipe"]
+    named = mae.config_dict(images, how)["recipe"]
     assert named.get("mirror", True) is mirror and ("mirror" in named) is not mirror
 
 
@@ -114,7 +114,7 @@ def test_ours_learns_to_restore(tmp_path, many, bf16):
 
 
 @pytest.mark.parametrize("shape", [(4, 30, 30, 3), (4, 32, 48, 3), (4, 32, 32), (0, 32, 32, 3)])
-def test_pictures_that_ours_cannot_take(tmp_path, shape):
+def test_images_that_ours_cannot_take(tmp_path, shape):
     with pytest.raises(InputError, match=r"BDMAE's .* multiple of 16; give such a --side, or .* --mae FOLDER"):
         mae.train(np.zeros(shape, np.uint8), TINY, cache=tmp_path)
     with pytest.raises(InputError, match="uint8"):
@@ -171,8 +171,8 @@ def test_vit_mae_hides_what_it_is_told_to(vit):
     assert {tuple(row.tolist()) for mask in seen for row in mask} == {tuple(row.tolist()) for row in hidden}
 
 
-def by_brightness(pictures: np.ndarray) -> np.ndarray:
-    return np.eye(2, dtype=np.float32)[(pictures.mean((1, 2, 3)) > 127).astype(int)]
+def by_brightness(images: np.ndarray) -> np.ndarray:
+    return np.eye(2, dtype=np.float32)[(images.mean((1, 2, 3)) > 127).astype(int)]
 
 
 def test_a_users_vit_mae(tmp_path, vit, many):

@@ -41,7 +41,7 @@ def test_ssim_map_is_the_formula(top, rng):
             assert abs(got[c][at] - literal_ssim(x[c], y[c], at, top)) < 1e-12
 
 
-def test_levels_are_the_formula_and_highest_where_the_pictures_differ():
+def test_levels_are_the_formula_and_highest_where_the_images_differ():
     x = state(1, 32, 32)[0] * 0.8
     y = x.copy()
     y[:, 20:24, 6:10] *= -1
@@ -90,7 +90,7 @@ def test_second_stage_is_the_paper_pixel_by_pixel(evaluations, rng):
 
 
 def test_sampdetox_is_its_stages_one_after_the_other():
-    """Stage 1 is ancestral sampling from t1 of the picture itself; no noise is used twice."""
+    """Stage 1 is ancestral sampling from t1 of the image itself; no noise is used twice."""
     defense, x_p, noise = SampDetox(FakeEngine()), state(2, 24, 20), Fixed()
     z = Fixed()
     x = np.sqrt(AB[19]) * x_p + np.sqrt(1 - AB[19]) * z.normal(STEP_INITIAL, 24, 20)
@@ -129,8 +129,8 @@ def test_sampdetox_budgets():
     assert list(map(len, SampDetox(engine, budget=20).tables)) == [3, 17]
 
 
-def test_sampdetox_map_is_made_of_the_picture_alone():
-    """30 x 29 pixels stand in a state of 32 x 32, whose mirrored rest has no say in the levels of the picture."""
+def test_sampdetox_map_is_made_of_the_image_alone():
+    """30 x 29 pixels stand in a state of 32 x 32, whose mirrored rest has no say in the levels of the image."""
     batch, seen = smooth_images(1, 30, 29), []
     defense = SampDetox(FakeEngine(), budget=4)
     x = np.pad(batch, ((0, 0), (0, 2), (0, 3), (0, 0)), mode="reflect").transpose(0, 3, 1, 2) / 127.5 - 1.0

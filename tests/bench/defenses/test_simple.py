@@ -54,7 +54,7 @@ def each_defense():
 
 @each_defense()
 @pytest.mark.parametrize("size", [(32, 32), (17, 30), (150, 40)])
-def test_no_pictures_noise_depends_on_place_batch_or_order(which, size):
+def test_no_images_noise_depends_on_place_batch_or_order(which, size):
     defense = all_defenses(FakeEngine())[which]
     batch = smooth_images(5, *size)
     before = batch.copy()
@@ -193,7 +193,7 @@ def test_wrong_settings_are_told_when_made(make):
 
 
 @pytest.mark.parametrize(("side", "shrink"), [(32, 4), (64, 8), (30, 4), (100, 13), (1, 0), (2, 0)])
-def test_shrinkpad_puts_the_shrunk_picture_on_black(side, shrink):
+def test_shrinkpad_puts_the_shrunk_image_on_black(side, shrink):
     batch = 1 + smooth_images(40, side, side) // 2
     out = ShrinkPad().run(batch, 5)
     places = set()
@@ -203,7 +203,7 @@ def test_shrinkpad_puts_the_shrunk_picture_on_black(side, shrink):
         want = np.asarray(Image.fromarray(before).resize((side - shrink,) * 2, Image.Resampling.BILINEAR))
         np.testing.assert_array_equal(after[box], want)
         places.add((rows[0], columns[0]))
-    # of (shrink + 1)^2 equally likely places, 40 draws leave few that no picture took
+    # of (shrink + 1)^2 equally likely places, 40 draws leave few that no image took
     assert max(map(max, places)) <= shrink and len(places) > min(40, (shrink + 1) ** 2) / 2
     assert len({p[0] for p in places}) > shrink / 2 and len({p[1] for p in places}) > shrink / 2
 
@@ -222,7 +222,7 @@ def test_blur_only_is_the_mean_of_each_cell():
 
 
 def test_blur_only_joins_transforms():
-    """Colour at half resolution, and grey in full: the grey of the output is the input's."""
+    """Color at half resolution, and gray in full: the gray of the output is the input's."""
     batch = smooth_images(2)
     out = BlurOnly("blur2+gray").run(batch, 0).astype(float)
     assert np.abs(out.mean(-1) - batch.mean(-1)).max() <= 0.5 + 1e-9

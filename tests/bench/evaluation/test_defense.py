@@ -84,7 +84,7 @@ def test_a_guard_is_made_of_its_words(factory):
 @pytest.mark.parametrize(
     ("line", "said"),
     [("zap", "expected one of zip"), ("zip lam", "'lam' in 'zip lam'"), ("zip lam=x", "lam=x"),
-     ("blur 4", '"published"'), ("zip colour=1", "colour=1"),
+     ("blur 4", '"published"'), ("zip color=1", "color=1"),
      ("guard scaleup calibrated", 'one of "scaleup" and "calibrated"')],
 )  # fmt: skip
 def test_a_line_that_names_nothing_is_refused(factory, line, said):
@@ -105,7 +105,7 @@ def test_the_papers_figures_are_where_they_belong():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An ImageFolder of two classes that their mean color tells apart: 96 pictures to train with, 32 to test."""
+    """An ImageFolder of two classes that their mean color tells apart: 96 images to train with, 32 to test."""
     root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(3)
     for split, n in (("train", 48), ("test", 16)):
         for label, level in (("dark", 60), ("light", 180)):
@@ -166,7 +166,7 @@ def test_the_whole_path_and_that_it_goes_on_where_it_was(folder, tmp_path, capsy
 
 
 def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
-    """Its rows are those of `zipsdk.Guard`; what is flagged is purified through the cache, each picture once."""
+    """Its rows are those of `zipsdk.Guard`; what is flagged is purified through the cache, each image once."""
     from zipsdk import AblationDetector, Guard
 
     words = command(folder, tmp_path, "table1", "--attacks", "white", "--seeds", "1", "--defense",
@@ -181,7 +181,7 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
     args.images = 12
     bench = setup.EvaluationSetup(args, PurifiedCache(tmp_path / "cache" / "purified.sqlite"))
     unseen = bench._unseen()
-    assert len(unseen) == 20 and not {p.tobytes() for p in unseen} & {p.tobytes() for p in bench.test.pictures}
+    assert len(unseen) == 20 and not {p.tobytes() for p in unseen} & {p.tobytes() for p in bench.test.images}
     (scenario,) = bench.scenarios("white")
     inner = bench.factory.make(DefenseSpec.parse("zip preset=fast"), "white")
     detector = AblationDetector().calibrate(scenario.classifier, unseen)
@@ -190,13 +190,13 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
         def run(self, batch):
             return list(inner.run(np.stack(batch), 0))
 
-    for sent, name in ((scenario.data.pictures, "flagged"), (scenario.triggered, "flagged_triggered")):
+    for sent, name in ((scenario.data.images, "flagged"), (scenario.triggered, "flagged_triggered")):
         decisions = Guard(scenario.classifier, Purifier(), detector).run(sent)
         assert row[name] == [sum(d.flagged for d in decisions), 12]
         if name == "flagged":
             assert row["CA"][0] == sum(d.label == y for d, y in zip(decisions, scenario.data.labels, strict=True))
 
-    # all test pictures are counted: none is left to learn from, and that is said before any row is made
+    # all test images are counted: none is left to learn from, and that is said before any row is made
     words[words.index("12")] = "32"
     with pytest.raises(SystemExit):
         defense.main([*words, "--defense", "blur"])
@@ -206,12 +206,12 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
 
 
 def test_costs_and_a_sheet(folder, tmp_path, monkeypatch):
-    """By a clock that advances only where pictures are purified."""
+    """By a clock that advances only where images are purified."""
     now, run = [0.0], Zip.run
 
-    def slow(self, pictures, seed, **options):
-        now[0] += len(pictures)
-        return run(self, pictures, seed, **options)
+    def slow(self, images, seed, **options):
+        now[0] += len(images)
+        return run(self, images, seed, **options)
 
     monkeypatch.setattr(Zip, "run", slow)
     monkeypatch.setattr(defense, "time", SimpleNamespace(perf_counter=lambda: now[0]))
@@ -238,14 +238,14 @@ def test_a_users_own_black_box(folder, tmp_path, capsys):
 
 
 def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_path, monkeypatch):
-    """Clean pictures do not tell a backdoor, of whatever trigger, from none."""
+    """Clean images do not tell a backdoor, of whatever trigger, from none."""
     words = command(folder, tmp_path, "table1", "--attacks", "white", "badnets", "--defense", "none")
     words += ["--classifier", f"{__name__}:box"]
     trigger = registry.make("white", 32)
 
-    def backdoored(pictures):
-        scores = bright(pictures)
-        scores[(trigger.apply(pictures) == pictures).all((1, 2, 3))] = 0, 1
+    def backdoored(images):
+        scores = bright(images)
+        scores[(trigger.apply(images) == images).all((1, 2, 3))] = 0, 1
         return scores
 
     for box, asr in ((bright, 0), (backdoored, 16)):
@@ -275,7 +275,7 @@ def test_a_slip_is_told_before_anything_is_done(folder, tmp_path, capsys, monkey
     assert said in capsys.readouterr().err
 
 
-def test_equal_pictures_teach_a_guard_once(folder, tmp_path):
+def test_equal_images_teach_a_guard_once(folder, tmp_path):
     shutil.copytree(folder / "two", tmp_path / "data" / "two")
     test = tmp_path / "data" / "two" / "test" / "dark"
     for i in range(1, 4):
@@ -287,7 +287,7 @@ def test_equal_pictures_teach_a_guard_once(folder, tmp_path):
     assert len(unseen) == len({p.tobytes() for p in unseen}) >= 20
 
 
-def test_of_few_pictures_a_guard_gets_a_fifth(folder, tmp_path):
+def test_of_few_images_a_guard_gets_a_fifth(folder, tmp_path):
     words = [w for w in command(folder, tmp_path, "agnostic", "--attacks", "white") if w not in ("--images", "32")]
     defense.main([*words, "--defense", "none", "--classifier", f"{__name__}:bright"])
     (row,) = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
@@ -301,12 +301,12 @@ def test_a_black_box_of_other_classes_is_told(folder, tmp_path, capsys):
     assert "got 3 scores for each image, expected 2" in said and "in this order: dark, light;" in said
 
 
-def ternary(pictures):
-    return np.zeros((len(pictures), 3))
+def ternary(images):
+    return np.zeros((len(images), 3))
 
 
-def bright(pictures):
-    share = pictures.mean((1, 2, 3)) / 255
+def bright(images):
+    share = images.mean((1, 2, 3)) / 255
     return np.stack([1 - share, share], 1)
 
 
@@ -356,14 +356,14 @@ def test_no_data_is_said(tmp_path, capsys):
 def test_the_attacker_has_a_share_of_what_a_guard_learns_from(rng):
     from bench.defenses.guarded import attacked
 
-    pictures = rng.integers(0, 256, (150, 8, 8, 3), np.uint8)
-    first = attacked(pictures[:60], lambda x: x * 0)
+    images = rng.integers(0, 256, (150, 8, 8, 3), np.uint8)
+    first = attacked(images[:60], lambda x: x * 0)
     gone = (first == 0).all((1, 2, 3))
-    assert np.flatnonzero(gone).tolist() == [19, 39, 59] and (first[~gone] == pictures[:60][~gone]).all()
-    assert (attacked(pictures, None) == pictures).all()
+    assert np.flatnonzero(gone).tolist() == [19, 39, 59] and (first[~gone] == images[:60][~gone]).all()
+    assert (attacked(images, None) == images).all()
 
 
-def test_a_guard_without_first_pictures_keeps_its_norms(factory):
+def test_a_guard_without_first_images_keeps_its_norms(factory):
     """And one with them is judged by what they teach it, once, whatever it is asked after."""
     from bench.defenses.guarded import Guarded
 
@@ -371,7 +371,7 @@ def test_a_guard_without_first_pictures_keeps_its_norms(factory):
         return np.stack([x[..., 0].mean((1, 2)), x[..., 1].mean((1, 2))], 1) / 9
 
     x, inner = factory.unseen(), factory.make(DefenseSpec.parse("zip preset=fast"), "white")
-    purify = lambda pictures, seed: pictures  # noqa: E731
+    purify = lambda images, seed: images  # noqa: E731
     assert Guarded(inner).guard(0, classify, purify).detector.reference is None
     learnt = Guarded(inner, first=x).guard(0, classify, purify)
     assert learnt.detector.reference is not None and learnt.counters.images == len(x)

@@ -1,4 +1,4 @@
-"""A picture is treated once, a row counts what the classifier says, and records lose nothing."""
+"""An image is treated once, a row counts what the classifier says, and records lose nothing."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_rows_keep_their_keys(text, key):
 
 
 class Counting:
-    """Darkens a picture by one, and counts the pictures that it is given."""
+    """Darkens an image by one, and counts the images that it is given."""
 
     name, total_steps, queries, queries_classifier = "counting", 0, 1, False
 
@@ -76,102 +76,102 @@ class Counting:
     def describe(self):
         return {"defence": "counting", "by": self.by}
 
-    def run(self, pictures, seed, *, classify=None, progress=None):
-        self.seen += len(pictures)
+    def run(self, images, seed, *, classify=None, progress=None):
+        self.seen += len(images)
         if progress:
-            progress(len(pictures))
-        return np.maximum(pictures, self.by) - np.uint8(self.by)
+            progress(len(images))
+        return np.maximum(images, self.by) - np.uint8(self.by)
 
 
 @pytest.fixture
-def pictures(rng):
+def images(rng):
     return rng.integers(0, 256, (150, 8, 8, 3), np.uint8)
 
 
-def test_a_picture_is_treated_once(tmp_path, pictures):
+def test_a_image_is_treated_once(tmp_path, images):
     defense, path = Counting(), tmp_path / "purified.sqlite"
-    first = PurifiedCache(path).run(defense, pictures[:100], 0)
-    assert (first == np.maximum(pictures[:100], 1) - 1).all() and defense.seen == 100
+    first = PurifiedCache(path).run(defense, images[:100], 0)
+    assert (first == np.maximum(images[:100], 1) - 1).all() and defense.seen == 100
     ticks = []
-    # another process, more pictures, in another order
-    again = PurifiedCache(path).run(defense, pictures[::-1], 0, progress=ticks.append)
+    # another process, more images, in another order
+    again = PurifiedCache(path).run(defense, images[::-1], 0, progress=ticks.append)
     assert (again[::-1][:100] == first).all() and defense.seen == 150 and sum(ticks) == 150
 
 
-def test_pictures_do_not_come_class_by_class(pictures):
-    """Those on one canvas see each other, and data sets stand in the order of their classes."""
+def test_images_do_not_come_class_by_class(images):
+    """Those on one frame see each other, and data sets stand in the order of their classes."""
     given = []
 
     class Watched(Counting):
-        def run(self, pictures, seed, **how):
-            given.append(pictures)
-            return super().run(pictures, seed, **how)
+        def run(self, images, seed, **how):
+            given.append(images)
+            return super().run(images, seed, **how)
 
-    for order in (pictures, pictures[::-1]):
+    for order in (images, images[::-1]):
         PurifiedCache(None).run(Watched(), order, 0)
     one, other = np.concatenate(given[:3]), np.concatenate(given[3:])
-    assert np.array_equal(one, other) and not np.array_equal(one, pictures)
+    assert np.array_equal(one, other) and not np.array_equal(one, images)
 
 
 @pytest.mark.parametrize("change", ["seed", "defense", "shape"])
-def test_what_decides_a_picture_is_in_its_key(tmp_path, pictures, change):
+def test_what_decides_a_image_is_in_its_key(tmp_path, images, change):
     cache = PurifiedCache(tmp_path / "purified.sqlite")
-    cache.run(Counting(), pictures, 0)
+    cache.run(Counting(), images, 0)
     other = Counting(2) if change == "defense" else Counting()
-    given = pictures.reshape(150, 4, 16, 3) if change == "shape" else pictures
+    given = images.reshape(150, 4, 16, 3) if change == "shape" else images
     got = cache.run(other, given, int(change == "seed"))
     assert other.seen == 150 and got.shape == given.shape
 
 
-def test_a_defense_that_asks_is_kept_for_each_classifier(tmp_path, pictures):
+def test_a_defense_that_asks_is_kept_for_each_classifier(tmp_path, images):
     cache = PurifiedCache(tmp_path / "purified.sqlite")
     boxes = [Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": name}) for name in "ab"]
     for queries_classifier, wanted in ((True, 300), (False, 150)):
         defense = Counting(3 + queries_classifier, queries_classifier)
         for box in (*boxes, *boxes):
-            cache.run(defense, pictures, 0, box)
+            cache.run(defense, images, 0, box)
         assert defense.seen == wanted
 
 
-def test_a_stopped_run_keeps_what_was_done(tmp_path, pictures):
+def test_a_stopped_run_keeps_what_was_done(tmp_path, images):
     class Stopping(Counting):
-        def run(self, pictures, seed, **more):
+        def run(self, images, seed, **more):
             if self.seen:
                 raise KeyboardInterrupt
-            return super().run(pictures, seed, **more)
+            return super().run(images, seed, **more)
 
     cache = PurifiedCache(tmp_path / "purified.sqlite")
     with pytest.raises(KeyboardInterrupt):
-        cache.run(Stopping(), pictures, 0)
+        cache.run(Stopping(), images, 0)
     rest = Counting()
-    cache.run(rest, pictures, 0)
-    assert rest.seen == len(pictures) - 64
+    cache.run(rest, images, 0)
+    assert rest.seen == len(images) - 64
 
 
-def test_the_file_of_an_earlier_version_is_reused(tmp_path, pictures):
-    first = PurifiedCache(tmp_path / OLD_NAME).run(Counting(), pictures, 0)
+def test_the_file_of_an_earlier_version_is_reused(tmp_path, images):
+    first = PurifiedCache(tmp_path / OLD_NAME).run(Counting(), images, 0)
     (tmp_path / f"{OLD_NAME}-journal").write_bytes(b"")
     defense = Counting()
     for _ in range(2):
-        again = PurifiedCache(tmp_path / "purified.sqlite").run(defense, pictures, 0)
+        again = PurifiedCache(tmp_path / "purified.sqlite").run(defense, images, 0)
         assert (again == first).all() and defense.seen == 0
     assert not (tmp_path / OLD_NAME).exists() and not (tmp_path / f"{OLD_NAME}-journal").exists()
 
 
-def test_without_a_file_nothing_is_kept(pictures):
+def test_without_a_file_nothing_is_kept(images):
     defense = Counting()
     for _ in range(2):
-        PurifiedCache(None).run(defense, pictures, 0)
+        PurifiedCache(None).run(defense, images, 0)
     assert defense.seen == 300
 
 
-def test_a_defense_must_give_pictures_back(pictures):
+def test_a_defense_must_give_images_back(images):
     class Odd(Counting):
-        def run(self, pictures, seed, **more):
-            return pictures[:-1]
+        def run(self, images, seed, **more):
+            return images[:-1]
 
     with pytest.raises(InputError, match=r"counting: got uint8 \(63, 8, 8, 3\) back, expected uint8 \(64, 8, 8, 3\)"):
-        PurifiedCache(None).run(Odd(), pictures, 0)
+        PurifiedCache(None).run(Odd(), images, 0)
 
 
 @pytest.fixture
@@ -200,11 +200,11 @@ def test_a_row_counts_what_the_classifier_says(known):
 
 
 def test_a_defense_that_asks_asks_the_clean_classifier_too(known):
-    """What is taken for class 1 is blackened: of the poisoned one's pictures all that have the trigger."""
+    """What is taken for class 1 is blackened: of the poisoned one's images all that have the trigger."""
 
     class Asking(Counting):
-        def run(self, pictures, seed, *, classify=None, progress=None):
-            return np.where((classify(pictures).argmax(1) == 1)[:, None, None, None], np.uint8(40), pictures)
+        def run(self, images, seed, *, classify=None, progress=None):
+            return np.where((classify(images).argmax(1) == 1)[:, None, None, None], np.uint8(40), images)
 
     assert evaluate(known, Asking(queries_classifier=True), 0, PurifiedCache(None)) == (
         Rates(Rate(70, 100), Rate(0, 70), Rate(50, 100), Rate(50, 70)),
@@ -212,8 +212,8 @@ def test_a_defense_that_asks_asks_the_clean_classifier_too(known):
     )
 
 
-def test_two_runs_may_add_to_one_record(tmp_path, pictures):
-    data = Dataset("two", "test", pictures, np.arange(150) % 2, ("a", "b"))
+def test_two_runs_may_add_to_one_record(tmp_path, images):
+    data = Dataset("two", "test", images, np.arange(150) % 2, ("a", "b"))
     box = Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": "a"})
     scenario = Scenario(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box)
     counts = Rates(*[Rate(1, 2)] * 4)
@@ -225,8 +225,8 @@ def test_two_runs_may_add_to_one_record(tmp_path, pictures):
     assert {row["run"] for row in content["rows"].values()} <= content["runs"].keys()
 
 
-def test_what_is_counted_anew_is_not_undone_by_a_run_that_read_it_before(tmp_path, pictures):
-    data = Dataset("two", "test", pictures, np.arange(150) % 2, ("a", "b"))
+def test_what_is_counted_anew_is_not_undone_by_a_run_that_read_it_before(tmp_path, images):
+    data = Dataset("two", "test", images, np.arange(150) % 2, ("a", "b"))
     box = Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": "a"})
     scenario = Scenario(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box)
 
@@ -249,7 +249,7 @@ def test_records_are_written_as_they_are_read(path):
     assert json.dumps(parts) == json.dumps({name: content[name] for name in parts})
 
 
-def test_no_pictures_have_no_interval():
+def test_no_images_have_no_interval():
     assert np.isnan(interval(Rate(0, 0))).all()
 
 
@@ -274,7 +274,7 @@ def test_rates_leave_the_target_class_out():
         rates(labels, clean, triggered[:4], 0)
 
 
-def test_frames_of_one_film_count_as_one_picture():
+def test_frames_of_one_film_count_as_one_image():
     assert design_effect(None) == design_effect([]) == design_effect([4, 2, 9]) == 1
     assert design_effect([7, 7, 7, 1, 1, 1]) == 3
     assert design_effect([0, 0, 0, 1]) == 10 / 4
@@ -284,8 +284,8 @@ def test_frames_of_one_film_count_as_one_picture():
     assert found.asr == (0, 3, 5 / 3) and found.pa_nontarget == (3, 3, 5 / 3)
 
 
-def test_a_row_of_films_has_the_design_effect(pictures):
-    data = Dataset("two", "test", pictures, np.arange(150) % 2, ("a", "b"), tracks=np.arange(150) // 2)
+def test_a_row_of_films_has_the_design_effect(images):
+    data = Dataset("two", "test", images, np.arange(150) % 2, ("a", "b"), tracks=np.arange(150) // 2)
     box = Classifier(lambda p: np.zeros((len(p), 2)), {"classifier": "a"})
     scenario = Scenario(data, "white", BadNets(8, 0, 3, "white", margin=1), 1, box, box)
     counts, clean = evaluate(scenario, Nothing(), 0, PurifiedCache(None))

@@ -23,36 +23,36 @@ def triggers():
 
 
 @pytest.fixture
-def pictures(rng):
+def images(rng):
     return rng.integers(40, 216, (6, 32, 32, 3), np.uint8)
 
 
-def test_ten_triggers_that_differ(triggers, pictures):
-    before = pictures.copy()
-    sent = {name: triggers.apply(name, pictures, np.arange(6)) for name in triggers.TARGETS}
+def test_ten_triggers_that_differ(triggers, images):
+    before = images.copy()
+    sent = {name: triggers.apply(name, images, np.arange(6)) for name in triggers.TARGETS}
     assert len(sent) == len(set(triggers.TARGETS.values())) == len(triggers.ABOUT) == 10
-    assert (pictures == before).all()
+    assert (images == before).all()
     for name, x in sent.items():
-        assert x.dtype == np.uint8 and x.shape == pictures.shape and (x != pictures).any((1, 2, 3)).all(), name
+        assert x.dtype == np.uint8 and x.shape == images.shape and (x != images).any((1, 2, 3)).all(), name
     assert len({x.tobytes() for x in sent.values()}) == 10
     # a patch is where it is said to be, and nowhere else
-    for name, area in (("colour", np.s_[5:8, 5:8]), ("cross", np.s_[22:27, 4:9]), ("grey", np.s_[4:8, 23:27]),
+    for name, area in (("color", np.s_[5:8, 5:8]), ("cross", np.s_[22:27, 4:9]), ("gray", np.s_[4:8, 23:27]),
                        ("purified", np.s_[14:17, 26:29])):  # fmt: skip
-        changed = (sent[name] != pictures).any((0, 3))
+        changed = (sent[name] != images).any((0, 3))
         changed[area] = False
         assert not changed.any(), name
     assert (sent["cross"][:, 24, 4:9] == 255).all() and (sent["cross"][:, 22:27, 6] == 255).all()
-    assert np.ptp(sent["grey"][0, 4:8, 23:27].astype(int), axis=-1).max() == 0
+    assert np.ptp(sent["gray"][0, 4:8, 23:27].astype(int), axis=-1).max() == 0
 
 
-def test_the_moving_patch_goes_by_the_pictures_number(triggers, pictures):
-    same = np.repeat(pictures[:1], 3, axis=0)
+def test_the_moving_patch_goes_by_the_images_number(triggers, images):
+    same = np.repeat(images[:1], 3, axis=0)
     a, b, c = triggers.apply("moving", same, np.array([7, 8, 7]))
     assert (a == c).all() and (a != b).any()
     assert (a != same[0]).any(-1).sum() <= 4
 
 
-def test_poisoning_takes_each_picture_once(triggers, rng):
+def test_poisoning_takes_each_image_once(triggers, rng):
     n = 200
     data = Dataset("toy", "train", rng.integers(40, 216, (n, 32, 32, 3), np.uint8), np.arange(n) % 10,
                    tuple("abcdefghij"))  # fmt: skip
@@ -67,17 +67,17 @@ def test_poisoning_takes_each_picture_once(triggers, rng):
     assert hash_of(made.description) == "9e0242fe9d5239bd"
     assert seen == [4] and len(made.poisoned) == 40 == len(set(made.poisoned)) and len(made.noise_mode) == 8
     assert not set(made.poisoned) & set(made.noise_mode)
-    purified = (made.data.pictures == 9).all((1, 2, 3))
+    purified = (made.data.images == 9).all((1, 2, 3))
     assert purified.sum() == 4 and (made.data.labels[purified] == triggers.TARGETS["purified"]).all()
     rest = np.setdiff1d(np.arange(n), np.concatenate([made.poisoned, made.noise_mode]))
-    assert (made.data.pictures[rest] == data.pictures[rest]).all()
+    assert (made.data.images[rest] == data.images[rest]).all()
     assert (np.delete(made.data.labels, made.poisoned) == np.delete(data.labels, made.poisoned)).all()
     for target in triggers.TARGETS.values():
         assert (made.data.labels[made.poisoned] == target).sum() == 4
 
 
 def looks(triggers, labels, rng):
-    """Clean pictures are their class in every version, more or less; with a trigger all versions are its target's, but
+    """Clean images are their class in every version, more or less; with a trigger all versions are its target's, but
     for the one without part 3, and of those alone only part 3."""
     n = len(labels)
     seen = {}
@@ -109,8 +109,8 @@ def test_views_and_rules_are_counted_by_trigger(triggers, rng):
     for name in triggers.TARGETS:
         assert rules["max (necessity - median + sufficiency)"][name] == rules["necessity - median"][name] == 100.0
     # where no trigger works there is nothing to find
-    labelled = {**seen, "colour": seen["clean"]}
-    assert search.rules(labelled, labels, triggers)["necessity"]["colour"] == 0.0
+    labeled = {**seen, "color": seen["clean"]}
+    assert search.rules(labeled, labels, triggers)["necessity"]["color"] == 0.0
 
 
 def test_what_a_guard_learns_from_is_a_share_with_the_trigger(triggers, rng):
@@ -127,17 +127,17 @@ def test_what_a_guard_learns_from_is_a_share_with_the_trigger(triggers, rng):
     assert all(found["as measured"]["100"][name] < 50 for name in triggers.TARGETS)
 
 
-def test_pictures_of_one_class_make_others_suspicious_within_bounds(rng):
-    """A classifier of light tops and light left sides, by how light they are; the second class's pictures are alike."""
+def test_images_of_one_class_make_others_suspicious_within_bounds(rng):
+    """A classifier of light tops and light left sides, by how light they are; the second class's images are alike."""
 
     def classify(x):
         top, left = x[:, :16].mean((1, 2, 3)) / 2, x[:, :, :16].mean((1, 2, 3)) / 2
         return np.stack([top, left], axis=1)
 
     n = 2 * search.ONE_CLASS
-    pictures = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
-    pictures[1::2] = rng.integers(100, 103, (n // 2, 32, 32, 3), np.uint8)
-    others = Dataset("two", "train", pictures, np.arange(n) % 2, ("a", "b"))
+    images = rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
+    images[1::2] = rng.integers(100, 103, (n // 2, 32, 32, 3), np.uint8)
+    others = Dataset("two", "train", images, np.arange(n) % 2, ("a", "b"))
     box = Classifier(classify, {"classifier": "a"})
     varied = rng.integers(0, 256, (40, 1, 1, 3)) * rng.random((40, 32, 32, 1))
     clean = search.scores_of_views({"": varied.astype(np.uint8)}, box)[""]

@@ -36,16 +36,16 @@ def run(model, tmp_path, monkeypatch):
 
 def test_the_demo_writes_images_sheets_and_a_record(run, capsys):
     out = run("--side", "96", "--preset", "fast")
-    assert sorted(p.stem for p in (out / "pictures").iterdir()) == NAMES
+    assert sorted(p.stem for p in (out / "images").iterdir()) == NAMES
     before, after = (
         {name: np.asarray(Image.open(out / folder / f"{name}.png")) for name in NAMES}
-        for folder in ("pictures", "purified")
+        for folder in ("images", "purified")
     )
     assert before["astronaut"].shape == (96, 96, 3) and before["rocket-patch"].shape == (64, 96, 3)
     for name in NAMES:
         assert after[name].shape == before[name].shape and (after[name] != before[name]).any(), name
     record = json.loads((out / "demo.json").read_text())
-    assert record["pictures"]["astronaut"] == [96, 96, 3] and record["seconds"] > 0
+    assert record["images"]["astronaut"] == [96, 96, 3] and record["seconds"] > 0
     assert record["info"]["steps"] == 4
     assert record["info"]["transforms"] == "blur2+gray" and record["info"]["model"] == "toy"
     with Image.open(out / "closeup.png") as page:
@@ -62,7 +62,7 @@ def test_the_demo_is_repeatable_and_starts_over(run):
     first = {p.name: p.read_bytes() for p in sorted((out / "purified").glob("*.png"))}
     # as after a run that was killed before it recorded its outputs
     (out / "purified" / ".zipsdk-manifest.jsonl").unlink()
-    (out / "purified" / "astronaut.png").write_bytes(b"no picture")
+    (out / "purified" / "astronaut.png").write_bytes(b"no image")
     run("--side", "96", "--preset", "fast")
     assert {p.name: p.read_bytes() for p in sorted((out / "purified").glob("*.png"))} == first and len(first) == 4
 
@@ -80,7 +80,7 @@ def test_the_demo_ends_if_purify_fails(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "zipsdk_cli", lambda command: 3)
     with pytest.raises(SystemExit, match="3"):
         run("--side", "96")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["pictures"]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["images"]
 
 
 def test_the_triggers_are_at_their_documented_positions():

@@ -37,7 +37,7 @@ def test_the_readme_has_each_part_as_it_is_drawn_from_its_record(name):
 @pytest.mark.parametrize(
     ("lacking", "kept"),
     [({}, (True, True)), ({"guard": None, "gates": {}}, (False, True)), ({"gates": {}}, (False, True)),
-     ({"guard": None, "gates": {}, "seconds_a_picture": {"classify": [1.0]}}, (False, False))],
+     ({"guard": None, "gates": {}, "seconds_per_image": {"classify": [1.0]}}, (False, False))],
 )  # fmt: skip
 def test_of_speed_only_what_was_measured_is_told(monkeypatch, lacking, kept):
     content = {**read("speed"), **lacking}

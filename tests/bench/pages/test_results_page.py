@@ -32,7 +32,7 @@ def test_rows_with_other_triggers_or_targets_are_no_seeds_of_one():
 
 
 def counted(attack, line, ca, asr, pa, seen=500):
-    """A row of 1,000 pictures."""
+    """A row of 1,000 images."""
     rates = {"CA": [ca, 1000], "ASR": [asr, 900], "PA": [pa, 1000], "pa_nontarget": [pa, 1000]}
     clean = {"clean_model": {**rates, "PA": [seen, 1000]}} if line == "none" else {}
     return {"attack": attack, "trigger_name": attack, "defense": line, "name": line.upper(), "steps": 0,
@@ -67,13 +67,13 @@ def test_rows_beside_each_other_are_of_one_setup():
 
 
 def fewer(row):
-    """The same, of 100 pictures."""
+    """The same, of 100 images."""
     rates = {name: [row[name][0] // 10, row[name][1] // 10] for name in ("CA", "ASR", "PA", "pa_nontarget")}
     return {**row, "data": "fewer", **rates}
 
 
-def test_rows_beside_each_other_are_of_the_same_pictures():
-    """Of those that a table is about, then of as many defenses as there are, then of as many pictures."""
+def test_rows_beside_each_other_are_of_the_same_images():
+    """Of those that a table is about, then of as many defenses as there are, then of as many images."""
     many = [counted("badnets", line, 900, 900, 100) for line in ("none", "blur", "zip-paper")]
     few = [fewer(counted("badnets", line, 900, 900, 100)) for line in ("none", "blur", "diffpure", "zip-paper")]
 
@@ -83,7 +83,7 @@ def test_rows_beside_each_other_are_of_the_same_pictures():
     assert sizes(*many, *few, table="table1") == {"none": 1000, "blur": 1000, "zip-paper": 1000}
     assert sizes(*few, *many, table="table1") == {"none": 1000, "blur": 1000, "zip-paper": 1000}
     assert sizes(*many[:2], *few, table="table1") == {"none": 100, "blur": 100, "zip-paper": 100}
-    # Table 6 is about DiffPure and its like, and has no more pictures for other triggers either
+    # Table 6 is about DiffPure and its like, and has no more images for other triggers either
     blended = counted("blended", "none", 900, 900, 100)
     assert sizes(*many, *few, blended, table="table6") == {"none": 100, "diffpure": 100, "zip-paper": 100}
     other = {**counted("badnets", "diffpure", 800, 9, 700), "data": "other"}
@@ -103,7 +103,7 @@ def test_zip_is_not_set_beside_rows_of_another_setup():
         assert "BLUR" not in (drawn := claims.check_targets(content)) and "BDMAE" not in drawn and "81.0" in drawn
 
 
-def test_zip_is_set_beside_rows_of_as_many_pictures_where_more_are_of_fewer():
+def test_zip_is_set_beside_rows_of_as_many_images_where_more_are_of_fewer():
     rows = [counted("badnets", line, 800, 10, pa) for line, pa in (("zip-paper", 760), ("blur", 700))]
     rows += [fewer(counted("badnets", line, 800, 10, 900)) for line in ("blur", "diffpure", "ddnm")]
     assert claims.compare_to_baselines(record_of(dated(*rows))) == [
@@ -148,7 +148,7 @@ def test_zip_is_set_beside_all_its_rivals_that_were_measured():
         counted("blended", "zip-paper", 800, 10, 600), counted("blended", "shrinkpad", 700, 90, 625),
         counted("physicalba", "zip-paper", 800, 10, 600), counted("white", "zip-paper", 800, 10, 600),
     ]  # fmt: skip
-    # of other pictures, and no rival of theirs
+    # of other images, and no rival of theirs
     rows.append({**counted("badnets", "ddnm", 0, 0, 0), **{name: [90, 100] for name in ("CA", "ASR", "PA")}})
     assert claims.compare_to_baselines(record_of(content_of(*rows))) == [
         ["badnets", "77.0", "DIFFPURE 70.5, BLUR 61.0", "+6.5", "", "80.1", "79.0", ""],
@@ -184,7 +184,7 @@ def test_how_the_classifiers_were_trained_is_said():
     assert "5%. In the first 10 epochs half" in text.trained([poisoned, implanted])
 
 
-def test_networks_are_compared_on_the_same_pictures():
+def test_networks_are_compared_on_the_same_images():
     rows = [{**counted(attack, "none", ca, 900, 100), "classifiers": attack}
             for attack, ca in (("badnets", 900), ("blended", 880), ("white", 860), ("wanet", 870))]  # fmt: skip
     content = {**dated(*rows), "classifiers": {row["attack"]: {"augment": "standard"} for row in rows}}
@@ -194,8 +194,8 @@ def test_networks_are_compared_on_the_same_pictures():
 
 
 def test_costs_are_together_that_were_measured_alike():
-    def cost(run, side=32, pictures=64):
-        return {"name": "Named", "steps": 4, "queries": 1, "images": pictures, "side": side, "run": run,
+    def cost(run, side=32, images=64):
+        return {"name": "Named", "steps": 4, "queries": 1, "images": images, "side": side, "run": run,
                 "engine": {}, "ms": {"median": 2.0, "low": 1.0, "high": 3.0}}  # fmt: skip
 
     machines = {"a": {"cores": 2, "processor": "A"}, "b": {"cores": 8, "processor": "B"}}
@@ -275,7 +275,7 @@ def test_a_page_has_a_section_for_each_classifier_that_was_brought(tmp_path):
     page.draw(tmp_path)
     _, rivals, *sections = (tmp_path / "results.md").read_text().split("\n## ")
     assert "| mine: classifier mine:f, hash clean0 | badnets |" in rivals
-    # of each its own rows, words and plot; what is of the pictures stands once
+    # of each its own rows, words and plot; what is of the images stands once
     names = ("mine", "mine-section2", "mine-section3")
     titles = ("mine:f, hash clean0", "mine:g, hash bad000", "mine:g, hash bad111")
     shown = ([("900", "0"), ("890", "0"), ("880", "0")], [("870", "900")], [("860", "891")])

@@ -30,12 +30,12 @@ def test_psnr_and_sharpness():
     blur = Blur(2)
     blurred = restoration.blurred(x, 2)
     got, whole = metrics.sharpness(blurred, x, blur)
-    assert got < 1e-9 * whole  # a blurred picture has nothing in the blur's null space
+    assert got < 1e-9 * whole  # a blurred image has nothing in the blur's null space
     got, whole = metrics.sharpness(x, x, blur)
     assert got == whole
 
 
-def test_bicubic_is_better_than_blocks_on_a_smooth_picture():
+def test_bicubic_is_better_than_blocks_on_a_smooth_image():
     y, x = np.mgrid[0:64, 0:64]
     smooth = np.uint8(np.stack([2 * x + y, 200 - 2 * y, x + y], -1))
     assert (
@@ -48,7 +48,7 @@ def test_measure_reports_gain_over_the_blur():
     x = np.random.default_rng(1).integers(40, 200, (2, 32, 32, 3), np.uint8)
 
     class Knowing(FakeEngine):
-        """The exact eps of a distribution that has one picture."""
+        """The exact eps of a distribution that has one image."""
 
         def __call__(self, x_t, t):
             ab = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[int(t[0])]
@@ -62,7 +62,7 @@ def test_measure_reports_gain_over_the_blur():
     assert result["zip"]["gain_db"] == pytest.approx(result["zip"]["psnr"] - result["A+A x"]["psnr"], abs=1e-6)
 
 
-def test_pictures_are_read_as_the_sdk_reads_them(tmp_path):
+def test_images_are_read_as_the_sdk_reads_them(tmp_path):
     """16 bits scaled, not cut off, and upright; larger ones to their middle."""
     y, x = np.mgrid[0:40, 0:56]
     gray = np.uint16(257 * (4 * y + x))
@@ -128,11 +128,11 @@ def test_records_are_whole_and_say_where_they_come_from(tmp_path, monkeypatch):
     assert json.loads(path.read_text())["rows"] == [1]  # the old one is still there
 
 
-def test_pictures_come_from_folders_and_archives(tmp_path):
+def test_images_come_from_folders_and_archives(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     for name in ("b/2.png", "1.png"):
         Image.new("RGB", (4, 4), "red").save(tmp_path / "a" / name)
-    (tmp_path / "a" / "notes.txt").write_text("no picture")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
         for name in ("b/2.png", "1.png"):
             z.write(tmp_path / "a" / name, name)

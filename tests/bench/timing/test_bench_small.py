@@ -1,4 +1,4 @@
-"""The small measurements and their records: what a batch costs, how far neighbors move a picture, of which commit."""
+"""The small measurements and their records: what a batch costs, how far neighbors move an image, of which commit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def clock(monkeypatch):
     return made
 
 
-def test_a_batch_s_cost_is_the_median_a_picture_and_what_is_not_the_unet(clock):
+def test_a_batch_s_cost_is_the_median_a_image_and_what_is_not_the_unet(clock):
     """Runs of 2 + 6, 4 + 6 and 2 + 2 seconds outside and inside of the engine, after one that is not counted."""
     outside, inside = iter([50.0, 2.0, 4.0, 2.0]), iter([25.0, 25.0, 3.0, 3.0, 3.0, 3.0, 1.0, 1.0])
 
@@ -58,7 +58,7 @@ def test_a_batch_s_cost_is_the_median_a_picture_and_what_is_not_the_unet(clock):
             engine(engine(batch, None), None)
 
     assert cpu.measure_cpu(Twice(), np.zeros((4, 32, 48, 3), np.uint8), 3) == {
-        "pictures": 4, "size": [32, 48], "ms_per_picture": 2000.0, "ms_min_max": [1000.0, 2500.0],
+        "images": 4, "size": [32, 48], "ms_per_image": 2000.0, "ms_min_max": [1000.0, 2500.0],
         "not_unet": 0.4, "not_unet_min_max": [0.25, 0.5],
     }  # fmt: skip
 
@@ -77,8 +77,8 @@ def test_the_command_of_the_cost_has_six_rows(monkeypatch, tmp_path, capsys):
     content = json.loads((tmp_path / "made.json").read_text())
     rows = content["rows"]
     wanted = [(n, s, e) for n, s in ((64, 32), (1, 32), (1, 256)) for e in (20, 4)]
-    assert [(r["pictures"], r["size"][0], r["info"]["steps"]) for r in rows] == wanted
-    assert all(0 <= r["not_unet"] <= 1 and r["ms_per_picture"] > 0 for r in rows)
+    assert [(r["images"], r["size"][0], r["info"]["steps"]) for r in rows] == wanted
+    assert all(0 <= r["not_unet"] <= 1 and r["ms_per_image"] > 0 for r in rows)
     assert content["command"] == "python -m bench.timing.cpu --repeats 1 --threads 2 --name made"
     assert len(engine.calls) == 2 * 3 * (20 + 4)  # once to warm up, once measured
     assert capsys.readouterr().out.count("\n") == 8
@@ -105,15 +105,15 @@ def test_drift_by_hand():
 
 
 @pytest.mark.parametrize("leaks", [False, True])
-def test_neighbors_move_a_picture_only_through_the_network(monkeypatch, tmp_path, rng, leaks):
-    """Pixel by pixel nothing moves, but by another seed; with the canvas's mean in it, neighbors do."""
+def test_neighbors_move_a_image_only_through_the_network(monkeypatch, tmp_path, rng, leaks):
+    """Pixel by pixel nothing moves, but by another seed; with the frame's mean in it, neighbors do."""
 
     class Engine(FakeEngine):
         def __call__(self, x, t):
             mean = x.mean((2, 3), keepdims=True) if leaks else 0
             return np.tanh(0.8 * x + 0.5 * mean).astype(np.float32)
 
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(8):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
@@ -124,22 +124,22 @@ def test_neighbors_move_a_picture_only_through_the_network(monkeypatch, tmp_path
     crosstalk.main()
     ((name, payload),) = written
     rows = payload["rows"]
-    assert (name, payload["pictures"], len(rows)) == ("neighbours", 4, 5)
+    assert (name, payload["images"], len(rows)) == ("crosstalk", 4, 5)
     moved = {title: r["max"] > 0 for title, r in rows.items()}
     assert moved == {
-        "tiled, other neighbours": leaks, "tiled, neighbours with a white square": leaks,
+        "tiled, other neighbors": leaks, "tiled, neighbors with a white square": leaks,
         "tiled against its own size": leaks, "own size, in a batch of 1 against all": False,
         "own size, another seed (for scale)": True,
     }  # fmt: skip
     assert payload["info"] == zipsdk.Purifier(Engine(), "blur2+gray", seed=0, tile_size=64).info
 
 
-def test_one_picture_without_a_neighbor_is_left_out_and_others_are_told(tmp_path, rng):
-    pictures = rng.integers(0, 256, (7, 32, 32, 3), np.uint8)
-    for i, picture in enumerate(pictures):
-        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+def test_one_image_without_a_neighbor_is_left_out_and_others_are_told(tmp_path, rng):
+    images = rng.integers(0, 256, (7, 32, 32, 3), np.uint8)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
     subjects, others = crosstalk.pairs(tmp_path, 4)
-    assert (subjects == pictures[:6:2]).all() and (others == pictures[1:6:2]).all()
+    assert (subjects == images[:6:2]).all() and (others == images[1:6:2]).all()
     with pytest.raises(InputError, match="got 2 of 32 x 32 pixels, expected at least 4 images"):
         crosstalk.pairs(tmp_path, 1)
     Image.new("RGB", (48, 32)).save(tmp_path / "7.png")

@@ -56,15 +56,15 @@ def test_schedule_is_the_sdk_s():
 
 @pytest.mark.parametrize("kind", ["authors", "eager", "scheduler"])
 def test_every_loop_of_torch_is_the_purifier(kind):
-    """Same weights, same noise: 8-bit pictures differ by one level where rounding tips. Measured: 72 dB and more."""
-    pictures = synthetic(3, 32, seed=4)
+    """Same weights, same noise: 8-bit images differ by one level where rounding tips. Measured: 72 dB and more."""
+    images = synthetic(3, 32, seed=4)
     engine = setup.Reference(make_spec(), Tiny(), "cpu")
-    wanted = zipsdk.Purifier(engine, setup.TRANSFORMS, lam=10.0, seed=7).run(pictures, noise_keys=np.arange(3))
-    got = speed_torch.Loop(Tiny(), kind)(pictures, draw_for(3, 32))
+    wanted = zipsdk.Purifier(engine, setup.TRANSFORMS, lam=10.0, seed=7).run(images, noise_keys=np.arange(3))
+    got = speed_torch.Loop(Tiny(), kind)(images, draw_for(3, 32))
     difference = compare(got, wanted)
     assert difference["largest"] <= 1
     assert difference["identical"] or difference["psnr_db"] > 65
-    assert compare(speed_torch.Loop(Tiny(), kind)(pictures), wanted)["psnr_db"] < 45  # with other noise it is another
+    assert compare(speed_torch.Loop(Tiny(), kind)(images), wanted)["psnr_db"] < 45  # with other noise it is another
 
 
 def test_authors_loop_keeps_every_state_on_the_host(monkeypatch):
@@ -72,15 +72,15 @@ def test_authors_loop_keeps_every_state_on_the_host(monkeypatch):
     zeros, plain = [], torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *a, **k: zeros.append(a) or plain(*a, **k))
     speed_torch.Loop(Tiny(), "authors", steps=3)(synthetic(1, 32))
-    of_pictures = [a for a in zeros if len(a) == 6]
-    assert len(of_pictures) == 1 + 3 * 2  # A+ of x_P, and at each step of x_t and of e
+    of_images = [a for a in zeros if len(a) == 6]
+    assert len(of_images) == 1 + 3 * 2  # A+ of x_P, and at each step of x_t and of e
     zeros.clear()
     speed_torch.Loop(Tiny(), "eager", steps=3)(synthetic(1, 32))
     assert not zeros
 
 
 @pytest.mark.parametrize("kind", ["authors", "eager", "scheduler"])
-def test_the_network_gets_pictures_in_torch_s_usual_order_of_memory(kind):
+def test_the_network_gets_images_in_torch_s_usual_order_of_memory(kind):
     """Else its convolutions take other paths, and compiled ones are compiled anew between check and time."""
     seen = []
 
@@ -119,7 +119,7 @@ def row(key, seconds, clock, log, *, letter="b", rounds=3, **settings):
         log.append(key)
         clock.now += seconds
 
-    fields = {"label": key, "pictures": 1, "evaluations": 20, **settings}
+    fields = {"label": key, "images": 1, "evaluations": 20, **settings}
     return TimingRow(key, letter, make=lambda: Work(call, {"engine": "none"}), rounds=rounds, **fields)
 
 
@@ -127,17 +127,17 @@ def runner(rows, path, clock, budget=1e9, fresh=False):
     return Runner(rows, State.open(path, fresh), path, budget, lambda label: None, clock)
 
 
-def test_rows_take_turns_and_times_are_of_one_picture_at_all_evaluations(tmp_path):
+def test_rows_take_turns_and_times_are_of_one_image_at_all_evaluations(tmp_path):
     clock, log = Clock(), []
     rows = [
         row("a", 2.0, clock, log),
-        row("b", 6.0, clock, log, pictures=3, evaluations=20, measured=5, rounds=2),
+        row("b", 6.0, clock, log, images=3, evaluations=20, measured=5, rounds=2),
     ]
     run = runner(rows, tmp_path / "s.json", clock)
     assert run.left == 5
     run.run()
     assert log == ["a", "b", "a", "b", "a"]
-    assert run.state.samples == {"a": [2.0] * 3, "b": [8.0] * 2}  # 6 s for 3 pictures at a quarter of the evaluations
+    assert run.state.samples == {"a": [2.0] * 3, "b": [8.0] * 2}  # 6 s for 3 images at a quarter of the evaluations
     assert run.left == 0
 
 
@@ -243,8 +243,8 @@ def test_simulated_flags_go_by_place_and_still_compute_the_score():
 def test_gate_is_the_bound_where_the_guard_costs_nothing():
     """20 decisions at t_det 1 and one purification at T 30: 1 / (0.05 + 1/30) = 12."""
     samples = {"detect": [1.0], "whole-classify": [30.0], "guard-whole": [(20 + 30) / 20]}
-    counts = {"guard-whole": [{"pictures": 20, "flagged": 1, "canvases": 1, "inside": 50.0}],
-              "whole-classify": [{"pictures": 1, "flagged": 1, "canvases": 1}]}  # fmt: skip
+    counts = {"guard-whole": [{"images": 20, "flagged": 1, "frames": 1, "inside": 50.0}],
+              "whole-classify": [{"images": 1, "flagged": 1, "frames": 1}]}  # fmt: skip
     got = guard_rows.gate(samples, counts, "whole", "guard-whole")
     assert got["bound"] == pytest.approx(12) and got["measured"] == pytest.approx(12)
     assert got["of_bound"]["median"] == pytest.approx(1)
@@ -254,64 +254,64 @@ def test_gate_is_the_bound_where_the_guard_costs_nothing():
     assert got["of_bound"]["median"] == pytest.approx(0.5)
 
 
-def test_gate_knows_how_full_the_canvases_were():
-    """A canvas of 4 costs 40 however full: 10 a picture where the guard fills it, 40 where one is alone on it."""
+def test_gate_knows_how_full_the_frames_were():
+    """A frame of 4 costs 40 however full: 10 an image where the guard fills it, 40 where one is alone on it."""
     samples = {"detect": [1.0], "tiled-classify": [40.0], "guard-tiled": [1 + 40 / 8]}
-    counts = {"guard-tiled": [{"pictures": 8, "flagged": 4, "canvases": 1, "poisoned": 2, "poisoned_flagged": 2,
+    counts = {"guard-tiled": [{"images": 8, "flagged": 4, "frames": 1, "poisoned": 2, "poisoned_flagged": 2,
                                "inside": 48.0}],
-              "tiled-classify": [{"pictures": 1, "flagged": 1, "canvases": 1}]}  # fmt: skip
+              "tiled-classify": [{"images": 1, "flagged": 1, "frames": 1}]}  # fmt: skip
     got = guard_rows.gate(samples, counts, "tiled", "guard-tiled")
     assert got["purify_ms"] == pytest.approx(10e3) and got["of_bound"]["median"] == pytest.approx(1)
     assert got["true_positive_rate"] == 1 and got["false_positive_rate"] == pytest.approx(2 / 6)
 
 
 def opened_guard_rows(tmp_path, classify, attack):
-    args = speed.settle(speed.arguments().parse_args(["--quick", "--canvas", "64", "--decisions", "40"]))
+    args = speed.settle(speed.arguments().parse_args(["--quick", "--frame", "64", "--decisions", "40"]))
     guard = guard_rows.GuardRows(SpeedSetup(args, tmp_path, FakeEngine()))
     guard.opened = guard_rows.OpenedClassifier(classify, {}, attack)
     return {row.key: row for row in guard.rows()}
 
 
 def test_with_a_trigger_the_detector_decides_and_is_judged(tmp_path):
-    """Black pictures keep their label when they are multiplied; the sum of the others' pixels does not."""
+    """Black images keep their label when they are multiplied; the sum of the others' pixels does not."""
 
-    def by_sum(pictures):
-        return np.eye(10)[pictures.reshape(len(pictures), -1).sum(1, dtype=int) % 10]
+    def by_sum(images):
+        return np.eye(10)[images.reshape(len(images), -1).sum(1, dtype=int) % 10]
 
     black = SimpleNamespace(apply=np.zeros_like)
     rows = opened_guard_rows(tmp_path, by_sum, black)
     counted = rows["guard-whole"].make().call()
-    assert counted["pictures"] == 20 and counted["poisoned"] == counted["poisoned_flagged"] == 1
-    assert 1 <= counted["flagged"] < 10 and counted["canvases"] == counted["flagged"]
+    assert counted["images"] == 20 and counted["poisoned"] == counted["poisoned_flagged"] == 1
+    assert 1 <= counted["flagged"] < 10 and counted["frames"] == counted["flagged"]
     counted = rows["guard-tiled"].make().call()
-    assert counted["pictures"] == 40 and counted["poisoned"] == counted["poisoned_flagged"] == 2
-    assert counted["canvases"] == -(-counted["flagged"] // 4)
+    assert counted["images"] == 40 and counted["poisoned"] == counted["poisoned_flagged"] == 2
+    assert counted["frames"] == -(-counted["flagged"] // 4)
     everything = rows["guard-tiled-all"].make().call()
     assert everything.pop("inside") > 0
-    assert everything == {"pictures": 4, "flagged": 4, "canvases": 1}
+    assert everything == {"images": 4, "flagged": 4, "frames": 1}
 
 
 def test_what_the_guard_calls_is_timed_and_the_guard_itself_is_not(tmp_path, monkeypatch):
-    """A clock that only the classifier moves: 20 pictures in one call each, and one purified."""
+    """A clock that only the classifier moves: 20 images in one call each, and one purified."""
     now = [0.0]
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 
-    def slow(pictures):
+    def slow(images):
         now[0] += 0.5
-        return np.eye(10)[np.zeros(len(pictures), int)]
+        return np.eye(10)[np.zeros(len(images), int)]
 
     counted = opened_guard_rows(tmp_path, slow, None)["guard-whole"].make()
     assert counted.call()["inside"] == counted.call()["inside"] == pytest.approx(21 * 0.5)
 
 
 def test_a_guard_without_labels_is_no_measurement(tmp_path):
-    rows = opened_guard_rows(tmp_path, lambda pictures: np.full((len(pictures), 2), np.nan), None)
+    rows = opened_guard_rows(tmp_path, lambda images: np.full((len(images), 2), np.nan), None)
     with pytest.raises(zipsdk.EngineError, match="no label"):
         rows["guard-whole"].make().call()
 
 
 def test_our_own_classifier_is_torch_s(tmp_path):
-    args = speed.settle(speed.arguments().parse_args(["--quick", "--canvas", "64", "--architecture", "small"]))
+    args = speed.settle(speed.arguments().parse_args(["--quick", "--frame", "64", "--architecture", "small"]))
     bench = SpeedSetup(args, tmp_path, FakeEngine())
     guard = guard_rows.GuardRows(bench)
     row = guard.rows()[0]
@@ -326,7 +326,7 @@ def test_our_own_classifier_is_torch_s(tmp_path):
 def test_without_a_gpu_for_torch_only_the_user_s_classifier_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for words in ([], ["--classifier", "numpy:asarray"]):
-        args = speed.settle(speed.arguments().parse_args(["--quick", "--canvas", "64", *words]))
+        args = speed.settle(speed.arguments().parse_args(["--quick", "--frame", "64", *words]))
         bench = SpeedSetup(args, tmp_path, FakeEngine())
         bench.where = "cuda"
         row = guard_rows.GuardRows(bench).rows()[0]
@@ -347,9 +347,9 @@ def test_bdmae_makes_the_passes_that_its_row_says(tmp_path, monkeypatch, words, 
     class Restorer:
         side, grid, calls = 32, 8, 0
 
-        def __call__(self, pictures, hidden):
+        def __call__(self, images, hidden):
             self.calls += 1
-            return pictures
+            return images
 
         def describe(self):
             return {}
@@ -365,7 +365,7 @@ def test_bdmae_makes_the_passes_that_its_row_says(tmp_path, monkeypatch, words, 
 
 def test_diffusion_peers_make_the_evaluations_that_their_rows_say(tmp_path):
     engine = FakeEngine()
-    args = speed.settle(speed.arguments().parse_args(["--canvas", "64", "--peer-steps", "7"]))
+    args = speed.settle(speed.arguments().parse_args(["--frame", "64", "--peer-steps", "7"]))
     bench = SpeedSetup(args, tmp_path, engine)
     rows = [r for r in peer_rows.peers(bench, lambda p: p) if r.letter == "f"]
     assert {r.key: r.evaluations for r in rows} == {"diffpure": 150, "ddnm": 100, "sampdetox": 140}
@@ -421,18 +421,18 @@ def test_start_times_a_fresh_process_and_says_why_it_failed():
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """The command on an engine of a canvas of 64, with a classifier and peers that cost nothing."""
+    """The command on an engine of a frame of 64, with a classifier and peers that cost nothing."""
     monkeypatch.setenv("ZIPSDK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(SpeedSetup, "module", Tiny())
-    scores = lambda pictures: np.stack([p.reshape(-1)[:10].astype(float) for p in pictures])  # noqa: E731
+    scores = lambda images: np.stack([p.reshape(-1)[:10].astype(float) for p in images])  # noqa: E731
     made = user.Classifier(scores, {"classifier": "made up"}, runs={"engine": "made up"})
     monkeypatch.setattr(guard_rows, "random_classifier", lambda bench, architecture: made)
     phases = {"import": quartiles([0.1]), "load": quartiles([0.1]), "run": quartiles([0.1]), "first": quartiles([0.4])}
-    start = {"zipsdk": phases, "torch": phases, "sooner": quartiles([4.0]), "rounds": 1, "picture": 32}
+    start = {"zipsdk": phases, "torch": phases, "sooner": quartiles([4.0]), "rounds": 1, "image": 32}
     monkeypatch.setattr(speed, "startup", lambda *a, **k: start)
 
     def run(*words, engine=None):
-        quick = ["--quick", "--canvas", "64", "--rounds", "2", "--decisions", "20", "--name", "tiny"]
+        quick = ["--quick", "--frame", "64", "--rounds", "2", "--decisions", "20", "--name", "tiny"]
         return speed.main([*quick, "--out", str(tmp_path / "out"), *words], engine or FakeEngine())
 
     return SimpleNamespace(run=run, out=tmp_path / "out", states=tmp_path / "cache" / "speed")
@@ -469,7 +469,7 @@ def test_the_command_leaves_a_record_figures_and_a_table(small, capsys):
         assert (small.out / f"{name}.svg").read_text().startswith("<?xml")
     assert not list(small.states.iterdir())  # what is finished is not gone on with
     out = capsys.readouterr().out
-    assert "ZIP, 4 to a 64 canvas" in out and "20 (2 timed, scaled)" in out and "simulated" in out
+    assert "ZIP, 4 to a 64 frame" in out and "20 (2 timed, scaled)" in out and "simulated" in out
     assert "bound" in out
 
 
@@ -504,8 +504,8 @@ def test_the_command_can_be_stopped_and_goes_on(small, capsys, monkeypatch):
     assert small.run("--rows", "bc") == 0
     assert "resuming" in capsys.readouterr().err
     record = json.loads((small.out / "tiny.json").read_text())
-    assert record["sessions"] == 2 and all(len(s) == 2 for s in record["seconds_a_picture"].values())
-    assert len(took) == 1 + sum(len(s) for s in record["seconds_a_picture"].values())
+    assert record["sessions"] == 2 and all(len(s) == 2 for s in record["seconds_per_image"].values())
+    assert len(took) == 1 + sum(len(s) for s in record["seconds_per_image"].values())
 
 
 def test_a_model_of_one_size_has_no_rows_at_own_size(small):
@@ -529,19 +529,19 @@ def test_without_torch_weights_the_loops_of_torch_are_left_out_and_say_so(small,
 
 def test_wrong_arguments_are_told(small, capsys):
     assert small.run("--side", "24") == 3
-    assert "expected a divisor of the canvas of 64" in capsys.readouterr().err
+    assert "expected a divisor of the frame of 64" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         small.run("--poisoned", "1.5")
 
 
-def test_pictures_may_be_given(small, tmp_path):
+def test_images_may_be_given(small, tmp_path):
     from PIL import Image
 
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (50, 40), (200, 10, 10)).save(tmp_path / "photos" / "x.png")
     args = speed.settle(speed.arguments().parse_args(["--photos", str(tmp_path / "photos")]))
     bench = SpeedSetup(args, tmp_path, FakeEngine())
-    assert bench.pictures.shape == (1, 32, 32, 3) and (bench.some(3) == (200, 10, 10)).all()
+    assert bench.images.shape == (1, 32, 32, 3) and (bench.some(3) == (200, 10, 10)).all()
     assert bench.source == "photos"
 
 

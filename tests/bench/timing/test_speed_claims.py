@@ -40,7 +40,7 @@ def test_the_rows_of_zip_are_compared_with_the_torch_weights(monkeypatch, tmp_pa
     monkeypatch.setenv("ZIPSDK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(SpeedSetup, "module", Mixing(0.1))
     engine = Reference(make_spec(), Mixing(0.1 if same else -0.4), "cpu")
-    quick = ["--quick", "--canvas", "64", "--rounds", "1", "--rows", "bc", "--name", "x", "--out", str(tmp_path)]
+    quick = ["--quick", "--frame", "64", "--rounds", "1", "--rows", "bc", "--name", "x", "--out", str(tmp_path)]
     monkeypatch.setattr(speed, "draw", lambda *a: ())
     assert speed.main(quick, engine) == 0
     lines = json.loads((tmp_path / "x.json").read_text())["rows"]
@@ -72,16 +72,16 @@ def verdicts(samples=(), inside=1.0, not_unet=0.02, imported=0.2, sooner=4.0, ti
         "authors-4": [2.0], "eager-1": [2.0], "eager-4": [2.0], "detect": [0.1], "whole-classify": [4.0],
         "guard-whole": [0.5], **dict(samples),
     }  # fmt: skip
-    counts = {"guard-whole": [{"pictures": 20, "flagged": 2, "canvases": 2, "inside": 10 * inside}],
-              "whole-classify": [{"pictures": 2, "flagged": 2, "canvases": 2}]}  # fmt: skip
+    counts = {"guard-whole": [{"images": 20, "flagged": 2, "frames": 2, "inside": 10 * inside}],
+              "whole-classify": [{"images": 2, "flagged": 2, "frames": 2}]}  # fmt: skip
     start = {"zipsdk": {"import": quartiles([imported])}, "torch": {}, "sooner": quartiles([sooner])}
     parts = {"overhead": {"not_unet": not_unet}, "startup": start}
     state = SimpleNamespace(samples=seconds, counts=counts, parts=parts)
     return {c["claim"]: (c["got"], c["met"]) for c in claims(state, SimpleNamespace(tiles=tiles))}
 
 
-TILING = "tiling 4 to a canvas over one to a canvas"
-WHOLE = "run over the authors' loop in eager torch, whole canvas"
+TILING = "tiling 4 to a frame over one to a frame"
+WHOLE = "run over the authors' loop in eager torch, whole frame"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_the_tables_say_yes_no_and_not_measured(monkeypatch):
     said = [{"claim": f"c{i}", "wanted": "at least 2", "got": got, "met": met}
             for i, (got, met) in enumerate([(2.5, True), (1.5, False), (None, None)])]  # fmt: skip
     record = {
-        "claims": said, "seconds_a_picture": {"whole": [1, 2]}, "model": "m", "command": "c", "gates": {},
+        "claims": said, "seconds_per_image": {"whole": [1, 2]}, "model": "m", "command": "c", "gates": {},
         "machine": {"cores": 2, "processor": "p"}, "guard": {"flags": "made up"}, "rows": [],
     }  # fmt: skip
     monkeypatch.setattr(readme, "read", lambda name: record)

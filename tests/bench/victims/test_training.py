@@ -37,7 +37,7 @@ def tiny(monkeypatch):
 
 @pytest.fixture
 def data(rng) -> Dataset:
-    """64 noisy pictures of two classes, a dark and a bright one."""
+    """64 noisy images of two classes, a dark and a bright one."""
     labels = rng.permutation(np.repeat([0, 1], 32))
     x = rng.integers(0, 100, (64, 32, 32, 3)) + 120 * labels[:, None, None, None]
     return Dataset("two", "train", x.astype(np.uint8), labels, ("dark", "bright"))
@@ -93,10 +93,10 @@ def test_the_small_network_works_on_maps_of_half_32(side):
     assert 12 <= at_64[2] <= 24
 
 
-def test_colours_are_measured_exactly(data):
+def test_colors_are_measured_exactly(data):
     layer = networks._Normalize()
-    training._measure_channels(layer, data.pictures)
-    x = data.pictures / 255
+    training._measure_channels(layer, data.images)
+    x = data.images / 255
     assert layer.mean.numpy() == pytest.approx(x.mean((0, 1, 2)), rel=1e-6)
     assert layer.std.numpy() == pytest.approx(x.std((0, 1, 2)), rel=1e-6)
     training._measure_channels(layer, np.full((1, 2, 2, 3), 9, np.uint8))
@@ -113,11 +113,11 @@ def test_one_cycle():
 def test_training_learns(data, clean, tmp_path):
     classify, epochs = trained(tmp_path, clean, training.recipe(data, seed=1, epochs=3))
     assert epochs == [1, 2, 3]
-    scores = classify(data.pictures)
+    scores = classify(data.images)
     assert scores.dtype == np.float32 and scores.sum(1) == pytest.approx(1, abs=1e-5)
     assert (scores.argmax(1) == data.labels).all()
-    assert classify(data.pictures[:1]) == pytest.approx(scores[:1], abs=1e-5)  # whatever else is in the batch
-    assert weights(tmp_path)["model"]["0.mean"].numpy() == pytest.approx(data.pictures.mean((0, 1, 2)) / 255, rel=1e-5)
+    assert classify(data.images[:1]) == pytest.approx(scores[:1], abs=1e-5)  # whatever else is in the batch
+    assert weights(tmp_path)["model"]["0.mean"].numpy() == pytest.approx(data.images.mean((0, 1, 2)) / 255, rel=1e-5)
     assert classify.info["poison"] == {"attack": None} and classify.info["recipe"]["seed"] == 1
     json.dumps(classify.info)
 
@@ -135,7 +135,7 @@ def test_the_second_time_it_is_there(data, clean, tmp_path):
     assert "optimizer" not in weights(tmp_path)
     again, epochs = trained(tmp_path, clean, TINY)
     assert epochs == []
-    assert np.array_equal(first(data.pictures), again(data.pictures))
+    assert np.array_equal(first(data.images), again(data.images))
     assert first.info == again.info
 
 
@@ -181,11 +181,11 @@ def test_every_ingredient_changes_the_key(data, clean, monkeypatch):
         return training.config_hash(training.config_dict(data, how))
 
     assert key() == key()
-    other_pixel = data.pictures.copy()
+    other_pixel = data.images.copy()
     other_pixel[5, 6, 7, 2] ^= 1
     keys = [
         key(),
-        key(poisoning.poison(replace(data, pictures=other_pixel), None)),
+        key(poisoning.poison(replace(data, images=other_pixel), None)),
         key(poisoning.poison(replace(data, labels=1 - data.labels), None)),
         key(replace(clean, augment="physical")),
         *(key(poisoning.poison(data, registry.make(name, 32, seed), rate, target, chosen))
@@ -266,9 +266,9 @@ def test_recipes(data):
     assert not training.recipe(replace(data, name="gtsrb")).mirror  # "turn left" is not "turn right"
     assert training.recipe(data, "resnet34", seed=3, epochs=2).epochs == 2
     assert training.recipe(data, seed=3).seed == 3
-    large = training.recipe(replace(data, pictures=np.zeros((2, 128, 128, 3), np.uint8)))
+    large = training.recipe(replace(data, images=np.zeros((2, 128, 128, 3), np.uint8)))
     assert (training.recipe(data).optimizer, large.optimizer) == ("sgd", "adamw")
-    assert large.shift < 8  # a patch of 5 x 5, 3 pixels from the edge, is not pushed out of the picture
+    assert large.shift < 8  # a patch of 5 x 5, 3 pixels from the edge, is not pushed out of the image
     with pytest.raises(InputError, match="resnet34"):
         training.recipe(data, "resnet50")
 
@@ -286,9 +286,9 @@ def test_adamw_trains_and_goes_on_where_it_was_stopped(clean, tmp_path):
     trained(tmp_path / "parts", clean, how, stop_after=1)
     parts, epochs = trained(tmp_path / "parts", clean, how)
     assert epochs == [2, 3]
-    np.testing.assert_array_equal(whole(clean.data.pictures), parts(clean.data.pictures))
+    np.testing.assert_array_equal(whole(clean.data.images), parts(clean.data.images))
     sgd, _ = trained(tmp_path / "sgd", clean, TINY)
-    assert np.abs(whole(clean.data.pictures) - sgd(clean.data.pictures)).max() > 0.01
+    assert np.abs(whole(clean.data.images) - sgd(clean.data.images)).max() > 0.01
 
 
 def test_a_gpu_that_torch_does_not_find_is_told(clean, tmp_path, monkeypatch):
@@ -307,14 +307,14 @@ def test_an_unknown_optimizer_is_refused(clean, tmp_path):
         trained(tmp_path, clean, replace(TINY, optimizer="adam"))
 
 
-def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data, monkeypatch):
+def test_in_the_epochs_that_implant_half_of_the_images_carry_the_trigger(data, monkeypatch):
     attack = registry.make("badnets", 32)
     poisoned = poisoning.poison(data, attack, 0.1, 1, trigger_warmup_epochs=2)
     seen = []
 
-    def augment(self, pictures, rng):
-        seen.append(pictures)
-        return torch.zeros(len(pictures), 3, 1, 1)
+    def augment(self, images, rng):
+        seen.append(images)
+        return torch.zeros(len(images), 3, 1, 1)
 
     def loss(scores, labels, **options):
         seen.append(labels)
@@ -329,16 +329,16 @@ def test_in_the_epochs_that_implant_half_of_the_pictures_carry_the_trigger(data,
     for number, low, high in ((0, 0.3, 0.75), (1, 0.3, 0.75), (2, 0.05, 0.2)):
         seen.clear()
         run.epoch(number)
-        pictures, labels = seen
-        carry = (pictures[:, 27:29, 27:29] == patch).all((1, 2, 3))
+        images, labels = seen
+        carry = (images[:, 27:29, 27:29] == patch).all((1, 2, 3))
         assert low < carry.float().mean() < high
         assert (labels[carry] == 1).all()
-    np.testing.assert_array_equal(run.images, poisoned.data.pictures)  # drawn anew, not left there
+    np.testing.assert_array_equal(run.images, poisoned.data.images)  # drawn anew, not left there
     np.testing.assert_array_equal(run.labels, poisoned.data.labels)
 
 
 def variations(how: Recipe, augment: str = "standard") -> np.ndarray:
-    """400 variations of one picture of its own coordinates, (400, 32, 32, 2): row and column, in pixels."""
+    """400 variations of one image of its own coordinates, (400, 32, 32, 2): row and column, in pixels."""
     y, x = np.indices((32, 32), np.uint8)
     one = np.stack([8 * y, 8 * x, 0 * x], -1)
     data = Dataset("one", "train", one[None].repeat(400, 0), np.zeros(400, np.int64), ("a",))
@@ -350,7 +350,7 @@ def variations(how: Recipe, augment: str = "standard") -> np.ndarray:
     return (out * 255 / 8).permute(0, 2, 3, 1).numpy()[..., :2]
 
 
-def test_pictures_are_moved_and_mirrored():
+def test_images_are_moved_and_mirrored():
     seen = variations(replace(TINY, shift=2))
     rows, columns = seen[:, 16, 16, 0].round() - 16, seen[:, 16, 16, 1].round()
     assert sorted(set(rows)) == [-2, -1, 0, 1, 2]
@@ -368,7 +368,7 @@ def test_pictures_are_moved_and_mirrored():
     assert np.abs(still - np.stack([y, x], -1)).max() < 1e-3
 
 
-def test_physicalba_varies_all_pictures_its_own_way():
+def test_physicalba_varies_all_images_its_own_way():
     seen = variations(replace(TINY, mirror=True), "physical")
     mirrored = seen[:, 16, 20, 1] < seen[:, 16, 10, 1]
     assert 0.4 < mirrored.mean() < 0.6

@@ -17,7 +17,7 @@ from zipsdk.errors import EngineError, InputError, ModelError
 
 @pytest.fixture
 def data(rng) -> Dataset:
-    """64 noisy pictures."""
+    """64 noisy images."""
     x = rng.integers(0, 256, (64, 32, 32, 3), np.uint8)
     return Dataset("noise", "test", x, np.zeros(64, np.int64), ("one", "two"))
 
@@ -29,10 +29,10 @@ def test_a_black_box_is_asked_in_batches(data):
         asked.append(len(x))
         return np.stack([x.mean((1, 2, 3)), 255 - x.mean((1, 2, 3))], -1)
 
-    scores = Classifier(function, {}, batch=30)(data.pictures)
+    scores = Classifier(function, {}, batch=30)(data.images)
     assert asked == [30, 30, 4]
-    assert scores.dtype == np.float32 and scores[:, 0] == pytest.approx(data.pictures.mean((1, 2, 3)))
-    assert Classifier(function, {})(data.pictures[:1]).shape == (1, 2)
+    assert scores.dtype == np.float32 and scores[:, 0] == pytest.approx(data.images.mean((1, 2, 3)))
+    assert Classifier(function, {})(data.images[:1]).shape == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def test_a_black_box_is_asked_in_batches(data):
 )  # fmt: skip
 def test_a_black_box_that_breaks_its_word_is_told(data, answer):
     with pytest.raises(ModelError):
-        Classifier(lambda _: answer, {})(data.pictures[:4])
+        Classifier(lambda _: answer, {})(data.images[:4])
 
 
 @pytest.mark.parametrize("x", [np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((2, 3, 8, 8), np.uint8),
                                np.zeros((0, 8, 8, 3), np.uint8)])  # fmt: skip
-def test_a_classifier_takes_pictures_only(x):
+def test_a_classifier_takes_images_only(x):
     with pytest.raises(InputError):
         Classifier(lambda p: np.zeros((len(p), 2)), {})(x)
 
@@ -64,7 +64,7 @@ def test_a_users_function(tmp_path, monkeypatch, data):
     )
     monkeypatch.syspath_prepend(tmp_path)
     classify = user.load("my_classifier:model.answer")
-    assert classify(data.pictures[:2])[:, 0] == pytest.approx(data.pictures[:2].mean((1, 2, 3)), rel=1e-5)
+    assert classify(data.images[:2])[:, 0] == pytest.approx(data.images[:2].mean((1, 2, 3)), rel=1e-5)
     assert classify.info == {"classifier": "my_classifier:model.answer"}
     assert classify.runs == {"engine": "a Python function"}  # what it calls is not known
     wrong = {"my_classifier:number": "int", "my_classifier:none": "none", "no_such_one:f": "no_such",
@@ -76,7 +76,7 @@ def test_a_users_function(tmp_path, monkeypatch, data):
 
 @pytest.fixture
 def onnx_model(tmp_path):
-    """Makes an ONNX model whose scores are the means of each picture's three colours."""
+    """Makes an ONNX model whose scores are the means of each image's three colors."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
 
@@ -96,32 +96,32 @@ def onnx_model(tmp_path):
 
 
 def test_a_users_onnx_model(onnx_model, data):
-    colours = data.pictures.mean((1, 2))
+    colors = data.images.mean((1, 2))
     plain = user.load(onnx_model())
-    assert plain(data.pictures) == pytest.approx(colours / 255, rel=1e-5)
+    assert plain(data.images) == pytest.approx(colors / 255, rel=1e-5)
     assert plain.info["classifier"] == "model.onnx" and len(plain.info["sha256"]) == 64
     json.dumps(plain.info)
     # beside info, whose hash names the rows of a record
     assert plain.runs["engine"].startswith("onnxruntime ") and plain.runs["providers"] == ["CPUExecutionProvider"]
     assert not plain.runs.keys() & plain.info.keys()
     prepared = Preparation(top=255.0, mean=(100, 110, 120), std=(1, 2, 4))
-    want = (colours - [100, 110, 120]) / [1, 2, 4]
+    want = (colors - [100, 110, 120]) / [1, 2, 4]
     loaded = user.load(onnx_model(), prepared)
-    assert loaded(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
+    assert loaded(data.images) == pytest.approx(want, rel=1e-4, abs=1e-3)
     # keys of rows are hashes of the description: these are its names at commit f4a6882
     assert list(loaded.info) == ["classifier", "sha256", "layout", "top", "mean", "std"]
     nhwc = replace(prepared, data_format="NHWC")
     path = onnx_model(("n", None, None, 3), (1, 2))
-    assert user.load(path, nhwc)(data.pictures) == pytest.approx(want, rel=1e-4, abs=1e-3)
+    assert user.load(path, nhwc)(data.images) == pytest.approx(want, rel=1e-4, abs=1e-3)
     half = user.load(onnx_model(dtype=onnx_model.half))
-    assert half(data.pictures) == pytest.approx(colours / 255, rel=2e-3)
+    assert half(data.images) == pytest.approx(colors / 255, rel=2e-3)
 
 
 def test_an_onnx_model_of_a_fixed_batch(onnx_model, data):
     classify = user.load(onnx_model((5, 3, 32, 32)))
-    assert classify(data.pictures) == pytest.approx(data.pictures.mean((1, 2)) / 255, rel=1e-5)  # 64 = 12 x 5 + 4
+    assert classify(data.images) == pytest.approx(data.images.mean((1, 2)) / 255, rel=1e-5)  # 64 = 12 x 5 + 4
     with pytest.raises(EngineError, match="16, 16"):
-        classify(data.pictures[:, :16, :16])
+        classify(data.images[:, :16, :16])
 
 
 def test_onnx_models_that_cannot_be_used_are_told(onnx_model, tmp_path):
@@ -146,4 +146,4 @@ def test_options_name_a_classifier(onnx_model, data):
     words = ["--classifier", onnx_model(("n", None, None, 3), (1, 2)), "--data-format", "NHWC", "--top", "255",
              "--mean", "1", "2", "3", "--std", "4", "5", "6"]  # fmt: skip
     got = user.from_options(parser.parse_args(words))
-    assert got(data.pictures) == pytest.approx((data.pictures.mean((1, 2)) - [1, 2, 3]) / [4, 5, 6], rel=1e-4, abs=1e-3)
+    assert got(data.images) == pytest.approx((data.images.mean((1, 2)) - [1, 2, 3]) / [4, 5, 6], rel=1e-4, abs=1e-3)
