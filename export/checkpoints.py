@@ -12,7 +12,7 @@ Four kinds of checkpoint are read:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from export import diffusers_names, guided_diffusion, ho, reading
+from export.diffusers_names import DiffusersNames
 from export.flags import ARCHITECTURE, NOISE, Flags, Say, refuse, silent
 from export.guided_diffusion import head_by_head
+from export.ho import HoNames
 from export.reading import State, some
+from export.tensor_names import TensorNames
 from export.unet import ADM256, UNet, UNetConfig
 from zipsdk.errors import ModelError
 from zipsdk.models.sidecar import sha256_file
-
-Names = Callable[[UNet], tuple[dict[str, list[str]], dict[str, tuple[int, ...]]]]
 
 __all__ = ["Flags", "epsilon_only", "load", "random_adm"]
 
@@ -64,12 +65,13 @@ def load(path: str | Path, flags: Flags | None = None, say: Say = silent) -> tup
             state = {k: head_by_head(v, config) if ".qkv." in k else v for k, v in state.items()}
         model = _fill(_empty(config, file), state, file)
     elif ho.is_ho(state):
-        model = _joined(_empty(ho.read_config(state, flags, file, say), file), ho.names, state, file)
+        config = ho.read_config(state, flags, file, say)
+        model = _fill_renamed(_empty(config, file), HoNames(config), state, file)
     elif "conv_in.weight" in state:
         if config_json is None:
             raise ModelError(f"{file}: diffusers weights without config.json beside them; copy it there as well")
         config = diffusers_names.read_config(config_json, flags, say)
-        model = _joined(_empty(config, file), lambda m: diffusers_names.names(m, state), state, file)
+        model = _fill_renamed(_empty(config, file), DiffusersNames(state), state, file)
     else:
         raise ModelError(f"{file}: {_stranger(state)}")
     return epsilon_only(model).requires_grad_(False).eval(), sha256_file(file)
@@ -137,12 +139,12 @@ def _fill(model: UNet, state: State, file: Path) -> UNet:
     return model
 
 
-def _joined(model: UNet, names: Names, state: State, file: Path) -> UNet:
-    """Fill a model from tensors that are named otherwise, with q, k and v apart."""
-    sources, wanted = names(model)
-    _check(wanted, state, file)
+def _fill_renamed(model: UNet, names: TensorNames, state: State, file: Path) -> UNet:
+    """Fill a model from tensors with other names, and join q, k and v."""
+    sources = names.sources(model)
+    _check({name: source.shape for source in sources.values() for name in source.names}, state, file)
     ours = {}
     for key, tensor in model.state_dict().items():
-        joined = torch.cat([state[name] for name in sources[key]]).reshape(tensor.shape)
+        joined = torch.cat([state[name] for name in sources[key].names]).reshape(tensor.shape)
         ours[key] = head_by_head(joined, model.config) if ".qkv." in key else joined
     return _fill(model, ours, file)

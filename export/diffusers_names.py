@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from export.flags import ARCHITECTURE, Flags, Say, refuse, silent
 from export.scheduler import find_scheduler, read_json, read_scheduler, resolve
-from export.unet import AttentionBlock, Downsample, ResBlock, UNet, UNetConfig, Upsample
+from export.tensor_names import Block, TensorNames
+from export.unet import UNetConfig
 from zipsdk._util.validation import is_whole
 from zipsdk.errors import ModelError
 
@@ -20,10 +21,6 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "downsample_type": ("conv",), "upsample_type": ("conv",), "act_fn": ("silu", "swish"),
     "resnet_time_scale_shift": ("default",),
     "attn_norm_num_groups": (None,), "class_embed_type": (None,), "num_class_embeds": (None,),
-}  # fmt: skip
-_RESNET = {
-    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
-    "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
 }  # fmt: skip
 
 
@@ -113,55 +110,34 @@ def _config(path: Path, flags: Flags, say: Say) -> UNetConfig:
     )
 
 
-def _modules(model: UNet) -> dict[str, str]:
-    """Our modules with weights -> diffusers' (qkv and proj_out keep their names: `names` knows what they are there)."""
-    names = {
+class DiffusersNames(TensorNames):
+    """Name the tensors as diffusers' UNet2DModel does.
+
+    Args:
+        found: the names in the file, which tell the names of attention before diffusers 0.12 from later ones.
+    """
+
+    outer: ClassVar = {
         "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
         "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out",
     }  # fmt: skip
-    per_level = model.config.num_res_blocks + 1
-    apart = len(model.middle_block) - 1  # 2 with attention between the residual blocks, 1 without
-    layers = [(f"middle_block.{i}", layer, "mid_block", i // apart) for i, layer in enumerate(model.middle_block)]
-    for ours, theirs, skipped in (("input_blocks", "down_blocks", 1), ("output_blocks", "up_blocks", 0)):
-        for n, stage in enumerate(model.get_submodule(ours).children()):
-            if n >= skipped:  # input_blocks.0 is conv_in
-                level, j = divmod(n - skipped, per_level)
-                block = f"{theirs}.{level}"
-                layers += [(f"{ours}.{n}.{i}", layer, block, j) for i, layer in enumerate(stage.children())]
-    for ours, layer, theirs, j in layers:
-        match layer:
-            case ResBlock():
-                names |= {f"{ours}.{a}": f"{theirs}.resnets.{j}.{b}" for a, b in _RESNET.items()}
-            case AttentionBlock():
-                pairs = (("norm", "group_norm"), ("qkv", "qkv"), ("proj_out", "proj_out"))
-                names |= {f"{ours}.{a}": f"{theirs}.attentions.{j}.{b}" for a, b in pairs}
-            case Downsample():
-                names[f"{ours}.op"] = f"{theirs}.downsamplers.0.conv"
-            case Upsample():
-                names[f"{ours}.conv"] = f"{theirs}.upsamplers.0.conv"
-    return names
+    residual: ClassVar = {
+        "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
+        "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
+    }  # fmt: skip
+    attention_kernel: ClassVar = ()
 
+    def __init__(self, found: Iterable[str]):
+        old = any(name.endswith(".query.weight") for name in found)
+        qkv, out = (("query", "key", "value"), "proj_attn") if old else (("to_q", "to_k", "to_v"), "to_out.0")
+        self.attention = {"norm": ("group_norm",), "qkv": qkv, "proj_out": (out,)}
 
-def names(model: UNet, found: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, tuple[int, ...]]]:
-    """Where each of our tensors comes from (qkv from three), and the shape of each tensor that the file must hold.
-
-    `found` are the names in the file: attention was named otherwise before diffusers 0.12.
-    """
-    old = any(name.endswith(".query.weight") for name in found)
-    parts = ("query", "key", "value", "proj_attn") if old else ("to_q", "to_k", "to_v", "to_out.0")
-    modules = _modules(model)
-    sources: dict[str, list[str]] = {}
-    wanted: dict[str, tuple[int, ...]] = {}
-    for key, tensor in model.state_dict().items():
-        module, _, leaf = key.rpartition(".")
-        shape = tuple(tensor.shape)
-        base, _, last = modules[module].rpartition(".")
-        if last == "qkv":  # one Conv1d here, three Linear there
-            theirs, shape = [f"{base}.{p}" for p in parts[:3]], (shape[0] // 3, *shape[1:2])
-        elif last == "proj_out":
-            theirs, shape = [f"{base}.{parts[3]}"], shape[:2]
-        else:
-            theirs = [modules[module]]
-        sources[key] = [f"{name}.{leaf}" for name in theirs]
-        wanted |= dict.fromkeys(sources[key], shape)
-    return sources, wanted
+    def block_name(self, kind: str, block: Block) -> str:
+        """Return the checkpoint's name of a block."""
+        base = "mid_block" if block.part == "mid" else f"{block.part}_blocks.{block.level}"
+        match kind:
+            case "residual":
+                return f"{base}.resnets.{block.index}"
+            case "attention":
+                return f"{base}.attentions.{block.index}"
+        return f"{base}.{kind}rs.0.conv"

@@ -10,18 +10,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
 from export.flags import Flags, Say, refuse
 from export.scheduler import resolve
-from export.unet import AttentionBlock, Downsample, ResBlock, UNet, UNetConfig, Upsample
+from export.tensor_names import Block, TensorNames
+from export.unet import UNetConfig
 from zipsdk.errors import ModelError
 
-_RESNET = {
-    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "temb_proj", "out_layers.0": "norm2",
-    "out_layers.3": "conv2", "skip_connection": "nin_shortcut",
-}  # fmt: skip
 #: Side in pixels at which every published model of this kind has its attention.
 _ATTENTION_SIDE = 16
 
@@ -85,51 +83,33 @@ def read_config(state: Mapping[str, Tensor], flags: Flags, file: Path, say: Say)
     )
 
 
-def _modules(model: UNet) -> dict[str, str]:
-    """Map our modules with weights to theirs; of attention's qkv to the block that holds q, k and v."""
-    names = {
+class HoNames(TensorNames):
+    """Name the tensors as Ho et al.'s layout does."""
+
+    outer: ClassVar = {
         "time_embed.0": "temb.dense.0", "time_embed.2": "temb.dense.1", "input_blocks.0.0": "conv_in",
         "out.0": "norm_out", "out.2": "conv_out",
     }  # fmt: skip
-    per_level, levels = model.config.num_res_blocks + 1, len(model.config.channel_mult)
-    layers = [
-        (f"middle_block.{i}", layer, "mid", "_1" if i < 2 else "_2") for i, layer in enumerate(model.middle_block)
-    ]
-    for ours, theirs, skipped in (("input_blocks", "down", 1), ("output_blocks", "up", 0)):
-        for n, stage in enumerate(model.get_submodule(ours).children()):
-            if n >= skipped:  # input_blocks.0 is conv_in
-                level, j = divmod(n - skipped, per_level)
-                level = levels - 1 - level if theirs == "up" else level  # up.0 is the finest
-                layers += [
-                    (f"{ours}.{n}.{i}", layer, f"{theirs}.{level}", f".{j}") for i, layer in enumerate(stage.children())
-                ]
-    for ours, layer, theirs, j in layers:
-        match layer:
-            case ResBlock():
-                names |= {f"{ours}.{a}": f"{theirs}.block{j}.{b}" for a, b in _RESNET.items()}
-            case AttentionBlock():
-                names |= {f"{ours}.{a}": f"{theirs}.attn{j}.{a}" for a in ("norm", "qkv", "proj_out")}
-            case Downsample():
-                names[f"{ours}.op"] = f"{theirs}.downsample.conv"
-            case Upsample():
-                names[f"{ours}.conv"] = f"{theirs}.upsample.conv"
-    return names
+    residual: ClassVar = {
+        "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "temb_proj", "out_layers.0": "norm2",
+        "out_layers.3": "conv2", "skip_connection": "nin_shortcut",
+    }  # fmt: skip
+    attention: ClassVar = {"norm": ("norm",), "qkv": ("q", "k", "v"), "proj_out": ("proj_out",)}
+    attention_kernel: ClassVar = (1, 1)
 
+    def __init__(self, config: UNetConfig):
+        self.levels = len(config.channel_mult)
 
-def names(model: UNet) -> tuple[dict[str, list[str]], dict[str, tuple[int, ...]]]:
-    """Return where each of our tensors comes from (qkv from three), and the shape of each that the file must hold."""
-    modules = _modules(model)
-    sources: dict[str, list[str]] = {}
-    wanted: dict[str, tuple[int, ...]] = {}
-    for key, tensor in model.state_dict().items():
-        module, _, leaf = key.rpartition(".")
-        shape = tuple(tensor.shape)
-        base, _, last = modules[module].rpartition(".")
-        theirs = [f"{base}.{part}" for part in "qkv"] if last == "qkv" else [modules[module]]
-        if last == "qkv":  # one Conv1d here, three Conv2d there
-            shape = (shape[0] // 3, *shape[1:])
-        if last in ("qkv", "proj_out") and leaf == "weight":
-            shape = (*shape, 1)
-        sources[key] = [f"{name}.{leaf}" for name in theirs]
-        wanted |= dict.fromkeys(sources[key], shape)
-    return sources, wanted
+    def block_name(self, kind: str, block: Block) -> str:
+        """Return the checkpoint's name of a block."""
+        if block.part == "mid":
+            base, index = "mid", f"_{block.index + 1}"
+        else:
+            level = self.levels - 1 - block.level if block.part == "up" else block.level  # up.0 is the finest
+            base, index = f"{block.part}.{level}", f".{block.index}"
+        match kind:
+            case "residual":
+                return f"{base}.block{index}"
+            case "attention":
+                return f"{base}.attn{index}"
+        return f"{base}.{kind}.conv"
