@@ -12,8 +12,8 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
 
-from export import checkpoints, train  # noqa: E402
-from export.training_data import LoadedImages  # noqa: E402
+from export import checkpoints, losses, train  # noqa: E402
+from export.training_data import TrainingImages  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
@@ -101,10 +101,10 @@ def test_the_held_out_loss_leaves_the_random_numbers_of_training_alone(monkeypat
     model = UNet(UNetConfig(image_size=64, model_channels=8, channel_mult=(1,), num_res_blocks=1, norm_groups=8))
     pictures = [torch.zeros(1, 3, 8, 8)]
     before = torch.get_rng_state()
-    losses = train.held_out_loss(model, pictures)
+    first = train.held_out_loss(model, pictures)
     assert torch.equal(torch.get_rng_state(), before) and not seeded
     torch.rand(1)
-    assert train.held_out_loss(model, pictures) == losses
+    assert train.held_out_loss(model, pictures) == first
 
 
 def test_held_out_photos_have_no_border_of_black(tmp_path):
@@ -112,7 +112,7 @@ def test_held_out_photos_have_no_border_of_black(tmp_path):
         y, x = np.mgrid[0:height, 0:width]
         picture = np.uint8(np.stack([100 + x % 100, 100 + y % 100, 255 - (x + y) % 100], -1))
         Image.fromarray(picture).save(tmp_path / f"{width}x{height}.png")
-    data = LoadedImages([str(tmp_path)])
+    data = TrainingImages([str(tmp_path)])
     (got,) = data.held_out(5)
     assert got.shape == (5, 3, 64, 64) and float(got.min()) > -0.5
     for photo, x in zip(data.photos, got, strict=True):
@@ -132,13 +132,13 @@ def test_pictures_are_read_as_the_sdk_reads_them(tmp_path):
     y2, x2 = np.mgrid[0:80, 0:100]
     photo = np.uint8(np.stack([2 * x2, 3 * y2, x2 + y2], -1))
     Image.fromarray(np.rot90(photo)).save(tmp_path / "photo.png", exif=turned)
-    data = LoadedImages([str(tmp_path)])
+    data = TrainingImages([str(tmp_path)])
     assert (data.tiles == (4 * y + x)[None, ..., None]).all()
     assert np.array_equal(np.asarray(data.photos[0]), photo)
 
 
 def test_batches_are_what_they_say(folder):
-    pictures = LoadedImages([str(folder / "pictures")])
+    pictures = TrainingImages([str(folder / "pictures")])
     assert (len(pictures.tiles), len(pictures.photos)) == (10, 4)
     shapes = set()
     for _ in range(40):
@@ -149,7 +149,7 @@ def test_batches_are_what_they_say(folder):
     fixed = pictures.held_out(4)
     assert all(torch.equal(a, b) for a, b in zip(fixed, pictures.held_out(4), strict=True))
     with pytest.raises(InputError, match="neither a folder nor a zip"):
-        LoadedImages([str(folder / "pictures" / "class0" / "0.png")])
+        TrainingImages([str(folder / "pictures" / "class0" / "0.png")])
 
 
 def test_v_loss_equals_weighted_epsilon_loss():
@@ -164,16 +164,16 @@ def test_v_loss_equals_weighted_epsilon_loss():
             eps = (x - ab.sqrt() * x0) / (1 - ab).sqrt()
             return ab.sqrt() * eps - (1 - ab).sqrt() * x0 if self.config.prediction == "v" else eps
 
-    losses = {}
+    got = {}
     for prediction in ("v", "epsilon"):
         model = Perfect(UNetConfig(image_size=8, model_channels=8, channel_mult=(1,), norm_groups=8,
                                    prediction=prediction))  # fmt: skip
         model.x0 = torch.linspace(-1, 1, 64 * 3 * 64).reshape(64, 3, 8, 8)
         torch.manual_seed(1)
-        losses[prediction] = float(train.loss_fn(model, model.x0, gamma=5.0))
+        got[prediction] = float(losses.loss_fn(model, model.x0, gamma=5.0))
     # the error on x0 is 0.1 everywhere, so the loss is 0.01 mean(min(SNR, 5)) either way
-    assert losses["v"] == pytest.approx(losses["epsilon"], rel=1e-3)
-    assert 0 < losses["v"] <= 0.05
+    assert got["v"] == pytest.approx(got["epsilon"], rel=1e-3)
+    assert 0 < got["v"] <= 0.05
 
 
 def test_learning_rate_schedule():
@@ -194,7 +194,7 @@ def test_the_rate_rises_over_a_larger_part_of_a_short_run():
 def test_a_seed_gives_the_same_run_and_a_resumed_run_other_images(folder):
     def drawn(seed, samples):
         train.seed_everything(seed, samples)
-        return LoadedImages([str(folder / "pictures")]).batch(16)
+        return TrainingImages([str(folder / "pictures")]).batch(16)
 
     assert torch.equal(drawn(3, 0), drawn(3, 0))
     for other in ((4, 0), (3, 160)):
@@ -214,8 +214,8 @@ def test_the_guess_is_the_loss_of_an_answer_of_zero(prediction):
     model = Zero(UNetConfig(image_size=8, model_channels=8, channel_mult=(1,), norm_groups=8, prediction=prediction))
     torch.manual_seed(0)
     x0 = 0.5 * torch.randn(20_000, 3, 2, 2)
-    guess = train.guess_loss(model, 20.0, float(x0.square().mean()))
-    assert guess == pytest.approx(float(train.loss_fn(model, x0, 20.0)), rel=0.02)
+    guess = losses.zero_loss(model, 20.0, float(x0.square().mean()))
+    assert guess == pytest.approx(float(losses.loss_fn(model, x0, 20.0)), rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -226,10 +226,12 @@ def test_the_guess_is_the_loss_of_an_answer_of_zero(prediction):
 def test_a_run_that_did_not_converge_is_told(values, fresh, warned):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        train.check_losses(values, 0.5, fresh, 0.003)
+        losses.check_losses(values, 0.5, fresh, 0.003)
     assert len(seen) == warned
     if warned:
-        assert re.search(r"did not converge: loss \S+ -> \S+, .* lower the .* \(--lr 0\.003\)", str(seen[0].message))
+        assert re.search(
+            r"did not converge: got loss \S+ -> \S+, .* lower the .* \(--lr 0\.003\)", str(seen[0].message)
+        )
 
 
 def test_a_run_without_a_useful_rate_is_told(folder, cheap):
@@ -341,7 +343,7 @@ def test_the_loss_weighs_the_drawn_steps_by_min_snr(prediction):
     ab = np.cumprod(1 - betas)
     for gamma in (5.0, 20.0):
         torch.manual_seed(3)
-        loss = float(train.loss_fn(model, x0, gamma))
+        loss = float(losses.loss_fn(model, x0, gamma))
         snr = (ab / (1 - ab))[drawn[-1].numpy()]
         assert (snr > gamma).sum() > 5 and (snr < gamma).sum() > 5
         wanted = np.minimum(snr, gamma) / (snr + 1 if prediction == "v" else snr)
@@ -350,7 +352,7 @@ def test_the_loss_weighs_the_drawn_steps_by_min_snr(prediction):
 
 def test_half_of_the_steps_are_uniform_and_half_fall_as_one_over_the_root():
     torch.manual_seed(0)
-    t = train.draw_steps(40_000, 1000, torch.device("cpu"))
+    t = losses.draw_steps(40_000, 1000, torch.device("cpu"))
     assert t.dtype == torch.int64 and int(t.min()) == 0 and int(t.max()) == 999
     for s in (0.01, 0.05, 0.25, 0.5, 0.75, 0.9):
         # the integrals of 1 and of 1 / (2 sqrt(s)), half of each
@@ -358,6 +360,6 @@ def test_half_of_the_steps_are_uniform_and_half_fall_as_one_over_the_root():
     # stratified: the i-th of n lies in the i-th of n equal parts, or in that part's square
     parts = torch.arange(16)
     for _ in range(50):
-        t = train.draw_steps(16, 1000, torch.device("cpu")) / 1000
+        t = losses.draw_steps(16, 1000, torch.device("cpu")) / 1000
         low, high = parts / 16, (parts + 1) / 16
         assert bool((((t >= low - 1e-3) & (t <= high)) | ((t >= low**2 - 1e-3) & (t <= high**2))).all())
