@@ -255,7 +255,7 @@ def test_disagreement_leaves_nothing(free, built, tmp_path):
     exporter.export_onnx(free[0], FREE_SPEC, file)  # the graph itself is fine
     before = {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)}
     spoil(built, 0.5)
-    with pytest.raises(ModelError, match=r"does not agree.*wanted at most 0\.0001"):
+    with pytest.raises(ModelError, match=r"does not agree.*expected at most 0\.0001"):
         exporter.export_onnx(free[0], FREE_SPEC, tmp_path / "new.onnx")
     with pytest.raises(ModelError, match="does not agree"):
         exporter.export_onnx(free[0], FREE_SPEC, file)
@@ -284,7 +284,7 @@ def test_missing_group_normalization_is_seen(free, built, tmp_path):
     node = next(n for n in built.graph if n.op_type == "GroupNormalization")
     node.outputs[0].replace_all_uses_with(node.inputs[0])
     built.graph.remove(node)
-    with pytest.raises(ModelError, match="16 GroupNormalization and 0 InstanceNormalization nodes, wanted 17 and 0"):
+    with pytest.raises(ModelError, match="16 GroupNormalization and 0 InstanceNormalization nodes, expected 17 and 0"):
         exporter.export_onnx(free[0], FREE_SPEC, tmp_path / "m.onnx")
     assert tree(tmp_path) == []
 
@@ -297,7 +297,7 @@ def test_missing_group_normalization_is_seen(free, built, tmp_path):
         ({"norm": "layer"}, "norm: got 'layer'"),
         ({"opset": 18}, "opset: got 18"),
         ({"spec": replace(FREE_SPEC, multiple=1)}, r"spec\.multiple: got 1"),
-        ({"spec": replace(FREE_SPEC, beta_end=0.03)}, r"got \('linear', 1000, 0\.0001, 0\.03\)"),
+        ({"spec": replace(FREE_SPEC, beta_end=0.03)}, r"got noise schedule \('linear', 1000, 0\.0001, 0\.03\)"),
         ({"model": seeded(replace(FREE, out_channels=6))}, "6 output channels"),
     ],
 )
