@@ -30,4 +30,5 @@ def leaves(n: int, side: int, seed: int = 0) -> np.ndarray:
             seen = free & (u * u + v * v < radius * radius)
             image[:, seen] = color[:, None] + slope[0] * u[seen] + slope[1] * v[seen]
             free &= ~seen
-    return images.clip(-1, 1).reshape(n, 3, side, 2, side, 2).mean((3, 5))
+    halved: np.ndarray = images.clip(-1, 1).reshape(n, 3, side, 2, side, 2).mean((3, 5))
+    return halved

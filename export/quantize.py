@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -43,7 +43,7 @@ from zipsdk.errors import InputError, ModelError, ZipSdkError
 from zipsdk.images.sources import read_sample
 from zipsdk.models.sidecar import check_sidecar, sidecar_path, write_sidecar
 from zipsdk.models.spec import INT8, METADATA_KEY, ModelSpec
-from zipsdk.presets import PRESETS
+from zipsdk.presets import PresetName
 from zipsdk.purifier import Purifier
 from zipsdk.types import Engine
 
@@ -160,7 +160,7 @@ def loop_states(engine: Engine, pictures: list[U8]) -> list[State]:
     stronger blur."""
     spy = _Spy(engine)
     for part, transforms in ((pictures[::2], None), (pictures[1::2], "blur4")):
-        for preset in PRESETS:
+        for preset in get_args(PresetName):
             Purifier(spy, transforms, preset=preset, seed=_SEED).run(part)
     return spy.states
 
@@ -213,7 +213,8 @@ def build(model: onnx.ModelProto, scales: TensorsData, nodes: list[str]) -> onnx
         if nodes:  # the tool takes an empty list for "all"
             tool.quantize_model()
             tool.model.topological_sort()
-        return tool.model.model
+        quantized: onnx.ModelProto = tool.model.model
+    return quantized
 
 
 def signal(spec: ModelSpec, t: float) -> float:
