@@ -73,7 +73,7 @@ class TensorNames:
         return sources
 
     def _modules(self, model: UNet) -> dict[str, tuple[str, ...]]:
-        names = {ours: (theirs,) for ours, theirs in self.outer.items()}
+        names: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in self.outer.items()}
         for ours, layer, block in _layers(model):
             match layer:
                 case ResBlock():

@@ -115,7 +115,7 @@ def test_missing_keys_are_named(openai):
 def test_extra_and_misshapen_keys_are_named(openai):
     path, _ = openai
     resaved(path, lambda s: s.update({"out.3.bias": torch.zeros(1), "out.0.bias": torch.zeros(9)}))
-    message = r"1 extra: out\.3\.bias; 1 misshapen: out\.0\.bias \(got \(9,\), wanted \(8,\)\)"
+    message = r"1 extra: out\.3\.bias; 1 of another shape: out\.0\.bias \(got \(9,\), expected \(8,\)\)"
     with pytest.raises(ModelError, match=message):
         checkpoints.load(path, FLAGS)
 
@@ -128,7 +128,7 @@ def test_extra_and_misshapen_keys_are_named(openai):
         (lambda s: s.pop("time_embed.0.weight"), "time_embed.0.weight"),
         (lambda s: s.update({"input_blocks.0.0.weight": torch.zeros(8, 6, 3, 3)}), "6 input channels"),
         (lambda s: s.update({"out.2.weight": torch.zeros(4, 8, 3, 3)}), "4 output channels"),
-        (lambda s: s.update({"time_embed.0.weight": torch.zeros(32, 5)}), "multiples of 5"),
+        (lambda s: s.update({"time_embed.0.weight": torch.zeros(32, 5)}), "multiples of the time embedding's 5"),
     ],
 )
 def test_other_networks_are_refused_with_the_reason(openai, change, message):
@@ -141,9 +141,9 @@ def test_other_networks_are_refused_with_the_reason(openai, change, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (replace(FLAGS, head_channels=12), "head_channels=12"),
+        (replace(FLAGS, head_channels=12), "got head_channels=12, expected a divisor"),
         (replace(FLAGS, norm_groups=5), "no UNet can be built"),
-        (replace(FLAGS, image_size=18), "wanted a multiple of 4"),
+        (replace(FLAGS, image_size=18), "expected a multiple of 4"),
     ],
 )
 def test_flags_that_do_not_fit(openai, flags, message):
@@ -168,7 +168,7 @@ def test_names_of_data_parallel_are_taken(openai):
 def test_training_states_are_not_guessed(openai):
     path, model = openai
     torch.save({"model": model.state_dict(), "ema": model.state_dict(), "step": 3}, path)
-    with pytest.raises(ModelError, match=r"got a dict of model, ema, step, wanted a plain dict.*state\['ema'\]"):
+    with pytest.raises(ModelError, match=r"got a dict of model, ema, step, expected a plain dict.*state\['ema'\]"):
         checkpoints.load(path, FLAGS)
 
 

@@ -133,7 +133,7 @@ def test_a_checkpoint_of_this_layout_computes_what_its_network_does(tmp_path):
     config = model.config
     assert (config.image_size, config.attention_downsampling, config.channel_mult) == (32, (2,), (1, 2, 2))
     assert (config.num_res_blocks, config.prediction, config.beta_schedule) == (2, "epsilon", "linear")
-    assert "image size taken as 32" in said[0] and "taken as linear schedule 0.0001 to 0.02, 1000 steps" in said[1]
+    assert "assuming image size 32" in said[0] and "assuming linear schedule 0.0001 to 0.02, 1000 steps" in said[1]
 
 
 def test_celeba_hq_itself_is_256_pixels():
@@ -164,8 +164,8 @@ def test_training_states_of_ddim_are_read(tmp_path, kind):
     model, _ = checkpoints.load(tmp_path / "ckpt.pth", FLAGS, said.append)
     wanted = literal(state, X, T)
     assert float((model(X, T) - wanted).norm() / wanted.norm()) < 1e-5
-    assert ("averaged weights are taken" in said[0]) == (kind == "averaged")
-    assert ("its last weights are taken" in said[0]) == (kind == "training")
+    assert ("taking its averaged weights" in said[0]) == (kind == "averaged")
+    assert ("taking its last weights" in said[0]) == (kind == "training")
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,8 @@ def test_other_variants_are_refused_with_the_reason(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (Flags(heads=4), "got --heads, which Ho et al.'s layout already tells"),
-        (Flags(image_size=30, norm_groups=4), "image size: got 30, wanted a multiple of 4"),
+        (Flags(heads=4), "got --heads, expected no such flag, because Ho et al.'s layout fixes it"),
+        (Flags(image_size=30, norm_groups=4), "image size: got 30, expected a multiple of 4"),
         (Flags(norm_groups=5), "no UNet can be built"),
     ],
 )

@@ -64,7 +64,7 @@ def pipeline(tmp_path):
 @pytest.mark.parametrize("given", [".", "unet", "unet/diffusion_pytorch_model.safetensors"])
 def test_the_pipelines_noise_process_is_the_models(pipeline, changes, wanted, formula, given):
     folder, said = pipeline(**changes), []
-    model, _ = checkpoints.load(folder / given, say=said.append)
+    model, _ = checkpoints.load(folder / given, on_progress=said.append)
     noise = {field: getattr(model.config, field) for field in asdict(NoiseProcess())}
     assert noise == asdict(NoiseProcess()) | wanted
     assert len(said) == 1 and said[0].startswith(f"{folder / 'scheduler' / 'scheduler_config.json'}: ")
@@ -163,8 +163,8 @@ def test_schedulers_of_other_defaults(tmp_path):
 def test_without_a_scheduler_it_is_said_what_was_assumed(tmp_path):
     folder, _ = folder_of(DDPM, DDPM_JSON, tmp_path)
     said = []
-    checkpoints.load(folder, say=said.append)
-    assert len(said) == 1 and "no scheduler_config.json in it or in ../scheduler; taken as linear schedule" in said[0]
+    checkpoints.load(folder, on_progress=said.append)
+    assert len(said) == 1 and "no scheduler_config.json in it or in ../scheduler; assuming linear schedule" in said[0]
     said.clear()
     flags = Flags(noise_schedule="cosine", prediction="v", timesteps=4000)
     config = checkpoints.load(folder, flags, said.append)[0].config
@@ -178,7 +178,7 @@ def test_a_flag_wins_over_the_file_and_a_line_says_so(pipeline):
     assert checkpoints.load(folder, flags, said.append)[0].config.prediction == "epsilon"
     assert said[0].endswith("1000 steps, v prediction; flags replace prediction v by epsilon")
     folder = pipeline(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3)
-    with pytest.raises(ModelError, match="it lists trained_betas; give --noise-schedule"):
+    with pytest.raises(ModelError, match=r"got trained_betas and flags of another schedule, .* give --noise-schedule"):
         checkpoints.load(folder, Flags(timesteps=1000))
     config = checkpoints.load(folder, Flags(noise_schedule="linear", timesteps=1000))[0].config
     assert (config.beta_schedule, config.betas, config.timesteps) == ("linear", (), 1000)
