@@ -384,7 +384,7 @@ def test_what_the_plan_cannot_be_is_told_before_the_export(tmp_path, monkeypatch
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "small.plan").write_bytes(b"hours of work")
     assert command.main(run) == 1
-    assert "small.plan: is there already" in capsys.readouterr().err
+    assert "small.plan: exists already" in capsys.readouterr().err
     assert tree(tmp_path / "out") == ["small.plan"]
 
 
