@@ -148,7 +148,7 @@ def spec_for(model: UNet, args: argparse.Namespace, name: str, sha256: str, trai
     """Return the spec of a model.
 
     Args:
-        model: gives the sizes and the noise schedule.
+        model: its sizes and its noise schedule are taken.
         args: the command line, for everything else.
         name: of the model.
         sha256: of the checkpoint.
@@ -240,7 +240,7 @@ def print_report(path: Path, spec: ModelSpec, report: dict[str, Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> Path:
-    """Export a model as the command line says.
+    """Export a model as requested on the command line.
 
     Returns:
         The path of the ONNX file.

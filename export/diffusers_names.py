@@ -125,7 +125,7 @@ class DiffusersNames(TensorNames):
     """Name the tensors as diffusers' UNet2DModel does.
 
     Args:
-        found: the names in the file, which tell the names of attention before diffusers 0.12 from later ones.
+        found: the names in the file; attention has other names before diffusers 0.12.
     """
 
     outer: ClassVar = {

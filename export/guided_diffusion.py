@@ -36,7 +36,7 @@ def read_config(state: Mapping[str, Tensor], flags: Flags, file: Path, on_progre
     if "label_emb.weight" in state:
         raise ModelError(
             f"{file}: got a class-conditional model (label_emb.weight), expected an unconditional one, such as "
-            "256x256_diffusion_uncond.pt; give that"
+            "256x256_diffusion_uncond.pt; use that"
         )
     order = flags.attention_order or "legacy"
     if order not in ("legacy", "new"):

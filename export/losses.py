@@ -73,7 +73,7 @@ def zero_loss(model: UNet, gamma: float, power: float) -> float:
     """Compute the expected `loss_fn` of a network that always returns zero.
 
     Args:
-        model: tells the schedule and the prediction type.
+        model: only its schedule and its prediction type matter.
         gamma: as in `loss_fn`.
         power: mean square of the images' values.
     """

@@ -68,7 +68,7 @@ def compare(run: Run, cases: list[tuple[Array, Array, Array]], model: UNet, tole
     Args:
         run: the exported model.
         cases: x_t, t and the torch model's epsilon.
-        model: tells the schedule and the prediction type.
+        model: only its schedule and its prediction type matter.
         tolerance: largest relative error allowed.
 
     Returns:

@@ -55,7 +55,7 @@ def _check_pipeline(folder: Path) -> None:
     if latent := {"vae", "vqvae", "movq"} & parts.keys():
         raise ModelError(
             f"{index}: {kind} has a {latent.pop()}, so its UNet denoises latents, expected pixels; "
-            "give a pixel-space model, such as a DDPMPipeline"
+            "use a pixel-space model, such as a DDPMPipeline"
         )
     unet = parts.get("unet")
     if unet is not None and "UNet2DModel" not in unet:
@@ -116,7 +116,7 @@ def _read_pt(file: Path, on_progress: OnProgress) -> State:
         got = f"a dict of {some(map(str, loaded))}" if isinstance(loaded, dict) else type(loaded).__name__
         raise ModelError(
             f"{file}: got {got}, expected a plain dict of tensors. From a training state, save the averaged weights "
-            "alone: torch.save(state['ema'], 'weights.pt'). From python -m export.train, give ema.safetensors"
+            "alone: torch.save(state['ema'], 'weights.pt'). From python -m export.train, use ema.safetensors"
         )
     return {str(k): v.float() for k, v in loaded.items()}
 

@@ -1,4 +1,4 @@
-"""Map the tensors of `export.unet.UNet` to those of a checkpoint that names its modules otherwise."""
+"""Map the tensors of `export.unet.UNet` to those of a checkpoint with other names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from export.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
 
 @dataclass(frozen=True)
 class Block:
-    """Say where a block lies in the network.
+    """Locate a block in the network.
 
     Attributes:
         part: "down", "mid" or "up".
@@ -28,7 +28,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Source:
-    """Name the tensors of a checkpoint that make one tensor of `UNet`: one, or q, k and v.
+    """Name the tensors of a checkpoint that are joined into one tensor of `UNet`: one, or q, k and v.
 
     Attributes:
         names: the tensors' names, in the order in which they are joined.
@@ -40,14 +40,14 @@ class Source:
 
 
 class TensorNames:
-    """Hold the names of one kind of checkpoint; a subclass fills in the attributes and `block_name`.
+    """Hold the names of one kind of checkpoint; subclasses define the attributes and `block_name`.
 
     Attributes:
         outer: modules outside the blocks, ours -> theirs.
         residual: modules of a residual block, ours -> theirs.
         attention: modules of an attention block, ours -> theirs; "qkv" has three.
-        attention_kernel: what a weight of q, k, v and proj_out has after its two channel axes: () for a linear layer,
-            (1, 1) for a 2D convolution.
+        attention_kernel: axes of the weights of q, k, v and proj_out after the two channel axes: () for linear layers,
+            (1, 1) for 2D convolutions.
     """
 
     outer: ClassVar[dict[str, str]]
@@ -60,7 +60,7 @@ class TensorNames:
         raise NotImplementedError
 
     def sources(self, model: UNet) -> dict[str, Source]:
-        """Return where each tensor of the model comes from."""
+        """Return the source of each tensor of the model, by our names."""
         modules = self._modules(model)
         sources = {}
         for key, tensor in model.state_dict().items():

@@ -253,7 +253,7 @@ class UNet(nn.Module):
         return self
 
     def network(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the output of the last convolution, which means what `config.prediction` says.
+        """Return the output of the last convolution, of the kind that `config.prediction` names.
 
         Args:
             x: x_t, float (N, 3, H, W); H and W are multiples of ``config.downsampling``.
