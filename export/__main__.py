@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--random-adm", action="store_true", help="no CHECKPOINT: OpenAI's 256x256 UNet, random weights")
     g.add_argument("--channels", type=int, default=256, help="width of --random-adm; default: %(default)s")
 
-    g = p.add_argument_group("noise process: default: the checkpoint's; without one linear, epsilon, 1000 steps")
+    g = p.add_argument_group("noise process (default: the checkpoint's, or linear, epsilon, 1000 steps)")
     g.add_argument(
         "--noise-schedule", choices=[name for name in SCHEDULES if name != "betas"], help="schedule of the betas"
     )

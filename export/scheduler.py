@@ -31,7 +31,7 @@ class NoiseProcess(NoiseSchedule):
 
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
-_HO = (1e-4, 0.02)
+_HO = (NoiseSchedule.beta_start, NoiseSchedule.beta_end)
 _LATENT = (0.00085, 0.012)
 #: Samplers of discrete variance-preserving models, with their defaults of beta_start and beta_end.
 _KNOWN = {
