@@ -1,8 +1,9 @@
-"""Check that a model denoises, knowing nothing of how its checkpoint was read.
+"""Check that a model denoises, without any knowledge of how its checkpoint was read.
 
-A wrong number of heads, prediction type, schedule or range of pixels gives a network whose graph is exported faithfully
-and computes nonsense. Noised images show it: what the model estimates of them must be better than what a formula does
-that sees no image, best when the model is told the noise that there is, and best in the reading that was chosen.
+A wrong number of heads, prediction type, schedule or value range gives a network that exports faithfully and computes
+nonsense. The check noises images and estimates them back. The model must do better than the best linear estimate, which
+is a formula that knows only the image's variance; it must do best when given the true noise level; and no other reading
+of the same checkpoint may do better.
 """
 
 from __future__ import annotations
@@ -29,15 +30,14 @@ Array = NDArray[np.float32]
 #: (x_t, t) -> eps, float32 (N, 3, S, S) and float32 (N,).
 Predict = Callable[[Array, Array], Array]
 
-#: alpha-bar at which images are noised. Drawn images stop where a model of faces would begin to see faces in them.
+#: Values of alpha-bar at which images are noised. At the last one, a model of faces sees faces in drawn images.
 LEVELS = (0.9, 0.7, 0.5, 0.3)
 DRAWN_LEVELS = (0.9, 0.7, 0.5)
-#: The mean squared error of x0 may be at most this share of the best linear estimate's, at each level.
+#: Largest mean squared error of x0 at each level, relative to the best linear estimate's.
 LARGEST_SHARE = 0.8
-#: Told of more or less noise than there is, by this much in log signal-to-noise ratio, the model may not be better than
-#: told the truth by more than this factor.
+#: A wrong noise level, off by `SHIFT` in log signal-to-noise ratio, may reduce the error at most by this factor.
 SHIFT, LARGEST_GAIN = 1.0, 1.1
-#: Nor may another number of heads or order of attention be better by more than this factor, at the last drawn level.
+#: Another reading of the checkpoint may reduce the error at most by this factor, at the last level of drawn images.
 LARGEST_OTHER_GAIN = 1.05
 _PIXELS = 8 * 64 * 64
 
@@ -49,19 +49,21 @@ def check(
     """Check that the model denoises.
 
     The best linear estimate of x0, from x_t and the variance of the image around its mean color, has the error
-    var * n / (var + n) with n = (1 - ab) / ab. Estimates of the model are x0 = (x_t - sqrt(1-ab) eps) / sqrt(ab) (Song
+    var * n / (var + n) with n = (1 - ab) / ab. The model's estimate is x0 = (x_t - sqrt(1 - ab) eps) / sqrt(ab) (Song
     et al. 2021, equation 9).
 
     Args:
-        images: float (N, 3, S, S) RGB in [-1, 1], like those that it was trained on; default: drawn ones.
+        predict: the model.
+        spec: its image size and its schedule.
+        images: float (N, 3, S, S) RGB in [-1, 1], like the training images; default: drawn ones.
         others: names and models of other readings of the same checkpoint.
 
     Returns:
-        The sidecar's record: for each level of alpha-bar the step, the share of the linear estimate's error, and the
-        gain of being told of other noise; and the gain of each other reading.
+        The sidecar's record. For each level of alpha-bar: the step, the share of the linear estimate's error, and the
+        gain from a wrong noise level (right error / wrong error). For each other reading: its gain.
 
     Raises:
-        ModelError: it does not denoise.
+        ModelError: the model does not denoise, or another reading is better.
     """
     levels = DRAWN_LEVELS if images is None else LEVELS
     record: dict[str, Any] = {
@@ -76,42 +78,53 @@ def check(
         t = _nearest(snr, np.log(level / (1 - level)))
         ab = float(ab_all[t])
         x_t = (np.sqrt(ab) * x0 + np.sqrt(1 - ab) * rng.standard_normal(x0.shape)).astype(np.float32)
-
-        def error(told: int, predict: Predict = predict, x_t: Array = x_t, ab: float = ab) -> float:
-            eps = predict(x_t, np.full(len(x_t), told, np.float32)).astype(np.float64)
-            return float(np.mean(((x_t - np.sqrt(1 - ab) * eps) / np.sqrt(ab) - x0) ** 2))
-
+        right = _error(predict, x_t, x0, t, ab)
+        wrong = min(_error(predict, x_t, x0, _nearest(snr, snr[t] + shift), ab) for shift in (-SHIFT, SHIFT))
         noise = (1 - ab) / ab
-        right = error(t)
-        shifted = min(error(_nearest(snr, snr[t] + shift)) for shift in (-SHIFT, SHIFT))
-        share, gain = right / float(np.mean(variance * noise / (variance + noise))), right / shifted
-        record["levels"][f"{ab:.3g}"] = {"t": t, "share": share, "gain": gain}
+        share = right / float(np.mean(variance * noise / (variance + noise)))
+        record["levels"][f"{ab:.3g}"] = {"t": t, "share": share, "gain": right / wrong}
         if level == DRAWN_LEVELS[-1]:
-            record["others"] = {name: right / error(t, other) for name, other in others}
-    found = record["levels"].values()
-    if not all(level["share"] <= LARGEST_SHARE and level["gain"] <= LARGEST_GAIN for level in found):
-        numbers = ", ".join(f"{level['share']:.2f} and {level['gain']:.2f} at t = {level['t']}" for level in found)
+            record["others"] = {name: right / _error(other, x_t, x0, t, ab) for name, other in others}
+    _refuse_bad(record)
+    return record
+
+
+def _error(predict: Predict, x_t: Array, x0: NDArray[np.float64], t: int, ab: float) -> float:
+    """Return the mean squared error of x0, estimated from x_t as if its step were t; `ab` is the true alpha-bar."""
+    eps = predict(x_t, np.full(len(x_t), t, np.float32)).astype(np.float64)
+    return float(np.mean(((x_t - np.sqrt(1 - ab) * eps) / np.sqrt(ab) - x0) ** 2))
+
+
+def _refuse_bad(record: dict[str, Any]) -> None:
+    levels = record["levels"].values()
+    if not all(level["share"] <= LARGEST_SHARE and level["gain"] <= LARGEST_GAIN for level in levels):
+        shares = ", ".join(f"{level['share']:.2f} at t = {level['t']}" for level in levels)
+        gains = ", ".join(f"{level['gain']:.2f} at t = {level['t']}" for level in levels)
         raise ModelError(
-            "this does not denoise: check the heads, the schedule, the prediction type, the attention order. Error "
-            f"relative to the best linear estimate, and to being told of other noise: got {numbers}; expected at most "
-            f"{LARGEST_SHARE:g} and {LARGEST_GAIN:g}. Give --images like those it was trained on, or "
-            "--no-denoise-check where you know better; nothing was written"
+            f"the model does not denoise: got an error of {shares}, relative to the best linear estimate, expected at "
+            f"most {LARGEST_SHARE:g}; and of {gains}, relative to a wrong noise level, expected at most "
+            f"{LARGEST_GAIN:g}. Nothing was written. Check the heads, the schedule, the prediction type and the "
+            "attention order; give --images like the training images; or skip the check with --no-denoise-check"
         )
     if better := [name for name, gain in record["others"].items() if gain > LARGEST_OTHER_GAIN]:
         best = max(better, key=lambda name: float(record["others"][name]))
         raise ModelError(
-            f"this denoises {record['others'][best]:.2f} times better with {best}: check the heads, the attention "
-            "order and the norm groups, or give --no-denoise-check where you know better; nothing was written"
+            f"another reading is better: got an error {record['others'][best]:.2f} times that with {best}, expected at "
+            f"most {LARGEST_OTHER_GAIN:g}. Nothing was written. Check the heads, the attention order and the norm "
+            "groups, or skip the check with --no-denoise-check"
         )
-    return record
 
 
 def other_readings(path: Path, flags: Flags, config: UNetConfig) -> Iterator[tuple[str, Predict]]:
-    """Read a guided-diffusion checkpoint with what no shape tells changed: heads, attention order, norm groups.
+    """Load a guided-diffusion checkpoint with other heads, attention orders and norm groups, which no shape determines.
 
     Args:
-        path, flags: those that gave the model.
-        config: the model's.
+        path: the checkpoint.
+        flags: the flags with which the model was loaded.
+        config: the model's configuration.
+
+    Yields:
+        The flag that was changed, and the model.
     """
     widths = config.attention_widths
     seen = {tuple(map(config.heads, widths))}
@@ -123,7 +136,7 @@ def other_readings(path: Path, flags: Flags, config: UNetConfig) -> Iterator[tup
     for name, changes in settings:
         try:
             model, _ = load(path, replace(flags, **changes))
-        except ModelError:  # it tells its heads, or they or the groups do not divide its channels
+        except ModelError:  # the checkpoint fixes the value, or its channels cannot be divided so
             continue
         heads = tuple(map(model.config.heads, widths))
         if heads not in seen or "heads" not in changes:
@@ -131,12 +144,12 @@ def other_readings(path: Path, flags: Flags, config: UNetConfig) -> Iterator[tup
             yield name, of_torch(model)
 
 
-def _nearest(values: NDArray[np.float64], wanted: float) -> int:
-    return int(np.argmin(np.abs(values - wanted)))
+def _nearest(values: NDArray[np.float64], value: float) -> int:
+    return int(np.argmin(np.abs(values - value)))
 
 
 def count(spec: ModelSpec) -> int:
-    """Return how many images to use: 8 of 64x64, 1 at least."""
+    """Return the number of images to use: as many pixels as 8 images of 64x64 have, but 1 to 16 images."""
     return int(max(1, min(16, _PIXELS // spec.image_size**2)))
 
 
@@ -151,10 +164,10 @@ def load_images(source: Path, spec: ModelSpec) -> NDArray[np.float64]:
     """
     files = list(read_files(source))
     if not files:
-        raise InputError(f"{source}: got no image in it, expected at least one to noise and denoise")
-    wanted, side = count(spec), spec.image_size
+        raise InputError(f"{source}: got no image in it, expected at least one to noise and denoise; check the path")
+    n, side = count(spec), spec.image_size
     images = []
-    for data in files[:: max(1, len(files) // wanted)][:wanted]:
+    for data in files[:: max(1, len(files) // n)][:n]:
         image = Image.fromarray(decode(data))
         least = min(image.size)
         left, top = (image.width - least) // 2, (image.height - least) // 2

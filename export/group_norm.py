@@ -1,8 +1,8 @@
-"""GroupNormalization -> InstanceNormalization over groups, for CPUs.
+"""Replace GroupNormalization by InstanceNormalization over groups, which is faster on a CPU.
 
-ONNX Runtime has no kernel for the former on a CPU: it works it out in a dozen passes over the tensor, against one of
-InstanceNormalization and two for scale and shift. Both forms are standard ONNX and give the same numbers but for
-rounding. TensorRT reads both, and has a layer of its own for the former.
+ONNX Runtime has no CPU kernel for GroupNormalization, which takes a dozen passes over the tensor; InstanceNormalization
+takes one, and scale and shift take two. Both forms are standard ONNX and give the same numbers but for rounding.
+TensorRT reads both, and has a layer of its own for GroupNormalization.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 
 def as_instances(graph: ir.Graph) -> None:
-    """Replace each GroupNormalization, in place; a scale and shift by the time embedding that follows becomes one with
-    the norm's own."""
+    """Replace each GroupNormalization, in place.
+
+    A scale and shift by the time embedding that follows is merged with the norm's own.
+    """
     for node in [n for n in graph if n.op_type == "GroupNormalization"]:
         x, gamma, beta = node.inputs
         assert x is not None and x.shape is not None and gamma is not None and beta is not None
@@ -46,7 +48,7 @@ def as_instances(graph: ir.Graph) -> None:
 
 
 def _film(norm: ir.Node) -> tuple[ir.Node, ir.Node] | None:
-    """The Mul and Add after a norm, if nothing else reads what lies between."""
+    """Return the Mul and the Add after a norm, or None if anything else reads the values between."""
     found: list[ir.Node] = []
     for kind in ("Mul", "Add"):
         uses = list((found[-1] if found else norm).outputs[0].uses())
@@ -57,7 +59,7 @@ def _film(norm: ir.Node) -> tuple[ir.Node, ir.Node] | None:
 
 
 def _other(node: ir.Node, source: ir.Node) -> ir.Value:
-    """The one of two inputs that does not come from `source`."""
+    """Return the one of two inputs that does not come from `source`."""
     (value,) = (v for v in node.inputs if v is not source.outputs[0])
     assert value is not None
     return value
@@ -69,7 +71,7 @@ def _op(nodes: list[ir.Node], kind: str, inputs: list[ir.Value], **attributes: f
 
 
 def _affine(graph: ir.Graph, value: ir.Value, shape: list[int]) -> ir.Value:
-    """A norm's weights as (C, 1, 1), or (C, 1) before attention; equal weights may serve norms of both ranks."""
+    """Add a norm's weights as (C, 1, 1), or (C, 1) before attention; norms of both ranks may share weights."""
     assert value.const_value is not None
     name = f"{value.name}_{'map' if len(shape) == 3 else 'row'}"
     return _constant(graph, name, value.const_value.numpy().reshape(shape))

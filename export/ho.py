@@ -1,7 +1,7 @@
-"""Ho et al.'s layout (pytorch_diffusion, ermongroup/ddim; DDRM's and DDNM's ``celeba_hq.ckpt``) -> `export.unet`.
+"""Read checkpoints in Ho et al.'s layout: pytorch_diffusion, ermongroup/ddim, ``celeba_hq.ckpt`` of DDRM and DDNM.
 
 The network is that of diffusers' UNet2DModel of the DDPM kind: additive time input, strided convolutions padded at the
-bottom and right, attention of one head. All of it but the image size can be read from names and shapes.
+bottom and right, attention of one head. Names and shapes give all of it but the image size.
 """
 
 from __future__ import annotations
@@ -10,63 +10,75 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
-from export.flags import Flags, Say, refuse
+from export.flags import Flags, OnProgress, refuse
 from export.scheduler import resolve
-from export.unet import AttentionBlock, Downsample, ResBlock, UNet, UNetConfig, Upsample
+from export.tensor_names import Block, TensorNames
+from export.unet import UNetConfig
 from zipsdk.errors import ModelError
 
-_RESNET = {
-    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "temb_proj", "out_layers.0": "norm2",
-    "out_layers.3": "conv2", "skip_connection": "nin_shortcut",
-}  # fmt: skip
-#: Side in pixels at which every published model of this kind has its attention.
+#: Side in pixels at which published models of this kind have their attention.
 _ATTENTION_SIDE = 16
 
 
 def is_ho(state: Mapping[str, Tensor]) -> bool:
-    """Tell this layout from diffusers', which also begins with conv_in."""
+    """Return whether the tensors have this layout; diffusers' also has conv_in."""
     return "temb.dense.0.weight" in state
 
 
-def read_config(state: Mapping[str, Tensor], flags: Flags, file: Path, say: Say) -> UNetConfig:
-    """Return the configuration.
+def read_config(state: Mapping[str, Tensor], flags: Flags, file: Path, on_progress: OnProgress) -> UNetConfig:
+    """Return the configuration of a checkpoint.
+
+    Args:
+        state: its tensors.
+        flags: the image size and the noise process; other flags are refused.
+        file: the checkpoint, for messages.
+        on_progress: takes a line on what was assumed.
 
     Raises:
-        ModelError: a variant that `export.unet` does not compute, or flags that its tensors already tell.
+        ModelError: a variant that `export.unet` does not compute, or flags that do not fit.
     """
     refuse(flags, ("heads", "head_channels", "attention_order", "rescale_timesteps"), file, "Ho et al.'s layout")
     if any(".conv_shortcut." in name for name in state):
-        raise ModelError(f"{file}: conv_shortcut makes it a variant with 3x3 shortcuts, which is not supported")
+        raise ModelError(
+            f"{file}: got conv_shortcut, expected nin_shortcut; models with 3x3 shortcuts are not supported"
+        )
     blocks = [(int(m[1]), int(m[2])) for k in state if (m := re.match(r"down\.(\d+)\.block\.(\d+)\.conv1\.weight", k))]
     levels = 1 + max((level for level, _ in blocks), default=-1)
     if not levels:
-        raise ModelError(f"{file}: temb.dense but no down.0.block.0.conv1.weight; cut short?")
+        raise ModelError(
+            f"{file}: got no down.0.block.0.conv1.weight, expected one beside temb.dense; the file may be cut short"
+        )
     if levels > 1 and "down.0.downsample.conv.weight" not in state:
-        raise ModelError(f"{file}: no downsample.conv (resamp_with_conv: false), a variant that is not supported")
+        raise ModelError(
+            f"{file}: got no downsample.conv, expected one; models with resamp_with_conv: false are not supported"
+        )
     try:
         channels = state["temb.dense.0.weight"].shape[1]
         widths = [state[f"down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
         colors, out_channels = state["conv_in.weight"].shape[1], state["conv_out.weight"].shape[0]
     except (KeyError, IndexError) as e:
-        raise ModelError(f"{file}: 1 missing or misshapen: {e}; cut short?") from e
+        raise ModelError(f"{file}: 1 missing or of another shape: {e}; the file may be cut short") from e
     if colors != 3 or out_channels not in (3, 6):
         raise ModelError(f"{file}: got {colors} input and {out_channels} output channels, expected 3 and 3 (RGB)")
     if any(width % channels for width in widths):
-        raise ModelError(f"{file}: got channels {widths}, expected multiples of {channels}, as the time embedding has")
+        raise ModelError(f"{file}: got channels {widths}, expected multiples of the time embedding's {channels}")
     attention = tuple(2**n for n in range(levels) if f"down.{n}.attn.0.q.weight" in state)
     if not attention:
-        raise ModelError(f"{file}: attention in the middle alone, a variant that is not supported")
+        raise ModelError(
+            f"{file}: got no attention beside that in the middle, expected some; such models are not supported"
+        )
     size = flags.image_size
     if size is None:
         size = _ATTENTION_SIDE * attention[0]
-        say(f"{file}: image size taken as {size}, with its first attention at {_ATTENTION_SIDE} pixels; "
-            "say otherwise with --image-size")  # fmt: skip
+        on_progress(f"{file}: assuming image size {size}, with the first attention at {_ATTENTION_SIDE} pixels; "
+                    "change it with --image-size")  # fmt: skip
     if size % 2 ** (levels - 1):
-        raise ModelError(f"image size: got {size}, wanted a multiple of {2 ** (levels - 1)}")
-    noise = resolve(None, flags, f"{file}: a checkpoint of Ho et al.'s layout says nothing of its noise", say)
+        raise ModelError(f"image size: got {size}, expected a multiple of {2 ** (levels - 1)}")
+    noise = resolve(None, flags, f"{file}: Ho et al.'s layout has no noise process", on_progress)
     return UNetConfig(
         image_size=size,
         model_channels=channels,
@@ -85,51 +97,33 @@ def read_config(state: Mapping[str, Tensor], flags: Flags, file: Path, say: Say)
     )
 
 
-def _modules(model: UNet) -> dict[str, str]:
-    """Map our modules with weights to theirs; of attention's qkv to the block that holds q, k and v."""
-    names = {
+class HoNames(TensorNames):
+    """Name the tensors as Ho et al.'s layout does."""
+
+    outer: ClassVar = {
         "time_embed.0": "temb.dense.0", "time_embed.2": "temb.dense.1", "input_blocks.0.0": "conv_in",
         "out.0": "norm_out", "out.2": "conv_out",
     }  # fmt: skip
-    per_level, levels = model.config.num_res_blocks + 1, len(model.config.channel_mult)
-    layers = [
-        (f"middle_block.{i}", layer, "mid", "_1" if i < 2 else "_2") for i, layer in enumerate(model.middle_block)
-    ]
-    for ours, theirs, skipped in (("input_blocks", "down", 1), ("output_blocks", "up", 0)):
-        for n, stage in enumerate(model.get_submodule(ours).children()):
-            if n >= skipped:  # input_blocks.0 is conv_in
-                level, j = divmod(n - skipped, per_level)
-                level = levels - 1 - level if theirs == "up" else level  # up.0 is the finest
-                layers += [
-                    (f"{ours}.{n}.{i}", layer, f"{theirs}.{level}", f".{j}") for i, layer in enumerate(stage.children())
-                ]
-    for ours, layer, theirs, j in layers:
-        match layer:
-            case ResBlock():
-                names |= {f"{ours}.{a}": f"{theirs}.block{j}.{b}" for a, b in _RESNET.items()}
-            case AttentionBlock():
-                names |= {f"{ours}.{a}": f"{theirs}.attn{j}.{a}" for a in ("norm", "qkv", "proj_out")}
-            case Downsample():
-                names[f"{ours}.op"] = f"{theirs}.downsample.conv"
-            case Upsample():
-                names[f"{ours}.conv"] = f"{theirs}.upsample.conv"
-    return names
+    residual: ClassVar = {
+        "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "temb_proj", "out_layers.0": "norm2",
+        "out_layers.3": "conv2", "skip_connection": "nin_shortcut",
+    }  # fmt: skip
+    attention_kernel: ClassVar = (1, 1)
 
+    def __init__(self, config: UNetConfig):
+        self.levels = len(config.channel_mult)
+        self.attention = {"norm": ("norm",), "qkv": ("q", "k", "v"), "proj_out": ("proj_out",)}
 
-def names(model: UNet) -> tuple[dict[str, list[str]], dict[str, tuple[int, ...]]]:
-    """Return where each of our tensors comes from (qkv from three), and the shape of each that the file must hold."""
-    modules = _modules(model)
-    sources: dict[str, list[str]] = {}
-    wanted: dict[str, tuple[int, ...]] = {}
-    for key, tensor in model.state_dict().items():
-        module, _, leaf = key.rpartition(".")
-        shape = tuple(tensor.shape)
-        base, _, last = modules[module].rpartition(".")
-        theirs = [f"{base}.{part}" for part in "qkv"] if last == "qkv" else [modules[module]]
-        if last == "qkv":  # one Conv1d here, three Conv2d there
-            shape = (shape[0] // 3, *shape[1:])
-        if last in ("qkv", "proj_out") and leaf == "weight":
-            shape = (*shape, 1)
-        sources[key] = [f"{name}.{leaf}" for name in theirs]
-        wanted |= dict.fromkeys(sources[key], shape)
-    return sources, wanted
+    def block_name(self, kind: str, block: Block) -> str:
+        """Return the checkpoint's name of a block."""
+        if block.part == "mid":
+            base, index = "mid", f"_{block.index + 1}"
+        else:
+            level = self.levels - 1 - block.level if block.part == "up" else block.level  # up.0 is the finest
+            base, index = f"{block.part}.{level}", f".{block.index}"
+        match kind:
+            case "residual":
+                return f"{base}.block{index}"
+            case "attention":
+                return f"{base}.attn{index}"
+        return f"{base}.{kind}.conv"

@@ -1,21 +1,21 @@
-"""Draw images with the statistics of natural ones, where there are none at hand.
+"""Draw images with the statistics of natural images.
 
-"Dead leaves": opaque shapes of all sizes that hide each other (Lee, Mumford & Huang 2001, IJCV 41, 35-59). Radii with a
-density of r^-3 give the edges and the 1/f^2 power spectrum of photographs.
+The images are "dead leaves": opaque shapes of all sizes that occlude each other (Lee, Mumford & Huang 2001, IJCV 41,
+35-59). Radii with a density of r^-3 give the edges and the 1/f^2 power spectrum of photographs.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-#: Side of an image, in radii of its smallest leaf.
+#: Side of an image, in radii of its smallest shape.
 _FINEST = 10
 
 
 def leaves(n: int, side: int, seed: int = 0) -> np.ndarray:
-    """Draw `n` images, the same ones every time: float64 (N, 3, side, side) RGB in [-1, 1]."""
+    """Draw `n` images, which the seed determines: float64 (N, 3, side, side) RGB in [-1, 1]."""
     rng = np.random.default_rng(seed)
-    big = 2 * side  # halved at the end, so that edges are as soft as a camera's
+    big = 2 * side  # halved at the end, for edges as soft as a camera's
     y, x = np.mgrid[0:big, 0:big].astype(np.float64)
     images = np.empty((n, 3, big, big))
     for image in images:
@@ -30,4 +30,5 @@ def leaves(n: int, side: int, seed: int = 0) -> np.ndarray:
             seen = free & (u * u + v * v < radius * radius)
             image[:, seen] = color[:, None] + slope[0] * u[seen] + slope[1] * v[seen]
             free &= ~seen
-    return images.clip(-1, 1).reshape(n, 3, side, 2, side, 2).mean((3, 5))
+    halved: np.ndarray = images.clip(-1, 1).reshape(n, 3, side, 2, side, 2).mean((3, 5))
+    return halved

@@ -1,17 +1,17 @@
-"""Read the noise process of a model: diffusers' ``scheduler_config.json``, and flags that replace what it says.
+"""Read the noise process of a model from diffusers' ``scheduler_config.json``, and replace values by flags.
 
-Only what the model was trained with is read: schedule, number of steps and prediction type. How diffusers would sample
-(``timestep_spacing``, ``use_karras_sigmas``, ``clip_sample``, ``thresholding``) is no property of the network.
+Only properties of the training are read: schedule, number of steps and prediction type. Options of sampling
+(``timestep_spacing``, ``use_karras_sigmas``, ``clip_sample``, ``thresholding``) are ignored.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.flags import NOISE, Flags, Say
+from export.flags import NOISE, Flags, OnProgress
+from export.json_config import JsonConfig
 from export.unet_config import PREDICTIONS
 from zipsdk._util.validation import is_number, is_whole
 from zipsdk.errors import ModelError
@@ -20,7 +20,7 @@ from zipsdk.models.noise_schedule import SCHEDULES, NoiseSchedule
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseProcess(NoiseSchedule):
-    """Extend the noise schedule by what the network predicts, one of `PREDICTIONS`."""
+    """Extend the noise schedule by the prediction of the network, one of `PREDICTIONS`."""
 
     prediction: str = "epsilon"
 
@@ -31,7 +31,7 @@ class NoiseProcess(NoiseSchedule):
 
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
-_HO = (1e-4, 0.02)
+_HO = (NoiseSchedule.beta_start, NoiseSchedule.beta_end)
 _LATENT = (0.00085, 0.012)
 #: Samplers of discrete variance-preserving models, with their defaults of beta_start and beta_end.
 _KNOWN = {
@@ -43,7 +43,7 @@ _KNOWN = {
     "KDPM2DiscreteScheduler": _LATENT, "KDPM2AncestralDiscreteScheduler": _LATENT, "DPMSolverSDEScheduler": _LATENT,
 }  # fmt: skip
 _FLOW = "a flow-matching model"
-_STRANGERS = {
+_OTHER_FAMILIES = {
     "Flow": _FLOW, "ScoreSdeVe": "a variance-exploding model", "ScoreSdeVp": "a continuous-time model",
     "EDM": "an EDM model", "CosineDPMSolver": "an EDM model", "CMStochastic": "a consistency model",
     "KarrasVe": "a variance-exploding model", "LCM": "a distilled model", "TCD": "a distilled model",
@@ -54,68 +54,80 @@ def read_scheduler(path: Path) -> NoiseProcess:
     """Read ``scheduler_config.json``.
 
     Raises:
-        ModelError: no JSON, or not a discrete variance-preserving model's; what it is is named.
+        ModelError: the file has no JSON object, or the noise process is not supported; the message names its kind.
     """
-    s = read_json(path)
+    try:
+        return _process(JsonConfig(path, "noise process"))
+    except TypeError as e:  # a list or an object in place of a word
+        raise ModelError(f"{path}: not a scheduler's configuration ({e!r}); copy it again") from e
 
-    def want(ok: bool, key: str, got: object, expected: str) -> None:
-        if not ok:
-            raise ModelError(f"{path}: {key}: got {got!r}, expected {expected}; this noise process is not supported")
 
+def _process(s: JsonConfig) -> NoiseProcess:
     kind = s.get("_class_name", "DDPMScheduler")
-    for prefix, what in _STRANGERS.items():
-        if str(kind).startswith(prefix):
-            raise ModelError(
-                f"{path}: {kind} belongs to {what}, expected a DDPM-like model's scheduler (with an alpha-bar per step "
-                "and no distillation); this noise process is not supported"
-            )
-    want(kind in _KNOWN, "_class_name", kind, "a scheduler of DDPM-like models, such as DDPMScheduler")
-    want(not s.get("use_flow_sigmas") and s.get("prediction_type") != "flow_prediction", "prediction_type",
-         s.get("prediction_type"), f"a DDPM-like model's, and this is {_FLOW}")  # fmt: skip
-    want(s.get("timestep_type", "discrete") == "discrete", "timestep_type", s.get("timestep_type"), "'discrete'")
-    want(not s.get("rescale_betas_zero_snr"), "rescale_betas_zero_snr", s.get("rescale_betas_zero_snr"),
-         "false: with zero terminal SNR alpha-bar ends at 0, by which the loop divides")  # fmt: skip
-    # before 0.10 a flag said what prediction_type says now
+    _check_kind(s, kind)
+    # Before version 0.10, a flag stood for prediction_type.
     prediction = s.get("prediction_type", "epsilon" if s.get("predict_epsilon", True) else "sample")
-    want(prediction in _PREDICTIONS, "prediction_type", prediction, f"one of {', '.join(_PREDICTIONS)}")
+    s.require(prediction in _PREDICTIONS, "prediction_type", prediction, f"one of {', '.join(_PREDICTIONS)}")
     timesteps, given = s.get("num_train_timesteps", 1000), s.get("trained_betas")
-    want(is_whole(timesteps) and timesteps >= 2, "num_train_timesteps", timesteps, "a whole number of at least 2")
+    s.require(is_whole(timesteps) and timesteps >= 2, "num_train_timesteps", timesteps, "an integer of at least 2")
+    process = NoiseProcess(timesteps=int(timesteps), prediction=_PREDICTIONS[prediction])
     if given is not None:
         numbers = isinstance(given, list) and all(is_number(beta) and 0 < beta < 1 for beta in given)
-        want(numbers, "trained_betas", str(given)[:40], "a list of numbers in (0, 1)")
-        want(len(given) == timesteps, "trained_betas", f"{len(given)} numbers", f"num_train_timesteps = {timesteps}")
-        return NoiseProcess(beta_schedule="betas", betas=tuple(map(float, given)), timesteps=timesteps,
-                            prediction=_PREDICTIONS[prediction])  # fmt: skip
+        s.require(numbers, "trained_betas", str(given)[:40], "a list of numbers in (0, 1)")
+        s.require(
+            len(given) == timesteps, "trained_betas", f"{len(given)} numbers", f"num_train_timesteps = {timesteps}"
+        )
+        return replace(process, beta_schedule="betas", betas=tuple(map(float, given)))
     schedule, ends = s.get("beta_schedule", "linear"), _KNOWN[kind]
-    want(schedule in _SCHEDULES, "beta_schedule", schedule, f"one of {', '.join(_SCHEDULES)}")
+    s.require(schedule in _SCHEDULES, "beta_schedule", schedule, f"one of {', '.join(_SCHEDULES)}")
     start, end = s.get("beta_start", ends[0]), s.get("beta_end", ends[1])
-    want(is_number(start) and is_number(end) and 0 < start < end < 1, "beta_start and beta_end", (start, end),
-         "0 < beta_start < beta_end < 1")  # fmt: skip
-    if schedule == "squaredcos_cap_v2":  # which ignores them
+    s.require(is_number(start) and is_number(end) and 0 < start < end < 1, "beta_start and beta_end", (start, end),
+              "0 < beta_start < beta_end < 1")  # fmt: skip
+    if schedule == "squaredcos_cap_v2":  # it ignores the ends
         start, end = _HO
-    return NoiseProcess(beta_schedule=_SCHEDULES[schedule], beta_start=float(start), beta_end=float(end),
-                        timesteps=int(timesteps), prediction=_PREDICTIONS[prediction])  # fmt: skip
+    return replace(process, beta_schedule=_SCHEDULES[schedule], beta_start=float(start), beta_end=float(end))
+
+
+def _check_kind(s: JsonConfig, kind: Any) -> None:
+    """Refuse the schedulers of models that are not discrete, variance-preserving and undistilled."""
+    for prefix, family in _OTHER_FAMILIES.items():
+        if str(kind).startswith(prefix):
+            raise ModelError(
+                f"{s.path}: {kind} belongs to {family}, expected a DDPM-like model's scheduler (with an alpha-bar per "
+                "step and no distillation); this noise process is not supported"
+            )
+    s.require(kind in _KNOWN, "_class_name", kind, "a scheduler of DDPM-like models, such as DDPMScheduler")
+    prediction = s.get("prediction_type")
+    s.require(not s.get("use_flow_sigmas") and prediction != "flow_prediction", "prediction_type", prediction,
+              f"a DDPM-like model's, and this is {_FLOW}")  # fmt: skip
+    discrete = s.get("timestep_type", "discrete")
+    s.require(discrete == "discrete", "timestep_type", discrete, "'discrete'")
+    zero_snr = s.get("rescale_betas_zero_snr")
+    s.require(not zero_snr, "rescale_betas_zero_snr", zero_snr,
+              "false: with zero terminal SNR alpha-bar ends at 0, and the loop divides by it")  # fmt: skip
 
 
 def find_scheduler(weights: Path) -> Path | None:
-    """Return the scheduler's file: beside the weights, or in the pipeline's folder ``scheduler`` next to theirs."""
+    """Return the scheduler's file, beside the weights or in the pipeline's folder ``scheduler``, or None."""
     folder = weights.parent.absolute()
     candidates = (folder, folder.parent / "scheduler") if folder.name != ".." else (folder,)
     return next((f for c in candidates if (f := c / "scheduler_config.json").is_file()), None)
 
 
-def resolve(found: NoiseProcess | None, flags: Flags, where: str, say: Say, *, rescaled: bool = False) -> NoiseProcess:
-    """Return the noise process: what the file says, with the flags that were given in its place.
+def resolve(
+    found: NoiseProcess | None, flags: Flags, where: str, on_progress: OnProgress, *, rescaled: bool = False
+) -> NoiseProcess:
+    """Return the noise process of a file, with values replaced by the flags that were given.
 
     Args:
-        found: what a file says, or None where no file does.
-        flags: they win over the file; each replaced value is said.
+        found: the file's noise process, or None without a file.
+        flags: they replace the file's values.
         where: the file, or what is missing, for messages.
-        say: takes one line for each thing that was assumed or replaced.
-        rescaled: the default betas are Ho et al.'s times 1000 / T, as guided-diffusion's linear schedule has them.
+        on_progress: takes a line on what was read, assumed or replaced.
+        rescaled: the default betas are Ho et al.'s times 1000 / T, as in guided-diffusion's linear schedule.
 
     Raises:
-        ModelError: flags that make no schedule.
+        ModelError: the flags give no valid schedule.
     """
     process = found or NoiseProcess()
     changes: dict[str, Any] = {
@@ -126,12 +138,13 @@ def resolve(found: NoiseProcess | None, flags: Flags, where: str, say: Say, *, r
     _check(changes, process)
     if process.betas and changes.keys() - {"prediction"}:
         if "beta_schedule" not in changes:
-            raise ModelError(f"{where}: it lists trained_betas; give --noise-schedule to replace them, or no flag")
+            raise ModelError(f"{where}: got trained_betas and flags of another schedule, expected one of them; give "
+                             "--noise-schedule to replace trained_betas, or no flag")  # fmt: skip
         changes["betas"] = ()
     result = replace(process, **changes)
     if rescaled and result.beta_schedule == "linear":
         scale = 1000 / result.timesteps
-        ends = {"beta_start": _HO[0] * scale, "beta_end": _HO[1] * scale}
+        ends: dict[str, Any] = {"beta_start": _HO[0] * scale, "beta_end": _HO[1] * scale}
         result = replace(result, **{k: v for k, v in ends.items() if k not in changes})
     if not 0 < result.beta_start < result.beta_end < 1:
         raise ModelError(f"--beta-start and --beta-end: got {result.beta_start:g} and {result.beta_end:g}, "
@@ -139,12 +152,12 @@ def resolve(found: NoiseProcess | None, flags: Flags, where: str, say: Say, *, r
     if found is None:
         missing = {"noise_schedule", "prediction", "timesteps"} - {n for n in NOISE if getattr(flags, n) is not None}
         if missing:
-            say(f"{where}; taken as {result}. Say otherwise with --noise-schedule, --prediction, --timesteps, "
-                "--beta-start, --beta-end")  # fmt: skip
+            on_progress(f"{where}; assuming {result}. Change it with --noise-schedule, --prediction, --timesteps, "
+                        "--beta-start, --beta-end")  # fmt: skip
     else:
         replaced = [f"{field} {getattr(process, field)} by {value}" for field, value in changes.items()
                     if field != "betas" and getattr(process, field) != value]  # fmt: skip
-        say(f"{where}: {process}" + (f"; flags replace {', '.join(replaced)}" if replaced else ""))
+        on_progress(f"{where}: {process}" + (f"; flags replace {', '.join(replaced)}" if replaced else ""))
     return result
 
 
@@ -157,18 +170,3 @@ def _check(changes: dict[str, Any], process: NoiseProcess) -> None:
     timesteps = changes.get("timesteps", process.timesteps)
     if not (is_whole(timesteps) and 2 <= timesteps <= 100_000):
         raise ModelError(f"--timesteps: got {timesteps!r}, expected 2 to 100000")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ModelError: it is none.
-    """
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, OSError) as e:
-        raise ModelError(f"{path}: cannot be read as JSON ({e}); copy it again") from e
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: got a {type(found).__name__}, wanted a JSON object")
-    return found

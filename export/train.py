@@ -1,12 +1,13 @@
-"""Train a UNet of `export.unet` from pictures: how zip-tiny was made.
+"""Train a UNet of `export.unet` on images, as zip-tiny was.
 
     python -m export.train -o runs/zip-tiny --samples 1000000 \
         --train cifar10-train.zip imagenette-train.zip photos.zip --held-out cifar10-test.zip imagenette-val.zip
 
-A sample is one 32x32 picture's worth of pixels. Stop it at any time: it goes on from ``latest.pt`` when called again.
-``--init export/zip-tiny.safetensors`` begins from the weights of the bundled model in place of random ones.
-It leaves in the output folder ``latest.pt`` (everything needed to resume), ``ema.safetensors`` (the averaged weights,
-for ``python -m export``) and ``log.jsonl`` (training loss, and the held-out loss by noise level).
+A sample is as many pixels as one 32x32 image has. Interrupted runs resume from ``latest.pt``: repeat the same command.
+``--init export/zip-tiny.safetensors`` starts from the weights of the bundled model instead of random ones.
+
+The output folder holds ``latest.pt`` (everything needed to resume), ``ema.safetensors`` (the averaged weights, for
+``python -m export``) and ``log.jsonl`` (training loss, and held-out loss by noise level).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import json
 import math
 import random
 import time
-import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch as safetensors
@@ -27,98 +28,41 @@ from torch import Tensor
 from tqdm import tqdm
 
 from export import checkpoints
-from export.training_data import LoadedImages
+from export.losses import add_noise, check_losses, loss_fn, zero_loss
+from export.training_data import TrainingImages
 from export.unet import ZIP_TINY, UNet, UNetConfig
 from zipsdk._util.atomic import write_atomically
 from zipsdk.errors import ZipSdkError
 
-#: The steps that the 20-step loop visits: where the held-out loss is read.
+#: Steps at which the held-out loss is computed: those that the 20-step loop visits.
 VISITED = list(range(0, 1000, 50))
-#: Optimizer steps over which the rate rises, where 2% of the run are fewer; and the largest share of a run for it.
+#: The learning rate rises over at least this many optimizer steps, but at most over this share of a run.
 WARM_UP_STEPS, LONGEST_WARM_UP = 10, 0.2
-#: A run of fewer optimizer steps is not judged by its losses: they differ by the noise levels drawn.
-FEWEST_JUDGED = 20
 
 
-def add_noise(x0: Tensor, t: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x0 (N,3,H,W) and t (N,) -> x_t = sqrt(ab) x0 + sqrt(1-ab) eps, its eps, and ab as (N,1,1,1)."""
-    ab = alphas_cumprod[t][:, None, None, None]
-    eps = torch.randn_like(x0)
-    return ab.sqrt() * x0 + (1 - ab).sqrt() * eps, eps, ab
-
-
-def draw_steps(n: int, timesteps: int, device: torch.device) -> Tensor:
-    """Half uniform, half with density falling as 1/sqrt(t): the low noise levels decide what a restored picture looks
-    like, because above t = 400 the guide fixes nearly all of it. Stratified, so that every batch spans the range."""
-    u = (torch.arange(n, device=device) + torch.rand(n, device=device)) / n
-    u = torch.where(torch.rand(n, device=device) < 0.5, u, u * u)
-    return (u * timesteps).long().clamp(0, timesteps - 1)
-
-
-def loss_fn(model: UNet, x0: Tensor, gamma: float) -> Tensor:
-    """The v-prediction loss with min-SNR weights (Hang et al. 2023, arXiv 2303.09556): min(SNR, gamma) / (SNR + 1).
-
-    A model that predicts epsilon is trained by the same loss, expressed in its own target: min(SNR, gamma)/SNR.
-    """
-    t = draw_steps(len(x0), model.config.timesteps, x0.device)
-    x_t, eps, ab = add_noise(x0, t, model.alphas_cumprod)
-    with torch.autocast(x0.device.type, torch.bfloat16):
-        out = model.network(x_t, t)
-    v = model.config.prediction == "v"
-    target = ab.sqrt() * eps - (1 - ab).sqrt() * x0 if v else eps
-    return (min_snr_weight(ab, gamma, v) * (out.float() - target).square()).mean()
-
-
-def min_snr_weight(ab: Tensor, gamma: float, v: bool) -> Tensor:
-    """Compute the weight of each alpha-bar in the loss of a model that predicts v, or epsilon."""
-    snr = ab / (1 - ab)
-    return snr.clamp(max=gamma) / (snr + 1 if v else snr)
-
-
-def guess_loss(model: UNet, gamma: float, power: float) -> float:
-    """Compute the expected `loss_fn` of a network that always answers zero, for images of this mean square."""
-    ab = model.alphas_cumprod.double().cpu()
-    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    drawn = ab[(torch.cat([u, u * u]) * len(ab)).long()]  # the density of `draw_steps`
-    v = model.config.prediction == "v"
-    target = drawn + (1 - drawn) * power if v else torch.ones_like(drawn)
-    return float((min_snr_weight(drawn, gamma, v) * target).mean())
-
-
-def mean_square(pictures: LoadedImages) -> float:
-    """Compute the mean square of some images' values, which are in [-1, 1]."""
-    batches = pictures.held_out(64)
+def mean_square(images: TrainingImages) -> float:
+    """Compute the mean square of the values of 64 images, which are in [-1, 1]."""
+    batches = images.held_out(64)
     return sum(float(x.square().sum()) for x in batches) / sum(x.numel() for x in batches)
 
 
-def check_losses(values: list[float], guess: float, fresh: bool, lr: float) -> None:
-    """Warn where a run ended no better than `guess`, or, if it began from random weights, than it began."""
-    if len(values) < FEWEST_JUDGED:
-        return
-    part = max(FEWEST_JUDGED // 4, len(values) // 10)
-    first, last = (sum(v) / len(v) for v in (values[:part], values[-part:]))
-    if last < guess and (last < first or not fresh):
-        return
-    warnings.warn(
-        f"training did not converge: loss {first:.3g} -> {last:.3g}, expected it to fall, and below {guess:.3g}, which "
-        f"an answer of zero has; lower the learning rate (--lr {lr:.3g}) or train longer (--samples)",
-        UserWarning,
-        stacklevel=3,
-    )
-
-
 @torch.no_grad()
-def held_out_loss(model: UNet, pictures: list[Tensor]) -> list[float]:
-    """Mean squared error of epsilon at each of `VISITED`, over the same pictures and the same noise every time."""
+def held_out_loss(model: UNet, batches: list[Tensor]) -> list[float]:
+    """Compute the mean squared error of epsilon at each step of `VISITED`, with the same noise in every call.
+
+    Args:
+        model: it is left in training mode.
+        batches: float (N, 3, H, W) in [-1, 1], on the CPU.
+    """
     model.eval()
     device = model.alphas_cumprod.device
     generator_state = torch.get_rng_state()
-    # the noise is drawn on the CPU; torch.manual_seed would seed the GPUs too, and nobody would give their state back
+    # The noise is drawn on the CPU. torch.manual_seed would seed the GPUs as well, whose state is not restored below.
     torch.default_generator.manual_seed(0)
     losses = []
     for t in VISITED:
         total = count = 0.0
-        for x0 in pictures:
+        for x0 in batches:
             steps = torch.full((len(x0),), t)
             x_t, eps, _ = add_noise(x0, steps, model.alphas_cumprod.cpu())
             with torch.autocast(device.type, torch.bfloat16):
@@ -132,21 +76,24 @@ def held_out_loss(model: UNet, pictures: list[Tensor]) -> list[float]:
 
 
 def learning_rate(done: float, peak: float, warm_up: float = 0.02) -> float:
-    """`done` in [0, 1]: a share of it for warm-up, constant, then a cosine to zero over the last 40%."""
+    """Return the learning rate at a share `done` in [0, 1] of a run.
+
+    It rises over the share `warm_up`, is constant at `peak`, and falls as a cosine to zero over the last 40%.
+    """
     if done < warm_up:
         return peak * (done + 1e-3) / (warm_up + 1e-3)
     return peak * (0.5 + 0.5 * math.cos(math.pi * max(0.0, (done - 0.6) / 0.4)))
 
 
 def warm_up_share(samples: int, batch: int) -> float:
-    """Return the share of a run in which the rate rises: 2%, or more of a run of few steps."""
+    """Return the share of a run in which the learning rate rises: 2%, or more if the run has few steps."""
     return max(0.02, min(LONGEST_WARM_UP, WARM_UP_STEPS * batch / max(1, samples)))
 
 
 def seed_everything(seed: int | None, samples: int) -> None:
-    """Seed torch, NumPy and `random`: by the clock, or by a seed and the samples that were done before.
+    """Seed torch, NumPy and `random` from the clock, or from a seed and the number of samples already trained on.
 
-    A resumed run must not draw the images of the interrupted one again.
+    The number of samples makes a resumed run draw other images than the interrupted one.
     """
     value = time.time_ns() if seed is None else 1_000_003 * seed + samples
     torch.manual_seed(value % 2**31)
@@ -154,121 +101,186 @@ def seed_everything(seed: int | None, samples: int) -> None:
     random.seed(value)
 
 
-def train(config: UNetConfig, args: argparse.Namespace) -> None:
-    out: Path = args.output
-    out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(args.device)
-    seed_everything(args.seed, 0)
-    pictures = LoadedImages(args.train)
-    print(f"{pictures.describe()} to train on", flush=True)
-    held_out = [LoadedImages([f], limit=64).held_out(64) for f in args.held_out]
+def new_model(config: UNetConfig, device: torch.device) -> UNet:
+    """Build a UNet with random weights on a device, with channels last in memory."""
+    model = UNet(config)
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
-    model = UNet(config).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    step, samples = 0, 0
-    latest = out / "latest.pt"
-    if latest.exists():
-        state = torch.load(latest, map_location=device, weights_only=True)
-        if state["config"] != config.to_dict():
+
+class TrainingRun:
+    """Hold everything that a training run changes, and save and restore it.
+
+    Attributes:
+        model, ema, optimizer: the weights, their running average and AdamW.
+        step, samples: optimizer steps and samples so far.
+        fresh: whether the run started from random weights in this call.
+    """
+
+    def __init__(self, config: UNetConfig, args: argparse.Namespace):
+        self.config, self.args = config, args
+        self.output: Path = args.output
+        self.device = torch.device(args.device)
+        self.model = new_model(config, self.device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01)
+        self.ema = self._weights()
+        self.step, self.samples = 0, 0
+        self.latest = self.output / "latest.pt"
+        if self.latest.exists():
+            self._resume()
+        elif args.init:
+            self._start_from(args.init)
+        self.fresh = not self.samples and not args.init
+        self.warm_up = warm_up_share(args.samples, args.batch)
+        self.averaged = new_model(config, self.device)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def _resume(self) -> None:
+        state = torch.load(self.latest, map_location=self.device, weights_only=True)
+        if state["config"] != self.config.to_dict():
             raise SystemExit(
-                f"{latest} holds a model of another shape: {state['config']}; choose another output folder"
+                f"{self.latest}: got a model of another shape: {state['config']}, expected {self.config.to_dict()}; "
+                "choose another output folder"
             )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema, step, samples = state["ema"], state["step"], state["samples"]
-        seed_everything(args.seed, samples)
-        print(f"go on from {samples} samples", flush=True)
-    elif args.init:
-        given, _ = checkpoints.load(args.init, checkpoints.Flags())
-        if given.config != config:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema, self.step, self.samples = state["ema"], state["step"], state["samples"]
+        seed_everything(self.args.seed, self.samples)
+        print(f"resuming from {self.samples} samples", flush=True)
+
+    def _start_from(self, weights: Path) -> None:
+        given, _ = checkpoints.load(weights)
+        if given.config != self.config:
             raise SystemExit(
-                f"{args.init} holds a model of another shape: {given.config.to_dict()}; change the flags to it"
+                f"{weights}: got a model of another shape: {given.config.to_dict()}, expected {self.config.to_dict()}; "
+                "change the flags to it"
             )
-        model.load_state_dict(given.state_dict())
-        ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.model.load_state_dict(given.state_dict())
+        self.ema = self._weights()
 
-    def save() -> None:
-        state = {"config": config.to_dict(), "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                 "ema": ema, "step": step, "samples": samples}  # fmt: skip
-        file = io.BytesIO()
-        torch.save(state, file)
-        write_atomically(latest, file.getbuffer())
-        meta = {"config": json.dumps(config.to_dict()), "samples": str(samples)}
-        write_atomically(out / "ema.safetensors", safetensors.save({k: v.contiguous() for k, v in ema.items()}, meta))
+    def train_on(self, x0: Tensor) -> float:
+        """Take one optimizer step and update the averaged weights.
 
-    averaged = UNet(config).to(device, memory_format=torch.channels_last)
+        Args:
+            x0: float (N, 3, H, W) in [-1, 1].
 
-    def evaluate(loss: float) -> None:
-        averaged.load_state_dict(ema)
-        record = {"samples": samples, "step": step, "loss": loss, "steps": VISITED, "wall": time.time()}
-        for file, batch in zip(args.held_out, held_out, strict=True):
-            record[f"held_out:{Path(file).stem}"] = held_out_loss(averaged, batch)
-        with (out / "log.jsonl").open("a") as log:
-            log.write(json.dumps(record) + "\n")
+        Returns:
+            The loss before the step.
 
-    warm_up, fresh = warm_up_share(args.samples, args.batch), not samples and not args.init
-    values: list[float] = []
-    running, next_save = math.nan, samples + args.save_every
-    bar = tqdm(total=args.samples, initial=samples, unit="sample", unit_scale=True, mininterval=5)
-    while samples < args.samples:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(samples / args.samples, args.lr, warm_up)
-        x0 = pictures.batch(args.batch).to(device, memory_format=torch.channels_last)
-        loss = loss_fn(model, x0, args.min_snr)
+        Raises:
+            SystemExit: the loss or its gradient is not finite; the weights are left as they were.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.samples / self.args.samples, self.args.lr, self.warm_up)
+        loss = loss_fn(self.model, x0.to(self.device, memory_format=torch.channels_last), self.args.min_snr)
         value = loss.item()
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
         if not math.isfinite(value) or not math.isfinite(norm):
             raise SystemExit(
-                f"training: got a loss of {value} with a gradient of {norm} at step {step}, expected finite ones; "
-                f"lower --lr {args.lr:.3g} and start again from {latest}"
+                f"training: got a loss of {value} with a gradient of {norm} at step {self.step}, expected finite ones; "
+                f"lower --lr {self.args.lr:.3g} and start again from {self.latest}"
             )
-        optimizer.step()
-        values.append(value)
-        step += 1
-        decay = min(args.ema, (1 + step) / (10 + step))
+        self.optimizer.step()
+        self.step += 1
+        self.samples += x0.shape[0] * x0.shape[2] * x0.shape[3] // 1024
+        decay = min(self.args.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for k, v in model.state_dict().items():
-                ema[k].lerp_(v, 1 - decay)
-        done = x0.shape[0] * x0.shape[2] * x0.shape[3] // 1024
-        samples += done
-        running = value if math.isnan(running) else 0.99 * running + 0.01 * value
-        bar.update(done)
-        bar.set_postfix(loss=f"{running:.4f}")
-        if samples >= next_save:
-            next_save += args.save_every
-            save()
-            evaluate(running)
-    bar.close()
-    save()
-    evaluate(running)
-    check_losses(values, guess_loss(model, args.min_snr, mean_square(pictures)), fresh, args.lr)
+            for k, v in self.model.state_dict().items():
+                self.ema[k].lerp_(v, 1 - decay)
+        return value
+
+    def save(self) -> None:
+        """Write ``latest.pt`` and ``ema.safetensors``."""
+        state = {"config": self.config.to_dict(), "model": self.model.state_dict(),
+                 "optimizer": self.optimizer.state_dict(), "ema": self.ema, "step": self.step,
+                 "samples": self.samples}  # fmt: skip
+        file = io.BytesIO()
+        torch.save(state, file)
+        write_atomically(self.latest, file.getbuffer())
+        meta = {"config": json.dumps(self.config.to_dict()), "samples": str(self.samples)}
+        averaged = safetensors.save({k: v.contiguous() for k, v in self.ema.items()}, meta)
+        write_atomically(self.output / "ema.safetensors", averaged)
+
+    def log(self, loss: float, held_out: dict[str, list[Tensor]]) -> None:
+        """Append a line to ``log.jsonl``.
+
+        Args:
+            loss: running mean of the training loss.
+            held_out: batches by the name of their source; `held_out_loss` of the averaged weights is logged for each.
+        """
+        self.averaged.load_state_dict(self.ema)
+        record: dict[str, Any] = {"samples": self.samples, "step": self.step, "loss": loss, "steps": VISITED,
+                                  "wall": time.time()}  # fmt: skip
+        record |= {f"held_out:{name}": held_out_loss(self.averaged, batches) for name, batches in held_out.items()}
+        with (self.output / "log.jsonl").open("a") as log:
+            log.write(json.dumps(record) + "\n")
+
+
+def train(config: UNetConfig, args: argparse.Namespace) -> None:
+    """Train a model, or resume its training, up to ``args.samples`` samples.
+
+    Args:
+        config: the network; it predicts "v" or "epsilon".
+        args: what `parser` returns.
+
+    Raises:
+        SystemExit: ``latest.pt`` or ``--init`` holds another network, or the loss is not finite.
+        InputError: a source is not a folder or zip archive of images.
+    """
+    args.output.mkdir(parents=True, exist_ok=True)
+    seed_everything(args.seed, 0)
+    images = TrainingImages(args.train)
+    print(f"training on {images.describe()}", flush=True)
+    held_out = {Path(file).stem: TrainingImages([file], limit=64).held_out(64) for file in args.held_out}
+    run = TrainingRun(config, args)
+    values: list[float] = []
+    running, next_save = math.nan, run.samples + args.save_every
+    with tqdm(total=args.samples, initial=run.samples, unit="sample", unit_scale=True, mininterval=5) as bar:
+        while run.samples < args.samples:
+            before = run.samples
+            value = run.train_on(images.batch(args.batch))
+            values.append(value)
+            running = value if math.isnan(running) else 0.99 * running + 0.01 * value
+            bar.update(run.samples - before)
+            bar.set_postfix(loss=f"{running:.4f}")
+            if run.samples >= next_save:
+                next_save += args.save_every
+                run.save()
+                run.log(running, held_out)
+    run.save()
+    run.log(running, held_out)
+    check_losses(values, zero_loss(run.model, args.min_snr, mean_square(images)), run.fresh, args.lr)
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m export.train", description=__doc__.split("\n")[0])
+    """Return the parser of the command line."""
+    p = argparse.ArgumentParser(prog="python -m export.train", description="Train a UNet on images, as zip-tiny was.")
     p.add_argument("-o", "--output", type=Path, required=True, help="folder for checkpoints and the log")
-    p.add_argument("--train", nargs="+", required=True, help="zip files or folders of pictures")
-    p.add_argument("--held-out", nargs="+", default=[], help="zip files or folders, never trained on")
-    p.add_argument("--init", type=Path, help="weights to begin from, where there is no latest.pt yet")
-    p.add_argument("--samples", type=int, default=1_000_000, help="in 32x32 pictures' worth of pixels")
-    p.add_argument("--batch", type=int, default=64, help="samples a step")
-    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--train", nargs="+", required=True, help="zip files or folders of images to train on")
+    p.add_argument("--held-out", nargs="+", default=[], help="zip files or folders of images to validate on")
+    p.add_argument("--init", type=Path, help="weights to start from, if the output folder has no latest.pt")
+    p.add_argument("--samples", type=int, default=1_000_000, help="length of the run, in 32x32 images' worth of pixels")
+    p.add_argument("--batch", type=int, default=64, help="samples per optimizer step")
+    p.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     p.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights, per step")
     p.add_argument("--min-snr", type=float, default=20.0, help="gamma of the min-SNR weights")
     p.add_argument("--save-every", type=int, default=50_000, help="samples between checkpoints")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--seed", type=int, help="of weights, images and noise; default: another one each time")
-    p.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
-    p.add_argument("--channels", type=int, default=ZIP_TINY.model_channels)
-    p.add_argument("--mult", type=int, nargs="+", default=list(ZIP_TINY.channel_mult))
-    p.add_argument("--res-blocks", type=int, default=ZIP_TINY.num_res_blocks)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    p.add_argument("--seed", type=int, help="of weights, images and noise; default: from the clock")
+    p.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all")
+    p.add_argument("--channels", type=int, default=ZIP_TINY.model_channels, help="width of the network")
+    p.add_argument(
+        "--mult", type=int, nargs="+", default=list(ZIP_TINY.channel_mult), help="width of each level, as a multiple"
+    )
+    p.add_argument("--res-blocks", type=int, default=ZIP_TINY.num_res_blocks, help="residual blocks per level")
     return p
 
 
 def main() -> None:
+    """Run the command."""
     args = parser().parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

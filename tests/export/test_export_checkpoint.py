@@ -1,4 +1,4 @@
-"""Checkpoints load strictly, and nothing but tensors is unpickled."""
+"""Test that checkpoints load strictly, and that only tensors are unpickled."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def seeded(config):
 
 @pytest.fixture
 def openai(tmp_path):
-    """A guided-diffusion checkpoint in small: its path, and the six-channel model that it came from."""
+    """Write a small guided-diffusion checkpoint: its path, and the six-channel model that it was saved from."""
     model = seeded(OPENAI)
     torch.save(model.state_dict(), tmp_path / "adm.pt")
     return tmp_path / "adm.pt", model
@@ -51,7 +51,7 @@ def test_openai_checkpoint(openai):
     loaded, sha256 = checkpoints.load(path, FLAGS)
     assert loaded.config == replace(OPENAI, out_channels=3)
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    # the cut of the last convolution is the slice of its output
+    # cutting the last convolution slices its output
     torch.testing.assert_close(loaded(X, T), model(X, T)[:, :3], rtol=0, atol=1e-6)
     assert loaded.out[2].weight.shape[0] == loaded.out[2].out_channels == 3
     assert not loaded.training
@@ -72,7 +72,7 @@ def test_openai_checkpoint(openai):
 def test_shapes_reveal_the_architecture(tmp_path, changes):
     config = replace(OPENAI, **changes)
     if len(config.channel_mult) == 1:
-        config = replace(config, resblock_updown=False)  # nothing to resample
+        config = replace(config, resblock_updown=False)  # one level has nothing to resample
     torch.save(seeded(config).state_dict(), tmp_path / "m.pt")
     got = checkpoints.load(tmp_path / "m.pt", FLAGS)[0].config
     assert got == replace(config, out_channels=3, attention_downsampling=tuple(sorted(config.attention_downsampling)))
@@ -106,8 +106,8 @@ def test_new_attention_order_is_translated(openai):
 
 def test_missing_keys_are_named(openai):
     path, _ = openai
-    gone = ["middle_block.1.norm.bias", "out.0.weight", "out.0.bias", "time_embed.2.bias"]
-    resaved(path, lambda s: [s.pop(k) for k in gone])
+    removed = ["middle_block.1.norm.bias", "out.0.weight", "out.0.bias", "time_embed.2.bias"]
+    resaved(path, lambda s: [s.pop(k) for k in removed])
     with pytest.raises(ModelError, match=r"4 missing: time_embed\.2\.bias, .* and 1 more"):
         checkpoints.load(path, FLAGS)
 
@@ -115,7 +115,7 @@ def test_missing_keys_are_named(openai):
 def test_extra_and_misshapen_keys_are_named(openai):
     path, _ = openai
     resaved(path, lambda s: s.update({"out.3.bias": torch.zeros(1), "out.0.bias": torch.zeros(9)}))
-    message = r"1 extra: out\.3\.bias; 1 misshapen: out\.0\.bias \(got \(9,\), wanted \(8,\)\)"
+    message = r"1 extra: out\.3\.bias; 1 of another shape: out\.0\.bias \(got \(9,\), expected \(8,\)\)"
     with pytest.raises(ModelError, match=message):
         checkpoints.load(path, FLAGS)
 
@@ -128,7 +128,7 @@ def test_extra_and_misshapen_keys_are_named(openai):
         (lambda s: s.pop("time_embed.0.weight"), "time_embed.0.weight"),
         (lambda s: s.update({"input_blocks.0.0.weight": torch.zeros(8, 6, 3, 3)}), "6 input channels"),
         (lambda s: s.update({"out.2.weight": torch.zeros(4, 8, 3, 3)}), "4 output channels"),
-        (lambda s: s.update({"time_embed.0.weight": torch.zeros(32, 5)}), "multiples of 5"),
+        (lambda s: s.update({"time_embed.0.weight": torch.zeros(32, 5)}), "multiples of the time embedding's 5"),
     ],
 )
 def test_other_networks_are_refused_with_the_reason(openai, change, message):
@@ -141,12 +141,12 @@ def test_other_networks_are_refused_with_the_reason(openai, change, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (replace(FLAGS, head_channels=12), "head_channels=12"),
+        (replace(FLAGS, head_channels=12), "got head_channels=12, expected a divisor"),
         (replace(FLAGS, norm_groups=5), "no UNet can be built"),
-        (replace(FLAGS, image_size=18), "wanted a multiple of 4"),
+        (replace(FLAGS, image_size=18), "expected a multiple of 4"),
     ],
 )
-def test_flags_that_do_not_fit(openai, flags, message):
+def test_flags_that_do_not_fit_are_refused(openai, flags, message):
     with pytest.raises(ModelError, match=message):
         checkpoints.load(openai[0], flags)
 
@@ -158,7 +158,7 @@ def test_wrapped_names_are_not_guessed(openai):
         checkpoints.load(path, FLAGS)
 
 
-def test_names_of_data_parallel_are_taken(openai):
+def test_names_of_data_parallel_are_stripped(openai):
     path, model = openai
     torch.save({f"module.{k}": v for k, v in model.state_dict().items()}, path)
     loaded, _ = checkpoints.load(path, FLAGS)
@@ -168,7 +168,7 @@ def test_names_of_data_parallel_are_taken(openai):
 def test_training_states_are_not_guessed(openai):
     path, model = openai
     torch.save({"model": model.state_dict(), "ema": model.state_dict(), "step": 3}, path)
-    with pytest.raises(ModelError, match=r"got a dict of model, ema, step, wanted a plain dict.*state\['ema'\]"):
+    with pytest.raises(ModelError, match=r"got a dict of model, ema, step, expected a plain dict.*state\['ema'\]"):
         checkpoints.load(path, FLAGS)
 
 
@@ -181,7 +181,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("save", ["torch", "zipless", "pickle"])
-def test_a_pickle_is_not_run(tmp_path, save):
+def test_a_pickle_is_not_executed(tmp_path, save):
     victim, path = tmp_path / "touched", tmp_path / "evil.pt"
     content = {"input_blocks.0.0.weight": Evil(victim)}
     if save == "pickle":
@@ -191,33 +191,33 @@ def test_a_pickle_is_not_run(tmp_path, save):
     with pytest.raises(ModelError, match="Python objects besides tensors"):
         checkpoints.load(path, FLAGS)
     assert not victim.exists()
-    pickle.loads(pickle.dumps(Evil(victim)))  # the trap does work
+    pickle.loads(pickle.dumps(Evil(victim)))  # unpickling does create the file
     assert victim.exists()
 
 
 @pytest.mark.parametrize("name", ["m.pt", "m.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"<html>404</html>"])
-def test_damaged_files(tmp_path, name, content):
+def test_damaged_files_are_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=name):
         checkpoints.load(tmp_path / name)
 
 
-def test_cut_short(openai):
+def test_a_truncated_file_is_refused(openai):
     path, _ = openai
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ModelError, match="cut short"):
         checkpoints.load(path, FLAGS)
 
 
-def test_no_such_file(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ModelError, match="no such file"):
         checkpoints.load(tmp_path / "nothing.pt")
     with pytest.raises(ModelError, match=r"neither diffusion_pytorch_model\.safetensors"):
         checkpoints.load(tmp_path)
 
 
-def test_random_adm_is_the_same_every_time():
+def test_random_adm_is_deterministic():
     state = torch.get_rng_state()
     a, b = (checkpoints.random_adm(channels=32).state_dict() for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,4 +1,4 @@
-"""`python -m export`: what its options do to the export, seen by what is handed on."""
+"""Test which arguments `python -m export` passes to the loader and the exporter."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CONFIG = UNetConfig(image_size=64, model_channels=8, channel_mult=(1, 2), num_re
 
 
 @pytest.fixture
-def handed(monkeypatch, tmp_path):
-    """``handed(words...)``: runs the command on fakes and gives what the loader and the exporter got."""
+def passed(monkeypatch, tmp_path):
+    """Return ``passed(words...)``, which runs the command on fakes and returns the arguments of loader and exporter."""
     got = {}
     config = [CONFIG]
 
-    def load(path, flags, say):
+    def load(path, flags, on_progress):
         got.update(checkpoint=path, flags=flags)
         return UNet(config[0]), "ab" * 32
 
@@ -46,8 +46,8 @@ def handed(monkeypatch, tmp_path):
     return run
 
 
-def test_the_defaults_of_the_command_are_those_of_the_parts(handed, tmp_path):
-    got = handed()
+def test_defaults(passed, tmp_path):
+    got = passed()
     assert got["checkpoint"] == tmp_path / "runs" / "best.pt" and got["path"] == tmp_path / "out" / "best.onnx"
     assert got["flags"] == Flags()
     assert (got["precision"], got["options"]) == ("fp32", {"opset": 21, "store": "same", "norm": "group"})
@@ -59,7 +59,7 @@ def test_the_defaults_of_the_command_are_those_of_the_parts(handed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("words", "expected"),
     [
         (["--store-fp16"], {"opset": 21, "store": "fp16", "norm": "group"}),
         (["--norm", "instance"], {"opset": 21, "store": "same", "norm": "instance"}),
@@ -67,35 +67,35 @@ def test_the_defaults_of_the_command_are_those_of_the_parts(handed, tmp_path):
         (["--opset", "23", "--norm", "instance", "--store-fp16"], {"opset": 23, "store": "fp16", "norm": "instance"}),
     ],
 )
-def test_the_form_of_the_file_is_handed_on(handed, words, wanted, capsys):
-    assert handed(*words)["options"] == wanted
-    assert f"opset {wanted['opset']}" in capsys.readouterr().out
+def test_options_of_the_file_are_passed_on(passed, words, expected, capsys):
+    assert passed(*words)["options"] == expected
+    assert f"opset {expected['opset']}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("precision", "file"), [("fp32", "best.onnx"), ("fp16", "best-fp16.onnx"), ("bf16", "best-bf16.onnx")]
 )
-def test_the_precision_is_in_the_name_of_the_file(handed, precision, file):
-    got = handed("--precision", precision)
+def test_the_precision_is_in_the_name_of_the_file(passed, precision, file):
+    got = passed("--precision", precision)
     assert (got["precision"], got["path"].name, got["spec"].name) == (precision, file, "best")
-    assert handed("--precision", precision, "--name", "x")["path"].name == file.replace("best", "x")
+    assert passed("--precision", precision, "--name", "x")["path"].name == file.replace("best", "x")
 
 
-def test_what_shapes_cannot_tell_is_handed_on(handed):
-    """Each flag alone, so that none takes another's place."""
+def test_flags_of_the_checkpoint_are_passed_on(passed):
+    """Give each flag alone, so that mixed-up flags show."""
     for flag, field, value in (
         ("--image-size", "image_size", 128), ("--head-channels", "head_channels", 32),
         ("--norm-groups", "norm_groups", 8), ("--attention-order", "attention_order", "new"),
         ("--heads", "heads", 4), ("--noise-schedule", "noise_schedule", "cosine"), ("--prediction", "prediction", "v"),
         ("--timesteps", "timesteps", 4000), ("--beta-start", "beta_start", 3e-4), ("--beta-end", "beta_end", 0.01),
     ):  # fmt: skip
-        got = handed(flag, str(value))["flags"]
+        got = passed(flag, str(value))["flags"]
         assert got == Flags(**{field: value}) != Flags(), flag
-    assert handed("--rescale-timesteps")["flags"] == Flags(rescale_timesteps=True)
+    assert passed("--rescale-timesteps")["flags"] == Flags(rescale_timesteps=True)
 
 
 @pytest.mark.parametrize("kind", ["export", "quantize"])
-def test_without_a_temporary_folder_one_line_says_so(monkeypatch, tmp_path, capsys, kind):
+def test_a_missing_temporary_folder_is_one_line(monkeypatch, tmp_path, capsys, kind):
     from export import quantize
 
     def none():
@@ -106,34 +106,34 @@ def test_without_a_temporary_folder_one_line_says_so(monkeypatch, tmp_path, caps
     words = [str(tmp_path / "m.onnx"), "-o", str(tmp_path)]
     main = {"export": command.main, "quantize": lambda w: quantize.main([*w, "--data", "x.zip"])}[kind]
     assert main(words) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert said.endswith("temporary directory found in ['/tmp']; set TMPDIR to a folder that can be written to\n")
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert message.endswith("temporary directory found in ['/tmp']; set TMPDIR to a folder that can be written to\n")
 
 
-def test_heads_are_given_once(handed, capsys):
+def test_heads_and_head_channels_exclude_each_other(passed, capsys):
     with pytest.raises(SystemExit):
-        handed("--heads", "4", "--head-channels", "64")
+        passed("--heads", "4", "--head-channels", "64")
     assert "not allowed with" in capsys.readouterr().err
 
 
-def test_what_the_file_says_of_the_model_is_handed_on(handed):
-    got = handed("--min-side", "16", "--max-side", "128", "--transforms", "blur4", "gray", "--lam", "2",
+def test_metadata_is_passed_on(passed):
+    got = passed("--min-side", "16", "--max-side", "128", "--transforms", "blur4", "gray", "--lam", "2",
                  "--license", "MIT", "--training-data", "noise")["spec"]  # fmt: skip
     assert (got.min_side, got.max_side, got.transforms, got.lam) == (16, 128, ("blur4", "gray"), 2.0)
     assert (got.license, got.training_data) == ("MIT", "noise")
 
 
-def test_an_unknown_transform_is_refused_before_the_export(handed, tmp_path, capsys):
-    handed()  # patch the loader
+def test_an_unknown_transform_is_refused_before_the_export(passed, tmp_path, capsys):
+    passed()  # patch the loader
     assert command.main([str(tmp_path / "best.pt"), "-o", str(tmp_path), "--transforms", "blurr2"]) == 1
     assert "got 'blurr2' in 'blurr2'" in capsys.readouterr().err
 
 
-def test_with_attention_the_image_size_is_the_only_size(handed):
+def test_with_attention_the_image_size_is_the_only_size(passed):
     attention = UNetConfig(image_size=64, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
                            attention_downsampling=(2,), num_head_channels=4)  # fmt: skip
-    spec = handed(config_=attention)["spec"]
+    spec = passed(config_=attention)["spec"]
     assert (spec.min_side, spec.image_size, spec.max_side, spec.flexible) == (64, 64, 64, False)
 
 

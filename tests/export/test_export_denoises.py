@@ -1,4 +1,4 @@
-"""The check that a model denoises: the bundled model's weights pass it, and each wrong reading of them fails."""
+"""Test the check that a model denoises: the bundled weights pass it, and each wrong reading of them fails."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def spec_of(**noise):
 
 
 def read_as(model, **changes):
-    """The same weights under another configuration, as a wrong reading gives it."""
+    """Load the same weights with another configuration, as a wrong reading does."""
     other = UNet(replace(model.config, **changes)).eval()
     other.load_state_dict(model.state_dict())
     return denoises.of_torch(other)
 
 
 def trained_on(model, **noise):
-    """A model of another schedule: the trained one, told the step at which its own schedule has as much noise."""
+    """Return a model of another schedule: the trained one, given the step where its own schedule has as much noise."""
     own = model.config.alphas_cumprod()
     spec = spec_of(**noise)
     theirs = spec.alphas_cumprod()
     right = denoises.of_torch(model)
 
     def predict(x, t):
-        told = [np.argmin(np.abs(np.log(own / (1 - own)) - np.log(a / (1 - a)))) for a in theirs[t.astype(int)]]
-        return right(x, np.float32(told))
+        steps = [np.argmin(np.abs(np.log(own / (1 - own)) - np.log(a / (1 - a)))) for a in theirs[t.astype(int)]]
+        return right(x, np.float32(steps))
 
     return predict
 
@@ -73,7 +73,7 @@ def test_a_sound_model_passes_with_margin(trained):
 
 
 @pytest.mark.parametrize("noise", [COSINE, SCALED, T4000], ids=["cosine", "scaled", "T4000"])
-def test_a_schedule_that_is_read_right_passes(trained, noise):
+def test_the_right_schedule_passes(trained, noise):
     denoises.check(trained_on(trained, **noise), spec_of(**noise))
 
 
@@ -82,10 +82,12 @@ def test_a_schedule_that_is_read_right_passes(trained, noise):
     [(COSINE, LINEAR), (SCALED, LINEAR), (T4000, LINEAR), (LINEAR, COSINE), (LINEAR, SCALED), (LINEAR, T4000)],
     ids=["cosine-linear", "scaled-linear", "T4000-linear", "linear-cosine", "linear-scaled", "linear-T4000"],
 )
-def test_a_schedule_that_is_read_wrong_fails(trained, noise, read):
+def test_a_wrong_schedule_fails(trained, noise, read):
     wrong = trained_on(trained, **noise)
     last = spec_of(**noise).timesteps - 1
-    with pytest.raises(ModelError, match="this does not denoise: check the heads, the schedule, the prediction type"):
+    with pytest.raises(
+        ModelError, match=r"the model does not denoise: .* Check the heads, the schedule, the prediction type"
+    ):
         denoises.check(lambda x, t: wrong(x, t.clip(0, last)), spec_of(**read))
 
 
@@ -101,8 +103,8 @@ WRONG = {
 
 
 def test_v_of_another_schedule_fails(trained):
-    """The conversion into epsilon follows the wrong schedule as well, so that it is consistent with the steps."""
-    with pytest.raises(ModelError, match="this does not denoise"):
+    """Convert v to epsilon with the wrong schedule as well, consistent with the steps."""
+    with pytest.raises(ModelError, match="the model does not denoise"):
         denoises.check(read_as(trained, **COSINE), spec_of(**COSINE))
 
 
@@ -113,7 +115,7 @@ def off(eps, share):
 
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_wrong_reading_fails(trained, fault):
-    with pytest.raises(ModelError, match="this does not denoise"):
+    with pytest.raises(ModelError, match="the model does not denoise"):
         denoises.check(WRONG[fault](trained), spec_of())
 
 
@@ -125,12 +127,12 @@ def test_a_better_reading_is_named(trained):
 
     record = denoises.check(right, spec_of(), others=[("--heads 4", chosen), ("--heads 1", right)])
     assert record["others"]["--heads 4"] < 0.95 and record["others"]["--heads 1"] == 1.0
-    with pytest.raises(ModelError, match=r"denoises 1\.\d\d times better with --heads 4: check the heads"):
+    with pytest.raises(ModelError, match=r"got an error 1\.\d\d times that with --heads 4, .* Check the heads"):
         denoises.check(chosen, spec_of(), others=[("--heads 1", chosen), ("--heads 4", right)])
 
 
 def test_other_readings_of_a_guided_diffusion_checkpoint(tmp_path):
-    """Each number of heads once, whatever flag gives it, and other norm groups; none where the file tells them."""
+    """Try each number of heads once, and other norm groups; none if the file has its configuration."""
     config = UNetConfig(image_size=32, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
                         attention_downsampling=(2,), num_heads=4)  # fmt: skip
     torch.manual_seed(0)
@@ -146,17 +148,17 @@ def test_other_readings_of_a_guided_diffusion_checkpoint(tmp_path):
     assert list(denoises.other_readings(WEIGHTS, Flags(), checkpoints.load(WEIGHTS)[0].config)) == []
 
 
-def test_other_norm_groups_are_noticed(tmp_path, capsys):
-    """zip-tiny has 8 groups; with 4 it still denoises better than a linear estimate."""
+def test_wrong_norm_groups_are_found(tmp_path, capsys):
+    """With 4 groups instead of 8, zip-tiny still beats the linear estimate."""
     torch.save(checkpoints.load(WEIGHTS)[0].state_dict(), tmp_path / "m.pt")
     words = [str(tmp_path / "m.pt"), "-o", str(tmp_path / "out"), "--image-size", "64", "--prediction", "v"]
     assert command.main([*words, "--norm-groups", "4"]) == 1
-    assert "times better with --norm-groups 8" in capsys.readouterr().err
+    assert "times that with --norm-groups 8" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.onnx"))
 
 
 def test_drawn_images_are_like_photographs():
-    """The same every time, in [-1, 1], with a power spectrum that falls as 1/f^2: Field 1987 has 1.8 to 2.4 for it."""
+    """Check the range, repeatability and the power spectrum, which falls as 1/f^2 (1.8 to 2.4 in Field 1987)."""
     x = leaves(6, 64)
     np.testing.assert_array_equal(x, leaves(6, 64))
     assert x.shape == (6, 3, 64, 64) and -1 <= x.min() < -0.5 and 0.5 < x.max() <= 1
@@ -170,10 +172,10 @@ def test_drawn_images_are_like_photographs():
     assert -3.3 < slope < -1.7
 
 
-def test_images_of_the_user(tmp_path, trained):
+def test_images_are_read_from_a_folder(tmp_path, trained):
     for i, image in enumerate(leaves(6, 48)):
         array = np.rint((image.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
-        Image.fromarray(np.hstack([array, array])).save(tmp_path / f"{i}.png")  # 96 x 48: its middle is cut
+        Image.fromarray(np.hstack([array, array])).save(tmp_path / f"{i}.png")  # 96x48: the middle square is used
     images = denoises.load_images(tmp_path, spec_of())
     assert images.shape == (2, 3, 32, 32) and -1 <= images.min() < images.max() <= 1
     record = denoises.check(denoises.of_torch(trained), spec_of(), images)
@@ -188,7 +190,7 @@ def test_images_of_the_user(tmp_path, trained):
 
 @pytest.fixture
 def exported(monkeypatch, tmp_path):
-    """``exported(words...)``: the exit status, and what the sidecar would record."""
+    """Return ``exported(words...)``, which returns the exit status and the record for the sidecar."""
     got = {}
 
     def export_onnx(model, spec, path, precision="fp32", **options):
@@ -213,10 +215,10 @@ def test_the_command_checks_and_records(exported, capsys):
     assert exported("--random-adm", "--channels", "32") == (0, {"skipped": "random weights"})
 
 
-def test_the_command_writes_nothing_that_does_not_denoise(exported, tmp_path, capsys, trained):
+def test_the_command_exports_no_model_that_does_not_denoise(exported, tmp_path, capsys, trained):
     from safetensors.torch import save_file
 
     config = json.dumps(replace(trained.config, prediction="epsilon").to_dict())
     save_file(trained.state_dict(), tmp_path / "ema.safetensors", {"config": config})
     assert exported(tmp_path / "ema.safetensors") == (1, None)  # the exporter was not called
-    assert "this does not denoise: check the heads" in capsys.readouterr().err
+    assert "the model does not denoise: got an error" in capsys.readouterr().err

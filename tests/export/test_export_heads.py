@@ -1,4 +1,4 @@
-"""What a guided-diffusion checkpoint cannot tell: it is asked for, and never guessed but for OpenAI's own model."""
+"""Test values that guided-diffusion checkpoints do not hold: flags are required, but for OpenAI's 256x256 model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from export.flags import Flags  # noqa: E402
 from export.unet import ADM256, AttentionBlock, UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 
-#: guided-diffusion's defaults of training: four heads at every level.
+#: guided-diffusion's training defaults: four heads at every level.
 HEADS = UNetConfig(
     image_size=16, model_channels=8, channel_mult=(1, 2, 4), num_res_blocks=1, attention_downsampling=(2, 4),
     norm_groups=4, num_heads=4, num_head_channels=0,
@@ -41,7 +41,7 @@ def test_heads_are_the_same_number_at_every_level(saved):
     assert loaded.config == HEADS and torch.equal(loaded(X, T), model(X, T))
     blocks = [m for m in loaded.modules() if isinstance(m, AttentionBlock)]
     assert {(b.qkv.in_channels, b.heads) for b in blocks} == {(16, 4), (32, 4)}
-    # channels a head are another network, with the same tensors
+    # a number of channels per head is another network with the same tensors
     other, _ = checkpoints.load(path, replace(FLAGS, heads=None, head_channels=4))
     blocks = [m for m in other.modules() if isinstance(m, AttentionBlock)]
     assert {(b.qkv.in_channels, b.heads) for b in blocks} == {(16, 4), (32, 8)}
@@ -64,25 +64,25 @@ def test_the_new_order_with_heads(saved):
     [
         (
             Flags(image_size=16),
-            "attention heads, and it is not OpenAI's 256x256 model; give --heads N or",
+            "attention heads, .* not OpenAI's 256x256 model. Give --heads N or",
         ),
-        (Flags(heads=4), "do not tell the image size; give --image-size"),
+        (Flags(heads=4), "got no image size, which tensors do not give; give --image-size"),
         (Flags(image_size=16, heads=4, head_channels=8), "got --heads and --head-channels, expected one of them"),
-        (Flags(image_size=16, heads=3), r"heads=3 does not divide attention's \[16, 32, 32\] channels"),
-        (Flags(image_size=16, heads=-4), r"heads=-4 does not divide"),
-        (Flags(image_size=16, head_channels=32), r"head_channels=32 does not divide"),
+        (Flags(image_size=16, heads=3), r"got heads=3, expected a divisor of attention's \[16, 32, 32\] channels"),
+        (Flags(image_size=16, heads=-4), r"got heads=-4, expected a divisor"),
+        (Flags(image_size=16, head_channels=32), r"got head_channels=32, expected a divisor"),
     ],
 )
-def test_what_was_not_said_is_asked_for(saved, flags, message):
+def test_missing_flags_are_named(saved, flags, message):
     with pytest.raises(ModelError, match=message):
         checkpoints.load(saved[0], flags)
 
 
-def test_openais_model_needs_no_flags():
-    said = []
-    config = guided_diffusion.read_config(on_meta(ADM256), Flags(), "256x256_diffusion_uncond.pt", said.append)
+def test_openai_256_needs_no_flags():
+    lines = []
+    config = guided_diffusion.read_config(on_meta(ADM256), Flags(), "256x256_diffusion_uncond.pt", lines.append)
     assert config == replace(ADM256, num_head_channels=64)
-    assert said[1].endswith("image size 256, 64 channels a head, legacy attention order")
+    assert lines[1].endswith("image size 256, 64 channels per head, legacy attention order")
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_openais_model_needs_no_flags():
      {"use_scale_shift_norm": False}, {"out_channels": 3}, {"channel_mult": (1, 2, 3, 4)}],
     ids=lambda c: next(iter(c)),
 )  # fmt: skip
-def test_a_model_that_differs_in_anything_is_not_taken_for_openais(changes):
+def test_a_model_that_differs_from_openai_256_needs_flags(changes):
     state = on_meta(replace(ADM256, **changes))
-    with pytest.raises(ModelError, match="do not tell its attention heads"):
+    with pytest.raises(ModelError, match="got no number of attention heads"):
         guided_diffusion.read_config(state, Flags(), "m.pt", lambda _: None)
     assert guided_diffusion.read_config(state, Flags(heads=4), "m.pt", lambda _: None).num_heads == 4
 
@@ -101,7 +101,7 @@ def test_a_model_that_differs_in_anything_is_not_taken_for_openais(changes):
 @pytest.mark.parametrize(
     ("mult", "size"), [((1, 1, 2, 2, 4, 4), 256), ((1, 1, 2, 3, 4), 128), ((1, 2, 3, 4), 64), ((1, 2, 2, 2), 32)]
 )
-def test_the_image_size_is_that_of_guided_diffusions_own_widths(mult, size):
+def test_channel_mult_of_guided_diffusion_implies_the_image_size(mult, size):
     config = replace(ADM256, channel_mult=mult, model_channels=32, num_res_blocks=1, attention_downsampling=(4,))
     state = on_meta(config)
     assert guided_diffusion.read_config(state, Flags(heads=4), "m.pt", lambda _: None).image_size == size
@@ -109,8 +109,8 @@ def test_the_image_size_is_that_of_guided_diffusions_own_widths(mult, size):
     assert guided_diffusion.read_config(state, given, "m.pt", lambda _: None).image_size == 2 * size
 
 
-def test_steps_of_improved_diffusion_are_rescaled(saved):
-    """With T = 4000 its networks see t / 4, as in 1000 steps."""
+def test_rescale_timesteps(saved):
+    """With T = 4000, networks of improved-diffusion take t / 4."""
     path, _ = saved
     flags = replace(FLAGS, timesteps=4000, noise_schedule="cosine")
     plain = checkpoints.load(path, flags)[0]
@@ -119,8 +119,8 @@ def test_steps_of_improved_diffusion_are_rescaled(saved):
     assert torch.equal(scaled(X, 4 * T), plain(X, T)) and not torch.allclose(scaled(X, T), plain(X, T), atol=1e-6)
 
 
-def test_configurations_from_before_heads_stay_equal():
-    """Training states and files compare or read the dict; fields that came later are left out at their defaults."""
+def test_older_configurations_stay_equal():
+    """Check that later fields are left out at their defaults: training states compare the dict."""
     plain = replace(HEADS, num_heads=0)
     assert not {"num_heads", "beta_schedule", "betas", "time_scale"} & plain.to_dict().keys()
     for config in (plain, HEADS, replace(HEADS, beta_schedule="betas", betas=(0.1, 0.2), timesteps=2, time_scale=0.5)):
@@ -128,6 +128,6 @@ def test_configurations_from_before_heads_stay_equal():
 
 
 @pytest.mark.parametrize("changes", [{"prediction": "x0"}, {"embedding_order": "cos"}, {"beta_schedule": "sigmoid"}])
-def test_a_configuration_that_means_nothing_is_refused(changes):
+def test_invalid_configurations_are_refused(changes):
     with pytest.raises(ValueError, match=f"{next(iter(changes))}: got"):
         replace(HEADS, **changes)

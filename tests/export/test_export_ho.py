@@ -1,4 +1,4 @@
-"""Ho et al.'s layout: read as `export.unet`, against the network written out on the checkpoint's own names."""
+"""Test Ho et al.'s layout against the network written out on the checkpoint's own names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
 pytest.importorskip("safetensors", reason="needs safetensors: pip install 'zipsdk[export]'")
-from torch.nn import functional as F  # noqa: E402
+from torch.nn import functional  # noqa: E402
 
 from export import checkpoints  # noqa: E402
 from export.flags import Flags  # noqa: E402
@@ -17,8 +17,8 @@ from zipsdk.errors import ModelError  # noqa: E402
 CHANNELS, MULT, BLOCKS, ATTENTION, GROUPS = 8, (1, 2, 2), 2, 1, 4
 
 
-def made(seed=0):
-    """A checkpoint's tensors as ermongroup/ddim names them, all random: three levels, attention at the second."""
+def random_state(seed=0):
+    """Draw random tensors with ermongroup/ddim's names: three levels, attention at the second."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
 
@@ -72,22 +72,22 @@ def made(seed=0):
 
 
 def literal(state, x, t):
-    """The network of Ho et al. 2020, appendix B, in float64."""
+    """Compute the network of Ho et al. 2020, appendix B, in float64."""
     w = {k: v.double() for k, v in state.items()}
 
     def conv(h, name, **options):
-        return F.conv2d(h, w[f"{name}.weight"], w[f"{name}.bias"], **options)
+        return functional.conv2d(h, w[f"{name}.weight"], w[f"{name}.bias"], **options)
 
     def dense(h, name):
-        return F.linear(h, w[f"{name}.weight"], w[f"{name}.bias"])
+        return functional.linear(h, w[f"{name}.weight"], w[f"{name}.bias"])
 
     def norm(h, name):
-        return F.group_norm(h, GROUPS, w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
+        return functional.group_norm(h, GROUPS, w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
 
     def block(h, name):
-        y = conv(F.silu(norm(h, f"{name}.norm1")), f"{name}.conv1", padding=1)
-        y = y + dense(F.silu(emb), f"{name}.temb_proj")[:, :, None, None]
-        y = conv(F.silu(norm(y, f"{name}.norm2")), f"{name}.conv2", padding=1)
+        y = conv(functional.silu(norm(h, f"{name}.norm1")), f"{name}.conv1", padding=1)
+        y = y + dense(functional.silu(emb), f"{name}.temb_proj")[:, :, None, None]
+        y = conv(functional.silu(norm(y, f"{name}.norm2")), f"{name}.conv2", padding=1)
         return y + (conv(h, f"{name}.nin_shortcut") if f"{name}.nin_shortcut.weight" in w else h)
 
     def attention(h, name):
@@ -99,7 +99,7 @@ def literal(state, x, t):
 
     half = CHANNELS // 2
     angles = t.double()[:, None] * torch.tensor([10000 ** (-i / (half - 1)) for i in range(half)], dtype=torch.double)
-    emb = dense(F.silu(dense(torch.cat([angles.sin(), angles.cos()], 1), "temb.dense.0")), "temb.dense.1")
+    emb = dense(functional.silu(dense(torch.cat([angles.sin(), angles.cos()], 1), "temb.dense.0")), "temb.dense.1")
     h = conv(x.double(), "conv_in", padding=1)
     skips = [h]
     for level in range(len(MULT)):
@@ -108,7 +108,7 @@ def literal(state, x, t):
             h = attention(h, f"down.{level}.attn.{i}") if level == ATTENTION else h
             skips.append(h)
         if level < len(MULT) - 1:
-            h = conv(F.pad(h, (0, 1, 0, 1)), f"down.{level}.downsample.conv", stride=2)
+            h = conv(functional.pad(h, (0, 1, 0, 1)), f"down.{level}.downsample.conv", stride=2)
             skips.append(h)
     h = block(attention(block(h, "mid.block_1"), "mid.attn_1"), "mid.block_2")
     for level in reversed(range(len(MULT))):
@@ -117,27 +117,27 @@ def literal(state, x, t):
             h = attention(h, f"up.{level}.attn.{i}") if level == ATTENTION else h
         if level:
             h = conv(h.repeat_interleave(2, 2).repeat_interleave(2, 3), f"up.{level}.upsample.conv", padding=1)
-    return conv(F.silu(norm(h, "norm_out")), "conv_out", padding=1)
+    return conv(functional.silu(norm(h, "norm_out")), "conv_out", padding=1)
 
 
 FLAGS = Flags(norm_groups=GROUPS)
 X, T = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32).sin(), torch.tensor([3.0, 950.0])
 
 
-def test_a_checkpoint_of_this_layout_computes_what_its_network_does(tmp_path):
-    state, said = made(), []
+def test_a_checkpoint_computes_the_literal_network(tmp_path):
+    state, lines = random_state(), []
     torch.save(state, tmp_path / "celeba_hq.ckpt")
-    model, _ = checkpoints.load(tmp_path / "celeba_hq.ckpt", FLAGS, said.append)
-    wanted = literal(state, X, T)
-    assert float((model(X, T) - wanted).norm() / wanted.norm()) < 1e-5
+    model, _ = checkpoints.load(tmp_path / "celeba_hq.ckpt", FLAGS, lines.append)
+    expected = literal(state, X, T)
+    assert float((model(X, T) - expected).norm() / expected.norm()) < 1e-5
     config = model.config
     assert (config.image_size, config.attention_downsampling, config.channel_mult) == (32, (2,), (1, 2, 2))
     assert (config.num_res_blocks, config.prediction, config.beta_schedule) == (2, "epsilon", "linear")
-    assert "image size taken as 32" in said[0] and "taken as linear schedule 0.0001 to 0.02, 1000 steps" in said[1]
+    assert "assuming image size 32" in lines[0] and "assuming linear schedule 0.0001 to 0.02, 1000 steps" in lines[1]
 
 
-def test_celeba_hq_itself_is_256_pixels():
-    """The published file by its shapes: 128 channels, six levels, attention at the fifth."""
+def test_celeba_hq_has_256_pixels():
+    """Read the shapes of the published file: 128 channels, six levels, attention at the fifth."""
     from export import ho
 
     names = {"temb.dense.0": (512, 128), "conv_in": (128, 3, 3, 3), "conv_out": (3, 128, 3, 3),
@@ -152,20 +152,20 @@ def test_celeba_hq_itself_is_256_pixels():
 
 @pytest.mark.parametrize("kind", ["wrapped", "training", "averaged"])
 def test_training_states_of_ddim_are_read(tmp_path, kind):
-    """[model, optimizer, epoch, step] and the averaged weights last, which are taken; names may be DataParallel's."""
-    state, other = made(), made(seed=1)
+    """Read [model, optimizer, epoch, step] with and without averaged weights, and names of DataParallel."""
+    state, other = random_state(), random_state(seed=1)
     wrapped = {f"module.{k}": v for k, v in state.items()}
     optimizer = {"state": {}, "param_groups": [{"lr": 1e-4, "params": [0, 1]}]}
     last = {f"module.{k}": v for k, v in other.items()}
     content = {"wrapped": wrapped, "training": [wrapped, optimizer, 3, 1000],
                "averaged": [last, optimizer, 3, 1000, state]}[kind]  # fmt: skip
     torch.save(content, tmp_path / "ckpt.pth")
-    said = []
-    model, _ = checkpoints.load(tmp_path / "ckpt.pth", FLAGS, said.append)
-    wanted = literal(state, X, T)
-    assert float((model(X, T) - wanted).norm() / wanted.norm()) < 1e-5
-    assert ("averaged weights are taken" in said[0]) == (kind == "averaged")
-    assert ("its last weights are taken" in said[0]) == (kind == "training")
+    lines = []
+    model, _ = checkpoints.load(tmp_path / "ckpt.pth", FLAGS, lines.append)
+    expected = literal(state, X, T)
+    assert float((model(X, T) - expected).norm() / expected.norm()) < 1e-5
+    assert ("taking its averaged weights" in lines[0]) == (kind == "averaged")
+    assert ("taking its last weights" in lines[0]) == (kind == "training")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_training_states_of_ddim_are_read(tmp_path, kind):
     ],
 )
 def test_other_variants_are_refused_with_the_reason(tmp_path, change, message):
-    state = made()
+    state = random_state()
     change(state)
     torch.save(state, tmp_path / "m.ckpt")
     with pytest.raises(ModelError, match=message):
@@ -190,12 +190,12 @@ def test_other_variants_are_refused_with_the_reason(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (Flags(heads=4), "got --heads, which Ho et al.'s layout already tells"),
-        (Flags(image_size=30, norm_groups=4), "image size: got 30, wanted a multiple of 4"),
+        (Flags(heads=4), "got --heads, expected no such flag, because Ho et al.'s layout fixes it"),
+        (Flags(image_size=30, norm_groups=4), "image size: got 30, expected a multiple of 4"),
         (Flags(norm_groups=5), "no UNet can be built"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(tmp_path, flags, message):
-    torch.save(made(), tmp_path / "m.ckpt")
+    torch.save(random_state(), tmp_path / "m.ckpt")
     with pytest.raises(ModelError, match=message):
         checkpoints.load(tmp_path / "m.ckpt", flags)

@@ -1,4 +1,4 @@
-"""The exported graph: what it is made of, that it agrees with torch, and that nothing is left of one that does not."""
+"""Test the exported graph: its operators, its agreement with torch, and that a failed export leaves no file."""
 
 import json
 import types
@@ -22,7 +22,7 @@ from zipsdk.errors import ModelError  # noqa: E402
 from zipsdk.models.sidecar import check_sidecar  # noqa: E402
 from zipsdk.models.spec import ModelSpec  # noqa: E402
 
-#: Like zip-tiny, free in size; and like OpenAI's, of one size.
+#: One model of free size, like zip-tiny, and one of a single size, like OpenAI's.
 FREE = UNetConfig(image_size=32, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4, prediction="v")
 FIXED = UNetConfig(
     image_size=16, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_downsampling=(2,),
@@ -43,14 +43,14 @@ def tree(folder):
 
 @pytest.fixture(scope="module")
 def free(tmp_path_factory):
-    """A model of free size, exported in float32: (model, file, report)."""
+    """Export a model of free size in float32: (model, file, report)."""
     model, file = seeded(FREE), tmp_path_factory.mktemp("free") / "free.onnx"
     return model, file, exporter.export_onnx(model, FREE_SPEC, file)
 
 
 @pytest.fixture(scope="module")
 def fixed(tmp_path_factory):
-    """A model of one size, exported in float16: (model, file, report)."""
+    """Export a model of one size in float16: (model, file, report)."""
     model, file = seeded(FIXED), tmp_path_factory.mktemp("fixed") / "fixed.onnx"
     return model, file, exporter.export_onnx(model, FIXED_SPEC, file, "fp16")
 
@@ -64,7 +64,7 @@ def relative(a, b):
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-# ------------------------------------------------------------------------------------------- what it is made of
+# ------------------------------------------------------------------------------------------- operators
 
 
 def test_graph(free):
@@ -73,7 +73,7 @@ def test_graph(free):
     assert [(o.domain, o.version) for o in graph.opset_import] == [("", 21)]
     assert operators["GroupNormalization"] == 2 * 8 + 1  # two in each residual block, one in the head
     assert operators["InstanceNormalization"] == 0
-    assert operators["Gather"] == 1  # the table of alpha bars
+    assert operators["Gather"] == 1  # the table of alpha-bar
     assert operators["GatherND"] == 0
     assert {i.name for i in graph.graph.input} == {"x", "t"}
     assert [o.name for o in graph.graph.output] == ["eps"]
@@ -83,7 +83,7 @@ def test_graph(free):
 
 @pytest.mark.parametrize(("config", "spec", "precision"), [(FREE, FREE_SPEC, "fp32"), (FIXED, FIXED_SPEC, "fp16")])
 def test_norms_for_cpus(config, spec, precision, free, tmp_path):
-    """The same numbers in both forms. FREE scales and shifts by the time embedding, FIXED has attention as well."""
+    """Check that both forms compute the same. FREE scales and shifts by the time embedding, FIXED has attention."""
     model = seeded(config)
     for norm in exporter.NORMS:
         report = exporter.export_onnx(model, spec, tmp_path / f"{norm}.onnx", precision, norm=norm)
@@ -100,8 +100,8 @@ def test_norms_for_cpus(config, spec, precision, free, tmp_path):
     assert relative(a, b) < (1e-5 if precision == "fp32" else 5e-3)
 
 
-def test_norms_for_cpus_take_the_time_embedding_in(free, tmp_path):
-    """One large product and one large sum after each norm, with it or without."""
+def test_norms_for_cpus_merge_the_time_embedding(free, tmp_path):
+    """Check for one large product and one large sum after each norm, with or without time embedding."""
     exporter.export_onnx(free[0], FREE_SPEC, tmp_path / "m.onnx", norm="instance")
     model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "m.onnx"), data_prop=True)
     producer = {n.output[0]: n for n in model.graph.node}
@@ -115,7 +115,7 @@ def test_norms_for_cpus_take_the_time_embedding_in(free, tmp_path):
         assert [n.op_type for n in chain] == ["Add", "Mul", "Reshape", "InstanceNormalization"]
 
 
-def test_nothing_of_this_machine_is_in_the_file(free):
+def test_no_local_paths_are_in_the_file(free):
     raw = free[1].read_bytes()
     for word in (b"stack_trace", b"export.unet", b".py", str(exporter.__file__).encode(), b"class_hierarchy"):
         assert word not in raw
@@ -126,7 +126,7 @@ def test_two_exports_give_the_same_bytes(free, tmp_path):
     assert (tmp_path / "again.onnx").read_bytes() == free[1].read_bytes()
 
 
-def test_spec_travels_in_the_metadata(free, fixed):
+def test_the_spec_is_in_the_metadata(free, fixed):
     for (_, file, _), spec in ((free, FREE_SPEC), (fixed, replace(FIXED_SPEC, precision="fp16"))):
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         metadata = session.get_modelmeta().custom_metadata_map
@@ -151,15 +151,15 @@ def test_sidecar_holds_the_comparison(free):
         check_sidecar(other / file.name)
 
 
-# ------------------------------------------------------------------------------------------- what it computes
+# ------------------------------------------------------------------------------------------- numbers
 
 
 @pytest.mark.parametrize(("n", "height", "width"), [(1, 32, 32), (3, 16, 64), (2, 2, 34)])
 def test_any_batch_and_size(free, n, height, width):
     x = np.random.default_rng(1).standard_normal((n, 3, height, width)).astype(np.float32)
     t = np.array([0, 999, 437], np.float32)[:n]
-    wanted = free[0](torch.from_numpy(x), torch.from_numpy(t)).numpy()
-    assert relative(evaluate(free[1], x, t), wanted) < 1e-5
+    expected = free[0](torch.from_numpy(x), torch.from_numpy(t)).numpy()
+    assert relative(evaluate(free[1], x, t), expected) < 1e-5
 
 
 def test_one_size_takes_any_batch_and_no_other_size(fixed):
@@ -172,7 +172,7 @@ def test_one_size_takes_any_batch_and_no_other_size(fixed):
         evaluate(fixed[1], x[:, :, :8], t)
 
 
-def test_float16_keeps_its_islands(fixed):
+def test_float16_keeps_float32_parts(fixed):
     model, file, report = fixed
     graph = onnx.load(file).graph
     kinds = {i.name: i.data_type for i in graph.initializer}
@@ -186,10 +186,10 @@ def test_float16_keeps_its_islands(fixed):
             assert types[node.output[0]] == single, node.op_type
             assert {kinds[name] for name in node.input[1:]} <= {single}
     assert 1e-6 < max(report["parity"]["relative_error"].values()) < 5e-3
-    assert {p.dtype for p in model.parameters()} == {torch.float32}  # the caller's model is left alone
+    assert {p.dtype for p in model.parameters()} == {torch.float32}  # the caller's model is not changed
 
 
-def test_bfloat16_says_that_the_graph_was_not_run(tmp_path):
+def test_bfloat16_records_that_the_graph_was_not_run(tmp_path):
     report = exporter.export_onnx(seeded(FIXED), FIXED_SPEC, tmp_path / "b.onnx", "bf16")
     assert "not run" in report["parity"]["got"]
     assert 1e-4 < max(report["parity"]["relative_error"].values()) < 5e-2
@@ -212,8 +212,8 @@ def test_stored_as_float16(free, tmp_path):
         if parameter.ndim > 2:
             parameter.copy_(parameter.half().float())
     x, t = np.linspace(-1, 1, 3 * 32 * 32, dtype=np.float32).reshape(1, 3, 32, 32), np.array([500], np.float32)
-    wanted = rounded(torch.from_numpy(x), torch.from_numpy(t)).numpy()
-    assert relative(evaluate(tmp_path / "s.onnx", x, t), wanted) < 1e-5
+    expected = rounded(torch.from_numpy(x), torch.from_numpy(t)).numpy()
+    assert relative(evaluate(tmp_path / "s.onnx", x, t), expected) < 1e-5
 
 
 def test_external_data(tmp_path, monkeypatch, free):
@@ -232,12 +232,12 @@ def test_external_data(tmp_path, monkeypatch, free):
         check_sidecar(file)
 
 
-# ------------------------------------------------------------------------------------------- what is not left
+# ------------------------------------------------------------------------------------------- failures
 
 
 @pytest.fixture
 def built(free, monkeypatch):
-    """The graph that the next export will write in place of the right one."""
+    """Return the graph that the next export will write instead of the right one."""
     graph = ir.from_proto(onnx.load(free[1]))
     monkeypatch.setattr(exporter, "_build", lambda *_: graph)
     return graph
@@ -250,12 +250,12 @@ def spoil(graph, value):
     graph.graph.initializers[name].const_value = ir.tensor(weights, name=name)
 
 
-def test_disagreement_leaves_nothing(free, built, tmp_path):
+def test_disagreement_writes_nothing(free, built, tmp_path):
     file = tmp_path / "m.onnx"
-    exporter.export_onnx(free[0], FREE_SPEC, file)  # the graph itself is fine
+    exporter.export_onnx(free[0], FREE_SPEC, file)  # the unchanged graph passes
     before = {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)}
     spoil(built, 0.5)
-    with pytest.raises(ModelError, match=r"does not agree.*wanted at most 0\.0001"):
+    with pytest.raises(ModelError, match=r"does not agree.*expected at most 0\.0001"):
         exporter.export_onnx(free[0], FREE_SPEC, tmp_path / "new.onnx")
     with pytest.raises(ModelError, match="does not agree"):
         exporter.export_onnx(free[0], FREE_SPEC, file)
@@ -263,15 +263,15 @@ def test_disagreement_leaves_nothing(free, built, tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_is_named_first(free, built, tmp_path, value):
+def test_nan_is_reported(free, built, tmp_path, value):
     spoil(built, value)
     with pytest.raises(ModelError, match=r"\d+ NaN or infinite values at t = 950"):
         exporter.export_onnx(free[0], FREE_SPEC, tmp_path / "m.onnx")
     assert tree(tmp_path) == []
 
 
-def test_an_error_at_high_noise_is_seen(free, built, tmp_path):
-    """At t = 950 a v model's epsilon is nearly its input: a graph that is wrong there alone must fail all the same."""
+def test_an_error_at_high_noise_is_found(free, built, tmp_path):
+    """Spoil t = 950 alone, where epsilon of a v model is nearly its input."""
     name = "alphas_cumprod"
     table = built.graph.initializers[name].const_value.numpy().copy()
     table[950] *= 1.5
@@ -280,11 +280,11 @@ def test_an_error_at_high_noise_is_seen(free, built, tmp_path):
         exporter.export_onnx(free[0], FREE_SPEC, tmp_path / "m.onnx")
 
 
-def test_missing_group_normalization_is_seen(free, built, tmp_path):
+def test_missing_group_normalization_is_found(free, built, tmp_path):
     node = next(n for n in built.graph if n.op_type == "GroupNormalization")
     node.outputs[0].replace_all_uses_with(node.inputs[0])
     built.graph.remove(node)
-    with pytest.raises(ModelError, match="16 GroupNormalization and 0 InstanceNormalization nodes, wanted 17 and 0"):
+    with pytest.raises(ModelError, match="16 GroupNormalization and 0 InstanceNormalization nodes, expected 17 and 0"):
         exporter.export_onnx(free[0], FREE_SPEC, tmp_path / "m.onnx")
     assert tree(tmp_path) == []
 
@@ -297,11 +297,11 @@ def test_missing_group_normalization_is_seen(free, built, tmp_path):
         ({"norm": "layer"}, "norm: got 'layer'"),
         ({"opset": 18}, "opset: got 18"),
         ({"spec": replace(FREE_SPEC, multiple=1)}, r"spec\.multiple: got 1"),
-        ({"spec": replace(FREE_SPEC, beta_end=0.03)}, r"got \('linear', 1000, 0\.0001, 0\.03\)"),
+        ({"spec": replace(FREE_SPEC, beta_end=0.03)}, r"got noise schedule \('linear', 1000, 0\.0001, 0\.03\)"),
         ({"model": seeded(replace(FREE, out_channels=6))}, "6 output channels"),
     ],
 )
-def test_requests_that_do_not_fit(free, tmp_path, options, message):
+def test_invalid_requests_are_refused(free, tmp_path, options, message):
     with pytest.raises(ModelError, match=message):
         exporter.export_onnx(**{"model": free[0], "spec": FREE_SPEC, "path": tmp_path / "m.onnx"} | options)
     assert tree(tmp_path) == []
@@ -316,22 +316,22 @@ def test_requests_that_do_not_fit(free, tmp_path, options, message):
         (float("-inf"), {"precision": "bf16"}, "time_embed.0.bias holds NaN or infinity"),
     ],
 )
-def test_weights_that_do_not_fit(tmp_path, value, options, message):
+def test_invalid_weights_are_refused(tmp_path, value, options, message):
     model = seeded(FREE)
     model.time_embed[0].bias[3] = value
     with pytest.raises(ModelError, match=message):
         exporter.export_onnx(model, FREE_SPEC, tmp_path / "m.onnx", **options)
 
 
-def test_float16_overflow_of_activations_is_seen(tmp_path):
+def test_float16_overflow_of_activations_is_found(tmp_path):
     model = seeded(FIXED)
-    model.input_blocks[0][0].weight.mul_(60000)  # each weight fits, their sums do not
+    model.input_blocks[0][0].weight.mul_(60000)  # each weight fits, but sums overflow
     with pytest.raises(ModelError, match=r"NaN or infinite values at t = 950.*use bf16"):
         exporter.export_onnx(model, FIXED_SPEC, tmp_path / "m.onnx", "fp16")
     assert tree(tmp_path) == []
 
 
-# ------------------------------------------------------------------------------------------- the command
+# ------------------------------------------------------------------------------------------- command
 
 
 def test_command(tmp_path, capsys):
@@ -364,7 +364,7 @@ def test_command_errors(tmp_path, capsys):
         assert "give a CHECKPOINT" in capsys.readouterr().err
 
 
-def test_what_the_plan_cannot_be_is_told_before_the_export(tmp_path, monkeypatch, capsys):
+def test_invalid_plan_options_fail_before_the_export(tmp_path, monkeypatch, capsys):
     from zipsdk.engines.tensorrt import request
 
     save_file(seeded(FREE).state_dict(), tmp_path / "ema.safetensors", {"config": json.dumps(FREE.to_dict())})
@@ -384,11 +384,11 @@ def test_what_the_plan_cannot_be_is_told_before_the_export(tmp_path, monkeypatch
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "small.plan").write_bytes(b"hours of work")
     assert command.main(run) == 1
-    assert "small.plan: is there already" in capsys.readouterr().err
+    assert "small.plan: exists already" in capsys.readouterr().err
     assert tree(tmp_path / "out") == ["small.plan"]
 
 
-def test_random_weights_are_called_so(tmp_path, monkeypatch, capsys):
+def test_random_weights_are_in_the_name(tmp_path, monkeypatch, capsys):
     calls = []
 
     def fake(model, spec, path, precision, **options):

@@ -1,4 +1,4 @@
-"""A diffusers pipeline's noise process: read with the weights, replaced by flags out loud, or refused by name."""
+"""Test the noise process of a diffusers pipeline: it is read, replaced by flags with a message, or refused by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.beta_schedules import cosine, linear, oracle, scaled_linear  
 from tests.helpers.diffusers import DDPM, DDPM_JSON, folder_of  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 
-#: As DDPMScheduler.save_pretrained writes it.
+#: What DDPMScheduler.save_pretrained writes.
 DDPM_SCHEDULER = {
     "_class_name": "DDPMScheduler", "_diffusers_version": "0.42.1", "beta_end": 0.02, "beta_schedule": "linear",
     "beta_start": 0.0001, "clip_sample": True, "clip_sample_range": 1.0, "dynamic_thresholding_ratio": 0.995,
@@ -32,7 +32,7 @@ LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0
 
 @pytest.fixture
 def pipeline(tmp_path):
-    """``pipeline(changes)``: the folder of a DDPMPipeline whose scheduler is changed so."""
+    """Return ``pipeline(changes)``, which returns the folder of a DDPMPipeline with these changes of its scheduler."""
     folder = tmp_path / "my-model"
     for part in ("unet", "scheduler"):
         (folder / part).mkdir(parents=True)
@@ -48,7 +48,7 @@ def pipeline(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted", "formula"),
+    ("changes", "expected", "formula"),
     [
         ({}, {}, lambda: oracle(linear, 1000, 1e-4, 0.02)),
         ({"prediction_type": "v_prediction"}, {"prediction": "v"}, lambda: oracle(linear, 1000, 1e-4, 0.02)),
@@ -62,14 +62,14 @@ def pipeline(tmp_path):
     ids=["plain", "v", "sample", "T4000", "cosine", "scaled_linear", "betas"],
 )  # fmt: skip
 @pytest.mark.parametrize("given", [".", "unet", "unet/diffusion_pytorch_model.safetensors"])
-def test_the_pipelines_noise_process_is_the_models(pipeline, changes, wanted, formula, given):
-    folder, said = pipeline(**changes), []
-    model, _ = checkpoints.load(folder / given, say=said.append)
+def test_the_noise_process_of_a_pipeline_is_read(pipeline, changes, expected, formula, given):
+    folder, lines = pipeline(**changes), []
+    model, _ = checkpoints.load(folder / given, on_progress=lines.append)
     noise = {field: getattr(model.config, field) for field in asdict(NoiseProcess())}
-    assert noise == asdict(NoiseProcess()) | wanted
-    assert len(said) == 1 and said[0].startswith(f"{folder / 'scheduler' / 'scheduler_config.json'}: ")
-    assert noise["beta_schedule"] in said[0] and f"{noise['timesteps']} steps" in said[0]
-    # the file that is written and the torch model have the same alpha-bar, which is the formula's
+    assert noise == asdict(NoiseProcess()) | expected
+    assert len(lines) == 1 and lines[0].startswith(f"{folder / 'scheduler' / 'scheduler_config.json'}: ")
+    assert noise["beta_schedule"] in lines[0] and f"{noise['timesteps']} steps" in lines[0]
+    # the exported spec and the torch model both have the formula's alpha-bar
     spec = spec_for(model, parser().parse_args(["x", "-o", "y"]), "n", "", "")
     np.testing.assert_allclose(spec.alphas_cumprod(), formula(), rtol=1e-9)
     np.testing.assert_allclose(model.alphas_cumprod.numpy(), formula(), rtol=1e-6)
@@ -78,7 +78,7 @@ def test_the_pipelines_noise_process_is_the_models(pipeline, changes, wanted, fo
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_every_prediction_becomes_the_same_epsilon(prediction, schedule, monkeypatch):
-    """A network that knows the answer, in each of the three meanings, gives the noise that was added."""
+    """Check that a perfect network of each prediction type returns the added noise."""
     config = UNetConfig(image_size=16, model_channels=8, channel_mult=(1,), norm_groups=4, prediction=prediction,
                         beta_schedule=schedule)  # fmt: skip
     model, ab = UNet(config), torch.from_numpy(config.alphas_cumprod()).float()
@@ -91,15 +91,15 @@ def test_every_prediction_becomes_the_same_epsilon(prediction, schedule, monkeyp
     torch.testing.assert_close(got, eps, rtol=0, atol=1e-4)
 
 
-def test_sample_is_not_left_to_float32_at_the_first_step(monkeypatch):
-    """1 - alpha-bar is 4e-5 there, of which float32 keeps three digits when it is subtracted in it."""
+def test_sample_is_divided_by_a_float64_result_at_the_first_step(monkeypatch):
+    """Check 1 - alpha-bar, which is 4e-5 there; subtracted in float32, it has three digits."""
     config = UNetConfig(image_size=16, model_channels=8, channel_mult=(1,), norm_groups=4, prediction="sample",
                         beta_schedule="cosine")  # fmt: skip
     model = UNet(config)
     monkeypatch.setattr(model, "network", lambda x, t: torch.zeros_like(x))
     x = torch.ones(1, 3, 16, 16)
-    wanted = 1 / np.sqrt(1 - config.alphas_cumprod()[0])
-    assert float(model(x, torch.zeros(1)).mean()) == pytest.approx(wanted, rel=1e-6)
+    expected = 1 / np.sqrt(1 - config.alphas_cumprod()[0])
+    assert float(model(x, torch.zeros(1)).mean()) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ def test_other_pipelines_are_refused_by_name(pipeline, index, message):
         checkpoints.load(folder)
 
 
-def test_schedulers_of_other_defaults(tmp_path):
-    """diffusers writes all values; where a file leaves some out, its class's defaults hold."""
+def test_missing_values_have_the_defaults_of_their_scheduler(tmp_path):
+    """Read files that lack values; diffusers itself writes all."""
     path = tmp_path / "scheduler_config.json"
     for name, ends in (("DDIMScheduler", (1e-4, 0.02)), ("HeunDiscreteScheduler", (0.00085, 0.012))):
         path.write_text(json.dumps({"_class_name": name}))
@@ -160,25 +160,25 @@ def test_schedulers_of_other_defaults(tmp_path):
     assert read_scheduler(path).prediction == "sample"
 
 
-def test_without_a_scheduler_it_is_said_what_was_assumed(tmp_path):
+def test_without_a_scheduler_the_assumption_is_printed(tmp_path):
     folder, _ = folder_of(DDPM, DDPM_JSON, tmp_path)
-    said = []
-    checkpoints.load(folder, say=said.append)
-    assert len(said) == 1 and "no scheduler_config.json in it or in ../scheduler; taken as linear schedule" in said[0]
-    said.clear()
+    lines = []
+    checkpoints.load(folder, on_progress=lines.append)
+    assert len(lines) == 1 and "no scheduler_config.json in it or in ../scheduler; assuming linear schedule" in lines[0]
+    lines.clear()
     flags = Flags(noise_schedule="cosine", prediction="v", timesteps=4000)
-    config = checkpoints.load(folder, flags, said.append)[0].config
+    config = checkpoints.load(folder, flags, lines.append)[0].config
     assert (config.beta_schedule, config.prediction, config.timesteps) == ("cosine", "v", 4000)
-    assert said == []  # nothing was assumed
+    assert lines == []  # nothing was assumed
 
 
-def test_a_flag_wins_over_the_file_and_a_line_says_so(pipeline):
-    folder, said = pipeline(prediction_type="v_prediction"), []
+def test_flags_replace_values_of_the_file_with_a_message(pipeline):
+    folder, lines = pipeline(prediction_type="v_prediction"), []
     flags = Flags(prediction="epsilon", timesteps=1000)
-    assert checkpoints.load(folder, flags, said.append)[0].config.prediction == "epsilon"
-    assert said[0].endswith("1000 steps, v prediction; flags replace prediction v by epsilon")
+    assert checkpoints.load(folder, flags, lines.append)[0].config.prediction == "epsilon"
+    assert lines[0].endswith("1000 steps, v prediction; flags replace prediction v by epsilon")
     folder = pipeline(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3)
-    with pytest.raises(ModelError, match="it lists trained_betas; give --noise-schedule"):
+    with pytest.raises(ModelError, match=r"got trained_betas and flags of another schedule, .* give --noise-schedule"):
         checkpoints.load(folder, Flags(timesteps=1000))
     config = checkpoints.load(folder, Flags(noise_schedule="linear", timesteps=1000))[0].config
     assert (config.beta_schedule, config.betas, config.timesteps) == ("linear", (), 1000)
@@ -194,21 +194,21 @@ def test_a_flag_wins_over_the_file_and_a_line_says_so(pipeline):
         (Flags(beta_start=0.5), "--beta-start and --beta-end: got 0.5 and 0.02"),
     ],
 )
-def test_flags_that_make_no_schedule(flags, message):
+def test_invalid_flags_are_refused(flags, message):
     with pytest.raises(ModelError, match=message):
         resolve(None, flags, "x", print)
 
 
 def test_betas_of_guided_diffusion_keep_their_sum():
-    """Its linear schedule is Ho et al.'s times 1000 / T, so that alpha-bar ends at the same value for any T."""
+    """Check its linear schedule: Ho et al.'s times 1000 / T, so that alpha-bar ends at the same value for any T."""
     process = resolve(None, Flags(timesteps=4000), "x", lambda _: None, rescaled=True)
     assert (process.beta_start, process.beta_end) == pytest.approx((2.5e-5, 0.005))
     given = resolve(None, Flags(timesteps=4000, beta_start=1e-4), "x", lambda _: None, rescaled=True)
     assert (given.beta_start, given.beta_end) == pytest.approx((1e-4, 0.005))
-    assert resolve(None, Flags(timesteps=4000), "x", lambda _: None).beta_end == 0.02  # as diffusers has it
+    assert resolve(None, Flags(timesteps=4000), "x", lambda _: None).beta_end == 0.02  # as in diffusers
 
 
-def test_a_model_is_called_as_its_pipeline(pipeline):
+def test_the_default_name_is_the_pipelines(pipeline):
     folder = pipeline()
     for given in (folder, folder / "unet", folder / "unet" / "diffusion_pytorch_model.safetensors"):
         assert default_name(given) == "my-model"

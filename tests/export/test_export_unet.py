@@ -1,4 +1,4 @@
-"""The UNet against its description, written out literally, and against diffusers where that is installed."""
+"""Test the UNet against literal formulas of its description."""
 
 import math
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch.nn import functional as F  # noqa: E402
+from torch.nn import functional  # noqa: E402
 
 from export import unet  # noqa: E402
 from export.unet import ADM256, ZIP_TINY, AttentionBlock, ResBlock, UNet, UNetConfig  # noqa: E402
@@ -34,14 +34,14 @@ def test_openai_256_has_the_published_shape():
     shapes = {
         "time_embed.0.weight": (1024, 256),
         "input_blocks.0.0.weight": (256, 3, 3, 3),
-        "input_blocks.3.0.in_layers.2.weight": (256, 256, 3, 3),  # a ResBlock that halves
+        "input_blocks.3.0.in_layers.2.weight": (256, 256, 3, 3),  # halving ResBlock
         "input_blocks.3.0.emb_layers.1.weight": (512, 1024),
         "input_blocks.7.0.skip_connection.weight": (512, 256, 1, 1),
         "input_blocks.10.1.qkv.weight": (1536, 512, 1),
         "input_blocks.17.1.proj_out.weight": (1024, 1024, 1),
         "middle_block.1.norm.weight": (1024,),
         "middle_block.2.out_layers.3.bias": (1024,),
-        "output_blocks.2.2.in_layers.0.weight": (1024,),  # ResBlock, attention, then a ResBlock that doubles
+        "output_blocks.2.2.in_layers.0.weight": (1024,),  # ResBlock, attention, doubling ResBlock
         "output_blocks.17.0.in_layers.2.weight": (256, 512, 3, 3),
         "out.0.weight": (256,),
         "out.2.weight": (6, 256, 3, 3),
@@ -73,8 +73,8 @@ def test_timestep_embedding(order, shift):
     for n, t in enumerate((0, 1, 950)):
         angles = [t * math.exp(-math.log(10000) * i / (4 - shift)) for i in range(4)]
         cos, sin = [math.cos(a) for a in angles], [math.sin(a) for a in angles]
-        wanted = cos + sin if order == "cos_sin" else sin + cos
-        assert got[n].tolist() == pytest.approx(wanted, abs=2e-4)  # float32 angles of up to 950
+        expected = cos + sin if order == "cos_sin" else sin + cos
+        assert got[n].tolist() == pytest.approx(expected, abs=2e-4)  # float32 angles up to 950
 
 
 @pytest.mark.parametrize("resample", ["", "up", "down"])
@@ -95,18 +95,18 @@ def test_residual_block(resample, film):
             return (h[:, :, ::2, ::2] + h[:, :, 1::2, ::2] + h[:, :, ::2, 1::2] + h[:, :, 1::2, 1::2]) / 4
         return h
 
-    h = F.silu(F.group_norm(x.double(), 4, w["in_layers.0.weight"], w["in_layers.0.bias"], 1e-5))
-    h = F.conv2d(resized(h), w["in_layers.2.weight"], w["in_layers.2.bias"], padding=1)
-    time = F.silu(emb.double()) @ w["emb_layers.1.weight"].T + w["emb_layers.1.bias"]
+    h = functional.silu(functional.group_norm(x.double(), 4, w["in_layers.0.weight"], w["in_layers.0.bias"], 1e-5))
+    h = functional.conv2d(resized(h), w["in_layers.2.weight"], w["in_layers.2.bias"], padding=1)
+    time = functional.silu(emb.double()) @ w["emb_layers.1.weight"].T + w["emb_layers.1.bias"]
     norm = (4, w["out_layers.0.weight"], w["out_layers.0.bias"], 1e-5)
-    if film:  # the first half scales, the second shifts, after the normalisation
+    if film:  # the first half scales, the second shifts, after the normalization
         scale, shift = time[:, :12, None, None], time[:, 12:, None, None]
-        h = F.group_norm(h, *norm) * (1 + scale) + shift
+        h = functional.group_norm(h, *norm) * (1 + scale) + shift
     else:
-        h = F.group_norm(h + time[:, :, None, None], *norm)
-    h = F.conv2d(F.silu(h), w["out_layers.3.weight"], w["out_layers.3.bias"], padding=1)
-    wanted = h + F.conv2d(resized(x.double()), w["skip_connection.weight"], w["skip_connection.bias"])
-    torch.testing.assert_close(block(x, emb).double(), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+        h = functional.group_norm(h + time[:, :, None, None], *norm)
+    h = functional.conv2d(functional.silu(h), w["out_layers.3.weight"], w["out_layers.3.bias"], padding=1)
+    expected = h + functional.conv2d(resized(x.double()), w["skip_connection.weight"], w["skip_connection.bias"])
+    torch.testing.assert_close(block(x, emb).double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_attention_is_per_head():
@@ -116,7 +116,7 @@ def test_attention_is_per_head():
     x = torch.randn(2, 12, 3, 5)
     w = {k: v.double() for k, v in block.state_dict().items()}
     flat = x.double().reshape(2, 12, 15)
-    qkv = w["qkv.weight"][:, :, 0] @ F.group_norm(flat, 3, w["norm.weight"], w["norm.bias"], 1e-5)
+    qkv = w["qkv.weight"][:, :, 0] @ functional.group_norm(flat, 3, w["norm.weight"], w["norm.bias"], 1e-5)
     qkv = qkv + w["qkv.bias"][:, None]
     heads = []
     for head in range(3):
@@ -139,21 +139,26 @@ def test_v_prediction_gives_epsilon():
     v, eps = model.network(x, t).double(), model(x, t).double()
     for n, step in enumerate((0, 500, 950)):
         ab = math.prod(1 - b for b in betas[: step + 1])
-        x0 = math.sqrt(ab) * x[n].double() - math.sqrt(1 - ab) * v[n]  # what v says of the picture
+        x0 = math.sqrt(ab) * x[n].double() - math.sqrt(1 - ab) * v[n]  # estimated from v
         torch.testing.assert_close(math.sqrt(ab) * x0 + math.sqrt(1 - ab) * eps[n], x[n].double(), rtol=0, atol=1e-5)
 
 
 def test_torso_precision():
     model = seeded(SMALL)
-    wanted = model(torch.ones(1, 3, 16, 16), torch.tensor([7.0]))
+    expected = model(torch.ones(1, 3, 16, 16), torch.tensor([7.0]))
     half = seeded(SMALL).to_torso(torch.bfloat16)
     kinds = {k: v.dtype for k, v in half.state_dict().items()}
     assert kinds["input_blocks.0.0.weight"] == kinds["middle_block.1.qkv.weight"] == torch.bfloat16
-    islands = "time_embed.0.weight", "middle_block.0.emb_layers.1.weight", "middle_block.1.norm.weight", "out.2.weight"
-    assert {kinds[k] for k in islands} == {torch.float32}
+    float32_parts = (
+        "time_embed.0.weight",
+        "middle_block.0.emb_layers.1.weight",
+        "middle_block.1.norm.weight",
+        "out.2.weight",
+    )
+    assert {kinds[k] for k in float32_parts} == {torch.float32}
     got = half(torch.ones(1, 3, 16, 16), torch.tensor([7.0]))
     assert got.dtype == torch.float32
-    assert 0 < float((got - wanted).norm() / wanted.norm()) < 0.05
+    assert 0 < float((got - expected).norm() / expected.norm()) < 0.05
 
 
 @pytest.mark.parametrize("updown", [True, False])
