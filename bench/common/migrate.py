@@ -63,8 +63,8 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name(name: str) -> str:
-    """Rename the detector in the name of a defense."""
-    return name.replace("DecisivePart", "AblationDetector")
+    """Rename the detector in the name of a defense, and spell it as elsewhere."""
+    return name.replace("DecisivePart", "AblationDetector").replace("No defence", "No defense")
 
 
 _COSTS = {"evaluations": "steps", "pictures": "images", "ms triggered": "ms_triggered"}

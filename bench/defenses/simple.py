@@ -88,7 +88,7 @@ class Nothing:
     """No defense: the reference of all others."""
 
     VERSION = 1
-    name = "No defense"  # the label in committed rows
+    name = "No defense"
     total_steps, queries, queries_classifier = 0, 1, False
 
     def describe(self) -> dict[str, Any]:
