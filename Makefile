@@ -4,7 +4,7 @@
 # make fuzz   10,000 mutated files, arrays, models and commands; interrupted runs resume (state in build/fuzz)
 # make soak   20 minutes of mixed and faulty work with flat memory (MINUTES=3 for less)
 # make kills  kill a run of zipsdk purify 200 times and compare every file (state in build/kills)
-# make lint   ruff, mypy and the direction of imports
+# make lint   ruff, mypy, codespell and the direction of imports
 # make gpu-check   on a machine with a GPU: kernels, gpu tests, compute-sanitizer, benchmarks, records (QUICK=1 for less)
 PYTHON ?= python3
 VENV   ?= .venv
@@ -34,6 +34,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	git ls-files | xargs $(BIN)/codespell
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n logical --dist worksteal

@@ -76,7 +76,7 @@ def optimize(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, c
     if not math.isfinite(value):
         raise diverged(value, optimizer.param_groups[0]["lr"])
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     if clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()

@@ -20,6 +20,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from bench.timing.report import digits
 
@@ -144,9 +146,9 @@ def ratios(axes: Axes, record: dict[str, Any]) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.set_title("The paper's speed-ups and ours", fontsize=11, loc="left")
-    handles = [
-        plt.Rectangle((0, 0), 1, 1, color=OURS), plt.Line2D([], [], color=PAPER, linewidth=2.2),
-        plt.Line2D([], [], color=IDEAL, linestyle=":", linewidth=2.2),
+    handles: list[Any] = [
+        Rectangle((0, 0), 1, 1, color=OURS), Line2D([], [], color=PAPER, linewidth=2.2),
+        Line2D([], [], color=IDEAL, linestyle=":", linewidth=2.2),
     ]  # fmt: skip
     axes.legend(handles, ["measured here", "paper, Figure 3", "ideal or analytic bound"], fontsize=8, loc="lower right")
     notes = [f"paper, {p['times']}x {p['what']}: {p['implies']}" for p in record["paper"]]
@@ -167,9 +169,11 @@ def figure3(record: dict[str, Any]) -> Figure:
     times(left, record)
     ratios(right, record)
     letters = [k for k in GROUPS if any(r["letter"] == k and "ms" in r for r in record["rows"])]
-    figure.legend([plt.Rectangle((0, 0), 1, 1, color=COLORS[k]) for k in letters], [GROUPS[k] for k in letters],
-                  loc="upper left", ncols=len(letters), fontsize=8, frameon=False, handlelength=1.2, columnspacing=1.2,
-                  bbox_to_anchor=(0.005, 1 - 0.36 / height))  # fmt: skip
+    handles = [Rectangle((0, 0), 1, 1, color=COLORS[k]) for k in letters]
+    figure.legend(
+        handles=handles, labels=[GROUPS[k] for k in letters], loc="upper left", ncols=len(letters), fontsize=8,
+        frameon=False, handlelength=1.2, columnspacing=1.2, bbox_to_anchor=(0.005, 1 - 0.36 / height),
+    )  # fmt: skip
     figure.text(
         0.01, 1 - 0.13 / height, f"Cost of purification: {machine(record)}", fontsize=12, va="top", fontweight="bold"
     )
@@ -231,7 +235,7 @@ def stack(axes: Axes, y: float, values: dict[str, float], colors: dict[str, str]
 
 def legend(colors: dict[str, str]) -> tuple[list[Any], list[str]]:
     """Make the handles and labels of a legend."""
-    return [plt.Rectangle((0, 0), 1, 1, color=c) for c in colors.values()], list(colors)
+    return [Rectangle((0, 0), 1, 1, color=c) for c in colors.values()], list(colors)
 
 
 def draw(record: dict[str, Any], folder: Path, name: str = "speed") -> list[Path]:

@@ -126,7 +126,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
         model = ARCHITECTURES[how.architecture](len(data.classes), data.side)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stub
     optimizer = _optimizer(model, how)
     done: int = 0
     losses: list[float] = []

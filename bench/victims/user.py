@@ -78,7 +78,9 @@ class Preparation:
 
     def __call__(self, images: U8) -> F32:
         x: F32 = images.astype(np.float32) * np.float32(self.top / 255)
-        x = (x - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
+        mean: F32 = np.array(self.mean, np.float32)
+        std: F32 = np.array(self.std, np.float32)
+        x = (x - mean) / std
         return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if self.data_format == "NCHW" else x
 
 

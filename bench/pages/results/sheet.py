@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bench.attacks.base import Attack
 from zipsdk.images.contact_sheet import contact_sheet, transformed
 from zipsdk.sampling.guidance import Guidance
-from zipsdk.transforms import parse
+from zipsdk.transforms import OneOf, parse
 
 U8 = npt.NDArray[np.uint8]
 
@@ -42,7 +42,9 @@ def draw(
     step = max(1, len(images) // max(rows, len(triggers)))  # images are ordered by class
     lines = []
     for i, (name, trigger) in enumerate(triggers.items()):
-        guidance = Guidance(parse(transforms[name]))
+        chosen = parse(transforms[name])
+        assert not isinstance(chosen, OneOf)
+        guidance = Guidance(chosen)
         picked = images[i * step :: len(triggers) * step][: max(1, rows // len(triggers))]
         triggered = trigger.apply(picked)
         for x, bad, good in zip(picked, triggered, purify(name, triggered), strict=True):
