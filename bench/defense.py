@@ -160,10 +160,15 @@ def draw_sheet(setup: EvaluationSetup, path: Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     p = argparse.ArgumentParser(
-        prog="bench/defense.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python bench/defense.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = p.add_argument
-    add("table", choices=[*tables.TABLES, "cost", "sheet"], help="what to measure")
+    add(
+        "table",
+        choices=[*tables.TABLES, "cost", "sheet"],
+        help="; ".join(f"{name}: {t.about.split(': ')[-1]}" for name, t in tables.TABLES.items())
+        + "; cost: milliseconds of each defense; sheet: images before and after",
+    )
     add("--dataset", default="cifar10", help="cifar10, gtsrb, imagenette, or a folder's name")
     add("--data", type=Path, help=f"folder of the data sets; default: ${layouts.VARIABLE}")
     add("--side", type=positive, help="resize images to this side; required if they differ in size")

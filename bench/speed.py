@@ -82,6 +82,17 @@ def parts(setup: SpeedSetup, args: argparse.Namespace) -> dict[str, Callable[[],
     return jobs
 
 
+#: All rows, cheap ones first, then the parts.
+ROWS = "abcgedfp"
+
+
+def letters(text: str) -> str:
+    """Parse the letters of --rows."""
+    if not text or not set(text) <= set(ROWS):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected letters of {''.join(sorted(ROWS))}")
+    return text
+
+
 def measure_rows(
     args: argparse.Namespace, setup: SpeedSetup, state: State, path: Path, bar: Any
 ) -> tuple[list[TimingRow], GuardRows]:
@@ -89,7 +100,7 @@ def measure_rows(
     guard = GuardRows(setup)
     rows = [row for row in [*guard.rows(), *zip_rows(setup), *peers(setup, guard.classify)] if row.letter in args.rows]
     # cheap rows first, and references before the rows that are compared with them
-    rows.sort(key=lambda row: "abcgedf".index(row.letter))
+    rows.sort(key=lambda row: ROWS.index(row.letter))
     jobs = parts(setup, args) if "p" in args.rows else {}
 
     def progress(label: str | None) -> None:
@@ -142,8 +153,8 @@ def arguments() -> argparse.ArgumentParser:
                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     p.add_argument("--quick", action="store_true", help="about a minute: few steps of each loop, scaled up")
     p.add_argument("--fresh", action="store_true", help="start again instead of resuming an interrupted run")
-    p.add_argument("--rows", default="abcdefgp", metavar="LETTERS", help="a classifier, b ZIP whole, c tiled, d guard, "
-                   "e BDMAE, f other peers, g torch loops, p parts and start-up (default: all)")  # fmt: skip
+    p.add_argument("--rows", default=ROWS, type=letters, metavar="LETTERS", help="a classifier, b ZIP whole, c tiled, "
+                   "d guard, e BDMAE, f other peers, g torch loops, p parts and start-up (default: all)")  # fmt: skip
     p.add_argument("--minutes", type=float, help="no new round starts after this time (default: 60; --quick: 0.75)")
     p.add_argument("--rounds", type=int, help="maximum for each row (default: 7; --quick: 3)")
     p.add_argument("--decisions", type=int, help="number for the guard (default: 640; --quick: 20)")

@@ -30,7 +30,8 @@ Array = NDArray[np.float32]
 #: (x_t, t) -> eps, float32 (N, 3, S, S) and float32 (N,).
 Predict = Callable[[Array, Array], Array]
 
-#: Values of alpha-bar at which images are noised. At the last one, a model of faces sees faces in drawn images.
+#: Values of alpha-bar at which images are noised. Drawn images are not tested at 0.3, where a model of faces would
+#: put faces into them.
 LEVELS = (0.9, 0.7, 0.5, 0.3)
 DRAWN_LEVELS = (0.9, 0.7, 0.5)
 #: Largest mean squared error of x0 at each level, relative to the best linear estimate's.

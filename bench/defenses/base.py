@@ -28,7 +28,7 @@ class Defense(Protocol):
     """A function from images to images.
 
     name: label in tables.
-    evaluations: steps of the generative model for one image; 0 without one.
+    total_steps: steps of the generative model for one image; 0 without one.
     queries: calls of the classifier for one image, including the final one; 1 unless the defense queries it.
     queries_classifier: whether the defense queries the classifier, so that the output depends on it.
     """

@@ -58,7 +58,7 @@ class EvaluationSetup:
         self.factory = DefenseFactory(engine, a.dataset, self.test.side, self._bdmae, self._unseen)
         self.given = user.from_options(a)
         if self.given is not None:
-            # the rows of a classifier that changed behind its name do not count for it; the text is part of keys
+            # rows of a changed classifier of the same name are not reused; the name of the entry is part of keys
             self.given.info["scores of probes"] = hash_of(np.round(self._probe_scores(self.given), 3).tolist())
         self._classifiers: dict[str, Classifier] = {}
         self._others: np.ndarray | None = None

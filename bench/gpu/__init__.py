@@ -1,0 +1,1 @@
+"""Benchmarks that need a GPU; kernels.py runs on the CPU, too."""

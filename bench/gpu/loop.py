@@ -186,7 +186,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--channels", type=int, default=256, help="channels of --random-adm")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="with --engine torch")
     parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--batch", default="1,7,8", help="batch sizes; images have the frame' size (default: 1,7,8)")
+    parser.add_argument("--batch", default="1,7,8", help="batch sizes, of images of the model's size (default: 1,7,8)")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--soak", type=float, default=60, help="seconds of the soak test (default: 60)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")

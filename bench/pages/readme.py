@@ -7,6 +7,7 @@ Everything between ``<!-- measured -->`` and ``<!-- /measured -->`` is replaced.
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
@@ -192,6 +193,9 @@ def one_class(found: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
+    """Redraw all pages of this module."""
+    p = argparse.ArgumentParser(prog="python -m bench.pages.readme", description=__doc__.split("\n")[0])
+    p.parse_args()
     if any(RESULTS.glob("search-*.json")):
         replace(ROOT / "docs" / "defaults.md", search())
     parts = (defense(), speed(), restoration(), cost(), crosstalk(), seams(), kernels())

@@ -226,15 +226,14 @@ class GuardRows:
         return Work(call, self.setup.runs(runner), lambda: self.classify(self.setup.some(self.n_views)))
 
 
-def gate(
+def compare_with_bound(
     samples: dict[str, list[float]], counts: dict[str, list[dict[str, float]]], how: str, key: str
 ) -> dict[str, Any]:
     """Compare the speed-up of a guard over purifying everything with the analytic bound 1 / (p + t_det / T).
 
     T is the time to purify and classify one image, on frames as full as the guard's, so that p T is the cost of its
-    flagged images. The reached share of the bound is computed within each call of the guard: the time of its classifier
-    and purifier, which is the bound's n t_det + n p T, over the time of the call. A bound from samples that are minutes
-    apart would measure other load on the machine.
+    flagged images. The reached share of the bound is measured within each call: (time of the classifier + time of the
+    purifier) / time of the call; 1 means no overhead. Samples minutes apart would measure other load on the machine.
 
     Args:
         samples: seconds for one image by row, one value a round.

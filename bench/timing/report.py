@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.common.timing import quartiles, ratios
-from bench.timing.guard_rows import gate
+from bench.timing.guard_rows import compare_with_bound
 from bench.timing.runner import State
 from bench.timing.setup import SpeedSetup, TimingRow
 
@@ -77,7 +77,7 @@ def gates(state: State) -> dict[str, dict[str, Any]]:
     for how in ("whole", "tiled"):
         for key in (f"guard-{how}", f"guard-{how}-all"):
             if all(state.samples.get(k) for k in (key, "detect", f"{how}-classify")):
-                found[key] = gate(state.samples, state.counts, how, key)
+                found[key] = compare_with_bound(state.samples, state.counts, how, key)
     return found
 
 

@@ -1,0 +1,1 @@
+"""The classifiers to protect: those trained here, and a user's own (user.py)."""

@@ -1,0 +1,1 @@
+"""Draw docs/results.md: page.py is the command."""

@@ -19,7 +19,7 @@ SHORT = {"none": "no defense", "shrinkpad": "ShrinkPad", "blur": "blur alone", "
 
 
 class Group:
-    """ResultsFile that differ in their seed alone."""
+    """Rows of a record that differ only in their seed."""
 
     def __init__(self, rows: list[ResultRow]):
         self.rows, self.first = rows, rows[0]
@@ -85,8 +85,8 @@ def groups(
 ) -> list[Group]:
     """Group the rows for these attacks and defenses, in that order.
 
-    All groups for one trigger have the same `conditions`. If there are several numbers of images, `most` at most, the
-    one with the most defenses in `about` is taken, then with the most defenses, then the largest.
+    All groups for one trigger have the same `conditions`. If rows have several numbers of images, at most `most`, take
+    the number with the most defenses in `about`, then with the most defenses, then the largest.
     """
     defenses = list(defenses)
     found: dict[tuple[str, str], dict[int, list[ResultRow]]] = {}

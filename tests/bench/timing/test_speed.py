@@ -245,11 +245,11 @@ def test_gate_is_the_bound_where_the_guard_costs_nothing():
     samples = {"detect": [1.0], "whole-classify": [30.0], "guard-whole": [(20 + 30) / 20]}
     counts = {"guard-whole": [{"images": 20, "flagged": 1, "frames": 1, "inside": 50.0}],
               "whole-classify": [{"images": 1, "flagged": 1, "frames": 1}]}  # fmt: skip
-    got = guard_rows.gate(samples, counts, "whole", "guard-whole")
+    got = guard_rows.compare_with_bound(samples, counts, "whole", "guard-whole")
     assert got["bound"] == pytest.approx(12) and got["measured"] == pytest.approx(12)
     assert got["of_bound"]["median"] == pytest.approx(1)
     samples["guard-whole"] = [5.0]
-    got = guard_rows.gate(samples, counts, "whole", "guard-whole")
+    got = guard_rows.compare_with_bound(samples, counts, "whole", "guard-whole")
     assert got["bound"] == pytest.approx(12) and got["measured"] == pytest.approx(6)
     assert got["of_bound"]["median"] == pytest.approx(0.5)
 
@@ -260,7 +260,7 @@ def test_gate_knows_how_full_the_frames_were():
     counts = {"guard-tiled": [{"images": 8, "flagged": 4, "frames": 1, "poisoned": 2, "poisoned_flagged": 2,
                                "inside": 48.0}],
               "tiled-classify": [{"images": 1, "flagged": 1, "frames": 1}]}  # fmt: skip
-    got = guard_rows.gate(samples, counts, "tiled", "guard-tiled")
+    got = guard_rows.compare_with_bound(samples, counts, "tiled", "guard-tiled")
     assert got["purify_ms"] == pytest.approx(10e3) and got["of_bound"]["median"] == pytest.approx(1)
     assert got["true_positive_rate"] == 1 and got["false_positive_rate"] == pytest.approx(2 / 6)
 
@@ -572,3 +572,10 @@ def test_numbers_read_well():
         "0.0123", "57.8", "999", "1,181", "24,830"]  # fmt: skip
     assert [plot.duration(ms) for ms in (0.5, 12.34, 2500, 90_000, 7.2e6)] == [
         "0.5 ms", "12.3 ms", "2.5 s", "1.5 min", "2 h"]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", ["z", "ab z", ""])
+def test_unknown_rows_are_refused(rows, capsys):
+    with pytest.raises(SystemExit):
+        speed.arguments().parse_args(["--rows", rows])
+    assert "expected letters of abcdefgp" in capsys.readouterr().err
