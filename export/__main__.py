@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from export import checkpoints, denoises
+from export import checkpoints, denoise_check
 from export.flags import Flags, refuse
 from export.to_onnx import NORMS, check_temporary_folder, export_onnx
 from export.unet import UNet
@@ -186,11 +186,11 @@ def flags_of(args: argparse.Namespace) -> Flags:
     return Flags(**{field: getattr(args, field) for field in Flags.__dataclass_fields__})
 
 
-def denoise_check(args: argparse.Namespace, model: UNet, spec: ModelSpec) -> dict[str, Any]:
+def check_denoising(args: argparse.Namespace, model: UNet, spec: ModelSpec) -> dict[str, Any]:
     """Check that the model denoises, and print the result.
 
     Returns:
-        The record of `export.denoises.check`, or the reason why it was skipped.
+        The record of `export.denoise_check.check`, or the reason why it was skipped.
 
     Raises:
         ModelError: the model does not denoise.
@@ -200,9 +200,9 @@ def denoise_check(args: argparse.Namespace, model: UNet, spec: ModelSpec) -> dic
         return {"skipped": "random weights"}
     if args.no_denoise_check:
         return {"skipped": "--no-denoise-check"}
-    images = denoises.load_images(args.images, spec) if args.images else None
-    others = denoises.other_readings(args.checkpoint, flags_of(args), model.config)
-    record = denoises.check(denoises.of_torch(model), spec, images, others)
+    images = denoise_check.load_images(args.images, spec) if args.images else None
+    others = denoise_check.other_readings(args.checkpoint, flags_of(args), model.config)
+    record = denoise_check.check(denoise_check.of_torch(model), spec, images, others)
     shares = ", ".join(f"{level['share']:.2f} at t = {level['t']}" for level in record["levels"].values())
     print(f"  denoises: error {shares}, relative to the best linear estimate (at most {record['largest_share']:g})")
     return record
@@ -264,7 +264,7 @@ def run(args: argparse.Namespace) -> Path:
         raise InputError(f"{plan}: exists already, expected a new file; give another --name, or --overwrite")
     store = "fp16" if args.store_fp16 else "same"
     report = export_onnx(model, spec, path, args.precision, opset=args.opset, store=store, norm=args.norm,
-                         denoises=denoise_check(args, model, spec))  # fmt: skip
+                         denoises=check_denoising(args, model, spec))  # fmt: skip
     done = time.monotonic()
     print_report(path, spec, report)
     print(f"  {args.precision}{', weights stored as fp16' if args.store_fp16 else ''}, opset {args.opset}")

@@ -27,7 +27,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from export.denoises import of_torch
+from export.denoise_check import of_torch
 from export.group_norm import as_instances
 from export.parity import TOLERANCE, compare, open_onnx, probes
 from export.unet import GroupNorm, UNet
@@ -64,7 +64,7 @@ def export_onnx(
             folds when it loads: half the file, float32 arithmetic.
         norm: "group" for GroupNormalization, or "instance" for InstanceNormalization, which ONNX Runtime is faster with
             on a CPU.
-        denoises: the record of `export.denoises.check`, for the sidecar; None records that it was not run.
+        denoises: the record of `export.denoise_check.check`, for the sidecar; None records that it was not run.
 
     Returns:
         The sidecar's "export" entry: precision, sizes, versions and the comparison.

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.checkpoints import load
+from export.dead_leaves import leaves
 from export.flags import Flags
-from export.leaves import leaves
 from export.unet import UNet, UNetConfig
 from zipsdk.errors import InputError, ModelError
 from zipsdk.images.sources import decode, read_files

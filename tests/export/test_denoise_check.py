@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[ex
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'zipsdk[export]'")
 
 from export import __main__ as command  # noqa: E402
-from export import checkpoints, denoises  # noqa: E402
+from export import checkpoints, denoise_check  # noqa: E402
+from export.dead_leaves import leaves  # noqa: E402
 from export.flags import Flags  # noqa: E402
-from export.leaves import leaves  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
 from zipsdk.errors import InputError, ModelError  # noqa: E402
@@ -35,7 +35,7 @@ def trained():
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
-    monkeypatch.setattr(denoises, "_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr(denoise_check, "_PIXELS", 2 * 32 * 32)
 
 
 def spec_of(**noise):
@@ -46,7 +46,7 @@ def read_as(model, **changes):
     """Load the same weights with another configuration, as a wrong reading does."""
     other = UNet(replace(model.config, **changes)).eval()
     other.load_state_dict(model.state_dict())
-    return denoises.of_torch(other)
+    return denoise_check.of_torch(other)
 
 
 def trained_on(model, **noise):
@@ -54,7 +54,7 @@ def trained_on(model, **noise):
     own = model.config.alphas_cumprod()
     spec = spec_of(**noise)
     theirs = spec.alphas_cumprod()
-    right = denoises.of_torch(model)
+    right = denoise_check.of_torch(model)
 
     def predict(x, t):
         steps = [np.argmin(np.abs(np.log(own / (1 - own)) - np.log(a / (1 - a)))) for a in theirs[t.astype(int)]]
@@ -64,17 +64,17 @@ def trained_on(model, **noise):
 
 
 def test_a_sound_model_passes_with_margin(trained):
-    record = denoises.check(denoises.of_torch(trained), spec_of())
+    record = denoise_check.check(denoise_check.of_torch(trained), spec_of())
     assert record["images"] == "drawn" and record["others"] == {}
     for level in record["levels"].values():
-        assert 0 < level["share"] < 0.5 * denoises.LARGEST_SHARE
+        assert 0 < level["share"] < 0.5 * denoise_check.LARGEST_SHARE
         assert 0 < level["gain"] <= 1.0
     json.dumps(record)  # for the sidecar
 
 
 @pytest.mark.parametrize("noise", [COSINE, SCALED, T4000], ids=["cosine", "scaled", "T4000"])
 def test_the_right_schedule_passes(trained, noise):
-    denoises.check(trained_on(trained, **noise), spec_of(**noise))
+    denoise_check.check(trained_on(trained, **noise), spec_of(**noise))
 
 
 @pytest.mark.parametrize(
@@ -88,16 +88,16 @@ def test_a_wrong_schedule_fails(trained, noise, read):
     with pytest.raises(
         ModelError, match=r"the model does not denoise: .* Check the heads, the schedule, the prediction type"
     ):
-        denoises.check(lambda x, t: wrong(x, t.clip(0, last)), spec_of(**read))
+        denoise_check.check(lambda x, t: wrong(x, t.clip(0, last)), spec_of(**read))
 
 
 WRONG = {
     "v as epsilon": lambda m: read_as(m, prediction="epsilon"),
     "v as sample": lambda m: read_as(m, prediction="sample"),
     "another embedding": lambda m: read_as(m, embedding_order="sin_cos"),
-    "images in [0, 1]": lambda m: lambda x, t: denoises.of_torch(m)((x + 1) / 2, t),
+    "images in [0, 1]": lambda m: lambda x, t: denoise_check.of_torch(m)((x + 1) / 2, t),
     "returns the input": lambda m: lambda x, t: np.zeros_like(x),
-    "41% off": lambda m: lambda x, t: off(denoises.of_torch(m)(x, t), 0.41),
+    "41% off": lambda m: lambda x, t: off(denoise_check.of_torch(m)(x, t), 0.41),
     "NaN": lambda m: lambda x, t: np.full_like(x, np.nan),
 }
 
@@ -105,7 +105,7 @@ WRONG = {
 def test_v_of_another_schedule_fails(trained):
     """Convert v to epsilon with the wrong schedule as well, consistent with the steps."""
     with pytest.raises(ModelError, match="the model does not denoise"):
-        denoises.check(read_as(trained, **COSINE), spec_of(**COSINE))
+        denoise_check.check(read_as(trained, **COSINE), spec_of(**COSINE))
 
 
 def off(eps, share):
@@ -116,19 +116,19 @@ def off(eps, share):
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_wrong_reading_fails(trained, fault):
     with pytest.raises(ModelError, match="the model does not denoise"):
-        denoises.check(WRONG[fault](trained), spec_of())
+        denoise_check.check(WRONG[fault](trained), spec_of())
 
 
 def test_a_better_reading_is_named(trained):
-    right = denoises.of_torch(trained)
+    right = denoise_check.of_torch(trained)
 
     def chosen(x, t):
         return off(right(x, t), 0.1)
 
-    record = denoises.check(right, spec_of(), others=[("--heads 4", chosen), ("--heads 1", right)])
+    record = denoise_check.check(right, spec_of(), others=[("--heads 4", chosen), ("--heads 1", right)])
     assert record["others"]["--heads 4"] < 0.95 and record["others"]["--heads 1"] == 1.0
     with pytest.raises(ModelError, match=r"got an error 1\.\d\d times that with --heads 4, .* Check the heads"):
-        denoises.check(chosen, spec_of(), others=[("--heads 1", chosen), ("--heads 4", right)])
+        denoise_check.check(chosen, spec_of(), others=[("--heads 1", chosen), ("--heads 4", right)])
 
 
 def test_other_readings_of_a_guided_diffusion_checkpoint(tmp_path):
@@ -139,13 +139,13 @@ def test_other_readings_of_a_guided_diffusion_checkpoint(tmp_path):
     torch.save(UNet(config).state_dict(), tmp_path / "m.pt")
     flags = Flags(image_size=32, heads=4, norm_groups=4)
     model, _ = checkpoints.load(tmp_path / "m.pt", flags)
-    others = dict(denoises.other_readings(tmp_path / "m.pt", flags, model.config))
+    others = dict(denoise_check.other_readings(tmp_path / "m.pt", flags, model.config))
     assert list(others) == ["--attention-order new", "--heads 1", "--heads 8", "--head-channels 32",
                             "--norm-groups 8", "--norm-groups 16", "--norm-groups 32"]  # fmt: skip
     x, t = np.ones((1, 3, 32, 32), np.float32), np.float32([500])
-    answers = [denoises.of_torch(model)(x, t), *(other(x, t) for other in others.values())]
+    answers = [denoise_check.of_torch(model)(x, t), *(other(x, t) for other in others.values())]
     assert all(not np.allclose(a, b, atol=1e-6) for i, a in enumerate(answers) for b in answers[:i])
-    assert list(denoises.other_readings(WEIGHTS, Flags(), checkpoints.load(WEIGHTS)[0].config)) == []
+    assert list(denoise_check.other_readings(WEIGHTS, Flags(), checkpoints.load(WEIGHTS)[0].config)) == []
 
 
 def test_wrong_norm_groups_are_found(tmp_path, capsys):
@@ -176,13 +176,13 @@ def test_images_are_read_from_a_folder(tmp_path, trained):
     for i, image in enumerate(leaves(6, 48)):
         array = np.rint((image.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
         Image.fromarray(np.hstack([array, array])).save(tmp_path / f"{i}.png")  # 96x48: the middle square is used
-    images = denoises.load_images(tmp_path, spec_of())
+    images = denoise_check.load_images(tmp_path, spec_of())
     assert images.shape == (2, 3, 32, 32) and -1 <= images.min() < images.max() <= 1
-    record = denoises.check(denoises.of_torch(trained), spec_of(), images)
-    assert record["images"] == 2 and len(record["levels"]) == len(denoises.LEVELS)
+    record = denoise_check.check(denoise_check.of_torch(trained), spec_of(), images)
+    assert record["images"] == 2 and len(record["levels"]) == len(denoise_check.LEVELS)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="got no image in it"):
-        denoises.load_images(tmp_path / "empty", spec_of())
+        denoise_check.load_images(tmp_path / "empty", spec_of())
 
 
 # ------------------------------------------------------------------------------------------- in the command
