@@ -36,7 +36,7 @@ def passed(monkeypatch, tmp_path):
 
     monkeypatch.setattr(command.checkpoints, "load", load)
     monkeypatch.setattr(command, "export_onnx", export_onnx)
-    monkeypatch.setattr(command, "denoise_check", lambda *_: None)  # these weights are random
+    monkeypatch.setattr(command, "check_denoising", lambda *_: None)  # these weights are random
 
     def run(*words, config_=CONFIG):
         config[0] = config_
