@@ -21,6 +21,8 @@ from tests.helpers.paths import ROOT  # noqa: E402
 from zipsdk.errors import InputError, ModelError  # noqa: E402
 from zipsdk.models.spec import ModelSpec  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 WEIGHTS = ROOT / "export" / "zip-tiny.safetensors"
 LINEAR = {}
 COSINE = {"beta_schedule": "cosine"}

@@ -16,6 +16,8 @@ from export.flags import Flags  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 OPENAI = UNetConfig(
     image_size=16, model_channels=8, channel_mult=(1, 2, 4), num_res_blocks=2, out_channels=6,
     attention_downsampling=(2, 4), num_head_channels=4, norm_groups=4, resblock_updown=True,

@@ -14,6 +14,8 @@ from export import __main__ as command
 from export.flags import Flags
 from export.unet import UNet, UNetConfig
 
+pytestmark = pytest.mark.torch
+
 CONFIG = UNetConfig(image_size=64, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
                     beta_start=2e-4, beta_end=0.03, timesteps=500)  # fmt: skip
 

@@ -26,6 +26,8 @@ from tests.helpers.diffusers import (  # noqa: E402
 )
 from zipsdk.errors import ModelError  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 X, T = torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16), torch.tensor([3.0, 950.0])
 
 

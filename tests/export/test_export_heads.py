@@ -13,6 +13,8 @@ from export.flags import Flags  # noqa: E402
 from export.unet import ADM256, AttentionBlock, UNet, UNetConfig  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 #: guided-diffusion's training defaults: four heads at every level.
 HEADS = UNetConfig(
     image_size=16, model_channels=8, channel_mult=(1, 2, 4), num_res_blocks=1, attention_downsampling=(2, 4),

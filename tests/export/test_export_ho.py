@@ -14,6 +14,8 @@ from export import checkpoints  # noqa: E402
 from export.flags import Flags  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 CHANNELS, MULT, BLOCKS, ATTENTION, GROUPS = 8, (1, 2, 2), 2, 1, 4
 
 

@@ -22,6 +22,8 @@ from zipsdk.errors import ModelError  # noqa: E402
 from zipsdk.models.sidecar import check_sidecar  # noqa: E402
 from zipsdk.models.spec import ModelSpec  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 #: One model of free size, like zip-tiny, and one of a single size, like OpenAI's.
 FREE = UNetConfig(image_size=32, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4, prediction="v")
 FIXED = UNetConfig(

@@ -19,6 +19,8 @@ from tests.helpers.beta_schedules import cosine, linear, oracle, scaled_linear  
 from tests.helpers.diffusers import DDPM, DDPM_JSON, folder_of  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 #: What DDPMScheduler.save_pretrained writes.
 DDPM_SCHEDULER = {
     "_class_name": "DDPMScheduler", "_diffusers_version": "0.42.1", "beta_end": 0.02, "beta_schedule": "linear",

@@ -11,6 +11,8 @@ from torch.nn import functional  # noqa: E402
 from export import unet  # noqa: E402
 from export.unet import ADM256, ZIP_TINY, AttentionBlock, ResBlock, UNet, UNetConfig  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 SMALL = UNetConfig(
     image_size=16, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_downsampling=(2,),
     num_head_channels=4, norm_groups=4, resblock_updown=True,

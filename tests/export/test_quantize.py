@@ -24,6 +24,8 @@ from zipsdk.models import resolve  # noqa: E402
 from zipsdk.models.sidecar import check_sidecar  # noqa: E402
 from zipsdk.models.spec import ModelSpec  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 CONFIG = UNetConfig(
     image_size=32, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4, prediction="v"
 )

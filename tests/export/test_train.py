@@ -18,6 +18,8 @@ from export.unet import UNet, UNetConfig  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture
 def folder(tmp_path):

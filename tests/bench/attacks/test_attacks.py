@@ -18,6 +18,8 @@ from bench.data.datasets import Dataset  # noqa: E402
 from bench.evaluation.cache import hash_of  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture
 def images(rng) -> np.ndarray:

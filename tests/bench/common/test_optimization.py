@@ -21,6 +21,8 @@ from bench.victims.training import Recipe  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
 from zipsdk.errors import InputError  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 RESULTS = ROOT / "bench" / "results"
 
 

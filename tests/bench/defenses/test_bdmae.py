@@ -16,6 +16,8 @@ from bench.defenses import bdmae  # noqa: E402
 from bench.defenses.bdmae import BDMAE  # noqa: E402
 from zipsdk.errors import InputError, ModelError  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 
 class Inpaint:
     """Restores a pixel as the mean of the pixels around it that can be seen, near ones first."""

@@ -11,6 +11,7 @@ from tests.fakes.engine import FakeEngine
 from tests.helpers.literal import AB, ROUNDING, Fixed, eps_model, literal_ddpm, smooth_images, state
 
 pytest.importorskip("skimage")
+pytest.importorskip("torch")
 
 from bench.defenses.ddnm import DDNM
 from bench.defenses.diffpure import DiffPure, clamped
@@ -21,6 +22,8 @@ from zipsdk.models import resolve
 from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise import STEP_INITIAL
 from zipsdk.transforms import Blur
+
+pytestmark = pytest.mark.torch
 
 # ---- DiffPure
 

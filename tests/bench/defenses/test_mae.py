@@ -18,6 +18,8 @@ from bench.defenses import mae, vit_mae  # noqa: E402
 from bench.defenses.bdmae import BDMAE  # noqa: E402
 from zipsdk.errors import EngineError, InputError, MissingDependencyError, ModelError  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 TINY = mae.Recipe(epochs=3, batch=16, lr=0.01, widths=(8, 8, 8), depth=1, bf16=False, seed=1)
 TINY_VIT = {
     "image_size": 32, "patch_size": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -25,6 +25,8 @@ from bench.evaluation.cache import PurifiedCache, hash_of
 from tests.fakes.engine import FakeEngine, make_spec
 from zipsdk.errors import InputError
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture
 def factory():

@@ -25,6 +25,8 @@ from bench.evaluation.results_file import ResultsFile
 from bench.victims.user import Classifier
 from zipsdk.errors import InputError
 
+pytestmark = pytest.mark.torch
+
 
 def rows_of_records():
     """Every committed row with its record and its key."""

@@ -16,6 +16,8 @@ from zipsdk.detectors import ablation_statistics
 from zipsdk.detectors.ablation import AblationDetector
 from zipsdk.detectors.ablation_views import FEATURES, N_MASKABLE, N_VIEWS
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture
 def triggers():

@@ -25,6 +25,8 @@ from bench.gpu.torch_engine import TorchEngine  # noqa: E402
 from bench.gpu.torch_peers import torch_module  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture
 def device(host):

@@ -19,6 +19,8 @@ from bench.common.record import RESULTS, read
 from bench.pages import readme
 from bench.pages.results import page
 
+pytestmark = pytest.mark.torch
+
 
 def measured(*path):
     """What stands between the two marks of a page, which every page has once."""

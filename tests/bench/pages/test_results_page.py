@@ -14,6 +14,8 @@ from bench.defenses.guarded import Guarded
 from bench.evaluation.records import Record
 from bench.pages.results import claims, groups, page, plots, sheet, text
 
+pytestmark = pytest.mark.torch
+
 
 def record_of(content):
     """A record of JSON that may lack parts."""

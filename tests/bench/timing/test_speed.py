@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+pytest.importorskip("torch")
+
 import zipsdk
 from bench import speed
 from bench.common import timing
@@ -24,6 +26,8 @@ from zipsdk.sampling.schedule import step_table
 
 torch = pytest.importorskip("torch")
 speed_torch = pytest.importorskip("bench.timing.torch_loops")
+
+pytestmark = pytest.mark.torch
 
 
 class Tiny(torch.nn.Module):

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+pytest.importorskip("torch")
+
 from bench import speed
 from bench.common.metrics import compare
 from bench.common.timing import quartiles
@@ -17,6 +19,8 @@ from bench.timing.setup import Reference, SpeedSetup, TimingRow
 from tests.fakes.engine import make_spec
 
 torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.torch
 
 
 class Mixing(torch.nn.Module):

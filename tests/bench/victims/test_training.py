@@ -18,6 +18,8 @@ from bench.victims import networks, training  # noqa: E402
 from bench.victims.training import Recipe  # noqa: E402
 from zipsdk.errors import EngineError, InputError, ModelError  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 #: Of a network that costs milliseconds; where it is about what a training leaves, not how well it learns.
 TINY = Recipe("tiny", epochs=3, batch=16, lr=0.05, bf16=False, seed=1, clip=1.0)
 

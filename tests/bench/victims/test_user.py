@@ -9,10 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+pytest.importorskip("torch")
+
 from bench.data.datasets import Dataset
 from bench.victims import user
 from bench.victims.user import Classifier, Preparation
 from zipsdk.errors import EngineError, InputError, ModelError
+
+pytestmark = pytest.mark.torch
 
 
 @pytest.fixture
@@ -53,7 +57,6 @@ def test_a_classifier_takes_images_only(x):
 
 
 def test_a_users_function(tmp_path, monkeypatch, data):
-    pytest.importorskip("torch")
     (tmp_path / "my_classifier.py").write_text(
         "import torch\n"
         "class Model:\n"

@@ -29,6 +29,7 @@ from zipsdk.models.sidecar import sidecar_path, write_sidecar
 from zipsdk.models.spec import ModelSpec
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'zipsdk[rtx]'")
+pytestmark = pytest.mark.trt
 BATCHES = (1, 4)
 
 
@@ -73,6 +74,7 @@ def test_the_bundled_model_is_built(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
     """Export and build the real graph at a reduced width by one command."""

@@ -140,6 +140,7 @@ def test_a_path_as_bytes_gives_a_hint(tmp_path: Path) -> None:
 # ---- hints, followed
 
 
+@pytest.mark.torch
 def test_the_hint_for_tensors_works() -> None:
     torch = pytest.importorskip("torch")
     for tensor in (

@@ -38,6 +38,7 @@ def test_bundled_model_is_small_and_has_a_spec(engine):
     assert engine.info["providers"] == ["CPUExecutionProvider"]
 
 
+@pytest.mark.torch
 def test_the_bundled_model_is_the_export_of_the_weights_in_the_repository(engine):
     """Its spec has their hash, and its outputs differ only by weights stored as float16."""
     torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
