@@ -20,6 +20,10 @@ def make(device, spec=None, *, engine=None, **options):
     return zipsdk.Purifier(on_gpu, **settings), zipsdk.Purifier(plain, **cpu)
 
 
+#: A spec of one size: larger images are tiled, smaller ones share frames.
+FIXED = {"min_side": 64, "max_side": 64}
+
+
 def noise_images(rng, n, height, width):
     return rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
 
@@ -28,6 +32,11 @@ def assert_same(got, wanted):
     """Equal but for halves that round the other way: float32 in another order moves x by 1e-6 or so."""
     off = np.abs(got.astype(int) - wanted.astype(int))
     assert off.max() <= 1 and (off > 0).mean() < 2e-3, f"got {off.max()} gray levels off, {(off > 0).mean():.1%} of all"
+
+
+def in_flight(purifier):
+    """Return the number of batches that the GPU loop has begun and not delivered."""
+    return sum(len(b.pending) for b in purifier._dispatcher.device_loop.pool.sizes.values())
 
 
 class Meanwhile:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,15 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, features
 
+from tests.helpers.image_files import png_chunk
 from zipsdk import images
 
 RNG = np.random.default_rng(7)
 H, W = 5, 7
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 ORIENTATION = ExifTags.Base.Orientation
+#: The mark of tests that need AVIF.
+AVIF = pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
 
 
 _open: list[Image.Image] = []
@@ -28,9 +30,8 @@ def opened(source: Any) -> Any:
     return _open[-1]
 
 
-@pytest.fixture(autouse=True)
-def close_what_was_opened() -> Iterator[None]:
-    yield
+def close_opened() -> None:
+    """Close the images that `opened` has returned."""
     while _open:
         _open.pop().close()
 
@@ -63,10 +64,6 @@ def same(a: Any, b: Any) -> None:
 def same_image(a: Image.Image, b: Image.Image) -> None:
     assert (a.mode, a.size) == (b.mode, b.size)
     assert a.tobytes() == b.tobytes()
-
-
-def png_chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 5: "I", 7: "B", 16: "Q"}
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 16: 8}
@@ -98,6 +100,13 @@ def exif_with_copies(order: str = "<", orientation: int | None = None) -> bytes:
     blocks += directory(order, ifd1, one) + THUMBNAIL
     start = header(order) + directory(order, 8, first, following=ifd1)
     return b"Exif\0\0" + start + b"\0" * (len(start) % 2) + blocks
+
+
+def encoded(rgb: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    """Encode RGB pixels by Pillow's writer of the format `kind`."""
+    f = io.BytesIO()
+    Image.fromarray(rgb).save(f, kind, **options)
+    return f.getvalue()
 
 
 def png_chunk(name: bytes, data: bytes) -> bytes:

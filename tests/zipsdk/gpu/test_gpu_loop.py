@@ -1,9 +1,8 @@
-"""The loop on a device, on the tests' own lazy GPU: the CPU's images, whatever the batches and graphs."""
+"""Test the GPU loop on the fake GPU: its images equal those of the CPU, and errors leave it usable."""
 
 from __future__ import annotations
 
 import re
-import threading
 
 import numpy as np
 import pytest
@@ -12,15 +11,12 @@ import zipsdk
 from kernels.launch import SOURCES
 from tests.fakes.device import FakeDeviceEngine
 from tests.fakes.engine import FakeEngine, make_spec
-from tests.helpers.gpu_pairs import SETTINGS, assert_same, make, noise_images
+from tests.helpers.gpu_pairs import FIXED, SETTINGS, assert_same, in_flight, make, noise_images
 from zipsdk import gpu as gpu_package
 from zipsdk.errors import EngineError, InputError
 from zipsdk.gpu import buffers as gpu_buffers
-from zipsdk.gpu import steps as gpu_steps
 from zipsdk.gpu.device import SIGNATURES
 from zipsdk.gpu.fatbin import fatbin_path
-
-FIXED = {"min_side": 64, "max_side": 64}
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -48,22 +44,6 @@ def test_images_are_those_of_the_cpu(device, rng, settings, n, height, width, fi
     assert ("graph", "compute") in device.log
 
 
-def test_a_graph_serves_other_images_counts_and_seeds(device, rng):
-    gpu, cpu = make(device, make_spec(**FIXED))
-    for n, seed in ((4, 1), (3, 2), (2, 3), (4, 4)):  # all of one frame
-        batch = noise_images(rng, n, 32, 32)
-        assert_same(gpu.run(batch, seed=seed), cpu.run(batch, seed=seed))
-    assert device.log.count(("graph", "compute")) == 3
-
-
-def test_graph_off_gives_the_same_bits(device, rng):
-    batch = noise_images(rng, 4, 32, 48)
-    on, off = (make(device, cuda_graph=graph)[0] for graph in (True, False))
-    for _ in range(2):
-        np.testing.assert_array_equal(on.run(batch), off.run(batch))
-    assert "one captured graph" in on.info["loop"] and "step by step" in off.info["loop"]
-
-
 def test_seven_images_are_seven_times_one(device, rng):
     gpu, _ = make(device)
     batch = noise_images(rng, 7, 40, 32)
@@ -81,14 +61,6 @@ def test_after_the_first_call_nothing_is_allocated_and_one_copy_goes_each_way(de
         ("graph", "compute"), ("zip_egress", "compute"), ("record", "compute"), ("wait", "copies"),
         ("download", "copies"), ("record", "copies"), ("event.synchronize",),
     ]  # fmt: skip
-
-
-def test_what_is_captured(device, rng):
-    gpu, _ = make(device, make_spec(**FIXED), preset="fast")
-    for _ in range(2):
-        gpu.run(noise_images(rng, 2, 30, 30))
-    captured = [entry[0] for entry in device.log if entry[-1] == "captured"]
-    assert captured == ["zip_step_f32"] + ["zip_fill", "engine", "zip_step_f32"] * 4
 
 
 def test_batches_are_cut_and_overlap(device, rng, monkeypatch):
@@ -110,104 +82,12 @@ def test_the_engines_own_limit_is_kept(device, rng):
     assert max(shape[0] for shape, _ in plain.calls) == 3
 
 
-def test_stream_puts_the_next_batch_up_before_the_last_comes_down(device, rng):
-    gpu, cpu = make(device)
-    batches = [noise_images(rng, 2, 32, 32) for _ in range(5)]
-    gpu.run(batches[0])
-    device.log.clear()
-    stream = gpu.stream(batches)
-    got = [next(stream)]
-    got += list(stream)
-    for g, batch in zip(got, batches, strict=True):
-        assert_same(g, cpu.run(batch))
-    copies = [entry[0] for entry in device.log if entry[0] in ("upload", "download")]
-    assert copies.count("upload") == copies.count("download") == 5
-    # a batch that is read in time goes up early; how many are is the reading thread's luck, order is not
-    ahead = 0
-    for word in copies:
-        ahead += 1 if word == "upload" else -1
-        assert 0 <= ahead <= 2
-
-
-def test_stream_does_not_hold_a_result_back_for_a_batch_that_is_not_there(device, rng):
-    gpu, _ = make(device)
-    got, delivered = [], threading.Event()
-
-    def source():
-        for i in range(3):
-            if i == 2:
-                assert delivered.wait(30), "the first two results wait for a third batch"
-            yield noise_images(rng, 1, 32, 32)
-
-    for clean in gpu.stream(source()):
-        got.append(clean)
-        if len(got) == 2:
-            delivered.set()
-    assert len(got) == 3
-
-
-def waiting(purifier):
-    return sum(len(b.pending) for b in purifier._dispatcher.device_loop.pool.sizes.values())
-
-
-def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
-    gpu, cpu = make(device)
-    batches = [noise_images(rng, 1, 32, 32) for _ in range(3)]
-
-    def source():
-        yield from batches
-        raise OSError("the disk is gone")
-
-    got = []
-    with pytest.raises(OSError, match="the disk is gone"):
-        got.extend(gpu.stream(source()))
-    assert len(got) == 3
-    for g, batch in zip(got, batches, strict=True):
-        assert_same(g, cpu.run(batch))
-    assert waiting(gpu) == 0
-
-
-def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device, rng, monkeypatch):
-    gpu, cpu = make(device)
-    batches, asked, count = [noise_images(rng, 1, 32, 32) for _ in range(3)], threading.Event(), []
-    submit = gpu._dispatcher.submit
-
-    def source():
-        yield from batches[:2]
-        asked.set()  # the second batch has been read, so the first result waits for it to be begun
-        yield batches[2]
-
-    def failing(*args):
-        count.append(1)
-        assert asked.wait(20)
-        if len(count) == 2:
-            raise EngineError("the device is lost")
-        return submit(*args)
-
-    monkeypatch.setattr(gpu._dispatcher, "submit", failing)
-    got = []
-    with pytest.raises(EngineError, match="the device is lost"):
-        got.extend(gpu.stream(source()))
-    assert len(got) == 1 and waiting(gpu) == 0
-    assert_same(got[0], cpu.run(batches[0]))
-
-
-def test_a_stream_that_is_left_early_leaves_nothing_in_flight(device, rng):
-    gpu, _ = make(device)
-    for taken in (1, 2, 3):
-        stream = gpu.stream([noise_images(rng, 1, 32, 32) for _ in range(6)])
-        for _ in range(taken):
-            next(stream)
-        stream.close()
-        assert waiting(gpu) == 0
-
-
 def test_what_cannot_be_done_is_said_before_anything_is_begun(device, rng):
     gpu, _ = make(device, make_spec(**FIXED))
     gpu._dispatcher.divisor = 48  # cells that divide no frame
     with pytest.raises(InputError):
         gpu.run([noise_images(rng, 1, 64, 64)[0], noise_images(rng, 1, 200, 64)[0]])
-    assert waiting(gpu) == 0
+    assert in_flight(gpu) == 0
 
 
 def test_sizes_mixed_in_one_call(device, rng):
@@ -229,7 +109,7 @@ def test_an_error_in_one_size_leaves_the_others_not_in_flight(device, rng):
     batch, bad = [noise_images(rng, 1, h, 32)[0] for h in (32, 40, 48, 56)], [True]
     with np.errstate(invalid="ignore"), pytest.raises(EngineError, match="not finite"):
         gpu.run(batch)
-    assert waiting(gpu) == 0
+    assert in_flight(gpu) == 0
     bad.clear()
     for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
         assert_same(got, wanted)
@@ -280,56 +160,6 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
     assert not buffers.pending and len(buffers.staging) == 2
 
 
-def test_only_what_has_run_is_captured(device, rng):
-    """A run that failed warms nothing up; nor does one of what the engine has made anew since."""
-    count, made = [], [object()]
-
-    def fail():
-        count.append(1)
-        if len(count) == 3:
-            raise EngineError("it fell over")
-
-    engine = FakeDeviceEngine(FakeEngine(), device, fail=fail)
-    engine.prepare = lambda batch, height, width: made[0]
-    gpu, cpu = make(device, engine=engine)
-    batch = noise_images(rng, 2, 32, 32)
-    with pytest.raises(EngineError, match="it fell over"):
-        gpu.run(batch)
-    graphs = []
-    for _ in range(4):
-        assert_same(gpu.run(batch), cpu.run(batch))
-        graphs.append(device.log.count(("graph", "compute")))
-        if len(graphs) == 1:
-            made[0] = object()
-    assert graphs == [0, 0, 1, 2]
-
-
-def test_a_capture_that_fails_leaves_the_loop_step_by_step(device, rng):
-    plain = FakeEngine()
-    captures = []
-
-    def fail():
-        if device.compute.graph is not None:
-            captures.append(1)
-            raise RuntimeError("not while a stream is captured")
-
-    gpu, cpu = make(device, engine=FakeDeviceEngine(plain, device, fail=fail))
-    batch = noise_images(rng, 2, 32, 32)
-    assert_same(gpu.run(batch), cpu.run(batch))
-    with pytest.warns(UserWarning, match=r"capturing the loop failed \(not while .*\); it goes on step by step"):
-        assert_same(gpu.run(batch), cpu.run(batch))
-    assert_same(gpu.run(batch), cpu.run(batch))
-    assert len(captures) == 1 and "step by step" in gpu.info["loop"]
-
-
-def test_an_engine_that_cannot_be_captured_runs_step_by_step(device, rng):
-    gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, capturable=False))
-    batch = noise_images(rng, 2, 32, 32)
-    for _ in range(3):
-        assert_same(gpu.run(batch), cpu.run(batch))
-    assert ("graph", "compute") not in device.log and "step by step" in gpu.info["loop"]
-
-
 def test_larger_images_take_the_host_loop(device, rng):
     gpu, cpu = make(device, make_spec(**FIXED), preset="fast")
     batch = noise_images(rng, 1, 80, 100)
@@ -347,22 +177,6 @@ def test_transforms_without_a_kernel_take_the_host_loop_and_say_so(device, rng):
 
 def test_a_plain_engine_says_that_the_loop_runs_on_the_host():
     assert zipsdk.Purifier(FakeEngine()).info["loop"] == "host (the engine runs on the CPU)"
-
-
-def captured(buffers):
-    return [n for n, entry in buffers.step_graphs.items() if entry.graph is not None]
-
-
-def test_graphs_of_old_counts_are_dropped(device, rng, monkeypatch):
-    monkeypatch.setattr(gpu_steps, "MAX_GRAPHS", 2)
-    gpu, cpu = make(device, preset="fast")
-    batch = noise_images(rng, 8, 32, 32)
-    for n in (5, 6, 7, 8, 5, 7):
-        wanted = cpu.run(batch[:n])
-        for _ in range(3):
-            assert_same(gpu.run(batch[:n]), wanted)
-    (buffers,) = gpu._dispatcher.device_loop.pool.sizes.values()
-    assert captured(buffers) == [5, 7]
 
 
 def test_empty_batch(device):

@@ -18,7 +18,6 @@ from tests.helpers.image_checks import (
     WRITTEN,
     H,
     W,
-    close_what_was_opened,  # noqa: F401
     identity,
     noise,
     opened,

@@ -15,7 +15,6 @@ from tests.helpers.image_checks import (
     RNG,
     H,
     W,
-    close_what_was_opened,  # noqa: F401
     identity,
     noise,
     opened,

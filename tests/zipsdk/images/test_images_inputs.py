@@ -15,17 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.image_files import tiff
+from tests.helpers.image_files import encoded, tiff
 from zipsdk import images
 from zipsdk.errors import ImageReadError, InputError
 
 RGB = np.random.default_rng(5).integers(0, 256, (5, 7, 3), np.uint8)
-
-
-def encoded(kind: str = "PNG", **options: Any) -> bytes:
-    f = io.BytesIO()
-    Image.fromarray(RGB).save(f, kind, **options)
-    return f.getvalue()
 
 
 # ---- file contents and open files
@@ -34,12 +28,12 @@ def encoded(kind: str = "PNG", **options: Any) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "PPM"])
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview, io.BytesIO, lambda b: io.BufferedReader(io.BytesIO(b))])
 def test_a_files_content_is_read(wrap: Any, kind: str) -> None:
-    item = wrap(encoded(kind))
+    item = wrap(encoded(RGB, kind))
     for _ in range(2):  # an open file is read from its start each time
         p = images.read_one(item)
         np.testing.assert_array_equal(p.rgb, RGB)
     assert isinstance(p.restore(p.rgb), Image.Image)
-    loaded, restore = images.read([item, RGB, wrap(encoded(kind))])
+    loaded, restore = images.read([item, RGB, wrap(encoded(RGB, kind))])
     out = restore([x.rgb for x in loaded])
     assert [type(x) for x in out] == [Image.Image, np.ndarray, Image.Image]
     one, restore = images.read(item)
@@ -47,7 +41,7 @@ def test_a_files_content_is_read(wrap: Any, kind: str) -> None:
 
 
 def test_open_files_stay_open_and_may_be_unseekable(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encoded())
+    (tmp_path / "a.png").write_bytes(encoded(RGB))
     with (tmp_path / "a.png").open("rb") as f:
         f.seek(7)
         np.testing.assert_array_equal(images.read_one(f).rgb, RGB)
@@ -55,12 +49,12 @@ def test_open_files_stay_open_and_may_be_unseekable(tmp_path: Path) -> None:
         with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
             np.testing.assert_array_equal(images.read_one(m).rgb, RGB)
     with tempfile.SpooledTemporaryFile() as f:
-        f.write(encoded())
+        f.write(encoded(RGB))
         np.testing.assert_array_equal(images.read_one(f).rgb, RGB)
     for buffering in (0, -1):
         reader, writer = os.pipe()
         with os.fdopen(reader, "rb", buffering) as f:
-            os.write(writer, encoded())
+            os.write(writer, encoded(RGB))
             os.close(writer)
             np.testing.assert_array_equal(images.read_one(f).rgb, RGB)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -85,7 +79,7 @@ class Trickle(io.RawIOBase):
 
 
 def test_short_reads_and_endless_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    np.testing.assert_array_equal(images.read_one(Trickle(encoded())).rgb, RGB)
+    np.testing.assert_array_equal(images.read_one(Trickle(encoded(RGB))).rgb, RGB)
     monkeypatch.setattr("zipsdk.images.reader._MOST_IN_MEMORY", 1 << 22)
     with (
         pytest.raises(ImageReadError, match=r"got more than 4194304 bytes.*pass its path"),
@@ -103,14 +97,14 @@ def test_a_warning_has_the_line_of_the_caller() -> None:
 
 
 def test_a_bytearray_may_be_modified_after_reading() -> None:
-    data = bytearray(encoded())
+    data = bytearray(encoded(RGB))
     p = images.read_one(data)
     data[:] = bytes(len(data))
     np.testing.assert_array_equal(p.rgb, RGB)
 
 
 def test_contents_that_are_no_image(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encoded())
+    (tmp_path / "a.png").write_bytes(encoded(RGB))
     with (
         pytest.raises(ImageReadError, match=r'open it with mode "rb"'),
         (tmp_path / "a.png").open(errors="replace") as f,
@@ -119,7 +113,7 @@ def test_contents_that_are_no_image(tmp_path: Path) -> None:
     for empty in (b"", io.BytesIO()):
         with pytest.raises(ImageReadError, match="of another format"):
             images.read_one(empty)
-    f = io.BytesIO(encoded())
+    f = io.BytesIO(encoded(RGB))
     f.close()
     with pytest.raises(ImageReadError, match=r"got a file that is closed.*open it again"):
         images.read_one(f)
@@ -130,7 +124,7 @@ def test_contents_that_are_no_image(tmp_path: Path) -> None:
 
 
 def test_a_path_as_bytes_gives_a_hint(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encoded())
+    (tmp_path / "a.png").write_bytes(encoded(RGB))
     name = os.fsencode(tmp_path / "a.png")
     with pytest.raises(ImageReadError, match=r"for a path pass os\.fsdecode\(path\)"):
         images.read_one(name)

@@ -17,7 +17,6 @@ from PIL import Image
 from tests.helpers.image_checks import (
     SUPPORTED,
     WRITTEN,
-    close_what_was_opened,  # noqa: F401
     identity,
     noise,
     opened,

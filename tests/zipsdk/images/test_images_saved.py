@@ -13,7 +13,6 @@ from PIL import Image
 from tests.helpers.image_checks import (
     H,
     W,
-    close_what_was_opened,  # noqa: F401
     listing,
     noise,
     opened,

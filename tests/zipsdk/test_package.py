@@ -1,0 +1,35 @@
+"""Test the package as a whole: its import, its names and its version."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import zipsdk
+from tests.helpers.paths import ROOT
+
+
+def test_import_is_light():
+    """No torch, no runtime, no drivers; bench/speed.py has the time."""
+    code = (
+        "import sys, zipsdk\n"
+        "heavy = 'torch onnxruntime onnx tensorrt pycuda matplotlib skimage tqdm'.split()\n"
+        "print(sorted(set(heavy) & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout  # fmt: skip
+    assert out.strip() == "[]"
+
+
+def test_exported_names():
+    assert sorted(zipsdk.__all__) == zipsdk.__all__
+    assert all(hasattr(zipsdk, name) for name in zipsdk.__all__)
+
+
+def test_version_is_one():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert zipsdk.__version__ == project["version"]
+    assert f"## [{zipsdk.__version__}]" in (ROOT / "CHANGELOG.md").read_text()

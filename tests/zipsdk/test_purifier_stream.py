@@ -1,0 +1,89 @@
+"""Test `Purifier.stream`: order, read-ahead, errors and early exits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tests.fakes.engine import FakeEngine
+from tests.helpers.images import noise_images
+from tests.helpers.paths import ROOT
+from zipsdk import InputError, Purifier
+
+
+def test_stream_keeps_order_and_reads_ahead():
+    batches = [noise_images(2, seed=i) for i in range(5)]
+    reading: list[int] = []
+    inside = threading.Event()
+
+    def source():
+        for i, b in enumerate(batches):
+            reading.append(i)
+            if i == 1:
+                inside.set()
+            yield b
+
+    class Waiting(FakeEngine):
+        def __call__(self, x, t):
+            # the second batch is fetched while the first is computed, or this never returns in time
+            assert inside.wait(20), "the next batch was not read while this one computed"
+            return super().__call__(x, t)
+
+    purifier = Purifier(Waiting(), "blur2", seed=1)
+    out = list(purifier.stream(source()))
+    assert reading == [0, 1, 2, 3, 4]
+    plain = Purifier(FakeEngine(), "blur2", seed=1)
+    for got, batch in zip(out, batches, strict=True):
+        np.testing.assert_array_equal(got, plain.run(batch))
+
+
+def test_stream_raises_where_the_bad_batch_stands():
+    stream = Purifier(FakeEngine(), "blur2").stream([noise_images(1), np.zeros((2, 2), complex), noise_images(1)])
+    assert next(stream).shape == (1, 32, 32, 3)
+    with pytest.raises(InputError):
+        next(stream)
+
+
+def silent_source(silent: threading.Event):
+    """One batch, and then nothing until `silent` is set."""
+    yield noise_images(1)
+    silent.wait(30)
+
+
+def test_a_stream_is_left_at_once_though_its_source_is_silent():
+    silent, before = threading.Event(), threading.active_count()
+    stream = Purifier(FakeEngine(), "blur2").stream(silent_source(silent))
+    try:
+        assert next(stream).shape == (1, 32, 32, 3)
+        begun = time.monotonic()
+        stream.close()
+        assert time.monotonic() - begun < 10
+    finally:
+        silent.set()
+    # and its thread ends with the call that it is in
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+def test_the_program_ends_though_the_source_of_a_stream_is_silent():
+    code = (
+        "import sys, threading; sys.path.insert(0, '.')\n"
+        "from tests.fakes.engine import FakeEngine\n"
+        "from tests.helpers.images import noise_images\n"
+        "from zipsdk import Purifier\n"
+        "def source():\n"
+        "    yield noise_images(1)\n"
+        "    threading.Event().wait()\n"
+        "for clean in Purifier(FakeEngine(), 'blur2').stream(source()):\n"
+        "    break\n"
+        "print('left')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
