@@ -15,7 +15,7 @@ from tests.fakes.device import FakeDevice
 from tests.fakes.engine import make_spec
 from zipsdk.cli import main
 
-# read when torch is imported: threads that spin at a barrier make a training 10 times slower where cores are shared
+# torch reads this at import: threads that spin at a barrier slow training down 10 times on shared cores
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if cuda.VARIABLE in os.environ:
@@ -33,28 +33,31 @@ def global_seeds() -> None:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
+    """Return a seeded generator."""
     return np.random.default_rng(7)
 
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
+    """Compile the kernels for the CPU once."""
     try:
         return Host(tmp_path_factory.mktemp("shim"), ("-O2",))
     except FileNotFoundError:
-        pytest.skip("no g++ here, so the kernels cannot be compiled for the CPU")
+        pytest.skip("there is no g++, so the kernels cannot be compiled for the CPU")
 
 
 @pytest.fixture
 def device(host):
-    made = FakeDevice(host)
-    yield made
-    made.check()
+    """Return a fake GPU, which is checked after the test."""
+    fake = FakeDevice(host)
+    yield fake
+    fake.check()
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """eps = 0.2 x + 0.1 (mean of the 3x3 pixels around): neighbors in a frame see each other."""
-    import onnx  # not for all tests: a machine without it can run the others
+    """Save a toy model, eps = 0.2 x + 0.1 (mean of the 3x3 pixels around); neighbors on a frame affect each other."""
+    import onnx  # only some tests need onnx
     from onnx import TensorProto, helper
 
     spec = make_spec(name="toy", image_size=32, multiple=4, min_side=8, max_side=64, license="CC0")
@@ -78,7 +81,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def purify(model: str):
-    """``purify(IN..., out, options...)`` in this process, with few steps."""
+    """Return ``purify(IN..., out, options...)``, which runs the command in this process with few steps."""
 
     def run(*args: object, steps: int = 2) -> int:
         return main(["purify", *map(str, args), "--model", model, "--threads", "1", "--steps", str(steps)])

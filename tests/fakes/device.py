@@ -1,9 +1,9 @@
-"""A GPU for tests: the port of zipsdk.gpu.device on host memory, with the kernels of the g++ shim.
+"""Fake a GPU: the port of zipsdk.gpu.device on host memory, with the kernels of the g++ shim.
 
-It is lazy, as a real one may be: what is put on a stream runs only when somebody waits for it, in the stream's order
-and after the events that it waits for. So a missing wait, or a pinned buffer used again too early, gives wrong
-images. New memory is full of NaN, begins at multiples of 256 and has guards around it. Pinned memory that goes while
-no context is current is lost. `log` holds what was asked for, in order.
+The fake is lazy, as a GPU may be: work on a stream runs only when it is waited for, in the order of the stream and
+after the events that the stream waits for. A missing wait, or a pinned buffer that is reused too early, therefore
+gives wrong images. New memory is full of NaN, begins at multiples of 256 and has guards around it. Pinned memory that
+is freed while no context is current counts as leaked. `log` lists the calls in order.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ ALIGN = 256
 
 
 class Stream:
+    """A queue of work, or the graph that captures it."""
+
     def __init__(self, device, name):
         self.device, self.name, self.handle = device, name, len(device.streams) + 1
         self.queue, self.graph = [], None
@@ -40,7 +42,7 @@ class Stream:
         self.drain()
 
     def wait_for_event(self, event):
-        # the record that stands now, not a later one
+        # the current record, not a later one
         self.push("wait", event.mark.wait if event.mark else lambda: None)
 
 
@@ -55,10 +57,12 @@ class Mark:
 
     def wait(self):
         self.stream.drain(self)
-        assert self.done, "an event never happens: its stream waits for the one that waits for it"
+        assert self.done, "an event never occurs: its stream waits for the stream that waits for the event"
 
 
 class Event:
+    """An event with its latest record."""
+
     def __init__(self, device):
         self.device, self.mark = device, None
 
@@ -72,6 +76,8 @@ class Event:
 
 
 class Graph:
+    """Captured work, ready once the capture has ended."""
+
     def __init__(self):
         self.work, self.ready = [], False
 
@@ -84,7 +90,7 @@ class Graph:
 
 
 class FakeDevice:
-    """See the module.
+    """A lazy GPU on host memory.
 
     Args:
         host: `kernels.launch.Host`.
@@ -139,8 +145,8 @@ class FakeDevice:
         self.to_free.append(free)
 
     def check(self):
-        """Nobody wrote beyond a buffer, and no pinned memory was lost."""
-        assert not self.lost, f"{self.lost} bytes of pinned memory went while no context was current"
+        """Check that no kernel wrote beyond a buffer and that no pinned memory leaked."""
+        assert not self.lost, f"{self.lost} bytes of pinned memory were freed while no context was current"
         for raw, size in self.memory.values():
             assert (raw[:GUARD] == 0xFF).all() and (raw[GUARD + size :] == 0xFF).all(), "written beyond a buffer"
 
@@ -191,13 +197,13 @@ class FakeDevice:
 
 
 def view(address, shape):
-    """Float32 memory as an array."""
+    """Return float32 memory as an array."""
     n = int(np.prod(shape))
     return np.frombuffer((ctypes.c_float * n).from_address(address), np.float32).reshape(shape)
 
 
 class FakeDeviceEngine:
-    """An engine on a `FakeDevice` that answers what a plain one answers.
+    """An engine on a `FakeDevice` with the outputs of a plain engine.
 
     Args:
         plain: called with float32 arrays, as the tests' FakeEngine.

@@ -1,4 +1,4 @@
-"""An engine without a model, and the spec that it has."""
+"""Fake an engine without a model, and its spec."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from zipsdk.models.spec import ModelSpec
 
 
 def make_spec(**changes: object) -> ModelSpec:
-    """A model of 64x64 that takes 32 to 128, changed as asked."""
+    """Return the spec of a 64x64 model that takes sides of 32 to 128, with changes."""
     fields = {"name": "fake", "image_size": 64, "multiple": 4, "min_side": 32, "max_side": 128}
     return ModelSpec(**{**fields, **changes})
 

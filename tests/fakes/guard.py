@@ -38,13 +38,14 @@ def dark(n: int, h: int = 8, w: int = 8, seed: int = 0) -> np.ndarray:
 
 
 def poisoned(x: np.ndarray) -> np.ndarray:
+    """Return images with the patch in their corner."""
     x = x.copy()
     x[..., -2:, -2:, :] = PATCH
     return x
 
 
 class Recorder:
-    """A classifier that records its input and handles each call as the next entry of `plan` says."""
+    """A classifier that records its input and answers each call by the next entry of `plan`."""
 
     def __init__(self, classify=backdoored, plan=()):
         self.classify, self.plan = classify, list(plan)
@@ -78,4 +79,5 @@ class Cleaner:
 
 
 def fail(x):
+    """Raise the error of a service that is down."""
     raise RuntimeError("the service is down")

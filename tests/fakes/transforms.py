@@ -1,4 +1,4 @@
-"""Transforms that users might write."""
+"""Fake a transform of a user."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from zipsdk import Blur
 
 
 class Global(Blur):
-    """As a transform of one's own: nothing says that it is local."""
+    """A blur that does not declare itself local."""
 
     local = False

@@ -117,7 +117,7 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
             return no("set_tensor_address")
 
         def execute_async_v3(self, stream_handle):
-            assert self._memory in device.memory, "its scratch memory is gone"
+            assert self._memory in device.memory, "its scratch memory was freed"
             if "execute_async_v3" in refuse:
                 return False
             captured = device.streams[stream_handle].graph is not None
@@ -126,7 +126,7 @@ def module(trt, device, plain, *, batches, refuse=(), scratch=1000, capturable=T
             at, shape, memory = dict(self._at), self._shapes[spec.input_x], self._memory
 
             def work():
-                assert memory in device.memory, "its scratch memory is gone"
+                assert memory in device.memory, "its scratch memory was freed"
                 t = view(at[spec.input_t], self._shapes[spec.input_t])
                 view(at[spec.output], shape)[:] = plain(view(at[spec.input_x], shape).copy(), t)
 

@@ -1,4 +1,4 @@
-"""Noise schedules as their papers print them, one step at a time."""
+"""Compute noise schedules as their papers print them, one step at a time."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ FORMULAS = {"linear": linear, "scaled_linear": scaled_linear, "cosine": cosine}
 
 
 def oracle(formula, timesteps, start, end):
+    """Return alpha-bar of every time step, by multiplication."""
     products, ab = [], 1.0
     for i in range(timesteps):
         ab *= 1 - formula(i, timesteps, start, end)

@@ -1,4 +1,4 @@
-"""Small UNets saved as diffusers saves them; needs torch and safetensors."""
+"""Save small UNets in the layout of diffusers; needs torch and safetensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DDPM_JSON = {
 }  # fmt: skip
 
 
-#: Four heads, and no word on what has a default: that is diffusers', written out here.
+#: Four heads and the defaults of diffusers, which HEADS_JSON leaves out.
 HEADS = replace(
     DDPM,
     num_head_channels=4,
@@ -43,7 +43,7 @@ DEFAULTS = ("flip_sin_to_cos", "freq_shift", "norm_eps", "downsample_padding")
 HEADS_JSON = {k: v for k, v in DDPM_JSON.items() if k not in DEFAULTS} | {"attention_head_dim": 4}
 
 
-#: Copied from the listing of such a model's tensors.
+#: Names of such a model's tensors, copied from a listing.
 RESNETS = {
     "input_blocks.1.0": "down_blocks.0.resnets.0", "input_blocks.3.0": "down_blocks.1.resnets.0",
     "middle_block.0": "mid_block.resnets.0", "middle_block.2": "mid_block.resnets.1",
@@ -72,6 +72,11 @@ LAYERS = {
 
 
 def diffusers_state(model, parts):
+    """Return the weights of `model` under the names and in the order of diffusers.
+
+    Args:
+        parts: the names of q, k, v and the output projection.
+    """
     names = dict(OTHERS)
     for ours, theirs in RESNETS.items():
         names |= {f"{ours}.{a}": f"{theirs}.{b}" for a, b in LAYERS.items()}
@@ -83,9 +88,9 @@ def diffusers_state(model, parts):
         if module.endswith(".qkv"):
             width = tensor.shape[0] // 3
             head = model.config.num_head_channels or width
-            for i, part in enumerate(parts[:3]):  # here q, k, v of each head in turn, there all q, all k, all v
-                lies = [3 * head * (row // head) + head * i + row % head for row in range(width)]
-                rows = tensor[lies].reshape(width, -1) if leaf == "weight" else tensor[lies]
+            for i, part in enumerate(parts[:3]):  # ours: q, k, v of each head in turn; diffusers: all q, all k, all v
+                order = [3 * head * (row // head) + head * i + row % head for row in range(width)]
+                rows = tensor[order].reshape(width, -1) if leaf == "weight" else tensor[order]
                 state[f"{ATTENTIONS[module.removesuffix('.qkv')]}.{part}.{leaf}"] = rows
         else:
             squeezed = tensor[:, :, 0] if module.endswith(".proj_out") and leaf == "weight" else tensor
@@ -94,6 +99,7 @@ def diffusers_state(model, parts):
 
 
 def folder_of(config, config_json, folder):
+    """Write a model with random weights to a folder; return the folder and the model."""
     torch.manual_seed(0)
     model = UNet(config).eval().requires_grad_(False)
     state = diffusers_state(model, ("to_q", "to_k", "to_v", "to_out.0"))

@@ -49,34 +49,34 @@ def combinations() -> dict[str, str]:
     ended = {}
     for threads in (1, 2):
         holder = [zipsdk.load_engine("zip-tiny", device="cpu", threads=threads)]
-        wanted = zipsdk.load_engine("zip-tiny", device="cpu", threads=threads)(x, t)
+        expected = zipsdk.load_engine("zip-tiny", device="cpu", threads=threads)(x, t)
         for warm in (False, True):
             if warm:
                 holder[0](x, t)
             for run in (False, True):
                 for drop in (False, True):
 
-                    def work(run=run, drop=drop, holder=holder, wanted=wanted) -> bool:
-                        same = not run or np.array_equal(holder[0](x, t), wanted)
+                    def work(run=run, drop=drop, holder=holder, expected=expected) -> bool:
+                        same = not run or np.array_equal(holder[0](x, t), expected)
                         # one image uses another session than a batch
-                        same = same and (not run or np.allclose(holder[0](x[:1], t[:1]), wanted[:1], atol=1e-5))
+                        same = same and (not run or np.allclose(holder[0](x[:1], t[:1]), expected[:1], atol=1e-5))
                         if drop:
                             holder.clear()
                             gc.collect()
                         return same
 
                     ended[f"threads {threads} warm {warm} run {run} drop {drop}"] = in_child(work)
-        ended[f"threads {threads} parent"] = str(int(not np.array_equal(holder[0](x, t), wanted)))
+        ended[f"threads {threads} parent"] = str(int(not np.array_equal(holder[0](x, t), expected)))
     return ended
 
 
 def ways_out() -> dict[str, str]:
     """Fork with a purifier: other ways to end, children of children, and a busy thread during the fork."""
     purifier = zipsdk.Purifier(zipsdk.load_engine("zip-tiny", device="cpu", threads=2), steps=1, start=400, seed=1)
-    wanted = purifier.run(images)
+    expected = purifier.run(images)
 
     def same() -> bool:
-        return np.array_equal(purifier.run(images), wanted)
+        return np.array_equal(purifier.run(images), expected)
 
     def leave() -> None:
         os._exit(0 if same() else 7)

@@ -1,4 +1,4 @@
-"""Purifiers on the fake GPU and on the CPU, whose images are to be the same, whatever happens meanwhile."""
+"""Make pairs of purifiers, on the fake GPU and on the CPU, and compare their images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.fakes.engine import FakeEngine
 
 
 def make(device, spec=None, *, engine=None, **options):
-    """A purifier on the fake GPU and the same on the CPU."""
+    """Return a purifier on the fake GPU and the same on the CPU."""
     plain = FakeEngine(spec)
     on_gpu = engine or FakeDeviceEngine(plain, device)
     settings = {"seed": 5, **options}
@@ -25,12 +25,13 @@ FIXED = {"min_side": 64, "max_side": 64}
 
 
 def noise_images(rng, n, height, width):
+    """Draw images of noise."""
     return rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
 
 
-def assert_same(got, wanted):
-    """Equal but for halves that round the other way: float32 in another order moves x by 1e-6 or so."""
-    off = np.abs(got.astype(int) - wanted.astype(int))
+def assert_same(got, expected):
+    """Check equality up to halves that round the other way, because the order of float32 sums differs."""
+    off = np.abs(got.astype(int) - expected.astype(int))
     assert off.max() <= 1 and (off > 0).mean() < 2e-3, f"got {off.max()} gray levels off, {(off > 0).mean():.1%} of all"
 
 
@@ -40,16 +41,16 @@ def in_flight(purifier):
 
 
 class Meanwhile:
-    """Does `work` once in another thread while the compute stream is captured, or in this one."""
+    """Run `work` once while the compute stream is captured, in another thread or, `in_place`, in this one."""
 
-    def __init__(self, device, work, *, here=False):
-        self.device, self.work, self.here = device, work, here
+    def __init__(self, device, work, *, in_place=False):
+        self.device, self.work, self.in_place = device, work, in_place
         self.result, self.waited, self.thread = [], None, None
 
     def __call__(self):
         if self.thread is None and self.device.compute.graph is not None:
             self.thread = threading.Thread(target=lambda: self.result.append(self.work()))
-            if self.here:
+            if self.in_place:
                 self.thread.run()
                 return
             self.thread.start()
@@ -57,6 +58,7 @@ class Meanwhile:
             self.waited = self.thread.is_alive()
 
     def end(self):
+        """Return the result of `work`, which must have waited for the end of the capture."""
         self.thread.join(30)
         assert self.waited, "it did not wait for the end of the capture"
         (result,) = self.result

@@ -1,4 +1,4 @@
-"""For the tests of images: files built byte by byte, so that no library decides what is right."""
+"""Build image files byte by byte, so that tests do not depend on a library's writer."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 
 TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 5: "I", 7: "B", 16: "Q"}
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 16: 8}
-#: A short, complete JPEG would do as well: what counts is that the bytes are found again.
+#: Stands for a JPEG thumbnail; tests search for its bytes.
 THUMBNAIL = b"\xff\xd8\xff\xdb" + bytes(range(1, 200)) * 3 + b"THUMBNAIL-OF-THE-UNPURIFIED\xff\xd9"
 
 
 def values(order: str, kind: int, data: Any) -> tuple[int, bytes]:
-    """Count and bytes of a value: bytes as they are, numbers packed."""
+    """Return the count and the bytes of a value; numbers are packed."""
     if isinstance(data, bytes):
         return len(data) // SIZES[kind], data
     packed = struct.pack(f"{order}{len(data)}{TYPES[kind]}", *data)
@@ -25,7 +25,7 @@ def values(order: str, kind: int, data: Any) -> tuple[int, bytes]:
 
 
 def directory(order: str, at: int, tags: dict[int, tuple[int, Any]], following: int = 0) -> bytes:
-    """A TIFF directory that starts at `at`, its values after it."""
+    """Return a TIFF directory that starts at `at`, followed by its values."""
     table, extra = b"", b""
     end = at + 2 + 12 * len(tags) + 4
     for tag, (kind, data) in sorted(tags.items()):
@@ -40,11 +40,12 @@ def directory(order: str, at: int, tags: dict[int, tuple[int, Any]], following: 
 
 
 def header(order: str) -> bytes:
+    """Return a TIFF header; its directory starts at byte 8."""
     return (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
 
 
 def tiff(order: str, tags: dict[int, tuple[int, Any]], pixels: bytes) -> bytes:
-    """A TIFF of one strip. `tags` has all but StripOffsets and StripByteCounts."""
+    """Return a TIFF of one strip; `tags` has all but StripOffsets and StripByteCounts."""
     tags = {**tags, 273: (4, [0]), 279: (4, [len(pixels)])}
     start = 8 + len(directory(order, 8, tags))
     tags[273] = (4, [start])
@@ -52,7 +53,7 @@ def tiff(order: str, tags: dict[int, tuple[int, Any]], pixels: bytes) -> bytes:
 
 
 def packed(samples: Any, bits: int, order: str = "<") -> bytes:
-    """Rows of samples as TIFF stores them: 16 bit in the byte order, fewer from the high bit on, rows padded."""
+    """Pack rows of samples as TIFF does: 16 bit in the byte order, fewer from the high bit on, rows padded."""
     if bits == 16:
         return np.asarray(samples).astype(order + "u2").tobytes()
     rows = ["".join(f"{v:0{bits}b}" for v in row) for row in np.asarray(samples).reshape(len(samples), -1)]
@@ -61,14 +62,14 @@ def packed(samples: Any, bits: int, order: str = "<") -> bytes:
 
 
 def exif_with_copies(order: str = "<", orientation: int | None = None) -> bytes:
-    """EXIF with a copy of the image in each place that cameras and editors have for it, and with tags to keep."""
+    """Return EXIF with a copy of the image in each place that cameras and editors use, and with tags to keep."""
     sub: dict[int, tuple[int, Any]] = {
         0x829A: (5, [1, 125]),
         0x8827: (3, [400]),
         0x9003: (2, b"2024:05:06 07:08:09\0"),
         0x927C: (7, b"MAKER\0" + THUMBNAIL),
         0x9286: (7, b"ASCII\0\0\0" + b"a comment "),
-        0xEA1D: (7, bytes(100) + THUMBNAIL),  # no place that is known
+        0xEA1D: (7, bytes(100) + THUMBNAIL),  # not a known place
     }
     gps: dict[int, tuple[int, Any]] = {1: (2, b"N\0"), 2: (5, [48, 1, 8, 1, 30, 1])}
     one: dict[int, tuple[int, Any]] = {0x0103: (3, [6]), 0x0201: (4, [0]), 0x0202: (4, [len(THUMBNAIL)])}
@@ -110,19 +111,21 @@ def encoded(rgb: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def png_chunk(name: bytes, data: bytes) -> bytes:
+    """Return a PNG chunk with its length and checksum."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def with_chunks(png: bytes, *chunks: bytes, before: bytes = b"IDAT") -> bytes:
-    """A PNG with further chunks in front of its first one of that name."""
+    """Return a PNG with further chunks in front of its first one of that name."""
     at = png.index(before) - 4
     return png[:at] + b"".join(chunks) + png[at:]
 
 
 def segment(marker: int, data: bytes) -> bytes:
+    """Return a JPEG segment with its length."""
     return bytes((0xFF, marker)) + struct.pack(">H", len(data) + 2) + data
 
 
 def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
-    """A JPEG with further segments behind its start."""
+    """Return a JPEG with further segments behind its start."""
     return jpeg[:2] + b"".join(segments) + jpeg[2:]

@@ -1,4 +1,4 @@
-"""Images to purify: noise, and smooth ones."""
+"""Make images to purify: noise, and smooth ones."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import numpy as np
 
 
 def noise_images(n: int, h: int = 32, w: int = 32, seed: int = 0) -> np.ndarray:
+    """Draw images of noise."""
     return np.random.default_rng(seed).integers(0, 256, (n, h, w, 3), np.uint8)
 
 
 def natural(n: int, side: int) -> np.ndarray:
-    """Smooth images: what the model was made for, unlike noise."""
+    """Return smooth images, which the model was trained for, unlike noise."""
     rng = np.random.default_rng(3)
     y, x = np.mgrid[0:side, 0:side] / side
     waves = [np.sin(6 * (a * x + b * y) + c) for a, b, c in rng.uniform(-1, 1, (3 * n, 3))]

@@ -1,4 +1,4 @@
-"""What the kernel tests share: guarded buffers, layouts of hostile sizes, and the reference on whole images."""
+"""Share guarded buffers, layouts of awkward sizes and the float64 reference among the kernel tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Buffer:
 
 
 def fenced(array: np.ndarray) -> np.ndarray:
-    """A copy on host memory whose next byte cannot be touched: who reads past the end does not come back."""
+    """Copy an array to host memory that ends at a protected page: a read past the end kills the process."""
     size = -(-max(1, array.nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, size + mmap.PAGESIZE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -50,12 +50,13 @@ def fenced(array: np.ndarray) -> np.ndarray:
 
 
 def like(array: np.ndarray) -> Buffer:
+    """Copy an array to a guarded buffer."""
     return Buffer(array.shape, array.dtype, array)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Images of one size on frames; the names of the transforms that fit its tiles."""
+    """Images of one size on frames, with the transforms that fit its tiles."""
 
     name: str
     images: int
@@ -76,22 +77,22 @@ class Case:
         return structs.layout_row(self.layout, *self.size)
 
     def place(self, i: int) -> tuple[int, slice, slice]:
-        """Where image i lies: frame, rows, columns."""
+        """Return the place of image i: frame, rows, columns."""
         a = self.layout
         frame, tile = divmod(i, a.images_per_frame)
         y, x = tile // a.columns * a.height, tile % a.columns * a.width
         return frame, slice(y, y + a.height), slice(x, x + a.width)
 
     def images_of(self, frames: np.ndarray) -> np.ndarray:
-        """(frames, 3, H, W) -> (k, 3, h, w)."""
+        """Cut the images from frames: (frames, 3, H, W) -> (k, 3, h, w)."""
         out = np.empty((self.images, 3, self.layout.height, self.layout.width), frames.dtype)
         for i in range(self.images):
             frame, y, x = self.place(i)
             out[i] = frames[frame, :, y, x]
         return out
 
-    def nobody(self) -> np.ndarray:
-        """Which pixels of the frames belong to no image, bool (frames, H, W)."""
+    def unused_pixels(self) -> np.ndarray:
+        """Return a mask of the pixels that belong to no image, bool (frames, H, W)."""
         out = np.ones((self.frames, *self.shape[2:]), bool)
         for i in range(self.images):
             frame, y, x = self.place(i)
@@ -123,11 +124,11 @@ CASES = [
 BY_NAME = {c.name: c for c in CASES}
 
 
-def exact_normals(seed: int, ids: np.ndarray, step: int, height: int, width: int) -> np.ndarray:
-    """zipsdk.sampling.noise in float64, from the definition."""
+def exact_normals(seed: int, keys: np.ndarray, step: int, height: int, width: int) -> np.ndarray:
+    """Compute `zipsdk.sampling.noise` in float64 from its definition."""
     y, x = np.mgrid[:height, :width].astype(np.uint64)
-    out = np.empty((len(ids), 3, height, width))
-    for i, image in enumerate(ids):
+    out = np.empty((len(keys), 3, height, width))
+    for i, image in enumerate(keys):
         counter = np.empty((4, height, width), np.uint64)
         counter[0], counter[1] = y << np.uint64(16) | x, step
         counter[2], counter[3] = int(image) & 0xFFFFFFFF, int(image) >> 32
@@ -141,8 +142,9 @@ def exact_normals(seed: int, ids: np.ndarray, step: int, height: int, width: int
 
 
 def counter_with(word: int, place: int, seed: int, side: int) -> tuple[int, int, int, int]:
-    """Row, column (below `side`), step and image id whose Philox words have `word` at `place`: Philox backwards for
-    two million values of the other words, of which some lead to a pixel of the image."""
+    """Return row, column (below `side`), step and noise key whose Philox words have `word` at `place`.
+
+    Run Philox backwards for two million values of the other words; some lead to a pixel of the image."""
     m0, m1, mask, shift = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57), np.uint64(0xFFFFFFFF), np.uint64(32)
     back0, back1 = (np.uint64(pow(int(m), -1, 2**32)) for m in (m0, m1))
     c = np.random.default_rng(word + place).integers(0, 2**32, (4, 1 << 21), np.uint64)
@@ -159,15 +161,15 @@ def counter_with(word: int, place: int, seed: int, side: int) -> tuple[int, int,
 class ExactNoise:
     """`zipsdk.sampling.noise.Noise` in float64."""
 
-    def __init__(self, seed: int, ids: np.ndarray):
-        self.seed, self.ids = seed, ids
+    def __init__(self, seed: int, keys: np.ndarray):
+        self.seed, self.keys = seed, keys
 
     def normal(self, step: int, height: int, width: int) -> np.ndarray:
-        return exact_normals(self.seed, self.ids, step, height, width)
+        return exact_normals(self.seed, self.keys, step, height, width)
 
 
-class _Begun:
-    """A noise whose first state is x_t, so that `sampler.sample` does a single step from there."""
+class _StartNoise:
+    """Noise whose initial state is x_t, so that `sampler.sample` does a single step from there."""
 
     def __init__(self, x: np.ndarray, source: Any):
         self.x, self.source = x, source
@@ -177,26 +179,28 @@ class _Begun:
 
 
 def one_step(
-    x: np.ndarray, e: np.ndarray, rgb: np.ndarray, step: Step, guide: Any, seed: int, ids: np.ndarray, *,
+    x: np.ndarray, e: np.ndarray, rgb: np.ndarray, step: Step, guide: Any, seed: int, keys: np.ndarray, *,
     dtype: Any, clip_x0: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """One step of zipsdk.sampling.sampler on images (k, 3, h, w), computed in `dtype`; `rgb` is x_P as uint8."""
-    source = Noise(seed, ids) if dtype == np.float32 else ExactNoise(seed, ids)
+    """Compute one step of zipsdk.sampling.sampler on images (k, 3, h, w) in `dtype`; `rgb` is x_P as uint8."""
+    source = Noise(seed, keys) if dtype == np.float32 else ExactNoise(seed, keys)
     x_p = rgb.astype(dtype)
     x_p *= 1 / 127.5
     x_p -= 1
     table = StepTable((step,), warm=False)
-    begun = _Begun(x.astype(dtype), source)
-    return sampler.sample(lambda *_: e.astype(dtype), x_p, table, guide, begun, clip_x0=clip_x0)
+    start = _StartNoise(x.astype(dtype), source)
+    return sampler.sample(lambda *_: e.astype(dtype), x_p, table, guide, start, clip_x0=clip_x0)
 
 
 def steps_of(spec: Any, lam: float = 10.0, **options: Any) -> tuple[Step, ...]:
+    """Return the steps of a schedule."""
     return schedule.step_table(spec, lam=lam, **options).steps
 
 
 def assert_close(name: str, got: np.ndarray, plain: np.ndarray, exact: np.ndarray) -> None:
-    """The kernel's error against float64 is at most twice that of plain float32, or one unit in the last place of the
-    largest value where there are too few values for plain float32 to err."""
+    """Check that the kernel's error against float64 is at most twice that of plain float32.
+
+    One unit in the last place of the largest value is always allowed: few values show no error of plain float32."""
     assert np.isfinite(got).all(), f"{name}: {np.count_nonzero(~np.isfinite(got))} of {got.size} are not finite"
     assert got.shape == plain.shape == exact.shape
     if not got.size:
@@ -206,6 +210,6 @@ def assert_close(name: str, got: np.ndarray, plain: np.ndarray, exact: np.ndarra
     bound = max(2 * allowed, np.spacing(np.abs(exact).max().astype(np.float32)))
     worst = np.unravel_index(np.abs(got - exact).argmax(), got.shape)
     assert error <= bound, (
-        f"{name}: error {error:.3g} at {tuple(map(int, worst))} (got {got[worst]}, wanted {exact[worst]}), "
+        f"{name}: error {error:.3g} at {tuple(map(int, worst))} (got {got[worst]}, expected {exact[worst]}), "
         f"plain float32 errs by {allowed:.3g}"
     )

@@ -1,4 +1,4 @@
-"""How the kernel tests launch: on the CPU through the g++ shim, or on a GPU, always between guards."""
+"""Launch kernels on guarded buffers, on the CPU through the g++ shim or on a GPU."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ BACKENDS = ["shim", pytest.param("gpu", marks=pytest.mark.gpu)]
 
 
 class Runner:
-    """Launches on guarded buffers, each time with another grid and block, and checks the guards.
+    """Launch on guarded buffers, each time with another grid and block, and check the guards.
 
-    On the CPU each launch comes first on fenced copies, with a different grid, and must give the same bits.
+    On the CPU each launch runs first on fenced copies, with a different grid, and must give the same bits.
     """
 
     def __init__(self, backend):
@@ -36,7 +36,7 @@ class Runner:
 
     def __call__(self, kernel, *arguments):
         arguments = [like(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        buffers = {id(a): a for a in arguments if isinstance(a, Buffer)}  # one may stand twice
+        buffers = {id(a): a for a in arguments if isinstance(a, Buffer)}  # an argument may occur twice
         if isinstance(self.backend, Host):
             copies = {i: fenced(b.array) for i, b in buffers.items()}
             self.backend.launch(kernel, *self._shape(), *(copies.get(id(a), a) for a in arguments))
@@ -70,23 +70,24 @@ def _shim() -> tuple[tempfile.TemporaryDirectory[str], Host]:
 
 
 def runner(kind: str) -> Runner:
-    """For the fixture `run`: "shim" or "gpu"."""
+    """Return the runner for the fixture `run`: "shim" or "gpu"."""
     if kind == "gpu":
         try:
             return Runner(Device(fatbin_path().read_bytes()))
         except (DriverError, EngineError) as e:
             pytest.skip(str(e))
     if shutil.which("g++") is None:
-        pytest.skip("no g++ here: it builds the kernels for the CPU")
+        pytest.skip("there is no g++, which builds the kernels for the CPU")
     return Runner(_shim()[1])
 
 
 def ids_of(n):
+    """Return n noise keys."""
     return np.random.default_rng(5).integers(0, 2**64, n, np.uint64)
 
 
 def bits(e, precision):
-    """float32 -> what the UNet would give, as bits, and its value."""
+    """Round float32 values to a precision of the UNet; return bits and values."""
     if precision == "f32":
         return e, e
     if precision == "f16":
@@ -97,15 +98,17 @@ def bits(e, precision):
 
 
 def state(case, rng, precision="f32", scale=1.0):
-    """x_t, e (as bits and as values) and x_P on frames."""
+    """Draw x_t, e (as bits and as values) and x_P on frames."""
     x = (scale * rng.standard_normal(case.shape)).astype(np.float32)
     e, value = bits(rng.standard_normal(case.shape).astype(np.float32), precision)
     return x, e, value, rng.integers(0, 256, case.shape, np.uint8)
 
 
 def batch_of(case):
+    """Return the batch row of a case."""
     return structs.batch_row(case.images, case.layout, SEED)
 
 
 def rows(*values, dtype):
+    """Return structured rows."""
     return np.array([tuple(v) for v in values], dtype)

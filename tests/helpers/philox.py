@@ -1,6 +1,6 @@
 """Published test vectors of Philox4x32-10 (Random123, kat_vectors): counter, key, result."""
 
-# kat_vectors of the Random123 distribution (Salmon et al. 2011), philox4x32, 10 rounds: counter, key, result
+# from the Random123 distribution (Salmon et al. 2011), philox4x32, 10 rounds
 VECTORS = [
     ([0, 0, 0, 0], (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
     ([0xFFFFFFFF] * 4, (0xFFFFFFFF, 0xFFFFFFFF), [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),

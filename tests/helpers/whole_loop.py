@@ -1,4 +1,4 @@
-"""The loop on whole images, without strips: the reference that strips must equal bit for bit."""
+"""Run the loop on whole images, without strips: the reference that strips must equal bit for bit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def whole_windows(predictor: TiledDenoiser, engine: Engine, a: TileLayout, x: np
 
 
 def whole_sample(eps: Any, x_p: np.ndarray, table: StepTable, guide: Any, noise: Any, clip_x0: bool) -> np.ndarray:
-    """`zipsdk.sampling.sampler.sample` with every array as large as the images."""
+    """Compute `zipsdk.sampling.sampler.sample` with every array as large as the images."""
     size = x_p.shape[-2:]
     x = noise.normal(STEP_INITIAL, *size).astype(x_p.dtype, copy=False)
     if table.warm:

@@ -1,6 +1,6 @@
-"""The CUDA kernels on the CPU through the g++ shim: noise, ingest, fill, egress, and the whole loop.
+"""Test the CUDA kernels on the CPU through the g++ shim: noise, ingest, fill, egress and the whole loop.
 
-With `-m gpu` the same tests run on a GPU, here and in test_kernel_step.py.
+`-m gpu` runs these tests and those of test_kernel_step.py on a GPU.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def run(request):
     return runner(request.param)
 
 
-@pytest.mark.parametrize(("counter", "key", "want"), VECTORS)
-def test_philox_gives_the_published_vectors(run, counter, key, want):
+@pytest.mark.parametrize(("counter", "key", "expected"), VECTORS)
+def test_philox_gives_the_published_vectors(run, counter, key, expected):
     words = np.repeat(np.array(counter, np.uint32)[:, None], 5, axis=1)
     out = Buffer(words.shape, np.uint32)
     run("zip_philox", words, out, np.uint32(5), np.uint32(key[0]), np.uint32(key[1]))
-    np.testing.assert_array_equal(out.array, np.repeat(np.array(want, np.uint32)[:, None], 5, axis=1))
+    np.testing.assert_array_equal(out.array, np.repeat(np.array(expected, np.uint32)[:, None], 5, axis=1))
 
 
 @pytest.mark.parametrize("n", [0, 1, 31, 1000])
-def test_philox_is_bit_exact_with_its_twin(run, rng, n):
+def test_philox_equals_that_of_numpy_bit_for_bit(run, rng, n):
     words, key = rng.integers(0, 2**32, (4, n), np.uint32), (0xDEADBEEF, 0x12345678)
     out = Buffer(words.shape, np.uint32)
     run("zip_philox", words, out, np.uint32(n), *map(np.uint32, key))
@@ -45,23 +45,23 @@ def test_philox_is_bit_exact_with_its_twin(run, rng, n):
 
 
 @by_case
-def test_ingest(run, rng, case):
-    """x_P is exact, x_T is the twin's noise, and what belongs to no image is left alone."""
+def test_ingest_writes_the_image_and_the_first_noise(run, rng, case):
+    """x_P is exact, x_T is the noise of NumPy, and pixels of no image are not written."""
     images = rng.integers(0, 256, (case.images, *case.size, 3), np.uint8)
     x_p, x, ids = Buffer(case.shape, np.uint8), Buffer(case.shape, np.float32), ids_of(case.images)
     run("zip_ingest", images, x_p, x, structs.image_rows(ids), case.row, batch_of(case))
     a = case.layout
-    want = pad(images, a.height, a.width).transpose(0, 3, 1, 2) if len(images) else images.reshape(0, 3, 32, 32)
-    np.testing.assert_array_equal(case.images_of(x_p.array), want)
-    nobody = case.nobody()
-    assert (x_p.array.transpose(0, 2, 3, 1)[nobody] == 0xA5).all()
-    assert np.isnan(x.array.transpose(0, 2, 3, 1)[nobody]).all()
+    expected = pad(images, a.height, a.width).transpose(0, 3, 1, 2) if len(images) else images.reshape(0, 3, 32, 32)
+    np.testing.assert_array_equal(case.images_of(x_p.array), expected)
+    unused = case.unused_pixels()
+    assert (x_p.array.transpose(0, 2, 3, 1)[unused] == 0xA5).all()
+    assert np.isnan(x.array.transpose(0, 2, 3, 1)[unused]).all()
     plain = Noise(SEED, ids).normal(STEP_INITIAL, a.height, a.width)
     assert_close("ingest", case.images_of(x.array), plain, exact_normals(SEED, ids, STEP_INITIAL, a.height, a.width))
 
 
-def test_normals_have_no_weak_spot(run):
-    """A million of them, so that the logarithm near 1 and every octant of the circle are met."""
+def test_a_million_normals_are_accurate(run):
+    """The number suffices for logarithms near 1 and for every octant of the circle."""
     n, side = 10, 192
     layout = TileLayout(side, side, side, side)
     ids = ids_of(n)
@@ -74,8 +74,8 @@ def test_normals_have_no_weak_spot(run):
 
 
 @pytest.mark.parametrize("word", [0, 1, 300, 2**31, 2**32 - 129, 2**32 - 128, 2**32 - 1])
-def test_normals_at_the_ends_of_the_words(run, word):
-    """Pixels whose first or third Philox word is the one wanted, found by running Philox backwards."""
+def test_normals_of_extreme_words_are_accurate(run, word):
+    """Check pixels whose first or third Philox word is `word`; Philox run backwards finds them."""
     side = 256
     layout = TileLayout(side, side, side, side)
     for place in (0, 2):
@@ -94,7 +94,7 @@ def test_normals_at_the_ends_of_the_words(run, word):
 
 
 @by_case
-def test_fill_does_what_the_predictor_does(run, rng, case):
+def test_fill_equals_the_tiled_denoiser(run, rng, case):
     a = case.layout
     images = rng.standard_normal((case.images, 3, a.height, a.width)).astype(np.float32)
     x = Buffer(case.shape, np.float32)
@@ -110,24 +110,24 @@ def test_fill_does_what_the_predictor_does(run, rng, case):
 
 @by_case
 def test_egress_rounds_as_numpy_does(run, rng, case):
-    """Exactly: with halves, far outside, and values next to them."""
+    """Compare exactly: halves, their neighbors, and values far out of range."""
     x = ((rng.integers(-8, 520, case.shape) / 2).astype(np.float32) / np.float32(127.5) - 1).astype(np.float32)
     x = np.nextafter(x, rng.choice(np.array([-9, 9], np.float32), case.shape))
     flat = x.reshape(-1)
     flat[::7] = rng.choice(np.array([-1e30, -1, 1, 1e30, 0, 3.9e-3], np.float32), flat[::7].shape)
     flat[::5] = rng.integers(-400, 400, flat[::5].shape) / 255  # (x + 1) 127.5 is a half, or next to one
-    x.transpose(0, 2, 3, 1)[case.nobody()] = np.nan
+    x.transpose(0, 2, 3, 1)[case.unused_pixels()] = np.nan
     out = Buffer((case.images, *case.size, 3), np.uint8)
     flag = Buffer((1,), np.uint32, np.zeros(1, np.uint32))
     run("zip_egress", x, out, flag, case.row, batch_of(case))
     v = case.images_of(x)[:, :, : case.size[0], : case.size[1]]
-    want = np.clip(np.rint((v + np.float32(1)) * np.float32(127.5)), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
-    np.testing.assert_array_equal(out.array, want)
+    expected = np.clip(np.rint((v + np.float32(1)) * np.float32(127.5)), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(out.array, expected)
     assert flag.array[0] == 0
 
 
 def test_egress_rounds_halves_to_even(run):
-    """0.5 -> 0, 1.5 -> 2, 2.5 -> 2, ...: values for which (x + 1) 127.5 is a half exactly."""
+    """Check 0.5 -> 0, 1.5 -> 2, 2.5 -> 2, ...: values for which (x + 1) 127.5 is a half exactly."""
     x = (np.arange(256, dtype=np.float64) + 0.5) / 127.5 - 1
     candidates = np.stack([np.nextafter(x.astype(np.float32), np.float32(s)) for s in (-9, 9)] + [x.astype(np.float32)])
     halves = (candidates + np.float32(1)) * np.float32(127.5) % 1 == 0.5
@@ -138,12 +138,12 @@ def test_egress_rounds_halves_to_even(run):
     run("zip_egress", np.tile(row.astype(np.float32), (1, 3, 1, 1)), out, flag, structs.layout_row(layout, 1, 256),
         structs.batch_row(1, layout, 0))  # fmt: skip
     half = np.arange(256) + 0.5
-    want = np.where(halves.any(0), np.clip(np.rint(half), 0, 255), 128)
-    np.testing.assert_array_equal(out.array[0, 0, :, 0], want)
+    expected = np.where(halves.any(0), np.clip(np.rint(half), 0, 255), 128)
+    np.testing.assert_array_equal(out.array[0, 0, :, 0], expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_egress_tells_that_a_value_is_not_finite(run, rng, bad):
+def test_egress_flags_values_that_are_not_finite(run, rng, bad):
     case = BY_NAME["gap"]
     x = rng.standard_normal(case.shape).astype(np.float32)
     frame, y, column = case.place(6)
@@ -156,8 +156,8 @@ def test_egress_tells_that_a_value_is_not_finite(run, rng, bad):
 
 @pytest.mark.parametrize("name", ["none", "three", "tiles", "gap"])
 @pytest.mark.parametrize("start", [None, 400])
-def test_the_whole_loop_gives_the_images_of_the_cpu_path(run, rng, name, start):
-    """ingest, (warm start), 20 or 9 times the engine and the step, egress; a guide drawn for each image."""
+def test_the_whole_loop_equals_the_cpu_loop(run, rng, name, start):
+    """Run ingest, the warm start if any, 20 or 9 engine calls and steps, and egress; each image draws its guide."""
     case = BY_NAME[name]
     a, ids = case.layout, ids_of(case.images)
     images = rng.integers(0, 256, (case.images, *case.size, 3), np.uint8)
@@ -166,22 +166,22 @@ def test_the_whole_loop_gives_the_images_of_the_cpu_path(run, rng, name, start):
     noise, engine = Noise(SEED, ids), FakeEngine()
     which = noise.choice(len(guides))
 
-    who, batch = structs.image_rows(ids, which), batch_of(case)
+    image_rows, batch = structs.image_rows(ids, which), batch_of(case)
     x, x_p = Buffer(case.shape, np.float32), Buffer(case.shape, np.uint8)
-    mine = rows(*map(structs.guide_row, guides), dtype=structs.GUIDE)
+    guide_rows = rows(*map(structs.guide_row, guides), dtype=structs.GUIDE)
 
     def step(e, row, table_of_guides):
         steps = rows(*[row] * case.frames, dtype=structs.STEP)
-        run("zip_step_f32", x, e, x_p, x, who, table_of_guides, steps, case.row, batch)
+        run("zip_step_f32", x, e, x_p, x, image_rows, table_of_guides, steps, case.row, batch)
         run("zip_fill", x, case.row, batch)
 
-    run("zip_ingest", images, x_p, x, who, case.row, batch)
+    run("zip_ingest", images, x_p, x, image_rows, case.row, batch)
     run("zip_fill", x, case.row, batch)
     if table.warm:
         step(x, structs.warm_row(table), rows(*[structs.guide_row(g, joint=True) for g in guides], dtype=structs.GUIDE))
     for s in table.steps:
         e = engine(x.array, np.full(max(1, case.frames), s.t, np.float32))
-        step(e, structs.step_row(s), mine)
+        step(e, structs.step_row(s), guide_rows)
     out, flag = Buffer(images.shape, np.uint8), Buffer((1,), np.uint32, np.zeros(1, np.uint32))
     run("zip_egress", x, out, flag, case.row, batch)
     assert flag.array[0] == 0
@@ -189,10 +189,10 @@ def test_the_whole_loop_gives_the_images_of_the_cpu_path(run, rng, name, start):
         return
 
     rgb = pad(images, a.height, a.width).transpose(0, 3, 1, 2).astype(np.float32) * np.float32(1 / 127.5) - 1
-    want = sampler.sample(TiledDenoiser(engine, a), np.ascontiguousarray(rgb), table,
+    expected = sampler.sample(TiledDenoiser(engine, a), np.ascontiguousarray(rgb), table,
                           PerImageGuidance(guides, which), noise)  # fmt: skip
-    want = np.clip(np.rint((want + 1) * np.float32(127.5)), 0, 255)[:, :, : case.size[0], : case.size[1]]
-    difference = np.abs(out.array.transpose(0, 3, 1, 2) - want)
-    # the engine's place beside others on a frame, and the last bit of the normals, may turn a rounding
+    expected = np.clip(np.rint((expected + 1) * np.float32(127.5)), 0, 255)[:, :, : case.size[0], : case.size[1]]
+    difference = np.abs(out.array.transpose(0, 3, 1, 2) - expected)
+    # places on a frame and the last bit of the normals may change a rounding
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3

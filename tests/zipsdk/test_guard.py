@@ -60,8 +60,8 @@ def test_the_classifier_sees_the_image_and_its_copies():
     Guard(classify, Cleaner()).run(batch)
     (seen,) = classify.batches
     for i, p in enumerate(batch):
-        want = [p] + [np.minimum(n * p.astype(int), 255) for n in SCALES]
-        np.testing.assert_array_equal(seen[6 * i : 6 * i + 6], want)
+        expected = [p] + [np.minimum(n * p.astype(int), 255) for n in SCALES]
+        np.testing.assert_array_equal(seen[6 * i : 6 * i + 6], expected)
     assert seen.flags["C_CONTIGUOUS"]
 
 
@@ -139,7 +139,7 @@ def test_purified_images_have_the_type_of_the_input():
 
 @pytest.mark.parametrize("batch", [[], (), np.empty((0, 8, 8, 3), np.uint8)])
 @pytest.mark.parametrize("detector", [ScaleUp(), None])
-def test_nothing_costs_nothing(batch, detector):
+def test_an_empty_batch_costs_no_query(batch, detector):
     classify, purifier = Recorder(), Cleaner()
     watch = Guard(classify, purifier, detector)
     assert watch.run(batch) == []
@@ -149,16 +149,16 @@ def test_nothing_costs_nothing(batch, detector):
 
 def test_stream_is_run_in_order_and_lazy():
     batches = [dark(1), np.concatenate([dark(1, seed=3), poisoned(dark(1))]), dark(0)]
-    asked = []
+    requested = []
 
     def source():
         for i, b in enumerate(batches):
-            asked.append(i)
+            requested.append(i)
             yield b
 
     stream = Guard(backdoored, Cleaner()).stream(source())
-    assert asked == []
-    assert [d.flagged for d in next(stream)] == [False] and asked == [0]
+    assert requested == []
+    assert [d.flagged for d in next(stream)] == [False] and requested == [0]
     assert [[d.flagged for d in ds] for ds in stream] == [[False, True], []]
     nchw = Guard(backdoored, Cleaner()).stream([np.moveaxis(poisoned(dark(1)), -1, 1)], data_format="NCHW")
     assert [d.flagged for d in next(nchw)] == [True]
@@ -223,7 +223,7 @@ def test_options_may_be_numpy_numbers():
     assert type(learn) is int and learn == 16
 
 
-def test_speedup_bound():
+def test_the_speedup_bound_equals_that_of_a_simulated_stream():
     """Compare with the mean time of a guarded stream, summed image by image."""
     flagged, detect, purify = 32, 0.02, 10.0
     guarded = sum(detect + (purify if i < flagged else 0) for i in range(640)) / 640
@@ -237,7 +237,7 @@ def test_speedup_bound():
             guard.speedup_bound(*bad)
 
 
-def test_with_a_purifier_on_mixed_sizes():
+def test_the_guard_runs_a_purifier_on_mixed_sizes():
     """Use the real loop with a fake engine: the purified images are those of `Purifier.run`."""
     purifier = Purifier(FakeEngine(), "blur2", seed=1, steps=2)
     batch = [poisoned(noise_images(1)[0]), dark(1, 40, 33)[0], poisoned(noise_images(1, 50, 32)[0])]
@@ -249,7 +249,7 @@ def test_with_a_purifier_on_mixed_sizes():
             assert d.label == backdoored(d.image[None]).argmax()
 
 
-def test_with_the_bundled_model():
+def test_the_guard_runs_the_bundled_model():
     pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
     purifier = zipsdk.Purifier("zip-tiny", preset="fast", seed=1)
     batch = dark(4, 32, 32)

@@ -104,15 +104,15 @@ def test_an_image_whose_views_cannot_be_made_does_not_affect_others():
     assert watch.counters.failures == 1 and watch.counters.images == 3
 
 
-@pytest.mark.parametrize("odd", [lambda p: [], lambda p: [p[:1]], lambda p: [p / 255]])
-def test_a_detector_that_returns_unusable_views_is_reported(odd):
-    class Odd(ScaleUp):
+@pytest.mark.parametrize("change", [lambda p: [], lambda p: [p[:1]], lambda p: [p / 255]])
+def test_a_detector_that_returns_unusable_views_is_reported(change):
+    class Broken(ScaleUp):
         def views(self, rgb):
-            return odd(rgb) if rgb[0, 0, 0] == 9 else super().views(rgb)
+            return change(rgb) if rgb[0, 0, 0] == 9 else super().views(rgb)
 
     images = dark(2)
     images[0, 0, 0, 0] = 9
-    first, second = Guard(backdoored, Cleaner(), Odd()).run(images)
+    first, second = Guard(backdoored, Cleaner(), Broken()).run(images)
     assert first.flagged and "views: got" in first.reason
     assert not second.flagged and second.label == 1
 
@@ -199,9 +199,9 @@ def test_scores_of_many_kinds(kind):
     decisions = Guard(lambda x: kind(brightness(x)), Cleaner(), None).run(dark(2))
     clean = [Cleaner.clean(p) for p in dark(2)]
     for p, d in zip(clean, decisions, strict=True):
-        want = np.asarray(kind(brightness(p[None])), np.float64)[0]
-        assert d.class_scores.dtype == np.float64 and d.label == want.argmax() and isinstance(d.label, int)
-        np.testing.assert_array_equal(d.class_scores, want)
+        expected = np.asarray(kind(brightness(p[None])), np.float64)[0]
+        assert d.class_scores.dtype == np.float64 and d.label == expected.argmax() and isinstance(d.label, int)
+        np.testing.assert_array_equal(d.class_scores, expected)
 
 
 @pytest.mark.parametrize("max_batch", [1, 6, None])
@@ -217,10 +217,11 @@ def test_a_classifier_may_reuse_its_buffers_and_overwrite_its_batch(max_batch):
     given = batch.copy()
     purifier = Cleaner()
     decisions = Guard(careless, purifier, max_batch=max_batch).run(batch)
-    want = Guard(backdoored, Cleaner()).run(given)
-    assert [(d.label, d.suspicion, d.flagged) for d in decisions] == [(d.label, d.suspicion, d.flagged) for d in want]
-    assert len({d.label for d in want}) > 1
-    for d, w in zip(decisions, want, strict=True):
+    expected = Guard(backdoored, Cleaner()).run(given)
+    outcomes, expected_outcomes = ([(d.label, d.suspicion, d.flagged) for d in run] for run in (decisions, expected))
+    assert outcomes == expected_outcomes
+    assert len({d.label for d in expected}) > 1
+    for d, w in zip(decisions, expected, strict=True):
         np.testing.assert_array_equal(d.class_scores, w.class_scores)
     np.testing.assert_array_equal(batch, given)
     np.testing.assert_array_equal(purifier.batches[0][-1], given[2])
@@ -240,7 +241,7 @@ def test_ctrl_c_is_not_a_classifier_failure():
 
 @pytest.fixture
 def hang():
-    """A call that does not answer until the test ends."""
+    """Return a classifier that blocks until the test ends or sets `over`."""
     over = threading.Event()
 
     def call(x):
@@ -305,7 +306,9 @@ def test_a_timeout_that_is_not_reached_changes_nothing():
 # ---- a purifier that fails
 
 
-class Broken(Cleaner):
+class BrokenPurifier(Cleaner):
+    """A purifier whose output is that of `act(self, batch)`."""
+
     def __init__(self, act):
         super().__init__()
         self.act = act
@@ -329,18 +332,18 @@ BAD_PURIFIERS = {
 @pytest.mark.parametrize("detector", [ScaleUp(), None])
 @pytest.mark.parametrize("name", BAD_PURIFIERS)
 def test_without_a_purified_image_there_is_no_label(name, detector):
-    classify, purifier = Recorder(), Broken(BAD_PURIFIERS[name])
+    classify, purifier = Recorder(), BrokenPurifier(BAD_PURIFIERS[name])
     watch = Guard(classify, purifier, detector)
     batch = np.concatenate([poisoned(dark(2)), dark(1)])
     decisions = watch.run(batch)
-    lost = decisions[:2] if detector else decisions
-    for d in lost:
+    failed = decisions[:2] if detector else decisions
+    for d in failed:
         assert d.flagged and d.label is None and d.class_scores is None and d.image is None
         assert "the purifier failed: " in d.error
     if detector:
         assert decisions[2].label == brightness(batch[2:]).argmax() and decisions[2].error is None
     assert sum(classify.sizes) == (18 if detector else 0)  # no query for an image that was not purified
-    assert watch.counters.abstained == len(lost) and watch.counters.failures == 1 + len(lost)
+    assert watch.counters.abstained == len(failed) and watch.counters.failures == 1 + len(failed)
 
 
 def test_an_image_that_cannot_be_purified_does_not_affect_others():
@@ -350,7 +353,7 @@ def test_an_image_that_cannot_be_purified_does_not_affect_others():
         return [Cleaner.clean(p) for p in batch]
 
     batch = [poisoned(dark(1))[0], poisoned(dark(1, 4, 4))[0], poisoned(dark(1, 9, 9))[0]]
-    purifier = Broken(refuse_small)
+    purifier = BrokenPurifier(refuse_small)
     decisions = Guard(backdoored, purifier).run(batch)
     assert [d.error is None for d in decisions] == [True, False, True]
     assert "too small" in decisions[1].error
@@ -361,6 +364,6 @@ def test_a_purifier_may_empty_its_input_list():
     def pop_all(self, batch):
         return [Cleaner.clean(batch.pop(0)) for _ in range(len(batch))]
 
-    purifier = Broken(pop_all)
+    purifier = BrokenPurifier(pop_all)
     assert [d.error for d in Guard(backdoored, purifier, None).run(dark(3))] == [None] * 3
     assert len(purifier.batches) == 1

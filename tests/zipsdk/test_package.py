@@ -10,8 +10,8 @@ import zipsdk
 from tests.helpers.paths import ROOT
 
 
-def test_import_is_light():
-    """No torch, no runtime, no drivers; bench/speed.py has the time."""
+def test_the_import_loads_no_heavy_package():
+    """Load no torch, runtime or driver; bench/speed.py measures the time."""
     code = (
         "import sys, zipsdk\n"
         "heavy = 'torch onnxruntime onnx tensorrt pycuda matplotlib skimage tqdm'.split()\n"
@@ -22,12 +22,12 @@ def test_import_is_light():
     assert out.strip() == "[]"
 
 
-def test_exported_names():
+def test_all_exported_names_exist():
     assert sorted(zipsdk.__all__) == zipsdk.__all__
     assert all(hasattr(zipsdk, name) for name in zipsdk.__all__)
 
 
-def test_version_is_one():
+def test_the_version_is_the_same_everywhere():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -23,7 +23,7 @@ from zipsdk.gpu.device import Device
 from zipsdk.models import resolve
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
-forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 
 
 def run(*arguments, cwd=ROOT, **changes):
@@ -44,45 +44,45 @@ def test_a_forked_child_works_and_ends_normally(scenario, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def evaluation():
+def unet_input():
     x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
     return x, np.float32([950, 400, 50, 0])
 
 
-def evaluate(engine, x, t):
+def call(engine, x, t):
     return engine(x, t), engine.info
 
 
-def test_a_fork_without_hooks_is_detected_by_the_process_id(evaluation, monkeypatch):
+def test_a_fork_without_hooks_is_detected_by_the_process_id(unet_input, monkeypatch):
     engine = zipsdk.load_engine("zip-tiny", device="cpu", threads=2)
-    x, t = evaluation
-    wanted, one = engine(x, t), engine(x[:1], t[:1])
+    x, t = unet_input
+    expected, one = engine(x, t), engine(x[:1], t[:1])
     inherited = engine._session._session, engine._sharded._shared
     number = os.getpid() + 1
     monkeypatch.setattr(os, "getpid", lambda: number)
-    np.testing.assert_array_equal(engine(x, t), wanted)
+    np.testing.assert_array_equal(engine(x, t), expected)
     np.testing.assert_array_equal(engine(x[:1], t[:1]), one)
     assert engine._session._session is not inherited[0] and engine._sharded._shared is not inherited[1]
 
 
-def test_a_session_on_a_gpu_is_refused_in_a_forked_child(evaluation):
+def test_a_session_on_a_gpu_is_refused_in_a_forked_child(unet_input):
     """Use a CPU session under a GPU's name; only the refusal is tested."""
     engine = zipsdk.load_engine("zip-tiny", device="cpu", threads=1)
     engine._session._device = "cuda:1"
     engine._session.after_fork()
     with pytest.raises(EngineError, match=r"zip-tiny.onnx: got a process forked .* on cuda:1, .* spawn or forkserver"):
-        engine(*evaluation)
+        engine(*unet_input)
 
 
-def test_an_engine_can_be_sent_to_a_spawned_process(evaluation):
+def test_an_engine_can_be_sent_to_a_spawned_process(unet_input):
     engine = zipsdk.load_engine("zip-tiny", device="cpu", threads=2)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        eps, info = pool.apply(evaluate, (engine, *evaluation))
-    np.testing.assert_array_equal(eps, engine(*evaluation))
+        eps, info = pool.apply(call, (engine, *unet_input))
+    np.testing.assert_array_equal(eps, engine(*unet_input))
     assert info == engine.info
 
 
-def test_a_pickled_engine_finds_its_file_or_raises(evaluation, tmp_path, monkeypatch):
+def test_a_pickled_engine_finds_its_file_or_raises(unet_input, tmp_path, monkeypatch):
     """Unpickle in another working directory, and by name where zipsdk is installed elsewhere."""
     for name in ("zip-tiny", "zip-tiny-int8"):
         (tmp_path / f"{name}.onnx").write_bytes(resolve(name).read_bytes())
@@ -90,9 +90,9 @@ def test_a_pickled_engine_finds_its_file_or_raises(evaluation, tmp_path, monkeyp
     saved = pickle.dumps(zipsdk.load_engine("./zip-tiny.onnx", device="cpu", threads=1))
     assert len(saved) < 2000  # no weights
     monkeypatch.chdir("/")
-    wanted = zipsdk.load_engine("zip-tiny", device="cpu", threads=1)(*evaluation)
+    expected = zipsdk.load_engine("zip-tiny", device="cpu", threads=1)(*unet_input)
     for _ in range(2):
-        np.testing.assert_array_equal(pickle.loads(saved)(*evaluation), wanted)
+        np.testing.assert_array_equal(pickle.loads(saved)(*unet_input), expected)
         (tmp_path / "zip-tiny.onnx").unlink(missing_ok=True)  # then the bundled model of that name is used
     (tmp_path / "zip-tiny-int8.onnx").rename(tmp_path / "zip-tiny.onnx")
     with pytest.raises(ModelError, match="got another model than the pickled engine had, expected zip-tiny"):
@@ -135,7 +135,7 @@ def test_a_gpu_refuses_work_in_a_forked_child(opened):
     device.after_fork()
     assert device.lock.acquire(blocking=False)  # a thread of the parent may have held the old one
     with pytest.raises(EngineError, match=r"A40: got a process forked .* spawn or forkserver"), device.active():
-        pytest.fail("it was let in")
+        pytest.fail("the device accepted work")
     device._detach()
     assert context.calls == ["push", "pop"] * 2  # CUDA was not called again
 

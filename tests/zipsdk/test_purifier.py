@@ -23,27 +23,27 @@ from zipsdk.sampling.schedule import step_table
 from zipsdk.sampling.state import pad
 
 
-def test_run_is_the_float64_loop_rounded_to_8_bit():
+def test_run_equals_the_float64_loop_rounded_to_8_bit():
     batch = noise_images(3, 34, 41)
     purifier = Purifier(FakeEngine(), [Blur(2), Grayscale()], lam=10.0, seed=5)
     got = purifier.run(batch, noise_keys=[7, 8, 9])
 
     engine = FakeEngine()
     x_p = pad(batch, 36, 44).transpose(0, 3, 1, 2) / 127.5 - 1.0
-    want = sample(
+    expected = sample(
         lambda x, t: engine(x, np.full(len(x), t, np.float64)),
         x_p,
         step_table(engine.spec, lam=10.0),
         Guidance([Blur(2), Grayscale()]),
         Noise(5, [7, 8, 9]),
     )
-    want = np.clip((want + 1) * 127.5, 0, 255)[:, :, :34, :41].transpose(0, 2, 3, 1)
-    assert np.abs(got - want).max() <= 0.501
+    expected = np.clip((expected + 1) * 127.5, 0, 255)[:, :, :34, :41].transpose(0, 2, 3, 1)
+    assert np.abs(got - expected).max() <= 0.501
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (17, 90), (200, 140)])
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
-def test_same_alone_in_a_batch_of_7_and_in_any_order(size, seed):
+def test_an_image_gives_the_same_result_alone_in_a_batch_and_in_any_order(size, seed):
     batch = noise_images(7, *size)
     purifier = Purifier(FakeEngine(), "blur2+gray", seed=seed)
     together = purifier.run(batch)
@@ -54,7 +54,7 @@ def test_same_alone_in_a_batch_of_7_and_in_any_order(size, seed):
     np.testing.assert_array_equal(mixed[1], together[2])
 
 
-def test_same_in_another_process():
+def test_an_image_gives_the_same_result_in_another_process():
     code = (
         "import numpy as np, sys; sys.path.insert(0, '.')\n"
         "from tests.fakes.engine import FakeEngine\n"
@@ -67,7 +67,7 @@ def test_same_in_another_process():
 
 
 def test_tiled_images_get_the_same_noise_in_any_tile():
-    """With an engine that works pixel by pixel, neighbors and places make no difference at all."""
+    """Use an engine that works pixel by pixel, so that neighbors and places have no effect."""
 
     class Pointwise(FakeEngine):
         def __call__(self, x, t):
@@ -80,7 +80,7 @@ def test_tiled_images_get_the_same_noise_in_any_tile():
     np.testing.assert_array_equal(tiled.run(batch[[5, 1, 8]]), direct.run(batch)[[5, 1, 8]])
 
 
-def test_fresh_randomness_by_default_and_fixed_by_seed():
+def test_runs_differ_without_a_seed_and_repeat_with_one():
     batch = noise_images(2)
     fresh = Purifier(FakeEngine(), "blur2", lam=2.0)
     assert not np.array_equal(fresh.run(batch), fresh.run(batch))
@@ -102,7 +102,7 @@ def test_one_of_draws_by_image_and_matches_the_fixed_transform():
     np.testing.assert_array_equal(alone, mixed[3])
 
 
-def test_a_seed_of_one_run():
+def test_run_takes_a_seed_for_one_call():
     batch, purifier = noise_images(2), Purifier(FakeEngine(), "blur2", lam=2.0, seed=1)
     once = purifier.run(batch, seed=7)
     np.testing.assert_array_equal(once, Purifier(FakeEngine(), "blur2", lam=2.0, seed=7).run(batch))
@@ -125,7 +125,7 @@ def test_a_purifier_pickles(options):
     np.testing.assert_array_equal(copy.run(noise_images(3), seed=4), purifier.run(noise_images(3), seed=4))
 
 
-def test_types_and_layouts_round_trip(tmp_path):
+def test_types_and_data_formats_are_kept(tmp_path):
     purifier = Purifier(FakeEngine(), "blur2", seed=1)
     u8 = noise_images(2)
     base = purifier.run(u8)
@@ -159,14 +159,14 @@ def test_progress_counts_every_image():
     assert sum(done) == 5
 
 
-def test_a_bad_image_stops_before_any_work():
+def test_an_invalid_image_is_refused_before_any_work():
     engine = FakeEngine()
     with pytest.raises(InputError):
         Purifier(engine, "blur2").run([noise_images(1)[0], np.full((8, 8, 3), np.nan, np.float32)])
     assert engine.calls == []
 
 
-def test_too_many_pixels_are_refused_with_what_helps():
+def test_too_many_pixels_are_refused_with_a_remedy():
     many = np.broadcast_to(np.uint8(0), (1, 20_000, 20_000, 1))
     with pytest.raises(InputError, match=r"20000 x 20000 pixels, .* make them smaller, or cut them into parts"):
         Purifier(FakeEngine(), "blur2").run(many)
@@ -175,30 +175,30 @@ def test_too_many_pixels_are_refused_with_what_helps():
 
 
 @pytest.mark.parametrize(
-    "ids", [[1], [1, 2, 3], [-1, 2], [0.5, 1.0], "ab", [True, 2], [2**64, 1], [[1], [2]], np.array([1.0, 2.0]), 7],
+    "keys", [[1], [1, 2, 3], [-1, 2], [0.5, 1.0], "ab", [True, 2], [2**64, 1], [[1], [2]], np.array([1.0, 2.0]), 7],
 )  # fmt: skip
-def test_bad_noise_keys_are_refused(ids):
+def test_invalid_noise_keys_are_refused(keys):
     with pytest.raises(InputError, match=r"noise_keys: got .*, expected a flat list of 2 integers in 0\.\.2\^64-1"):
-        Purifier(FakeEngine(), "blur2").run(noise_images(2), noise_keys=ids)
+        Purifier(FakeEngine(), "blur2").run(noise_images(2), noise_keys=keys)
 
 
-@pytest.mark.parametrize("ids", [[2**63, 1], (2**64 - 1, 0), [np.uint64(2**63), np.int8(1)]])
-def test_noise_keys_on_both_sides_of_half_the_range(ids):
-    """Which NumPy makes floats of."""
+@pytest.mark.parametrize("keys", [[2**63, 1], (2**64 - 1, 0), [np.uint64(2**63), np.int8(1)]])
+def test_noise_keys_on_both_sides_of_half_the_range(keys):
+    """NumPy turns such a list into floats."""
     purifier = Purifier(FakeEngine(), "blur2", seed=1)
-    want = purifier.run(noise_images(2), noise_keys=np.array([int(i) for i in ids], np.uint64))
-    np.testing.assert_array_equal(purifier.run(noise_images(2), noise_keys=ids), want)
+    expected = purifier.run(noise_images(2), noise_keys=np.array([int(i) for i in keys], np.uint64))
+    np.testing.assert_array_equal(purifier.run(noise_images(2), noise_keys=keys), expected)
 
 
-def test_no_ids_for_no_images():
+def test_no_images_take_no_noise_keys():
     purifier = Purifier(FakeEngine(), "blur2")
     assert purifier.run(noise_images(0), noise_keys=[]).shape == (0, 32, 32, 3)
     assert purifier.run([], noise_keys=()) == []
 
 
-def test_ids_of_images_are_the_keyed_hash_of_their_bytes_and_shape():
-    """Written out: another hash would change every result of a seed."""
+def test_noise_keys_are_the_keyed_hash_of_bytes_and_shape():
+    """Spell the hash out, because another one would change every result of a seed."""
     image = noise_images(1, 5, 7)[0]
-    want = hashlib.blake2b(image.tobytes() + b"(5, 7, 3)", digest_size=8, key=(3).to_bytes(8, "little")).digest()
+    expected = hashlib.blake2b(image.tobytes() + b"(5, 7, 3)", digest_size=8, key=(3).to_bytes(8, "little")).digest()
     for same in (image, np.asfortranarray(image)):
-        assert resolve_noise_keys([same], None, 3).tolist() == [int.from_bytes(want)]
+        assert resolve_noise_keys([same], None, 3).tolist() == [int.from_bytes(expected)]

@@ -31,13 +31,13 @@ def test_a_preset_is_two_defaults_and_explicit_values_change_nothing_else():
     assert info(preset="fast", transforms="blur4", lam=3) == (4, 400, "blur4", 3)
 
 
-def test_info_tells_settings_apart():
+def test_info_differs_between_settings():
     settings = [{}, {"tile_size": 64}, {"clip_x0": True}, {"eta": 0.5}, {"combine": "joint"}, {"steps": 10}]
-    said = [json.dumps(Purifier(FakeEngine(), "blur2+gray", seed=0, **s).info) for s in settings]
-    assert len(set(said)) == len(said)
+    infos = [json.dumps(Purifier(FakeEngine(), "blur2+gray", seed=0, **s).info) for s in settings]
+    assert len(set(infos)) == len(infos)
 
 
-def test_evaluations_and_presets():
+def test_presets_set_the_visited_steps():
     def steps_of(**options):
         engine = FakeEngine()
         Purifier(engine, "blur2", **options).run(noise_images(1))
@@ -52,17 +52,17 @@ def test_evaluations_and_presets():
 
 @pytest.mark.parametrize(("timesteps", "fast"), [(1000, [400, 267, 133, 0]), (4000, [1600, 1067, 533, 0]),
                                                   (250, [100, 67, 33, 0])])  # fmt: skip
-def test_a_preset_starts_at_the_same_noise_whatever_the_number_of_time_steps(timesteps, fast):
-    scale = 1000 / timesteps  # as models with more time steps have their betas
+def test_a_preset_starts_at_the_same_noise_for_any_number_of_time_steps(timesteps, fast):
+    scale = 1000 / timesteps  # as in models with more time steps
     spec = make_spec(timesteps=timesteps, beta_start=1e-4 * scale, beta_end=0.02 * scale)
     steps = Purifier(FakeEngine(spec), preset="fast").table.steps
     assert [s.t for s in steps] == fast
     assert steps[0].ab == pytest.approx(0.194, abs=0.01)
-    said = Purifier(FakeEngine(spec), preset="fast", start=200).table.steps
-    assert said[0].t == 200  # what is said is taken as it is
+    given = Purifier(FakeEngine(spec), preset="fast", start=200).table.steps
+    assert given[0].t == 200  # an explicit start is not converted
 
 
-def test_fast_starts_in_as_much_noise_on_a_cosine_schedule():
+def test_fast_starts_at_the_same_noise_on_a_cosine_schedule():
     """alpha-bar is 0.194 at step 400 of the linear schedule, and 0.646 at step 400 of the cosine one."""
     linear, cosine = (Purifier(FakeEngine(spec), preset="fast").table.steps for spec in
                       (make_spec(), make_spec(beta_schedule="cosine")))  # fmt: skip
@@ -70,7 +70,7 @@ def test_fast_starts_in_as_much_noise_on_a_cosine_schedule():
     assert cosine[0].ab == pytest.approx(linear[0].ab, abs=2e-3)
 
 
-def test_info_says_what_ran():
+def test_info_lists_the_settings():
     info = Purifier(FakeEngine(), OneOf(Blur(2), [Blur(4), Grayscale()]), lam=3, preset="fast").info
     assert info["transforms"] == "blur2|blur4+gray"
     assert (info["steps"], info["start"], info["lam"], info["seed"]) == (4, 400, 3.0, None)
@@ -92,7 +92,7 @@ def test_settings_are_frozen():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"preset": "best"}, "'paper', 'fast'"),
         ({"preset": ["fast"]}, "'paper', 'fast'"),
@@ -120,13 +120,13 @@ def test_settings_are_frozen():
         ({"transforms": OneOf(Blur(2), Grayscale)}, "objects such as"),
     ],
 )
-def test_bad_options_are_refused_at_once(options, said):
-    with pytest.raises(InputError, match=said):
+def test_invalid_options_are_refused_at_construction(options, message):
+    with pytest.raises(InputError, match=message):
         Purifier(FakeEngine(), **options)
 
 
-def test_numbers_of_numpy_are_numbers():
-    """And what they give is Python's, which can be written as JSON."""
+def test_options_may_be_numpy_numbers():
+    """They are stored as Python numbers, which JSON accepts."""
     options = {"lam": np.float32(2), "steps": np.int64(3), "start": np.int32(200), "seed": np.uint64(5)}
     purifier = Purifier(FakeEngine(), "blur2", tile_size=np.int64(64), eta=np.float64(1), **options)
     plain = Purifier(FakeEngine(), "blur2", tile_size=64, lam=2, steps=3, start=200, seed=5)
@@ -142,7 +142,7 @@ def test_a_generator_of_transforms_is_read_once():
     "changes", [{"lam": -1}, {"lam": 0}, {"lam": float("nan")}, {"lam": "10"}, {"transforms": ("blurr2",)},
                 {"transforms": ()}, {"transforms": "blur2"}, {"transforms": (2,)}],
 )  # fmt: skip
-def test_a_model_that_recommends_what_no_purifier_takes_is_refused(changes):
+def test_a_model_that_recommends_invalid_settings_is_refused(changes):
     with pytest.raises(zipsdk.ModelError, match=r"model spec: .*export the model again"):
         Purifier(FakeEngine(make_spec(**changes)))
     raw = {**dataclasses.asdict(make_spec()), "format": FORMAT, **changes}
@@ -156,7 +156,7 @@ def test_a_model_may_recommend_a_choice_of_transforms():
     assert Purifier(FakeEngine(ModelSpec.from_json(spec.to_json(), "x"))).info["transforms"] == "blur2|blur4+gray"
 
 
-def test_not_an_engine():
+def test_objects_that_are_not_engines_are_refused():
     with pytest.raises(InputError, match="spec and __call__"):
         Purifier(lambda x, t: x)
     with pytest.raises(InputError, match="got the class FakeEngine"):

@@ -30,7 +30,7 @@ def test_stream_keeps_order_and_reads_ahead():
 
     class Waiting(FakeEngine):
         def __call__(self, x, t):
-            # the second batch is fetched while the first is computed, or this never returns in time
+            # fails unless the second batch is read while the first is computed
             assert inside.wait(20), "the next batch was not read while this one computed"
             return super().__call__(x, t)
 
@@ -42,7 +42,7 @@ def test_stream_keeps_order_and_reads_ahead():
         np.testing.assert_array_equal(got, plain.run(batch))
 
 
-def test_stream_raises_where_the_bad_batch_stands():
+def test_stream_raises_at_the_position_of_the_invalid_batch():
     stream = Purifier(FakeEngine(), "blur2").stream([noise_images(1), np.zeros((2, 2), complex), noise_images(1)])
     assert next(stream).shape == (1, 32, 32, 3)
     with pytest.raises(InputError):
@@ -50,12 +50,12 @@ def test_stream_raises_where_the_bad_batch_stands():
 
 
 def silent_source(silent: threading.Event):
-    """One batch, and then nothing until `silent` is set."""
+    """Yield one batch, then block until `silent` is set."""
     yield noise_images(1)
     silent.wait(30)
 
 
-def test_a_stream_is_left_at_once_though_its_source_is_silent():
+def test_a_stream_closes_at_once_while_its_source_blocks():
     silent, before = threading.Event(), threading.active_count()
     stream = Purifier(FakeEngine(), "blur2").stream(silent_source(silent))
     try:
@@ -65,14 +65,14 @@ def test_a_stream_is_left_at_once_though_its_source_is_silent():
         assert time.monotonic() - begun < 10
     finally:
         silent.set()
-    # and its thread ends with the call that it is in
+    # the thread ends when its current call returns
     deadline = time.monotonic() + 20
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
 
 
-def test_the_program_ends_though_the_source_of_a_stream_is_silent():
+def test_a_program_exits_while_the_source_of_a_stream_blocks():
     code = (
         "import sys, threading; sys.path.insert(0, '.')\n"
         "from tests.fakes.engine import FakeEngine\n"

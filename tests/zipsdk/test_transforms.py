@@ -1,4 +1,4 @@
-"""A, A^+ and P: the properties that the method rests on."""
+"""Test the properties of A, A^+ and P that the method requires."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TRANSFORMS = [
 
 
 @pytest.mark.parametrize("a", TRANSFORMS, ids=str)
-def test_pseudo_inverse_and_projection(a):
+def test_pseudo_inverse_and_projection_satisfy_their_equations(a):
     assert isinstance(a, Transform)
     x = RNG.uniform(-1, 1, (2, 3, 48, 96 if a.divisor != 48 else 48))
     before = x.copy()
@@ -53,14 +53,14 @@ def test_float32_stays_float32(a):
     np.testing.assert_allclose(p, a.project(x.astype(np.float64)), atol=3e-6)
 
 
-def test_blur_and_gray_literally():
+def test_blur_and_gray_equal_their_definitions():
     x = RNG.uniform(-1, 1, (1, 3, 8, 12))
-    want = np.empty_like(x)
+    expected = np.empty_like(x)
     for y0 in range(0, 8, 4):
         for x0 in range(0, 12, 4):
             for c in range(3):
-                want[0, c, y0 : y0 + 4, x0 : x0 + 4] = x[0, c, y0 : y0 + 4, x0 : x0 + 4].mean()
-    np.testing.assert_allclose(Blur(4).project(x), want, atol=1e-14)
+                expected[0, c, y0 : y0 + 4, x0 : x0 + 4] = x[0, c, y0 : y0 + 4, x0 : x0 + 4].mean()
+    np.testing.assert_allclose(Blur(4).project(x), expected, atol=1e-14)
     np.testing.assert_allclose(Grayscale().project(x), np.broadcast_to(x.mean(1, keepdims=True), x.shape), atol=1e-14)
 
 
@@ -83,7 +83,7 @@ def test_guide_divisor_is_the_least_common_multiple():
     assert Guidance([Blur(4), Blur(6), Grayscale()]).divisor == 12
 
 
-def test_the_largest_divisor_itself_is_taken(monkeypatch):
+def test_the_largest_divisor_is_accepted(monkeypatch):
     monkeypatch.setattr(guidance, "MAX_DIVISOR", 12)
     assert Guidance([Blur(4), Blur(6)]).divisor == 12
     with pytest.raises(InputError, match="every 14 pixels only, expected at most 12"):
@@ -91,7 +91,7 @@ def test_the_largest_divisor_itself_is_taken(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: Blur(1), "at least 2"),
         (lambda: Blur(2.0), "whole number"),
@@ -110,7 +110,7 @@ def test_the_largest_divisor_itself_is_taken(monkeypatch):
         (lambda: Guidance(["blur2"]), "objects such as"),
         (lambda: Guidance([Grayscale]), "got <class .*Grayscale'>, expected objects such as"),
         (lambda: Guidance([Grayscale(), Linear([[1, -1, 0], [0, 1, -1]])]), "keep everything"),
-        # before they are tried, on gigabytes and terabytes
+        # refused before they take gigabytes of memory
         (lambda: Guidance([Blur(9999)]), "blur9999: got cells that align every 9999 pixels only"),
         (
             lambda: Guidance([Blur(97), Blur(101), Blur(103)]),
@@ -123,18 +123,18 @@ def test_the_largest_divisor_itself_is_taken(monkeypatch):
         (lambda: parse(""), "expected blurN"),
     ],
 )
-def test_bad_transforms_are_refused(make, said):
-    with pytest.raises(InputError, match=said):
+def test_invalid_transforms_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
         make()
 
 
-def test_a_blur_by_a_number_of_numpy_is_the_same():
+def test_a_blur_accepts_numpy_integers():
     assert Blur(np.uint8(16)) == Blur(16) and type(Blur(np.uint8(16)).n) is int
     x = RNG.uniform(-1, 1, (1, 3, 32, 32))
     np.testing.assert_array_equal(Blur(np.uint8(16)).project(x), Blur(16).project(x))
 
 
-def test_parse():
+def test_parse_reads_names_and_choices():
     assert parse("blur2+gray") == [Blur(2), Grayscale()]
     assert parse(" Blur8 ") == [Blur(8)]
     one_of = parse("blur2|blur4+gray")

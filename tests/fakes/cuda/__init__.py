@@ -1,7 +1,7 @@
-"""`install()` puts the tests' CUDA driver (driver.cpp) in the place of a real one, for this process.
+"""Replace the CUDA driver of this process by the fake one of driver.cpp.
 
-With it ``ZIPSDK_FAKE_CUDA=1 python -m pytest -m gpu`` rehearses on a CPU what a GPU will run: the same Python, the same
-PyCUDA, the same kernels' source. It says nothing of CUDA itself, of time, or of races.
+``ZIPSDK_FAKE_CUDA=1 python -m pytest -m gpu`` rehearses the GPU tests on a CPU: the same Python, PyCUDA and source of
+the kernels. The rehearsal does not test CUDA itself, time, or races.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VARIABLE = "ZIPSDK_FAKE_CUDA"
 
 
 def headers() -> Path | None:
-    """The folder of cuda.h."""
+    """Return the folder of cuda.h, or None."""
     nvcc = shutil.which("nvcc")
     roots = [os.environ.get("CUDA_HOME"), Path(nvcc).resolve().parent.parent if nvcc else None, "/usr/local/cuda"]
     found = [Path(root) / "include" for root in roots if root and (Path(root) / "include" / "cuda.h").is_file()]
@@ -27,16 +27,16 @@ def headers() -> Path | None:
 
 
 def why_not() -> str:
-    """Why the driver cannot be built here; empty where it can."""
+    """Return why the driver cannot be built; empty if it can."""
     if shutil.which("g++") is None:
-        return "no g++ here"
+        return "there is no g++"
     if headers() is None:
-        return "no cuda.h here"
+        return "there is no cuda.h"
     return ""
 
 
 def build(folder: Path) -> Path:
-    """libcuda.so.1 in `folder`."""
+    """Build libcuda.so.1 in `folder` and return its path."""
     path = folder / "libcuda.so.1"
     command = ["g++", "-std=c++17", "-O2", "-fno-strict-aliasing", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1",
                f"-I{headers()}", str(HERE / "driver.cpp"), "-o", str(path)]  # fmt: skip
@@ -47,15 +47,15 @@ def build(folder: Path) -> Path:
 
 
 def install() -> None:
-    """Must come before anything that asks for the driver."""
+    """Build and load the fake driver, before anything loads a driver."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
         pass
     else:
-        raise RuntimeError(f"{VARIABLE}: there is a real NVIDIA driver here; unset it")
+        raise RuntimeError(f"{VARIABLE}: got a real NVIDIA driver, expected none; unset the variable")
     with tempfile.TemporaryDirectory() as folder:
-        # whoever asks for the name libcuda.so.1 gets the library of that name that is loaded already
+        # a later load of libcuda.so.1 returns the library that is loaded under this name
         ctypes.CDLL(str(build(Path(folder))), mode=ctypes.RTLD_GLOBAL)
-    # PyCUDA names functions that the driver here does not have; they matter only when called
+    # PyCUDA refers to functions that this driver lacks; lazy binding fails only if one is called
     sys.setdlopenflags(sys.getdlopenflags() & ~os.RTLD_NOW | os.RTLD_LAZY)

@@ -1,8 +1,8 @@
-"""Install PyCUDA where it cannot be installed plainly: ``python tests/fakes/cuda/install_pycuda.py``.
+"""Install PyCUDA on a machine without a GPU: ``python tests/fakes/cuda/install_pycuda.py``.
 
-It is built from source and wants the driver's library to link with and cuRAND's headers, neither of which a machine
-without a GPU need have. An empty library and a configuration without cuRAND do: the tests bring a driver of their own.
-Where nothing of this works the tests that want PyCUDA are left out, which is said and is no failure.
+PyCUDA is built from source and needs the driver's library to link with and the headers of cuRAND. An empty library and
+a configuration without cuRAND suffice, because the tests bring a driver. If the installation fails, the tests that
+need PyCUDA are skipped with a message.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.fakes import cuda
 
-# what PyCUDA's configuration is read from, in the home folder (its installation guide); without optimization it takes
-# a minute in place of five
+# read from the home folder, see PyCUDA's installation guide; without optimization the build takes 1 minute, not 5
 SETTINGS = """\
 CUDA_ROOT = {root!r}
 CUDADRV_LIB_DIR = [{library!r}]
@@ -30,6 +29,7 @@ CXXFLAGS = ["-O0", "-g0", "-w"]
 
 
 def real_driver() -> bool:
+    """Return whether this machine has an NVIDIA driver."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -38,12 +38,13 @@ def real_driver() -> bool:
 
 
 def pip(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run pip with these environment variables."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def main() -> str:
-    """Install it; returns why it could not be, or nothing."""
+    """Install PyCUDA; return the reason of a failure, or an empty string."""
     if importlib.util.find_spec("pycuda"):
         return ""
     if real_driver():
@@ -74,4 +75,4 @@ def main() -> str:
 
 if __name__ == "__main__":
     if problem := main():
-        print(f"PyCUDA is not installed, and the rehearsal of the GPU's loop is left out: {problem}")
+        print(f"PyCUDA is not installed, so the rehearsal of the GPU loop is skipped: {problem}")

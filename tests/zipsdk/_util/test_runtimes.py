@@ -188,8 +188,8 @@ def check_doctor(folder: Path, how: str, *options: str) -> None:
     for name in ("onnxruntime", "TensorRT", "TensorRT-RTX", "loop on the GPU", "model zip-tiny"):
         ok, detail, fix = lines[name]
         assert not ok and fix, (name, detail)
-        wanted = "onnxruntime" if name.startswith("model") else words[how]  # its line may be cut short
-        assert name == "loop on the GPU" or wanted in detail, (name, detail)
+        expected = "onnxruntime" if name.startswith("model") else words[how]  # its line may be cut short
+        assert name == "loop on the GPU" or expected in detail, (name, detail)
     assert lines["numpy"][0] and lines["Pillow"][0]
 
 

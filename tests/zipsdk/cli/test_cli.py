@@ -47,8 +47,8 @@ def test_the_output_is_what_the_purifier_gives(purify, model, tmp_path):
     assert purify(src, "-o", tmp_path / "out", "--seed", 5, "--lam", 2, "--transforms", "blur4") == 0
     purifier = zipsdk.Purifier(model, "blur4", lam=2, steps=2, seed=5)
     for name in names(src):
-        want = purifier.run(np.asarray(Image.open(src / name)))
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / name)), want)
+        expected = purifier.run(np.asarray(Image.open(src / name)))
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / name)), expected)
 
 
 @pytest.mark.parametrize("form", ["png", "jpg", "webp"])

@@ -26,7 +26,7 @@ from zipsdk.detectors import ablation_statistics
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
 @pytest.mark.parametrize("reference", [None, [(0.1 * i - 1, 3 - 0.1 * i) for i in range(27)]])
-def test_scores_are_the_literal_ones(classes, reference):
+def test_scores_equal_the_literal_ones(classes, reference):
     detector, found = AblationDetector(reference=reference), set()
     for seed in range(20):
         p = probabilities(seed, classes)
@@ -147,7 +147,7 @@ def test_necessity_and_sufficiency_count_for_the_same_feature():
         assert value == pytest.approx(times * a, abs=1e-12) and feature == expected
 
 
-def test_one_hot_labels_work():
+def test_one_hot_scores_are_accepted():
     """The log-odds of one-hot scores are log 1001 or its negative."""
     detector, scores, a = AblationDetector(reference=PLAIN), np.eye(3)[[2] * 28], math.log(1001)
     assert detector.score(scores) == pytest.approx(a)  # each feature is sufficient, none is necessary
@@ -176,13 +176,13 @@ def test_a_score_at_the_threshold_is_trusted():
 
 @pytest.mark.parametrize("shape", [(14, 4), (27, 4), (29, 4), (28,), (28, 1), (28, 0), (1, 28, 4)])
 def test_scores_of_other_shapes_are_refused(shape):
-    for ask in (
+    for query in (
         AblationDetector().score,
         lambda s: AblationDetector().explain(s, 1.0),
         lambda s: AblationDetector().resolve(None, s),
     ):
         with pytest.raises(InputError, match=r"scores: got \(.*expected \(28, classes\), one row"):
-            ask(np.zeros(shape))
+            query(np.zeros(shape))
 
 
 def test_resolve_follows_the_rules():
@@ -220,7 +220,7 @@ def test_resolve_follows_the_rules():
     moved = [0, 0.201, 0.401, 0.161]
     assert detector.score(warped) == pytest.approx(math.sqrt(2) * (odds(0.40, 0.24) - odds(0.02, 0.94)))
 
-    for scores, certain, want in (
+    for scores, certain, expected in (
         (warped, 1e9, moved),  # purified or not
         (warped, math.nextafter(two, 0), moved),
         (first, math.nextafter(one, 0), both),
@@ -245,7 +245,7 @@ def test_resolve_follows_the_rules():
     ):
         settled = dataclasses.replace(detector, certain=certain).resolve(scores, second.tolist())
         assert settled.dtype == np.float64
-        np.testing.assert_allclose(settled, np.array(want) / sum(want), rtol=1e-12)
+        np.testing.assert_allclose(settled, np.array(expected) / sum(expected), rtol=1e-12)
 
 
 BAD_SCORE = "got .*expected a standardized score above 0"
@@ -265,7 +265,7 @@ BAD_SCORE = "got .*expected a standardized score above 0"
                   *[[*PLAIN[:26], bad] for bad in ((0, 0), (0, -1), (0, math.inf), (math.nan, 1), (0, math.nan))])
     ],
 )  # fmt: skip
-def test_options_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         AblationDetector(**options)
 
@@ -277,10 +277,10 @@ def test_thresholds_may_be_any_numbers(kind):
     assert type(detector.threshold) is type(detector.certain) is float
 
 
-def test_reference_may_come_from_anywhere():
-    """From JSON or NumPy: the detectors are equal and hashable."""
-    want = AblationDetector(threshold=4.8, certain=4.8, reference=tuple(PLAIN))
+def test_a_reference_may_be_a_list_or_an_array():
+    """Detectors with a reference from JSON or NumPy are equal and hashable."""
+    expected = AblationDetector(threshold=4.8, certain=4.8, reference=tuple(PLAIN))
     for reference in (PLAIN, [[0, 1]] * 27, np.array(PLAIN)):
         same = AblationDetector(threshold=4.8, certain=4.8, reference=reference)
-        assert same == want and hash(same) == hash(want)
-        assert same.score(probabilities(1)) == want.score(probabilities(1))
+        assert same == expected and hash(same) == hash(expected)
+        assert same.score(probabilities(1)) == expected.score(probabilities(1))

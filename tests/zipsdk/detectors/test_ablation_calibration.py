@@ -64,7 +64,7 @@ def test_calibrate_measures_medians_and_the_upper_tail():
     assert fitted.score(probabilities(2)) == pytest.approx(literal_look(probabilities(2).tolist(), fitted.reference)[0])
 
 
-def test_calibrate_takes_either_layout():
+def test_calibrate_accepts_both_data_formats():
     clean = np.stack([noise(8, 8, i) for i in range(16)])
     nchw = AblationDetector().calibrate(measures, clean.transpose(0, 3, 1, 2), data_format="NCHW")
     assert nchw == AblationDetector().calibrate(measures, clean)

@@ -150,20 +150,20 @@ def test_a_trigger_created_by_purification_is_excluded():
         logits[patched(x), 2] = 18
         return logits
 
-    came, went = with_trigger(clean, "bottom right"), with_trigger(clean, "coarse")
-    assert classify(came).argmax() == 2 and classify(went).argmax() == TARGET
-    (decision,) = zipsdk.Guard(classify, Restorer(went), calibrated()).run(came)
+    given, purified = with_trigger(clean, "bottom right"), with_trigger(clean, "coarse")
+    assert classify(given).argmax() == 2 and classify(purified).argmax() == TARGET
+    (decision,) = zipsdk.Guard(classify, Restorer(purified), calibrated()).run(given)
     assert decision.suspicion > 4.5 and (decision.label, decision.flagged) == (0, True)
     assert decision.class_scores[TARGET] == 0 and decision.class_scores[2] > 0
 
 
-def test_the_purified_image_decides_where_nothing_is_certain():
+def test_the_purified_image_decides_if_nothing_is_certain():
     clean, classify = toys([2]), backdoored("color")
     bad = with_trigger(clean, "color")
     detector = dataclasses.replace(calibrated(), certain=1e9)
-    for purifier, want in ((Restorer(clean), 2), (Restorer(), TARGET)):
+    for purifier, expected in ((Restorer(clean), 2), (Restorer(), TARGET)):
         (decision,) = zipsdk.Guard(classify, purifier, detector).run(bad)
-        assert decision.flagged and decision.label == want
+        assert decision.flagged and decision.label == expected
         exp = np.exp(classify(decision.image[None])[0])
         share = exp / exp.sum() + 0.001
         np.testing.assert_allclose(decision.class_scores, share / share.sum())
@@ -192,7 +192,7 @@ def test_two_triggers_at_once_are_detected_because_each_is_sufficient(pair, surv
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_two_triggers_at_once_are_missed_where_every_clean_feature_is_sufficient(pair):
+def test_two_triggers_at_once_are_missed_if_every_clean_feature_is_sufficient(pair):
     """A known weakness: neither is necessary, and no feature is more than certain."""
     detector, classify = calibrated(20.0), backdoored(*pair, sharp=20.0)
     assert statistics.median(median for median, _ in detector.reference[13:26]) > 6  # of log 1001
@@ -249,7 +249,7 @@ def test_few_triggers_hardly_change_the_reference():
     assert [d.label for d in decisions] == labels[80:].tolist()
 
 
-class Mine:
+class UserDetector:
     """A user's detector: flags by the score of the mirrored image, resolves by the product of two purified views."""
 
     def views(self, rgb):
@@ -274,22 +274,22 @@ class Mine:
         return self
 
 
-class Falsy(Mine):
+class FalsyDetector(UserDetector):
     """A detector whose truth value is False."""
 
     def __len__(self):
         return 0
 
 
-@pytest.mark.parametrize("mine", [Mine(), Falsy()])
-def test_a_users_detector(mine):
+@pytest.mark.parametrize("detector", [UserDetector(), FalsyDetector()])
+def test_the_guard_takes_a_users_detector(detector):
     def left_and_right(x):
         return np.stack([x[:, :, 0].mean(axis=(1, 2)), x[:, :, -1].mean(axis=(1, 2))], axis=1)
 
     batch = np.zeros((2, 4, 4, 3), np.uint8)
     batch[0, :, -1] = 90  # on the left in the mirrored view
     batch[1, :, 0] = 1
-    watch = zipsdk.Guard(left_and_right, Restorer(), mine)
+    watch = zipsdk.Guard(left_and_right, Restorer(), detector)
     flagged, trusted = watch.run(batch)
     assert (flagged.flagged, flagged.suspicion, flagged.reason) == (True, 90, "flagged: 3 views")
     np.testing.assert_array_equal(flagged.class_scores, [270 + 0 * 255, 270 + 90 * 165])
@@ -303,11 +303,11 @@ METHODS = ["views", "score", "is_suspicious", "explain", "second_look_views", "r
 
 @pytest.mark.parametrize("missing", METHODS)
 def test_an_incomplete_detector_is_refused(missing):
-    half = Mine()
+    half = UserDetector()
     setattr(half, missing, None)
     message = r"detector: got .*expected zipsdk\.AblationDetector\(\), zipsdk\.ScaleUp\(\), "
     message += "an object with views, score, is_suspicious, explain, second_look_views, resolve, observe, or None$"
-    for detector in (half, AblationDetector, Mine, "parts", object(), 14, 0):
+    for detector in (half, AblationDetector, UserDetector, "parts", object(), 14, 0):
         with pytest.raises(InputError, match=message):
             zipsdk.Guard(backdoored(), Restorer(), detector)
 

@@ -62,7 +62,7 @@ def literal_reference(x: np.ndarray, classify=by_light) -> list[tuple[float, flo
     return out
 
 
-def test_it_learns_from_the_first_images_only():
+def test_the_detector_learns_from_the_first_images_only():
     x = photos(60)
     watch = Guard(by_light, Cleaner(), AblationDetector(learn=40))
     assert watch.detector == AblationDetector(learn=40)
@@ -87,7 +87,7 @@ def test_a_repeated_image_counts_once():
     assert watch.detector == AblationDetector(learn=20).calibrate(by_light, x)
 
 
-def test_it_learns_before_it_decides():
+def test_the_detector_learns_before_it_decides():
     """A first batch is scored with its own reference, or with the default one if it is too small."""
     x = photos(40)
     default, fitted = AblationDetector(), AblationDetector().calibrate(by_light, x)
@@ -126,13 +126,13 @@ def test_without_bounds_frequent_triggers_hide_themselves():
 
 
 @pytest.mark.parametrize("detector", [PurifyAll(), ScaleUp(), AblationDetector(reference=[(0.0, 1.0)] * 27, learn=16)])
-def test_it_learns_only_without_a_reference(detector):
+def test_the_detector_learns_only_without_a_reference(detector):
     watch = Guard(by_light, Cleaner(), detector)
     watch.run(photos(32))
     assert watch.detector is detector
 
 
-def test_thresholds_stay():
+def test_learning_keeps_the_thresholds():
     watch = Guard(by_light, Cleaner(), AblationDetector(threshold=2.5, certain=3.0, learn=16))
     watch.run(photos(16))
     assert (watch.detector.threshold, watch.detector.certain) == (2.5, 3.0) and watch.detector.reference is not None

@@ -50,9 +50,9 @@ def whole_copies(rgb: np.ndarray) -> np.ndarray:
 def test_copies_made_in_strips_equal_those_of_whole_arrays(size, strip, monkeypatch):
     monkeypatch.setattr(ablation_views, "STRIP_PIXELS", strip)
     rgb = np.random.default_rng(size[0]).integers(0, 256, (*size, 3), np.uint8)
-    got, want = ablation_views.copies(rgb), whole_copies(rgb)
-    assert got.shape == (N_VIEWS - 1, *rgb.shape) and len(want) == 2 * N_MASKABLE + 1
-    np.testing.assert_array_equal(got, want)
+    got, expected = ablation_views.copies(rgb), whole_copies(rgb)
+    assert got.shape == (N_VIEWS - 1, *rgb.shape) and len(expected) == 2 * N_MASKABLE + 1
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_a_guard_abstains_if_the_copies_do_not_fit_into_memory(monkeypatch):

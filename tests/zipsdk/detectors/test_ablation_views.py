@@ -81,15 +81,15 @@ def literally_moved(x):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_copies_are_the_literal_ones(size):
+def test_views_equal_the_literal_ones(size):
     """Rounding alone errs by 0.5. Measured: at most 0.534 without regions, where few pixels surround a corner of one
     (4 x 5, where a weight is 5e-4; 0.526 at 224 x 300), and at most 0.50004 in all others."""
     rgb = noise(*size)
     rgb.flags.writeable = False
     copies = ablation_views.copies(rgb)
     assert copies.dtype == np.uint8 and copies.shape == (27, *size, 3)
-    want = literal_copies(rgb)
-    for i, (copy, exact) in enumerate(zip(copies, want, strict=True)):
+    expected = literal_copies(rgb)
+    for i, (copy, exact) in enumerate(zip(copies, expected, strict=True)):
         tolerance = 0.56 if i < COARSE else 0.501
         assert np.abs(copy - np.clip(exact, 0, 255)).max() <= tolerance, (i, NAMES[i % 13])
     covered = np.zeros(size, int)
@@ -137,7 +137,7 @@ def test_features_are_named_in_the_order_of_their_copies():
 
 
 @pytest.mark.parametrize("size", [(2, 40), (20, 21), (90, 33), (64, 128)])
-def test_regions_change_and_nothing_else_does(size):
+def test_only_the_regions_change(size):
     """Each region is removed completely: images that differ only in it have the same copy."""
     rgb = noise(*size)
     for i, mask in enumerate(literal_regions(*size)):
@@ -148,7 +148,7 @@ def test_regions_change_and_nothing_else_does(size):
 
 @pytest.mark.parametrize("size", [*SIZES, (7, 1), (33, 200)])
 @pytest.mark.parametrize("level", [0, 1, 127, 200, 255])
-def test_a_constant_image_stays(size, level):
+def test_a_constant_image_is_unchanged(size, level):
     """Its content is in the coarse band; the other bands are empty."""
     copies = ablation_views.copies(np.full((*size, 3), level, np.uint8))
     empty = [COARSE, 13 + COARSE + 1, 13 + COARSE + 2, 13 + COLOR]

@@ -40,15 +40,15 @@ def thirds(x):
 
 
 @pytest.mark.parametrize("scales", [SCALES, (2,), (2, 3, 4, 5, 6, 7, 8, 9, 10, 11), (11, 3, 255)])
-def test_spc_is_the_literal_one(scales):
+def test_spc_equals_the_literal_one(scales):
     batch = mixed_images()
     detector = ScaleUp(scales)
     found = set()
     for p, decision in zip(batch, Guard(thirds, Cleaner(), detector).run(batch), strict=True):
-        want = literal_spc(thirds, p, scales)
-        assert decision.suspicion == want
-        assert decision.flagged == (want >= 0.5)
-        found.add(want)
+        expected = literal_spc(thirds, p, scales)
+        assert decision.suspicion == expected
+        assert decision.flagged == (expected >= 0.5)
+        found.add(expected)
     assert len(found) > (4 if scales == SCALES else 1)  # the images distinguish detectors
 
 
@@ -127,7 +127,7 @@ def test_a_calibrated_detector_survives_json():
 # ---- the data-limited variant
 
 
-def test_z_scores_are_the_literal_ones():
+def test_z_scores_equal_the_literal_ones():
     clean = mixed_images()
     spc = np.array([literal_spc(thirds, p) for p in clean])
     labels = np.array([0] * 5 + [1] * 4 + [2] * 4)
@@ -136,11 +136,11 @@ def test_z_scores_are_the_literal_ones():
     assert detector.threshold == 1.0
     flagged = []
     for p, decision in zip(clean, Guard(thirds, Cleaner(), detector).run(clean), strict=True):
-        mine = spc[labels == np.argmax(thirds(p[None])[0])]  # of the predicted class
-        mine = mine if len(set(mine)) > 1 else spc
-        want = (literal_spc(thirds, p) - np.mean(mine)) / np.sqrt(np.mean((mine - np.mean(mine)) ** 2))
-        assert decision.suspicion == pytest.approx(want, abs=1e-12)
-        assert decision.flagged == (want >= 1.0)
+        spread = spc[labels == np.argmax(thirds(p[None])[0])]  # of the predicted class
+        spread = spread if len(set(spread)) > 1 else spc
+        expected = (literal_spc(thirds, p) - np.mean(spread)) / np.sqrt(np.mean((spread - np.mean(spread)) ** 2))
+        assert decision.suspicion == pytest.approx(expected, abs=1e-12)
+        assert decision.flagged == (expected >= 1.0)
         flagged.append(decision.flagged)
     assert 0 < sum(flagged) < len(flagged)
 

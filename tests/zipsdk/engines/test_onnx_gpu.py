@@ -20,9 +20,9 @@ def test_enqueue_reads_and_writes_the_given_memory(rng):
     x = rng.standard_normal((3, 3, 32, 64), np.float32)
     t, eps = np.array([900, 50, 0], np.float32), np.full(x.shape, np.nan, np.float32)
     for _ in range(2):
-        wanted = engine(x, t)
+        expected = engine(x, t)
         engine.enqueue(x.ctypes.data, t.ctypes.data, eps.ctypes.data, 3, 0, size=(32, 64))
-        np.testing.assert_array_equal(eps, wanted)
+        np.testing.assert_array_equal(eps, expected)
         x *= 0.5
     with pytest.raises(EngineError, match="evaluation of"):
         engine.enqueue(x.ctypes.data, t.ctypes.data, eps.ctypes.data, 3, 0, size=(31, 64))
@@ -54,7 +54,7 @@ def test_a_call_waits_while_another_thread_uses_the_stream(rng):
     pytest.importorskip("onnxruntime")
     engine = zipsdk.load_engine("zip-tiny", device="cpu")
     x, t, answered = rng.standard_normal((1, 3, 32, 32), np.float32), np.zeros(1, np.float32), threading.Event()
-    wanted = engine(x, t)
+    expected = engine(x, t)
     engine.device, engine._memory = FakeDevice(None), ("cuda", 0)
     got = []
     with engine.device.lock:
@@ -63,7 +63,7 @@ def test_a_call_waits_while_another_thread_uses_the_stream(rng):
         assert not answered.wait(0.5)
     assert answered.wait(30)
     thread.join()
-    np.testing.assert_array_equal(got[0], wanted)
+    np.testing.assert_array_equal(got[0], expected)
 
 
 def test_enqueue_refuses_other_streams(rng):

@@ -71,13 +71,13 @@ def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
         ({"flavor": "torch"}, "expected one of trt, rtx"),
     ],
 )
-def test_invalid_options(tmp_path, options, message):
+def test_invalid_options_are_refused(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         build.build(resolve("zip-tiny"), tmp_path / "x.plan", **{"flavor": "rtx", **options})
     assert not list(tmp_path.iterdir())
 
 
-def test_invalid_models(tmp_path):
+def test_invalid_models_are_refused(tmp_path):
     onnx = pytest.importorskip("onnx")
     broken = tmp_path / "broken.onnx"
     with pytest.raises(ModelError, match="no such file"):
@@ -92,14 +92,14 @@ def test_invalid_models(tmp_path):
     with pytest.raises(ModelError, match="without a zipsdk spec"):
         build.build(broken, tmp_path / "x.plan", flavor="rtx")
     model.metadata_props.extend(metadata)
-    model.graph.node[3].op_type = "Unheard"
+    model.graph.node[3].op_type = "Unknown"
     onnx.save(model, str(broken))
-    with pytest.raises(ModelError, match=r"TensorRT-RTX .* cannot read it .*Unheard"):
+    with pytest.raises(ModelError, match=r"TensorRT-RTX .* cannot read it .*Unknown"):
         build.build(broken, tmp_path / "x.plan", flavor="rtx")
     assert [p.name for p in tmp_path.iterdir()] == ["broken.onnx"]
 
 
-def test_tensorrts_messages_reach_the_user(tmp_path, monkeypatch):
+def test_the_log_of_tensorrt_reaches_the_user(tmp_path, monkeypatch):
     """TensorRT returns None and logs the reason, for example for a profile that contradicts the graph."""
     unsupported = lambda spec, sizes: dataclasses.replace(spec, multiple=2, min_side=6, image_size=6, max_side=6)  # noqa: E731
     monkeypatch.setattr(build, "restrict_sizes", unsupported)  # not a multiple of 4
@@ -172,20 +172,20 @@ def test_the_callers_signal_handler_is_kept_and_threads_may_build(tmp_path, monk
     def compile_():
         results.append(build.compile_plan(None, None, None, None))
 
-    mine = lambda *_: None  # noqa: E731
-    previous = signal.signal(signal.SIGINT, mine)
+    handler = lambda *_: None  # noqa: E731
+    previous = signal.signal(signal.SIGINT, handler)
     try:
         compile_()
     finally:
         signal.signal(signal.SIGINT, previous)
-    assert seen == [mine]
+    assert seen == [handler]
     thread = threading.Thread(target=compile_)
     thread.start()
     thread.join()
     assert results == [b"", b""]
 
 
-def test_an_unwritable_output_is_found_before_the_build(tmp_path):
+def test_an_unwritable_output_is_refused_before_the_build(tmp_path):
     (tmp_path / "file").write_text("")
     calls = []
     with pytest.raises(OSError):
@@ -204,7 +204,7 @@ def test_all_targets_are_passed_to_the_builder(tmp_path):
     assert made[0] == made[1]
 
 
-def test_flavors(monkeypatch):
+def test_a_missing_or_ambiguous_flavor_is_refused(monkeypatch):
     assert "rtx" in flavor.installed()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingDependencyError, match=r"tensorrt is not usable here.*zipsdk\[gpu\]"):
@@ -222,7 +222,7 @@ def test_classic_tensorrt_takes_no_targets():
         request._check_targets(types.SimpleNamespace(), "trt", ["sm86"])
 
 
-def test_build_and_info_commands(tmp_path, capsys):
+def test_the_commands_build_and_info(tmp_path, capsys):
     out = tmp_path / "z.plan"
     command = ["build", "zip-tiny", "-o", str(out), "--image-size", "32", "--target", "sm86", "--batch", "1,2"]
     assert cli.main(command) == 0

@@ -44,6 +44,7 @@ def test_a_consistently_edited_sidecar_is_compared_with_the_plan(plan, device, m
 
 
 def opened(plan, device, monkeypatch, *, capability=(8, 6), plain=None, **options):
+    """Open a plan on the fake GPU; return its engine, the engine that computes for it, and the fake module."""
     plain = plain or FakeEngine(ModelSpec.from_json(json.dumps(json.loads(sidecar_path(plan).read_text())["spec"]), ""))
     device.capability = capability
     fake = fake_trt.module(trt, device, plain, batches=BATCHES, **options)
@@ -60,7 +61,7 @@ def opened(plan, device, monkeypatch, *, capability=(8, 6), plain=None, **option
         ((12, 0), "built for sm86, sm89, and this GPU is .*sm120.*--target sm120"),
     ],
 )
-def test_unsupported_gpus(plan, device, monkeypatch, capability, message):
+def test_unsupported_gpus_are_refused(plan, device, monkeypatch, capability, message):
     with pytest.raises(EngineError, match=message):
         opened(plan, device, monkeypatch, capability=capability)
 
@@ -72,7 +73,7 @@ def test_unsupported_gpus(plan, device, monkeypatch, capability, message):
         ("get_tensor_dtype", ModelError, "expected float32"),
     ],
 )
-def test_plans_that_cannot_be_opened(plan, device, monkeypatch, method, kind, message):
+def test_plans_that_cannot_be_opened_are_refused(plan, device, monkeypatch, method, kind, message):
     with pytest.raises(kind, match=message) as caught:
         opened(plan, device, monkeypatch, refuse=(method,)) if method != "get_tensor_dtype" else _half(
             plan, device, monkeypatch
@@ -81,6 +82,7 @@ def test_plans_that_cannot_be_opened(plan, device, monkeypatch, method, kind, me
 
 
 def _half(plan, device, monkeypatch):
+    """Open a plan with float16 inputs, which no engine accepts."""
     trt_half = types.SimpleNamespace(**{n: getattr(trt, n) for n in dir(trt) if not n.startswith("__")})
     trt_half.__version__ = trt.__version__
     return opened(plan, device, monkeypatch, refuse=("get_tensor_dtype",))
@@ -98,7 +100,7 @@ def test_every_refusal_of_tensorrt_is_an_error(plan, device, monkeypatch, method
 
 
 @pytest.mark.parametrize("capturable", [True, False])
-def test_the_loop_with_a_plan(plan, device, monkeypatch, rng, capturable):
+def test_the_loop_with_a_plan_equals_the_cpu(plan, device, monkeypatch, rng, capturable):
     engine, plain, fake = opened(plan, device, monkeypatch, capturable=capturable)
     gpu, cpu = zipsdk.Purifier(engine, seed=3), zipsdk.Purifier(plain, seed=3)
     for n in (1, 3, 9, 2, 4):
@@ -113,7 +115,7 @@ def test_the_loop_with_a_plan(plan, device, monkeypatch, rng, capturable):
     assert sorted(profiles) == [0, 1, 1, 1]
 
 
-def test_on_arrays(plan, device, monkeypatch, rng):
+def test_arrays_equal_those_of_the_cpu(plan, device, monkeypatch, rng):
     engine, plain, _ = opened(plan, device, monkeypatch)
     for n in (1, 4, 7, 4):
         x, t = rng.standard_normal((n, 3, 32, 32), np.float32), np.arange(n, dtype=np.float32)
@@ -131,7 +133,7 @@ def test_on_arrays(plan, device, monkeypatch, rng):
          "get_device_memory_size_for_profile_v2", "set_device_memory"),
     ],
 )  # fmt: skip
-def test_the_loop_without_newer_functions(plan, device, monkeypatch, rng, lacks):
+def test_the_loop_runs_without_newer_functions(plan, device, monkeypatch, rng, lacks):
     """Test the calls that classic TensorRT uses; its own signatures are not available here."""
     engine, plain, fake = opened(plan, device, monkeypatch, lacks=lacks)
     gpu, cpu = zipsdk.Purifier(engine, seed=3), zipsdk.Purifier(plain, seed=3)
@@ -151,7 +153,7 @@ def test_scratch_memory_grows_to_the_needed_size_if_twice_the_size_does_not_fit(
 
 
 @pytest.mark.parametrize("spare", [0, 20_000, 49_152, 49_168])
-def test_arrays_after_running_out_of_memory(plan, device, monkeypatch, rng, spare):
+def test_arrays_are_right_after_running_out_of_memory(plan, device, monkeypatch, rng, spare):
     """Freed memory must not be used again, and allocated memory must not leak."""
     engine, plain, _ = opened(plan, device, monkeypatch)
     x, t = rng.standard_normal((4, 3, 32, 32), np.float32), np.zeros(4, np.float32)
@@ -197,7 +199,7 @@ def test_memory_of_a_deleted_engine_is_freed(plan, device, monkeypatch, rng):
     assert not device.used
 
 
-def test_a_plan_in_other_processes(plan, device, monkeypatch, rng):
+def test_a_plan_works_in_other_processes(plan, device, monkeypatch, rng):
     """Unpickling opens the plan again; a forked child frees nothing by CUDA."""
     engine, _, _ = opened(plan, device, monkeypatch)
     make, arguments = engine.__reduce__()
@@ -222,7 +224,7 @@ def test_a_plan_in_other_processes(plan, device, monkeypatch, rng):
     assert device.used < used
 
 
-def test_arrays_of_other_types_and_empty_batches(plan, device, monkeypatch, rng):
+def test_arrays_of_other_types_and_empty_batches_are_accepted(plan, device, monkeypatch, rng):
     engine, plain, _ = opened(plan, device, monkeypatch)
     x = rng.standard_normal((2, 3, 32, 32), np.float32)
     got = engine(x.astype(np.float64), np.array([7, 9]))

@@ -19,11 +19,12 @@ pytestmark = pytest.mark.trt
 
 
 def refuse(path, kind, message, **options):
+    """Check that the plan is refused with this error."""
     with pytest.raises(kind, match=message):
         zipsdk.load_engine(path, **options)
 
 
-def test_a_damaged_plan(plan):
+def test_a_damaged_plan_is_refused(plan):
     data = bytearray(plan.read_bytes())
     data[len(data) // 2] ^= 1
     plan.write_bytes(data)
@@ -32,7 +33,7 @@ def test_a_damaged_plan(plan):
     refuse(plan, ModelError, "got .* bytes, expected")
 
 
-def test_a_missing_or_foreign_sidecar(plan):
+def test_a_missing_or_foreign_sidecar_is_refused(plan):
     sidecar = sidecar_path(plan)
     text = sidecar.read_text()
     sidecar.unlink()
@@ -57,12 +58,12 @@ def test_a_missing_or_foreign_sidecar(plan):
         ({"batches": [1, 1]}, "rising"),
     ],
 )
-def test_an_edited_sidecar(plan, changes, message):
+def test_an_edited_sidecar_is_refused(plan, changes, message):
     edit_sidecar(plan, "plan", **changes)
     refuse(plan, ModelError, message)
 
 
-def test_plans_of_another_version_or_flavor(plan, monkeypatch):
+def test_plans_of_another_version_or_flavor_are_refused(plan, monkeypatch):
     edit_sidecar(plan, "plan", runtime="1.0.0")
     refuse(plan, EngineError, r"built by TensorRT-RTX 1.0.0, and .* is installed.*build it again")
     edit_sidecar(plan, "plan", flavor="trt")
@@ -74,14 +75,14 @@ def test_plans_of_another_version_or_flavor(plan, monkeypatch):
 
 
 @pytest.mark.parametrize("device", [0, None, "cpu"])
-def test_devices_that_run_no_plan(device):
+def test_devices_that_run_no_plan_are_refused(device):
     with pytest.raises(InputError, match=f"device: got {device!r} for a plan, expected 'auto'"):
         trt_engine.TensorRTEngine("x.plan", device=device)
 
 
-def test_no_driver(plan, monkeypatch):
+def test_a_missing_driver_is_reported(plan, monkeypatch):
     def no_driver(ordinal):
-        raise EngineError("there is no NVIDIA driver here")
+        raise EngineError("there is no NVIDIA driver")
 
     monkeypatch.setattr(trt_engine, "open_device", no_driver)
     refuse(plan, EngineError, "no NVIDIA driver")

@@ -1,4 +1,4 @@
-"""A rehearsal of everything that is marked gpu: real PyCUDA and real kernels' source on the tests' CUDA driver."""
+"""Rehearse the tests marked gpu on the fake CUDA driver, with PyCUDA and the source of the kernels."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ pytestmark = [
 
 
 def rehearse(*files: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the tests marked gpu in these files, in a process with the fake driver."""
     command = [
         sys.executable,
         "-m",
@@ -37,19 +38,19 @@ def rehearse(*files: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pycuda") is None, reason="PyCUDA is not installed")
-def test_the_loop():
+def test_the_gpu_tests_of_the_loop_pass_on_the_fake_driver():
     done = rehearse("tests/zipsdk/gpu/test_gpu.py")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout.splitlines()[-1], done.stdout[-2000:]
 
 
-def test_the_kernels():
+def test_the_kernel_tests_pass_on_the_fake_driver():
     done = rehearse("tests/kernels/test_kernels.py", "tests/kernels/test_kernel_step.py")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout.splitlines()[-1], done.stdout[-2000:]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pycuda") is None, reason="PyCUDA is not installed")
-def test_a_driver_without_a_gpu_says_so():
+def test_a_driver_without_a_gpu_is_reported():
     done = rehearse("tests/zipsdk/gpu/test_gpu.py", FAKE_CUDA_NO_GPU="1")
     assert "the NVIDIA driver shows no GPU" in done.stdout, done.stdout[-3000:]

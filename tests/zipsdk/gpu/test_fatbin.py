@@ -1,4 +1,4 @@
-"""The build: nvcc compiles every kernel for every target without a warning or a spill, and without nvcc it says so."""
+"""Test the build of the kernels: every target, no spills, and a build without nvcc."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ FOR_TESTS = ["zip_philox", "zip_apply", "zip_step_f16", "zip_step_bf16"] + [
 
 
 def targets(fatbin: bytes) -> list[tuple[str, int]]:
-    """What a fatbin holds: ("ptx" or "sass", compute capability times ten) for each entry."""
+    """Return ("ptx" or "sass", compute capability times ten) for each entry of a fatbin."""
     magic, _, header, size = struct.unpack_from("<IHHQ", fatbin)
-    assert magic == 0xBA55ED50, f"got the magic number {magic:#x}, wanted that of a fatbin"
+    assert magic == 0xBA55ED50, f"got the magic number {magic:#x}, expected that of a fatbin"
     found, at = [], header
     while at < header + size:
         kind, _, entry_header, entry_size = struct.unpack_from("<HHIQ", fatbin, at)
@@ -40,6 +40,7 @@ def targets(fatbin: bytes) -> list[tuple[str, int]]:
 
 
 def cmake(*arguments: str) -> str:
+    """Run CMake and return its output."""
     done = subprocess.run(["cmake", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -49,7 +50,7 @@ def build(folder: Path, *options: str) -> tuple[Path, str]:
     """Build the kernels and return the folder that CMake installed into, and what the build printed."""
     for tool in ("cmake", "nvcc"):
         if shutil.which(tool) is None:
-            pytest.skip(f"no {tool} here, so the kernels cannot be compiled")
+            pytest.skip(f"there is no {tool}, so the kernels cannot be compiled")
     log = cmake("-S", str(ROOT), "-B", str(folder / "build"), *options)
     log += cmake("--build", str(folder / "build"))
     cmake("--install", str(folder / "build"), "--prefix", str(folder / "installed"))
@@ -58,13 +59,13 @@ def build(folder: Path, *options: str) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[Path, str]:
-    """The kernels as they ship."""
+    """Build the kernels that ship."""
     return build(tmp_path_factory.mktemp("cmake"))
 
 
 @pytest.fixture(scope="module")
 def built_for_tests(tmp_path_factory) -> tuple[Path, str]:
-    """The kernels with those that only tests and benchmarks launch."""
+    """Build the kernels with those that only tests and benchmarks launch."""
     return build(tmp_path_factory.mktemp("cmake"), "-DZIPSDK_TEST_KERNELS=ON")
 
 
@@ -79,7 +80,7 @@ def test_the_fatbin_holds_every_target(built):
         assert info["sass"] == SASS
 
 
-def test_the_shipped_kernels_are_those_that_the_loop_can_launch():
+def test_the_loop_launches_exactly_the_shipped_kernels():
     assert sorted(SIGNATURES) == SHIPPED
 
 
@@ -91,7 +92,7 @@ BUILDS = [
 
 @pytest.mark.parametrize(("which", "kernels"), BUILDS)
 def test_every_kernel_is_compiled_without_spills(request, which, kernels):
-    """`pytest -rP` shows registers and spills."""
+    """Print registers and spills, which `pytest -rP` shows."""
     _, log = request.getfixturevalue(which)
     heads = list(re.finditer(r"Compiling entry function '(\w+)' for '(sm_\d+)'", log))
     sass = {m[2] for m in heads}
@@ -106,9 +107,9 @@ def test_every_kernel_is_compiled_without_spills(request, which, kernels):
         assert (stores, loads) == (0, 0), f"{m[1]} for {m[2]} spills"
 
 
-def test_without_nvcc_the_build_succeeds_and_says_so(tmp_path):
+def test_a_build_without_nvcc_succeeds_and_reports_it(tmp_path):
     if shutil.which("cmake") is None:
-        pytest.skip("no cmake here")
+        pytest.skip("there is no cmake")
     log = cmake("-S", str(ROOT), "-B", str(tmp_path), "-DZIPSDK_NVCC=OFF")
     assert "the GPU loop is left out" in log
     cmake("--build", str(tmp_path))
@@ -123,13 +124,13 @@ def test_the_package_finds_its_fatbin(built, monkeypatch):
     assert build_info()["ptx"] == 75
 
 
-def test_a_package_without_kernels_says_what_to_do(tmp_path, monkeypatch):
+def test_a_package_without_kernels_asks_for_nvcc(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "__path__", [str(tmp_path)])
     with pytest.raises(EngineError, match="nvcc"):
         fatbin_path()
 
 
-def test_a_missing_test_kernel_says_how_to_build_it():
+def test_a_missing_test_kernel_is_reported_with_its_build_option():
     device = object.__new__(Device)
     device._functions, device._module = {}, None
     device._cuda = SimpleNamespace(cuModuleGetFunction=lambda *_: 500)

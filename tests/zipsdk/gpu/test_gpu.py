@@ -1,4 +1,4 @@
-"""The loop on a GPU through PyCUDA. ``make gpu-check`` runs this on a card; test_fake_cuda.py rehearses it on a CPU."""
+"""Test the loop on a GPU through PyCUDA; test_fake_cuda.py rehearses these tests on a CPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def device() -> Device:
 
 
 class HostFunctionEngine:
-    """A plain engine put on the stream as a host function: for the rehearsal, where device memory is the host's."""
+    """Run a plain engine as a host function of the stream: for the rehearsal, where device memory is host memory."""
 
     capturable, max_batch = True, None
 
@@ -54,7 +54,7 @@ class HostFunctionEngine:
 
 
 def engines(device, **spec):
-    """(on the GPU, on the CPU) with the same answers, up to the GPU's rounding."""
+    """Return an engine on the GPU and one on the CPU with the same outputs up to rounding."""
     if REHEARSAL:
         plain = FakeEngine(make_spec(**spec))
         return HostFunctionEngine(plain, device), plain
@@ -62,7 +62,7 @@ def engines(device, **spec):
     from bench.gpu.torch_engine import TorchEngine
 
     class Same(torch.nn.Module):
-        """What FakeEngine computes."""
+        """Compute what FakeEngine computes, in torch."""
 
         def forward(self, x, t):
             mixed = 0.8 * x + 0.2 * torch.roll(x, 1, -1) * 0.5 + 0.1 * x.flip(1)
@@ -73,7 +73,7 @@ def engines(device, **spec):
 
 
 class CopyEngine:
-    """eps = x by one copy on the device: it can be captured into the loop's own graph without any runtime."""
+    """Copy x to eps on the device: the loop can capture this without a runtime."""
 
     capturable, max_batch = True, None
 
@@ -101,8 +101,8 @@ class CopyOnCpu:
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_the_loops_own_graph(device, rng, settings):
-    """Captured, replayed, for other images and counts, against launched step by step and against the CPU."""
+def test_captured_graphs_equal_single_launches_and_the_cpu(device, rng, settings):
+    """Capture and replay for several batch sizes; compare with single launches and with the CPU."""
     on, off = (zipsdk.Purifier(CopyEngine(device), seed=5, cuda_graph=graph, **settings) for graph in (True, False))
     cpu = zipsdk.Purifier(CopyOnCpu(), seed=5, **settings)
     for n in (3, 4, 3, 4, 3):
@@ -115,14 +115,14 @@ def test_the_loops_own_graph(device, rng, settings):
     assert {n for n, entry in buffers.step_graphs.items() if entry.graph is not None} == {3, 4}
 
 
-def test_seven_images_are_seven_times_one(device, rng):
+def test_a_batch_of_seven_equals_seven_single_images(device, rng):
     gpu = zipsdk.Purifier(CopyEngine(device), seed=5)
     batch = noise_images(rng, 7, 40, 32)
     np.testing.assert_array_equal(gpu.run(batch), np.concatenate([gpu.run(p[None]) for p in batch]))
 
 
 def test_out_of_memory_halves_the_batch(device, rng, monkeypatch):
-    """A limit of our own, because filling a card would disturb whoever shares it."""
+    """Simulate the limit, because a full GPU would disturb its other users."""
     alloc = Device.alloc
 
     def small(self, size):
@@ -140,13 +140,13 @@ def test_out_of_memory_halves_the_batch(device, rng, monkeypatch):
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize(("n", "side", "fixed"), [(3, 32, False), (5, 30, True), (1, 64, True)])
-def test_images_are_those_of_the_cpu(device, rng, settings, n, side, fixed):
+def test_images_equal_those_of_the_cpu(device, rng, settings, n, side, fixed):
     on_gpu, plain = engines(device, **({"min_side": 64, "max_side": 64} if fixed else {}))
     gpu, cpu = (zipsdk.Purifier(e, seed=5, **settings) for e in (on_gpu, plain))
-    batch, ids = noise_images(rng, n, side, side), np.arange(n)
-    wanted = cpu.run(batch, noise_keys=ids)
-    runs = [gpu.run(batch, noise_keys=ids) for _ in range(3)]
-    assert_same(runs[0], wanted)
+    batch, keys = noise_images(rng, n, side, side), np.arange(n)
+    expected = cpu.run(batch, noise_keys=keys)
+    runs = [gpu.run(batch, noise_keys=keys) for _ in range(3)]
+    assert_same(runs[0], expected)
     for again in runs[1:]:
         np.testing.assert_array_equal(runs[0], again)
 
@@ -158,7 +158,7 @@ def test_graph_off_gives_the_same_bits(device, rng):
         np.testing.assert_array_equal(on.run(batch), off.run(batch))
 
 
-def test_stream_and_batches(device, rng, monkeypatch):
+def test_a_stream_in_small_batches_equals_the_cpu(device, rng, monkeypatch):
     monkeypatch.setattr(gpu_buffers, "MAX_PIXELS_A_BATCH", 2 * 32 * 32)
     on_gpu, plain = engines(device)
     gpu, cpu = (zipsdk.Purifier(e, seed=5, preset="fast") for e in (on_gpu, plain))
@@ -168,7 +168,7 @@ def test_stream_and_batches(device, rng, monkeypatch):
 
 
 def test_memory_is_flat(device, rng):
-    """Fifty batches of changing sizes, and everything given back at the end."""
+    """Run fifty batches of changing sizes; all memory is free at the end."""
     cuda = device._cuda
     gpu = zipsdk.Purifier(CopyEngine(device), seed=5, steps=2)
 
@@ -189,8 +189,8 @@ def test_memory_is_flat(device, rng):
     assert free() >= before - (64 << 20)
 
 
-def test_zip_tiny(device, rng):
-    """The bundled model through ONNX Runtime's CUDA provider, against its CPU provider."""
+def test_zip_tiny_equals_the_cpu(device, rng):
+    """Compare the bundled model on ONNX Runtime's CUDA provider with its CPU provider."""
     ort = pytest.importorskip("onnxruntime")
     cpu = zipsdk.load_engine("zip-tiny", device="cpu")
     if REHEARSAL:
@@ -201,17 +201,17 @@ def test_zip_tiny(device, rng):
     else:
         pytest.skip(f"this onnxruntime has {ort.get_available_providers()}")
     batch = noise_images(rng, 4, 32, 32)
-    got, wanted = (zipsdk.Purifier(e, seed=5).run(batch) for e in (gpu, cpu))
-    off = np.abs(got.astype(int) - wanted.astype(int))
-    # TF32 and other orders of sums: measured on a card, this is to be set to twice what it shows
+    got, expected = (zipsdk.Purifier(e, seed=5).run(batch) for e in (gpu, cpu))
+    off = np.abs(got.astype(int) - expected.astype(int))
+    # TF32 and other summation orders; set 8 to twice the value that a GPU shows
     assert off.max() <= (1 if REHEARSAL else 8)
 
 
-def test_capture_refuses_what_waits(device):
+def test_a_capture_refuses_synchronization(device):
     with device.active():
         with pytest.raises(Exception, match=r"(?i)capture|error"), device.capture(device.compute):
             device.compute.synchronize()
-        # and the stream is usable afterwards
+        # the stream is usable afterwards
         device.compute.synchronize()
         with device.capture(device.compute) as graph:
             pass

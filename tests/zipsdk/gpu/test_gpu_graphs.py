@@ -14,7 +14,7 @@ from zipsdk.gpu import steps as gpu_steps
 
 def test_a_graph_serves_other_images_counts_and_seeds(device, rng):
     gpu, cpu = make(device, make_spec(**FIXED))
-    for n, seed in ((4, 1), (3, 2), (2, 3), (4, 4)):  # all of one frame
+    for n, seed in ((4, 1), (3, 2), (2, 3), (4, 4)):  # all fit on one frame
         batch = noise_images(rng, n, 32, 32)
         assert_same(gpu.run(batch, seed=seed), cpu.run(batch, seed=seed))
     assert device.log.count(("graph", "compute")) == 3
@@ -28,7 +28,7 @@ def test_graph_off_gives_the_same_bits(device, rng):
     assert "one captured graph" in on.info["loop"] and "step by step" in off.info["loop"]
 
 
-def test_what_is_captured(device, rng):
+def test_a_graph_holds_every_step_and_nothing_else(device, rng):
     gpu, _ = make(device, make_spec(**FIXED), preset="fast")
     for _ in range(2):
         gpu.run(noise_images(rng, 2, 30, 30))
@@ -37,19 +37,19 @@ def test_what_is_captured(device, rng):
 
 
 def test_only_what_has_run_is_captured(device, rng):
-    """A run that failed warms nothing up; nor does one of what the engine has made anew since."""
+    """Neither a failed run nor a run before the engine replaced its context is a warm-up."""
     count, made = [], [object()]
 
     def fail():
         count.append(1)
         if len(count) == 3:
-            raise EngineError("it fell over")
+            raise EngineError("the engine failed")
 
     engine = FakeDeviceEngine(FakeEngine(), device, fail=fail)
     engine.prepare = lambda batch, height, width: made[0]
     gpu, cpu = make(device, engine=engine)
     batch = noise_images(rng, 2, 32, 32)
-    with pytest.raises(EngineError, match="it fell over"):
+    with pytest.raises(EngineError, match="the engine failed"):
         gpu.run(batch)
     graphs = []
     for _ in range(4):
@@ -87,6 +87,7 @@ def test_an_engine_that_cannot_be_captured_runs_step_by_step(device, rng):
 
 
 def captured(buffers):
+    """Return the frame counts that have a captured graph."""
     return [n for n, entry in buffers.step_graphs.items() if entry.graph is not None]
 
 
@@ -95,8 +96,8 @@ def test_graphs_of_old_counts_are_dropped(device, rng, monkeypatch):
     gpu, cpu = make(device, preset="fast")
     batch = noise_images(rng, 8, 32, 32)
     for n in (5, 6, 7, 8, 5, 7):
-        wanted = cpu.run(batch[:n])
+        expected = cpu.run(batch[:n])
         for _ in range(3):
-            assert_same(gpu.run(batch[:n]), wanted)
+            assert_same(gpu.run(batch[:n]), expected)
     (buffers,) = gpu._dispatcher.device_loop.pool.sizes.values()
     assert captured(buffers) == [5, 7]

@@ -32,19 +32,19 @@ from zipsdk.gpu.fatbin import fatbin_path
         (2, 40, 44, True),
     ],
 )
-def test_images_are_those_of_the_cpu(device, rng, settings, n, height, width, fixed):
-    """Alone on a frame and padded, tiled with places left over, with gaps beside the tiles."""
+def test_images_equal_those_of_the_cpu(device, rng, settings, n, height, width, fixed):
+    """Cover padded frames, tiled frames with free places, and gaps beside tiles."""
     gpu, cpu = make(device, make_spec(**FIXED) if fixed else None, **settings)
-    batch, ids = noise_images(rng, n, height, width), rng.integers(0, 2**63, n)
-    wanted = cpu.run(batch, noise_keys=ids)
-    first, captured, replayed = (gpu.run(batch, noise_keys=ids) for _ in range(3))
-    assert_same(first, wanted)
+    batch, keys = noise_images(rng, n, height, width), rng.integers(0, 2**63, n)
+    expected = cpu.run(batch, noise_keys=keys)
+    first, captured, replayed = (gpu.run(batch, noise_keys=keys) for _ in range(3))
+    assert_same(first, expected)
     np.testing.assert_array_equal(first, captured)
     np.testing.assert_array_equal(first, replayed)
     assert ("graph", "compute") in device.log
 
 
-def test_seven_images_are_seven_times_one(device, rng):
+def test_a_batch_of_seven_equals_seven_single_images(device, rng):
     gpu, _ = make(device)
     batch = noise_images(rng, 7, 40, 32)
     np.testing.assert_array_equal(gpu.run(batch), np.concatenate([gpu.run(p[None]) for p in batch]))
@@ -74,7 +74,7 @@ def test_batches_are_cut_and_overlap(device, rng, monkeypatch):
     assert copies == ["upload", "upload", "download", "upload", "download", "upload", "download", "download"]
 
 
-def test_the_engines_own_limit_is_kept(device, rng):
+def test_the_batch_limit_of_the_engine_is_kept(device, rng):
     plain = FakeEngine()
     gpu, cpu = make(device, engine=FakeDeviceEngine(plain, device, max_batch=3))
     batch = noise_images(rng, 8, 32, 32)
@@ -82,7 +82,7 @@ def test_the_engines_own_limit_is_kept(device, rng):
     assert max(shape[0] for shape, _ in plain.calls) == 3
 
 
-def test_what_cannot_be_done_is_said_before_anything_is_begun(device, rng):
+def test_impossible_sizes_are_refused_before_the_first_batch(device, rng):
     gpu, _ = make(device, make_spec(**FIXED))
     gpu._dispatcher.divisor = 48  # cells that divide no frame
     with pytest.raises(InputError):
@@ -90,14 +90,14 @@ def test_what_cannot_be_done_is_said_before_anything_is_begun(device, rng):
     assert in_flight(gpu) == 0
 
 
-def test_sizes_mixed_in_one_call(device, rng):
+def test_one_call_takes_mixed_sizes(device, rng):
     gpu, cpu = make(device)
     batch = [noise_images(rng, 1, h, w)[0] for h, w in ((32, 32), (40, 36), (32, 32), (64, 33))]
-    for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
-        assert_same(got, wanted)
+    for got, expected in zip(gpu.run(batch), cpu.run(batch), strict=True):
+        assert_same(got, expected)
 
 
-def test_an_error_in_one_size_leaves_the_others_not_in_flight(device, rng):
+def test_an_error_in_one_size_leaves_no_batch_in_flight(device, rng):
     plain = FakeEngine()
 
     class Overflows(FakeEngine):
@@ -111,13 +111,13 @@ def test_an_error_in_one_size_leaves_the_others_not_in_flight(device, rng):
         gpu.run(batch)
     assert in_flight(gpu) == 0
     bad.clear()
-    for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
-        assert_same(got, wanted)
+    for got, expected in zip(gpu.run(batch), cpu.run(batch), strict=True):
+        assert_same(got, expected)
     gpu.close()
     assert not device.used
 
 
-def test_a_result_that_is_not_finite_is_refused_and_the_next_one_is_right(device, rng):
+def test_a_result_that_is_not_finite_is_refused_and_the_next_one_is_correct(device, rng):
     plain = FakeEngine()
     bad = []
 
@@ -139,13 +139,13 @@ def test_a_result_that_is_not_finite_is_refused_and_the_next_one_is_right(device
 
 @pytest.mark.parametrize("call", [3, 25])
 def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
-    """In the first run, which is launched as it is, and in a later one, though no graph is captured."""
+    """Fail in the first run and, without graphs, in a later one."""
     count = []
 
     def fail():
         count.append(1)
         if len(count) == call:
-            raise EngineError("it fell over")
+            raise EngineError("the engine failed")
 
     gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=fail), cuda_graph=call == 3)
     batch, failures = noise_images(rng, 2, 32, 32), 0
@@ -153,7 +153,7 @@ def test_an_engine_that_fails_leaves_the_loop_usable(device, rng, call):
         try:
             assert_same(gpu.run(batch), cpu.run(batch))
         except EngineError as e:
-            assert "it fell over" in str(e)
+            assert "the engine failed" in str(e)
             failures += 1
     assert failures == 1
     (buffers,) = gpu._dispatcher.device_loop.pool.sizes.values()
@@ -167,7 +167,7 @@ def test_larger_images_take_the_host_loop(device, rng):
     assert ("zip_ingest", "compute") not in device.log
 
 
-def test_transforms_without_a_kernel_take_the_host_loop_and_say_so(device, rng):
+def test_transforms_without_a_kernel_take_the_host_loop_with_a_warning(device, rng):
     with pytest.warns(UserWarning, match="no GPU kernel for blur3.*the loop runs on the host"):
         gpu, cpu = make(device, transforms="blur3", preset="fast")
     assert gpu.info["loop"].startswith("host (no GPU kernel for blur3")
@@ -175,24 +175,24 @@ def test_transforms_without_a_kernel_take_the_host_loop_and_say_so(device, rng):
     np.testing.assert_array_equal(gpu.run(batch), cpu.run(batch))
 
 
-def test_a_plain_engine_says_that_the_loop_runs_on_the_host():
+def test_info_of_a_plain_engine_names_the_host_loop():
     assert zipsdk.Purifier(FakeEngine()).info["loop"] == "host (the engine runs on the CPU)"
 
 
-def test_empty_batch(device):
+def test_an_empty_batch_gives_an_empty_batch(device):
     gpu, _ = make(device)
     assert gpu.run(np.empty((0, 32, 32, 3), np.uint8)).shape == (0, 32, 32, 3)
 
 
-def test_without_kernels_the_way_to_them_is_told(monkeypatch):
-    """From the source: on no index is there a zipsdk of ours."""
+def test_missing_kernels_are_reported_with_the_install_command(monkeypatch):
+    """The command installs from the source folder, because no package index has zipsdk."""
     monkeypatch.setattr(gpu_package, "__path__", [])
     with pytest.raises(EngineError, match=r"from the folder of zipsdk's source: pip install .* --no-deps \.$"):
         fatbin_path()
 
 
-def test_signatures_are_those_of_the_kernels():
-    """`struct`'s letters against the C++ declarations: P a pointer, 32s a ZipLayout by value."""
+def test_launch_signatures_equal_those_of_the_kernels():
+    """Compare `struct`'s letters with the C++ declarations: P is a pointer, 32s a ZipLayout by value."""
     text = "".join((SOURCES / name).read_text() for name in ("ingest.cuh", "egress.cuh"))
     found = dict(re.findall(r"(zip_\w+)\(([^)]*)\) \{", text))
     step = (SOURCES / "step.cuh").read_text()
@@ -202,8 +202,8 @@ def test_signatures_are_those_of_the_kernels():
         assert "".join(kinds) == letters, name
 
 
-def test_zip_tiny_on_the_fake_gpu(device, rng):
-    """The real model through its binding by address, the real kernels, the real loop."""
+def test_zip_tiny_runs_on_the_fake_gpu(device, rng):
+    """Run the bundled model, the kernels and the loop together; only the GPU is a fake."""
     pytest.importorskip("onnxruntime")
     engine = zipsdk.load_engine("zip-tiny", device="cpu")
     on_gpu = FakeDeviceEngine(engine, device, capturable=False)

@@ -1,4 +1,4 @@
-"""The memory of the loop on a device, on the tests' own GPU: how much it takes, and what happens without room."""
+"""Test the memory of the GPU loop on the fake GPU: its size, and what happens when it runs out."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_buffers_grow_with_the_batch_up_to_the_engines_limit(device, rng):
     assert (2, 36, 32) in engine.prepared and (8, 36, 32) not in engine.prepared
 
 
-def test_out_of_memory_halves_the_batch_and_says_so_once(host, rng, monkeypatch):
+def test_out_of_memory_halves_the_batch_and_warns_once(host, rng, monkeypatch):
     monkeypatch.setattr(gpu_buffers, "MAX_PIXELS_A_BATCH", 16 * 32 * 32)
-    device = FakeDevice(host, room=250_000)  # 16 frames want about 530 kB
+    device = FakeDevice(host, room=250_000)  # 16 frames need about 530 kB
     gpu, cpu = make(device)
     batch = noise_images(rng, 16, 32, 32)
     with pytest.warns(UserWarning, match="16 frames do not fit into its memory; going on with 8") as caught:
@@ -50,8 +50,8 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(host, rng, monkeypatch)
     device.check()
 
 
-def test_an_engine_out_of_memory_in_the_middle(device, rng):
-    """ONNX Runtime finds out only when it evaluates; the images that are on their way are not lost."""
+def test_an_engine_that_runs_out_of_memory_halves_the_batch(device, rng):
+    """ONNX Runtime allocates only when it runs; images in flight are not lost."""
     plain = FakeEngine()
     engine = FakeDeviceEngine(plain, device)
 
@@ -68,7 +68,7 @@ def test_an_engine_out_of_memory_in_the_middle(device, rng):
 
 
 def test_idle_buffers_of_other_sizes_make_room(device, rng):
-    """They are ours to give up: that they fill the memory is no reason to halve a batch, or to refuse it."""
+    """Idle buffers are freed before a batch is halved or refused."""
     gpu, cpu = make(device, preset="fast")
     small, large, used = noise_images(rng, 1, 32, 32), noise_images(rng, 8, 40, 40), []
     for batch in (small, large):
@@ -81,8 +81,8 @@ def test_idle_buffers_of_other_sizes_make_room(device, rng):
     assert gpu._dispatcher.device_loop.pool.limit is None
 
 
-def one_at_a_time(device, gpu, batches):
-    """Room for the largest of these batches of one size each, and not for two."""
+def leave_room_for_one(device, gpu, batches):
+    """Limit the memory so that each of these batches fits, and no two of them."""
     used = []
     for batch in batches:
         with gpu:
@@ -94,24 +94,24 @@ def one_at_a_time(device, gpu, batches):
 
 @pytest.mark.parametrize("n", [1, 4])
 @pytest.mark.parametrize("sides", [(40, 44, 48), (48, 44, 40)])
-def test_sizes_that_fit_one_at_a_time_only(device, rng, sides, n):
-    """What others of the call hold for the moment is no reason to halve a batch, or to refuse it."""
+def test_sizes_that_fit_only_one_at_a_time_keep_their_batches(device, rng, sides, n):
+    """Memory that other sizes of the call hold for now neither halves nor refuses a batch."""
     gpu, cpu = make(device, preset="fast")
     batches = [noise_images(rng, n, side, side) for side in sides]
-    one_at_a_time(device, gpu, batches)
+    leave_room_for_one(device, gpu, batches)
     batch = [p for batch in batches for p in batch]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
-            assert_same(got, wanted)
+        for got, expected in zip(gpu.run(batch), cpu.run(batch), strict=True):
+            assert_same(got, expected)
     assert gpu._dispatcher.device_loop.pool.limit is None
 
 
-def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
-    """As those of a stream, or of several threads."""
+def test_calls_that_fit_only_one_at_a_time_are_collected_in_any_order(device, rng):
+    """A stream or several threads make such calls."""
     gpu, cpu = make(device, preset="fast")
     batches = [noise_images(rng, 1, side, side) for side in (40, 44, 48)]
-    one_at_a_time(device, gpu, batches)
+    leave_room_for_one(device, gpu, batches)
     waits = [gpu._submit(list(batch), list) for batch in batches]
     for wait, batch in reversed(list(zip(waits, batches, strict=True))):
         assert_same(wait.result()[0], cpu.run(batch)[0])
@@ -120,7 +120,7 @@ def test_calls_that_fit_one_at_a_time_only_whoever_waits_first(device, rng):
     assert not device.used
 
 
-def test_idle_buffers_are_given_up_before_those_of_a_batch_on_its_way(device, rng):
+def test_idle_buffers_are_freed_before_those_of_a_batch_in_flight(device, rng):
     gpu, cpu = make(device, preset="fast")
     batches, used = [noise_images(rng, 1, side, side) for side in (40, 44, 48)], []
     for batch in batches:
@@ -135,7 +135,7 @@ def test_idle_buffers_are_given_up_before_those_of_a_batch_on_its_way(device, rn
         assert_same(wait.result()[0], cpu.run(batch)[0])
 
 
-def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
+def test_a_batch_finished_early_for_its_memory_raises_its_own_error(device, rng):
     bad = []
 
     class Overflows(FakeEngine):
@@ -144,7 +144,7 @@ def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
 
     gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device), preset="fast")
     batches = [noise_images(rng, 1, side, side) for side in (40, 44)]
-    one_at_a_time(device, gpu, batches)
+    leave_room_for_one(device, gpu, batches)
     bad.append(1)
     with np.errstate(invalid="ignore"):
         first, second = (gpu._submit(list(batch), list) for batch in batches)
@@ -155,10 +155,10 @@ def test_a_batch_that_made_room_tells_its_own_error_itself(device, rng):
     assert not device.used
 
 
-def test_an_error_on_the_way_down_is_told_to_whom_the_batch_belongs(device, rng, monkeypatch):
+def test_a_download_error_is_raised_to_the_caller_of_its_batch(device, rng, monkeypatch):
     gpu, cpu = make(device, preset="fast")
     batches = [noise_images(rng, 1, side, side) for side in (40, 44)]
-    one_at_a_time(device, gpu, batches)
+    leave_room_for_one(device, gpu, batches)
     download, failed = device.download, []
 
     def fails_once(*words):
@@ -178,8 +178,8 @@ def test_an_error_on_the_way_down_is_told_to_whom_the_batch_belongs(device, rng,
     assert not device.used
 
 
-def test_a_few_large_images_leave_small_ones_their_batches(device, rng):
-    """What has shown that it does not fit is so many pixels, whatever the size of the images."""
+def test_the_limit_after_running_out_of_memory_counts_pixels(device, rng):
+    """A failure of a few large images limits small ones by their pixels, not by their number."""
     plain = FakeEngine()
     engine = FakeDeviceEngine(plain, device)
 
@@ -201,7 +201,7 @@ def test_a_few_large_images_leave_small_ones_their_batches(device, rng):
     assert_same(got, cpu.run(small))
 
 
-def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
+def test_no_memory_leaks_if_none_can_be_pinned(device, rng):
     gpu, cpu = make(device, preset="fast")
     loop, layout = gpu._dispatcher.device_loop, tiling.plan_tiles(gpu.engine.spec, 32, 32, 2)
     batch = noise_images(rng, 2, 32, 32)
@@ -211,29 +211,29 @@ def test_no_memory_is_lost_where_none_can_be_pinned(device, rng):
     gpu.close()
     assert not device.used and not device.pinned_now
     loop.pool.limit, device.pin_room = None, 1 << 30
-    ids = np.arange(2, dtype=np.uint64)
-    tickets = [loop.submit(batch, layout, ids, 0, 5) for _ in range(2)]
+    keys = np.arange(2, dtype=np.uint64)
+    tickets = [loop.submit(batch, layout, keys, 0, 5) for _ in range(2)]
     device.pin_room = 10
     with pytest.raises(OutOfMemoryError):
-        loop.submit(batch, layout, ids, 0, 5)  # wants a third slot, and then its own two
+        loop.submit(batch, layout, keys, 0, 5)  # needs a third slot, and then its own two
     gpu.close()
     assert not device.used and not device.pinned_now
     for ticket in tickets:
-        assert_same(loop.collect(ticket), cpu.run(batch, noise_keys=ids))
+        assert_same(loop.collect(ticket), cpu.run(batch, noise_keys=keys))
 
 
 def test_many_sizes_in_one_call_are_not_all_in_flight(device, rng):
     gpu, cpu = make(device, preset="fast")
     batch, together = [noise_images(rng, 1, 32 + 4 * i, 32)[0] for i in range(9)], []
     gpu.engine.fail = lambda: together.append(len(gpu._dispatcher.device_loop.pool.sizes))
-    for got, wanted in zip(gpu.run(batch), cpu.run(batch), strict=True):
-        assert_same(got, wanted)
+    for got, expected in zip(gpu.run(batch), cpu.run(batch), strict=True):
+        assert_same(got, expected)
     assert max(together) == gpu_buffers.MAX_SIZES
     gpu.close()
     assert not device.used
 
 
-def test_not_even_one_frame_fits(host, rng):
+def test_a_frame_that_does_not_fit_is_an_error(host, rng):
     gpu, _ = make(FakeDevice(host, room=20_000))
     with pytest.raises(OutOfMemoryError, match="not even one frame of 32x32 fits: use a smaller model"):
         gpu.run(noise_images(rng, 1, 32, 32))

@@ -1,4 +1,4 @@
-"""A device that several threads and purifiers use, and its memory, on the tests' own lazy GPU."""
+"""Test threads and purifiers that share one fake GPU, and that they free its memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_threads_share_a_purifier(device, rng):
             assert_same(got, cpu.run(batch))
 
 
-def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device, rng):
+def test_a_batch_is_split_and_submitted_before_another_thread_lowers_the_limit(device, rng):
     gpu, cpu = make(device, preset="fast")
     loop, threads, batch = gpu._dispatcher.device_loop, [], noise_images(rng, 4, 32, 32)
     loop.pool.limit, frames = 8 * 32 * 32, loop.frames
@@ -39,22 +39,22 @@ def test_a_batch_is_cut_and_begun_before_another_thread_lowers_the_limit(device,
     threads[0].join(30)
     assert loop.pool.limit == 2 * 32 * 32
     loop.halve_limit(tiling.plan_tiles(gpu.engine.spec, 32, 32, 2), 16, OutOfMemoryError("no room"))
-    assert loop.pool.limit == 2 * 32 * 32  # a larger batch of an older limit raises none
+    assert loop.pool.limit == 2 * 32 * 32  # a larger batch under an older limit does not raise it
 
 
-def test_two_purifiers_of_one_device_keep_out_of_each_others_graphs(device, rng):
+def test_the_graph_of_one_purifier_has_no_work_of_another(device, rng):
     batch = noise_images(rng, 2, 32, 32)
     other, cpu = make(device)
     meanwhile = Meanwhile(device, lambda: other.run(batch))
     gpu, _ = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
-    wanted = cpu.run(batch)
+    expected = cpu.run(batch)
     for _ in range(3):
-        assert_same(gpu.run(batch), wanted)
-    assert_same(meanwhile.end(), wanted)
-    assert_same(other.run(batch), wanted)
+        assert_same(gpu.run(batch), expected)
+    assert_same(meanwhile.end(), expected)
+    assert_same(other.run(batch), expected)
 
 
-def test_a_purifier_is_made_while_another_one_captures(device, rng):
+def test_a_purifier_may_be_created_while_another_one_captures(device, rng):
     batch, settings = noise_images(rng, 2, 32, 32), {"transforms": "blur4", "preset": "fast"}
     meanwhile = Meanwhile(device, lambda: make(device, **settings)[0].run(batch))
     gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
@@ -63,7 +63,7 @@ def test_a_purifier_is_made_while_another_one_captures(device, rng):
     assert_same(meanwhile.end(), make(device, **settings)[1].run(batch))
 
 
-def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, rng):
+def test_closing_frees_all_memory_and_the_next_run_allocates_it_again(device, rng):
     gpu, cpu = make(device, preset="fast")
     batch = noise_images(rng, 2, 32, 32)
     for _ in range(2):
@@ -75,10 +75,10 @@ def test_closing_gives_all_memory_back_and_the_next_run_takes_it_again(device, r
     gpu.close()
     assert ("graph", "compute") in device.log
     assert not device.pinned_now
-    device.check()  # none of it went while no context was current
+    device.check()  # all of it was freed while a context was current
 
 
-def test_closing_leaves_a_batch_that_is_on_its_way(device, rng):
+def test_closing_keeps_batches_in_flight(device, rng):
     gpu, cpu = make(device)
     batches = [noise_images(rng, 1, 32, 32) for _ in range(4)]
     finish = [gpu._submit([b[0]], list) for b in batches[:2]]
@@ -92,7 +92,7 @@ def test_closing_leaves_a_batch_that_is_on_its_way(device, rng):
     assert not device.used
 
 
-def test_memory_of_purifiers_that_are_gone_is_given_back(device, rng):
+def test_memory_of_deleted_purifiers_is_freed(device, rng):
     used, engine, batch = [], FakeDeviceEngine(FakeEngine(), device), noise_images(rng, 2, 32, 32)
     for lam in (1, 2, 4, 8):
         gpu, _ = make(device, engine=engine, lam=lam, steps=2)
@@ -103,15 +103,15 @@ def test_memory_of_purifiers_that_are_gone_is_given_back(device, rng):
         gc.collect()
     assert len(set(used)) == 1
     with device.active():
-        device.free(device.alloc(1))  # which is when it happens
+        device.free(device.alloc(1))  # the next allocation frees what is pending
     assert not device.used
 
 
-def test_a_purifier_may_go_while_another_one_captures(device, rng):
-    """The garbage collector asks nobody; to free memory then would spoil the capture."""
-    gone, batch = [make(device)[0]], noise_images(rng, 2, 32, 32)
-    gone[0].run(batch)
-    meanwhile = Meanwhile(device, lambda: (gone.clear(), gc.collect()), here=True)
+def test_a_purifier_may_be_deleted_while_another_one_captures(device, rng):
+    """The garbage collector may run at any time; to free memory then would break the capture."""
+    holder, batch = [make(device)[0]], noise_images(rng, 2, 32, 32)
+    holder[0].run(batch)
+    meanwhile = Meanwhile(device, lambda: (holder.clear(), gc.collect()), in_place=True)
     gpu, cpu = make(device, engine=FakeDeviceEngine(FakeEngine(), device, fail=meanwhile))
     for _ in range(3):
         assert_same(gpu.run(batch), cpu.run(batch))

@@ -10,7 +10,7 @@ from tests.helpers.gpu_pairs import assert_same, in_flight, make, noise_images
 from zipsdk.errors import EngineError
 
 
-def test_stream_puts_the_next_batch_up_before_the_last_comes_down(device, rng):
+def test_stream_uploads_the_next_batch_before_it_downloads_the_last(device, rng):
     gpu, cpu = make(device)
     batches = [noise_images(rng, 2, 32, 32) for _ in range(5)]
     gpu.run(batches[0])
@@ -22,14 +22,14 @@ def test_stream_puts_the_next_batch_up_before_the_last_comes_down(device, rng):
         assert_same(g, cpu.run(batch))
     copies = [entry[0] for entry in device.log if entry[0] in ("upload", "download")]
     assert copies.count("upload") == copies.count("download") == 5
-    # a batch that is read in time goes up early; how many are is the reading thread's luck, order is not
+    # how early a batch is uploaded depends on the reading thread; the order does not
     ahead = 0
     for word in copies:
         ahead += 1 if word == "upload" else -1
         assert 0 <= ahead <= 2
 
 
-def test_stream_does_not_hold_a_result_back_for_a_batch_that_is_not_there(device, rng):
+def test_stream_delivers_a_result_without_waiting_for_the_next_batch(device, rng):
     gpu, _ = make(device)
     got, delivered = [], threading.Event()
 
@@ -46,16 +46,16 @@ def test_stream_does_not_hold_a_result_back_for_a_batch_that_is_not_there(device
     assert len(got) == 3
 
 
-def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
+def test_stream_delivers_submitted_batches_before_an_error_of_its_source(device, rng):
     gpu, cpu = make(device)
     batches = [noise_images(rng, 1, 32, 32) for _ in range(3)]
 
     def source():
         yield from batches
-        raise OSError("the disk is gone")
+        raise OSError("the disk failed")
 
     got = []
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(OSError, match="the disk failed"):
         got.extend(gpu.stream(source()))
     assert len(got) == 3
     for g, batch in zip(got, batches, strict=True):
@@ -63,14 +63,14 @@ def test_stream_gives_what_was_begun_before_its_source_failed(device, rng):
     assert in_flight(gpu) == 0
 
 
-def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device, rng, monkeypatch):
+def test_stream_delivers_submitted_batches_before_an_error_in_submit(device, rng, monkeypatch):
     gpu, cpu = make(device)
     batches, asked, count = [noise_images(rng, 1, 32, 32) for _ in range(3)], threading.Event(), []
     submit = gpu._dispatcher.submit
 
     def source():
         yield from batches[:2]
-        asked.set()  # the second batch has been read, so the first result waits for it to be begun
+        asked.set()  # the second batch has been read, so the first result waits until it is submitted
         yield batches[2]
 
     def failing(*args):
@@ -88,7 +88,7 @@ def test_stream_gives_what_was_begun_before_a_batch_that_cannot_be_begun(device,
     assert_same(got[0], cpu.run(batches[0]))
 
 
-def test_a_stream_that_is_left_early_leaves_nothing_in_flight(device, rng):
+def test_a_stream_that_is_closed_early_leaves_no_batch_in_flight(device, rng):
     gpu, _ = make(device)
     for taken in (1, 2, 3):
         stream = gpu.stream([noise_images(rng, 1, 32, 32) for _ in range(6)])

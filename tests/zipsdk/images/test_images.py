@@ -42,11 +42,11 @@ def test_pil_round_trip(mode: str, answer: str) -> None:
     im = sample(mode)
     before = im.tobytes()
     out = identity(im)
-    want = im if mode.startswith("I;16") else im.convert(answer)
+    expected = im if mode.startswith("I;16") else im.convert(answer)
     if mode == "I;16B":
         assert (np.asarray(out) == np.asarray(im)).all()
     else:
-        assert out.tobytes() == want.tobytes()
+        assert out.tobytes() == expected.tobytes()
     assert (out.mode, out.size) == (answer, im.size)
     assert im.tobytes() == before and im.mode == mode
 
@@ -80,9 +80,9 @@ def test_transparent_color_becomes_alpha(mode: str, key: Any, tmp_path: Path) ->
     if mode != "P":
         im.putpixel((1, 1), key)
     im.save(tmp_path / "a.png", transparency=key)
-    want = opened(tmp_path / "a.png").convert("LA" if mode == "L" else "RGBA")
-    assert want.getchannel("A").getextrema()[0] < 255
-    same_image(identity(tmp_path / "a.png"), want)
+    expected = opened(tmp_path / "a.png").convert("LA" if mode == "L" else "RGBA")
+    assert expected.getchannel("A").getextrema()[0] < 255
+    same_image(identity(tmp_path / "a.png"), expected)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
@@ -187,12 +187,12 @@ def test_malformed_exif_is_left_out(suffix: str, exif: bytes, tmp_path: Path) ->
     Image.fromarray(noise(16, 24, 3)).save(path, exif=exif, icc_profile=SRGB)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings of Pillow
-        wanted = np.asarray(opened(path))
+        expected = np.asarray(opened(path))
     for item in (path, opened(path)):
         for _ in range(2):  # twice, because Pillow caches EXIF that it has read
             with pytest.warns(UserWarning, match=f"a{suffix}: its EXIF is malformed .*: it is left out"):
                 p = images.read_one(item)
-            np.testing.assert_array_equal(p.rgb, wanted)
+            np.testing.assert_array_equal(p.rgb, expected)
     out = p.restore(p.rgb)
     assert "exif" not in out.info and out.info["icc_profile"] == SRGB
     images.save(out, tmp_path / "b.png")
@@ -200,7 +200,7 @@ def test_malformed_exif_is_left_out(suffix: str, exif: bytes, tmp_path: Path) ->
         images.save(opened(path), tmp_path / "c.png")
     for name in ("b.png", "c.png"):
         again = images.read_one(tmp_path / name)  # without a warning
-        np.testing.assert_array_equal(again.rgb, wanted)
+        np.testing.assert_array_equal(again.rgb, expected)
 
 
 def exif_of(size: int) -> bytes:

@@ -114,9 +114,9 @@ def test_copies_elsewhere_in_a_jpeg(tmp_path: Path) -> None:
     )
     (tmp_path / "a.jpg").write_bytes(data + THUMBNAIL)
     with Image.open(io.BytesIO(encoded(RGB, "JPEG"))) as im:
-        wanted = np.asarray(im)
+        expected = np.asarray(im)
     p = images.read_one(tmp_path / "a.jpg")
-    np.testing.assert_array_equal(p.rgb, wanted)
+    np.testing.assert_array_equal(p.rgb, expected)
     out = p.restore(p.rgb)
     assert out.info == {}
     with warnings.catch_warnings():

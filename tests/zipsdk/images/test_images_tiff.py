@@ -102,10 +102,10 @@ def test_rgb_and_what_comes_with_it(order: str, bits: int, extra: int | None) ->
     more = {} if extra is None else {"_338": (3, [extra])}
     p = images.read_one(tiff(order, tags(bits, 2, count, **more), packed(v, bits, order)))
     v = v >> (bits - 8)
-    want = v[..., :3]
+    expected = v[..., :3]
     if extra == 1:
-        want = np.where(v[..., 3:] > 0, want * 255 // np.maximum(v[..., 3:], 1), 0)
-    assert np.abs(p.rgb.astype(int) - np.minimum(want, 255)).max() <= (1 if extra == 1 else 0)
+        expected = np.where(v[..., 3:] > 0, expected * 255 // np.maximum(v[..., 3:], 1), 0)
+    assert np.abs(p.rgb.astype(int) - np.minimum(expected, 255)).max() <= (1 if extra == 1 else 0)
     out = p.restore(p.rgb)
     assert out.mode == ("RGBA" if extra in (1, 2) else "RGB")
     if extra in (1, 2):
@@ -144,12 +144,12 @@ def test_palettes_of_16_and_of_8_bit(bits: int, top: int) -> None:
 
 def test_ycbcr_without_compression() -> None:
     v = samples(8, 3)
-    want = np.asarray(Image.frombytes("YCbCr", (W, H), v.astype(np.uint8).tobytes()).convert("RGB"))
+    expected = np.asarray(Image.frombytes("YCbCr", (W, H), v.astype(np.uint8).tobytes()).convert("RGB"))
     file = tiff("<", tags(8, 6, 3, _530=(3, [1, 1])), packed(v, 8))
     with Image.open(io.BytesIO(file)) as im:
         known = im.mode == "YCbCr"  # Pillow before 12 takes it for RGB
     if known:
-        np.testing.assert_array_equal(images.read_one(file).rgb, want)
+        np.testing.assert_array_equal(images.read_one(file).rgb, expected)
     else:
         with pytest.raises(ImageReadError, match="YCbCr, compression none, expected one that Pillow reads"):
             images.read_one(file)
@@ -182,8 +182,8 @@ def test_cmyk_and_lab() -> None:
         (0.0719453, -0.2289914, 1.4052427),
     ]
     linear = np.array(matrix) @ xyz
-    want = 255 * np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
-    assert np.abs(rgb[0, 0] - want).max() < 2
+    expected = 255 * np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    assert np.abs(rgb[0, 0] - expected).max() < 2
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -272,7 +272,7 @@ def test_files_of_another_writer(order: str, dtype: str, options: dict[str, Any]
     v = np.random.default_rng(1).integers(0, top + 1, (40, 50, 3)[: 3 if photometric == "rgb" else 2]).astype(dtype)
     f = io.BytesIO()
     tifffile.imwrite(f, v, photometric=photometric, byteorder=order, **options)
-    want = v >> (8 * (v.itemsize - 1)) if photometric == "rgb" else gray(
+    expected = v >> (8 * (v.itemsize - 1)) if photometric == "rgb" else gray(
         np.rint((top - v if photometric == "miniswhite" else v) * (255 / top))
     )  # fmt: skip
-    np.testing.assert_array_equal(images.read_one(f).rgb, want)
+    np.testing.assert_array_equal(images.read_one(f).rgb, expected)

@@ -90,12 +90,12 @@ def test_pnm_of_any_maximum(kind: int, top: int) -> None:
     plain = " ".join(map(str, v.ravel())).encode()
     data = plain if kind < 4 else v.astype(">u2" if top > 255 else "u1").tobytes()
     p = images.read_one(head + data)
-    want = v * 255 / top
+    expected = v * 255 / top
     if top > 255 and count == 1:  # by way of 16 bit, each time to the nearest
-        want = np.rint(np.rint(v * 65535 / top) / 257)
-    assert np.abs(p.rgb - want).max() <= 0.5 + 1e-9
+        expected = np.rint(np.rint(v * 65535 / top) / 257)
+    assert np.abs(p.rgb - expected).max() <= 0.5 + 1e-9
     if top in (1, 15, 255, 65535):  # no half way
-        np.testing.assert_array_equal(p.rgb, np.broadcast_to(np.rint(want), p.rgb.shape))
+        np.testing.assert_array_equal(p.rgb, np.broadcast_to(np.rint(expected), p.rgb.shape))
     assert p.restore(p.rgb).mode == ("RGB" if count == 3 else "I;16" if top > 255 else "L")
 
 

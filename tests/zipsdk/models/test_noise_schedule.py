@@ -1,4 +1,4 @@
-"""Noise schedules against the formulas of their papers, written out one step at a time."""
+"""Test noise schedules against the formulas of their papers, one step at a time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from zipsdk.sampling.schedule import equivalent_step, step_table
 @pytest.mark.parametrize(
     ("timesteps", "start", "end"), [(1000, 1e-4, 0.02), (4000, 2.5e-5, 0.005), (50, 0.00085, 0.012)]
 )
-def test_alpha_bar_is_the_papers(schedule, timesteps, start, end):
+def test_alpha_bar_equals_that_of_the_paper(schedule, timesteps, start, end):
     spec = make_spec(beta_schedule=schedule, timesteps=timesteps, beta_start=start, beta_end=end)
-    wanted = oracle(FORMULAS[schedule], timesteps, start, end)
-    np.testing.assert_allclose(spec.alphas_cumprod(), wanted, rtol=1e-9, atol=0)
+    expected = oracle(FORMULAS[schedule], timesteps, start, end)
+    np.testing.assert_allclose(spec.alphas_cumprod(), expected, rtol=1e-9, atol=0)
 
 
-def test_given_betas_are_taken_as_they_are():
+def test_given_betas_are_used_unchanged():
     given = (0.1, 0.5, 0.25)
     spec = make_spec(beta_schedule="betas", timesteps=3, betas=given)
     np.testing.assert_allclose(spec.alphas_cumprod(), [0.9, 0.45, 0.3375], rtol=1e-15)
@@ -44,8 +44,8 @@ CHANGES = [
 
 @pytest.mark.parametrize("changes", CHANGES, ids=lambda c: "-".join(f"{v}" for v in c.values())[:30])
 def test_the_loop_runs_on_any_schedule(changes):
-    """Each row preserves the variance: the part of x0, of the old noise and of the new make up alpha-bar_next and the
-    rest. A perfect predictor returns the image through the whole loop, in float32."""
+    """Each row preserves the variance: c^2 + d^2 + s^2 = 1. With a perfect predictor the whole loop returns the image,
+    in float32."""
     spec = make_spec(**changes)
     ab = spec.alphas_cumprod()
     table = step_table(spec, lam=10, steps=20)
@@ -67,14 +67,14 @@ def test_the_loop_runs_on_any_schedule(changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("changes", "expected"),
     [({}, 400), ({"timesteps": 250, "beta_start": 4e-4, "beta_end": 0.08}, 100),
      ({"timesteps": 4000, "beta_start": 2.5e-5, "beta_end": 0.005}, 1600), ({"beta_schedule": "cosine"}, 707),
      ({"beta_schedule": "cosine", "timesteps": 4000}, 2830), ({"timesteps": 4000}, 791)],
 )  # fmt: skip
-def test_a_start_means_the_same_noise_on_every_schedule(changes, wanted):
+def test_a_start_means_the_same_noise_on_every_schedule(changes, expected):
     spec = make_spec(**changes)
-    assert equivalent_step(spec, 400) == wanted
-    got, meant = spec.alphas_cumprod()[wanted], make_spec().alphas_cumprod()[400]
+    assert equivalent_step(spec, 400) == expected
+    got, meant = spec.alphas_cumprod()[expected], make_spec().alphas_cumprod()[400]
     assert got == pytest.approx(meant, rel=0.05)
     assert equivalent_step(spec, 0) >= 1

@@ -1,4 +1,4 @@
-"""What a model file says of itself: what is written is read again, and all else is refused with the file's name."""
+"""Test model specs: valid ones survive a round trip, and others are refused with the file's name."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from zipsdk.models.spec import FORMAT, INT8, PRECISIONS, ModelSpec
 
 
 def raw(**changes):
+    """Return the stored fields of a spec, with changes."""
     return {"format": FORMAT, **dataclasses.asdict(make_spec()), **changes}
 
 
@@ -21,14 +22,15 @@ COSINE = {"beta_schedule": "cosine"}
 GIVEN = {"beta_schedule": "betas", "timesteps": 3, "betas": (0.1, 0.2, 0.3)}
 
 
-def refused(text, said):
+def refused(text, expected):
+    """Check that the text is refused with the file's name and `expected` in the message."""
     with pytest.raises(ModelError) as caught:
         ModelSpec.from_json(text, "some/x.onnx")
     message = str(caught.value)
-    assert message.startswith("some/x.onnx: ") and said in message, message
+    assert message.startswith("some/x.onnx: ") and expected in message, message
 
 
-def test_what_is_written_is_read_again():
+def test_a_spec_survives_a_round_trip():
     spec = make_spec(
         beta_start=2e-4, beta_end=0.03, timesteps=500, precision="int8", input_x="a", input_t="b", output="c",
         source_sha256="ab", license="MIT", training_data="images", transforms=("blur4",), lam=float("inf"),
@@ -37,14 +39,14 @@ def test_what_is_written_is_read_again():
 
 
 @pytest.mark.parametrize("changes", [COSINE, GIVEN, {"beta_schedule": "scaled_linear", "timesteps": 4000}])
-def test_other_noise_schedules_travel_too(changes):
+def test_other_noise_schedules_survive_a_round_trip(changes):
     spec = make_spec(**changes)
     text = spec.to_json()
     assert json.loads(text)["format"] == 3 and ("betas" in json.loads(text)) == (changes is GIVEN)
     assert ModelSpec.from_json(text, "x") == spec
 
 
-def test_these_fields_are_written():
+def test_all_fields_except_empty_betas_are_written():
     written = json.loads(make_spec().to_json())
     assert set(written) == {
         "format", "name", "image_size", "multiple", "min_side", "max_side", "channels", "beta_schedule", "beta_start",
@@ -69,9 +71,9 @@ def test_only_a_name_and_the_sides_are_required():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        # values that no loop here knows
+        # values that the loop does not support
         ({"prediction": "v"}, "got 'v', expected prediction = 'epsilon'"),
         ({"channels": 1}, "got 1, expected channels = 3"),
         ({"channels": 4}, "got 4, expected channels = 3"),
@@ -133,30 +135,30 @@ def test_only_a_name_and_the_sides_are_required():
         ({"format": True}, "format True, expected 3"),
     ],
 )
-def test_a_spec_that_this_version_does_not_know_is_refused(changes, said):
-    assert ModelSpec.from_json(json.dumps(raw()), "x") == make_spec()  # as it was before the change
-    refused(json.dumps(raw(**changes)), said)
-    if changes.keys() <= dataclasses.asdict(make_spec()).keys():  # whoever makes one is told the same
+def test_an_unsupported_spec_is_refused(changes, message):
+    assert ModelSpec.from_json(json.dumps(raw()), "x") == make_spec()  # valid before the change
+    refused(json.dumps(raw(**changes)), message)
+    if changes.keys() <= dataclasses.asdict(make_spec()).keys():  # the constructor raises the same message
         with pytest.raises(ModelError) as caught:
             make_spec(**changes)
-        assert str(caught.value).startswith("model spec: ") and said in str(caught.value)
+        assert str(caught.value).startswith("model spec: ") and message in str(caught.value)
 
 
-def test_numbers_of_numpy_and_a_list_are_taken():
+def test_numpy_numbers_and_a_list_are_accepted():
     spec = make_spec(image_size=np.int64(64), lam=np.float32(10), transforms=["blur2", "gray"])
     assert spec == make_spec() and hash(spec) == hash(make_spec())
     assert ModelSpec.from_json(spec.to_json(), "x.onnx") == spec
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("not json", "is not JSON"), ("", "is not JSON"), ("[1]", "format 'list'"), ("null", "format 'NoneType'")],
 )
-def test_what_is_no_spec_at_all_is_refused(text, said):
-    refused(text, said)
+def test_text_that_is_not_a_spec_is_refused(text, message):
+    refused(text, message)
 
 
-def test_every_precision_that_a_tool_here_writes_is_known():
+def test_every_precision_of_the_exporter_is_accepted():
     assert [make_spec(precision=p).precision for p in (*PRECISIONS, INT8)] == ["fp32", "fp16", "bf16", "int8"]
 
 
@@ -166,7 +168,7 @@ def test_every_precision_that_a_tool_here_writes_is_known():
      ({"timesteps": 100_000, "beta_start": 1e-6, "beta_end": 2e-4}, True),
      ({"lam": float("inf")}, True), ({"lam": 0}, False), ({"image_size": 132}, False)],
 )  # fmt: skip
-def test_the_limits_themselves(changes, fits):
+def test_limits_are_inclusive(changes, fits):
     if fits:
         make_spec(**changes)
     else:

@@ -54,12 +54,12 @@ def test_the_bundled_model_is_the_export_of_the_weights_in_the_repository(engine
     x = np.random.default_rng(0).standard_normal((3, 3, 32, 40)).astype(np.float32)
     t = np.float32([950, 400, 0])
     with torch.no_grad():
-        wanted = module(torch.from_numpy(x), torch.from_numpy(t)).numpy()
-    off, size = (np.linalg.norm(a.reshape(3, -1), axis=1) for a in (engine(x, t) - wanted, wanted))
+        expected = module(torch.from_numpy(x), torch.from_numpy(t)).numpy()
+    off, size = (np.linalg.norm(a.reshape(3, -1), axis=1) for a in (engine(x, t) - expected, expected))
     assert (off < 3e-4 * size).all()  # measured: 2e-6, 4e-5 and 1.4e-4
 
 
-def test_the_model_denoises(engine):
+def test_the_bundled_model_denoises(engine):
     """At each noise level, eps is much closer to the noise than zero or x_t."""
     x0 = natural(4, 64).transpose(0, 3, 1, 2) / np.float32(127.5) - 1
     rng = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def test_purified_is_closer_to_the_image_than_blurred(engine):
 
 
 @pytest.mark.parametrize("side", [32, 64])
-def test_same_alone_in_a_batch_of_7_and_in_another_process(engine, side):
+def test_an_image_gives_the_same_result_alone_in_a_batch_and_in_another_process(engine, side):
     """The loop is independent of the batch. ONNX Runtime's sums are not: one gray level in fewer than one of 10,000
     values is allowed."""
     batch = np.concatenate([natural(4, side), noise_images(3, side, side)])
@@ -184,17 +184,17 @@ def test_a_forked_child_splits_batches_among_its_own_threads():
         "import os, signal, numpy as np; from zipsdk import load_engine\n"
         "engine = load_engine('zip-tiny', device='cpu', threads=2)\n"
         "x, t = np.zeros((4, 3, 32, 32), np.float32), np.zeros(4, np.float32)\n"
-        "wanted = engine(x, t)\n"
+        "expected = engine(x, t)\n"
         "if not (child := os.fork()):\n"
         "    signal.alarm(10)\n"
-        "    os._exit(not np.array_equal(engine(x, t), wanted))\n"
+        "    os._exit(not np.array_equal(engine(x, t), expected))\n"
         "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == "0\n"
 
 
-def test_threads_are_counted(engine):
+def test_info_has_the_number_of_threads(engine):
     assert load_engine("zip-tiny", threads=1).info["threads"] == 1
     assert engine.info["threads"] >= 1
 
@@ -214,7 +214,7 @@ def test_threads_are_counted(engine):
         (0, 32, 2, []),
     ],
 )
-def test_split_batch(n, side, threads, sizes):
+def test_a_batch_is_split_into_equal_shards(n, side, threads, sizes):
     parts = split_batch(n, side * side, threads)
     assert sorted(part.stop - part.start for part in parts) == sizes
     assert [i for part in parts for i in range(part.start, part.stop)] == (list(range(n)) if sizes else [])

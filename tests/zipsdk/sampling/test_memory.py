@@ -1,4 +1,4 @@
-"""What an image needs, against what is available: told before the loop starts."""
+"""Test the memory check: images that do not fit are refused before the loop starts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def v1(group: str, most: object, used: int, stat: str = "") -> dict[str, object]
 
 
 @pytest.mark.parametrize(
-    ("files", "want"),
+    ("files", "expected"),
     [
         ({}, None),
         ({"proc/meminfo": "nothing of the kind\n"}, None),
@@ -76,8 +76,8 @@ def v1(group: str, most: object, used: int, stat: str = "") -> dict[str, object]
         ({**V1, **v1("a/b", 500 * MB, 400 * MB, "active_file 1\ntotal_active_file 40000000\n")}, 140 * MB),
     ],
 )
-def test_what_is_available_is_the_tightest_of_machine_and_groups(tmp_path, files, want):
-    assert memory.available(write(tmp_path, files)) == want
+def test_the_tightest_limit_of_machine_and_groups_counts(tmp_path, files, expected):
+    assert memory.available(write(tmp_path, files)) == expected
 
 
 def test_a_limit_of_the_address_space_counts(tmp_path, monkeypatch):
@@ -90,7 +90,7 @@ def test_a_limit_of_the_address_space_counts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cgroup", "mount", "want"),
+    ("cgroup", "mount", "expected"),
     [
         ("0::/docker/1\n", "/docker/1 /sys/fs/cgroup", ["sys/fs/cgroup"]),
         ("0::/docker/1\n", "/elsewhere /sys/fs/cgroup", ["sys/fs/cgroup"]),
@@ -100,20 +100,20 @@ def test_a_limit_of_the_address_space_counts(tmp_path, monkeypatch):
         ("rubbish\n", "/ /sys/fs/cgroup", []),
     ],
 )
-def test_groups_are_found_from_the_inside_out(tmp_path, cgroup, mount, want):
+def test_groups_are_found_from_the_inside_out(tmp_path, cgroup, mount, expected):
     lines = f"x\n30 23 0:26 {mount} rw,nosuid shared:4 - cgroup2 cgroup rw\n"
     write(tmp_path, {"proc/self/cgroup": cgroup, "proc/self/mountinfo": lines})
-    assert list(group_folders("memory", tmp_path)) == [tmp_path / w for w in want]
+    assert list(group_folders("memory", tmp_path)) == [tmp_path / w for w in expected]
 
 
-def test_this_machine_can_be_asked():
+def test_the_memory_of_this_machine_is_found():
     room = memory.available()
     assert room is None or room > 1 << 20
 
 
 @pytest.fixture
 def room(monkeypatch):
-    """Let `room(n)` make n bytes available, and check the smallest images, too."""
+    """Return ``room(n)``, which makes n bytes available; the smallest images are checked too."""
     monkeypatch.setattr(memory, "CHECKED_FROM", 0)
 
     def make(n: int | None) -> None:
@@ -122,14 +122,14 @@ def room(monkeypatch):
     return make
 
 
-def write_image(h: int, w: int) -> np.ndarray:
+def noise_image(h: int, w: int) -> np.ndarray:
     return np.random.default_rng(h).integers(0, 256, (h, w, 3), np.uint8)
 
 
-def test_what_does_not_fit_is_refused_before_any_work(room):
+def test_images_that_do_not_fit_are_refused_before_any_work(room):
     engine = FakeEngine(FIXED)
     purifier = Purifier(engine, "blur2", steps=2, seed=0)
-    batch = [write_image(40, 40), write_image(200, 400)]
+    batch = [noise_image(40, 40), noise_image(200, 400)]
     layout = plan_tiles(FIXED, 200, 400, 2)
     need = memory.loop_bytes(layout, 1, 2) + sum(i.size for i in batch)
     room(need - 1)
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused_before_any_work(room):
         purifier.run(batch)
     room(1000)
     with pytest.raises(OutOfMemoryError, match=r"are available; make it smaller, cut it into parts, or free memory$"):
-        purifier.run(write_image(40, 40))
+        purifier.run(noise_image(40, 40))
     assert engine.calls == []
     room(need)
     assert len(purifier.run(batch)) == 2
@@ -148,10 +148,10 @@ def test_what_does_not_fit_is_refused_before_any_work(room):
 
 
 def test_many_images_need_little_more_than_one(room):
-    """One at a time: of the others only the results."""
+    """Images are computed one at a time, so the others need memory only for their results."""
     purifier = Purifier(FakeEngine(FIXED), "blur2", steps=2, seed=0)
     one = memory.loop_bytes(plan_tiles(FIXED, 600, 600, 2), 1, 2)
-    batch = np.stack([write_image(600, 600)] * 3)
+    batch = np.stack([noise_image(600, 600)] * 3)
     room(one + batch.size)
     np.testing.assert_array_equal(purifier.run(batch, noise_keys=[1, 2, 3])[1], purifier.run(batch[1], noise_keys=[2]))
 
@@ -163,11 +163,11 @@ def test_the_memory_of_a_bundled_model_counts_until_it_has_been_taken(room):
     loop = memory.loop_bytes(layout, 1, 2) + 3 * 128 * 128
     room(loop + 2400 * 64 * 64 - 1)
     with pytest.raises(OutOfMemoryError):
-        purifier.run(write_image(128, 128))
+        purifier.run(noise_image(128, 128))
     room(loop + 2400 * 64 * 64)
-    purifier.run(write_image(128, 128))
+    purifier.run(noise_image(128, 128))
     room(loop)
-    purifier.run(write_image(128, 128))
+    purifier.run(noise_image(128, 128))
 
 
 def test_small_images_are_not_checked(monkeypatch):
@@ -216,7 +216,7 @@ print(json.dumps({"peak": status("VmHWM") - before - pixels.size, "need": need})
 @pytest.mark.parametrize("side", [64, 512, 4096])
 @pytest.mark.parametrize("transforms", ["blur2+gray", "blur2|blur16+gray|gray", "blur64", "global"])
 def test_the_estimate_is_near_the_peak(size, side, transforms):
-    """The peak beyond the image as read: never more than the estimate, and at least half of it."""
+    """The peak beyond the loaded image is at most the estimate and at least half of it."""
     if side == 4096 and max(size) > 4096:
         pytest.skip("windows of this size do not differ from the others")
     words = [sys.executable, "-c", PEAK, *map(str, size), str(side), transforms]

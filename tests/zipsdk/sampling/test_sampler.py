@@ -1,4 +1,4 @@
-"""The loop against the paper's own words, in float64."""
+"""Test the sampling loop against literal transcriptions of the paper, in float64."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def eps_model(x: np.ndarray, t: int) -> np.ndarray:
 
 
 def literal_x_tilde(x_t, eps_t, x_p, ab, lam, transforms):
-    """Lines 5 to 9 of both algorithms, as printed (equation 11; A_n^+ in place of the misprinted A_1^+)."""
+    """Compute lines 5 to 9 of both algorithms as printed (equation 11; A_n^+ in place of the misprinted A_1^+)."""
     hats = []
     for a in transforms:
         x_a = a.forward(x_p)
@@ -59,7 +59,7 @@ def literal_x_tilde(x_t, eps_t, x_p, ab, lam, transforms):
 
 
 def literal_algorithm_2(eps, x_p, transforms, noise, lam, eta, visited, spec=SPEC):
-    """Algorithm 2 (appendix D), t-1 being the next visited step, alpha-bar 1 after the last."""
+    """Run algorithm 2 (appendix D); t-1 is the next visited step, and alpha-bar is 1 after the last."""
     ab_all = spec.alphas_cumprod()
     x_t = noise.normal(STEP_INITIAL, *x_p.shape[-2:])
     for t, t_next in zip(visited, [*visited[1:], None], strict=True):
@@ -74,7 +74,7 @@ def literal_algorithm_2(eps, x_p, transforms, noise, lam, eta, visited, spec=SPE
 
 
 def literal_algorithm_1(eps, x_p, transforms, noise, lam, spec):
-    """Algorithm 1 (section 3.3), every t from T-1 to 0."""
+    """Run algorithm 1 (section 3.3) for every t from T-1 to 0."""
     betas = np.linspace(spec.beta_start, spec.beta_end, spec.timesteps)
     alphas = 1 - betas
     ab_all = np.cumprod(alphas)
@@ -100,9 +100,9 @@ def test_loop_equals_algorithm_2_as_printed(x_p, name, lam, eta):
     transforms, noise = TRANSFORM_SETS[name], Fixed(2)
     table = step_table(SPEC, lam=lam, eta=eta, steps=20)
     got = sampler.sample(eps_model, x_p, table, Guidance(transforms), noise)
-    want = literal_algorithm_2(eps_model, x_p, transforms, noise, lam, eta, list(range(950, -1, -50)))
-    assert np.isfinite(want).all()
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+    expected = literal_algorithm_2(eps_model, x_p, transforms, noise, lam, eta, list(range(950, -1, -50)))
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", TRANSFORM_SETS)
@@ -111,30 +111,30 @@ def test_all_steps_at_eta_1_are_algorithm_1_as_printed(x_p, name):
     transforms, noise = TRANSFORM_SETS[name], Fixed(2)
     table = step_table(spec, lam=10.0, eta=1.0, steps=250)
     got = sampler.sample(eps_model, x_p, table, Guidance(transforms), noise)
-    want = literal_algorithm_1(eps_model, x_p, transforms, noise, 10.0, spec)
-    assert np.isfinite(want).all()
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+    expected = literal_algorithm_1(eps_model, x_p, transforms, noise, 10.0, spec)
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
 
 
-def test_the_oracle_notices_a_changed_coefficient(x_p):
-    """A check of the check: one part in a million in one step's weight is far outside the tolerance."""
+def test_the_transcription_detects_a_changed_coefficient(x_p):
+    """Change the weight of one step by one part in a million: the tolerance is far smaller."""
     noise, table = Fixed(2), step_table(SPEC, lam=2.0)
-    bent = dataclasses.replace(
+    changed = dataclasses.replace(
         table, steps=tuple(dataclasses.replace(s, w=s.w * (1 + 1e-6)) if s.t == 300 else s for s in table.steps)
     )
-    got = sampler.sample(eps_model, x_p, bent, Guidance([Blur(2)]), noise)
-    want = literal_algorithm_2(eps_model, x_p, [Blur(2)], noise, 2.0, 1.0, list(range(950, -1, -50)))
-    assert np.abs(got - want).max() > 1e-9
+    got = sampler.sample(eps_model, x_p, changed, Guidance([Blur(2)]), noise)
+    expected = literal_algorithm_2(eps_model, x_p, [Blur(2)], noise, 2.0, 1.0, list(range(950, -1, -50)))
+    assert np.abs(got - expected).max() > 1e-9
 
 
 def test_float32_loop_stays_close_to_float64(x_p):
     table, noise = step_table(SPEC, lam=10.0), Fixed(2)
     guide = Guidance([Blur(2), Grayscale()])
-    want = sampler.sample(eps_model, x_p, table, guide, noise)
+    expected = sampler.sample(eps_model, x_p, table, guide, noise)
     got = sampler.sample(eps_model, x_p.astype(np.float32), table, guide, noise)
     assert got.dtype == np.float32
     # 1/sqrt(ab) = 97 at the first step multiplies the 6e-8 of float32: measured 5e-7 of the largest value
-    assert np.abs(got - want).max() < 2e-6 * np.abs(want).max()
+    assert np.abs(got - expected).max() < 2e-6 * np.abs(expected).max()
 
 
 def test_joint_with_infinite_lambda_keeps_both_constraints(x_p):
@@ -144,11 +144,11 @@ def test_joint_with_infinite_lambda_keeps_both_constraints(x_p):
     for a in (blur, gray):
         np.testing.assert_allclose(a.forward(got), a.forward(x_p), atol=1e-9)
     mean = sampler.sample(eps_model, x_p, table, Guidance([blur, gray], "mean"), Fixed(2))
-    assert np.abs(blur.forward(mean) - blur.forward(x_p)).max() > 1e-2  # the mean of two honors neither exactly
+    assert np.abs(blur.forward(mean) - blur.forward(x_p)).max() > 1e-2  # the mean of two satisfies neither exactly
 
 
 def test_warm_start_begins_from_the_guide_and_never_from_the_image(x_p):
-    """What the transforms destroy must not reach the result: change the null space only, and nothing changes."""
+    """What the transforms remove must not reach the result: a change in the null space alone has no effect."""
     guide = Guidance([Blur(2)])
     table = step_table(SPEC, lam=2.0, start=400)
     assert [s.t for s in table.steps] == [400, 350, 300, 250, 200, 150, 100, 50, 0]
@@ -161,8 +161,8 @@ def test_warm_start_begins_from_the_guide_and_never_from_the_image(x_p):
     joint = Guidance([Blur(2), Grayscale()])
     z = noise.normal(STEP_INITIAL, 8, 16)
     p = [Blur(2).project, Grayscale().project]
-    want = np.sqrt(ab) * (p[0](x_p) + p[1](x_p) - p[0](p[1](x_p))) + np.sqrt(1 - ab) * z
-    np.testing.assert_allclose(sampler.initial_latent(x_p, table, joint, noise), want, atol=1e-12)
+    expected = np.sqrt(ab) * (p[0](x_p) + p[1](x_p) - p[0](p[1](x_p))) + np.sqrt(1 - ab) * z
+    np.testing.assert_allclose(sampler.initial_latent(x_p, table, joint, noise), expected, atol=1e-12)
 
 
 def test_clip_keeps_every_estimate_in_range(x_p):
@@ -194,7 +194,7 @@ def test_guides_per_image_equal_separate_runs(x_p):
 
 
 def test_theorem_3_2_and_corollary_3_2_1_on_a_linear_denoiser(rng):
-    """Two runs of Algorithm 1 at lambda = inf with the same noise, on x and on x + p.
+    """Run algorithm 1 at lambda = inf with the same noise on x and on x + p.
 
     Theorem 3.2 (the appendix's misprinted bars corrected): one step after the poisoned and the clean run were apart by
     sqrt(ab) A^+A p and an error A^+ delta, the new error's A-part is delta' = (1-ab_prev) sqrt(a)/sqrt(1-ab) A eps', so
@@ -238,11 +238,11 @@ def test_theorem_3_2_and_corollary_3_2_1_on_a_linear_denoiser(rng):
         bound = coefficient * a_norm * np.linalg.norm(eps_prime)
         assert np.linalg.norm(delta) <= bound + 1e-9
         tight.append(np.linalg.norm(delta) / (bound + 1e-12))
-    assert 0.1 < max(tight) <= 1.0  # the bound is not empty
+    assert 0.1 < max(tight) <= 1.0  # the bound is not vacuous
 
 
 def gaussian_eps(mean, eigenvalues, basis):
-    """The exact eps of x0 ~ N(mean, C), C = basis diag(eigenvalues) basis^T:
+    """Return the exact eps of x0 ~ N(mean, C), C = basis diag(eigenvalues) basis^T:
     eps = sqrt(1-ab) (ab C + (1-ab) I)^-1 (x - sqrt(ab) mean)."""
     ab_all = SPEC.alphas_cumprod()
 
@@ -256,7 +256,7 @@ def gaussian_eps(mean, eigenvalues, basis):
 
 
 def test_loop_reaches_the_posterior_of_a_gaussian(rng):
-    """For Gaussian data everything is known in closed form: eps, and the posterior of x0 given y = A x0.
+    """For Gaussian data, eps and the posterior of x0 given y = A x0 have closed forms.
 
     With components that do not mix (gray, and data whose covariance shares its eigenvectors with P), hard consistency
     gives y in the range space, and in the null space the samples must have the prior's mean and variance there.
@@ -293,8 +293,8 @@ def test_loop_reaches_the_posterior_of_a_gaussian(rng):
     assert np.abs(null.var(0) / v - 1).max() < 4.5 * np.sqrt(2 / n)
 
 
-def test_correlated_gaussian_posterior_mean(rng):
-    """Where range and null space are correlated, the samples' mean must follow the conditional mean given y."""
+def test_samples_follow_the_posterior_mean_of_a_correlated_gaussian(rng):
+    """If range and null space are correlated, the samples' mean follows the conditional mean given y."""
     side, n = 4, 3000
     d = 3 * side * side
     blur = Blur(2)
@@ -308,19 +308,19 @@ def test_correlated_gaussian_posterior_mean(rng):
     truth = (basis @ (np.sqrt(values) * rng.standard_normal(d))).reshape(1, 3, side, side)
     a = blur.forward(np.eye(d).reshape(d, 3, side, side)).reshape(d, -1).T
     y = a @ truth.reshape(-1)
-    want = covariance @ a.T @ np.linalg.solve(a @ covariance @ a.T, y)
+    expected = covariance @ a.T @ np.linalg.solve(a @ covariance @ a.T, y)
 
     table = step_table(SPEC, lam=np.inf, eta=1.0, steps=200)
     samples = sampler.sample(eps, np.repeat(truth, n, axis=0), table, Guidance([blur]), Noise(5, np.arange(n)))
     got = samples.reshape(n, d).mean(0)
     spread = samples.reshape(n, d).std(0)
-    prior_only = np.linalg.norm(blur.project(truth).reshape(-1) - want)
+    prior_only = np.linalg.norm(blur.project(truth).reshape(-1) - expected)
     assert prior_only > 0.3  # the conditional mean is not merely A^+ y
     # replacement guidance is only nearly exact for correlated data: measured 0.025, of which 0.021 is Monte-Carlo error
-    assert np.linalg.norm(got - want) < 0.08 * prior_only + 4 * np.linalg.norm(spread) / np.sqrt(n)
+    assert np.linalg.norm(got - expected) < 0.08 * prior_only + 4 * np.linalg.norm(spread) / np.sqrt(n)
 
 
-def test_visited_steps():
+def test_the_visited_steps_are_evenly_spaced():
     assert visited_steps(1000, None, None) == list(range(950, -1, -50))
     assert visited_steps(1000, 20, None) == list(range(950, -1, -50))
     assert visited_steps(1000, 7, None) == [852, 710, 568, 426, 284, 142, 0]
@@ -329,8 +329,8 @@ def test_visited_steps():
     assert visited_steps(1000, 1, 30) == [30]
     assert visited_steps(1000, 2, None) == [500, 0]
     assert visited_steps(10, None, None) == list(range(9, -1, -1))  # fewer than the paper's 20
-    numpys = visited_steps(1000, np.int64(4), np.int32(200))
-    assert numpys == [200, 133, 67, 0] and all(type(t) is int for t in numpys)
+    from_numpy = visited_steps(1000, np.int64(4), np.int32(200))
+    assert from_numpy == [200, 133, 67, 0] and all(type(t) is int for t in from_numpy)
     assert visited_steps(1000, 1000, None) == list(range(999, -1, -1))
 
 
@@ -342,12 +342,12 @@ def test_last_step_has_no_noise_and_table_matches_known_values():
     assert table.steps[0].ab == pytest.approx(1.06e-4, rel=0.01)
     assert table.steps[0].s == pytest.approx(0.779, abs=1e-3)
     w = {s.t: s.w for s in table.steps}
-    for t, want in ((200, 0.985), (150, 0.910), (100, 0.670), (50, 0.263), (0, 0.001)):
-        assert w[t] == pytest.approx(want, abs=1e-3)
+    for t, expected in ((200, 0.985), (150, 0.910), (100, 0.670), (50, 0.263), (0, 0.001)):
+        assert w[t] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"lam": 0}, "0 ignores the input"),
         ({"lam": -1}, "positive"),
@@ -366,6 +366,6 @@ def test_last_step_has_no_noise_and_table_matches_known_values():
         ({"lam": 1, "start": 3, "steps": 9}, "at most 4"),
     ],
 )
-def test_bad_schedules_are_refused(options, said):
-    with pytest.raises(InputError, match=said):
+def test_invalid_schedules_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
         step_table(SPEC, **options)

@@ -1,4 +1,4 @@
-"""Images that go through the loop in strips of rows: the same bits as whole images, in little memory."""
+"""Test images that pass the loop in strips of rows: the same bits as whole images, in little memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def noise_images(n: int, h: int, w: int) -> np.ndarray:
 
 @pytest.fixture(params=[1, 3000], ids=["thin", "some"])
 def thin(request, monkeypatch):
-    """Strips as thin as the transforms allow, and of some rows."""
+    """Use strips as thin as the transforms allow, and strips of some rows."""
     for module in (sampler, cpu_loop, state):
         monkeypatch.setattr(module, "STRIP_PIXELS", request.param)
 
@@ -92,7 +92,7 @@ def test_every_option_gives_the_same_bits(size, options):
 
 @pytest.mark.usefixtures("thin")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_an_array_in_floating_point_goes_in_strips_too(dtype):
+def test_floating_point_arrays_pass_in_strips(dtype):
     x_p = np.random.default_rng(0).uniform(-1, 1, (2, 3, 48, 24)).astype(dtype)
     table, guide, engine = step_table(FLEXIBLE, lam=2.0, start=300), Guidance([Blur(4), Grayscale()]), FakeEngine()
 
@@ -109,14 +109,14 @@ def test_an_array_in_floating_point_goes_in_strips_too(dtype):
 @pytest.mark.parametrize("spec", [FIXED, FLEXIBLE, make_spec(min_side=64, max_side=64, multiple=64)],
                          ids=["fixed", "flexible", "coarse"])  # fmt: skip
 def test_strips_of_eps_may_be_overwritten_before_the_next(spec, size, unit, monkeypatch):
-    """As the loop does: a window below must never see rows that are changed already."""
+    """The loop overwrites them: no window may see rows that have changed."""
     layout = plan_tiles(spec, *size, divisor=2)
     monkeypatch.setattr("zipsdk.sampling.tiling.MAX_PIXELS_A_CALL", 3 * layout.frame_height * layout.frame_width)
     monkeypatch.setattr("tests.helpers.whole_loop.MAX_PIXELS_A_CALL", 3 * layout.frame_height * layout.frame_width)
     engine = FakeEngine(spec)
     x = np.random.default_rng(1).standard_normal((1, 3, layout.height, layout.width)).astype(np.float32)
     predictor = TiledDenoiser(engine, layout)
-    want = whole_windows(predictor, engine, layout, x, 7) if layout.windows > 1 else predictor(x, 7)
+    expected = whole_windows(predictor, engine, layout, x, 7) if layout.windows > 1 else predictor(x, 7)
     changed, got, done = x.copy(), np.empty_like(x), 0
     for top, bottom, eps in predictor.strips(changed, 7, unit):
         assert top == done and bottom > top and top % unit == 0
@@ -124,12 +124,12 @@ def test_strips_of_eps_may_be_overwritten_before_the_next(spec, size, unit, monk
         changed[:, :, top:bottom] = np.nan
         done = bottom
     assert done == layout.height
-    np.testing.assert_array_equal(got, want)
-    np.testing.assert_array_equal(predictor(x, 7), want)
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(predictor(x, 7), expected)
 
 
 def test_windows_hold_eps_of_a_few_rows_only(monkeypatch):
-    """Never more than one row of windows, the rows of one call and those that overlap."""
+    """Hold no more than one row of windows, the rows of one call and those that overlap."""
     monkeypatch.setattr("zipsdk.sampling.tiling.MAX_PIXELS_A_CALL", 64 * 64)
     layout = plan_tiles(FIXED, 500, 130, divisor=2)
     x = np.zeros((1, 3, layout.height, layout.width), np.float32)
@@ -142,28 +142,28 @@ def test_windows_hold_eps_of_a_few_rows_only(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 7), (40, 33)], ids=str)
-def test_rows_of_a_state_are_those_of_the_whole(size):
+def test_rows_of_a_state_equal_those_of_the_whole(size):
     batch = noise_images(2, *size)
     for height, width in ((size[0], size[1]), (size[0] + 3, size[1]), (64, 64)):
-        want, rows = to_model_range(batch, height, width), StateRows(batch, height, width)
-        assert rows.shape == want.shape and rows.dtype == want.dtype
+        expected, rows = to_model_range(batch, height, width), StateRows(batch, height, width)
+        assert rows.shape == expected.shape and rows.dtype == expected.dtype
         for top, bottom in ((0, height), (0, 1), (height // 2, height), (height - 1, height)):
-            np.testing.assert_array_equal(rows.rows(top, bottom), want[:, :, top:bottom])
+            np.testing.assert_array_equal(rows.rows(top, bottom), expected[:, :, top:bottom])
 
 
 @pytest.mark.usefixtures("thin")
-def test_a_state_becomes_images_in_the_array_that_is_given():
+def test_a_state_is_written_to_the_given_array():
     x = np.random.default_rng(0).uniform(-1.2, 1.2, (2, 3, 37, 41)).astype(np.float32)
-    want = np.clip(np.rint((x[:, :, :35, :40] + np.float32(1)) * np.float32(127.5)), 0, 255).transpose(0, 2, 3, 1)
+    expected = np.clip(np.rint((x[:, :, :35, :40] + np.float32(1)) * np.float32(127.5)), 0, 255).transpose(0, 2, 3, 1)
     out = np.zeros((2, 35, 40, 3), np.uint8)
     assert to_uint8(x, 35, 40, out) is out
-    np.testing.assert_array_equal(out, want)
-    np.testing.assert_array_equal(to_uint8(x, 35, 40), want)
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(to_uint8(x, 35, 40), expected)
 
 
 @pytest.mark.parametrize("top", [1, 7, 33])
 @pytest.mark.parametrize("width", [1, 13, 300, 9000])
-def test_noise_of_a_strip_is_that_of_the_whole(top, width):
+def test_noise_of_a_strip_equals_that_of_the_whole(top, width):
     noise = Noise(2**64 - 2, [0, 2**64 - 1])
     np.testing.assert_array_equal(noise.normal(4, 40 - top, width, top), noise.normal(4, 40, width)[:, :, top:])
 

@@ -1,4 +1,4 @@
-"""Tiles and windows: where images go on frames and come back from."""
+"""Test tiles and windows: the places of images on frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COARSE = make_spec(min_side=64, max_side=64, multiple=64)
 
 
 class Pointwise(FakeEngine):
-    """eps = x * t / (t + 1), pixel by pixel: what comes back shows where it was."""
+    """Return eps = x * t / (t + 1) pixel by pixel, which shows the place of each pixel."""
 
     def __call__(self, x, t):
         self.calls.append((x.shape, float(t[0])))
@@ -29,7 +29,7 @@ class Pointwise(FakeEngine):
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 9])
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (16, 16), (21, 21), (32, 32), (33, 20), (64, 64), (65, 64), (150, 70),
                                   (7, 300), (200, 131), (264, 64)])  # fmt: skip
-def test_every_pixel_comes_back_to_its_place(spec, n, size, rng):
+def test_every_pixel_returns_to_its_place(spec, n, size, rng):
     layout = plan_tiles(spec, *size, divisor=2)
     assert layout.height >= size[0] and layout.width >= size[1]
     assert layout.height % 2 == 0 and layout.width % 2 == 0
@@ -64,7 +64,7 @@ def test_tiles_stand_row_by_row_in_arrival_order():
 
 
 @pytest.mark.parametrize("side", [20, 21, 30, 31, 32])
-def test_as_many_tiles_as_fit(side):
+def test_a_frame_holds_as_many_tiles_as_fit(side):
     assert plan_tiles(FIXED, side, side, divisor=2).images_per_frame == (64 // (side + side % 2)) ** 2
 
 
@@ -112,13 +112,13 @@ def test_flexible_engine_sees_images_at_their_own_size():
     layout = plan_tiles(FLEXIBLE, 50, 97, divisor=8)
     assert (layout.frame_height, layout.frame_width) == (layout.height, layout.width) == (56, 104)
     assert plan_tiles(FLEXIBLE, 3, 3, divisor=2).height == 32  # not below what it was trained on
-    assert plan_tiles(FLEXIBLE, 32, 32, divisor=2, tile_size=64).images_per_frame == 4  # but tiles where asked
+    assert plan_tiles(FLEXIBLE, 32, 32, divisor=2, tile_size=64).images_per_frame == 4  # but tiles on request
 
 
 @pytest.mark.parametrize("spec", [FLEXIBLE, make_spec(multiple=16, min_side=48), FIXED], ids=["4", "16", "fixed"])
 @pytest.mark.parametrize("divisor", [1, 2, 3, 4, 6, 12, 16])
-def test_plans_hold_what_they_say(spec, divisor):
-    """Frames that the engine takes, filled by windows that leave no gap, for all sides around the limits."""
+def test_plans_are_valid_for_all_sizes(spec, divisor):
+    """The engine takes the frames, and windows leave no gap, for all sides around the limits."""
     if not spec.flexible and 64 % divisor:
         with pytest.raises(InputError, match="expected a size that divides the UNet input of 64"):
             plan_tiles(spec, 32, 32, divisor)
@@ -140,7 +140,7 @@ def test_plans_hold_what_they_say(spec, divisor):
 
 
 def test_windows_of_a_thin_image_are_thin():
-    """Square ones would be four times the work, and mostly padding."""
+    """Square windows would cost four times the work, mostly for padding."""
     layout = plan_tiles(FLEXIBLE, 1, 4000, divisor=2)
     assert (layout.frame_height, layout.frame_width, layout.height, layout.ys) == (32, 128, 32, (0,))
     assert layout.frames(1) * layout.frame_pixels < 1.4 * 32 * 4000
@@ -149,8 +149,8 @@ def test_windows_of_a_thin_image_are_thin():
 
 
 @pytest.mark.parametrize("length", [129, 200, 224, 225, 300, 1000])
-def test_windows_are_no_larger_than_as_many_must_be(length):
-    """For 129 pixels two windows of 128 would be four times its area twice over."""
+def test_windows_are_the_smallest_for_their_number(length):
+    """For 129 pixels, two windows of 128 per axis would compute four times the area."""
     layout = plan_tiles(FLEXIBLE, length, length, divisor=2)
     side, state = layout.frame_width, layout.width
     most = len(tiling._corners(state, 128, 32, 4))
@@ -160,22 +160,22 @@ def test_windows_are_no_larger_than_as_many_must_be(length):
 
 @pytest.mark.parametrize("spec", [FLEXIBLE, FIXED], ids=["flexible", "fixed"])
 def test_no_noise_is_repeated_to_fill_a_window(spec):
-    """The image is padded, and has noise of its own there: the same noise twice is nothing that a UNet knows."""
+    """Padding gets noise of its own, because a UNet is not trained on repeated noise."""
     seen = []
 
-    class Watching(FakeEngine):
+    class Recording(FakeEngine):
         def __call__(self, x, t):
             seen.append(x.copy())
             return super().__call__(x, t)
 
-    Purifier(Watching(spec), "blur2", seed=1, steps=2).run(np.full((1, 2, 300, 3), 128, np.uint8))
+    Purifier(Recording(spec), "blur2", seed=1, steps=2).run(np.full((1, 2, 300, 3), 128, np.uint8))
     rows = seen[0][0, 0]
     correlation = np.corrcoef(rows) - np.eye(len(rows))
     assert np.abs(correlation).max() < 0.7  # of independent normals: 5.7 of their deviations
 
 
 @pytest.mark.parametrize("side", [500, 505, 511, 512, 513, 600])
-def test_a_blur_that_does_not_divide_the_largest_frame_has_smaller_ones(side):
+def test_a_blur_that_does_not_divide_the_largest_frame_uses_smaller_ones(side):
     layout = plan_tiles(make_spec(max_side=512), side, side, divisor=3)
     assert layout.frame_height == layout.frame_width <= 504 and layout.frame_width % 12 == 0
 
@@ -183,8 +183,8 @@ def test_a_blur_that_does_not_divide_the_largest_frame_has_smaller_ones(side):
 def test_noise_that_would_repeat_is_refused():
     assert plan_tiles(FLEXIBLE, 1, 65536, divisor=2).width == 65536
     for size, divisor, most in (((1, 65537), 2, 65536), ((70000, 9), 1, 65536), ((1, 65536), 3, 65535)):
-        said = f"image: got {size[1]} x {size[0]} pixels, expected sides of at most {most}; cut the image into parts"
-        with pytest.raises(InputError, match=said):
+        message = f"image: got {size[1]} x {size[0]} pixels, expected sides of at most {most}; cut the image into parts"
+        with pytest.raises(InputError, match=message):
             plan_tiles(FLEXIBLE, *size, divisor=divisor)
 
 
@@ -197,7 +197,7 @@ def test_padding_mirrors_and_single_pixels_repeat():
     assert (one == 9).all()
 
 
-def test_bad_plans_are_refused():
+def test_invalid_plans_are_refused():
     with pytest.raises(InputError, match="cells of 3 pixels, expected a size that divides the UNet input of 64"):
         plan_tiles(FIXED, 32, 32, divisor=3)
     with pytest.raises(
@@ -210,7 +210,7 @@ def test_bad_plans_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         (lambda x: x.astype(np.float64), "float32 array"),
         (lambda x: x[:, :2], "expected eps"),
@@ -218,16 +218,16 @@ def test_bad_plans_are_refused():
         (lambda x: x * np.float32(np.nan), "not finite"),
     ],
 )
-def test_a_wrong_answer_of_the_engine_is_named(answer, said):
+def test_invalid_outputs_of_an_engine_are_refused(answer, message):
     def engine(x, t):
         return answer(x)
 
     engine.spec = FIXED
-    with pytest.raises(EngineError, match=said):
+    with pytest.raises(EngineError, match=message):
         TiledDenoiser(engine, plan_tiles(FIXED, 64, 64, divisor=2))(np.ones((1, 3, 64, 64), np.float32), 1)
 
 
-def test_an_engine_that_returns_its_input_is_harmless():
+def test_an_engine_may_return_its_input():
     def engine(x, t):
         return x
 
