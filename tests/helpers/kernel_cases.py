@@ -144,10 +144,10 @@ def exact_normals(seed: int, keys: np.ndarray, step: int, height: int, width: in
 def counter_with(word: int, place: int, seed: int, side: int) -> tuple[int, int, int, int]:
     """Return row, column (below `side`), step and noise key whose Philox words have `word` at `place`.
 
-    Run Philox backwards for two million values of the other words; some lead to a pixel of the image."""
+    Run Philox backwards for half a million values of the other words; some lead to a pixel of the image."""
     m0, m1, mask, shift = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57), np.uint64(0xFFFFFFFF), np.uint64(32)
     back0, back1 = (np.uint64(pow(int(m), -1, 2**32)) for m in (m0, m1))
-    c = np.random.default_rng(word + place).integers(0, 2**32, (4, 1 << 21), np.uint64)
+    c = np.random.default_rng(word + place).integers(0, 2**32, (4, 1 << 19), np.uint64)
     c[place] = word
     for i in reversed(range(10)):
         k0, k1 = (seed + i * 0x9E3779B9) & 0xFFFFFFFF, ((seed >> 32) + i * 0xBB67AE85) & 0xFFFFFFFF

@@ -66,7 +66,7 @@ class Runner:
 def _shim() -> tuple[tempfile.TemporaryDirectory[str], Host]:
     folder = tempfile.TemporaryDirectory()
     # the sanitizer finds misaligned wide accesses and overflows
-    return folder, Host(Path(folder.name), ("-O2", "-fsanitize=undefined", "-fno-sanitize-recover=all"))
+    return folder, Host(Path(folder.name), ("-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all"))
 
 
 def runner(kind: str) -> Runner:
