@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from zipsdk.models.spec import ModelSpec
@@ -25,3 +27,15 @@ class FakeEngine:
         scale = np.asarray(t, x.dtype)[:, None, None, None] / 1000
         mixed = 0.8 * x + 0.2 * np.roll(x, 1, axis=-1) * 0.5 + 0.1 * x[:, ::-1]
         return (np.tanh(mixed) * (0.3 + 0.6 * scale)).astype(x.dtype)
+
+
+class FunctionEngine(FakeEngine):
+    """A fake engine that computes eps by a function of x and t."""
+
+    def __init__(self, function: Callable[[np.ndarray, np.ndarray], np.ndarray], spec: ModelSpec | None = None):
+        super().__init__(spec)
+        self.function = function
+
+    def __call__(self, x: np.ndarray, t: np.ndarray) -> np.ndarray:
+        self.calls.append((x.shape, float(t[0])))
+        return self.function(x, t)

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 import zipsdk
-from tests.fakes.device import FakeDeviceEngine
+from tests.fakes.device_engine import FakeDeviceEngine
 from tests.fakes.engine import FakeEngine
 
 

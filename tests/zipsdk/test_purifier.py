@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, FunctionEngine
 from tests.helpers.images import noise_images
 from tests.helpers.paths import ROOT
 from zipsdk import Blur, Grayscale, InputError, OneOf, Purifier
@@ -69,13 +69,12 @@ def test_an_image_gives_the_same_result_in_another_process():
 def test_tiled_images_get_the_same_noise_in_any_tile():
     """Use an engine that works pixel by pixel, so that neighbors and places have no effect."""
 
-    class Pointwise(FakeEngine):
-        def __call__(self, x, t):
-            return np.tanh(x) * np.float32(0.5)
+    def pointwise(x, t):
+        return np.tanh(x) * np.float32(0.5)
 
     batch = noise_images(9)
-    tiled = Purifier(Pointwise(), "blur2", seed=1, tile_size=64)
-    direct = Purifier(Pointwise(), "blur2", seed=1)
+    tiled = Purifier(FunctionEngine(pointwise), "blur2", seed=1, tile_size=64)
+    direct = Purifier(FunctionEngine(pointwise), "blur2", seed=1)
     np.testing.assert_array_equal(tiled.run(batch), direct.run(batch))
     np.testing.assert_array_equal(tiled.run(batch[[5, 1, 8]]), direct.run(batch)[[5, 1, 8]])
 

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, FunctionEngine
 from tests.helpers.images import noise_images
 from tests.helpers.paths import ROOT
 from zipsdk import InputError, Purifier
@@ -28,18 +28,19 @@ def test_stream_keeps_order_and_reads_ahead():
                 inside.set()
             yield b
 
-    class Waiting(FakeEngine):
-        def __call__(self, x, t):
-            # fails unless the second batch is read while the first is computed
-            assert inside.wait(20), "the next batch was not read while this one computed"
-            return super().__call__(x, t)
+    plain = FakeEngine()
 
-    purifier = Purifier(Waiting(), "blur2", seed=1)
+    def waiting(x, t):
+        # fails unless the second batch is read while the first is computed
+        assert inside.wait(20), "the next batch was not read while this one computed"
+        return plain(x, t)
+
+    purifier = Purifier(FunctionEngine(waiting), "blur2", seed=1)
     out = list(purifier.stream(source()))
     assert reading == [0, 1, 2, 3, 4]
-    plain = Purifier(FakeEngine(), "blur2", seed=1)
+    direct = Purifier(FakeEngine(), "blur2", seed=1)
     for got, batch in zip(out, batches, strict=True):
-        np.testing.assert_array_equal(got, plain.run(batch))
+        np.testing.assert_array_equal(got, direct.run(batch))
 
 
 def test_stream_raises_at_the_position_of_the_invalid_batch():

@@ -9,12 +9,15 @@ from tests.fakes.engine import FakeEngine, make_spec
 from tests.helpers.literal import AB, ROUNDING, Fixed, eps_model, literal_ddpm, smooth_images, state
 
 pytest.importorskip("skimage")
+pytest.importorskip("torch")
 
 from bench.common.ssim import ssim_map_channels
 from bench.defenses.diffusion import Start, ancestral
 from bench.defenses.sampdetox import GRAY_WEIGHTS, SampDetox, levels, second_stage
 from zipsdk.errors import InputError
 from zipsdk.sampling.noise import STEP_INITIAL
+
+pytestmark = pytest.mark.torch
 
 
 def literal_ssim(x, y, at, top):

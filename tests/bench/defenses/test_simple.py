@@ -11,6 +11,7 @@ from tests.fakes.engine import FakeEngine, make_spec
 from tests.helpers.literal import AB, smooth_images
 
 pytest.importorskip("skimage")
+pytest.importorskip("torch")
 
 from PIL import Image
 
@@ -27,6 +28,8 @@ from zipsdk.sampling.noise import STEP_INITIAL
 from zipsdk.sampling.schedule import step_table
 from zipsdk.sampling.state import pad
 from zipsdk.transforms import Blur, Grayscale, Linear, OneOf
+
+pytestmark = pytest.mark.torch
 
 
 def all_defenses(engine: FakeEngine) -> list:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, FunctionEngine
 from zipsdk import cli, gpu
 from zipsdk.cli import doctor
 from zipsdk.errors import EngineError, MissingDependencyError
@@ -179,11 +179,7 @@ def test_all_lines_on_a_machine_with_a_gpu(machine, monkeypatch, capsys):
      (lambda x: 1 / 0, "division by zero")],
 )  # fmt: skip
 def test_a_model_with_wrong_outputs_is_not_ok(monkeypatch, answer, message):
-    class Broken(FakeEngine):
-        def __call__(self, x, t):
-            return answer(x)
-
     monkeypatch.setattr(doctor, "list_models", lambda: ["toy"])
-    monkeypatch.setattr(doctor, "load_engine", lambda name: Broken())
+    monkeypatch.setattr(doctor, "load_engine", lambda name: FunctionEngine(lambda x, t: answer(x)))
     (check,) = doctor._self_tests()
     assert check.name == "model toy" and not check.ok and message in check.detail and check.fix

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.fakes.device import FakeDeviceEngine
+from tests.fakes.device_engine import FakeDeviceEngine
 from tests.fakes.engine import FakeEngine, make_spec
 from tests.helpers.gpu_pairs import FIXED, assert_same, make, noise_images
 from zipsdk.errors import EngineError

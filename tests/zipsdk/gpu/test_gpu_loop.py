@@ -9,8 +9,8 @@ import pytest
 
 import zipsdk
 from kernels.launch import SOURCES
-from tests.fakes.device import FakeDeviceEngine
-from tests.fakes.engine import FakeEngine, make_spec
+from tests.fakes.device_engine import FakeDeviceEngine
+from tests.fakes.engine import FakeEngine, FunctionEngine, make_spec
 from tests.helpers.gpu_pairs import FIXED, SETTINGS, assert_same, in_flight, make, noise_images
 from zipsdk import gpu as gpu_package
 from zipsdk.errors import EngineError, InputError
@@ -100,12 +100,11 @@ def test_one_call_takes_mixed_sizes(device, rng):
 def test_an_error_in_one_size_leaves_no_batch_in_flight(device, rng):
     plain = FakeEngine()
 
-    class Overflows(FakeEngine):
-        def __call__(self, x, t):
-            eps = plain(x, t)
-            return eps * np.float32(np.inf) if x.shape[2] == 40 and bad else eps
+    def overflowing(x, t):
+        eps = plain(x, t)
+        return eps * np.float32(np.inf) if x.shape[2] == 40 and bad else eps
 
-    gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device))
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FunctionEngine(overflowing), device))
     batch, bad = [noise_images(rng, 1, h, 32)[0] for h in (32, 40, 48, 56)], [True]
     with np.errstate(invalid="ignore"), pytest.raises(EngineError, match="not finite"):
         gpu.run(batch)
@@ -121,14 +120,13 @@ def test_a_result_that_is_not_finite_is_refused_and_the_next_one_is_correct(devi
     plain = FakeEngine()
     bad = []
 
-    class Overflows(FakeEngine):
-        def __call__(self, x, t):
-            eps = plain(x, t)
-            if bad:
-                eps[0, 1, 3, 5] = np.inf
-            return eps
+    def overflowing(x, t):
+        eps = plain(x, t)
+        if bad:
+            eps[0, 1, 3, 5] = np.inf
+        return eps
 
-    gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device))
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FunctionEngine(overflowing), device))
     batch = noise_images(rng, 2, 32, 32)
     bad.append(1)
     with pytest.raises(EngineError, match="not finite"):

@@ -7,8 +7,9 @@ import warnings
 import numpy as np
 import pytest
 
-from tests.fakes.device import FakeDevice, FakeDeviceEngine
-from tests.fakes.engine import FakeEngine
+from tests.fakes.device import FakeDevice
+from tests.fakes.device_engine import FakeDeviceEngine
+from tests.fakes.engine import FakeEngine, FunctionEngine
 from tests.helpers.gpu_pairs import assert_same, make, noise_images
 from zipsdk.errors import EngineError, OutOfMemoryError
 from zipsdk.gpu import buffers as gpu_buffers
@@ -136,13 +137,12 @@ def test_idle_buffers_are_freed_before_those_of_a_batch_in_flight(device, rng):
 
 
 def test_a_batch_finished_early_for_its_memory_raises_its_own_error(device, rng):
-    bad = []
+    plain, bad = FakeEngine(), []
 
-    class Overflows(FakeEngine):
-        def __call__(self, x, t):
-            return super().__call__(x, t) * np.float32(np.inf if bad and x.shape[2] == 40 else 1)
+    def overflowing(x, t):
+        return plain(x, t) * np.float32(np.inf if bad and x.shape[2] == 40 else 1)
 
-    gpu, cpu = make(device, engine=FakeDeviceEngine(Overflows(), device), preset="fast")
+    gpu, cpu = make(device, engine=FakeDeviceEngine(FunctionEngine(overflowing), device), preset="fast")
     batches = [noise_images(rng, 1, side, side) for side in (40, 44)]
     leave_room_for_one(device, gpu, batches)
     bad.append(1)

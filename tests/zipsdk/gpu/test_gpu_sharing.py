@@ -6,7 +6,7 @@ import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.fakes.device import FakeDeviceEngine
+from tests.fakes.device_engine import FakeDeviceEngine
 from tests.fakes.engine import FakeEngine
 from tests.helpers.gpu_pairs import Meanwhile, assert_same, make, noise_images
 from zipsdk.errors import OutOfMemoryError

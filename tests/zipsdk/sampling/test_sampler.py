@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.fakes.engine import make_spec
+from tests.helpers.literal import Fixed, eps_model
 from zipsdk.errors import InputError
 from zipsdk.sampling import sampler
 from zipsdk.sampling.guidance import Guidance, PerImageGuidance
@@ -28,22 +29,6 @@ TRANSFORM_SETS = {
     "separable": [Linear.separable(DCT[:3], DCT[:2])],
     "full": [Linear(np.random.default_rng(3).standard_normal((5, 12)), block=(2, 2)), Grayscale()],
 }
-
-
-class Fixed:
-    """Noise drawn once per step in float64, so that the reference and the loop use the same values."""
-
-    def __init__(self, n: int):
-        self.n, self.store = n, {}
-
-    def normal(self, step: int, height: int, width: int) -> np.ndarray:
-        if step not in self.store:
-            self.store[step] = np.random.default_rng(step + 1).standard_normal((self.n, 3, height, width))
-        return self.store[step].copy()
-
-
-def eps_model(x: np.ndarray, t: int) -> np.ndarray:
-    return np.tanh(0.8 * x + 0.2 * np.roll(x, 1, axis=-1) - 0.1 * x[:, ::-1]) * (0.3 + 0.6 * t / 1000)
 
 
 def literal_x_tilde(x_t, eps_t, x_p, ab, lam, transforms):

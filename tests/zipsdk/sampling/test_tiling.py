@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.fakes.engine import FakeEngine, make_spec
+from tests.fakes.engine import FakeEngine, FunctionEngine, make_spec
 from zipsdk import Purifier
 from zipsdk.errors import EngineError, InputError
 from zipsdk.sampling import state, tiling
@@ -17,12 +17,9 @@ FLEXIBLE = make_spec()
 COARSE = make_spec(min_side=64, max_side=64, multiple=64)
 
 
-class Pointwise(FakeEngine):
+def pointwise(x, t):
     """Return eps = x * t / (t + 1) pixel by pixel, which shows the place of each pixel."""
-
-    def __call__(self, x, t):
-        self.calls.append((x.shape, float(t[0])))
-        return (x * (t / (t + 1))[:, None, None, None]).astype(np.float32)
+    return (x * (t / (t + 1))[:, None, None, None]).astype(np.float32)
 
 
 @pytest.mark.parametrize("spec", [FIXED, FLEXIBLE, COARSE], ids=["fixed", "flexible", "coarse"])
@@ -33,7 +30,7 @@ def test_every_pixel_returns_to_its_place(spec, n, size, rng):
     layout = plan_tiles(spec, *size, divisor=2)
     assert layout.height >= size[0] and layout.width >= size[1]
     assert layout.height % 2 == 0 and layout.width % 2 == 0
-    engine = Pointwise(spec)
+    engine = FunctionEngine(pointwise, spec)
     x = rng.standard_normal((n, 3, layout.height, layout.width)).astype(np.float32)
     got = TiledDenoiser(engine, layout)(x, 7)
     # window weights sum to 1 up to rounding
@@ -49,12 +46,7 @@ def test_tiles_stand_row_by_row_in_arrival_order():
     layout = plan_tiles(FIXED, 32, 32, divisor=2)
     assert (layout.rows, layout.columns, layout.images_per_frame) == (2, 2, 4)
     seen = []
-
-    def engine(x, t):
-        seen.append(x.copy())
-        return x
-
-    engine.spec = FIXED
+    engine = FunctionEngine(lambda x, t: seen.append(x.copy()) or x, FIXED)
     x = np.broadcast_to(np.arange(5, dtype=np.float32)[:, None, None, None], (5, 3, 32, 32)).copy()
     TiledDenoiser(engine, layout)(x, 1)
     (frames,) = seen
@@ -71,12 +63,7 @@ def test_a_frame_holds_as_many_tiles_as_fit(side):
 def test_uncovered_border_mirrors_the_tiles():
     """A frame of 64 holds two tiles of 30: the last 4 rows are the mirrored ones before them."""
     seen = []
-
-    def engine(x, t):
-        seen.append(x.copy())
-        return x
-
-    engine.spec = FIXED
+    engine = FunctionEngine(lambda x, t: seen.append(x.copy()) or x, FIXED)
     x = np.random.default_rng(0).standard_normal((4, 3, 30, 30)).astype(np.float32)
     TiledDenoiser(engine, plan_tiles(FIXED, 30, 30, divisor=2))(x, 1)
     np.testing.assert_array_equal(seen[0][:, :, 60:64], seen[0][:, :, 58:54:-1])
@@ -98,10 +85,10 @@ def test_windows_cover_everything_and_weights_sum_to_one(length):
 def test_windows_agree_in_their_overlaps(rng):
     """The blended eps of an engine that is off by a constant per window has no step at a window's border."""
 
-    def engine(x, t):
-        return x + np.arange(len(x), dtype=np.float32)[:, None, None, None]  # each window answers differently
+    def shifted(x, t):
+        return x + np.arange(len(x), dtype=np.float32)[:, None, None, None]  # a constant for each window
 
-    engine.spec = FIXED
+    engine = FunctionEngine(shifted, FIXED)
     layout = plan_tiles(FIXED, 160, 64, divisor=2)
     eps = TiledDenoiser(engine, layout)(np.zeros((1, 3, 160, 64), np.float32), 1)
     steps = np.abs(np.diff(eps[0, 0, :, 10]))
@@ -161,14 +148,9 @@ def test_windows_are_the_smallest_for_their_number(length):
 @pytest.mark.parametrize("spec", [FLEXIBLE, FIXED], ids=["flexible", "fixed"])
 def test_no_noise_is_repeated_to_fill_a_window(spec):
     """Padding gets noise of its own, because a UNet is not trained on repeated noise."""
-    seen = []
-
-    class Recording(FakeEngine):
-        def __call__(self, x, t):
-            seen.append(x.copy())
-            return super().__call__(x, t)
-
-    Purifier(Recording(spec), "blur2", seed=1, steps=2).run(np.full((1, 2, 300, 3), 128, np.uint8))
+    seen, plain = [], FakeEngine(spec)
+    engine = FunctionEngine(lambda x, t: seen.append(x.copy()) or plain(x, t), spec)
+    Purifier(engine, "blur2", seed=1, steps=2).run(np.full((1, 2, 300, 3), 128, np.uint8))
     rows = seen[0][0, 0]
     correlation = np.corrcoef(rows) - np.eye(len(rows))
     assert np.abs(correlation).max() < 0.7  # of independent normals: 5.7 of their deviations
@@ -219,19 +201,13 @@ def test_invalid_plans_are_refused():
     ],
 )
 def test_invalid_outputs_of_an_engine_are_refused(answer, message):
-    def engine(x, t):
-        return answer(x)
-
-    engine.spec = FIXED
+    engine = FunctionEngine(lambda x, t: answer(x), FIXED)
     with pytest.raises(EngineError, match=message):
         TiledDenoiser(engine, plan_tiles(FIXED, 64, 64, divisor=2))(np.ones((1, 3, 64, 64), np.float32), 1)
 
 
 def test_an_engine_may_return_its_input():
-    def engine(x, t):
-        return x
-
-    engine.spec = FIXED
+    engine = FunctionEngine(lambda x, t: x, FIXED)
     x = np.ones((1, 3, 64, 64), np.float32)
     eps = TiledDenoiser(engine, plan_tiles(FIXED, 64, 64, divisor=2))(x, 1)
     x *= 5
