@@ -26,7 +26,7 @@ from tests.fuzz.worker import write
 
 
 def main(argv: list[str]) -> int:
-    """Run what has no record yet, then print what all records say."""
+    """Run what has no record yet, then print all records."""
     parser = argparse.ArgumentParser(prog="fuzz", description="Fuzz zipsdk; interrupted runs resume.")
     parser.add_argument("kinds", nargs="*", help=f"all of them, or some of {', '.join(KINDS)}")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Arguments of the public functions with values of any type: an `InputError` or another of our errors, or a result."""
+"""Arguments of the public functions with values of any type: an error of zipsdk, or a result."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _calls() -> dict[str, Call]:
 CALLS = _calls()
 
 
-def odd_argument(draw: Draw) -> Recipe:
+def draw_argument(draw: Draw) -> Recipe:
     """Draw a call and a value."""
     return {"call": draw(st.sampled_from(sorted(CALLS))), "value": draw(st.sampled_from(sorted(MORE)))}
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.fuzz.edits import Draw
 from tests.fuzz.recipes import Recipe
 from tests.fuzz.seeds import THUMBNAIL, profile
-from tests.fuzz.tiff import odd_exif
+from tests.fuzz.tiff import draw_exif
 
 DTYPES = ("u1", "u1", "u1", "<u2", ">u2", "<f2", ">f2", "<f4", "<f4", ">f4", "<f8", ">f8", "?", "i1", "<i2",
           "<i4", "<i8",
@@ -40,7 +40,7 @@ SUFFIXES = (
 )
 
 
-def odd_array(draw: Draw) -> Recipe:
+def draw_array(draw: Draw) -> Recipe:
     """Draw the recipe of one array."""
     rank = draw(st.sampled_from((3, 3, 3, 4, 4, 4, 2, 2, 0, 1, 5)))
     shape = draw(st.lists(st.sampled_from((1, 2, 3, 4, 5, 9, 3, 8, 0)), min_size=rank, max_size=rank))
@@ -56,12 +56,12 @@ def odd_array(draw: Draw) -> Recipe:
     }
 
 
-def odd_arrays(draw: Draw) -> Recipe:
+def draw_arrays(draw: Draw) -> Recipe:
     """Draw the recipe of a batch: one array, or a list of some."""
     wrap = draw(st.sampled_from(("none", "none", "none", "list", "tuple")))
     count = 1 if wrap == "none" else draw(st.integers(0, 3))
     data_format = draw(st.sampled_from(("NHWC", "NHWC", "NCHW")))
-    return {"wrap": wrap, "data_format": data_format, "arrays": [odd_array(draw) for _ in range(count)]}
+    return {"wrap": wrap, "data_format": data_format, "arrays": [draw_array(draw) for _ in range(count)]}
 
 
 def array_of(recipe: Recipe) -> np.ndarray[Any, Any]:
@@ -112,7 +112,7 @@ def _view(a: np.ndarray[Any, Any], view: str) -> np.ndarray[Any, Any]:
     return a
 
 
-def odd_pil(draw: Draw) -> Recipe:
+def draw_pil(draw: Draw) -> Recipe:
     """Draw the recipe of a PIL image; `info` holds what programs, rather than files, leave there."""
     values = st.sampled_from(("bytes", "text", "number", "none", "list", "empty", "valid"))
     keys = ("exif", "icc_profile", "transparency", "gamma", "dpi", "xmp", "comment", "background", "loop")
@@ -120,7 +120,7 @@ def odd_pil(draw: Draw) -> Recipe:
         "mode": draw(st.sampled_from(MODES)),
         "size": draw(st.sampled_from(((12, 9), (1, 1), (5, 3), (0, 4), (3, 0), (600, 500)))),
         "info": {k: draw(values) for k in draw(st.lists(st.sampled_from(keys), max_size=3, unique=True))},
-        "exif": odd_exif(draw, THUMBNAIL).hex(),
+        "exif": draw_exif(draw, THUMBNAIL).hex(),
         "suffix": draw(st.sampled_from(SUFFIXES)),
     }
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.edits import Draw, damage, index, number, patched, shuffled, some_bytes
 from tests.fuzz.seeds import THUMBNAIL, base_files, profile
-from tests.fuzz.tiff import odd_exif
+from tests.fuzz.tiff import draw_exif
 
 RIFF_NAMES = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP ", b"JUNK")
 BOX_NAMES = (b"ftyp", b"meta", b"hdlr", b"pitm", b"iinf", b"iloc", b"iref", b"iprp", b"ipco", b"ipma", b"ispe",
@@ -51,7 +51,7 @@ def joined_riff(parts: list[Box], size: int | None) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body) if size is None else size) + body
 
 
-def odd_webp(draw: Draw) -> bytes:
+def draw_webp(draw: Draw) -> bytes:
     """Draw a WebP that is wrong in one to four places."""
     parts = riff(draw(st.sampled_from(base_files("webp"))))
 
@@ -70,7 +70,7 @@ def odd_webp(draw: Draw) -> bytes:
 
     for _ in range(draw(st.sampled_from((0, 0, 1, 2)))):
         name = draw(st.sampled_from(RIFF_NAMES))
-        content = {b"EXIF": lambda: odd_exif(draw, THUMBNAIL), b"ICCP": lambda: profile()[: draw(st.integers(0, 200))]}
+        content = {b"EXIF": lambda: draw_exif(draw, THUMBNAIL), b"ICCP": lambda: profile()[: draw(st.integers(0, 200))]}
         parts = [p for p in parts if p.name != name] if draw(st.booleans()) else parts
         parts.insert(index(draw, len(parts) + 1), Box(name, content.get(name, lambda: some_bytes(draw))(), []))
         for p in parts:
@@ -109,7 +109,7 @@ def _all(parts: list[Box]) -> list[Box]:
     return [b for p in parts for b in (p, *_all(p.inner))]
 
 
-def odd_avif(draw: Draw) -> bytes:
+def draw_avif(draw: Draw) -> bytes:
     """Draw an AVIF that is wrong in one to four places."""
     parts = boxes(draw(st.sampled_from(base_files("avif"))))
     for _ in range(draw(st.sampled_from((1, 1, 1, 2, 3)))):
@@ -134,7 +134,7 @@ def odd_avif(draw: Draw) -> bytes:
         elif what == "exif":
             last = next((p for p in parts if p.name == b"mdat"), box)
             at = last.head.find(b"Exif\0\0")
-            new = odd_exif(draw, THUMBNAIL)
+            new = draw_exif(draw, THUMBNAIL)
             last.head = (
                 last.head[:at] + new[: len(last.head) - at] + last.head[at + len(new) :] if at >= 0 else last.head
             )

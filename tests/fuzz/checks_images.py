@@ -1,4 +1,4 @@
-"""What must hold for any image file, array or PIL image: a valid image or a refusal, and outputs that can be read."""
+"""Check image files, arrays and PIL images: a valid image or a refusal, and outputs that can be read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from zipsdk import images
 from zipsdk.errors import ImageReadError, InputError
 
 MAX_PIXELS = 250_000
-#: What our own warnings begin with: the file or the image.
+#: Starts of zipsdk's warnings: the file or the image.
 NAMES = ("input", "saved", "out.", "PIL image")
 
 
 def _leaks(caught: list[warnings.WarningMessage]) -> list[str]:
-    """List the warnings that do not say which image they are about: they are none of ours."""
+    """List the warnings that name no image: warnings of zipsdk name it."""
     return [
         f"{w.category.__name__}: {w.message}"
         for w in caught
@@ -37,7 +37,7 @@ def _valid(rgb: Any, most: int) -> None:
 
 
 def _written(image: Image.Image, expected: np.ndarray, folder: Path, suffix: str) -> None:
-    """Save a purified image as PNG and as what its input was, and look at the bytes."""
+    """Save a purified image as PNG and in the format of its input, and check the bytes."""
     for name in dict.fromkeys((".png", suffix)):
         target = folder / f"out{name}"
         try:
@@ -68,7 +68,7 @@ def check_file(recipe: Recipe, folder: Path) -> str:
                     return "not opened by Pillow"
                 loaded = images.read_one(item, max_pixels=MAX_PIXELS)
         except ImageReadError as e:
-            demand(" got " in str(e) and ("wanted" in str(e) or "expected" in str(e)), f"a refusal without reason: {e}")
+            demand(" got " in str(e) and "expected" in str(e), f"a refusal without reason: {e}")
             demand("input" in str(e) or way != "path", f"a refusal that does not name the file: {e}")
             if way in ALIKE:
                 demand(_pixels(path) is None, f"refused as {way} and read by its path: {e}")

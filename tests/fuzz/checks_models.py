@@ -1,4 +1,4 @@
-"""What must hold for specs, sidecars, plans' sidecars and ONNX files."""
+"""Check specs, sidecars, plans' sidecars and ONNX files."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
 CODES = {0, 1, 2, 3, 130, 141}
 
 
-def odd_command(draw: Draw) -> Recipe:
+def draw_command(draw: Draw) -> Recipe:
     """Draw the recipe of a command line."""
     name = draw(st.sampled_from(("purify", "purify", "purify", "purify", "info", "build", "models", "none")))
     argv = [name] if name != "none" or draw(st.booleans()) else []
@@ -147,7 +147,7 @@ def _sources(folder: Path) -> dict[str, bytes]:
 
 
 def check_command(recipe: Recipe, folder: Path) -> str:
-    """Run a command line: it ends with a documented code, says why on stderr, and leaves its inputs alone."""
+    """Run a command line: it ends with a documented code, prints the reason on stderr and keeps its inputs."""
     shutil.copytree(_template(), folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("done"))
     code, _, err = _run(folder, recipe["argv"])
     demand(code in CODES, f"exit code {code!r}")
@@ -163,7 +163,7 @@ def _line(how: str, line: str) -> list[str]:
 
 
 def check_manifest(recipe: Recipe, folder: Path) -> str:
-    """Continue a run whose manifest is damaged: a refusal, or all outputs there; and again, which does nothing."""
+    """Continue a run with a damaged manifest: it is refused or completes, and a repetition does nothing."""
     shutil.copytree(_template(), folder, dirs_exist_ok=True)
     out = folder / "done"
     template = str(_template())

@@ -74,11 +74,11 @@ class Memory:
         self._before = self._value("VmRSS")
 
     def grown(self) -> float:
-        """Return megabytes above what there was at `reset`."""
+        """Return the growth since `reset` in megabytes."""
         return max(0, self._value("VmHWM") - self._before) / 1024 if self.works else 0.0
 
     def start(self) -> None:
-        """Reset where that is possible."""
+        """Reset if the system allows it."""
         if self.works:
             self.reset()
 
@@ -91,14 +91,14 @@ class Memory:
 
 
 def open_files() -> int:
-    """Count the open files of this process; 0 where /proc is not there."""
+    """Count the open files of this process; 0 without /proc."""
     return sum(1 for _ in _FILES.iterdir()) if _FILES.exists() else 0
 
 
 def failure_of(
     kind: Kind, recipe: Recipe, folder: Path, memory: Memory
 ) -> tuple[str, float, float, BaseException | None]:
-    """Check one input: (result, CPU seconds, megabytes, what is wrong with it or None)."""
+    """Check one input; return result, CPU seconds, megabytes, and the failure or None."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -129,7 +129,7 @@ def failure_of(
 
 
 def _property(draw_recipe: Callable[[Any], Recipe], use: Callable[[Recipe], None]) -> Callable[[], None]:
-    """A Hypothesis test of one argument, `st.data()`."""
+    """Return a Hypothesis test of one argument, `st.data()`."""
 
     @given(st.data())
     def run(data: st.DataObject) -> None:
@@ -140,7 +140,7 @@ def _property(draw_recipe: Callable[[Any], Recipe], use: Callable[[Recipe], None
 
 def run_chunk(name: str, number: int, count: int, folder: Path, *, poison: Collection[str] = (), shrink: bool = True,
               announce: Callable[[Recipe], None] = lambda recipe: None) -> Record:  # fmt: skip
-    """Draw and check `count` different inputs, or fewer where there are no more.
+    """Draw and check `count` different inputs, or fewer if there are no more.
 
     The same code draws the same inputs for a `number` each time.
 
@@ -148,7 +148,7 @@ def run_chunk(name: str, number: int, count: int, folder: Path, *, poison: Colle
         folder: a scratch folder, emptied for each input.
         poison: digests of inputs that killed an earlier process; they are counted and not run.
         shrink: look for a smaller input for each finding.
-        announce: told each input before it runs.
+        announce: called with each input before it runs.
     """
     kind, record, memory = kind_of(name), Record(name), Memory()
     files, seen = 0, set[str]()
@@ -208,8 +208,8 @@ def _smaller(name: str, number: int, base: settings, found: dict[str, Any], fold
     """Shrink a finding: the smallest input with the same signature within `SHRINKS` executions."""
     kind = kind_of(name)
     best: Recipe = found["recipe"]
-    wanted, left = signature_of(kind, best, folder, memory), SHRINKS
-    if wanted is None:
+    expected, left = signature_of(kind, best, folder, memory), SHRINKS
+    if expected is None:
         return best  # it does not fail twice; the first input is kept
 
     def use(recipe: Recipe) -> None:
@@ -219,11 +219,11 @@ def _smaller(name: str, number: int, base: settings, found: dict[str, Any], fold
         if not left:
             raise _Enough
         announce(recipe)
-        if signature_of(kind, recipe, folder, memory) == wanted:
+        if signature_of(kind, recipe, folder, memory) == expected:
             left = min(left, SHRINKS - 1)
             if len(json.dumps(recipe)) <= len(json.dumps(best)):
                 best = recipe
-            raise AssertionError(wanted)
+            raise AssertionError(expected)
 
     try:
         test = settings(base, phases=[Phase.generate, Phase.shrink], report_multiple_bugs=False)(
@@ -236,6 +236,6 @@ def _smaller(name: str, number: int, base: settings, found: dict[str, Any], fold
 
 
 def signature_of(kind: Kind, recipe: Recipe, folder: Path, memory: Memory) -> str | None:
-    """Check one input; the signature of what is wrong with it, or None."""
+    """Check one input; return the signature of its failure, or None."""
     wrong = failure_of(kind, recipe, folder, memory)[3]
     return None if wrong is None else signature(wrong)

@@ -1,4 +1,4 @@
-"""ONNX files that are wrong in a node, a dimension, a weight, the spec, or where their weights lie."""
+"""ONNX files with a wrong node, dimension, weight, spec or place of the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from tests.fuzz.edits import Draw, damage
 from tests.fuzz.recipes import Recipe, pack, unpack
-from tests.fuzz.texts import SPEC, odd_object
+from tests.fuzz.texts import SPEC, draw_object
 
 LOCATIONS = ("../outside.bin", "../../../../etc/hostname", "/etc/hostname", "beside.bin", "none.bin", "", ".",
              "inner/../../outside.bin",
@@ -46,7 +46,7 @@ def toy() -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def odd_graph(draw: Draw) -> Recipe:
+def draw_graph(draw: Draw) -> Recipe:
     """Draw the recipe of an ONNX file."""
     proto = onnx.ModelProto()
     proto.ParseFromString(toy())
@@ -65,7 +65,7 @@ def model_of(recipe: Recipe) -> bytes:
 
 
 def _edit(draw: Draw, proto: onnx.ModelProto) -> str:
-    """Change one thing; gives where the weights lie if that is what was changed."""
+    """Change one thing; return the place of the weights if that was changed."""
     graph = proto.graph
     what = draw(st.sampled_from(("op", "attribute", "attribute", "wiring", "dims", "raw", "external", "external",
     "type", "spec", "spec",
@@ -83,9 +83,9 @@ def _edit(draw: Draw, proto: onnx.ModelProto) -> str:
             st.sampled_from(("kernel_shape", "pads", "strides", "dilations", "group", "auto_pad", "axis", "to", "perm"))
         )
         numbers = draw(st.sampled_from((1, 0, 2, 4, None)))
-        odd = number if numbers is None else [draw(st.sampled_from((number, 1, 2))) for _ in range(numbers)] or "x"
+        value = number if numbers is None else [draw(st.sampled_from((number, 1, 2))) for _ in range(numbers)] or "x"
         del node.attribute[:]
-        node.attribute.append(helper.make_attribute(name, odd))
+        node.attribute.append(helper.make_attribute(name, value))
     elif what == "wiring" and node and node.input:
         node.input[draw(st.integers(0, len(node.input) - 1))] = draw(
             st.sampled_from(("x", "t", "eps", "m", "none", "", "w"))
@@ -114,7 +114,7 @@ def _edit(draw: Draw, proto: onnx.ModelProto) -> str:
     elif what == "spec":
         del proto.metadata_props[:]
         if draw(st.integers(0, 7)):
-            text = odd_object(draw, SPEC)
+            text = draw_object(draw, SPEC)
             helper.set_model_props(proto, {"zipsdk": text.encode("utf-8", "replace").decode()})
     elif what == "version":
         proto.ir_version = draw(st.sampled_from((0, 1, 3, 8, 12, 99, 2**40)))
@@ -143,8 +143,8 @@ def _edit(draw: Draw, proto: onnx.ModelProto) -> str:
         value.name = draw(st.sampled_from(("x", "t", "eps", "", "é", "other")))
     elif what == "numbers" and weight:
         weight.ClearField("raw_data")
-        odd = draw(st.sampled_from((0.0, 1.0, -5.0, 1e38, float("nan"), float("inf"))))
-        weight.float_data[:] = [odd] * len(weight.float_data)
+        value = draw(st.sampled_from((0.0, 1.0, -5.0, 1e38, float("nan"), float("inf"))))
+        weight.float_data[:] = [value] * len(weight.float_data)
     elif what == "constant":
         graph.initializer.append(helper.make_tensor("t", TensorProto.FLOAT, [1], [5.0]))
     return ""

@@ -1,4 +1,4 @@
-"""Classifiers that give anything, detectors and purifiers that fail: what a guard decides then."""
+"""Guards with classifiers that return anything, and with detectors and purifiers that fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import zipsdk
 from tests.fakes.engine import FakeEngine
-from tests.fuzz.arrays import array_of, odd_array
+from tests.fuzz.arrays import array_of, draw_array
 from tests.fuzz.edits import Draw
 from tests.fuzz.recipes import Recipe, demand
 from zipsdk.errors import InputError
@@ -21,19 +21,19 @@ SCORES = ("good", "good", "good", "nan", "inf", "-inf", "row", "none", "text", "
           "one", "complex", "int",
           "bool", "object", "ragged", "raise", "exit", "list", "readonly", "same buffer", "huge", "zero",
           "negative", "more")  # fmt: skip
-BATCHES = ("array", "array", "list", "empty", "odd", "file", "mixed")
+BATCHES = ("array", "array", "list", "empty", "invalid", "file", "mixed")
 
 
-def odd_guard(draw: Draw) -> Recipe:
+def draw_guard(draw: Draw) -> Recipe:
     """Draw the recipe of a guard and of two batches."""
     return {
         "scores": [draw(st.sampled_from(SCORES)) for _ in range(draw(st.integers(1, 5)))],
-        "detector": draw(st.sampled_from(("part", "scale", "none", "raise", "odd"))),
+        "detector": draw(st.sampled_from(("part", "scale", "none", "raise", "nan"))),
         "purifier": draw(st.sampled_from(("good", "good", "raise", "shape", "short", "nan", "none"))),
         "learn": draw(st.sampled_from((0, 16, 200))),
         "max_batch": draw(st.sampled_from((None, 1, 7, 256))),
         "batches": [draw(st.sampled_from(BATCHES)) for _ in range(draw(st.sampled_from((1, 1, 2))))],
-        "array": odd_array(draw),
+        "array": draw_array(draw),
         "seed": draw(st.integers(0, 99)),
     }
 
@@ -89,12 +89,12 @@ class _Broken(FakeEngine):
         return np.full_like(super().__call__(x, t), np.nan)
 
 
-class _OddDetector(zipsdk.ScaleUp):
-    """Raises, or scores with NaN."""
+class _BrokenDetector(zipsdk.ScaleUp):
+    """A detector that raises or scores NaN."""
 
     def views(self, rgb: np.ndarray) -> list[np.ndarray]:
         if self.threshold == 1:
-            raise ValueError("a detector of one's own")
+            raise ValueError("the detector failed")
         return super().views(rgb)
 
     def score(self, scores: Any) -> float:
@@ -107,13 +107,13 @@ def _detector(recipe: Recipe) -> Any:
         return zipsdk.AblationDetector(learn=recipe["learn"])
     if name == "scale":
         return zipsdk.ScaleUp()
-    return {"none": None, "raise": _OddDetector(threshold=1.0), "odd": _OddDetector()}[name]
+    return {"none": None, "raise": _BrokenDetector(threshold=1.0), "nan": _BrokenDetector()}[name]
 
 
 def _batch(name: str, recipe: Recipe, folder: Path) -> Any:
     rng = np.random.default_rng(recipe["seed"])
     images = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-    if name == "odd":
+    if name == "invalid":
         return array_of(recipe["array"])
     made = {
         "list": [images[0], images[1, :9]],
@@ -130,8 +130,8 @@ def check_guard(recipe: Recipe, folder: Path) -> str:
 
     def classify(x: np.ndarray) -> Any:
         nonlocal calls
-        demand(x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] == 3 and len(x), f"asked about {x.dtype} {x.shape}")
-        demand(recipe["max_batch"] is None or len(x) <= recipe["max_batch"], "asked about too many at once")
+        demand(x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] == 3 and len(x), f"queried with {x.dtype} {x.shape}")
+        demand(recipe["max_batch"] is None or len(x) <= recipe["max_batch"], "queried with too many at once")
         calls += 1
         return _answer(answers[calls % len(answers)], x, old)
 
@@ -147,7 +147,7 @@ def check_guard(recipe: Recipe, folder: Path) -> str:
         try:
             decisions = guard.run(batch)
         except InputError:
-            demand(name == "odd", "a batch that can be used is refused")
+            demand(name == "invalid", "a batch that can be used is refused")
             result = "InputError"
             continue
         count = len(batch) if isinstance(batch, list) or getattr(batch, "ndim", 0) == 4 else 1

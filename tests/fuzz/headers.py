@@ -40,8 +40,8 @@ BMP_CHOICES = {
 }
 
 
-def odd_bmp(draw: Draw) -> bytes:
-    """Draw a BMP with one to four fields that lie, or with run-length data."""
+def draw_bmp(draw: Draw) -> bytes:
+    """Draw a BMP with one to four wrong fields, or with run-length data."""
     data = draw(st.sampled_from(base_files("bmp")))
     if draw(st.integers(0, 4)) == 0:  # run-length: 8 bits or 4
         runs = draw(st.lists(st.sampled_from(RUNS), max_size=12))
@@ -60,8 +60,8 @@ def odd_bmp(draw: Draw) -> bytes:
     return damage(draw, data) if draw(st.integers(0, 5)) == 0 else data
 
 
-def odd_gif(draw: Draw) -> bytes:
-    """Draw a GIF whose screen, frames, blocks or code sizes lie."""
+def draw_gif(draw: Draw) -> bytes:
+    """Draw a GIF with wrong screen, frames, blocks or code sizes."""
     data = draw(st.sampled_from(base_files("gif")))
     for _ in range(draw(st.integers(1, 4))):
         frame = data.find(b",", 13 + 3 * 2 ** ((data[10] & 7) + 1) if len(data) > 10 else 0)
@@ -87,8 +87,8 @@ def odd_gif(draw: Draw) -> bytes:
     return data + (THUMBNAIL if draw(st.integers(0, 5)) == 0 else b"")
 
 
-def odd_ppm(draw: Draw) -> bytes:
-    """Draw a Netpbm file with a header that lies."""
+def draw_ppm(draw: Draw) -> bytes:
+    """Draw a Netpbm file with a wrong header."""
     if draw(st.integers(0, 4)) == 0:
         return damage(draw, draw(st.sampled_from(base_files("ppm"))))
     magic = draw(
@@ -126,7 +126,7 @@ def odd_ppm(draw: Draw) -> bytes:
 
 
 def splice(draw: Draw, names: tuple[str, ...]) -> bytes:
-    """Draw the beginning of one valid file and the end of another, edited once or twice more."""
+    """Draw the beginning of one valid file and the end of another, with one or two more edits."""
     first = draw(st.sampled_from(base_files(draw(st.sampled_from(names)))))
     second = draw(st.sampled_from(base_files(draw(st.sampled_from(names)))))
     data = first[: index(draw, len(first) + 1)] + second[index(draw, len(second) + 1) :]
@@ -136,7 +136,7 @@ def splice(draw: Draw, names: tuple[str, ...]) -> bytes:
 
 
 def any_bytes(draw: Draw, names: tuple[str, ...]) -> bytes:
-    """Draw what a service may receive: text, HTML, or up to a megabyte of noise, with a true beginning or not."""
+    """Draw what a service may receive: text, HTML, or up to a megabyte of noise, with or without a valid beginning."""
     start = draw(st.sampled_from((b"", *(f[: draw(st.integers(2, 40))] for n in names for f in base_files(n)[:1]))))
     body = draw(st.sampled_from(OTHERS))
     size, seed = draw(st.sampled_from((0, 1, 10, 100, 5000, 65_536, 1 << 20))), draw(st.integers(0, 2**32 - 1))

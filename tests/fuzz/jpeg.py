@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.edits import Draw, damage, index, number, patched, shuffled, some_bytes
 from tests.fuzz.seeds import THUMBNAIL, base_files, profile
-from tests.fuzz.tiff import odd_exif
+from tests.fuzz.tiff import draw_exif
 
 MARKERS = (0xC0, 0xC1, 0xC2, 0xC3, 0xC4, 0xC5, 0xC9, 0xCC, 0xD0, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xDE, 0xE0, 0xE1, 0xE2,
            0xED, 0xEE, 0xEF, 0xFE, 0x01, 0x02)  # fmt: skip
@@ -46,7 +46,7 @@ def joined(parts: list[Segment], rest: bytes) -> bytes:
 def _content(draw: Draw) -> Segment:
     kind = draw(st.sampled_from(("exif", "exif", "exif", "icc", "jfif", "adobe", "photoshop", "mpf", "xmp", "other")))
     if kind == "exif":
-        data = odd_exif(draw, THUMBNAIL)
+        data = draw_exif(draw, THUMBNAIL)
         return 0xE1, data, None
     if kind == "icc":
         n, of = draw(st.integers(0, 3)), draw(st.integers(0, 3))
@@ -65,7 +65,7 @@ def _content(draw: Draw) -> Segment:
         block = b"8BIM" + struct.pack(">HBB", draw(st.sampled_from((1036, 1033, 1005, 1039))), 0, 0)
         return 0xED, b"Photoshop 3.0\0" + block + struct.pack(">I", number(draw, 4, near=22)) + THUMBNAIL, None
     if kind == "mpf":
-        return 0xE2, b"MPF\0" + odd_exif(draw, THUMBNAIL).removeprefix(b"Exif\0\0"), None
+        return 0xE2, b"MPF\0" + draw_exif(draw, THUMBNAIL).removeprefix(b"Exif\0\0"), None
     if kind == "xmp":
         return 0xE1, b"http://ns.adobe.com/xap/1.0/\0" + draw(st.sampled_from(XMP)), None
     return draw(st.sampled_from(MARKERS)), some_bytes(draw), None
@@ -90,7 +90,7 @@ def _changed(draw: Draw, part: Segment) -> Segment:
     return marker, damage(draw, data), length
 
 
-def odd_jpeg(draw: Draw) -> bytes:
+def draw_jpeg(draw: Draw) -> bytes:
     """Draw a JPEG that is wrong in one to four places."""
     parts, rest = segments(draw(st.sampled_from(base_files("jpeg"))))
     for _ in range(draw(st.sampled_from((0, 1, 1, 2)))):

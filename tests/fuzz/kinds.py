@@ -21,14 +21,14 @@ from tests.fuzz import (
     planted,
     texts,
 )
-from tests.fuzz.boxes import odd_avif, odd_webp
+from tests.fuzz.boxes import draw_avif, draw_webp
 from tests.fuzz.edits import Draw
-from tests.fuzz.jpeg import odd_jpeg
-from tests.fuzz.png import odd_png
+from tests.fuzz.jpeg import draw_jpeg
+from tests.fuzz.png import draw_png
 from tests.fuzz.recipes import Recipe, pack
 from tests.fuzz.seeds import THUMBNAIL, base_files
 from tests.fuzz.sources import WAYS
-from tests.fuzz.tiff import odd_tiff
+from tests.fuzz.tiff import draw_tiff
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ def _file(make: Callable[[Draw], bytes], *suffixes: str) -> Callable[[Draw], Rec
 def _kinds() -> dict[str, Kind]:
     names = image_names()
     makers: dict[str, tuple[Callable[[Draw], bytes], tuple[str, ...]]] = {
-        "jpeg": (odd_jpeg, (".jpg",)),
-        "png": (odd_png, (".png",)),
-        "webp": (odd_webp, (".webp",)),
-        "tiff": (lambda draw: odd_tiff(draw, THUMBNAIL), (".tif",)),
-        "gif": (headers.odd_gif, (".gif",)),
-        "bmp": (headers.odd_bmp, (".bmp",)),
-        "avif": (odd_avif, (".avif",)),
-        "ppm": (headers.odd_ppm, (".ppm", ".pgm")),
+        "jpeg": (draw_jpeg, (".jpg",)),
+        "png": (draw_png, (".png",)),
+        "webp": (draw_webp, (".webp",)),
+        "tiff": (lambda draw: draw_tiff(draw, THUMBNAIL), (".tif",)),
+        "gif": (headers.draw_gif, (".gif",)),
+        "bmp": (headers.draw_bmp, (".bmp",)),
+        "avif": (draw_avif, (".avif",)),
+        "ppm": (headers.draw_ppm, (".ppm", ".pgm")),
     }
     kinds = {n: Kind(_file(makers[n][0], *makers[n][1]), checks_images.check_file, 800) for n in names}
     kinds["splice"] = Kind(
@@ -85,18 +85,18 @@ def _kinds() -> dict[str, Kind]:
     kinds["bytes"] = Kind(
         _file(lambda draw: headers.any_bytes(draw, names), ".png", ".jpg"), checks_images.check_file, 300
     )
-    kinds["array"] = Kind(arrays.odd_arrays, checks_images.check_array, 800)
-    kinds["pil"] = Kind(arrays.odd_pil, checks_images.check_pil, 500)
-    kinds["guard"] = Kind(guards.odd_guard, guards.check_guard, 500)
-    kinds["options"] = Kind(options.odd_options, options.check_options, 500)
+    kinds["array"] = Kind(arrays.draw_arrays, checks_images.check_array, 800)
+    kinds["pil"] = Kind(arrays.draw_pil, checks_images.check_pil, 500)
+    kinds["guard"] = Kind(guards.draw_guard, guards.check_guard, 500)
+    kinds["options"] = Kind(options.draw_options, options.check_options, 500)
     # the first one may import TensorRT
-    kinds["argument"] = Kind(arguments.odd_argument, arguments.check_argument, 1000, megabytes=512)
-    kinds["onnx"] = Kind(graphs.odd_graph, checks_models.check_graph, 800)
-    kinds["spec"] = Kind(texts.odd_spec, checks_models.check_spec, 800)
-    kinds["sidecar"] = Kind(texts.odd_sidecar, checks_models.check_sidecars, 300)
-    kinds["plan"] = Kind(texts.odd_plan, checks_models.check_sidecars, 300)
-    kinds["manifest"] = Kind(texts.odd_manifest, commands.check_manifest, 300)
-    kinds["command"] = Kind(commands.odd_command, commands.check_command, 500)
+    kinds["argument"] = Kind(arguments.draw_argument, arguments.check_argument, 1000, megabytes=512)
+    kinds["onnx"] = Kind(graphs.draw_graph, checks_models.check_graph, 800)
+    kinds["spec"] = Kind(texts.draw_spec, checks_models.check_spec, 800)
+    kinds["sidecar"] = Kind(texts.draw_sidecar, checks_models.check_sidecars, 300)
+    kinds["plan"] = Kind(texts.draw_plan, checks_models.check_sidecars, 300)
+    kinds["manifest"] = Kind(texts.draw_manifest, commands.check_manifest, 300)
+    kinds["command"] = Kind(commands.draw_command, commands.check_command, 500)
     return kinds
 
 

@@ -41,7 +41,7 @@ NEAR = {
 }
 
 
-def odd_options(draw: Draw) -> Recipe:
+def draw_options(draw: Draw) -> Recipe:
     """Draw up to three settings, most of them close to what is taken, and the shape of a batch."""
     names = draw(st.lists(st.sampled_from(sorted(NEAR)), max_size=3, unique=True))
     return {

@@ -1,4 +1,4 @@
-"""Kinds that break the rules on purpose, so that a test can see that the fuzzer notices."""
+"""Kinds that break the rules on purpose, to test that the fuzzer detects it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def draw_number(draw: Draw) -> Recipe:
 
 
 def check_raise(recipe: Recipe, folder: Path) -> str:
-    """Raise an exception that is not ours for a large number, and refuse small ones."""
+    """Raise an exception that is not one of zipsdk for a large number, and refuse small ones."""
     (folder / "file").write_text(recipe["word"])
     if recipe["number"] >= LIMIT:
         raise KeyError(recipe["number"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.edits import Draw, damage, index, number, patched, shuffled, some_bytes
 from tests.fuzz.seeds import THUMBNAIL, base_files, profile
-from tests.fuzz.tiff import odd_exif
+from tests.fuzz.tiff import draw_exif
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 TYPES = (b"IHDR", b"PLTE", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tEXt", b"bKGD", b"IDAT", b"IEND", b"acTL",
@@ -55,7 +55,7 @@ def _content(draw: Draw) -> Chunk:
             st.sampled_from((zlib.compress(b"<x/>"), b"<x/>", b"\xff\xfe"))
         )
     if kind == "eXIf":
-        return b"eXIf", odd_exif(draw, THUMBNAIL).removeprefix(b"Exif\0\0")
+        return b"eXIf", draw_exif(draw, THUMBNAIL).removeprefix(b"Exif\0\0")
     if kind == "text":
         key = draw(st.sampled_from((b"Raw profile type exif", b"Raw profile type icc", b"Description", b"")))
         body = draw(st.sampled_from((b"\nexif\n      8\n4578696600000000", b"\nexif\n x\nzz", b"", b"\xff" * 9)))
@@ -85,7 +85,7 @@ def _changed(draw: Draw, part: Chunk) -> Chunk:
     return name, damage(draw, data) if draw(st.booleans()) else data + some_bytes(draw)
 
 
-def odd_png(draw: Draw) -> bytes:
+def draw_png(draw: Draw) -> bytes:
     """Draw a PNG that is wrong in one to four places."""
     base = chunks(draw(st.sampled_from(base_files("png"))))
     for _ in range(draw(st.sampled_from((0, 1, 1, 2)))):

@@ -1,4 +1,4 @@
-"""Run worker processes, and turn what kills one into a finding: a signal, a hang, or memory beyond the limit."""
+"""Run worker processes; a signal, a hang or memory beyond the limit becomes a finding."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def run(state: Path, todo: list[Task], jobs: int) -> None:
                 if cause is None:
                     continue
                 running.remove(task)
-                if cause and _bury(state, task, cause):
+                if cause and _record_death(state, task, cause):
                     waiting.insert(0, task)
                 else:
                     done += 1
@@ -101,7 +101,7 @@ def _kill(task: Task) -> None:
 
 
 def _ended(state: Path, task: Task) -> str | None:
-    """Look at a process: None while it runs well, "" when it has finished, else what is wrong; then it is dead."""
+    """Return None while a process runs, "" when it has finished, else its failure, after which it is killed."""
     assert task.process is not None
     code = task.process.poll()
     if code is not None:
@@ -123,8 +123,8 @@ def _ended(state: Path, task: Task) -> str | None:
     return cause or None
 
 
-def _bury(state: Path, task: Task, cause: str) -> bool:
-    """Note the input that killed a process; whether the chunk can be tried again without it."""
+def _record_death(state: Path, task: Task, cause: str) -> bool:
+    """Record the input that killed a process; return whether the chunk can be retried without it."""
     task.deaths += 1
     running = state / "running" / f"{task.name()}.json"
     log = (state / "logs" / f"{task.name()}.txt").read_text(errors="replace")[-3000:]

@@ -1,4 +1,4 @@
-"""Inputs as JSON objects, and what running one can result in."""
+"""Inputs as JSON objects, and the results of running them."""
 
 from __future__ import annotations
 

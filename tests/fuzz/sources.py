@@ -1,4 +1,4 @@
-"""The ways in which the content of an image file reaches the SDK, and what Pillow alone makes of it."""
+"""The ways in which the content of an image file reaches the SDK, and its pixels as Pillow alone decodes them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Broken:
         self._data = data
 
     def read(self, size: int = -1) -> bytes:
-        """Give something twice, then fail."""
+        """Return bytes twice, then fail."""
         self._left -= 1
         if self._left < 0:
             raise ConnectionResetError(104, "connection reset by peer")
@@ -75,7 +75,7 @@ def opened(path: Path, way: str) -> Iterator[Any]:
 
 
 def pillow_pixels(path: Path) -> np.ndarray[Any, Any] | None:
-    """Return RGB as Pillow decodes it, for files of 8 bits that need no turn and no other colors; else None."""
+    """Return RGB as Pillow decodes it, for 8-bit files without rotation or color conversion; else None."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,4 +1,4 @@
-"""Some inputs of every kind of `fuzz`, always the same ones, and every input that once broke a rule."""
+"""Run the same few inputs of every kind of `fuzz`, and every input that once broke a rule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOUND = sorted((Path(__file__).parent / "findings").glob("*.json"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_input_is_taken_or_refused(kind: str, tmp_path: Path) -> None:
+def test_every_input_is_accepted_or_refused(kind: str, tmp_path: Path) -> None:
     record = engine.run_chunk(kind, 0, INPUTS, tmp_path / "input", shrink=False)
     assert record.inputs == INPUTS
     assert not record.findings, json.dumps(record.findings, indent=1)[:3000]
@@ -30,7 +30,7 @@ def test_every_input_is_taken_or_refused(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FOUND, ids=[p.stem for p in FOUND])
-def test_what_was_found_stays_fixed(path: Path, tmp_path: Path) -> None:
+def test_findings_stay_fixed(path: Path, tmp_path: Path) -> None:
     assert path.stat().st_size < 4096
     found = json.loads(path.read_text())
     result, _, _, wrong = engine.failure_of(kind_of(found["kind"]), found["recipe"], tmp_path / "in", engine.Memory())
@@ -49,7 +49,7 @@ def test_a_chunk_draws_the_same_inputs_again(tmp_path: Path) -> None:
     assert seen[0] != seen[2]
 
 
-def test_a_foreign_exception_is_found_and_shrunk(tmp_path: Path) -> None:
+def test_an_exception_of_another_type_is_found_and_shrunk(tmp_path: Path) -> None:
     record = engine.run_chunk("planted raise", 0, 60, tmp_path / "input")
     (found,) = record.findings.values()
     assert found["message"] and "KeyError" in next(iter(record.findings))
@@ -60,7 +60,7 @@ def test_a_foreign_exception_is_found_and_shrunk(tmp_path: Path) -> None:
 
 def test_an_input_that_needs_too_much_memory_is_found(tmp_path: Path) -> None:
     if not engine.Memory().works:
-        pytest.skip("the peak of this process cannot be reset here")
+        pytest.skip("the peak of this process cannot be reset on this system")
     record = engine.run_chunk("planted memory", 0, 40, tmp_path / "input", shrink=False)
     (name,) = record.findings
     assert "MB of memory" in name and record.megabytes > 90

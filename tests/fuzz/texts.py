@@ -27,7 +27,7 @@ def _json(value: Any) -> str:
     return json.dumps(value)
 
 
-def odd_object(draw: Draw, base: dict[str, Any]) -> str:
+def draw_object(draw: Draw, base: dict[str, Any]) -> str:
     """Draw JSON text of an object with one to three members that are wrong."""
     members = [(_json(k), _json(v)) for k, v in base.items()]
     for _ in range(draw(st.sampled_from((1, 1, 2, 3)))):
@@ -46,7 +46,7 @@ def odd_object(draw: Draw, base: dict[str, Any]) -> str:
         else:
             value = json.loads(members[i][1]) if len(members[i][1]) < 3000 and "9" * 400 not in members[i][1] else None
             if isinstance(value, dict) and value:
-                members[i] = members[i][0], odd_object(draw, value)
+                members[i] = members[i][0], draw_object(draw, value)
             elif isinstance(value, list) and value and what == "inner":
                 value[index(draw, len(value))] = draw(st.sampled_from((None, -1, 0, 1.5, "x", [], {}, 10**30, True)))
                 members[i] = members[i][0], _json(value)
@@ -88,19 +88,19 @@ PLAN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def odd_spec(draw: Draw) -> Recipe:
+def draw_spec(draw: Draw) -> Recipe:
     """Draw the recipe of a model's spec."""
-    return {"data": pack(odd_object(draw, SPEC).encode()), "side": draw(st.sampled_from((1, 8, 33, 200)))}
+    return {"data": pack(draw_object(draw, SPEC).encode()), "side": draw(st.sampled_from((1, 8, 33, 200)))}
 
 
-def odd_sidecar(draw: Draw) -> Recipe:
+def draw_sidecar(draw: Draw) -> Recipe:
     """Draw the recipe of a sidecar of an ONNX file."""
-    return {"data": pack(_as_bytes(draw, odd_object(draw, SIDECAR))), "plan": False}
+    return {"data": pack(_as_bytes(draw, draw_object(draw, SIDECAR))), "plan": False}
 
 
-def odd_plan(draw: Draw) -> Recipe:
+def draw_plan(draw: Draw) -> Recipe:
     """Draw the recipe of a sidecar of a plan."""
-    return {"data": pack(_as_bytes(draw, odd_object(draw, PLAN))), "plan": True}
+    return {"data": pack(_as_bytes(draw, draw_object(draw, PLAN))), "plan": True}
 
 
 MANIFEST: tuple[dict[str, Any], ...] = (
@@ -114,7 +114,7 @@ MANIFEST: tuple[dict[str, Any], ...] = (
 )
 
 
-def odd_manifest(draw: Draw) -> Recipe:
+def draw_manifest(draw: Draw) -> Recipe:
     """Draw edits of a manifest: of each line of a true one "keep", "drop", "cut" or an object; and lines to add."""
     return {
         "lines": [
@@ -123,7 +123,7 @@ def odd_manifest(draw: Draw) -> Recipe:
         "header": draw(st.sampled_from(("",) * 12 + ("seed", "settings", "replaces", "zipsdk_manifest"))),
         "value": draw(st.sampled_from(VALUES)),
         "add": [
-            odd_object(draw,
+            draw_object(draw,
             draw(st.sampled_from(MANIFEST))) if draw(st.booleans()) else draw(st.sampled_from(VALUES))
             for _ in range(draw(st.sampled_from((0, 1, 2))))
         ],

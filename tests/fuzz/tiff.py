@@ -1,4 +1,4 @@
-"""TIFF files and EXIF blocks from a list of entries, of which any may lie."""
+"""TIFF files and EXIF blocks from a list of entries, each of which may be wrong."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _edited(draw: Draw, directories: list[Directory]) -> list[Directory]:
     return directories
 
 
-def odd_exif(draw: Draw, thumbnail: bytes) -> bytes:
+def draw_exif(draw: Draw, thumbnail: bytes) -> bytes:
     """Draw an EXIF block that is wrong in one to four places."""
     order = draw(st.sampled_from("<>"))
     directories = _edited(draw, _exif_directories(thumbnail, draw(st.sampled_from((None, 1, 3, 6, 8, 0, 9)))))
@@ -169,7 +169,7 @@ LAYOUTS = (
 )  # fmt: skip
 
 
-def odd_tiff(draw: Draw, thumbnail: bytes) -> bytes:
+def draw_tiff(draw: Draw, thumbnail: bytes) -> bytes:
     """Draw a TIFF of 8 x 6 pixels with strips or tiles, most often wrong in one to four places."""
     if draw(st.integers(0, 3)):
         photometric, samples, bits = draw(st.sampled_from(LAYOUTS))

@@ -1,7 +1,7 @@
-"""One process that runs one chunk of one kind: ``python -m tests.fuzz.worker STATE KIND NUMBER COUNT``.
+"""Run one chunk of one kind in this process: ``python -m tests.fuzz.worker STATE KIND NUMBER COUNT``.
 
-Before each input its recipe is written to STATE/running/KIND-NUMBER.json, so that whoever started the process knows
-which input killed it. The record is written, atomically, to STATE/chunks/KIND-NUMBER.json at the end.
+Before each input its recipe is written to STATE/running/KIND-NUMBER.json, so that the parent knows which input
+killed the process. The record is written, atomically, to STATE/chunks/KIND-NUMBER.json at the end.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     parent = os.getppid()
 
     def announce(recipe: dict[str, Any]) -> None:
-        if os.getppid() != parent:  # nobody waits for the record, and a new run may have begun the same chunk
+        if os.getppid() != parent:  # the parent is dead, and a new run may have begun the same chunk
             raise SystemExit("the run has ended")
         write(running, json.dumps(recipe))
 

@@ -23,6 +23,7 @@ PLAIN = [(0.0, 1.0)] * 27  # standardized scores are the log-odds themselves
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Draw an image of noise."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -45,6 +46,7 @@ def literal_look(p, reference):
 
 
 def probabilities(seed, classes=5):
+    """Draw class probabilities of 28 views, some of them 0."""
     p = np.random.default_rng(seed).dirichlet([0.3] * classes, 28)
     p[p < 0.01] = 0  # some are impossible
     return p / p.sum(axis=1, keepdims=True)

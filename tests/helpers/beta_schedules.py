@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 
 
-def linear(i, timesteps, start, end):  # Ho et al. 2020, section 4
+def linear(i, timesteps, start, end):
+    """Compute beta as in Ho et al. 2020, section 4."""
     return start + (end - start) * i / (timesteps - 1)
 
 
-def scaled_linear(i, timesteps, start, end):  # Rombach et al. 2022: linear in the root of beta
+def scaled_linear(i, timesteps, start, end):
+    """Compute beta as in Rombach et al. 2022: linear in its root."""
     return linear(i, timesteps, math.sqrt(start), math.sqrt(end)) ** 2
 
 
-def cosine(i, timesteps, start, end):  # Nichol & Dhariwal 2021, equation 17 and the bound below it; t = i + 1
+def cosine(i, timesteps, start, end):
+    """Compute beta as in Nichol & Dhariwal 2021, equation 17 and the bound below it; t = i + 1."""
+
     def f(t):
         return math.cos((t / timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
 

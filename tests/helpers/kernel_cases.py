@@ -103,6 +103,7 @@ class Case:
 def make_case(
     name: str, k: int, tile: tuple[int, int], frame: tuple[int, int], guides: str, size=None, grid=(1, 1)
 ) -> Case:
+    """Return a case of k images; `guides` are names separated by spaces."""
     layout = TileLayout(*tile, *frame, rows=grid[0], columns=grid[1])
     return Case(name, k, size or tile, layout, tuple(guides.split()))
 

@@ -1,4 +1,4 @@
-"""The work of a soak: what a service does all day, with files, engines, classifiers and callers that fail."""
+"""The work of a soak: mixed calls as in a service, with files, engines, classifiers and callers that fail."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Activities:
 
     Attributes:
         done: runs of each activity, and their ends.
-        faults: what was raised and is no error of ours: at most 20.
+        faults: unexpected exceptions, at most 20.
     """
 
     def __init__(self, folder: Path, seed: int):
@@ -155,7 +155,7 @@ class Activities:
         def source() -> Iterator[Any]:
             for i in range(5):
                 if i == stop_at and ends == "source fails":
-                    raise ConnectionError("the camera is gone")
+                    raise ConnectionError("the camera failed")
                 yield np.zeros((2, 2)).astype(complex) if i == stop_at and ends == "bad batch" else self._image(40)
 
         results = self.purifier.stream(source())
@@ -171,7 +171,7 @@ class Activities:
         return ends
 
     def guard(self) -> str:
-        """Guard a batch with a classifier that raises, is late, or answers with what is no score."""
+        """Guard a batch with a classifier that raises, is late, or returns invalid scores."""
         fault = self.rng.choice(("none", "none", "raise", "late", "nan", "shape"))
 
         def classify(x: np.ndarray) -> Any:
@@ -194,7 +194,7 @@ class Activities:
         """Purify with a true UNet, whose engine is shared by all threads."""
         purifier = _bundled()
         if purifier is None:
-            return "none here"
+            return "no model"
         out = purifier.run([self._image(40), self._image(40)])
         return f"{len(out)} images"
 

@@ -1,4 +1,4 @@
-"""The soak's own parts: its slope, its verdict, and one round of all its work."""
+"""Test the parts of the soak: slope, verdict, and one round of all activities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def noise(rng: np.random.Generator, correlation: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.9])
-def test_the_interval_holds_the_true_slope_as_often_as_it_says(correlation: float) -> None:
+def test_the_interval_covers_the_true_slope(correlation: float) -> None:
     rng = np.random.default_rng(5)
     true = 100.0
     fits = [slope(SECONDS, true / 3600 * SECONDS + noise(rng, correlation)) for _ in range(25)]
@@ -37,7 +37,7 @@ def test_the_interval_holds_the_true_slope_as_often_as_it_says(correlation: floa
     assert sum(f.low <= 0 <= f.high for f in fits) < (1 if correlation == 0 else 25)
 
 
-def test_a_slope_is_per_hour_and_wants_samples() -> None:
+def test_a_slope_is_per_hour_and_needs_samples() -> None:
     fit = slope(SECONDS, 2 + SECONDS / 60)
     for value in (fit.value, fit.low, fit.high, fit.median):
         assert value == pytest.approx(60)
@@ -57,7 +57,7 @@ def record(rss: np.ndarray, threads: float = 5, files: float = 9, faults: tuple[
     }
 
 
-def test_a_leak_is_told_from_a_plateau() -> None:
+def test_a_leak_is_distinguished_from_a_plateau() -> None:
     rng = np.random.default_rng(1)
     flat = 200 + noise(rng, 0.9) / 10
     assert judge(record(flat)) == []
@@ -73,7 +73,7 @@ def test_a_leak_is_told_from_a_plateau() -> None:
     assert judge(record(flat + np.floor(SECONDS / 20)))
 
 
-def test_threads_files_and_faults_are_told() -> None:
+def test_threads_files_and_faults_are_reported() -> None:
     flat = 200 + noise(np.random.default_rng(2), 0.5) / 10
     assert judge(record(flat, threads=5 + SPARE, files=9 + SPARE)) == []
     assert [w.split(":")[0] for w in judge(record(flat, threads=6 + SPARE))] == ["threads"]
@@ -81,7 +81,7 @@ def test_threads_files_and_faults_are_told() -> None:
     assert judge(record(flat, faults=("files: KeyError: 1",))) == ["fault: files: KeyError: 1"]
 
 
-def test_all_the_work_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_activities_run_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = activities.Activities(tmp_path, seed=3)
     sampler = Sampler()
     with warnings.catch_warnings():
@@ -97,7 +97,7 @@ def test_all_the_work_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
 
 
-def test_a_fault_of_the_product_is_kept(tmp_path: Path) -> None:
+def test_an_unexpected_exception_is_recorded(tmp_path: Path) -> None:
     work = activities.Activities(tmp_path, seed=0)
     work.all["broken"] = lambda: str(1 // 0)
     work.run("broken")

@@ -1,4 +1,4 @@
-"""Kill ``zipsdk purify`` at random moments; check that nothing is lost, nothing is done twice and no file is half.
+"""Kill ``zipsdk purify`` at random moments; check that no image is lost or done twice and no file is partial.
 
     python -m tests.tools.kill WORK [--kills 200] [--seed 1] [--model zip-tiny] [--forks 0.75]
 
@@ -65,19 +65,19 @@ def make_inputs(folder: Path, n: int) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The bytes of all files below a folder, but the manifest, by name."""
+    """Return the bytes of all files below a folder except the manifest, by name."""
     files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     return {name: p.read_bytes() for name, p in files.items() if name != MANIFEST}
 
 
 def digest(folder: Path) -> str:
-    """One hash of all names and bytes below a folder."""
+    """Hash all names and bytes below a folder."""
     files = sorted(contents(folder).items())
     return hashlib.sha256(repr([(n, hashlib.sha256(b).hexdigest()) for n, b in files]).encode()).hexdigest()
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    """The manifest's whole lines; only the last line may be cut."""
+    """Return the complete lines of the manifest; only the last line may be cut."""
     if not (out / MANIFEST).exists():
         return []
     return [json.loads(line) for line in (out / MANIFEST).read_bytes().rpartition(b"\n")[0].splitlines()]
@@ -85,7 +85,7 @@ def records(out: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: its chain, how its moment was chosen, and what was there afterwards."""
+    """One kill: its chain, the choice of its moment, and the files afterwards."""
 
     chain: int
     kind: str
@@ -98,7 +98,7 @@ class Kill:
 
 
 class Bench:
-    """What all chains share: the inputs, what a run that was not killed makes of them, and how long it takes."""
+    """The inputs, outputs and time of a run without kills, which all chains share."""
 
     def __init__(self, work: Path, model: str, images: int, options: Sequence[str], forks: float):
         self.work, self.inputs, self.forks = work, work / "in", forks
@@ -119,7 +119,7 @@ class Bench:
 
     @cached_property
     def old(self) -> dict[str, bytes]:
-        """What another run has made, for the chains that overwrite it."""
+        """Return the outputs of another run, for the chains that overwrite it."""
         self._whole_run("old", 1)
         old = contents(self.work / "old")
         assert old.keys() == self.whole.keys() and old != self.whole
@@ -129,13 +129,13 @@ class Bench:
         shutil.rmtree(self.work / name, ignore_errors=True)
         count = {f"{POINT}_COUNT": str(self.work / "moments")}
         code = self.start(self.work / name, seed=seed, point=-1, env=count).wait(300)
-        assert code == 0, f"a run that nobody kills ended with {code}"
+        assert code == 0, f"a run without kills ended with {code}"
 
     def start(self, out: Path, *options: str, seed: int = 2, point: int | None = None, fork: bool = False,
               env: dict[str, str] | None = None) -> Process:  # fmt: skip
-        """Start a run, with its system calls watched where a point is given."""
+        """Start a run, which dies at a system call if a point is given."""
         args = ["purify", str(self.inputs), "-o", str(out), "--seed", str(seed), *self._common, *options]
-        with (self.work / "log.txt").open("wb") as log:  # its messages are wanted where it fails
+        with (self.work / "log.txt").open("wb") as log:  # shown if the run fails
             if fork:
                 return Fork(args, point, log.fileno())
             module = "zipsdk" if point is None else "tests.tools.kill_process"
@@ -161,7 +161,7 @@ class Chain:
             shutil.copytree(bench.work / "old", self.out)
 
     def kill(self) -> Kill | None:
-        """Run until a random moment and check; None where the run ended before."""
+        """Run until a random moment and check; return None if the run ended before."""
         kind = self.rng.choice(("time", "time", "files", "point", "point"))
         self.forked = self.rng.random() < self.bench.forks
         at: float
@@ -193,29 +193,29 @@ class Chain:
         )
 
     def _files(self) -> int:
-        """Files that a run has begun or finished."""
+        """Count the files that a run has begun or finished."""
         new = 0 if self.overwrite else sum(len(files) for _, _, files in os.walk(self.out))
         return new + len(self._noted())
 
     def _noted(self) -> list[dict[str, Any]]:
-        """The records of this run, and not those of the run that it replaces."""
+        """Return the records of this run without those of the run that it replaces."""
         found = records(self.out)
         return found if found and found[0]["seed"] == 2 else []
 
     def _start(self, point: int | None = None) -> subprocess.Popen[bytes]:
-        # as the command says: one that was to overwrite goes on without it, once it has begun
+        # a begun run with --overwrite resumes without the option
         again = ["--overwrite"] if self.overwrite and not self._noted() else []
         return self.bench.start(self.out, *again, point=point, fork=self.forked)
 
     def check(self) -> tuple[int, int]:
-        """Check a folder whose run was killed; returns how many outputs are noted, and how many temporary files lie."""
+        """Check a folder whose run was killed; return the numbers of recorded outputs and of temporary files."""
         assert digest(self.bench.inputs) == self.bench.digest, "an input has changed"
         found = contents(self.out) if self.out.exists() else {}
         temporary = {name for name in found if _TEMPORARY.fullmatch(name.rpartition("/")[2])}
         assert len(temporary) <= 1, f"more than one temporary file: {temporary}"
         for name in found.keys() - temporary:
             allowed = [self.bench.whole.get(name), self.bench.old.get(name) if self.overwrite else None]
-            assert found[name] in allowed, f"{name} is half or wrong"
+            assert found[name] in allowed, f"{name} is partial or wrong"
         noted = self._noted()
         done = [r["done"] for r in noted if "done" in r]
         begun = [name for r in noted if "batch" in r for name in r["batch"]]
@@ -223,9 +223,9 @@ class Chain:
         assert len(set(begun)) == len(begun), "an image was begun in two batches"
         assert set(done) <= set(begun)
         for name in done:
-            assert found.get(name) == self.bench.whole[name], f"{name} is noted, and lost or wrong"
+            assert found.get(name) == self.bench.whole[name], f"{name} is recorded, but lost or wrong"
         now = {name: ((s := (self.out / name).stat()).st_ino, s.st_mtime_ns) for name in done}
-        assert all(now.get(name) == was for name, was in self.kept.items()), "what was done was done again"
+        assert all(now.get(name) == was for name, was in self.kept.items()), "a finished output was written again"
         self.kept = now
         return len(done), len(temporary)
 
@@ -246,13 +246,13 @@ class Chain:
 def run(work: Path, kills: int, seed: int, model: str = "zip-tiny", images: int = 40,
         options: Sequence[str] = ("--preset", "fast", "--tile-size", "32", "--batch", "6"),
         forks: float = 0.0) -> list[Kill]:  # fmt: skip
-    """Kill `kills` runs in chains and resume all of them; what WORK/kills.jsonl has from before is not done again.
+    """Kill `kills` runs in chains and resume all of them; kills in WORK/kills.jsonl are not repeated.
 
     Args:
         forks: the share of the runs that are forks of this process, which should have no threads.
 
     Raises:
-        AssertionError: something was lost, done twice or half; WORK/out is left as it is.
+        AssertionError: an image was lost, done twice or partial; WORK/out is kept.
     """
     bench = Bench(work, model, images, options, forks)
     log = work / "kills.jsonl"
@@ -276,7 +276,7 @@ def run(work: Path, kills: int, seed: int, model: str = "zip-tiny", images: int 
 
 
 def summary(kills: Sequence[Kill], images: int) -> str:
-    """Say at what moments the kills came."""
+    """Summarize the moments of the kills."""
     stages = Counter(
         "before the first output" if not k.outputs else "after the last" if k.done == images else "in between"
         for k in kills if not k.overwrite
@@ -286,7 +286,7 @@ def summary(kills: Sequence[Kill], images: int) -> str:
         f"by moment: {dict(Counter(k.kind for k in kills))}; while overwriting a finished run: "
         f"{sum(k.overwrite for k in kills)}; in forks: {sum(k.forked for k in kills)}; the others: {dict(stages)}",
         f"with a temporary file left: {sum(k.temporary for k in kills)}; "
-        f"with an output that was not yet noted: {sum(k.outputs > k.done for k in kills if not k.overwrite)}",
+        f"with an output that was not yet recorded: {sum(k.outputs > k.done for k in kills if not k.overwrite)}",
     ]
     return "\n".join(lines)
 

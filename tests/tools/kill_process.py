@@ -1,4 +1,4 @@
-"""The processes that `kill` kills: runs of ``zipsdk purify`` that may die at one of their system calls."""
+"""Run ``zipsdk purify`` in processes that die at one of their system calls, for `kill`."""
 
 from __future__ import annotations
 

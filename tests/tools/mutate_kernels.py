@@ -1,4 +1,4 @@
-"""Does a changed character in a kernel's arithmetic make the kernel tests fail? By hand: it takes minutes.
+"""Change single characters in the arithmetic of the kernels and check that the kernel tests fail; takes minutes.
 
     python tests/tools/mutate_kernels.py [word ...]      only the mutations whose kernel has one of these words
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.helpers.paths import ROOT
 
-# kernel (or what several share), file, what stands there exactly once, what takes its place
+# kernel or shared part, file, text that occurs exactly once, replacement
 MUTATIONS = [
     ("philox", "noise.h", "0xD2511F53", "0xD2511F57"),
     ("philox", "noise.h", "0xCD9E8D57", "0xCD9E8D55"),
@@ -123,7 +123,7 @@ def main() -> int:
             continue
         text = (ROOT / "kernels" / file).read_text()
         if text.count(old) != 1:
-            sys.exit(f"{file}: {old!r} stands there {text.count(old)} times, wanted once")
+            sys.exit(f"{file}: got {old!r} {text.count(old)} times, expected once")
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(shutil.copytree(ROOT / "kernels", Path(temporary) / "kernels"))
             (folder / file).write_text(text.replace(old, new))

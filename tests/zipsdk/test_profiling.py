@@ -1,4 +1,4 @@
-"""Stages are measured without the stages inside them, only inside `profile`, and only in its thread."""
+"""Test that stages are measured without inner stages, only inside `profile` and only in its thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Search of ``zipsdk purify``: patterns, images that are not read, and links."""
+"""Test the search for images: patterns, images that are not read, and links."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest of ``zipsdk purify``: damage, full disks and locks."""
+"""Test the manifest of ``zipsdk purify``: damage, full disks and locks."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_line_that_is_not_json_is_ignored(purify, tmp_path, line):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes among its files")
-def test_a_manifest_that_is_not_a_file(purify, tmp_path, capsys):
+def test_a_manifest_that_is_not_a_file_is_refused(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 1)
     for kind in ("folder", "link", "pipe"):
         out = tmp_path / kind
@@ -92,7 +92,7 @@ def test_a_manifest_that_is_not_a_file(purify, tmp_path, capsys):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_disk_that_is_full_for_the_manifest(purify, tmp_path, capsys, monkeypatch):
+def test_a_run_resumes_after_a_full_disk_cut_the_manifest(purify, tmp_path, capsys, monkeypatch):
     src, out = folder(tmp_path / "in", 4), tmp_path / "out"
     written = []
 
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_for_the_manifest(purify, tmp_path, capsys, monkeypa
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_two_runs_in_one_folder_of_windows(tmp_path, monkeypatch, overwrite):
+def test_a_second_run_is_refused_on_windows(tmp_path, monkeypatch, overwrite):
     """Windows forbids others to read or write a locked byte, so it lies beyond the end of the file."""
     out, held = tmp_path / "out", set()
 

@@ -1,4 +1,4 @@
-"""`zipsdk purify`: folders, refusals, exit codes."""
+"""Test `zipsdk purify`: folders, refusals and exit codes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_output_is_what_the_purifier_gives(purify, model, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["png", "jpg", "webp"])
-def test_format(purify, tmp_path, form):
+def test_the_format_option_sets_the_format(purify, tmp_path, form):
     write_image(tmp_path / "in" / "a.bmp")
     assert purify(tmp_path / "in", "-o", tmp_path / "out", "--format", form) == 0
     with Image.open(tmp_path / "out" / f"a.{form}") as im:
@@ -70,7 +70,7 @@ def test_every_kept_name_can_be_written(tmp_path):
 # ---- refusals
 
 
-def test_wrong_options(purify, tmp_path, capsys):
+def test_invalid_options_are_refused(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 1)
     out = tmp_path / "out"
     for options in (["--lam", "0"], ["--eta", "2"], ["--seed", "-1"], ["--transforms", "x"]):
@@ -113,7 +113,7 @@ def test_a_sheet_path_is_checked_before_the_run(purify, tmp_path, capsys, monkey
         ("folder.png", "folder.png: got a folder"),
     ):
         refused(capsys, purify(src, "-o", out, "--sheet", tmp_path / sheet), 2, text)
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere, so the refusal is played
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere, so the refusal is simulated
     refused(capsys, purify(src, "-o", out, "--sheet"), 2, f"{tmp_path} is not a writable folder")
     assert not out.exists()
 
@@ -124,7 +124,7 @@ def test_a_sheet_path_is_checked_before_the_run(purify, tmp_path, capsys, monkey
         (OSError(28, "No space left on device", "a.plan"), "a.plan: No space left on device"),
         (PermissionError(13, "Permission denied", ".a.part", None, "a.plan"), "a.plan: Permission denied"),
         (OSError(5, "Input/output error"), "error: Input/output error"),
-        (OSError("odd"), "error: odd"),
+        (OSError("failed"), "error: failed"),
         (TimeoutError(), "error: TimeoutError"),
     ],
 )
@@ -168,14 +168,14 @@ def test_an_image_of_unusable_size_does_not_fail_its_batch(purify, tmp_path, cap
 
     def refusing(spec, height, *rest):
         if height == 24:
-            raise InputError("too odd")
+            raise InputError("not supported")
         return plan_tiles(spec, height, *rest)
 
     src = folder(tmp_path / "in", 3)
-    write_image(src / "odd.png", 9, (24, 16))
+    write_image(src / "other.png", 9, (24, 16))
     monkeypatch.setattr("zipsdk.dispatcher.plan_tiles", refusing)
     assert purify(src, "-o", tmp_path / "out") == 1
-    assert "odd.png: too odd" in capsys.readouterr().err
+    assert "other.png: not supported" in capsys.readouterr().err
     assert len(names(tmp_path / "out")) == 3
 
 
@@ -238,13 +238,13 @@ def test_an_engine_failure_gives_3_and_the_run_resumes(purify, tmp_path, capsys,
     def failing(self, x, t):
         calls.append(t)
         if len(calls) > 4:
-            raise EngineError("the device is gone")
+            raise EngineError("the device failed")
         return evaluate(self, x, t)
 
     monkeypatch.setattr(OnnxEngine, "__call__", failing)
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 3
     output = capsys.readouterr().err
-    assert "stopped with 2 of 4 images done; the same command continues" in output and "the device is gone" in output
+    assert "stopped with 2 of 4 images done; the same command continues" in output and "the device failed" in output
     monkeypatch.undo()
     assert purify(src, "-o", tmp_path / "out", "--batch", 1) == 0
 
@@ -252,7 +252,7 @@ def test_an_engine_failure_gives_3_and_the_run_resumes(purify, tmp_path, capsys,
 # ---- sheets, and messages
 
 
-def test_sheet(purify, tmp_path):
+def test_a_sheet_shows_images_before_and_after(purify, tmp_path):
     src = tmp_path / "in"
     for i in range(30):
         path = src / f"{i:02}.png"
@@ -313,7 +313,7 @@ def test_a_sheet_with_random_transforms_has_no_transformed_column(purify, tmp_pa
     assert (page[middle, gap + step + 120] == clean[8, 8]).all()
 
 
-def test_quiet_and_progress(purify, tmp_path, capsys):
+def test_quiet_prints_nothing_and_progress_counts(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 2)
     assert purify(src, "-o", tmp_path / "a", "--quiet") == 0
     assert capsys.readouterr() == ("", "")

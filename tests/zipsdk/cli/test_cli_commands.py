@@ -1,4 +1,4 @@
-"""`zipsdk info`, `models`, `doctor`, the help, and exit codes."""
+"""Test `zipsdk info`, `models`, `doctor`, the help and exit codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.paths import ROOT
 from zipsdk.cli import main
 
 
-def test_info(model, tmp_path, capsys):
+def test_info_shows_spec_hash_and_providers(model, tmp_path, capsys):
     assert main(["info", model, "--json"]) == 0
     got = json.loads(capsys.readouterr().out)
     assert got["spec"]["name"] == "toy" and got["bytes"] == Path(model).stat().st_size and len(got["sha256"]) == 64
@@ -47,7 +47,7 @@ def bundled(model, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("bundled")
-def test_models(capsys, tmp_path):
+def test_models_lists_the_bundled_models(capsys, tmp_path):
     assert main(["models"]) == 0
     assert capsys.readouterr().out == "toy  32x32 (takes 8 to 64), 1,234 parameters, CC0\n"
     (tmp_path / "toy.onnx").unlink()
@@ -56,7 +56,7 @@ def test_models(capsys, tmp_path):
 
 
 @pytest.mark.usefixtures("bundled")
-def test_doctor(capsys, tmp_path):
+def test_doctor_checks_every_part(capsys, tmp_path):
     assert main(["doctor", "--json"]) == 0
     got = json.loads(capsys.readouterr().out)
     lines = {c["name"]: c for c in got["checks"]}
@@ -73,7 +73,7 @@ def test_doctor(capsys, tmp_path):
 
 
 @pytest.mark.usefixtures("bundled")
-def test_doctor_without_onnxruntime(capsys, monkeypatch):
+def test_doctor_fails_without_onnxruntime(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["doctor"]) == 3
     out = capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_doctor_without_onnxruntime(capsys, monkeypatch):
 
 
 @pytest.mark.usefixtures("bundled")
-def test_without_onnxruntime_but_with_tensorrt(model, capsys, monkeypatch):
+def test_tensorrt_alone_runs_plans(model, capsys, monkeypatch):
     """As on a Jetson: the package onnx reads the spec, and plans run."""
     from zipsdk.cli import doctor
 
@@ -118,7 +118,7 @@ def test_help_has_examples_and_loads_no_runtime(capsys):
         assert "example" in capsys.readouterr().out
 
 
-def test_version_and_no_command(capsys):
+def test_version_is_printed_and_a_command_is_required(capsys):
     with pytest.raises(SystemExit) as e:
         main(["--version"])
     assert e.value.code == 0 and capsys.readouterr().out.startswith("zipsdk 0.")

@@ -1,4 +1,4 @@
-"""Inputs of ``zipsdk purify`` from files, folders and patterns; none of them is overwritten."""
+"""Test that ``zipsdk purify`` finds files, folders and patterns and overwrites none of them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_link_loops_and_unreadable_folders_do_not_hang(purify, tmp_path, capsys,
     assert "closed: cannot be read (Permission denied)" in output.err and "1 failed" in output.out
 
 
-def test_two_inputs_with_one_output(purify, tmp_path, capsys):
+def test_two_inputs_with_one_output_are_refused(purify, tmp_path, capsys):
     write_image(tmp_path / "a" / "x.png", 1)
     write_image(tmp_path / "b" / "x.png", 2)
     out = tmp_path / "out"
@@ -123,7 +123,7 @@ def test_inputs_are_not_overwritten_under_another_spelling(purify, tmp_path, cap
     write_image(src / "deep" / "001.png", 1)
     before = contents(src)
     if (tmp_path / "Photos").exists():
-        pytest.skip("this disk has no case, and plays no other")
+        pytest.skip("the disk ignores case")
     (tmp_path / "Photos").symlink_to(src)
     monkeypatch.setattr(os.path, "realpath", os.path.abspath)
     common = ["-o", tmp_path / "Photos", "--overwrite"]
@@ -140,7 +140,7 @@ def test_names_that_differ_in_case_collide_on_a_case_insensitive_disk(purify, tm
     write_image(tmp_path / "a" / "x.png", 1)
     write_image(tmp_path / "b" / "X.png", 2)
     if (tmp_path / "A").exists():
-        pytest.skip("this disk has no case")
+        pytest.skip("the disk ignores case")
     assert purify(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out") == 0
     assert names(tmp_path / "out") == {"x.png", "X.png"}
     (tmp_path / "disk").mkdir()
@@ -158,12 +158,12 @@ def test_a_drive_without_letters_or_a_missing_drive(monkeypatch, platform, casel
 
 def test_foreign_files_are_not_overwritten(purify, tmp_path, capsys):
     src = folder(tmp_path / "in", 2)
-    mine = write_image(tmp_path / "out" / "001.png", 99)
-    before = mine.read_bytes()
+    foreign = write_image(tmp_path / "out" / "001.png", 99)
+    before = foreign.read_bytes()
     refused(capsys, purify(src, "-o", tmp_path / "out"), 2, "001.png: got a file that this run did not write")
-    assert mine.read_bytes() == before and not (tmp_path / "out" / MANIFEST).exists()
+    assert foreign.read_bytes() == before and not (tmp_path / "out" / MANIFEST).exists()
     assert purify(src, "-o", tmp_path / "out", "--overwrite") == 0
-    assert mine.read_bytes() != before
+    assert foreign.read_bytes() != before
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_foreign_files_are_not_overwritten(purify, tmp_path, capsys):
         (["in"], "file", "cannot be used as the output folder"),
     ],
 )
-def test_wrong_inputs(purify, tmp_path, monkeypatch, capsys, inputs, out, text):
+def test_unusable_inputs_are_refused(purify, tmp_path, monkeypatch, capsys, inputs, out, text):
     monkeypatch.chdir(tmp_path)
     folder(tmp_path / "in", 1)
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""Resumed runs of `zipsdk purify`, and two runs at once."""
+"""Test resumed runs of `zipsdk purify`, and two runs at once."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def start_and_stop(args: list[str], out: Path, lines: int, sig: signal.Signals) 
         deadline = time.monotonic() + 60
         manifest = out / MANIFEST
         while not manifest.exists() or manifest.read_bytes().count(b'"done"') <= lines:
-            assert process.poll() is None and time.monotonic() < deadline, "it never got that far"
+            assert process.poll() is None and time.monotonic() < deadline, "the run ended or took too long"
             time.sleep(0.002)
         process.send_signal(sig)
         _, err = process.communicate(timeout=60)
@@ -233,7 +233,7 @@ def start_and_stop(args: list[str], out: Path, lines: int, sig: signal.Signals) 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_kill_9_in_the_middle_of_200_images(model, tmp_path):
+def test_a_run_killed_in_the_middle_of_200_images_resumes(model, tmp_path):
     src = folder(tmp_path / "in", 200)
     out, whole = tmp_path / "out", tmp_path / "whole"
     args = command(src, out, model, "--steps", "80")
@@ -258,7 +258,7 @@ def finished_so_far(out: Path) -> list[str]:
     return [r["done"] for r in map(json.loads, whole.splitlines()) if "done" in r]
 
 
-def test_ctrl_c_and_resume(model, tmp_path):
+def test_a_run_resumes_after_ctrl_c(model, tmp_path):
     src = folder(tmp_path / "in", 60)
     out = tmp_path / "out"
     args = command(src, out, model, "--steps", "200")
@@ -271,7 +271,7 @@ def test_ctrl_c_and_resume(model, tmp_path):
     assert sorted(finished(out)) == sorted(names(src))
 
 
-def test_two_runs_in_one_folder(model, tmp_path, capsys):
+def test_a_second_run_in_one_folder_is_refused(model, tmp_path, capsys):
     src = folder(tmp_path / "in", 60)
     out = tmp_path / "out"
     args = command(src, out, model, "--steps", "80")

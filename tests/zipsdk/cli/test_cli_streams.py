@@ -1,4 +1,4 @@
-"""`zipsdk` with closed and full streams, any encoding, names of any bytes, warnings and signals."""
+"""Test `zipsdk` with closed and full streams, any encoding, names of any bytes, warnings and signals."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_help_and_version_that_cannot_be_written():
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_any_encoding_and_names_of_any_bytes(purify, model, tmp_path, monkeypatch, encoding):
     plain, src, out = tmp_path / "plain", tmp_path / "in", Path(os.fsdecode(os.fsencode(tmp_path) + b"/o\xff"))
-    odd = [os.fsdecode(b"\xff\xfe.png"), "ñ–写😀.png", os.fsdecode(b"d\xe9/a\nb\x1b[31m.png"), "a" * 251 + ".png"]
-    for i, name in enumerate(odd):
+    unusual = [os.fsdecode(b"\xff\xfe.png"), "ñ–写😀.png", os.fsdecode(b"d\xe9/a\nb\x1b[31m.png"), "a" * 251 + ".png"]
+    for i, name in enumerate(unusual):
         write_image(plain / f"{i}.png", i)
         (src / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(plain / f"{i}.png", src / name)
@@ -126,8 +126,8 @@ def test_any_encoding_and_names_of_any_bytes(purify, model, tmp_path, monkeypatc
     line = next(t for t in output.replace("\r", "\n").splitlines() if "broken" in t)
     assert r"broken\xe9\n\x1b.png: got" in line and "\x1b[31m" not in output
     assert purify(plain, "-o", tmp_path / "same", *common) == 0
-    made = {name: (out / name).read_bytes() for name in odd}
-    assert names(out) == {*odd, "zipsdk-sheet.png"} and len(set(made.values())) == len(odd)
+    made = {name: (out / name).read_bytes() for name in unusual}
+    assert names(out) == {*unusual, "zipsdk-sheet.png"} and len(set(made.values())) == len(unusual)
     before = state(out)
     assert purify(src, "-o", out, *common) == 1
     assert state(out) == before  # the manifest has each name

@@ -1,4 +1,4 @@
-"""`zipsdk doctor` on simulated machines: a driver without a GPU, with one, with two; compiled kernels.
+"""Test `zipsdk doctor` on simulated machines: a driver without a GPU, with one, with two; compiled kernels.
 
 The driver is an object with the functions of libcuda that are called; what they give is what NVIDIA documents.
 """

@@ -1,4 +1,4 @@
-"""`zipsdk purify` that is killed, or whose machine loses power, at any moment; see `kill`."""
+"""Kill `zipsdk purify`, or simulate a power failure, at any moment; see `tests.tools.kill`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="watches file descrip
 
 
 @linux
-def test_five_kills(model, tmp_path):
+def test_a_run_survives_five_kills(model, tmp_path):
     kills = kill.run(tmp_path / "work", 5, seed=4, model=model, images=12, options=("--steps", "2", "--batch", "4"))
     assert len(kills) == 5 and {k.kind for k in kills} >= {"point", "time"}
     assert any(0 < k.done < 12 for k in kills), "killed too early or too late to show anything"
@@ -26,7 +26,7 @@ def test_five_kills(model, tmp_path):
 
 @linux
 @pytest.mark.slow
-def test_two_hundred_kills(model, tmp_path):
+def test_a_run_survives_two_hundred_kills(model, tmp_path):
     kills = kill.run(
         tmp_path / "work", 200, seed=1, model=model, options=("--steps", "4", "--tile-size", "32", "--batch", "6")
     )
@@ -37,7 +37,7 @@ def test_two_hundred_kills(model, tmp_path):
 
 
 class Disk:
-    """What a power failure would leave of a folder, in the worst case: names and bytes that were synced, and no others.
+    """The worst state of a folder after a power failure: only names and bytes that were synced.
 
     Names are on disk when their folder was synced, bytes when the file was. `states` has a copy for each sync.
     """
@@ -74,11 +74,11 @@ class Disk:
 
 @linux
 @pytest.mark.parametrize("kind", ["fresh", "changed", "overwrite"])
-def test_a_power_failure_at_any_moment_loses_nothing_that_is_noted(purify, tmp_path, monkeypatch, kind):
+def test_a_power_failure_at_any_moment_loses_no_recorded_output(purify, tmp_path, monkeypatch, kind):
     src, out, copy = folder(tmp_path / "in", 3), tmp_path / "out", tmp_path / "copy"
     write_image(src / "deep" / "er" / "003.png", 3)
     options = ["--seed", 1, "--batch", 2, "--quiet"]
-    if kind != "fresh":  # old outputs stand where the new ones will
+    if kind != "fresh":  # old outputs have the names of the new ones
         assert purify(src, "-o", out, *options) == 0
     old = contents(out)
     if kind == "changed":

@@ -1,5 +1,4 @@
-"""Test the ablation detector in a guard: toy backdoors in one and two features are detected and undone, at the stated
-cost."""
+"""Test the ablation detector in a guard: toy backdoors are detected and undone at the documented cost."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Test that the ablation detector learns its reference once, from the first images, and that triggers in them do not
-hide themselves."""
+"""Test that the ablation detector learns its reference once, and that triggers cannot hide themselves in it."""
 
 from __future__ import annotations
 

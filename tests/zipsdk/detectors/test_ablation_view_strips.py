@@ -1,4 +1,4 @@
-"""Compare the copies of `zipsdk.detectors.ablation_views` with copies made from whole float32 arrays."""
+"""Compare views made in strips with views made from whole float32 arrays."""
 
 from __future__ import annotations
 

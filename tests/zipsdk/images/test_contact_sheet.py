@@ -1,4 +1,4 @@
-"""Pages of images: what a large one takes of the memory."""
+"""Test that a contact sheet holds few of its images in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PIL images and files: modes, EXIF, ICC profiles and CMYK."""
+"""Test PIL images and files: modes, EXIF, ICC profiles and CMYK."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_16_bit_color_is_read_in_8_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
-def test_exif_orientation(suffix: str, orientation: int, tmp_path: Path) -> None:
+def test_the_exif_orientation_is_applied(suffix: str, orientation: int, tmp_path: Path) -> None:
     # corners of an upright 16 x 24 image, stored like a camera does, rotated by NumPy and not by Pillow
     upright = np.zeros((24, 16, 3), np.uint8)
     upright[:8, :8], upright[:8, 8:], upright[16:, :8] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -214,7 +214,7 @@ def exif_of(size: int) -> bytes:
 @pytest.mark.parametrize("size", [65_532, 65_534, 1 << 20])
 @pytest.mark.parametrize(("suffix", "kind"), WRITTEN)
 def test_exif_too_large_for_the_format_is_left_out(suffix: str, kind: str, size: int, tmp_path: Path) -> None:
-    """The image is written all the same: no check before purification can detect the size."""
+    """The image is written anyway: no check before purification can detect the size."""
     if not SUPPORTED.get(suffix, True):
         pytest.skip("not in this Pillow")
     Image.fromarray(noise(16, 24, 3)).save(tmp_path / "a.png", exif=exif_of(size), icc_profile=SRGB)
@@ -310,7 +310,7 @@ def test_cmyk_with_an_unusable_profile_warns(profile: bytes) -> None:
     same_image(out, im.convert("RGB"))
 
 
-def test_lab() -> None:
+def test_lab_is_converted() -> None:
     rgb = Image.new("RGB", (W, H), (200, 100, 50))
     lab = ImageCms.createProfile("LAB")
     im = ImageCms.profileToProfile(rgb, ImageCms.createProfile("sRGB"), lab, outputMode="LAB")

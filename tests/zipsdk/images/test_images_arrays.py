@@ -1,4 +1,4 @@
-"""Arrays: every dtype, shape and data format is restored; ambiguous arrays are refused."""
+"""Test that arrays of every dtype, shape and data format are restored, and ambiguous ones refused."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_wrong_shapes_give_a_hint(shape: tuple[int, ...], data_format: str, hint
 @pytest.mark.parametrize(
     "options", [{"data_format": "HWC"}, {"data_format": ["NHWC"]}, {"max_pixels": 0}, {"max_pixels": 1.5}]
 )
-def test_wrong_options(options: Any) -> None:
+def test_invalid_options_are_refused(options: Any) -> None:
     for f in (images.read, images.read_one):
         with pytest.raises(InputError, match=next(iter(options))):
             f(noise(H, W, 3), **options)
@@ -184,7 +184,7 @@ def test_max_pixels_counts_for_arrays() -> None:
 @pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_empty_batches(channels: int, dtype: str, data_format: str) -> None:
+def test_empty_batches_are_restored(channels: int, dtype: str, data_format: str) -> None:
     x = np.ascontiguousarray(in_data_format(np.empty((0, H, W, channels), dtype), data_format))
     loaded, restore = images.read(x, data_format=data_format)
     assert loaded == []
@@ -217,7 +217,7 @@ def test_restore_checks_its_argument() -> None:
             images.read(x)[1]([])
 
 
-def test_mixed_list(tmp_path: Path) -> None:
+def test_a_mixed_list_is_restored(tmp_path: Path) -> None:
     Image.fromarray(noise(4, 6)).save(tmp_path / "a.png")
     batch = (noise(H, W, 3), RNG.random((3, 2)), Image.fromarray(noise(9, 2, 4)), tmp_path / "a.png", noise(1, 1, 1))
     loaded, restore = images.read(batch)

@@ -1,4 +1,4 @@
-"""2,000 damaged images and odd arrays: each is read to a valid Image or refused with an InputError, nothing else.
+"""Read 2,000 damaged images and random arrays: each gives a valid image or an InputError, nothing else.
 
 Case n is drawn from `default_rng((SEED, n))`, so a case that fails can be run again alone by its number.
 """
@@ -140,7 +140,7 @@ def damaged_file(rng: np.random.Generator) -> tuple[str, bytes]:
     return name, bytes(data)
 
 
-def odd_array(rng: np.random.Generator) -> Any:
+def random_array(rng: np.random.Generator) -> Any:
     dtype = np.dtype(
         str(rng.choice(["u1", "u1", "<u2", ">u2", "<f2", "<f4", "<f4", ">f8", "?", "i1", "i4", "u8", "c8", "O", "U2"]))
         if rng.random() < 0.9
@@ -170,7 +170,7 @@ def odd_array(rng: np.random.Generator) -> Any:
 
 
 def read_or_refuse(item: Any, case: str, **options: Any) -> bool:
-    """True when it was read. Every warning but ours about CMYK and EXIF counts as a leak."""
+    """Read an item; return whether it was accepted. Warnings other than zipsdk's about CMYK and EXIF are leaks."""
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -184,7 +184,7 @@ def read_or_refuse(item: Any, case: str, **options: Any) -> bool:
                 assert out.shape == item.shape and out.dtype == item.dtype, case
             good = True
         except InputError as e:
-            assert "got" in str(e) and re.search("expected|expected", str(e)), f"{case}: {e}"
+            assert "got" in str(e) and "expected" in str(e), f"{case}: {e}"
             assert isinstance(e, ImageReadError) or not isinstance(item, Path), case
             good = False
         except Exception as e:
@@ -196,7 +196,7 @@ def read_or_refuse(item: Any, case: str, **options: Any) -> bool:
     return good
 
 
-def test_damaged_files(tmp_path: Path) -> None:
+def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
     names = set()
     read = 0
     for n in range(FILES):
@@ -211,11 +211,11 @@ def test_damaged_files(tmp_path: Path) -> None:
     assert set(BASES) <= names
 
 
-def test_odd_arrays() -> None:
+def test_random_arrays_are_read_or_refused() -> None:
     read = 0
     for n in range(ARRAYS):
         rng = np.random.default_rng((SEED, FILES + n))
-        item = odd_array(rng)
+        item = random_array(rng)
         data_format = str(rng.choice(["NHWC", "NHWC", "NCHW"]))
         what = [(x.dtype, x.shape) for x in (item if isinstance(item, list) else [item]) if isinstance(x, np.ndarray)]
         read += read_or_refuse(item, f"array {n} {what} {data_format}", data_format=data_format)

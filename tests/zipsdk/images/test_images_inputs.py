@@ -1,4 +1,4 @@
-"""Inputs other than paths, PIL images and arrays; and hints in errors that work when they are followed."""
+"""Test inputs other than paths, PIL images and arrays, and the hints in errors."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_an_image_of_another_plugin_is_read() -> None:
     np.testing.assert_array_equal(images.read_one(im).rgb, RGB)
 
 
-def test_unread_suffixes() -> None:
+def test_suffixes_of_other_formats_give_a_hint() -> None:
     assert not images.UNREAD_SUFFIXES & images.SUFFIXES
     assert all(s == s.lower() and s.startswith(".") and len(s) > 2 for s in images.UNREAD_SUFFIXES)
     assert {".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr", ".hdr",

@@ -1,4 +1,4 @@
-"""Full disks and low memory: complete files or none, and errors that report the lack of memory."""
+"""Test full disks and low memory: complete files or none, and errors that report the lack of memory."""
 
 from __future__ import annotations
 

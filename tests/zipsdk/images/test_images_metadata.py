@@ -55,9 +55,9 @@ def test_no_copy_of_the_image_is_written(suffix: str, order: str, orientation: i
     p = images.read_one(source)
     assert p.rgb.shape == ((24, 16, 3) if orientation == 6 else (16, 24, 3))
     images.save(p.restore(p.rgb), out)
-    mine = Image.fromarray(RGB)
-    mine.info["exif"] = exif
-    images.save(mine, tmp_path / f"c{suffix}")
+    own = Image.fromarray(RGB)
+    own.info["exif"] = exif
+    images.save(own, tmp_path / f"c{suffix}")
     for path in (out, tmp_path / f"c{suffix}"):
         data = path.read_bytes()
         assert not [sign for sign in SIGNS if sign in data]
@@ -85,8 +85,8 @@ def test_copies_in_the_exif_of_each_format_read(kind: str, tmp_path: Path) -> No
         assert images.read_one(im).restore(p.rgb).info == out.info
 
 
-@pytest.mark.skipif(not CASES.exists(), reason="no shared/cases here")
-def test_the_reported_thumbnail_is_gone(tmp_path: Path) -> None:
+@pytest.mark.skipif(not CASES.exists(), reason="there is no folder shared/cases")
+def test_the_reported_thumbnail_is_removed(tmp_path: Path) -> None:
     source = CASES / "exif_thumbnail_no_orientation.jpg"
     with Image.open(source) as im:
         thumbnail = im.getexif().get_ifd(ExifTags.IFD.IFD1)

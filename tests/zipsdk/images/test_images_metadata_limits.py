@@ -32,7 +32,7 @@ CASES = SHARED / "cases"
 RGB = np.random.default_rng(3).integers(0, 256, (16, 24, 3), np.uint8)
 
 
-@pytest.mark.skipif(not CASES.exists(), reason="no shared/cases here")
+@pytest.mark.skipif(not CASES.exists(), reason="there is no folder shared/cases")
 def test_the_reported_png_with_much_text_is_read() -> None:
     source = CASES / "png_big_text.png"
     with pytest.raises(ValueError, match="MAX_TEXT_CHUNK"), Image.open(source) as im:

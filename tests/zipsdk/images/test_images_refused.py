@@ -1,4 +1,4 @@
-"""Files and PIL images that are refused, and reading in threads and forked processes."""
+"""Test files and PIL images that are refused, and reading in threads and forked processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`images.save`: formats, refusals and atomic writes."""
+"""Test `images.save`: formats, refusals and atomic writes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_save_refuses_sizes_beyond_the_format(name: str, most: int, tmp_path: Pa
         assert listing(tmp_path) == [name]
 
 
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), ValueError("odd"), KeyboardInterrupt()])
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), ValueError("failed"), KeyboardInterrupt()])
 @pytest.mark.parametrize("where", ["save", "fsync", "replace"])
 def test_save_is_atomic(where: str, failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"

@@ -1,4 +1,4 @@
-"""TIFF: every kind of sample is read right or refused by name; right is what the bytes say."""
+"""Test that every kind of TIFF sample gives the values of its bytes or is refused by name."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_rgb_and_what_comes_with_it(order: str, bits: int, extra: int | None) ->
         np.testing.assert_array_equal(np.asarray(out)[..., 3], v[..., 3])
 
 
-def test_planes() -> None:
+def test_separate_planes_are_read() -> None:
     v = samples(8, 3)
     planes = np.moveaxis(v, 2, 0).astype(np.uint8).tobytes()
     at = 8 + 2 + 12 * 11 + 4
@@ -187,7 +187,7 @@ def test_cmyk_and_lab() -> None:
 
 
 @pytest.mark.parametrize("order", "<>")
-def test_bigtiff(order: str) -> None:
+def test_bigtiff_is_read(order: str) -> None:
     v = samples(16)
     pixels = packed(v, 16, order)
     entries = {256: (3, W), 257: (3, H), 258: (3, 16), 259: (3, 1), 262: (3, 0), 273: (16, 16), 277: (3, 1),

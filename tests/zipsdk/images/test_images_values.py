@@ -1,4 +1,4 @@
-"""PNG, PNM, BMP and WebP: values are those of the bytes, at depths and sizes where decoders go wrong."""
+"""Test that PNG, PNM, BMP and WebP give the values of their bytes, at depths and sizes where decoders fail."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_webp_without_loss_is_exact(size: tuple[int, int], channels: int, tmp_pa
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (65, 1), (3, 257)])
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".ppm"])
-def test_odd_sizes_without_loss(size: tuple[int, int], suffix: str, tmp_path: Any) -> None:
+def test_small_and_odd_sizes_are_kept_without_loss(size: tuple[int, int], suffix: str, tmp_path: Any) -> None:
     v = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     images.save(Image.fromarray(v), tmp_path / f"a{suffix}")
     np.testing.assert_array_equal(images.read_one(io.BytesIO((tmp_path / f"a{suffix}").read_bytes())).rgb, v)

@@ -40,7 +40,7 @@ def test_pillow_does_not_warn(suffix: str, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_python_with_warnings_as_errors_reads(tmp_path: Path) -> None:
-    """Damaged EXIF, a malformed MPO, a TIFF with odd tags: Pillow warns about each."""
+    """Damaged EXIF, a malformed MPO, a TIFF with unusual tags: Pillow warns about each."""
     mpo = with_segments(encoded(RGB, "JPEG"), segment(0xE2, b"MPF\0II*\0\x08\0\0\0\1\0" + bytes(20)))
     (tmp_path / "a.jpg").write_bytes(mpo)
     exif = Image.Exif()

@@ -1,4 +1,4 @@
-"""Quality of lossy formats: 95, with colors as sharp as luminance."""
+"""Test the quality of lossy formats: 95, with colors as sharp as luminance."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_no_sidecar_is_no_error(tmp_path):
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.onnx.data"])
 @pytest.mark.parametrize("where", [0, 250, -1])
-def test_one_flipped_bit(model, name, where):
+def test_one_flipped_bit_is_refused(model, name, where):
     file = model.with_name(name)
     raw = bytearray(file.read_bytes())
     raw[where] ^= 1
@@ -55,20 +55,20 @@ def test_one_flipped_bit(model, name, where):
         sidecar.check_sidecar(model)
 
 
-def test_truncated_file(model):
+def test_a_truncated_file_is_refused(model):
     model.write_bytes(model.read_bytes()[:-1])
     with pytest.raises(ModelError, match="got 499 bytes, expected 500"):
         sidecar.check_sidecar(model)
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.onnx.data"])
-def test_missing_file(model, name):
+def test_a_missing_file_is_refused(model, name):
     model.with_name(name).unlink()
     with pytest.raises(ModelError, match=f"{name}: m.onnx needs it"):
         sidecar.check_sidecar(model)
 
 
-def test_renamed_model(model):
+def test_a_renamed_model_is_refused(model):
     other = model.rename(model.with_name("n.onnx"))
     sidecar.sidecar_path(model).rename(sidecar.sidecar_path(other))
     with pytest.raises(ModelError, match=r"expected 'n\.onnx'"):
@@ -76,7 +76,7 @@ def test_renamed_model(model):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes among its files")
-def test_a_model_that_is_not_a_regular_file(tmp_path):
+def test_a_model_that_is_not_a_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.onnx")
     (tmp_path / "folder.onnx").mkdir()
     for name in ("pipe.onnx", "folder.onnx"):
@@ -97,13 +97,13 @@ def test_files_of_another_folder_are_not_read(model):
     "text",
     ["", "\xff", "[]", "{}", '{"format": 1}', '{"format": 1, "files": []}', '{"format": 1, "files": {"m.onnx": 3}}'],
 )
-def test_unreadable_sidecar(model, text):
+def test_an_unreadable_sidecar_is_refused(model, text):
     sidecar.sidecar_path(model).write_bytes(text.encode("latin-1"))
     with pytest.raises(ModelError, match="sidecar"):
         sidecar.check_sidecar(model)
 
 
-def test_later_format(model):
+def test_a_later_format_is_refused(model):
     sidecar.sidecar_path(model).write_text('{"format": 2, "files": {}}')
     with pytest.raises(ModelError, match="got format 2, expected 1"):
         sidecar.check_sidecar(model)
@@ -148,7 +148,7 @@ def test_made_folders_and_written_files_are_synced(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "raised"), [(errno.EINVAL, False), (errno.EACCES, False), (errno.EIO, True)])
-def test_sync_errors_of_a_folder(tmp_path, monkeypatch, number, raised):
+def test_only_broken_disks_make_a_folder_sync_fail(tmp_path, monkeypatch, number, raised):
     """Some network file systems do not support it; a broken disk is an error."""
     if os.name == "nt":
         pytest.skip("Windows syncs no folders")
