@@ -75,7 +75,7 @@ def draw_webp(draw: Draw) -> bytes:
         parts.insert(index(draw, len(parts) + 1), Box(name, content.get(name, lambda: some_bytes(draw))(), []))
         for p in parts:
             if p.name == b"VP8X" and p.head:
-                p.head = bytes((p.head[0] | 0x2C,)) + p.head[1:]  # says that there are ICC, EXIF and XMP
+                p.head = bytes((p.head[0] | 0x2C,)) + p.head[1:]  # the flags of ICC, EXIF and XMP
     if draw(st.integers(0, 3)):
         parts = shuffled(draw, parts, changed)
     size = number(draw, 4, 100) if draw(st.integers(0, 7)) == 0 else None

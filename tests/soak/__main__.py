@@ -65,7 +65,7 @@ def run(folder: Path, seconds: float, warm_up: float, threads: int, seed: int) -
         t.start()
     try:
         while (left := seconds - (time.perf_counter() - begin)) > 0:
-            with contextlib.redirect_stderr(io.StringIO()):  # of this thread's command; the others say nothing
+            with contextlib.redirect_stderr(io.StringIO()):  # of this thread's command; the other threads print nothing
                 done[f"command: {activities.command(folder / '0', rng)}"] += 1
             time.sleep(min(1.0, left))
     finally:

@@ -234,7 +234,7 @@ class Activities:
 
 
 def _pixels(path: Path) -> int:
-    """Return the pixels that a file says it has, 0 where Pillow does not know it."""
+    """Return the number of pixels in the header of a file, 0 if Pillow cannot read it."""
     try:
         with Image.open(path) as im:
             return im.width * im.height
@@ -273,5 +273,5 @@ def scratch() -> tempfile.TemporaryDirectory[str]:
 
 
 def silence() -> None:
-    """Ignore the documented warnings about EXIF and colors: thousands of them say nothing new."""
+    """Ignore the documented warnings about EXIF and colors: thousands of them carry no information."""
     warnings.simplefilter("ignore", UserWarning)

@@ -63,7 +63,7 @@ def slope(seconds: Sequence[float], values: Sequence[float], seed: int = 0) -> S
     spread = float((residuals[picked] @ weights).std(ddof=1))
     # least squares has taken two degrees of freedom from the residuals
     half = float(stats.t.ppf(0.975, BLOCKS - 2)) * spread * float(np.sqrt(BLOCKS / (BLOCKS - 2)))
-    step = -(-n // 200)  # all pairs of more points take long and say the same
+    step = -(-n // 200)  # all pairs of more points take longer and give the same
     median = float(stats.theilslopes(y[::step], x[::step]).slope)
     return Slope(fitted, fitted - half, fitted + half, median)
 

@@ -105,7 +105,7 @@ def test_threads_are_the_quota_rounded_down(machine, monkeypatch, cores, quota, 
     assert cpus.describe(root) == text
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="there is no affinity here")
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="there is no affinity on this system")
 @pytest.mark.parametrize(
     ("limit", "cores"), [("", 4), ("3", 3), ("9", 4), ("default", 4), ("0", 4), ("-1", 4), ("x", 4), ("1" * 99, 4)]
 )

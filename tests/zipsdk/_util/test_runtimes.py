@@ -248,11 +248,11 @@ def test_a_program_has_no_telemetry_files_or_threads(tmp_path, value):
     assert variable == (value if value and value.strip() else "1")
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare here")
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare")
 def test_it_runs_without_a_network(tmp_path):
     prefix = ("unshare", "-rn")
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no network namespace may be made here")
+        pytest.skip("no network namespace may be created")
     more, _, files, _, _ = probe(tmp_path / "home", *prefix)
     assert (more, files) == (0, [])
 

@@ -221,7 +221,7 @@ def test_exif_too_large_for_the_format_is_left_out(suffix: str, kind: str, size:
     out = identity(tmp_path / "a.png")
     path = tmp_path / f"b{suffix}"
     if fits := kind != "JPEG" or size == 65_532:
-        images.save(out, path)  # warnings are errors here
+        images.save(out, path)  # warnings are errors in tests
     else:
         message = rf"b\.jpg: its EXIF has {size} bytes, and JPEG stores at most 65533: it is left out; write a \.png"
         with pytest.warns(UserWarning, match=message):
@@ -294,9 +294,9 @@ def cmyk_profile() -> bytes:
 
 def test_cmyk_is_converted_by_its_profile(tmp_path: Path) -> None:
     Image.new("CMYK", (W, H), (255, 0, 0, 0)).save(tmp_path / "a.jpg", icc_profile=cmyk_profile())
-    out = identity(tmp_path / "a.jpg")  # warnings are errors here
+    out = identity(tmp_path / "a.jpg")  # warnings are errors in tests
     r, g, b = out.getpixel((0, 0))
-    # the profile says a pale magenta; the plain formula would say cyan
+    # the profile gives a pale magenta; the plain formula would give cyan
     assert r > b > g, (r, g, b)
     assert "icc_profile" not in out.info
 

@@ -162,7 +162,7 @@ def test_threads_leave_the_warning_filters_alone(tmp_path: Path) -> None:
     assert warnings.filters == before
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 def test_a_child_that_is_forked_while_a_thread_reads_can_read() -> None:
     """In a process of its own and with an alarm: a child that waits for its parent's thread waits for ever."""
     code = (

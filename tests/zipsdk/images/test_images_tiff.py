@@ -65,7 +65,7 @@ def test_white_is_zero_is_saved_as_it_looks(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(im), 65535 - v)
 
 
-@pytest.mark.skipif(not CASE.exists(), reason="no shared/cases here")
+@pytest.mark.skipif(not CASE.exists(), reason="there is no folder shared/cases")
 def test_the_reported_file_is_no_negative() -> None:
     tifffile = pytest.importorskip("tifffile", reason="tifffile comes with scikit-image")
     with tifffile.TiffFile(CASE) as f:

@@ -132,7 +132,7 @@ def test_bmp_of_either_direction(bits: int, height: int) -> None:
     lines = stored if height < 0 else stored[::-1]
     p = images.read_one(bmp(bits, [line.astype(np.uint8).tobytes() for line in lines], height=height))
     np.testing.assert_array_equal(p.rgb, v)
-    assert p.restore(p.rgb).mode == "RGB"  # the fourth byte is not alpha here
+    assert p.restore(p.rgb).mode == "RGB"  # the fourth byte is not alpha in such files
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])

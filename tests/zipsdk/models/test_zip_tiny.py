@@ -177,7 +177,7 @@ def test_options_of_other_types_are_refused(options, message):
         load_engine("zip-tiny", **{"device": "cpu", **options})
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 def test_a_forked_child_splits_batches_among_its_own_threads():
     """Run in a separate process with an alarm: a child that waits for its parent's threads never ends."""
     code = (

@@ -283,7 +283,7 @@ def test_samples_follow_the_posterior_mean_of_a_correlated_gaussian(rng):
     side, n = 4, 3000
     d = 3 * side * side
     blur = Blur(2)
-    # a smooth covariance: neighboring pixels and colors move together, so the blur tells about the detail
+    # a smooth covariance: neighboring pixels and colors move together, so the blur carries information about the detail
     pos = np.array([(c, y, x) for c in range(3) for y in range(side) for x in range(side)], float)
     # off-center decay makes range and null space correlate
     gap = np.abs(pos[:, None] - pos[None]) * np.array([0.3, 0.5, 0.25])
