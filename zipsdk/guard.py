@@ -12,9 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from zipsdk._util import forks
 from zipsdk._util.validation import is_number
 from zipsdk.detectors.ablation import AblationDetector
@@ -22,9 +19,8 @@ from zipsdk.detectors.base import Detector, PurifyAll
 from zipsdk.detectors.classifier_client import MAX_BATCH, ClassifierClient, Failure, describe_error
 from zipsdk.errors import ImageReadError, InputError, OutOfMemoryError
 from zipsdk.images import read, read_one
-from zipsdk.images.arrays import U8, LoadedImage, check_clean
-
-F64 = npt.NDArray[np.float64]
+from zipsdk.images.arrays import LoadedImage, check_clean
+from zipsdk.types import F64, U8
 
 
 def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import lcm
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,7 @@ import numpy.typing as npt
 from zipsdk._util.validation import is_whole
 from zipsdk.errors import InputError, ModelError
 from zipsdk.models.spec import ModelSpec
-
-Array = npt.NDArray[Any]
+from zipsdk.types import Array
 
 
 @runtime_checkable

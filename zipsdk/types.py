@@ -1,4 +1,4 @@
-"""Array types, and the protocols for objects that users pass in."""
+"""Name the array types, and define the protocols of the objects that users pass in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from zipsdk.models.spec import ModelSpec
 
+Array = npt.NDArray[Any]
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]

@@ -11,8 +11,9 @@ from zipsdk import images
 from zipsdk._util.atomic import make_folder
 from zipsdk.batch.manifest import Job, Manifest, fingerprint
 from zipsdk.errors import ImageReadError, InputError, OutOfMemoryError, ZipSdkError
-from zipsdk.images.arrays import U8, LoadedImage
+from zipsdk.images.arrays import LoadedImage
 from zipsdk.purifier import Purifier
+from zipsdk.types import U8
 
 #: Maximum pixels of a batch, which bounds memory and the work that a kill discards.
 MAX_BATCH_PIXELS = 1 << 22

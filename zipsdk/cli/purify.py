@@ -21,12 +21,12 @@ from zipsdk.cli.console import print_message, print_output, progress_bar
 from zipsdk.cli.signals import Stopped
 from zipsdk.engines import load_engine
 from zipsdk.errors import ImageReadError, InputError
-from zipsdk.images.arrays import U8
 from zipsdk.images.contact_sheet import MAX_ROWS, before_after, contact_sheet, is_sheet
 from zipsdk.models import resolve
 from zipsdk.models.sidecar import model_hashes
 from zipsdk.presets import PRESETS
 from zipsdk.purifier import Purifier
+from zipsdk.types import U8
 
 _EPILOG = (
     """\

@@ -36,9 +36,7 @@ from zipsdk.detectors.base import Detector
 from zipsdk.detectors.classifier_client import MAX_BATCH, query_all
 from zipsdk.errors import InputError
 from zipsdk.images import read
-from zipsdk.images.arrays import U8
-
-F64 = npt.NDArray[np.float64]
+from zipsdk.types import F64, U8
 
 #: Scale of the geometry score relative to the others: it is one standardized difference, they are sums of two.
 SQRT2 = math.sqrt(2)

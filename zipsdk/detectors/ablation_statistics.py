@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zipsdk.detectors.ablation_views import FEATURES, N_MASKABLE
 from zipsdk.errors import InputError
+from zipsdk.types import F64
 
-F64 = npt.NDArray[np.float64]
 #: (median, scale) of each log-odds score on clean images.
 Reference = tuple[tuple[float, float], ...]
 

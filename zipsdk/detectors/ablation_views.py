@@ -8,11 +8,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk.images.arrays import U8
 from zipsdk.sampling import memory
 from zipsdk.sampling.state import STRIP_PIXELS
+from zipsdk.types import F32, U8
 
-F32 = npt.NDArray[np.float32]
 Index = npt.NDArray[np.intp]
 
 #: Removed, then kept alone, in the order of `copies`; geometry is only removed.

@@ -11,9 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk.images.arrays import U8
-
-F64 = npt.NDArray[np.float64]
+from zipsdk.types import F64, U8
 
 
 class Detector(Protocol):

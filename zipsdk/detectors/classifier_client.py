@@ -11,14 +11,11 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zipsdk._util import forks
 from zipsdk._util.validation import is_number, is_whole
 from zipsdk.errors import InputError
-from zipsdk.images.arrays import U8
-
-F64 = npt.NDArray[np.float64]
+from zipsdk.types import F64, U8
 
 #: Timed-out calls that may keep running. At this many the classifier is not called until one of them ends.
 MAX_STALLED = 4

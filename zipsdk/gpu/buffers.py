@@ -17,8 +17,7 @@ from zipsdk.gpu.device import Device, Graph
 from zipsdk.gpu.protocols import DeviceEngine
 from zipsdk.sampling.schedule import StepTable
 from zipsdk.sampling.tiling import TileLayout, round_up
-
-U8 = npt.NDArray[np.uint8]
+from zipsdk.types import U8, Array
 
 #: Maximum of frame pixels in one batch: 8 frames of 256x256, 512 of 32x32. Larger batches are hardly faster for each
 #: image, and the activations of a big UNet grow with them.
@@ -221,7 +220,7 @@ class BufferPool:
         while self.guide_tables and not self.sizes:
             self._device.free(self.guide_tables.pop())
 
-    def _constant(self, rows: npt.NDArray[Any]) -> int:
+    def _constant(self, rows: Array) -> int:
         address = self._device.alloc(rows.nbytes)
         self._device.upload(address, rows.view(np.uint8), self._device.compute)
         self._device.compute.synchronize()  # `rows` is not pinned
@@ -235,7 +234,7 @@ class BufferPool:
             memory.append(self._device.alloc(size))
             return memory[-1]
 
-        def constant(rows: npt.NDArray[Any]) -> int:
+        def constant(rows: Array) -> int:
             memory.append(self._constant(rows))
             return memory[-1]
 

@@ -17,12 +17,12 @@ from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from zipsdk._util import forks
 from zipsdk._util.runtimes import load
 from zipsdk.errors import EngineError, OutOfMemoryError
 from zipsdk.gpu.fatbin import fatbin_path
+from zipsdk.types import U8, Array
 
 #: The library of the CUDA driver, for `ctypes.CDLL`.
 DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
@@ -167,19 +167,19 @@ class Device:
         """
         self._to_free.append(free)
 
-    def pinned(self, size: int) -> npt.NDArray[np.uint8]:
+    def pinned(self, size: int) -> U8:
         """Allocate page-locked host memory, uint8 (size,), zeros. Raises OutOfMemoryError."""
         try:
-            memory: npt.NDArray[np.uint8] = self._cuda.pagelocked_zeros(size, np.uint8)
+            memory: U8 = self._cuda.pagelocked_zeros(size, np.uint8)
         except self._cuda.MemoryError as e:
             raise OutOfMemoryError(f"host: no {size / 2**20:,.1f} MiB of pinned memory; use smaller batches") from e
         return memory
 
-    def upload(self, address: int, array: npt.NDArray[Any], stream: Stream) -> None:
+    def upload(self, address: int, array: Array, stream: Stream) -> None:
         """Copy to the GPU. Asynchronous if `array` is pinned: do not change it before the copy has run."""
         self._cuda.memcpy_htod_async(address, array, stream)
 
-    def download(self, array: npt.NDArray[Any], address: int, stream: Stream) -> None:
+    def download(self, array: Array, address: int, stream: Stream) -> None:
         """Copy from the GPU. Asynchronous if `array` is pinned."""
         self._cuda.memcpy_dtoh_async(array, address, stream)
 

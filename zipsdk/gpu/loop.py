@@ -28,9 +28,7 @@ from zipsdk.gpu.steps import StepLauncher
 from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.schedule import StepTable
 from zipsdk.sampling.tiling import TileLayout
-
-U8 = npt.NDArray[np.uint8]
-U64 = npt.NDArray[np.uint64]
+from zipsdk.types import U8, U64
 
 
 class DeviceLoop:

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from zipsdk.errors import OutOfMemoryError
 from zipsdk.gpu.buffers import PendingBatch
 from zipsdk.sampling.tiling import TileLayout
+from zipsdk.types import U8, U64
 
 if TYPE_CHECKING:
     from zipsdk.gpu.loop import DeviceLoop
 
-U8 = npt.NDArray[np.uint8]
 
 #: Batches of one run that are on the GPU together: while one computes, the next one uploads.
 MAX_IN_FLIGHT = 2
@@ -41,7 +41,7 @@ class DeviceRun:
         loop: DeviceLoop,
         rgb: U8,
         layout: TileLayout,
-        ids: npt.NDArray[np.uint64],
+        ids: U64,
         guide_index: npt.ArrayLike,
         seed: int,
         progress: Callable[[int], None],

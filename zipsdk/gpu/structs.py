@@ -13,6 +13,7 @@ from zipsdk.sampling.noise import STEP_INITIAL
 from zipsdk.sampling.schedule import Step, StepTable
 from zipsdk.sampling.tiling import TileLayout
 from zipsdk.transforms import Blur, Grayscale
+from zipsdk.types import U64
 
 # the structs of kernels/zip.h, member by member
 _LAYOUT_MEMBERS = ("height", "width", "rows", "columns", "tile_height", "tile_width", "image_height", "image_width")
@@ -42,7 +43,7 @@ def batch_row(images: int, layout: TileLayout, seed: int) -> npt.NDArray[np.void
     return np.array([(images, frames, seed & 0xFFFFFFFF, seed >> 32)], BATCH)
 
 
-def image_rows(ids: npt.NDArray[np.uint64], guide: npt.ArrayLike = 0) -> npt.NDArray[np.void]:
+def image_rows(ids: U64, guide: npt.ArrayLike = 0) -> npt.NDArray[np.void]:
     """Pack the noise key of each image and its row of the guide table, (N,) of IMAGE."""
     rows = np.zeros(len(ids), IMAGE)
     rows["id_low"], rows["id_high"] = ids & np.uint64(0xFFFFFFFF), ids >> np.uint64(32)

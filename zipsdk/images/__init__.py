@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from zipsdk.errors import InputError, OutOfMemoryError
-from zipsdk.images.arrays import SHAPES, U8, LoadedImage, check_array, read_array
+from zipsdk.images.arrays import SHAPES, LoadedImage, check_array, read_array
 from zipsdk.images.kinds import UNREAD_SUFFIXES
 from zipsdk.images.reader import out_of_memory, read_pil
 from zipsdk.images.writer import WRITERS, format_of, save
+from zipsdk.types import U8, Array
 
 __all__ = ["DEFAULT_MAX_PIXELS", "SUFFIXES", "UNREAD_SUFFIXES", "BatchRestorer", "Image", "format_of", "read"]
 __all__ += ["read_one", "save"]
@@ -57,7 +57,7 @@ class BatchRestorer:
         restored = (image.restore(c) for image, c in zip(self.images, clean, strict=True))
         if self.kind == "array":
             # np.stack would change the byte order of a big-endian batch, and fails for an empty one
-            out: npt.NDArray[Any] = np.empty(self.shape, self.dtype)
+            out: Array = np.empty(self.shape, self.dtype)
             for i, x in enumerate(restored):
                 out[i] = x
             return out
@@ -170,7 +170,7 @@ def _read_item(item: Any, data_format: str, max_pixels: int, where: str = "") ->
         raise type(e)(f"{where}{e}") from e
 
 
-def _read_array(array: npt.NDArray[Any], data_format: str, max_pixels: int) -> LoadedImage:
+def _read_array(array: Array, data_format: str, max_pixels: int) -> LoadedImage:
     if array.ndim == 4:
         raise InputError(
             f"got an array of shape {array.shape}, expected one image; pass the batch itself, or a list of its images"

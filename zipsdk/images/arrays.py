@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zipsdk.errors import InputError
-
-U8 = npt.NDArray[np.uint8]
+from zipsdk.types import U8, Array
 
 _ARRAYS = "uint8 (0..255), uint16 (0..65535) or float16, float32, float64 (0..1)"
 SHAPES = {
@@ -53,9 +51,9 @@ class ArrayImage(LoadedImage):
     ndim: int
     channels: int
     data_format: str
-    alpha: npt.NDArray[Any] | None
+    alpha: Array | None
 
-    def restore(self, clean: U8) -> npt.NDArray[Any]:
+    def restore(self, clean: U8) -> Array:
         """Convert a purified image to the array's dtype, shape and data format; gray is the mean of the colors."""
         check_clean(clean, self.rgb)
         out = from_8bit(to_gray(clean)[:, :, None] if self.channels == 1 else clean, self.dtype)
@@ -68,7 +66,7 @@ class ArrayImage(LoadedImage):
         return np.array(out, self.dtype, order="C")
 
 
-def check_array(a: npt.NDArray[Any], data_format: str, max_pixels: int) -> None:
+def check_array(a: Array, data_format: str, max_pixels: int) -> None:
     """Check the dtype and shape of an array of two to four axes; `read_array` checks the values.
 
     Raises:
@@ -111,7 +109,7 @@ def _conversion(dtype: np.dtype[Any]) -> str:
     return "convert it to the dtype that has its range"
 
 
-def read_array(a: npt.NDArray[Any], data_format: str, index: tuple[int, ...] = ()) -> ArrayImage:
+def read_array(a: Array, data_format: str, index: tuple[int, ...] = ()) -> ArrayImage:
     """Convert a checked array of two or three axes to uint8 RGB.
 
     Args:
@@ -159,7 +157,7 @@ def check_clean(clean: U8, rgb: U8) -> None:
         raise InputError(f"purified image: got {got}, expected uint8 {rgb.shape}, as it was read")
 
 
-def to_8bit(a: npt.NDArray[Any]) -> U8:
+def to_8bit(a: Array) -> U8:
     """Convert a checked array to a new uint8 array of the same shape, rounded half to even."""
     out = np.empty(a.shape, np.uint8)
     for rows in _row_blocks(a):
@@ -172,7 +170,7 @@ def to_8bit(a: npt.NDArray[Any]) -> U8:
     return out
 
 
-def from_8bit(a: U8, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def from_8bit(a: U8, dtype: np.dtype[Any]) -> Array:
     """Convert uint8 to 0..1 for a float dtype, and to x * 257 for uint16."""
     if dtype.kind != "f" and dtype.itemsize == 1:
         return a
@@ -182,7 +180,7 @@ def from_8bit(a: U8, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return out
 
 
-def _row_blocks(a: npt.NDArray[Any]) -> Iterator[slice]:
+def _row_blocks(a: Array) -> Iterator[slice]:
     """Yield slices of rows with about 64 K values each, which keeps wider temporaries small."""
     rows = max(1, (1 << 16) // max(1, a[:1].size))
     return (slice(top, top + rows) for top in range(0, len(a), rows))

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw
 
-from zipsdk.images.arrays import U8
 from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.state import pad
 from zipsdk.sampling.tiling import round_up
+from zipsdk.types import U8
 
 #: Maximum number of rows, which fit on a screen.
 MAX_ROWS = 12

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from zipsdk.errors import ImageReadError
-from zipsdk.images.arrays import U8, LoadedImage, check_clean, from_8bit, to_8bit, to_gray
+from zipsdk.images.arrays import LoadedImage, check_clean, from_8bit, to_8bit, to_gray
 from zipsdk.images.metadata import Unpacked
+from zipsdk.types import U8
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

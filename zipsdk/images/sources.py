@@ -13,7 +13,7 @@ from PIL import Image
 
 from zipsdk.errors import InputError
 from zipsdk.images import SUFFIXES, read_one
-from zipsdk.images.arrays import U8
+from zipsdk.types import U8
 
 #: Maximum number of folders in a folder, because nested links multiply them.
 MAX_FOLDERS = 1_000_000

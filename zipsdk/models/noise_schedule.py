@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-F64 = npt.NDArray[np.float64]
-
 #: "linear": Ho et al. 2020 (arXiv 2006.11239), section 4. "scaled_linear": Rombach et al. 2022 (arXiv 2112.10752),
 #: linear in sqrt(beta). "cosine": Nichol & Dhariwal 2021 (arXiv 2102.09672), equation 17; diffusers'
 #: "squaredcos_cap_v2". "betas": a given list.
@@ -36,7 +34,7 @@ class NoiseSchedule:
     timesteps: int = 1000
     betas: tuple[float, ...] = ()
 
-    def alphas_cumprod(self) -> F64:
+    def alphas_cumprod(self) -> npt.NDArray[np.float64]:
         """Return alpha-bar_t, the product of (1 - beta) up to t, float64 (T,).
 
         Raises:
@@ -44,7 +42,7 @@ class NoiseSchedule:
         """
         return np.cumprod(1.0 - self._beta_values(), dtype=np.float64)
 
-    def _beta_values(self) -> F64:
+    def _beta_values(self) -> npt.NDArray[np.float64]:
         timesteps, start, end = self.timesteps, self.beta_start, self.beta_end
         match self.beta_schedule:
             case "linear":
@@ -54,7 +52,7 @@ class NoiseSchedule:
             case "cosine":
                 times = np.arange(timesteps + 1, dtype=np.float64) / timesteps
                 alpha_bar = np.cos((times + _OFFSET) / (1 + _OFFSET) * np.pi / 2) ** 2
-                limited: F64 = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], _MAX_BETA)
+                limited: npt.NDArray[np.float64] = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], _MAX_BETA)
                 return limited
             case "betas" if len(self.betas) == timesteps:
                 return np.array(self.betas, np.float64)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import lcm
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zipsdk.errors import InputError
 from zipsdk.transforms import Transform
-
-Array = npt.NDArray[Any]
+from zipsdk.types import Array
 
 #: Largest divisor of a guidance. The check of its transforms on one image of that side takes 0.4 GB.
 MAX_DIVISOR = 2048

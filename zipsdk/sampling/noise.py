@@ -13,9 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk.profiling import stage
-
-U64 = npt.NDArray[np.uint64]
-F32 = npt.NDArray[np.float32]
+from zipsdk.types import F32, U64
 
 #: Rows and columns of an image have 16 bits of the counter each; a larger image would repeat its noise.
 MAX_SIDE = 1 << 16

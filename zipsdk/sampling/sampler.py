@@ -19,17 +19,15 @@ in place, and only one float32 state grows with the image. The strips do not cha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from zipsdk.profiling import stage
 from zipsdk.sampling.noise import STEP_INITIAL
 from zipsdk.sampling.schedule import Step, StepTable
 from zipsdk.sampling.state import STRIP_PIXELS, StateRows
-
-Array = npt.NDArray[Any]
+from zipsdk.types import Array
 
 
 class NoiseSource(Protocol):

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-F32 = npt.NDArray[np.float32]
+from zipsdk.types import F32, U8, Array
 
 #: Pixels that are converted, or go through the elementwise part of a step, at once, so that they stay in the cache.
 STRIP_PIXELS = 1 << 15
@@ -58,7 +54,7 @@ class StateRows:
         return _to_float(part if part.shape[2] == len(self._columns) else part[:, :, self._columns])
 
 
-def to_uint8(x: F32, height: int, width: int, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+def to_uint8(x: F32, height: int, width: int, out: U8 | None = None) -> U8:
     """Convert a state (N, 3, H, W) to images, uint8 (N, height, width, 3): crop, round and clip.
 
     Args:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from zipsdk.errors import OutOfMemoryError
 from zipsdk.gpu.device import Device
+from zipsdk.types import U8
 
 
 @dataclass
@@ -27,7 +27,7 @@ class EngineMemory:
     size: int = 0
     shape: tuple[int, ...] = ()
     arrays: list[int] = field(default_factory=list)
-    pinned: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    pinned: list[U8] = field(default_factory=list)
 
     def reserve_scratch(self, device: Device, needed: int) -> int:
         """Return the address of a scratch buffer of at least `needed` bytes, 0 if none are needed.
