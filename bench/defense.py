@@ -44,7 +44,7 @@ from bench.evaluation.setup import QUICK, EvaluationSetup
 from bench.pages.results import page, sheet
 from bench.victims import training, user
 from bench.victims.networks import ARCHITECTURES
-from zipsdk._util.validation import positive
+from zipsdk._util.validation import positive_int
 from zipsdk.errors import ZipSdkError
 from zipsdk.guard import Guard
 
@@ -171,11 +171,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dataset", default="cifar10", help="cifar10, gtsrb, imagenette, or a folder's name")
     add("--data", type=Path, help=f"folder of the data sets; default: ${layouts.VARIABLE}")
-    add("--side", type=positive, help="resize images to this side; required if they differ in size")
-    add("--images", type=positive, help="test images, balanced over the classes; default: 1000 (table published: 100), "
+    add("--side", type=positive_int, help="resize images to this side; required if they differ in size")
+    add("--images", type=positive_int,
+        help="test images, balanced over the classes; default: 1000 (table published: 100), "
         "at most four fifths of the test set, whose rest a guard learns from")  # fmt: skip
     add("--image-seed", type=int, default=0, help="seed of the choice of test images")
-    add("--seeds", type=positive, help=f"seeds of the purifications in ZIP's rows; default: {SEEDS}")
+    add("--seeds", type=positive_int, help=f"seeds of the purifications in ZIP's rows; default: {SEEDS}")
     add("--quick", action="store_true", help=f"{QUICK} images, one seed, one attack")
     add("--attacks", nargs="+", metavar="NAME", help=", ".join(registry.ATTACKS) + "; enhanced-NAME")
     add("--defense", action="append", metavar="SPEC",
@@ -188,18 +189,18 @@ def parser() -> argparse.ArgumentParser:
         "the trigger; required to learn a trigger from few large images")  # fmt: skip
     add(
         "--patch",
-        type=positive,
+        type=positive_int,
         help="side of a patch in pixels; default: in proportion to the paper's 2 of 32, 9 of 256",
     )
     add("--attack-seed", type=int, default=SEED, help="seed of the trigger and of the poisoned indices")
     add("--architecture", default="small", choices=list(ARCHITECTURES))
     add("--classifier-seed", type=int, default=0)
-    add("--epochs", type=positive, help="epochs of the classifiers' training")
+    add("--epochs", type=positive_int, help="epochs of the classifiers' training")
     add("--lr", type=float, help="peak learning rate; default: the recipe's")
     add("--device", default="cpu", help="device of the training: cpu or cuda")
     add("--mae", default="small", help='for BDMAE: folder of ViT-MAE weights, or "small", which is trained here')
     add("--cache", type=Path, help=f"folder of checkpoints and purified images; default: ${training.VARIABLE}")
-    add("--cost-images", type=positive, default=64, help="images in a timed run")
+    add("--cost-images", type=positive_int, default=64, help="images in a timed run")
     add("--results", type=Path, default=record.RESULTS, help="folder of the record")
     user.add_options(p)
     return p

@@ -12,7 +12,7 @@ from export.json_config import JsonConfig
 from export.scheduler import find_scheduler, read_scheduler, resolve
 from export.tensor_names import Block, TensorNames
 from export.unet import UNetConfig
-from zipsdk._util.validation import is_whole
+from zipsdk._util.validation import is_int
 from zipsdk.errors import ModelError
 
 #: Keys whose other values this UNet does not compute, and the values that it does; diffusers' defaults come first.
@@ -84,7 +84,7 @@ def _levels(c: JsonConfig) -> dict[str, Any]:
     c.require(any(attention) == middle, "down_block_types", down, expected)
     c.require(all(w % widths[0] == 0 for w in widths), "block_out_channels", widths, "multiples of the first")
     head = c.get("attention_head_dim", 8)
-    c.require(head is None or (is_whole(head) and head >= 1), "attention_head_dim", head, "a positive integer")
+    c.require(head is None or (is_int(head) and head >= 1), "attention_head_dim", head, "a positive integer")
     attended = [w for w, a in zip((*widths, widths[-1]), (*attention, middle), strict=True) if a]
     divides = head is None or all(w % head == 0 for w in attended)
     c.require(divides, "attention_head_dim", head, f"a divisor of {attended}")
@@ -102,13 +102,13 @@ def _numbers(c: JsonConfig) -> dict[str, Any]:
     c.require(padding in (0, 1), "downsample_padding", padding, "0 or 1")
     size = c.get("sample_size")
     size = size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size
-    c.require(is_whole(size) and size > 0, "sample_size", size, "a positive integer")
+    c.require(is_int(size) and size > 0, "sample_size", size, "a positive integer")
     out_channels = c.get("out_channels", 3)
     c.require(out_channels in (3, 6), "out_channels", out_channels, "3 or 6")
     layers, groups, shift = c.get("layers_per_block", 2), c.get("norm_num_groups", 32), c.get("freq_shift", 0)
-    c.require(is_whole(layers) and layers >= 1, "layers_per_block", layers, "a positive integer")
-    c.require(is_whole(groups) and groups >= 1, "norm_num_groups", groups, "a positive integer")
-    c.require(is_whole(shift) and shift >= 0, "freq_shift", shift, "an integer of at least 0")
+    c.require(is_int(layers) and layers >= 1, "layers_per_block", layers, "a positive integer")
+    c.require(is_int(groups) and groups >= 1, "norm_num_groups", groups, "a positive integer")
+    c.require(is_int(shift) and shift >= 0, "freq_shift", shift, "an integer of at least 0")
     return {
         "image_size": size,
         "num_res_blocks": layers,

@@ -13,7 +13,7 @@ from typing import Any
 from export.flags import NOISE, Flags, OnProgress
 from export.json_config import JsonConfig
 from export.unet_config import PREDICTIONS
-from zipsdk._util.validation import is_number, is_whole
+from zipsdk._util.validation import is_int, is_real
 from zipsdk.errors import ModelError
 from zipsdk.models.noise_schedule import SCHEDULES, NoiseSchedule
 
@@ -69,10 +69,10 @@ def _process(s: JsonConfig) -> NoiseProcess:
     prediction = s.get("prediction_type", "epsilon" if s.get("predict_epsilon", True) else "sample")
     s.require(prediction in _PREDICTIONS, "prediction_type", prediction, f"one of {', '.join(_PREDICTIONS)}")
     timesteps, given = s.get("num_train_timesteps", 1000), s.get("trained_betas")
-    s.require(is_whole(timesteps) and timesteps >= 2, "num_train_timesteps", timesteps, "an integer of at least 2")
+    s.require(is_int(timesteps) and timesteps >= 2, "num_train_timesteps", timesteps, "an integer of at least 2")
     process = NoiseProcess(timesteps=int(timesteps), prediction=_PREDICTIONS[prediction])
     if given is not None:
-        numbers = isinstance(given, list) and all(is_number(beta) and 0 < beta < 1 for beta in given)
+        numbers = isinstance(given, list) and all(is_real(beta) and 0 < beta < 1 for beta in given)
         s.require(numbers, "trained_betas", str(given)[:40], "a list of numbers in (0, 1)")
         s.require(
             len(given) == timesteps, "trained_betas", f"{len(given)} numbers", f"num_train_timesteps = {timesteps}"
@@ -81,7 +81,7 @@ def _process(s: JsonConfig) -> NoiseProcess:
     schedule, ends = s.get("beta_schedule", "linear"), _KNOWN[kind]
     s.require(schedule in _SCHEDULES, "beta_schedule", schedule, f"one of {', '.join(_SCHEDULES)}")
     start, end = s.get("beta_start", ends[0]), s.get("beta_end", ends[1])
-    s.require(is_number(start) and is_number(end) and 0 < start < end < 1, "beta_start and beta_end", (start, end),
+    s.require(is_real(start) and is_real(end) and 0 < start < end < 1, "beta_start and beta_end", (start, end),
               "0 < beta_start < beta_end < 1")  # fmt: skip
     if schedule == "squaredcos_cap_v2":  # it ignores the ends
         start, end = _HO
@@ -168,5 +168,5 @@ def _check(changes: dict[str, Any], process: NoiseProcess) -> None:
         if got not in known or (got == "betas" and "beta_schedule" in changes):
             raise ModelError(f"{name}: got {got!r}, expected one of {known}")
     timesteps = changes.get("timesteps", process.timesteps)
-    if not (is_whole(timesteps) and 2 <= timesteps <= 100_000):
+    if not (is_int(timesteps) and 2 <= timesteps <= 100_000):
         raise ModelError(f"--timesteps: got {timesteps!r}, expected 2 to 100000")

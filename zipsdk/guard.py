@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from zipsdk._util import forks
-from zipsdk._util.validation import is_number
+from zipsdk._util.validation import is_real
 from zipsdk.detectors.ablation import AblationDetector
 from zipsdk.detectors.base import Detector, PurifyAll
 from zipsdk.detectors.classifier_client import MAX_BATCH, ClassifierClient, Failure, describe_error
@@ -34,7 +34,7 @@ def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:
     Raises:
         InputError: a share outside [0, 1], or a time that is not above 0.
     """
-    numbers = all(is_number(v) for v in (flagged, t_detect, t_purify))
+    numbers = all(is_real(v) for v in (flagged, t_detect, t_purify))
     if not numbers or not 0 <= flagged <= 1 or not 0 < t_detect < math.inf or not 0 < t_purify < math.inf:
         raise InputError(
             f"got flagged {flagged}, t_detect {t_detect}, t_purify {t_purify}; "

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from zipsdk import images
 from zipsdk._util.prefetch import Prefetcher
-from zipsdk._util.validation import is_whole
+from zipsdk._util.validation import is_int
 from zipsdk.dispatcher import Dispatcher, names
 from zipsdk.engines import load_engine
 from zipsdk.errors import InputError
@@ -120,7 +120,7 @@ class Purifier:
             combine=combine,
             seed=seed,
             clip_x0=bool(clip_x0),
-            tile_size=int(tile_size) if is_whole(tile_size) else tile_size,
+            tile_size=int(tile_size) if is_int(tile_size) else tile_size,
             cuda_graph=cuda_graph,
         )
         dispatcher = Dispatcher(engine, table, guides, settings)

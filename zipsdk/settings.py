@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from zipsdk._util.validation import is_whole
+from zipsdk._util.validation import is_int
 from zipsdk.errors import InputError
 from zipsdk.transforms import OneOf, Transform
 
@@ -40,6 +40,6 @@ def checked_seed(seed: int | None) -> int | None:
     """
     if seed is None:
         return None
-    if not is_whole(seed) or not 0 <= seed < 2**64:
+    if not is_int(seed) or not 0 <= seed < 2**64:
         raise InputError(f"seed: got {seed!r}, expected an integer in 0..2^64-1, or None for a new one in each run")
     return int(seed)

@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk._util.validation import is_whole
+from zipsdk._util.validation import is_int
 from zipsdk.errors import InputError, ModelError
 from zipsdk.models.spec import ModelSpec
 from zipsdk.types import Array
@@ -58,7 +58,7 @@ class Blur:
     local: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not is_whole(self.n) or self.n < 2:
+        if not is_int(self.n) or self.n < 2:
             raise InputError(f"Blur: got n={self.n!r}, expected a whole number of at least 2, the side of the cells")
         object.__setattr__(self, "n", int(self.n))  # NumPy's integers overflow
 
@@ -136,7 +136,7 @@ class Linear:
 
     def __init__(self, matrix: npt.ArrayLike, block: tuple[int, int] = (1, 1)):
         sides = tuple(block) if isinstance(block, Iterable) else ()
-        if len(sides) != 2 or not all(is_whole(n) and n >= 1 for n in sides):
+        if len(sides) != 2 or not all(is_int(n) and n >= 1 for n in sides):
             raise InputError(f"Linear: got block={block!r}, expected (height, width), whole numbers of at least 1")
         h, w = map(int, sides)
         self.block = (h, w)

@@ -11,12 +11,12 @@ from typing import TypeGuard
 MAX_THREADS = 1024
 
 
-def is_whole(value: object) -> TypeGuard[int]:
+def is_int(value: object) -> TypeGuard[int]:
     """Tell whether a value is an integer; bool is not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def is_number(value: object) -> TypeGuard[float]:
+def is_real(value: object) -> TypeGuard[float]:
     """Tell whether a value is a real number that fits a float, finite or not; bool is not."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
@@ -32,7 +32,7 @@ def is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str))
 
 
-def positive(text: str) -> int:
+def positive_int(text: str) -> int:
     """Parse a positive integer, for `argparse`.
 
     Raises:

@@ -28,7 +28,7 @@ from typing import Any
 
 from zipsdk._util.atomic import make_folder, sync_folder
 from zipsdk._util.locks import try_lock
-from zipsdk._util.validation import is_whole
+from zipsdk._util.validation import is_int
 from zipsdk.errors import InputError
 
 MANIFEST = ".zipsdk-manifest.jsonl"
@@ -123,7 +123,7 @@ class Manifest:
         try:
             if header["zipsdk_manifest"] != 1 or not isinstance(header["settings"], dict):
                 raise ValueError
-            if not is_whole(header["seed"]) or header["seed"] < 0:
+            if not is_int(header["seed"]) or header["seed"] < 0:
                 raise ValueError
             self._replaces = set(header.get("replaces", []))  # missing in older manifests
             for record in records[1:]:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from zipsdk._util.validation import MAX_THREADS, path_text, positive
+from zipsdk._util.validation import MAX_THREADS, path_text, positive_int
 
 #: Options of each parser.
 FORMAT: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
@@ -68,5 +68,5 @@ def thread_count(text: str) -> int:
 
 
 def positive_ints(text: str) -> list[int]:
-    """Parse positive ints with commas between them."""
-    return [positive(part) for part in text.split(",")]
+    """Parse positive integers with commas between them."""
+    return [positive_int(part) for part in text.split(",")]

@@ -12,7 +12,7 @@ from typing import Any
 
 from zipsdk import images
 from zipsdk._util.atomic import make_folder
-from zipsdk._util.validation import path_text, positive
+from zipsdk._util.validation import path_text, positive_int
 from zipsdk.batch.discovery import describe_skipped, find_jobs, same_file
 from zipsdk.batch.manifest import Job, Manifest
 from zipsdk.batch.runner import Run
@@ -149,7 +149,7 @@ def _add_machine(g: Any) -> None:
     )
     g.add_argument(
         "--batch",
-        type=positive,
+        type=positive_int,
         default=16,
         metavar="N",
         help="maximum number of images in a batch; larger batches keep a GPU busy and fill tiles that small images "

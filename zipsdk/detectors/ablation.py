@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk._util.validation import is_number, is_whole
+from zipsdk._util.validation import is_int, is_real
 from zipsdk.detectors.ablation_statistics import (
     DEFAULT_REFERENCE,
     MIN_SAMPLES,
@@ -89,14 +89,14 @@ class AblationDetector(Detector):
     def __post_init__(self) -> None:
         for name in ("threshold", "certain"):
             value = getattr(self, name)
-            if not is_number(value) or not 0 < value < math.inf:
+            if not is_real(value) or not 0 < value < math.inf:
                 raise InputError(f"{name}: got {value!r}, expected a standardized score above 0, such as 3.3")
             object.__setattr__(self, name, float(value))
         if self.certain < self.threshold:
             raise InputError(f"certain: got {self.certain}, expected at least the threshold, {self.threshold}")
         if self.reference is not None:
             object.__setattr__(self, "reference", checked_reference(self.reference))
-        if not is_whole(self.learn) or (self.learn != 0 and self.learn < MIN_SAMPLES):
+        if not is_int(self.learn) or (self.learn != 0 and self.learn < MIN_SAMPLES):
             raise InputError(f"learn: got {self.learn!r}, expected {MIN_SAMPLES} images or more, better 100, or 0")
         object.__setattr__(self, "learn", int(self.learn))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from zipsdk._util import forks
-from zipsdk._util.validation import is_number, is_whole
+from zipsdk._util.validation import is_int, is_real
 from zipsdk.errors import InputError
 from zipsdk.types import F64, U8
 
@@ -52,9 +52,9 @@ class ClassifierClient:
     ):
         if not callable(classify):
             raise InputError(f"classify: got {classify!r}, expected a function from images to scores (N, classes)")
-        if timeout is not None and not (is_number(timeout) and 0 < timeout <= threading.TIMEOUT_MAX):
+        if timeout is not None and not (is_real(timeout) and 0 < timeout <= threading.TIMEOUT_MAX):
             raise InputError(f"timeout: got {timeout!r}, expected seconds above 0, or None")
-        if max_batch is not None and not (is_whole(max_batch) and max_batch >= 1):
+        if max_batch is not None and not (is_int(max_batch) and max_batch >= 1):
             raise InputError(f"max_batch: got {max_batch!r}, expected an integer of at least 1, or None")
         self.classify, self.count = classify, count
         self.timeout = None if timeout is None else float(timeout)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk._util.validation import is_number, is_whole
+from zipsdk._util.validation import is_int, is_real
 from zipsdk.detectors.base import Detector
 from zipsdk.detectors.classifier_client import MAX_BATCH, query_all
 from zipsdk.errors import InputError
@@ -43,7 +43,7 @@ class ScaleUp(Detector):
 
     def __post_init__(self) -> None:
         scales = tuple(self.scales) if isinstance(self.scales, Iterable) else ()
-        whole = all(is_whole(n) and 2 <= n <= 255 for n in scales)
+        whole = all(is_int(n) and 2 <= n <= 255 for n in scales)
         if not scales or not whole or len(set(scales)) < len(scales):
             raise InputError(f"scales: got {self.scales!r}, expected distinct integers from 2 to 255, such as (3, 5)")
         object.__setattr__(self, "scales", tuple(map(int, scales)))
@@ -55,7 +55,7 @@ class ScaleUp(Detector):
         classes = {int(c): _checked(pair, f"classes: {c}") for c, pair in self.classes.items()}
         object.__setattr__(self, "classes", classes)
         threshold = self.threshold
-        number = is_number(threshold) and math.isfinite(threshold)
+        number = is_real(threshold) and math.isfinite(threshold)
         if not number or (self.overall is None and not 0 < threshold <= 1):
             expected = "above 0 and at most 1" if self.overall is None else "finite"
             raise InputError(f"threshold: got {threshold!r}, expected a number {expected}; the published one is 0.5")
@@ -171,7 +171,7 @@ class ScaleUp(Detector):
 def _checked(pair: Any, what: str) -> tuple[float, float]:
     """Return mean and deviation as floats."""
     values = tuple(pair) if isinstance(pair, Iterable) else ()
-    if len(values) != 2 or not all(is_number(v) and math.isfinite(v) for v in values) or values[1] <= 0:
+    if len(values) != 2 or not all(is_real(v) and math.isfinite(v) for v in values) or values[1] <= 0:
         raise InputError(f"{what}: got {pair!r}, expected a mean and a deviation above 0, as from calibrate")
     return float(values[0]), float(values[1])
 

@@ -14,7 +14,7 @@ import numpy as np
 from zipsdk._util import forks
 from zipsdk._util.cpus import usable_cpus
 from zipsdk._util.runtimes import load
-from zipsdk._util.validation import MAX_THREADS, is_whole
+from zipsdk._util.validation import MAX_THREADS, is_int
 from zipsdk.engines.onnx_session import OnnxSession, check_graph, short
 from zipsdk.engines.sessions import ShardedSession
 from zipsdk.errors import EngineError, InputError, MissingDependencyError, ModelError, OutOfMemoryError, ZipSdkError
@@ -214,7 +214,7 @@ def _parse_device(device: str, available: list[str]) -> int | None:
 
 
 def _count_threads(threads: int) -> int:
-    if not is_whole(threads) or not 0 <= threads <= MAX_THREADS:
+    if not is_int(threads) or not 0 <= threads <= MAX_THREADS:
         raise InputError(f"threads: got {threads!r}, expected a whole number: 0 for all cores, or up to {MAX_THREADS}")
     return int(threads) or usable_cpus()
 

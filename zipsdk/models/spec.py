@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from zipsdk._util.validation import is_number, is_whole
+from zipsdk._util.validation import is_int, is_real
 from zipsdk.errors import ModelError
 from zipsdk.models.noise_schedule import MIN_ALPHA_BAR, SCHEDULES, NoiseSchedule
 
@@ -29,10 +29,10 @@ INT8 = "int8"
 #: The check of a field's value, by the type of the field. JSON has lists in place of tuples.
 _CHECKS: dict[object, Callable[[object], bool]] = {
     str: lambda value: isinstance(value, str),
-    int: is_whole,
-    float: is_number,
+    int: is_int,
+    float: is_real,
     tuple[str, ...]: lambda value: isinstance(value, list | tuple) and all(isinstance(v, str) for v in value),
-    tuple[float, ...]: lambda value: isinstance(value, list | tuple) and all(is_number(v) for v in value),
+    tuple[float, ...]: lambda value: isinstance(value, list | tuple) and all(is_real(v) for v in value),
 }
 
 
@@ -137,7 +137,7 @@ class ModelSpec(NoiseSchedule):
         except (ValueError, RecursionError) as e:  # numbers of thousands of digits, and deep nesting
             raise ModelError(f"{where}: its model spec is not JSON ({e}); export the model again") from e
         version = raw.pop("format", None) if isinstance(raw, dict) else type(raw).__name__
-        if not (is_whole(version) and version == FORMAT):
+        if not (is_int(version) and version == FORMAT):
             raise ModelError(
                 f"{where}: got model spec format {version!r}, expected {FORMAT}; export it again or update zipsdk"
             )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk._util.validation import is_whole
+from zipsdk._util.validation import is_int
 from zipsdk.errors import InputError
 from zipsdk.types import U8, U64
 
@@ -31,7 +31,7 @@ def resolve_noise_keys(images: Sequence[U8], given: npt.ArrayLike | None, seed: 
         return np.array([_hashed(image, seed) for image in images], np.uint64)
     # as objects: NumPy turns empty lists, and lists with integers on both sides of 2^63, into floats
     keys = np.asarray(given) if hasattr(given, "dtype") else np.array(given, object)
-    bad = [k for k in keys.flat if not is_whole(k) or not 0 <= int(k) < 2**64]
+    bad = [k for k in keys.flat if not is_int(k) or not 0 <= int(k) < 2**64]
     if bad or keys.shape != (len(images),):
         got = repr(bad[0]) if bad else f"an array of shape {keys.shape}"
         raise InputError(

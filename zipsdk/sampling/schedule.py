@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zipsdk._util.validation import is_number, is_whole
+from zipsdk._util.validation import is_int, is_real
 from zipsdk.errors import InputError
 from zipsdk.models.noise_schedule import NoiseSchedule
 from zipsdk.models.spec import ModelSpec
@@ -105,7 +105,7 @@ def visited_steps(timesteps: int, steps: int | None, start: int | None) -> list[
         InputError: `steps` outside 1..timesteps, 1 without `start`, or more than start + 1; `start` outside
             1..timesteps-1; a value that is no whole number.
     """
-    if steps is not None and not (is_whole(steps) and 1 <= steps <= timesteps):
+    if steps is not None and not (is_int(steps) and 1 <= steps <= timesteps):
         raise InputError(
             f"steps: got {steps!r}, expected a whole number in 1..{timesteps}, the UNet calls; the paper takes 20"
         )
@@ -117,7 +117,7 @@ def visited_steps(timesteps: int, steps: int | None, start: int | None) -> list[
         n = min(PAPER_STEPS, timesteps) if steps is None else int(steps)
         stride = timesteps // n
         return [i * stride for i in reversed(range(n))]
-    if not (is_whole(start) and 1 <= start < timesteps):
+    if not (is_int(start) and 1 <= start < timesteps):
         raise InputError(
             f"start: got {start!r}, expected a time step, a whole number in 1..{timesteps - 1}, "
             "or None to start from pure noise"
@@ -151,12 +151,10 @@ def step_table(
     Raises:
         InputError: a value out of range.
     """
-    if not (is_number(lam) and lam > 0):
-        reason = (
-            "0 ignores the input and gives a random image" if is_number(lam) and lam == 0 else "it must be positive"
-        )
+    if not (is_real(lam) and lam > 0):
+        reason = "0 ignores the input and gives a random image" if is_real(lam) and lam == 0 else "it must be positive"
         raise InputError(f"lam: got {lam!r}, expected a number in (0, inf]: {reason}; the paper uses 2 and 10")
-    if not (is_number(eta) and 0 <= eta <= 1):
+    if not (is_real(eta) and 0 <= eta <= 1):
         raise InputError(f"eta: got {eta!r}, expected a number from 0 (deterministic) to 1 (the paper)")
     lam, eta = float(lam), float(eta)  # NumPy's float32 would reduce the rows to its own precision
     ab_all = spec.alphas_cumprod()

@@ -17,7 +17,7 @@ from math import lcm
 
 import numpy as np
 
-from zipsdk._util.validation import is_whole
+from zipsdk._util.validation import is_int
 from zipsdk.errors import InputError
 from zipsdk.models.spec import ModelSpec
 from zipsdk.sampling.noise import MAX_SIDE
@@ -147,7 +147,7 @@ def windowed(spec: ModelSpec, side: int, height: int, width: int, divisor: int, 
 def _check_tile_size(spec: ModelSpec, tile_size: int | None) -> None:
     """Raise InputError if the engine does not take frames of that side."""
     if tile_size is not None and (
-        not is_whole(tile_size) or tile_size % spec.multiple or not spec.min_side <= tile_size <= spec.max_side
+        not is_int(tile_size) or tile_size % spec.multiple or not spec.min_side <= tile_size <= spec.max_side
     ):
         sides = f"{spec.min_side}..{spec.max_side}" if spec.flexible else str(spec.image_size)
         raise InputError(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zipsdk._util.validation import is_whole
+from zipsdk._util.validation import is_int
 from zipsdk.engines.tensorrt.flavor import FLAVORS, RTX_LOWEST, Flavor, compute_capabilities, installed, runtime
 from zipsdk.errors import InputError, MissingDependencyError
 from zipsdk.models.spec import ModelSpec
@@ -51,7 +51,7 @@ def restrict_sizes(spec: ModelSpec, sizes: Sequence[int] | None) -> ModelSpec:
     """
     if sizes is None:
         return spec
-    if len(sizes) not in (1, 3) or not all(map(is_whole, sizes)):
+    if len(sizes) not in (1, 3) or not all(map(is_int, sizes)):
         raise InputError(
             f"sizes: got {list(sizes)}, expected one side, or the smallest, the usual and the largest, in whole pixels"
         )
@@ -78,7 +78,7 @@ def _check_batches(batches: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(batches, Iterable):
         raise InputError(f"batches: got {batches!r}, expected several whole numbers, such as [1, 8, 64]")
     given = list(batches)
-    if not given or any(not is_whole(b) or b < 1 for b in given):
+    if not given or any(not is_int(b) or b < 1 for b in given):
         raise InputError(f"batches: got {given}, expected whole numbers of at least 1, such as 1, 8, 64")
     if given != sorted(set(given)):
         raise InputError(f"batches: got {given}, expected each larger than the one before")
