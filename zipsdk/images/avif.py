@@ -61,38 +61,39 @@ def _boxes(data: bytearray, at: int, end: int) -> Iterator[tuple[bytes, int, int
 def _hide_exif(meta: bytearray, source: BinaryIO, size: int) -> bytes:
     """Rename the EXIF items in a meta box in place; return the content of the first."""
     items: list[int] = []
-    iloc: tuple[int, int] | None = None
-    idat = -1
+    iloc = idat = -1
     for name, at, end in _boxes(meta, 12, len(meta)):
         if name == b"iinf":
-            for inner, start, stop in _boxes(meta, at + (6 if meta[at] == 0 else 8), end):
-                id_size = 2 if meta[start] == 2 else 4
-                kind = start + 4 + id_size + 2
-                if inner == b"infe" and meta[start] in (2, 3) and stop >= kind + 4 and meta[kind : kind + 4] == b"Exif":
-                    items.append(int.from_bytes(meta[start + 4 : start + 4 + id_size], "big"))
-                    meta[kind : kind + 4] = b"skip"
+            items += _rename_exif_items(meta, at, end)
         elif name == b"iloc":
-            iloc = at, end
+            iloc = at
         elif name == b"idat":
             idat = at
-    if not items or iloc is None:
+    if not items or iloc < 0:
         return b""
-    found = _extents(meta, iloc[0], items[0])
     data = bytearray()
-    for method, start, length in found:
-        if length > MAX_METADATA - len(data) or method > 1:
+    for method, start, length in _extents(meta, iloc, items[0]):
+        if length > MAX_METADATA - len(data) or method > 1 or (method == 1 and idat < 0):
             raise IndexError
         if method == 1:
-            if idat < 0:
-                raise IndexError
             data += meta[idat + start : idat + start + length]
+        elif start + length > size:
+            raise IndexError
         else:
-            if start + length > size:
-                raise IndexError
             source.seek(start)
             data += source.read(length)
     skip = int.from_bytes(data[:4], "big")
     return bytes(data[4 + skip :])
+
+
+def _rename_exif_items(meta: bytearray, at: int, end: int) -> Iterator[int]:
+    """Change the type of each EXIF item in an iinf box to "skip", and yield its id."""
+    for name, start, stop in _boxes(meta, at + (6 if meta[at] == 0 else 8), end):
+        id_size = 2 if meta[start] == 2 else 4
+        kind = start + 4 + id_size + 2
+        if name == b"infe" and meta[start] in (2, 3) and stop >= kind + 4 and meta[kind : kind + 4] == b"Exif":
+            meta[kind : kind + 4] = b"skip"
+            yield int.from_bytes(meta[start + 4 : start + 4 + id_size], "big")
 
 
 def _extents(meta: bytearray, at: int, item: int) -> list[tuple[int, int, int]]:

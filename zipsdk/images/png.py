@@ -26,53 +26,81 @@ def unpack_png(source: BinaryIO) -> tuple[Unpacked, int]:
         The parts, and the number of frames; 1 for a still image.
     """
     size = size_of(source)
-    kept = Ranges()
-    out = Unpacked("PNG", source)
+    out, kept = Unpacked("PNG", source), Ranges()
     kept.keep(0, len(_MAGIC))
-    depth = color = 0
-    animation: list[int] = []
-    at, first_frame, pixels = len(_MAGIC), False, False
-    met: set[bytes] = set()
-    raw_exif = b""
+    chunks = _AncillaryChunks(source, kept, out)
+    at = len(_MAGIC)
     while at + 8 <= size:
         source.seek(at)
         length, name = struct.unpack(">I4s", source.read(8))
         whole = 12 + length
         if name == b"IHDR" and length >= 13:
-            depth, color = source.read(10)[8:10]
+            chunks.depth, chunks.color = source.read(10)[8:10]
         if name[:1].isupper() or not name.isalpha():  # critical chunks and damaged data are for the decoder
             kept.keep(at, min(whole, size - at))
-            pixels = pixels or name == b"IDAT"
+            chunks.after_pixels |= name == b"IDAT"
             if name == b"IEND" or not name.isalpha():
                 break
         elif at + whole > size or length > MAX_METADATA:
             if name in (b"iCCP", b"eXIf"):
                 out.warnings.append(f"its {name.decode()} chunk of {length} bytes is too large or cut off: left out")
-        elif name == b"tRNS":
-            _transparent(source.read(length), depth, color, kept, out)
-        elif name in (b"iCCP", b"eXIf") and name not in met:
-            met.add(name)  # only the first of each, because a file may repeat a decompression bomb
-            if name == b"iCCP":
-                _icc(source.read(length), out)
-            else:
-                out.exif = source.read(length)
-        elif name in (b"iTXt", b"zTXt", b"tEXt"):
-            start = source.read(min(length, 80))
-            key = start.partition(b"\0")[0]
-            if key in _KEYS and key not in met:
-                met.add(key)
-                raw_exif = _text(name, start + source.read(length - len(start)), out) or raw_exif
-        elif name == b"acTL" and length >= 8 and not pixels:
-            animation.append(int(struct.unpack(">I", source.read(4))[0]))
-        elif name == b"fcTL" and not pixels:
-            first_frame = True
+        else:
+            chunks.read(name, length)
         at += whole
-    out.exif = out.exif or raw_exif
+    out.exif = out.exif or chunks.raw_exif
     out.stream = kept.open(source)
-    frames = 1
-    if len(animation) == 1 and 0 < animation[0] <= 0x80000000:  # otherwise the file counts as a still image
-        frames = animation[0] + (not first_frame)
-    return out, frames
+    return out, chunks.frames
+
+
+class _AncillaryChunks:
+    """Read the ancillary chunks of a PNG, in order; metadata goes to `out`, the transparent color to `kept`.
+
+    Attributes:
+        depth, color: bits a sample and color type of IHDR.
+        after_pixels: whether the first IDAT was before.
+        raw_exif: EXIF in ImageMagick's form; b"" for none.
+    """
+
+    def __init__(self, source: BinaryIO, kept: Ranges, out: Unpacked):
+        self._source, self._kept, self._out = source, kept, out
+        self.depth = self.color = 0
+        self.after_pixels = False
+        self.raw_exif = b""
+        self._met: set[bytes] = set()  # only the first of each is read, because a file may repeat a decompression bomb
+        self._animations: list[int] = []
+        self._first_frame = False
+
+    def read(self, name: bytes, length: int) -> None:
+        """Read a chunk whose content of `length` bytes begins at the position of the source."""
+        if name == b"tRNS":
+            _transparent(self._source.read(length), self.depth, self.color, self._kept, self._out)
+        elif name in (b"iCCP", b"eXIf") and name not in self._met:
+            self._met.add(name)
+            if name == b"iCCP":
+                _icc(self._source.read(length), self._out)
+            else:
+                self._out.exif = self._source.read(length)
+        elif name in (b"iTXt", b"zTXt", b"tEXt"):
+            self._read_text(name, length)
+        elif name == b"acTL" and length >= 8 and not self.after_pixels:
+            self._animations.append(int(struct.unpack(">I", self._source.read(4))[0]))
+        elif name == b"fcTL" and not self.after_pixels:
+            self._first_frame = True
+
+    def _read_text(self, name: bytes, length: int) -> None:
+        start = self._source.read(min(length, 80))
+        key = start.partition(b"\0")[0]
+        if key in _KEYS and key not in self._met:
+            self._met.add(key)
+            text = start + self._source.read(length - len(start))
+            self.raw_exif = _text(name, text, self._out) or self.raw_exif
+
+    @property
+    def frames(self) -> int:
+        """Number of frames; 1 for a still image, as which a file with an invalid acTL counts."""
+        if len(self._animations) == 1 and 0 < self._animations[0] <= 0x80000000:
+            return self._animations[0] + (not self._first_frame)
+        return 1
 
 
 def _transparent(data: bytes, depth: int, color: int, kept: Ranges, out: Unpacked) -> None:

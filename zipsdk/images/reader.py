@@ -172,46 +172,65 @@ def _read_file(source: BinaryIO, max_pixels: int, warnings: list[str]) -> PilIma
         )
     if kind is None or kind not in _formats():
         raise UnidentifiedImageError
-    size, frames = (1, 1), 1
-    if kind == "PNG":
-        parts, frames = unpack_png(source)
-    elif kind == "JPEG":
-        parts = unpack_jpeg(source)
-    elif kind == "WEBP":
-        parts, size = unpack_webp(source)
-    elif kind == "TIFF":
-        parts, frames = unpack_tiff(source)
-    else:
-        parts = unpack_avif(source) if kind == "AVIF" else Unpacked(kind, source)
-        if kind == "PPM":
-            parts.stream = rescaled(source, head, max_pixels)
-        parts.stream.seek(0)
+    parts, size, frames = _unpack(kind, source, head, max_pixels)
     if kind in ("WEBP", "AVIF") and size_of(parts.stream) > _MOST_IN_MEMORY:
         raise ImageReadError(f"got more than {_MOST_IN_MEMORY} bytes, expected a smaller file; save it as PNG")
     _check_size((size[0] or 1, size[1] or 1), max_pixels)  # the WebP decoder allocates its memory when it opens a file
     _check_frames(frames)
     warnings += parts.warnings
-    opener: Callable[..., Any] = Image.OPEN[kind][0]
-    if kind == "JPEG":  # the registered opener looks for further images
-        from PIL.JpegImagePlugin import JpegImageFile as opener
-    with opener(parts.stream) if kind != "TIFF" else _open_tiff(opener, parts) as im:
+    with _open(parts) as im:
         _check_size(im.size, max_pixels)
         _check_frames(getattr(im, "n_frames", 1))
-        most = Image.MAX_IMAGE_PIXELS
-        if kind == "TIFF" and most is not None and im.size[0] * im.size[1] > most:
-            im.im = Image.new(im.mode, im.size).im  # prevents Pillow's warning about a size that was checked above
-        try:
-            im.load()
-        except ValueError as e:
-            if kind == "TIFF" and "raw mode" in str(e):
-                raise _unread_tiff(parts) from e
-            raise
-        if kind == "AVIF":
-            # Pillow builds an EXIF from the AVIF properties; an orientation in the EXIF of the file does not count
-            parts.orientation = clean_exif(im.info.get("exif", b"")).orientation or 1
-            parts.icc = im.info.get("icc_profile", b"")
+        _load(im, parts)
         info, orientation = _kept_metadata(parts, warnings)
         return decode(im, parts, orientation, info, warnings)
+
+
+def _unpack(kind: str, source: BinaryIO, head: bytes, max_pixels: int) -> tuple[Unpacked, tuple[int, int], int]:
+    """Split a file into pixels and metadata; return also its size and frames, 1 where only the decoder knows them."""
+    if kind == "PNG":
+        parts, frames = unpack_png(source)
+        return parts, (1, 1), frames
+    if kind == "TIFF":
+        parts, frames = unpack_tiff(source)
+        return parts, (1, 1), frames
+    if kind == "WEBP":
+        parts, size = unpack_webp(source)
+        return parts, size, 1
+    if kind == "JPEG":
+        return unpack_jpeg(source), (1, 1), 1
+    parts = unpack_avif(source) if kind == "AVIF" else Unpacked(kind, source)
+    if kind == "PPM":
+        parts.stream = rescaled(source, head, max_pixels)
+    parts.stream.seek(0)
+    return parts, (1, 1), 1
+
+
+def _open(parts: Unpacked) -> Any:
+    """Open the stream with Pillow's class for the format."""
+    if parts.kind == "JPEG":  # the registered opener looks for further images
+        from PIL.JpegImagePlugin import JpegImageFile
+
+        return JpegImageFile(parts.stream)
+    opener: Callable[..., Any] = Image.OPEN[parts.kind][0]
+    return _open_tiff(opener, parts) if parts.kind == "TIFF" else opener(parts.stream)
+
+
+def _load(im: Any, parts: Unpacked) -> None:
+    """Decode the pixels; for an AVIF set the orientation and ICC profile of `parts`, too."""
+    most = Image.MAX_IMAGE_PIXELS
+    if parts.kind == "TIFF" and most is not None and im.size[0] * im.size[1] > most:
+        im.im = Image.new(im.mode, im.size).im  # prevents Pillow's warning about a size that was checked before
+    try:
+        im.load()
+    except ValueError as e:
+        if parts.kind == "TIFF" and "raw mode" in str(e):
+            raise _unread_tiff(parts) from e
+        raise
+    if parts.kind == "AVIF":
+        # Pillow builds an EXIF from the AVIF properties; an orientation in the EXIF of the file does not count
+        parts.orientation = clean_exif(im.info.get("exif", b"")).orientation or 1
+        parts.icc = im.info.get("icc_profile", b"")
 
 
 def _open_tiff(opener: Callable[..., Any], parts: Unpacked) -> Any:

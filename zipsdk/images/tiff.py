@@ -152,48 +152,53 @@ def _next(source: BinaryIO, at: int, size: int, order: str, big: bool) -> int:
     return int(struct.unpack(order + ("Q" if big else "I"), source.read(inline))[0])
 
 
+def _refusal(got: str, do: str) -> ImageReadError:
+    return ImageReadError(f"got a TIFF {got}, expected one of 8 or 16 bit gray, RGB, palette, CMYK; {do}")
+
+
 def _check(d: _Directory) -> None:
     """Refuse by name what Pillow decodes wrong or not at all."""
     compression, photometric = d.number(259, 1), d.number(262, -1)
-    bits, formats = d.numbers(258, (1,)), d.numbers(339, (1,))
-    samples = d.number(277, 3 if compression == 6 else 1)
-    separate = d.number(284, 1) == 2 and samples > 1
-
-    def refuse(got: str, do: str) -> ImageReadError:
-        return ImageReadError(f"got a TIFF {got}, expected one of 8 or 16 bit gray, RGB, palette, CMYK; {do}")
-
     if _DNG in d.entries or (_SUBIFDS in d.entries and d.number(_SUBFILE, 0) & 1) or photometric in (32803, 34892):
-        raise refuse("of camera raw data or its preview", "develop it to PNG or JPEG, or save its main image alone")
+        raise _refusal("of camera raw data or its preview", "develop it to PNG or JPEG, or save its main image alone")
     if compression not in _COMPRESSIONS:
-        raise refuse(f"with compression {compression}", "save it again without compression")
+        raise _refusal(f"with compression {compression}", "save it again without compression")
     if photometric == -1 and compression != 6:
-        raise refuse("of unknown samples (no PhotometricInterpretation)", "convert it to PNG")
+        raise _refusal("of unknown samples (no PhotometricInterpretation)", "convert it to PNG")
     if photometric not in (-1, 0, 1, 2, 3, 5, 6, 8):
         what = _PHOTOMETRICS.get(photometric, "unknown")
-        raise refuse(f"with photometric interpretation {photometric} ({what})", "convert it to PNG")
-    strange = [f for f in formats if f != 1]
-    if strange:
+        raise _refusal(f"with photometric interpretation {photometric} ({what})", "convert it to PNG")
+    _check_range(d)
+    _check_samples(d, compression, photometric)
+
+
+def _check_range(d: _Directory) -> None:
+    """Refuse samples of unknown range."""
+    bits = d.numbers(258, (1,))
+    advice = "scale it to 0..255 and convert it to 8 bit, or pass a float array in [0, 1]"
+    if strange := [f for f in d.numbers(339, (1,)) if f != 1]:
         what = _SAMPLES.get(strange[0], "unknown")
-        raise refuse(
-            f"of {what} samples ({'x'.join(map(str, bits[:4]))} bit) of unknown range",
-            "scale it to 0..255 and convert it to 8 bit, or pass a float array in [0, 1]",
-        )
+        raise _refusal(f"of {what} samples ({'x'.join(map(str, bits[:4]))} bit) of unknown range", advice)
     if len(set(bits)) > 1 or bits[0] not in (1, 2, 4, 8, 12, 16):
-        raise refuse(
-            f"of {'x'.join(map(str, bits[:8]))} bit a sample, of unknown range",
-            "scale it to 0..255 and convert it to 8 bit, or pass a float array in [0, 1]",
-        )
+        raise _refusal(f"of {'x'.join(map(str, bits[:8]))} bit a sample, of unknown range", advice)
+
+
+def _check_samples(d: _Directory, compression: int, photometric: int) -> None:
+    """Refuse numbers of samples, planes, inks and YCbCr that Pillow decodes wrong."""
+    bits = d.numbers(258, (1,))
+    samples = d.number(277, 3 if compression == 6 else 1)
+    separate = d.number(284, 1) == 2 and samples > 1
     if not 1 <= samples <= 6:
-        raise refuse(f"of {samples} samples a pixel", "save its colors only")
+        raise _refusal(f"of {samples} samples a pixel", "save its colors only")
     if separate and bits[0] != 8:
-        raise refuse(f"of {bits[0]} bit with a plane for each color", "save it with interleaved colors")
+        raise _refusal(f"of {bits[0]} bit with a plane for each color", "save it with interleaved colors")
     if photometric == 5 and d.number(332, 1) != 1:
-        raise refuse("with inks other than CMYK", "convert it to RGB")
-    if photometric == 6 and compression == 1:
+        raise _refusal("with inks other than CMYK", "convert it to RGB")
+    if photometric == 6 and compression == 1 and samples != 1:
         subsampled = d.numbers(530, (2, 2)) != (1, 1)
         own = d.ratios(529, _BT601) != _BT601 or d.ratios(532, _FULL) != _FULL
-        if samples != 1 and (subsampled or separate or own):
-            raise refuse("of YCbCr that is subsampled, in planes or with other coefficients", "convert it to RGB")
+        if subsampled or separate or own:
+            raise _refusal("of YCbCr that is subsampled, in planes or with other coefficients", "convert it to RGB")
 
 
 def _described(d: _Directory) -> str:
