@@ -1,7 +1,19 @@
-"""zipsdk: zero-shot image purification (Shi et al., NeurIPS 2023) in front of a classifier that may carry a backdoor.
+"""Purify images in front of a classifier that may carry a backdoor (ZIP: Shi et al., NeurIPS 2023).
 
-import zipsdk
-clean = zipsdk.Purifier("zip-tiny").run(batch)
+    import zipsdk
+    clean = zipsdk.Purifier("zip-tiny").run(batch)
+
+purifier.py, guard.py       entry points: purify every image, or the suspicious ones only
+transforms.py               the linear transforms; a new one has the members of `Transform`
+presets.py, settings.py     defaults and settings of a purifier
+dispatcher.py, pending.py   what is behind `Purifier.run`: groups of one size, on the loop of the CPU or of the GPU
+sampling/                   the method: sampler.py has the loop
+images/                     files, PIL images and arrays to uint8 RGB and back; EXIF in metadata.py
+detectors/                  which images are suspicious
+engines/, models/, gpu/     the UNet: runtimes; model files; the loop on a GPU
+batch/, cli/                folders of images; the command ``zipsdk``
+
+The defenses that ZIP is compared with are in bench/defenses of the repository.
 """
 
 from zipsdk.detectors.ablation import AblationDetector

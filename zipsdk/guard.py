@@ -90,7 +90,7 @@ class Counters:
 
     @property
     def flagged_share(self) -> float:
-        """flagged / images; 0 before the first image."""
+        """Share of images that are flagged, in [0, 1]; 0 before the first image."""
         return self.flagged / self.images if self.images else 0.0
 
 

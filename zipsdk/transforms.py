@@ -34,13 +34,13 @@ class Transform(Protocol):
         """Sides must be multiples of this."""
 
     def forward(self, x: Array) -> Array:
-        """y = A x."""
+        """Return y = A x."""
 
     def pinv(self, y: Array) -> Array:
-        """A^+ y, in the image's shape."""
+        """Return A^+ y, in the image's shape."""
 
     def project(self, x: Array) -> Array:
-        """P x = A^+ A x, a new array of x's shape and dtype."""
+        """Return P x = A^+ A x, a new array of x's shape and dtype."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Blur:
         n: side of the cells in pixels, at least 2. Images whose sides it does not divide are padded by mirroring.
 
     Raises:
-        InputError: n is below 2, or no whole number.
+        InputError: n is below 2, or not an integer.
     """
 
     n: int
@@ -163,9 +163,8 @@ class Linear:
     def _blocks(self, x: Array) -> Array:
         n, c, height, width = x.shape
         h, w = self.block
-        return x.reshape(n, c, height // h, h, width // w, w).transpose(0, 2, 4, 1, 3, 5).reshape(
-            n, height // h, width // w, c * h * w
-        )  # fmt: skip
+        blocks = x.reshape(n, c, height // h, h, width // w, w).transpose(0, 2, 4, 1, 3, 5)
+        return blocks.reshape(n, height // h, width // w, c * h * w)
 
     def _image(self, blocks: Array) -> Array:
         n, rows, cols, _ = blocks.shape
@@ -173,7 +172,7 @@ class Linear:
         return blocks.reshape(n, rows, cols, 3, h, w).transpose(0, 3, 1, 4, 2, 5).reshape(n, 3, rows * h, cols * w)
 
     def forward(self, x: Array) -> Array:
-        """y = A x: (N, H/h, W/w, m)."""
+        """Return y = A x: (N, H/h, W/w, m)."""
         y: Array = self._blocks(x) @ self._a.T.astype(x.dtype)
         return y
 

@@ -56,5 +56,5 @@ def read_text(path: Path) -> str:
 
 
 def _unescape(text: str) -> str:
-    """Undo the octal escapes of mountinfo: ``\\040`` is a space."""
+    r"""Undo the octal escapes of mountinfo: ``\040`` is a space."""
     return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text)

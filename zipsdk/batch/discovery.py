@@ -28,6 +28,8 @@ def find_jobs(inputs: Sequence[str], out: Path, output_format: str, on_error: Ca
     a pattern matches.
 
     Args:
+        inputs: paths of files and folders, and patterns.
+        out: the output folder OUT; it need not exist.
         output_format: "keep", or the suffix of all outputs without its dot.
         on_error: called with a message for each folder that cannot be read.
         on_warning: called with a message for each link to a folder that is left out.

@@ -35,6 +35,8 @@ def expand(base: Path, parts: tuple[str, ...], on_error: Callable[[OSError], Non
     only by a part that starts with a dot. Matching is case-sensitive, except on Windows.
 
     Args:
+        base: an existing folder.
+        parts: the parts of the pattern, as `split_pattern` returns them.
         on_error: called with the OSError of each folder that cannot be listed.
         caseless: ignore case, also in parts that are not patterns.
     """

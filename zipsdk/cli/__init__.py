@@ -1,4 +1,10 @@
-"""The command ``zipsdk``: parse the arguments, run a command, turn errors into messages and exit codes."""
+"""Implement the command ``zipsdk``: parse the arguments, run a command, turn errors into messages and exit codes.
+
+purify.py, build.py, info.py, models.py, doctor.py   one command each: `add_parser` and `run`
+args.py                                              options and types of values that commands share
+console.py                                           messages, output, progress bar, warnings
+signals.py                                           Ctrl-C, SIGTERM and SIGHUP
+"""
 
 from __future__ import annotations
 

@@ -15,10 +15,10 @@ class StdoutError(Exception):
 
 
 def printable(text: str) -> str:
-    """Escape control characters and invisible characters, which a terminal would obey or cannot show.
+    r"""Escape control characters and invisible characters, which a terminal would obey or cannot show.
 
-    They become ``\\n``, ``\\x1b``, ``\\u202e``; a byte of a file name that is not text (a surrogate of ``os.fsdecode``)
-    becomes ``\\xff``. The result is one line.
+    They become ``\n``, ``\x1b``, ``\u202e``; a byte of a file name that is not text (a surrogate of ``os.fsdecode``)
+    becomes ``\xff``. The result is one line.
     """
     if text.isprintable():
         return text

@@ -1,1 +1,9 @@
-"""Detectors of triggered images, and the client that queries the classifier for them."""
+"""Detect images with a trigger, by queries of the classifier.
+
+base.py                    the interface `Detector`, and `PurifyAll`, which flags every image
+ablation.py                `AblationDetector`, the default: one feature decides the label alone
+ablation_views.py          its views: the image without a feature, or with one feature alone
+ablation_statistics.py     its scores, and their reference statistics on clean images
+scaleup.py                 `ScaleUp`, a published detector
+classifier_client.py       batches, time-outs and checks of the queries
+"""

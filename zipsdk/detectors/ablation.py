@@ -178,8 +178,10 @@ class AblationDetector(Detector):
         """Return a detector with the reference statistics of this classifier on clean images.
 
         Args:
-            classify, max_batch: as for `Guard`; data_format: as for `Guard.run`. Costs 28 queries per image.
+            classify: as for `Guard`; gets 28 queries per image.
             clean: at least 16 images, better 100 or more, distributed like the stream. Labels are not needed.
+            data_format: "NHWC" or "NCHW", for arrays.
+            max_batch: as for `Guard`.
 
         Raises:
             InputError: unusable or too few images, or a classifier that fails on one of them.

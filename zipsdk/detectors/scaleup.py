@@ -133,10 +133,12 @@ class ScaleUp(Detector):
         without clean images, or whose clean images share one SPC, uses mean and deviation over all clean images.
 
         Args:
-            classify, max_batch: as for `Guard`; data_format: as for `Guard.run`. Costs 1 + scales queries per image.
+            classify: as for `Guard`; gets one query per image and one for each of its scales.
             clean: images that are known to carry no trigger; see `zipsdk.images.read`.
             labels: their true classes, integers (N,). None uses the predicted classes.
             threshold: for z-scores; None keeps the number of this detector.
+            data_format: "NHWC" or "NCHW", for arrays.
+            max_batch: as for `Guard`.
 
         Raises:
             InputError: unusable images or labels, a classifier that fails on an image, or images that all have the
@@ -153,7 +155,7 @@ class ScaleUp(Detector):
                     f"labels: got {given.dtype} {given.shape}, expected {len(classes)} integers, one per image"
                 )
             classes = given.astype(np.int64)
-        # not the deviation, which rounding can keep above zero
+        # the range, because rounding can keep the deviation of equal values above zero
         if len(spc) == 0 or np.ptp(spc) == 0:
             raise InputError(
                 f"calibration images: got {len(spc)} without a spread of SPC, expected some that differ; "

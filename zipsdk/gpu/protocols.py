@@ -1,4 +1,4 @@
-"""The interface of an engine that the loop on a GPU can use."""
+"""Define the interface of an engine that the loop on a GPU can use."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ class DeviceEngine(Engine, Protocol):
         """Put one UNet call on a stream: predict eps from x_t.
 
         Args:
-            x, eps: addresses of float32 device memory (batch, 3, H, W), aligned to 256 bytes.
-            t: address of float32 device memory (batch,), aligned to 256 bytes.
+            x: address of x_t, float32 device memory (batch, 3, H, W), aligned to 256 bytes.
+            t: address of the time steps, float32 device memory (batch,), aligned to 256 bytes.
+            eps: address of the result, like x.
             batch: number of frames.
             stream: a CUstream as a number.
             size: (H, W), by default `image_size` of the model.

@@ -1,7 +1,16 @@
-"""Convert files, PIL images and arrays to uint8 RGB and back; only here are value ranges, EXIF, alpha and 16 bit known.
+"""Convert files, PIL images and arrays to uint8 RGB and back.
 
 The rest of zipsdk gets uint8 (H, W, 3) RGB, C-contiguous. Nothing about the input is guessed: the dtype fixes the range
 of an array, the caller declares its data format, and ambiguous input is refused with a hint.
+
+arrays.py                   value ranges, channels and data formats of arrays
+reader.py, pixels.py        files and PIL images: limits, orientation, modes, 16 bit, transparency, colors
+metadata.py                 EXIF, XMP and ICC profiles
+jpeg.py, png.py, webp.py, tiff.py, avif.py, pnm.py   pixels and metadata of one format; stream.py puts files together
+kinds.py                    formats by their first bytes
+writer.py                   `save`
+sources.py                  images in folders and zip archives
+contact_sheet.py            pages of images before and after purification
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Convert arrays to uint8 RGB and back; this part of `zipsdk.images` reads no files."""
+"""Convert arrays to uint8 RGB and back, without reading files."""
 
 from __future__ import annotations
 
@@ -113,6 +113,8 @@ def read_array(a: Array, data_format: str, index: tuple[int, ...] = ()) -> Array
     """Convert a checked array of two or three axes to uint8 RGB.
 
     Args:
+        a: (H, W), (H, W, C) or (C, H, W), of a dtype and shape that `check_array` accepts.
+        data_format: "NHWC" or "NCHW".
         index: position of the array in its batch, for messages.
 
     Raises:

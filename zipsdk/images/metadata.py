@@ -39,12 +39,12 @@ _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([0-9])")
 
 @dataclass
 class Unpacked:
-    """An image file split into pixels and metadata.
+    r"""An image file split into pixels and metadata.
 
     Attributes:
         kind: Pillow's name of the format.
         stream: the file to decode, with the pixels of the original file and without its metadata.
-        exif: stored bytes, with or without the header "Exif\\0\\0".
+        exif: stored bytes, with or without the header "Exif\0\0".
         icc: the ICC profile, b"" for none.
         orientation: 1 to 8, from XMP, a TIFF tag or an AVIF property; used if the EXIF has none.
         warnings: messages for the caller.
@@ -73,10 +73,10 @@ class Exif(NamedTuple):
 
 
 def clean_exif(exif: bytes) -> Exif:
-    """Rebuild EXIF without its orientation and without entries that may hold a copy of the image.
+    r"""Rebuild EXIF without its orientation and without entries that may hold a copy of the image.
 
     Args:
-        exif: a TIFF structure, with or without the header "Exif\\0\\0".
+        exif: a TIFF structure, with or without the header "Exif\0\0".
 
     Raises:
         ValueError: it is not a TIFF structure, or its first directory is incomplete.

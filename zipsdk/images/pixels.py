@@ -64,7 +64,9 @@ def decode(im: Image.Image, parts: Unpacked, orientation: int, info: dict[str, b
     """Convert a loaded PIL image to uint8 RGB.
 
     Args:
+        im: of any mode.
         parts: the format and sample range of the file.
+        orientation: of the EXIF, 1 to 8; other values count as 1.
         info: metadata to keep.
         warnings: list to append messages to.
 

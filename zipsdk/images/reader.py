@@ -290,6 +290,7 @@ def metadata_of(im: Image.Image, warnings: list[str]) -> tuple[dict[str, bytes],
     """Return the ICC profile and the cleaned EXIF of a loaded PIL image, and its orientation.
 
     Args:
+        im: an image whose pixels are loaded.
         warnings: list to append messages about malformed metadata to.
     """
     exif = im.info.get("exif") or b""

@@ -38,10 +38,12 @@ def read_files(source: str | Path) -> Iterator[bytes]:
 
 
 def is_image(name: str) -> bool:
+    """Tell whether a name has the suffix of an image that is read, and is not hidden."""
     return Path(name).suffix.lower() in SUFFIXES and not is_hidden(name)
 
 
 def is_hidden(name: str) -> bool:
+    """Tell whether a path with ``/`` has a part that starts with a dot, or lies in macOS's folder of metadata."""
     return name.startswith("__MACOSX/") or "/." in f"/{name}"
 
 
@@ -59,10 +61,10 @@ def walk(root: Path) -> Iterator[str]:
         left -= 1
         if left < 0:
             raise InputError(f"{root}: got more than {MAX_FOLDERS} folders, expected fewer; remove links to folders")
-        folder, prefix, above = pending.pop()
+        folder, prefix, ancestors = pending.pop()
         status = folder.stat()
-        here = status.st_dev, status.st_ino
-        if here in above:
+        identity = status.st_dev, status.st_ino
+        if identity in ancestors:
             warnings.warn(
                 f"{folder}: got a link to a folder that contains it; it is not followed", UserWarning, stacklevel=2
             )
@@ -72,7 +74,7 @@ def walk(root: Path) -> Iterator[str]:
             if path.is_dir():
                 if not is_hidden(f"{name}/"):
                     yield f"{name}/"
-                    pending.append((path, f"{name}/", above | {here}))
+                    pending.append((path, f"{name}/", ancestors | {identity}))
             elif path.is_file():
                 yield name
             elif path.is_symlink() and is_image(name):

@@ -1,4 +1,8 @@
-"""Find the models that are installed with zipsdk."""
+"""Find the models that are installed with zipsdk.
+
+spec.py, noise_schedule.py   what a model file says about its model
+sidecar.py                   the hashes beside a model file
+"""
 
 from __future__ import annotations
 

@@ -43,6 +43,8 @@ class TiledDenoiser:
         """Predict eps from top to bottom, in strips as high as the windows allow.
 
         Args:
+            x: x_t, float32 (N, 3, height, width).
+            t: time step.
             unit: strips begin and end at multiples of this many rows.
 
         Yields:

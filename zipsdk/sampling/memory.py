@@ -33,6 +33,7 @@ def loop_bytes(layout: TileLayout, images: int, unit: int | None) -> int:
     """Estimate the peak memory of the loop, in bytes, without the images as read, the results and the engine.
 
     Args:
+        layout: of the images.
         images: number of images that go through the loop together.
         unit: rows that strips are multiples of; None if the transforms need whole images.
     """
@@ -59,33 +60,36 @@ def check(height: int, width: int, need: int, images: int = 1) -> None:
     """Refuse an image that does not fit.
 
     Args:
-        need: bytes, with the results of all `images` of the batch.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        need: bytes, with the results of all images of the batch.
+        images: number of images in the batch, for the message.
 
     Raises:
         OutOfMemoryError: less than `need` is available.
     """
-    if need < CHECKED_FROM or (room := available()) is None or need <= room:
+    if need < CHECKED_FROM or (free := available()) is None or need <= free:
         return
     batch = f" in a batch of {images}; pass fewer images at once (--batch)," if images > 1 else ";"
     raise OutOfMemoryError(
         f"image: got {width} x {height} pixels, which need about {need / 1e9:.2f} GB of memory, expected at most the "
-        f"{room / 1e9:.2f} GB that are available{batch} make it smaller, cut it into parts, or free memory"
+        f"{free / 1e9:.2f} GB that are available{batch} make it smaller, cut it into parts, or free memory"
     )
 
 
 def available(root: Path = Path("/")) -> int | None:
     """Return the bytes that this process can still take before it fails or is killed; None if no limit is known.
 
-    The least of what the machine has (with swap), what each control group leaves (files in its cache count as free) and
-    what the process's limit of address space leaves.
+    The smallest of: the machine's available memory and swap; the rest of each control group's limit, where files in its
+    cache count as free; the rest of the process's limit of address space.
 
     Args:
-        root: stands for ``/`` where the kernel's files are read.
+        root: folder to read the kernel's files in, instead of ``/``.
     """
-    rooms = [*_machine(root), *_address_space(root)]
+    limits = [*_machine(root), *_address_space(root)]
     for folder in group_folders("memory", root):
-        rooms += _group(folder)
-    return max(0, min(rooms)) if rooms else None
+        limits += _group(folder)
+    return max(0, min(limits)) if limits else None
 
 
 def _machine(root: Path) -> Iterator[int]:

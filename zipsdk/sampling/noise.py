@@ -101,7 +101,8 @@ class Noise:
 
         Args:
             step: time step, or `STEP_INITIAL`.
-            height, width: of the result; width, and top + height, are at most `MAX_SIDE`.
+            height: rows of the result; top + height is at most `MAX_SIDE`.
+            width: columns of the result, at most `MAX_SIDE`.
             top: first row in the image. The values of a row do not depend on the other rows that are drawn with it.
 
         Returns:

@@ -76,7 +76,14 @@ def initial_latent(
     A warm start never takes x_P itself, which would bring the trigger with it.
 
     Args:
+        x_p: the images to purify, as for `sample`.
+        table: the steps.
+        guidance: projects the images.
+        noise: draws z.
         unit: rows that strips are multiples of; None for whole images.
+
+    Returns:
+        A new array like `x_p`.
     """
     n, _, height, width = x_p.shape
     x = np.empty(x_p.shape, x_p.dtype)

@@ -2,7 +2,7 @@
 
 All values are float64 and computed before the loop starts; the loop and the kernels only read rows.
 
-    here      paper             authors' code   meaning
+    name      paper             authors' code   meaning
     t         t                 t, i            time step that the UNet sees, 0-based: 950, 900, ..., 0
     ab        alpha-bar_t       at              product of (1 - beta) up to t
     ab_next   alpha-bar_{t-1}   at_next         the same at the next *visited* step; 1 after the last
@@ -81,6 +81,7 @@ def equivalent_step(spec: ModelSpec, step: int) -> int:
     A start of 400 means alpha-bar 0.194; the cosine schedule has 0.646 at its own step 400 and reaches 0.194 at 707.
 
     Args:
+        spec: of the model, with its schedule.
         step: in 0..999.
 
     Returns:
@@ -103,7 +104,7 @@ def visited_steps(timesteps: int, steps: int | None, start: int | None) -> list[
 
     Raises:
         InputError: `steps` outside 1..timesteps, 1 without `start`, or more than start + 1; `start` outside
-            1..timesteps-1; a value that is no whole number.
+            1..timesteps-1; a value that is not an integer.
     """
     if steps is not None and not (is_int(steps) and 1 <= steps <= timesteps):
         raise InputError(
@@ -145,8 +146,11 @@ def step_table(
     (1-ab_next)/(1-ab) beta and the mean of Algorithm 1, written in x0 and e, has the coefficients of `Step`.
 
     Args:
+        spec: of the model, with its schedule.
         lam: lambda in (0, inf]. The consistency weight is 1 - ab^lambda, which decays sooner for a small lambda.
         eta: 0 (deterministic DDIM) to 1 (ancestral noise, the paper).
+        steps: number of steps; see `visited_steps`.
+        start: time step of a warm start; None for pure noise.
 
     Raises:
         InputError: a value out of range.

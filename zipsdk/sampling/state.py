@@ -58,6 +58,9 @@ def to_uint8(x: F32, height: int, width: int, out: U8 | None = None) -> U8:
     """Convert a state (N, 3, H, W) to images, uint8 (N, height, width, 3): crop, round and clip.
 
     Args:
+        x: float32, 0 for mid-gray; values outside [-1, 1] are clipped.
+        height: rows to keep.
+        width: columns to keep.
         out: receives the result; None for a new array.
     """
     n = len(x)

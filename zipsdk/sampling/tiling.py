@@ -85,6 +85,9 @@ def plan_tiles(spec: ModelSpec, height: int, width: int, divisor: int, tile_size
     """Choose the layout for images of height x width.
 
     Args:
+        spec: of the model, with the sizes that it takes.
+        height: in pixels.
+        width: in pixels.
         divisor: of the transforms; see `zipsdk.sampling.guidance.Guidance`.
         tile_size: side of the frames; None lets the engine see each image at its own size, if it takes several sizes.
 
@@ -126,7 +129,11 @@ def windowed(spec: ModelSpec, side: int, height: int, width: int, divisor: int, 
     """Return the layout of an image that is cut into overlapping windows.
 
     Args:
+        spec: of the model, with the sizes that it takes.
         side: largest side of a window.
+        height: of the image.
+        width: of the image.
+        divisor: of the transforms.
         square: windows are side x side; else as small as the same number of them allows.
     """
     unit = lcm(spec.multiple, divisor)
