@@ -1,7 +1,8 @@
 """Guard a classifier: detect triggers, purify suspicious images only, classify (section 3.4.2 of the paper).
 
 The detector is `zipsdk.AblationDetector` or SCALE-UP (Guo et al., ICLR 2023, arXiv 2302.03251). A trigger that it
-misses reaches the classifier: docs/guard.md lists which, and when to purify everything.
+misses reaches the classifier: docs/guard.md lists which, and when to purify everything. The docstring of `Guard` has
+the cost of a decision in queries of the classifier.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from zipsdk._util import forks
 from zipsdk._util.validation import is_real
+from zipsdk.decision import Counters, Decision
 from zipsdk.detectors.ablation import AblationDetector
 from zipsdk.detectors.base import Detector, PurifyAll
 from zipsdk.detectors.classifier_client import MAX_BATCH, ClassifierClient, Failure, describe_error
@@ -43,57 +45,6 @@ def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:
     return 1 / (flagged + t_detect / t_purify)
 
 
-@dataclass(frozen=True, eq=False)
-class Decision:
-    """The guard's decision about one image.
-
-    Attributes:
-        label: the class, the largest of `class_scores`. None: the guard abstains, and `error` says why.
-        flagged: the image was not trusted: the detector flagged it, there is no detector, or the image or the
-            classifier's answer was unusable. If False, the label is that of the image itself.
-        suspicion: the detector's score, or None if there is none.
-        class_scores: float64 (classes,), or None without a label: the classifier's scores, or for a flagged image the
-            detector's combination of several answers (`Detector.resolve`).
-        reason: why the image was flagged, or not.
-        image: the purified image, of the type, size and dtype of the input, or None.
-        error: None, or why there is no label.
-    """
-
-    label: int | None
-    flagged: bool
-    suspicion: float | None
-    class_scores: F64 | None
-    reason: str
-    image: Any | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Counters:
-    """Totals of a guard since it was created or reset.
-
-    Attributes:
-        images, flagged, abstained: decisions, those with `flagged`, and those without a label.
-        calls, queries: calls of the classifier, and images and views in them.
-        failures: calls of the classifier or the purifier that raised, timed out, returned unusable results, or were
-            skipped because too many calls are stalled; and images whose views could not be made.
-        stalled: timed-out calls that still run. `reset` does not change it.
-    """
-
-    images: int = 0
-    flagged: int = 0
-    abstained: int = 0
-    calls: int = 0
-    queries: int = 0
-    failures: int = 0
-    stalled: int = 0
-
-    @property
-    def flagged_share(self) -> float:
-        """Share of images that are flagged, in [0, 1]; 0 before the first image."""
-        return self.flagged / self.images if self.images else 0.0
-
-
 class PurifierLike(Protocol):
     """An object that purifies: `run` maps a list of uint8 (H, W, 3) of mixed sizes to the same, purified."""
 
@@ -121,10 +72,10 @@ class Guard:
 
     The guard fails closed: what could not be checked is purified, and what could not be purified has no label.
 
-    | image | cost with `AblationDetector` | cost with `PurifyAll` |
-    | --- | --- | --- |
-    | not flagged | 28 queries | |
-    | flagged | 56 queries, a purification | 1 query, a purification |
+    | image | cost with `AblationDetector` | cost with `ScaleUp` | cost with `PurifyAll` |
+    | --- | --- | --- | --- |
+    | not flagged | 28 queries | 6 queries | |
+    | flagged | 56 queries, a purification | 7 queries, a purification | 1 query, a purification |
 
     A detector may learn from the stream (`Detector.observe`): an `AblationDetector` without a reference measures it on
     the first 200 images that the classifier answers for; read it from `guard.detector.reference`.
@@ -242,10 +193,10 @@ class Guard:
             return detector, dict.fromkeys(images, _Flagged("there is no detector: every image is purified"))
         rgb = [image.rgb for image in images.values()]
         answers = self._classifier.query(rgb, detector.views)
-        seen = [(p, a) for p, a in zip(rgb, answers, strict=True) if not isinstance(a, Failure)]
+        seen = [(x, scores) for x, scores in zip(rgb, answers, strict=True) if not isinstance(scores, Failure)]
         with self._learning:
-            detector = self.detector = self.detector.observe([p for p, _ in seen], [a for _, a in seen])
-        return detector, {i: _judge(detector, a) for i, a in zip(images, answers, strict=True)}
+            detector = self.detector = self.detector.observe([x for x, _ in seen], [scores for _, scores in seen])
+        return detector, {i: _judge(detector, answer) for i, answer in zip(images, answers, strict=True)}
 
     def _second_look(
         self, detector: Detector, images: dict[int, LoadedImage], flagged: dict[int, _Flagged]
@@ -257,19 +208,20 @@ class Guard:
             zip(clean, self._classifier.query(list(clean.values()), detector.second_look_views), strict=True)
         )
         decisions = {}
-        for i, f in flagged.items():
+        for i, suspect in flagged.items():
             result = purified[i]
             if isinstance(result, Failure):
-                decisions[i] = f.abstain(f"the purifier failed: {result.reason}")
+                decisions[i] = suspect.abstain(f"the purifier failed: {result.reason}")
                 continue
             answer, restored = answers[i], images[i].restore(result)
             if isinstance(answer, Failure):
-                decisions[i] = f.abstain(f"the classifier failed on the purified image: {answer.reason}", restored)
+                error = f"the classifier failed on the purified image: {answer.reason}"
+                decisions[i] = suspect.abstain(error, restored)
                 continue
-            # a classifier whose number of classes changed in between answered for other classes before
-            comparable = f.scores is not None and f.scores.shape[1] == answer.shape[1]
-            scores = detector.resolve(f.scores if comparable else None, answer)
-            decisions[i] = Decision(int(scores.argmax()), True, f.suspicion, scores, f.reason, restored)
+            # if the number of classes has changed, the scores of both looks are not comparable
+            comparable = suspect.scores is not None and suspect.scores.shape[1] == answer.shape[1]
+            scores = detector.resolve(suspect.scores if comparable else None, answer)
+            decisions[i] = Decision(int(scores.argmax()), True, suspect.suspicion, scores, suspect.reason, restored)
         return decisions
 
     def _purify(self, images: list[U8]) -> list[U8 | Failure]:
