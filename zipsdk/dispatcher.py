@@ -1,4 +1,4 @@
-"""Start the images of a call: each size on the loop of the GPU or of the CPU."""
+"""Start the images of a call, each size on the loop of the GPU or on that of the CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Dispatcher:
-    """Group images by size, check that they can be done, and start the groups.
+    """Group images by size, check that they fit into memory, and start the groups.
 
     Args:
         engine: predicts the noise.
@@ -56,15 +56,15 @@ class Dispatcher:
             return None, "the engine runs on the CPU"
         if engine.device is None:
             return None, str(getattr(engine, "cpu_loop_reason", "the engine runs on the CPU"))
-        from zipsdk.gpu.loop import DeviceLoop  # not needed where everything runs on the CPU
+        from zipsdk.gpu.loop import DeviceLoop  # only for a GPU
         from zipsdk.gpu.structs import guide_table
 
         if guide_table(self._guides) is None:
             reason = f"no GPU kernel for {names(self._guides)}: blurs by 2, 4, 8, 16 and gray have one"
             warnings.warn(f"{reason}; the loop runs on the host, and the UNet alone on the GPU", stacklevel=4)
             return None, reason
-        options = {"clip_x0": settings.clip_x0, "cuda_graph": settings.cuda_graph}
-        return DeviceLoop(engine, self._table, self._guides, **options), ""
+        loop = DeviceLoop(engine, self._table, self._guides, clip_x0=settings.clip_x0, cuda_graph=settings.cuda_graph)
+        return loop, ""
 
     @property
     def location(self) -> str:
@@ -92,7 +92,7 @@ class Dispatcher:
             progress: called with the number of images done since the last call.
 
         Raises:
-            InputError, OutOfMemoryError: an image cannot be done; nothing has started.
+            InputError, OutOfMemoryError: an image is too large; nothing has started.
         """
         places: dict[tuple[int, ...], list[int]] = {}
         for i, image in enumerate(images):

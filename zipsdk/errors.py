@@ -1,12 +1,12 @@
-"""The errors that zipsdk raises. Each message says what it got, what it wanted and what to do.
+"""Define the errors that zipsdk raises. Each message says what it got, what it expected and what to do.
 
 ZipSdkError
-|-- InputError      (also ValueError)    an image, an array or an option cannot be used as given
-|   `-- ImageReadError                     an image file cannot be read or written; the message names it
-|-- ModelError      (also ValueError)    a model file is missing, damaged, or is not what it says it is
-|-- EngineError     (also RuntimeError)  a runtime or a device cannot run the model here
-|   `-- OutOfMemoryError                      no memory for it; on a GPU the loop halves its batch first
-`-- MissingDependencyError    (also ImportError)   an optional package is not installed; the message has the pip command
+|-- InputError               (also ValueError)    an image, an array or an option cannot be used as given
+|   `-- ImageReadError                            an image file cannot be read or written; the message names it
+|-- ModelError               (also ValueError)    a model file is missing or damaged, or its contents are wrong
+|-- EngineError              (also RuntimeError)  a runtime or a device cannot run the model on this machine
+|   `-- OutOfMemoryError                          too little memory; on a GPU the loop halves its batch first
+`-- MissingDependencyError   (also ImportError)   an optional package is not installed; the message has the pip command
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ class ImageReadError(InputError):
 
 
 class ModelError(ZipSdkError, ValueError):
-    """A model file is missing, damaged, or is not what it says it is."""
+    """A model file is missing or damaged, or its contents are wrong."""
 
 
 class EngineError(ZipSdkError, RuntimeError):
-    """A runtime or a device cannot run the model here."""
+    """A runtime or a device cannot run the model on this machine."""
 
 
 class OutOfMemoryError(EngineError):
-    """The device, or on a CPU the machine, has no memory for what was asked."""
+    """The GPU, or for a CPU the machine, has too little memory."""
 
 
 class MissingDependencyError(ZipSdkError, ImportError):
-    """An optional package is not installed; the message has the pip command that brings it."""
+    """An optional package is not installed; the message has the pip command that installs it."""
 
     def __init__(self, package: str, extra: str, why: str = ""):
         detail = f" ({why})" if why else ""

@@ -1,4 +1,4 @@
-"""Batches that have started, and whose results are collected later."""
+"""Start batches, and collect their results later."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SizeGroup:
     """Hold the images of one size of a call, and what their loop needs.
 
     Attributes:
-        places: of the images in the call.
+        places: indices of the images in the call.
         images: each uint8 (H, W, 3), at least one.
         layout: for this size.
         noise_keys: (N,), one for each image.

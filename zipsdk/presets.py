@@ -1,4 +1,4 @@
-"""Named defaults for the number of steps and where they start."""
+"""Define the presets: named defaults of the number of steps and of the start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entry point: purify images."""
+"""Purify images: `Purifier` is the entry point of zipsdk."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Purifier:
 
     Raises:
         InputError: an option is out of range.
-        ModelError, EngineError, MissingDependencyError: the model cannot be loaded, or cannot run here.
+        ModelError, EngineError, MissingDependencyError: the model cannot be loaded, or cannot run on this machine.
     """
 
     engine: Engine
@@ -92,7 +92,7 @@ class Purifier:
     ):
         if isinstance(engine, str | Path):
             engine = load_engine(engine)
-        if not isinstance(engine, Engine) or isinstance(engine, type):  # a class has the members, too
+        if not isinstance(engine, Engine) or isinstance(engine, type):  # a class has the members of its objects
             got = f"the class {engine.__name__}" if isinstance(engine, type) else type(engine).__name__
             raise InputError(f"engine: got {got}, expected a model's name or path, or an object with spec and __call__")
         if not isinstance(clip_x0, bool | np.bool_ | int):

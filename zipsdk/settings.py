@@ -1,4 +1,4 @@
-"""The settings of a purifier."""
+"""Define the settings of a purifier."""
 
 from __future__ import annotations
 

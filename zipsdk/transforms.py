@@ -59,7 +59,7 @@ class Blur:
 
     def __post_init__(self) -> None:
         if not is_int(self.n) or self.n < 2:
-            raise InputError(f"Blur: got n={self.n!r}, expected a whole number of at least 2, the side of the cells")
+            raise InputError(f"Blur: got n={self.n!r}, expected an integer of at least 2, the side of the cells")
         object.__setattr__(self, "n", int(self.n))  # NumPy's integers overflow
 
     @property
@@ -137,7 +137,7 @@ class Linear:
     def __init__(self, matrix: npt.ArrayLike, block: tuple[int, int] = (1, 1)):
         sides = tuple(block) if isinstance(block, Iterable) else ()
         if len(sides) != 2 or not all(is_int(n) and n >= 1 for n in sides):
-            raise InputError(f"Linear: got block={block!r}, expected (height, width), whole numbers of at least 1")
+            raise InputError(f"Linear: got block={block!r}, expected (height, width), integers of at least 1")
         h, w = map(int, sides)
         self.block = (h, w)
         self._a, self._pinv = _pinv(matrix, "a matrix")

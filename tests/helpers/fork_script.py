@@ -147,7 +147,7 @@ def streams() -> dict[str, str]:
         try:
             next(stream)
         except zipsdk.EngineError as e:
-            return "forked after the stream was begun" in str(e)
+            return "forked after the stream began" in str(e)
         return False
 
     def begin_another() -> bool:

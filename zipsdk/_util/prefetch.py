@@ -27,7 +27,7 @@ class _Item(Future[Any]):
         """Wait for the item. Raises EngineError in a forked child."""
         if self._pid != os.getpid():
             raise EngineError(
-                "stream: got a process forked after the stream was begun, expected the process that began it; "
+                "stream: got a process forked after the stream began, expected the process that began it; "
                 "begin a stream in this one"
             )
         return super().result(timeout)
@@ -44,7 +44,7 @@ class _Item(Future[Any]):
 class Prefetcher(Generic[T]):
     """Iterate over `source`, whose next items are fetched on a daemon thread.
 
-    Nothing waits for that thread, neither `close` nor the end of the program, because a source can block forever.
+    `close` and the end of the program do not wait for that thread, because a source can block forever.
 
     Args:
         source: `next` is called on the thread; what it raises is raised in its place.

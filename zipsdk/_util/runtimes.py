@@ -70,7 +70,7 @@ class BrokenPackageError(MissingDependencyError):
     """
 
     def __init__(self, package: str, why: str, fix: str):
-        # past MissingDependencyError, whose message says that the package is not installed
+        # skip MissingDependencyError's constructor, whose message says that the package is not installed
         super(MissingDependencyError, self).__init__(f"{package}: {why}; {fix}")
         self.package, self.why, self.fix = package, why, fix
 

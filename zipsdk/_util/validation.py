@@ -39,7 +39,7 @@ def positive_int(text: str) -> int:
         ArgumentTypeError: the text is not an integer of at least 1.
     """
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+        raise ArgumentTypeError(f"got {text!r}, expected an integer of at least 1")
     return int(text)
 
 
@@ -51,7 +51,7 @@ def path_text(text: str) -> str:
     """
     if not text:
         raise ArgumentTypeError(
-            "got an empty path, expected a name; check the variable it comes from, . is this folder"
+            "got an empty path, expected a name; check the variable that holds it, and write . for this folder"
         )
     if "\0" in text:
         raise ArgumentTypeError(f"got {text!r}, expected a path without zero bytes; check where it comes from")

@@ -94,9 +94,9 @@ def _caseless(folder: Path) -> bool:
 
     The test uses the nearest folder that exists and has letters in its name.
     """
-    for here in (folder.absolute(), *folder.absolute().parents):
-        if here.name.swapcase() != here.name and here.exists():
-            return same_file(here, here.with_name(here.name.swapcase()))
+    for current in (folder.absolute(), *folder.absolute().parents):
+        if current.name.swapcase() != current.name and current.exists():
+            return same_file(current, current.with_name(current.name.swapcase()))
     return sys.platform == "win32"
 
 
@@ -181,14 +181,16 @@ class _Search:
 
     def _walk(self, folder: Path) -> Iterator[Path]:
         for root, folders, files in os.walk(folder, onerror=self._unreadable):
-            here = Path(root)
-            visible = sorted(f for f in folders if not f.startswith(".") and not same_file(here / f, self._out))
-            for linked in (f for f in visible if (here / f).is_symlink()):
-                self._on_warning(f"{here / linked}: got a link to a folder, which is not followed; pass it as an input")
-            folders[:] = [f for f in visible if not (here / f).is_symlink()]
+            current = Path(root)
+            visible = sorted(f for f in folders if not f.startswith(".") and not same_file(current / f, self._out))
+            for linked in (f for f in visible if (current / f).is_symlink()):
+                self._on_warning(
+                    f"{current / linked}: got a link to a folder, which is not followed; pass it as an input"
+                )
+            folders[:] = [f for f in visible if not (current / f).is_symlink()]
             for name in sorted(files):
-                if not name.startswith(".") and self._is_image(here / name):
-                    yield here / name
+                if not name.startswith(".") and self._is_image(current / name):
+                    yield current / name
 
     def _is_image(self, path: Path) -> bool:
         suffix = path.suffix.lower()

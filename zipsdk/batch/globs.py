@@ -48,13 +48,13 @@ def expand(base: Path, parts: tuple[str, ...], on_error: Callable[[OSError], Non
         while rest and rest[0] == "**":  # a second ** would yield the same paths again
             rest = rest[1:]
         for root, folders, files in os.walk(base, onerror=on_error):
-            here = Path(root)
+            current = Path(root)
             visible = sorted(f for f in folders if not f.startswith("."))
-            folders[:] = [f for f in visible if not (here / f).is_symlink()]
+            folders[:] = [f for f in visible if not (current / f).is_symlink()]
             if rest:
-                yield from expand(here, rest, on_error, caseless)
+                yield from expand(current, rest, on_error, caseless)
             else:
-                yield from (here / f for f in sorted(files) if not f.startswith("."))
+                yield from (current / f for f in sorted(files) if not f.startswith("."))
     elif os.path.lexists(base / part):
         yield from expand(base / part, rest, on_error, caseless)
     elif caseless or _MAGIC.search(part):

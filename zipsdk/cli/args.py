@@ -1,4 +1,4 @@
-"""Options that several commands share, and types of option values."""
+"""Define the options that several commands share, and the types of option values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard streams of the command line: messages, output, progress and warnings, for any stream and encoding."""
+"""Write messages, output, progress and warnings to the standard streams, for any stream and encoding."""
 
 from __future__ import annotations
 
@@ -129,9 +129,9 @@ class ProgressBar:
 
 
 @contextmanager
-def progress_bar(unit: str, wanted: bool, quiet: bool) -> Iterator[ProgressBar]:
-    """Show a bar if it is `wanted` or standard error is a terminal, unless `quiet`."""
-    bar = ProgressBar(unit, not quiet and (wanted or is_terminal(sys.stderr)))
+def progress_bar(unit: str, forced: bool, quiet: bool) -> Iterator[ProgressBar]:
+    """Show a bar if it is `forced` or standard error is a terminal, unless `quiet`."""
+    bar = ProgressBar(unit, not quiet and (forced or is_terminal(sys.stderr)))
     try:
         yield bar
     finally:
@@ -142,7 +142,7 @@ def progress_bar(unit: str, wanted: bool, quiet: bool) -> Iterator[ProgressBar]:
 def warnings_as_notes() -> Iterator[None]:
     """Print warnings as notes, also where ``-W error`` or ``PYTHONWARNINGS=error`` turns them into exceptions.
 
-    An exception in a batch would end the run because of a remark about one image. Filters that hide warnings stay in
+    An exception would end the run because of a warning about one image. Filters that hide warnings stay in
     force, and everything is restored at the end.
     """
 
@@ -171,7 +171,7 @@ def open_standard_files() -> None:
 def flush_streams() -> int:
     """Flush the standard streams before the process ends; return the exit code of an error of standard output, else 0.
 
-    Data that cannot be written is dropped here; otherwise the interpreter prints an error and exits with 120.
+    Data that cannot be written is dropped; otherwise the interpreter would print an error and exit with 120.
     """
     code = 0
     for stream in (sys.stdout, sys.stderr):

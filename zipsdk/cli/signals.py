@@ -1,4 +1,4 @@
-"""Signals that end a run: SIGINT, SIGTERM and SIGHUP."""
+"""Handle the signals that end a run: SIGINT, SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ class AblationDetector(Detector):
 
 
 def _digest(image: U8) -> bytes:
-    # not hash(), which differs between processes that pass a pickled detector on
+    # a pickled detector needs the same digest in every process; hash() differs
     return hashlib.blake2b(image.tobytes() + str(image.shape).encode(), digest_size=16).digest()
 
 

@@ -1,4 +1,4 @@
-"""Log-odds of ablated views, and the reference statistics that standardize them."""
+"""Compute the log-odds of ablated views, and the reference statistics that standardize them."""
 
 from __future__ import annotations
 

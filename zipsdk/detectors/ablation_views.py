@@ -31,8 +31,8 @@ COARSE, MIDDLE, FINE = 3.0, (0.7, 1.5), 0.7
 JITTER, SEED = 0.5, 32
 #: Background of a band that is shown alone.
 GRAY = 128
-#: Smallest weight of the surroundings in the blur that fills a region. It is at least 2.6e-4 unless a side is a single
-#: pixel; float32 errs by 0.05 gray levels there.
+#: Smallest usable weight of the surroundings in the blur that fills a region. The weight is at least 2.6e-4, where
+#: float32 errs by 0.05 gray levels, unless a side is a single pixel.
 LEAST_WEIGHT = 1e-4
 #: Pixels of a line that one matrix blurs; matrices of lines up to this length are cached.
 BLOCK = 512
@@ -65,7 +65,7 @@ def copies(rgb: U8) -> U8:
     memory.check(height, width, COPIES_BYTES * height * width)
     unit = min(height, width) / UNIT
     x = rgb.astype(np.float32).transpose(2, 0, 1)
-    # each blur is made, used for all its copies and dropped before the next: together they would fill the memory
+    # one blur at a time: together they would fill the memory
     out = np.empty((N_VIEWS - 1, height, width, 3), np.uint8)
     without, alone = out[:N_MASKABLE], out[N_MASKABLE : 2 * N_MASKABLE]
     _write_displaced(out[-1], x)
@@ -75,7 +75,7 @@ def copies(rgb: U8) -> U8:
 
     _write_regions(without, alone, rgb, x, blur(FILL), FILL * unit)
     coarse, middle, fine, color = range(REGIONS, N_MASKABLE)
-    # bands stand on a whole number, so that float32 errors do not speckle flat areas
+    # GRAY is an integer, so that float32 errors do not speckle flat areas
     _write_coarse(without[coarse], alone[coarse], x, blur(COARSE))
     _write_band(without[middle], alone[middle], x, _difference(blur(MIDDLE[0]), blur(MIDDLE[1])))
     _write_band(without[fine], alone[fine], x, _difference(x, blur(FINE)))

@@ -1,4 +1,4 @@
-"""The detector interface, and the detector that flags every image."""
+"""Define the detector interface, and the detector that flags every image."""
 
 from __future__ import annotations
 

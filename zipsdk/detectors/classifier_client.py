@@ -64,7 +64,7 @@ class ClassifierClient:
         forks.track(self)
 
     def after_fork(self) -> None:
-        """Forget stalled calls: their threads do not exist in a forked child and would never end."""
+        """Drop stalled calls: their threads do not exist in a forked child and would never end."""
         self._lock, self._stalled = threading.Lock(), []
 
     @property

@@ -34,7 +34,7 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
         with TensorRT; device, the GPU's name, where the whole loop can run on it.
 
     Raises:
-        InputError: there is no such device, or `threads` is not a whole number from 0.
+        InputError: there is no such device, or `threads` is not an integer from 0.
         ModelError: there is no such model, or it is damaged.
         EngineError: it cannot run on this machine.
         MissingDependencyError: its runtime is not installed, or is broken.

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions that survive a fork and raise the SDK's own errors."""
+"""Open ONNX Runtime sessions that survive a fork and raise the SDK's own errors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from zipsdk.types import F32
 class OnnxSession:
     """A session of one ONNX file. A forked child opens the file again at its first use.
 
-    The child never touches the inherited session: its threads do not exist there, and its destructor would wait for
-    them forever.
+    The child never uses the inherited session: its threads do not exist in the child, and its destructor would wait
+    for them forever.
 
     Args:
         ort: the module onnxruntime.
@@ -78,7 +78,7 @@ class OnnxSession:
         if self._device != "cpu":
             raise EngineError(
                 f"{self.path}: got a process forked after the model was opened on {self._device}, expected one process "
-                "for CUDA's whole life; start it by spawn or forkserver and open the model there, or use device='cpu'"
+                "for CUDA's whole life; start it by spawn or forkserver and open the model in it, or use device='cpu'"
             )
         if not self.file.is_file():
             raise ModelError(
@@ -96,7 +96,7 @@ class OnnxSession:
         options.intra_op_num_threads = self._threads
         try:
             with forks.opening():
-                # no fallback: the provider that runs must be the one that was asked for
+                # no fallback: only the requested provider may run
                 session = self._ort.InferenceSession(
                     str(self.file), options, providers=self._providers, enable_fallback=0
                 )

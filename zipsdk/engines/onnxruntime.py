@@ -1,4 +1,4 @@
-"""Run ONNX models by ONNX Runtime: on CPUs, and on GPUs without TensorRT."""
+"""Run ONNX models with ONNX Runtime: on CPUs, and on GPUs without TensorRT."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class OnnxEngine:
 
     Args:
         path: the ``.onnx`` file; external data beside it is found.
-        device: "cpu" ("auto" means the same here; `open_onnx` looks for a GPU first), "cuda" or "cuda:N".
-        threads: CPU threads, 0 for as many as affinity and CPU quota allow. All threads share one image layer by layer;
-            of many small images each thread takes some.
+        device: "cpu", "cuda" or "cuda:N". "auto" means "cpu"; `open_onnx` looks for a GPU first.
+        threads: CPU threads, 0 for as many as affinity and CPU quota allow. They share the layers of large images, and
+            the images of a batch of small ones.
 
     Attributes:
         device: the GPU that the whole loop can run on; None where it cannot, and then `cpu_loop_reason` holds the
@@ -46,7 +46,7 @@ class OnnxEngine:
         MissingDependencyError: onnxruntime is not installed.
     """
 
-    #: ONNX Runtime allocates and synchronizes on its own, which a graph capture refuses
+    #: False: ONNX Runtime allocates and synchronizes, which a graph capture forbids
     capturable = False
     max_batch: int | None = None
 
@@ -215,7 +215,7 @@ def _parse_device(device: str, available: list[str]) -> int | None:
 
 def _count_threads(threads: int) -> int:
     if not is_int(threads) or not 0 <= threads <= MAX_THREADS:
-        raise InputError(f"threads: got {threads!r}, expected a whole number: 0 for all cores, or up to {MAX_THREADS}")
+        raise InputError(f"threads: got {threads!r}, expected an integer: 0 for all cores, or up to {MAX_THREADS}")
     return int(threads) or usable_cpus()
 
 

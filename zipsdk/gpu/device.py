@@ -119,7 +119,7 @@ class Device:
         if self.forked:
             raise EngineError(
                 f"{self.name}: got a process forked after this GPU was opened, expected one process for CUDA's whole "
-                "life; start it by spawn or forkserver and open the model there, or use device='cpu'"
+                "life; start it by spawn or forkserver and open the model in it, or use device='cpu'"
             )
 
     def _detach(self) -> None:

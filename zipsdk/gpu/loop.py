@@ -140,7 +140,7 @@ class DeviceLoop:
             first = self.pool.halve(layout, frames)
         if first:
             warnings.warn(
-                f"{self.device.name}: {frames} frames do not fit into its memory; going on with "
+                f"{self.device.name}: {frames} frames do not fit into its memory; continuing with "
                 f"{frames // 2} of {layout.frame_height}x{layout.frame_width} at a time, or fewer",
                 stacklevel=2,
             )
@@ -204,7 +204,7 @@ class DeviceLoop:
         size = FLAG_SIZE + batch.images * b.height * b.width * 3
         result: U8 | Exception
         try:
-            # not when the batch is submitted: the copy stream would hold up the upload of the next one
+            # only now: a download in the copy stream at submission would delay the upload of the next batch
             device.copies.wait_for_event(staging.computed)
             part = staging.host[b.header_size : b.header_size + size]
             device.download(part, staging.device + b.header_size, device.copies)

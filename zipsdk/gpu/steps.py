@@ -60,7 +60,7 @@ class StepLauncher:
                 self._enqueue(b, frames)
         except Exception as e:  # PyCUDA raises its own classes
             self._cuda_graph = False
-            warnings.warn(f"{device.name}: capturing the loop failed ({e}); it goes on step by step", stacklevel=2)
+            warnings.warn(f"{device.name}: capturing the loop failed ({e}); it continues step by step", stacklevel=2)
             return False
         entry.state, entry.graph = WarmUp.CAPTURED, graph
         graph.launch(device.compute)

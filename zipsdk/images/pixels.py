@@ -81,7 +81,7 @@ def decode(im: Image.Image, parts: Unpacked, orientation: int, info: dict[str, b
         if deep.min() < 0 or deep.max() > 65535:
             raise ImageReadError(f"got mode {mode} with values beyond 0..65535, expected 16 bit; scale it")
         if transparency is not None:
-            warnings.append("its transparent color is left out: 16-bit samples have no alpha here")
+            warnings.append("its transparent color is left out: 16-bit images are read without alpha")
         levels = _levels(deep.astype(np.uint16), parts)
         return PilImage(np.repeat(levels[:, :, None], 3, axis=2), "I;16", None, info)
     if mode in ("I", "F"):

@@ -110,7 +110,7 @@ def _transparent(data: bytes, depth: int, color: int, kept: Ranges, out: Unpacke
         if len(data) < need:
             return
         if depth == 16:
-            out.warnings.append("its transparent color is left out: 16-bit samples have no alpha here")
+            out.warnings.append("its transparent color is left out: 16-bit images are read without alpha")
             return
         top = (1 << depth) - 1
         scale = 255 // top if depth in (2, 4) else 1  # Pillow scales samples of 2 and 4 bit to 8 bit, but not the color

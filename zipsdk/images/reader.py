@@ -1,4 +1,4 @@
-"""Read files, file contents and PIL images as uint8 RGB.
+"""Read files, file contents and PIL images as uint8 RGB; metadata.py handles EXIF.
 
 The metadata of a file is removed before Pillow opens the rest (see png.py and the other format modules), for four
 reasons: only damaged pixels make an image unreadable; metadata of any size takes bounded memory; no copy of the
@@ -296,7 +296,7 @@ def metadata_of(im: Image.Image, warnings: list[str]) -> tuple[dict[str, bytes],
     exif = im.info.get("exif") or b""
     parts = Unpacked(im.format or "", io.BytesIO(), exif=exif if isinstance(exif, bytes) else b"")
     icc = im.info.get("icc_profile")
-    parts.icc = icc if isinstance(icc, bytes) else b""  # a program may put any object there
+    parts.icc = icc if isinstance(icc, bytes) else b""  # info may hold any object
     before = len(warnings)
     info, orientation = _kept_metadata(parts, warnings)
     if len(warnings) == before:

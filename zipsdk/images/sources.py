@@ -15,7 +15,7 @@ from zipsdk.errors import InputError
 from zipsdk.images import SUFFIXES, read_one
 from zipsdk.types import U8
 
-#: Maximum number of folders in a folder, because nested links multiply them.
+#: Maximum number of folders in a source, because nested links multiply them.
 MAX_FOLDERS = 1_000_000
 
 

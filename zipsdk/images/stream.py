@@ -13,7 +13,7 @@ Part = tuple[int, int] | bytes
 
 
 class Splice(io.RawIOBase):
-    """A read-only, seekable file made of `parts` of `source`, which must not be read by others meanwhile."""
+    """Read parts of a file as one seekable file; nothing else may read `source` in the meantime."""
 
     def __init__(self, source: BinaryIO, parts: Iterable[Part]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The sampler on the CPU, for batches of images of one size."""
+"""Run the sampler on the CPU, for batches of images of one size."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Guidance:
         if not self.transforms:
             raise InputError("transforms: got none, expected at least one; without one a trigger passes unchanged")
         for t in self.transforms:
-            if not isinstance(t, Transform) or isinstance(t, type):  # a class has the same members as its objects
+            if not isinstance(t, Transform) or isinstance(t, type):  # a class has the members of its objects
                 raise InputError(f"transforms: got {t!r}, expected objects such as Blur(2) or Grayscale()")
         if not isinstance(combine, str) or combine not in ("mean", "joint"):
             raise InputError(f"combine: got {combine!r}, expected 'mean' (the paper) or 'joint'")

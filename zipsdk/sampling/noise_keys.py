@@ -1,4 +1,4 @@
-"""Keys of the counter-based noise, one for each image."""
+"""Choose the keys of the counter-based noise, one for each image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def resolve_noise_keys(images: Sequence[U8], given: npt.ArrayLike | None, seed: 
         uint64 (N,).
 
     Raises:
-        InputError: `given` are no such integers, or not one for each image.
+        InputError: `given` has other values, or another number of them.
     """
     if given is None:
         return np.array([_hashed(image, seed) for image in images], np.uint64)

@@ -108,7 +108,7 @@ def visited_steps(timesteps: int, steps: int | None, start: int | None) -> list[
     """
     if steps is not None and not (is_int(steps) and 1 <= steps <= timesteps):
         raise InputError(
-            f"steps: got {steps!r}, expected a whole number in 1..{timesteps}, the UNet calls; the paper takes 20"
+            f"steps: got {steps!r}, expected an integer in 1..{timesteps}, the UNet calls; the paper takes 20"
         )
     if start is None:
         if steps == 1:  # at t = 0 alone, the UNet would return the pure noise
@@ -120,7 +120,7 @@ def visited_steps(timesteps: int, steps: int | None, start: int | None) -> list[
         return [i * stride for i in reversed(range(n))]
     if not (is_int(start) and 1 <= start < timesteps):
         raise InputError(
-            f"start: got {start!r}, expected a time step, a whole number in 1..{timesteps - 1}, "
+            f"start: got {start!r}, expected a time step, an integer in 1..{timesteps - 1}, "
             "or None to start from pure noise"
         )
     start = int(start)

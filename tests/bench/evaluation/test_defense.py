@@ -265,7 +265,7 @@ def test_a_black_box_that_changed_behind_its_name_is_asked_again(folder, tmp_pat
         (["--defense", "none", "--defense", ""], "got '', expected one of"),
         (["--defense", "none", "--attacks", "white", "blendd"], "got 'blendd', expected one of"),
         (["--defense", "none", "--defense", "bdmae", "--mae", "nowhere"], "nowhere"),
-        (["--defense", "none", "--seeds", "-1"], "got '-1', expected a whole number of at least 1"),
+        (["--defense", "none", "--seeds", "-1"], "got '-1', expected an integer of at least 1"),
     ],
 )
 def test_a_slip_is_told_before_anything_is_done(folder, tmp_path, capsys, monkeypatch, slip, said):

@@ -55,11 +55,11 @@ def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batches": ()}, "expected whole numbers of at least 1"),
+        ({"batches": ()}, "expected integers of at least 1"),
         ({"batches": (4, 1)}, "each larger than the one before"),
         ({"batches": (0,)}, "at least 1"),
-        ({"batches": (1, 4.0)}, "whole numbers"),
-        ({"batches": (True,)}, "whole numbers"),
+        ({"batches": (1, 4.0)}, "integers"),
+        ({"batches": (True,)}, "integers"),
         ({"sizes": (33,)}, "multiples of 4"),
         ({"sizes": (32.0,)}, "in whole pixels"),
         ({"sizes": (32, 64)}, "one side, or the smallest, the usual and the largest"),

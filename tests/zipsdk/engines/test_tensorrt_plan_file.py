@@ -49,7 +49,7 @@ def test_a_missing_or_foreign_sidecar_is_refused(plan):
     [
         ({"batches": "many"}, "batches: got 'many', expected a list"),
         ({"batches": []}, r"batches \[\]"),
-        ({"batches": [1, "8"]}, "whole numbers"),
+        ({"batches": [1, "8"]}, "integers"),
         ({"flavor": "onnx"}, "flavor 'onnx'"),
         ({"targets": None}, "targets: got None"),
         ({"targets": [86]}, r"targets: got \[86\], expected names such as"),

@@ -133,7 +133,7 @@ def test_out_of_memory_halves_the_batch(device, rng, monkeypatch):
     monkeypatch.setattr(Device, "alloc", small)
     gpu, cpu = zipsdk.Purifier(CopyEngine(device), seed=5), zipsdk.Purifier(CopyOnCpu(), seed=5)
     batch = noise_images(rng, 32, 32, 32)  # the state of 32 takes 393,216 bytes
-    with pytest.warns(UserWarning, match="32 frames do not fit into its memory; going on with 16"):
+    with pytest.warns(UserWarning, match="32 frames do not fit into its memory; continuing with 16"):
         got = gpu.run(batch)
     assert_same(got, cpu.run(batch))
 

@@ -72,7 +72,7 @@ def test_a_capture_that_fails_leaves_the_loop_step_by_step(device, rng):
     gpu, cpu = make(device, engine=FakeDeviceEngine(plain, device, fail=fail))
     batch = noise_images(rng, 2, 32, 32)
     assert_same(gpu.run(batch), cpu.run(batch))
-    with pytest.warns(UserWarning, match=r"capturing the loop failed \(not while .*\); it goes on step by step"):
+    with pytest.warns(UserWarning, match=r"capturing the loop failed \(not while .*\); it continues step by step"):
         assert_same(gpu.run(batch), cpu.run(batch))
     assert_same(gpu.run(batch), cpu.run(batch))
     assert len(captures) == 1 and "step by step" in gpu.info["loop"]

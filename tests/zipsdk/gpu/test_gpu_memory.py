@@ -41,7 +41,7 @@ def test_out_of_memory_halves_the_batch_and_warns_once(host, rng, monkeypatch):
     device = FakeDevice(host, room=250_000)  # 16 frames need about 530 kB
     gpu, cpu = make(device)
     batch = noise_images(rng, 16, 32, 32)
-    with pytest.warns(UserWarning, match="16 frames do not fit into its memory; going on with 8") as caught:
+    with pytest.warns(UserWarning, match="16 frames do not fit into its memory; continuing with 8") as caught:
         got = gpu.run(batch)
     assert len(caught) == 1
     assert_same(got, cpu.run(batch))
@@ -193,7 +193,7 @@ def test_the_limit_after_running_out_of_memory_counts_pixels(device, rng):
     small, large = noise_images(rng, 64, 32, 32), noise_images(rng, 5, 128, 128)
     gpu.run(small)
     assert {shape[0] for shape, _ in plain.calls} == {64}
-    with pytest.warns(UserWarning, match="5 frames do not fit into its memory; going on with 2 of 128x128"):
+    with pytest.warns(UserWarning, match="5 frames do not fit into its memory; continuing with 2 of 128x128"):
         assert_same(gpu.run(large), cpu.run(large))
     plain.calls.clear()
     got = gpu.run(small)

@@ -56,7 +56,7 @@ def test_png_of_16_bit_and_its_transparent_color() -> None:
     v = samples(65535)
     p = images.read_one(png(v, 16, 0))
     np.testing.assert_array_equal(p.rgb, gray((v + 128) // 257))
-    with pytest.warns(UserWarning, match="its transparent color is left out: 16-bit samples have no alpha here"):
+    with pytest.warns(UserWarning, match="its transparent color is left out: 16-bit images are read without alpha"):
         p = images.read_one(png(v, 16, 0, png_chunk(b"tRNS", struct.pack(">H", int(v[0, 0])))))
     np.testing.assert_array_equal(p.rgb, gray((v + 128) // 257))
     assert p.restore(p.rgb).mode == "I;16"

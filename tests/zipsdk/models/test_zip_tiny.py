@@ -166,8 +166,8 @@ def test_a_named_device_is_never_replaced():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threads": "2"}, "threads: got '2', expected a whole number"),
-        ({"threads": 1.5}, "threads: got 1.5, expected a whole number"),
+        ({"threads": "2"}, "threads: got '2', expected an integer"),
+        ({"threads": 1.5}, "threads: got 1.5, expected an integer"),
         ({"device": 0}, "device: got 0, expected 'auto'"),
         ({"device": None}, "device: got None, expected 'auto'"),
     ],

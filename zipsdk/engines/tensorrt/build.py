@@ -124,7 +124,7 @@ def compile_plan(request: BuildRequest, model: Path, spec: ModelSpec, progress: 
 
 
 class PlanBuilder:
-    """TensorRT's builder for one model.
+    """Build the plan of one model with TensorRT's builder.
 
     Args:
         request: checked options.
@@ -171,7 +171,7 @@ class PlanBuilder:
             # an engine that allocates cannot be captured into a CUDA graph
             config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if self._request.flavor.key == "rtx":
-            # also when all are wanted: TensorRT-RTX's own default gives another plan than this list
+            # for all targets, too: TensorRT-RTX's own default gives another plan than this list
             config.num_compute_capabilities = len(self._request.targets)
             for i, target in enumerate(self._request.targets):
                 config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), i)

@@ -79,7 +79,7 @@ class TensorRTEngine:
         forks.track(self)
 
     def after_fork(self) -> None:
-        """Keep the objects whose destructors would call CUDA in a forked child; the device refuses all work there."""
+        """Keep the objects whose destructors would call CUDA in a forked child; the device refuses all work in it."""
         forks.keep_forever(self._runtime, self._engine, self._contexts, self._memory, self._log)
 
     def __reduce__(self) -> tuple[Any, ...]:

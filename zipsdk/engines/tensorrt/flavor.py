@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: which of them is installed, which GPUs it supports, and how it reports errors."""
+"""Describe TensorRT and TensorRT-RTX: which is installed, which GPUs it supports, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FLAVORS = {
     "trt": Flavor("trt", "tensorrt", "gpu", "TensorRT"),
     "rtx": Flavor("rtx", "tensorrt_rtx", "rtx", "TensorRT-RTX"),
 }
-#: TensorRT-RTX accepts sm75 but is reported to return zeros there, without an error, for dynamic float32 shapes.
+#: TensorRT-RTX accepts sm75, on which it is reported to return zeros without an error for dynamic float32 shapes.
 RTX_LOWEST = 80
 
 

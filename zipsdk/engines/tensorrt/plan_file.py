@@ -39,7 +39,7 @@ def read_plan(path: Path) -> dict[str, Any]:
     if plan["flavor"] not in FLAVORS or not whole or batches != sorted(set(batches)):
         raise ModelError(
             f"{sidecar_path(path)}: got flavor {plan['flavor']!r} and batches {batches}, expected one of "
-            f"{', '.join(FLAVORS)} and rising whole numbers; build it again"
+            f"{', '.join(FLAVORS)} and rising integers; build it again"
         )
     if not targets or not all(isinstance(t, str) and re.fullmatch(r"sm\d+", t) for t in targets):
         raise ModelError(

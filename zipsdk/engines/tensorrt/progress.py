@@ -13,7 +13,7 @@ Progress = Callable[[str, int, int], bool]
 
 
 class BuildMonitor:
-    """What TensorRT calls during a build; `create_monitor` joins it with TensorRT's own class.
+    """Receive TensorRT's calls during a build; `create_monitor` joins it with TensorRT's own class.
 
     Attributes:
         stopped: the callback stopped the build, or raised.
@@ -27,7 +27,7 @@ class BuildMonitor:
         self._steps: dict[str, int] = {}
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        """Note the number of a phase's steps."""
+        """Store the number of a phase's steps."""
         self._steps[phase_name] = num_steps
 
     def step_complete(self, phase_name: str, step: int) -> bool:
@@ -59,7 +59,7 @@ def create_monitor(trt: Any, callback: Progress | None, interrupted: Callable[[]
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed inside.
+    """Yield a function that tells whether Ctrl-C was pressed inside the block.
 
     TensorRT prints and drops a KeyboardInterrupt that is raised in one of its callbacks, the logger included, and
     continues the build.

@@ -76,10 +76,10 @@ def _only_installed() -> str:
 
 def _check_batches(batches: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(batches, Iterable):
-        raise InputError(f"batches: got {batches!r}, expected several whole numbers, such as [1, 8, 64]")
+        raise InputError(f"batches: got {batches!r}, expected several integers, such as [1, 8, 64]")
     given = list(batches)
     if not given or any(not is_int(b) or b < 1 for b in given):
-        raise InputError(f"batches: got {given}, expected whole numbers of at least 1, such as 1, 8, 64")
+        raise InputError(f"batches: got {given}, expected integers of at least 1, such as 1, 8, 64")
     if given != sorted(set(given)):
         raise InputError(f"batches: got {given}, expected each larger than the one before")
     return tuple(int(b) for b in given)
