@@ -5,7 +5,7 @@ of an array, the caller declares its data format, and ambiguous input is refused
 
 arrays.py                   value ranges, channels and data formats of arrays
 reader.py, pixels.py        files and PIL images: limits, orientation, modes, 16 bit, transparency, colors
-metadata.py                 EXIF, XMP and ICC profiles
+metadata.py, info.py        EXIF, XMP and ICC profiles; what is kept of them
 jpeg.py, png.py, webp.py, tiff.py, avif.py, pnm.py   pixels and metadata of one format; stream.py puts files together
 kinds.py                    formats by their first bytes
 writer.py                   `save`

@@ -12,7 +12,6 @@ import io
 import os
 import stat
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,9 +20,10 @@ from PIL import Image, UnidentifiedImageError
 
 from zipsdk.errors import ImageReadError, OutOfMemoryError, ZipSdkError
 from zipsdk.images.avif import unpack_avif
+from zipsdk.images.info import kept_metadata, metadata_of, samples_of
 from zipsdk.images.jpeg import unpack_jpeg
 from zipsdk.images.kinds import FORMATS, HEAD, conversion_hint, format_in, unread_format
-from zipsdk.images.metadata import ORIENTATION, Unpacked, clean_exif, xmp_orientation
+from zipsdk.images.metadata import Unpacked, clean_exif
 from zipsdk.images.pixels import PilImage, decode
 from zipsdk.images.png import unpack_png
 from zipsdk.images.pnm import rescaled
@@ -182,7 +182,7 @@ def _read_file(source: BinaryIO, max_pixels: int, warnings: list[str]) -> PilIma
         _check_size(im.size, max_pixels)
         _check_frames(getattr(im, "n_frames", 1))
         _load(im, parts)
-        info, orientation = _kept_metadata(parts, warnings)
+        info, orientation = kept_metadata(parts, warnings)
         return decode(im, parts, orientation, info, warnings)
 
 
@@ -247,24 +247,6 @@ def _unread_tiff(parts: Unpacked) -> ImageReadError:
     return ImageReadError(f"got a {parts.samples}, expected one that Pillow reads; convert it to PNG")
 
 
-def _kept_metadata(parts: Unpacked, warnings: list[str]) -> tuple[dict[str, bytes], int]:
-    """Return the metadata to keep and the orientation of the pixels; append messages to `warnings`."""
-    info = {"icc_profile": parts.icc} if parts.icc else {}
-    orientation = parts.orientation
-    try:
-        exif = clean_exif(parts.exif)
-    except ValueError as e:
-        warnings.append(f"its EXIF is malformed ({e}): it is left out, and an orientation in it is not applied")
-        return info, orientation or 1
-    if exif.damaged:
-        warnings.append(f"its EXIF is malformed in {exif.damaged} entries: these are left out")
-    if exif.data:
-        info["exif"] = exif.data
-    if parts.kind not in ("AVIF", "TIFF") and exif.orientation is not None:
-        orientation = exif.orientation
-    return info, orientation or 1
-
-
 # ---- PIL images
 
 
@@ -276,35 +258,3 @@ def _read_image(im: Image.Image, max_pixels: int, warnings: list[str]) -> PilIma
     parts = Unpacked(im.format or "", io.BytesIO())
     parts.deepest, parts.inverted = samples_of(im)
     return decode(im, parts, orientation, info, warnings)
-
-
-def samples_of(im: Image.Image) -> tuple[int, bool]:
-    """Return the largest value of a 16-bit sample, and whether 0 is white; for a TIFF Pillow exposes neither."""
-    tags = getattr(im, "tag_v2", None)
-    if im.format != "TIFF" or tags is None or not im.mode.startswith("I;16"):
-        return 65535, False
-    return (4095 if tags.get(258) == (12,) else 65535), tags.get(262, 0) == 0
-
-
-def metadata_of(im: Image.Image, warnings: list[str]) -> tuple[dict[str, bytes], int]:
-    """Return the ICC profile and the cleaned EXIF of a loaded PIL image, and its orientation.
-
-    Args:
-        im: an image whose pixels are loaded.
-        warnings: list to append messages about malformed metadata to.
-    """
-    exif = im.info.get("exif") or b""
-    parts = Unpacked(im.format or "", io.BytesIO(), exif=exif if isinstance(exif, bytes) else b"")
-    icc = im.info.get("icc_profile")
-    parts.icc = icc if isinstance(icc, bytes) else b""  # info may hold any object
-    before = len(warnings)
-    info, orientation = _kept_metadata(parts, warnings)
-    if len(warnings) == before:
-        # getexif() does not warn about sound EXIF; it also reads XMP, the tags of a TIFF, and what the caller has set
-        with suppress(UnicodeDecodeError):  # older Pillow decodes all XMP as text
-            found = im.getexif().get(ORIENTATION, 1)
-            return info, found if isinstance(found, int) else 1
-    xmp = im.info.get("xmp") or b""
-    if orientation == 1 and isinstance(xmp, bytes):
-        orientation = xmp_orientation(xmp) or 1
-    return info, orientation

@@ -16,8 +16,8 @@ from PIL import Image
 from zipsdk._util.atomic import replace_file
 from zipsdk._util.validation import is_path
 from zipsdk.errors import ImageReadError, InputError
+from zipsdk.images.info import metadata_of, samples_of
 from zipsdk.images.pixels import upright
-from zipsdk.images.reader import metadata_of, samples_of
 
 #: Format -> its suffixes, the PIL modes that it stores without loss of a channel or of depth, options of Pillow.
 WRITERS: dict[str, tuple[str, str, dict[str, Any]]] = {
