@@ -114,12 +114,20 @@ class Device:
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), ctypes.c_void_p(array.ctypes.data),
-                   ctypes.c_size_t(array.nbytes))  # fmt: skip
+        self._call(
+            "cuMemcpyHtoD_v2",
+            ctypes.c_uint64(address),
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_size_t(array.nbytes),
+        )
 
     def download(self, array: np.ndarray, address: int) -> None:
-        self._call("cuMemcpyDtoH_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(address),
-                   ctypes.c_size_t(array.nbytes))  # fmt: skip
+        self._call(
+            "cuMemcpyDtoH_v2",
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_uint64(address),
+            ctypes.c_size_t(array.nbytes),
+        )
 
     def copy(self, to: int, address: int, size: int) -> None:
         self._call("cuMemcpyDtoDAsync_v2", ctypes.c_uint64(to), ctypes.c_uint64(address), ctypes.c_size_t(size), None)

@@ -126,10 +126,11 @@ class Dispatcher:
         return self.device_loop is not None and layout.windows == 1
 
     def _start(self, group: SizeGroup) -> PendingResult:
-        g = group
-        if self.device_loop is None or not self._on_device(g.layout):
-            return CpuBatch(self._cpu_loop, g)
-        return self.device_loop.start(np.stack(g.images), g.layout, g.noise_keys, g.guide_index, g.seed, g.progress)
+        if self.device_loop is None or not self._on_device(group.layout):
+            return CpuBatch(self._cpu_loop, group)
+        return self.device_loop.start(
+            np.stack(group.images), group.layout, group.noise_keys, group.guide_index, group.seed, group.progress
+        )
 
 
 def names(guides: Sequence[Guidance]) -> str:

@@ -56,8 +56,10 @@ class CpuBatch:
 
     def result(self) -> list[U8]:
         """Purify the images."""
-        g = self._group
-        return self._loop.run(g.images, g.layout, g.noise_keys, g.guide_index, g.seed, g.progress)
+        group = self._group
+        return self._loop.run(
+            group.images, group.layout, group.noise_keys, group.guide_index, group.seed, group.progress
+        )
 
     def cancel(self) -> None:
         """Do nothing: no work has started."""

@@ -18,9 +18,15 @@ from zipsdk.images.contact_sheet import is_sheet
 _KEPT_AS = {".gif": ".png", ".apng": ".png"}
 
 
-def find_jobs(inputs: Sequence[str], out: Path, output_format: str, on_error: Callable[[str], None],
-              on_warning: Callable[[str], None], sheet: Path | None = None,
-              on_skip: Callable[[Path], None] = lambda path: None) -> list[Job]:  # fmt: skip
+def find_jobs(
+    inputs: Sequence[str],
+    out: Path,
+    output_format: str,
+    on_error: Callable[[str], None],
+    on_warning: Callable[[str], None],
+    sheet: Path | None = None,
+    on_skip: Callable[[Path], None] = lambda path: None,
+) -> list[Job]:
     """List the images of files, folders and patterns, with their outputs.
 
     Hidden files, links to folders, OUT itself and the sheet of an earlier run at the same path are left out of folders.
@@ -121,8 +127,13 @@ def _output_name(relative: Path, output_format: str) -> str:
 class _Search:
     """Search the inputs of one run for images; see `find_jobs` for the arguments."""
 
-    def __init__(self, out: Path, on_error: Callable[[str], None], on_warning: Callable[[str], None],
-                 on_skip: Callable[[Path], None]):  # fmt: skip
+    def __init__(
+        self,
+        out: Path,
+        on_error: Callable[[str], None],
+        on_warning: Callable[[str], None],
+        on_skip: Callable[[Path], None],
+    ):
         self._out, self._on_error, self._on_warning, self._on_skip = out, on_error, on_warning, on_skip
         self._skipped: list[Path] = []  # of the current input
         self._in_out: dict[Path, bool] = {}

@@ -26,8 +26,9 @@ def split_pattern(path: Path) -> tuple[Path, tuple[str, ...]]:
     return base, ()
 
 
-def expand(base: Path, parts: tuple[str, ...], on_error: Callable[[OSError], None],
-           caseless: bool = False) -> Iterator[Path]:  # fmt: skip
+def expand(
+    base: Path, parts: tuple[str, ...], on_error: Callable[[OSError], None], caseless: bool = False
+) -> Iterator[Path]:
     """Yield the paths below `base` that match the parts of a pattern, sorted within each folder.
 
     A part is the name of an entry (taken literally if it exists), a pattern of ``*``, ``?`` and ``[...]``, or ``**``:

@@ -22,7 +22,9 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 @dataclass(frozen=True)
-class _Read:
+class _Loaded:
+    """An image with the size and modification time of its file."""
+
     job: Job
     image: LoadedImage
     size: int
@@ -44,8 +46,16 @@ class Run:
         failed: names of the outputs left out so far.
     """
 
-    def __init__(self, purifier: Purifier, jobs: Sequence[Job], manifest: Manifest, *, batch: int,
-                 on_error: Callable[[str], None], on_progress: Callable[[int], None]):  # fmt: skip
+    def __init__(
+        self,
+        purifier: Purifier,
+        jobs: Sequence[Job],
+        manifest: Manifest,
+        *,
+        batch: int,
+        on_error: Callable[[str], None],
+        on_progress: Callable[[int], None],
+    ):
         self._purifier, self._manifest, self._batch = purifier, manifest, batch
         self._on_error, self._on_progress = on_error, on_progress
         self._jobs = {job.name: job for job in jobs}
@@ -76,7 +86,7 @@ class Run:
             if writing is not None:
                 writing.result()
 
-    def _batches(self) -> Iterator[tuple[list[str], list[_Read]]]:
+    def _batches(self) -> Iterator[tuple[list[str], list[_Loaded]]]:
         """Yield (names of all members, loaded images) for each batch; batches that an earlier run began come first."""
         begun: dict[tuple[str, ...], list[Job]] = {}
         fresh = []
@@ -86,17 +96,17 @@ class Run:
             else:
                 fresh.append(job)
         for members, missing in begun.items():
-            found = {job.name: r for job in missing if (r := self._read(job))}
+            found = {job.name: item for job in missing if (item := self._read(job))}
             if found:  # otherwise the batch has no new output
                 others = [self._jobs[n] for n in members if n in self._jobs and n not in self._todo]
-                found |= {job.name: r for job in others if (r := self._read(job))}
+                found |= {job.name: item for job in others if (item := self._read(job))}
                 yield list(members), [found[n] for n in members if n in found]
         names, loaded, pixels = [], [], 0
         for i, job in enumerate(fresh, 1):
             names.append(job.name)
-            if r := self._read(job):
-                loaded.append(r)
-                pixels += r.image.rgb.size // 3
+            if item := self._read(job):
+                loaded.append(item)
+                pixels += item.image.rgb.size // 3
             if len(names) == self._batch or pixels >= MAX_BATCH_PIXELS or i == len(fresh):
                 yield names, loaded
                 names, loaded, pixels = [], [], 0
@@ -110,24 +120,24 @@ class Run:
             self._on_error(reason if str(job.source) in reason else f"{job.source}: {reason}")
             self.failed.append(job.name)  # append is atomic: two threads may do this at once
 
-    def _read(self, job: Job) -> _Read | None:
+    def _read(self, job: Job) -> _Loaded | None:
         try:
             size, mtime_ns = fingerprint(job.source)  # before reading, so that the next run notices a change in between
             image = images.read_one(job.source)
             # before purification, check that the output format can store the image
             restored = image.restore(image.rgb)
             images.format_of(self._manifest.out / job.name, restored.mode, restored.size)
-            return _Read(job, image, size, mtime_ns)
+            return _Loaded(job, image, size, mtime_ns)
         except (OSError, ZipSdkError, MemoryError) as e:
             self._fail(job, e)
             self._on_progress(1)
             return None
 
-    def _compute(self, loaded: list[_Read]) -> list[U8 | None]:
-        new = sum(r.job.name in self._todo for r in loaded)
+    def _compute(self, loaded: list[_Loaded]) -> list[U8 | None]:
+        new = sum(item.job.name in self._todo for item in loaded)
         progress = self._on_progress if new == len(loaded) else None
         try:
-            rgb = [r.image.rgb for r in loaded]
+            rgb = [item.image.rgb for item in loaded]
             clean = list(self._purifier.run(rgb, seed=self._manifest.seed, progress=progress))
             if progress is None:  # some were done before and are only members of the batch
                 self._on_progress(new)
@@ -137,24 +147,24 @@ class Run:
                 self._fail(loaded[0].job, e)
                 return [None]
         # one image is too large: purify each by itself, so that the others succeed
-        return [self._compute([r])[0] for r in loaded]
+        return [self._compute([item])[0] for item in loaded]
 
-    def _write(self, loaded: list[_Read], clean: list[U8 | None]) -> None:
+    def _write(self, loaded: list[_Loaded], clean: list[U8 | None]) -> None:
         written: list[tuple[Job, int, int]] = []
         try:
-            for r, rgb in zip(loaded, clean, strict=True):
-                if rgb is not None and r.job.name in self._todo and self._save(r, rgb):
-                    written.append((r.job, r.size, r.mtime_ns))
+            for item, rgb in zip(loaded, clean, strict=True):
+                if rgb is not None and item.job.name in self._todo and self._save(item, rgb):
+                    written.append((item.job, item.size, item.mtime_ns))
         finally:  # one record for all, because each waits for the disk; also after a full disk
             if written:
                 self._manifest.finished(*written)
                 self.done += len(written)
 
-    def _save(self, r: _Read, rgb: U8) -> bool:
-        target = self._manifest.out / r.job.name
+    def _save(self, item: _Loaded, rgb: U8) -> bool:
+        target = self._manifest.out / item.job.name
         try:
             make_folder(target.parent)
-            images.save(r.image.restore(rgb), target)
+            images.save(item.image.restore(rgb), target)
         except (OSError, ZipSdkError) as e:
             cause = e if isinstance(e, OSError) else e.__cause__
             if isinstance(cause, OSError) and cause.errno in _DISK:
@@ -163,6 +173,6 @@ class Run:
             if isinstance(e, OSError):
                 hint = "remove the file with its name, or use another output folder"
                 e = ImageReadError(f"{target.parent}: the folder cannot be created ({e.strerror}); {hint}")
-            self._fail(r.job, e)
+            self._fail(item.job, e)
             return False
         return True

@@ -182,9 +182,17 @@ def run(args: argparse.Namespace) -> int:
 
     engine = load_engine(args.model, device=args.device, threads=args.threads)
     purifier = Purifier(
-        engine, args.transforms, lam=args.lam, steps=args.steps, eta=args.eta, combine=args.combine,
-        preset=args.preset, start=args.start, seed=args.seed, tile_size=args.tile_size,
-    )  # fmt: skip
+        engine,
+        args.transforms,
+        lam=args.lam,
+        steps=args.steps,
+        eta=args.eta,
+        combine=args.combine,
+        preset=args.preset,
+        start=args.start,
+        seed=args.seed,
+        tile_size=args.tile_size,
+    )
     manifest = Manifest(out, jobs, _settings(purifier, args), args.seed, args.overwrite)
     batches, seconds = _run_batches(purifier, jobs, manifest, args)
     if sheet is not None:

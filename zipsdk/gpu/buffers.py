@@ -144,9 +144,14 @@ class BufferPool:
     """
 
     def __init__(
-        self, engine: DeviceEngine, device: Device, table: StepTable, guides: tuple[npt.NDArray[np.void], ...], *,
+        self,
+        engine: DeviceEngine,
+        device: Device,
+        table: StepTable,
+        guides: tuple[npt.NDArray[np.void], ...],
+        *,
         clip_x0: bool,
-    ):  # fmt: skip
+    ):
         self._engine, self._device, self._table, self._guides, self._clip = engine, device, table, guides, clip_x0
         self.guide_tables: list[int] = []  # addresses, from the first batch on
         self.sizes: dict[tuple[int, int, int], Buffers] = {}
@@ -197,9 +202,12 @@ class BufferPool:
         device = self._device
         # device memory last: after a failure the garbage collector frees everything else
         staging = StagingBuffer(
-            host=device.pinned(size), uploaded=device.event(), computed=device.event(), downloaded=device.event(),
+            host=device.pinned(size),
+            uploaded=device.event(),
+            computed=device.event(),
+            downloaded=device.event(),
             device=device.alloc(size),
-        )  # fmt: skip
+        )
         memory.append(staging.device)
         return staging
 
@@ -246,12 +254,21 @@ class BufferPool:
         images = frames * layout.images_per_frame
         header_size = round_up(structs.BATCH.itemsize + images * structs.IMAGE.itemsize, _ALIGN)
         buffers = Buffers(
-            layout, height, width, frames, x=alloc(4 * elements), x_p=alloc(elements), eps=alloc(4 * elements),
-            t=constant(np.repeat(np.array([s.t for s in steps], np.float32), t_stride // 4)), t_stride=t_stride,
+            layout,
+            height,
+            width,
+            frames,
+            x=alloc(4 * elements),
+            x_p=alloc(elements),
+            eps=alloc(4 * elements),
+            t=constant(np.repeat(np.array([s.t for s in steps], np.float32), t_stride // 4)),
+            t_stride=t_stride,
             step_table=for_each_frame([structs.step_row(s, clip_x0=self._clip) for s in steps]),
             warm_start_table=for_each_frame([structs.warm_row(self._table)]),
-            batch_header=alloc(header_size), header_size=header_size, memory=memory,
-        )  # fmt: skip
+            batch_header=alloc(header_size),
+            header_size=header_size,
+            memory=memory,
+        )
         buffers.staging = [self.staging_buffer(buffers.staging_size, memory) for _ in range(2)]
         return buffers
 

@@ -46,9 +46,14 @@ class DeviceLoop:
     """
 
     def __init__(
-        self, engine: DeviceEngine, table: StepTable, guides: Sequence[Guidance], *, clip_x0: bool = False,
+        self,
+        engine: DeviceEngine,
+        table: StepTable,
+        guides: Sequence[Guidance],
+        *,
+        clip_x0: bool = False,
         cuda_graph: bool = True,
-    ):  # fmt: skip
+    ):
         if engine.device is None:
             raise EngineError("engine: got one without a GPU, expected one on a GPU; open it with device='cuda'")
         self.device = engine.device
@@ -70,13 +75,13 @@ class DeviceLoop:
         """Return the maximum of frames in one batch; it is lower after memory ran out."""
         return self.pool.frames(layout)
 
-    def run(self, rgb: U8, layout: TileLayout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> U8:
+    def run(self, rgb: U8, layout: TileLayout, noise_keys: U64, guide_index: npt.ArrayLike, seed: int) -> U8:
         """Purify any number of images of one size.
 
         Args:
             rgb: uint8 (N, H, W, 3).
             layout: for this size; one window.
-            ids: (N,), the noise keys of the images.
+            noise_keys: (N,), the noise keys of the images.
             guide_index: (N,) or one number, the guide of each image.
             seed: of the noise.
 
@@ -84,21 +89,28 @@ class DeviceLoop:
             OutOfMemoryError: not even one frame fits.
             EngineError: the engine fails, or its result is not finite.
         """
-        return self.start(rgb, layout, ids, guide_index, seed).result()
+        return self.start(rgb, layout, noise_keys, guide_index, seed).result()
 
     def start(
-        self, rgb: U8, layout: TileLayout, ids: U64, guide_index: npt.ArrayLike, seed: int,
+        self,
+        rgb: U8,
+        layout: TileLayout,
+        noise_keys: U64,
+        guide_index: npt.ArrayLike,
+        seed: int,
         progress: Callable[[int], None] = lambda n: None,
-    ) -> DeviceRun:  # fmt: skip
+    ) -> DeviceRun:
         """Start `run` and return as soon as its first batch is submitted.
 
         While one batch computes, the next one uploads; if memory has no room for both, the second waits for the first.
         A batch that does not fit into memory is halved. `progress` is called with the number of images done since the
         last call.
         """
-        return DeviceRun(self, rgb, layout, ids, guide_index, seed, progress)
+        return DeviceRun(self, rgb, layout, noise_keys, guide_index, seed, progress)
 
-    def submit(self, rgb: U8, layout: TileLayout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> PendingBatch:
+    def submit(
+        self, rgb: U8, layout: TileLayout, noise_keys: U64, guide_index: npt.ArrayLike, seed: int
+    ) -> PendingBatch:
         """Submit one batch of at most `frames(layout)` frames. Wait only if its memory must be freed first.
 
         Raises:
@@ -108,10 +120,10 @@ class DeviceLoop:
             # the loop's own buffers may hold the missing memory: idle ones first, then those of pending batches
             for make_room in (self.pool.close, self._drain):
                 try:
-                    return self._submit(rgb, layout, ids, guide_index, seed)
+                    return self._submit(rgb, layout, noise_keys, guide_index, seed)
                 except OutOfMemoryError:
                     make_room()
-            return self._submit(rgb, layout, ids, guide_index, seed)
+            return self._submit(rgb, layout, noise_keys, guide_index, seed)
 
     def collect(self, batch: PendingBatch) -> U8:
         """Wait for a batch and return its images, uint8 (N, H, W, 3), a new array.
@@ -152,30 +164,35 @@ class DeviceLoop:
         with self.device.lock, self.device.active():
             self.pool.close()
 
-    def _submit(self, rgb: U8, layout: TileLayout, ids: U64, guide_index: npt.ArrayLike, seed: int) -> PendingBatch:
+    def _submit(
+        self, rgb: U8, layout: TileLayout, noise_keys: U64, guide_index: npt.ArrayLike, seed: int
+    ) -> PendingBatch:
         _, height, width, _ = rgb.shape
-        b = self.pool.acquire(layout, height, width, -(-len(rgb) // layout.images_per_frame))
-        staging = b.staging.pop() if b.staging else self.pool.staging_buffer(b.staging_size, b.memory)
+        buffers = self.pool.acquire(layout, height, width, -(-len(rgb) // layout.images_per_frame))
+        if buffers.staging:
+            staging = buffers.staging.pop()
+        else:
+            staging = self.pool.staging_buffer(buffers.staging_size, buffers.memory)
         try:
-            self._enqueue(b, staging, rgb, ids, guide_index, seed)
+            self._enqueue(buffers, staging, rgb, noise_keys, guide_index, seed)
         except BaseException:
             # work that is already on the streams still uses the staging buffer
             self.device.compute.synchronize()
             self.device.copies.synchronize()
-            b.staging.append(staging)
+            buffers.staging.append(staging)
             raise
-        batch = PendingBatch(b, staging, len(rgb))
-        b.pending.append(batch)
+        batch = PendingBatch(buffers, staging, len(rgb))
+        buffers.pending.append(batch)
         return batch
 
     def _enqueue(
-        self, b: Buffers, staging: StagingBuffer, rgb: U8, ids: U64, guide_index: npt.ArrayLike, seed: int
+        self, buffers: Buffers, staging: StagingBuffer, rgb: U8, noise_keys: U64, guide_index: npt.ArrayLike, seed: int
     ) -> None:
-        device, layout, n = self.device, b.layout, len(rgb)
-        if not 0 < n <= b.capacity:
-            raise EngineError(f"batch: got {n} images, expected 1 to {b.capacity}; submit fewer at a time")
-        batch, images = structs.batch_row(n, layout, seed), structs.image_rows(ids, guide_index)
-        start = b.header_size + FLAG_SIZE  # of the pixels
+        device, layout, n = self.device, buffers.layout, len(rgb)
+        if not 0 < n <= buffers.capacity:
+            raise EngineError(f"batch: got {n} images, expected 1 to {buffers.capacity}; submit fewer at a time")
+        batch, images = structs.batch_row(n, layout, seed), structs.image_rows(noise_keys, guide_index)
+        start = buffers.header_size + FLAG_SIZE  # of the pixels
         staging.host[:start] = 0
         staging.host[: batch.nbytes] = batch.view(np.uint8)
         staging.host[batch.nbytes : batch.nbytes + images.nbytes] = images.view(np.uint8)
@@ -184,33 +201,32 @@ class DeviceLoop:
         device.upload(staging.device, staging.host[: start + rgb.size], device.copies)
         staging.uploaded.record(device.copies)
         device.compute.wait_for_event(staging.uploaded)
-        device.copy(b.batch_header, staging.device, b.header_size, device.compute)
+        device.copy(buffers.batch_header, staging.device, buffers.header_size, device.compute)
 
-        flag, pixels, image_table = (
-            staging.device + b.header_size,
-            staging.device + start,
-            b.batch_header + batch.nbytes,
-        )
-        row = structs.layout_row(layout, b.height, b.width)
+        flag, pixels = staging.device + buffers.header_size, staging.device + start
+        image_table = buffers.batch_header + batch.nbytes
+        row = structs.layout_row(layout, buffers.height, buffers.width)
         quads, stream = -(-n * layout.height * layout.width // 4), device.compute
-        device.launch("zip_ingest", quads, pixels, b.x_p, b.x, image_table, row, b.batch_header, stream=stream)
-        self._steps.launch(b, -(-n // layout.images_per_frame))
-        device.launch("zip_egress", quads, b.x, pixels, flag, row, b.batch_header, stream=stream)
+        device.launch(
+            "zip_ingest", quads, pixels, buffers.x_p, buffers.x, image_table, row, buffers.batch_header, stream=stream
+        )
+        self._steps.launch(buffers, -(-n // layout.images_per_frame))
+        device.launch("zip_egress", quads, buffers.x, pixels, flag, row, buffers.batch_header, stream=stream)
         staging.computed.record(stream)
 
     def _collect(self, batch: PendingBatch) -> U8 | Exception:
         """Wait for a batch on the GPU, store its result for `collect`, and release its staging buffer."""
-        b, staging, device = batch.buffers, batch.staging, self.device
-        size = FLAG_SIZE + batch.images * b.height * b.width * 3
+        buffers, staging, device = batch.buffers, batch.staging, self.device
+        size = FLAG_SIZE + batch.images * buffers.height * buffers.width * 3
         result: U8 | Exception
         try:
             # only now: a download in the copy stream at submission would delay the upload of the next batch
             device.copies.wait_for_event(staging.computed)
-            part = staging.host[b.header_size : b.header_size + size]
-            device.download(part, staging.device + b.header_size, device.copies)
+            part = staging.host[buffers.header_size : buffers.header_size + size]
+            device.download(part, staging.device + buffers.header_size, device.copies)
             staging.downloaded.record(device.copies)
             staging.downloaded.synchronize()
-            result = part[FLAG_SIZE:].reshape(batch.images, b.height, b.width, 3).copy()
+            result = part[FLAG_SIZE:].reshape(batch.images, buffers.height, buffers.width, 3).copy()
             if part[:4].any():
                 result = EngineError(
                     "engine: the result is not finite; the model overflows: use its fp32 or bf16 export"
@@ -220,8 +236,8 @@ class DeviceLoop:
             raise
         finally:
             batch.result = result
-            b.pending.remove(batch)
-            b.staging.append(staging)
+            buffers.pending.remove(batch)
+            buffers.staging.append(staging)
         return result
 
     def _drain(self) -> None:

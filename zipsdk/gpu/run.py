@@ -30,7 +30,7 @@ class DeviceRun:
         loop: provides the engine and the buffers.
         rgb: uint8 (N, H, W, 3).
         layout: for this size; one window.
-        ids: (N,), the noise keys of the images.
+        noise_keys: (N,), the noise keys of the images.
         guide_index: (N,) or one number, the guide of each image.
         seed: of the noise.
         progress: called with the number of images done since the last call.
@@ -41,12 +41,12 @@ class DeviceRun:
         loop: DeviceLoop,
         rgb: U8,
         layout: TileLayout,
-        ids: U64,
+        noise_keys: U64,
         guide_index: npt.ArrayLike,
         seed: int,
         progress: Callable[[int], None],
     ):
-        self._loop, self._rgb, self._layout, self._ids, self._seed = loop, rgb, layout, ids, seed
+        self._loop, self._rgb, self._layout, self._noise_keys, self._seed = loop, rgb, layout, noise_keys, seed
         self._guide_index = np.broadcast_to(np.asarray(guide_index, np.uint32), len(rgb))
         self._progress = progress
         self._next = 0  # the first image that is not submitted yet
@@ -97,6 +97,8 @@ class DeviceRun:
         return slice(self._next, min(self._next + most, len(self._rgb)))
 
     def _submit(self, part: slice) -> None:
-        batch = self._loop.submit(self._rgb[part], self._layout, self._ids[part], self._guide_index[part], self._seed)
+        batch = self._loop.submit(
+            self._rgb[part], self._layout, self._noise_keys[part], self._guide_index[part], self._seed
+        )
         self._in_flight.append((part, batch))
         self._next = part.stop

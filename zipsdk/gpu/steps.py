@@ -34,30 +34,30 @@ class StepLauncher:
         """Whether the steps of a batch run as one captured graph after a warm-up."""
         return self._cuda_graph and self._engine.capturable
 
-    def launch(self, b: Buffers, frames: int) -> None:
-        """Launch all steps on the first `frames` frames of `b`."""
-        entry = b.step_graphs.pop(frames, None) or StepGraph()
-        b.step_graphs[frames] = entry  # the most recently used is last
+    def launch(self, buffers: Buffers, frames: int) -> None:
+        """Launch all steps on the first `frames` frames of `buffers`."""
+        entry = buffers.step_graphs.pop(frames, None) or StepGraph()
+        buffers.step_graphs[frames] = entry  # the most recently used is last
         if self.cuda_graph and entry.graph is not None:
             entry.graph.launch(self._device.compute)
             return
-        context = self._engine.prepare(frames, b.layout.frame_height, b.layout.frame_width)
+        context = self._engine.prepare(frames, buffers.layout.frame_height, buffers.layout.frame_width)
         # TensorRT needs an uncaptured run of this context before a capture
         warm = entry.state is WarmUp.WARM and entry.context is context
-        if warm and self.cuda_graph and self._capture(b, frames, entry):
+        if warm and self.cuda_graph and self._capture(buffers, frames, entry):
             return
         self._reset(entry)  # if the run fails, the entry stays cold
-        self._enqueue(b, frames)
-        self._limit(b, WarmUp.WARM)
+        self._enqueue(buffers, frames)
+        self._limit(buffers, WarmUp.WARM)
         entry.state, entry.context = WarmUp.WARM, context
 
-    def _capture(self, b: Buffers, frames: int, entry: StepGraph) -> bool:
+    def _capture(self, buffers: Buffers, frames: int, entry: StepGraph) -> bool:
         """Capture the steps and launch them. Return False, and capture nothing from now on, if that fails."""
-        self._limit(b, WarmUp.CAPTURED)
+        self._limit(buffers, WarmUp.CAPTURED)
         device = self._device
         try:
             with device.capture(device.compute) as graph:
-                self._enqueue(b, frames)
+                self._enqueue(buffers, frames)
         except Exception as e:  # PyCUDA raises its own classes
             self._cuda_graph = False
             warnings.warn(f"{device.name}: capturing the loop failed ({e}); it continues step by step", stacklevel=2)
@@ -66,36 +66,38 @@ class StepLauncher:
         graph.launch(device.compute)
         return True
 
-    def _limit(self, b: Buffers, state: WarmUp) -> None:
+    def _limit(self, buffers: Buffers, state: WarmUp) -> None:
         """Make room for one more entry of this state: reset the least recently used one."""
-        same = [n for n, entry in b.step_graphs.items() if entry.state is state]
+        same = [n for n, entry in buffers.step_graphs.items() if entry.state is state]
         if len(same) >= MAX_GRAPHS:
-            self._reset(b.step_graphs.pop(same[0]))
+            self._reset(buffers.step_graphs.pop(same[0]))
 
     def _reset(self, entry: StepGraph) -> None:
         if entry.graph is not None:
             self._device.compute.synchronize()  # it may be running
         entry.reset()
 
-    def _enqueue(self, b: Buffers, frames: int) -> None:
-        device, layout, stream = self._device, b.layout, self._device.compute
-        layout_row = structs.layout_row(layout, b.height, b.width)
-        image_table = b.batch_header + structs.BATCH.itemsize
-        area = layout.frame_height * layout.frame_width
+    def _enqueue(self, buffers: Buffers, frames: int) -> None:
+        device, layout, stream = self._device, buffers.layout, self._device.compute
+        layout_row = structs.layout_row(layout, buffers.height, buffers.width)
+        image_table = buffers.batch_header + structs.BATCH.itemsize
+        size = (layout.frame_height, layout.frame_width)
+        area = layout.frame_pixels
         covered = layout.images_per_frame * layout.height * layout.width
         # a warp for each 16 x 16 pixels of a tile
         warps = -(-layout.height // 16) * -(-layout.width // 16) * layout.images_per_frame * frames
 
         def step(e: int, guide_table: int, step_table: int) -> None:
-            device.launch("zip_step_f32", 32 * warps, b.x, e, b.x_p, b.x, image_table, guide_table, step_table,
-                          layout_row, b.batch_header, stream=stream)  # fmt: skip
+            arrays = (buffers.x, e, buffers.x_p, buffers.x)
+            tables = (image_table, guide_table, step_table, layout_row, buffers.batch_header)
+            device.launch("zip_step_f32", 32 * warps, *arrays, *tables, stream=stream)
 
         guides, joint = self._pool.guide_tables
         if self._table.warm:
-            step(b.x, joint, b.warm_start_table)
+            step(buffers.x, joint, buffers.warm_start_table)
         for k, _ in enumerate(self._table.steps):
             if layout.images_per_frame > 1 or covered < area:
-                device.launch("zip_fill", frames * area, b.x, layout_row, b.batch_header, stream=stream)
-            self._engine.enqueue(b.x, b.t + k * b.t_stride, b.eps, frames, stream.handle,
-                                 size=(layout.frame_height, layout.frame_width))  # fmt: skip
-            step(b.eps, guides, b.step_table + structs.STEP.itemsize * k * b.frames)
+                device.launch("zip_fill", frames * area, buffers.x, layout_row, buffers.batch_header, stream=stream)
+            t = buffers.t + k * buffers.t_stride
+            self._engine.enqueue(buffers.x, t, buffers.eps, frames, stream.handle, size=size)
+            step(buffers.eps, guides, buffers.step_table + structs.STEP.itemsize * k * buffers.frames)

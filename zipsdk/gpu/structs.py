@@ -32,9 +32,8 @@ def _row(values: tuple[object, ...], dtype: np.dtype[np.void]) -> np.void:
 
 def layout_row(layout: TileLayout, image_height: int, image_width: int) -> np.void:
     """Pack the layout of images of one size, LAYOUT. `layout` must have one window: the kernels know no others."""
-    row = (layout.frame_height, layout.frame_width, layout.rows, layout.columns,
-           layout.height, layout.width, image_height, image_width)  # fmt: skip
-    return _row(row, LAYOUT)
+    frame = (layout.frame_height, layout.frame_width, layout.rows, layout.columns)
+    return _row((*frame, layout.height, layout.width, image_height, image_width), LAYOUT)
 
 
 def batch_row(images: int, layout: TileLayout, seed: int) -> npt.NDArray[np.void]:
@@ -43,10 +42,10 @@ def batch_row(images: int, layout: TileLayout, seed: int) -> npt.NDArray[np.void
     return np.array([(images, frames, seed & 0xFFFFFFFF, seed >> 32)], BATCH)
 
 
-def image_rows(ids: U64, guide: npt.ArrayLike = 0) -> npt.NDArray[np.void]:
+def image_rows(noise_keys: U64, guide: npt.ArrayLike = 0) -> npt.NDArray[np.void]:
     """Pack the noise key of each image and its row of the guide table, (N,) of IMAGE."""
-    rows = np.zeros(len(ids), IMAGE)
-    rows["id_low"], rows["id_high"] = ids & np.uint64(0xFFFFFFFF), ids >> np.uint64(32)
+    rows = np.zeros(len(noise_keys), IMAGE)
+    rows["id_low"], rows["id_high"] = noise_keys & np.uint64(0xFFFFFFFF), noise_keys >> np.uint64(32)
     rows["guide"] = guide
     return rows
 

@@ -86,40 +86,41 @@ class TiledDenoiser:
         The last frame repeats its own images where places are left, and pixels that no tile covers mirror the tiles, so
         that the UNet sees no foreign content. Both are dropped from the result.
         """
-        a = self._layout
-        n, frames, per_frame = len(x), a.frames(len(x)), a.images_per_frame
+        layout = self._layout
+        n, frames, per_frame = len(x), layout.frames(len(x)), layout.images_per_frame
+        rows, columns, height, width = layout.rows, layout.columns, layout.height, layout.width
         first = (frames - 1) * per_frame
         index = np.arange(frames * per_frame)
         index[n:] = first + (index[n:] - first) % (n - first)
-        tiles = x[index].reshape(frames, a.rows, a.columns, 3, a.height, a.width)
-        grid = tiles.transpose(0, 3, 1, 4, 2, 5).reshape(frames, 3, a.rows * a.height, a.columns * a.width)
-        gap = (a.frame_height - grid.shape[2], a.frame_width - grid.shape[3])
+        tiles = x[index].reshape(frames, rows, columns, 3, height, width)
+        grid = tiles.transpose(0, 3, 1, 4, 2, 5).reshape(frames, 3, rows * height, columns * width)
+        gap = (layout.frame_height - grid.shape[2], layout.frame_width - grid.shape[3])
         filled = np.pad(grid, ((0, 0), (0, 0), (0, gap[0]), (0, gap[1])), mode="reflect") if any(gap) else grid
         eps = self._call_engine(filled, t)[:, :, : grid.shape[2], : grid.shape[3]]
-        eps = eps.reshape(frames, 3, a.rows, a.height, a.columns, a.width).transpose(0, 2, 4, 1, 3, 5)
-        return eps.reshape(frames * per_frame, 3, a.height, a.width)[:n]
+        eps = eps.reshape(frames, 3, rows, height, columns, width).transpose(0, 2, 4, 1, 3, 5)
+        return eps.reshape(frames * per_frame, 3, height, width)[:n]
 
     def _windowed(self, x: F32, t: int, unit: int) -> Iterator[tuple[int, int, F32]]:
-        a = self._layout
+        layout = self._layout
         n, _, height, width = x.shape
         windows = [
             (y, left, wy, wx)
-            for y, wy in zip(a.ys, self._row_weights, strict=True)
-            for left, wx in zip(a.xs, self._column_weights, strict=True)
+            for y, wy in zip(layout.ys, self._row_weights, strict=True)
+            for left, wx in zip(layout.xs, self._column_weights, strict=True)
         ]
-        size = max(1, tiling.MAX_PIXELS_A_CALL // (n * a.frame_pixels))
+        size = max(1, tiling.MAX_PIXELS_A_CALL // (n * layout.frame_pixels))
         groups = [windows[i : i + size] for i in range(0, len(windows), size)]
         # eps is complete above the first row of the next group's windows
         ends = [*(group[0][0] // unit * unit for group in groups[1:]), height]
-        bottoms = [group[-1][0] + a.frame_height for group in groups]
+        bottoms = [group[-1][0] + layout.frame_height for group in groups]
         # `total` holds the rows from `top` on of the sum over windows that are not complete yet
         top, held = 0, max(b - e for b, e in zip(bottoms, [0, *ends[:-1]], strict=True))
         total = np.zeros((n, 3, held, width), x.dtype)
         for group, end in zip(groups, ends, strict=True):
-            frames = [x[:, :, y : y + a.frame_height, left : left + a.frame_width] for y, left, *_ in group]
+            frames = [x[:, :, y : y + layout.frame_height, left : left + layout.frame_width] for y, left, *_ in group]
             eps = self._call_engine(np.concatenate(frames), t)
             for j, (y, left, wy, wx) in enumerate(group):
-                window = total[:, :, y - top : y - top + a.frame_height, left : left + a.frame_width]
+                window = total[:, :, y - top : y - top + layout.frame_height, left : left + layout.frame_width]
                 window += eps[j * n : (j + 1) * n] * (wy[:, None] * wx[None, :])
             if end > top:
                 yield top, end, total[:, :, : end - top]
