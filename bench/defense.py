@@ -44,7 +44,7 @@ from bench.evaluation.setup import QUICK, EvaluationSetup
 from bench.pages.results import page, sheet
 from bench.victims import training, user
 from bench.victims.networks import ARCHITECTURES
-from zipsdk._util.validation import positive_int
+from zipsdk.cli.args import positive_int
 from zipsdk.errors import ZipSdkError
 from zipsdk.guard import Guard
 

@@ -103,11 +103,7 @@ def _report(e: Exception) -> int:
         return 2
     if isinstance(e, ZipSdkError):
         print_message(f"error: {e}")
-        return (
-            3
-            if isinstance(e, (ModelError, EngineError, MissingDependencyError))
-            else 1
-            if isinstance(e, ImageReadError)
-            else 2
-        )
+        if isinstance(e, (ModelError, EngineError, MissingDependencyError)):
+            return 3
+        return 1 if isinstance(e, ImageReadError) else 2
     raise e

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from zipsdk._util.validation import MAX_THREADS, path_text, positive_int
+from zipsdk._util.validation import MAX_THREADS
 
 #: Options of each parser.
 FORMAT: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
@@ -50,6 +50,21 @@ def add_json(parser: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def path_text(text: str) -> str:
+    """Check a path.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is empty, as an unset shell variable is, or has a zero byte.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError(
+            "got an empty path, expected a name; check the variable that holds it, and write . for this folder"
+        )
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a path without zero bytes; check where it comes from")
+    return text
+
+
 def png_path(text: str) -> str:
     """Check the path of a .png file."""
     path_text(text)
@@ -64,6 +79,17 @@ def thread_count(text: str) -> int:
     """Parse a number of threads; 0 stands for all cores."""
     if not text.isdecimal() or len(text) > 4 or int(text) > MAX_THREADS:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 for all cores, or 1 to {MAX_THREADS}")
+    return int(text)
+
+
+def positive_int(text: str) -> int:
+    """Parse a positive integer.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not an integer of at least 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least 1")
     return int(text)
 
 

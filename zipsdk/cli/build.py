@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from zipsdk._util.validation import path_text
-from zipsdk.cli.args import EXIT_CODES, add_command, add_progress, positive_ints
+from zipsdk.cli.args import EXIT_CODES, add_command, add_progress, path_text, positive_ints
 from zipsdk.cli.console import print_output, progress_bar
 from zipsdk.engines.tensorrt.flavor import FLAVORS
 from zipsdk.errors import InputError

@@ -8,8 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zipsdk._util.validation import path_text
-from zipsdk.cli.args import add_command, add_device, add_json
+from zipsdk.cli.args import add_command, add_device, add_json, path_text
 from zipsdk.cli.console import print_output, printable
 from zipsdk.engines import load_engine
 from zipsdk.engines.tensorrt.build import read_spec

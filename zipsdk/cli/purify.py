@@ -12,11 +12,19 @@ from typing import Any
 
 from zipsdk import images
 from zipsdk._util.atomic import make_folder
-from zipsdk._util.validation import path_text, positive_int
 from zipsdk.batch.discovery import describe_skipped, find_jobs, same_file
 from zipsdk.batch.manifest import Job, Manifest
 from zipsdk.batch.runner import Run
-from zipsdk.cli.args import EXIT_CODES, add_command, add_device, add_progress, png_path, thread_count
+from zipsdk.cli.args import (
+    EXIT_CODES,
+    add_command,
+    add_device,
+    add_progress,
+    path_text,
+    png_path,
+    positive_int,
+    thread_count,
+)
 from zipsdk.cli.console import print_message, print_output, progress_bar
 from zipsdk.cli.signals import Stopped
 from zipsdk.engines import load_engine
