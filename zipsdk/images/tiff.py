@@ -18,6 +18,8 @@ from zipsdk.images.stream import Ranges, size_of
 _UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 _ICC, _SUBFILE, _SUBIFDS, _DNG = 34675, 254, 330, 50706
+_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_COUNT, _PLANES, _COLOR_MAP = 258, 259, 262, 277, 284, 320
+_INKS, _EXTRA, _SAMPLE_FORMAT, _YCBCR_COEFFICIENTS, _YCBCR_SUBSAMPLING, _REFERENCE_LEVELS = 332, 338, 339, 529, 530, 532
 #: Tags of the pixel storage; 347 and 512 to 521 belong to JPEG, 292 and 293 to fax.
 _PIXELS = {
     *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339),
@@ -156,10 +158,14 @@ def _refusal(got: str, do: str) -> ImageReadError:
     return ImageReadError(f"got a TIFF {got}, expected one of 8 or 16 bit gray, RGB, palette, CMYK; {do}")
 
 
-def _check(d: _Directory) -> None:
+def _check(directory: _Directory) -> None:
     """Refuse by name what Pillow decodes wrong or not at all."""
-    compression, photometric = d.number(259, 1), d.number(262, -1)
-    if _DNG in d.entries or (_SUBIFDS in d.entries and d.number(_SUBFILE, 0) & 1) or photometric in (32803, 34892):
+    compression, photometric = directory.number(_COMPRESSION, 1), directory.number(_PHOTOMETRIC, -1)
+    if (
+        _DNG in directory.entries
+        or (_SUBIFDS in directory.entries and directory.number(_SUBFILE, 0) & 1)
+        or photometric in (32803, 34892)
+    ):
         raise _refusal("of camera raw data or its preview", "develop it to PNG or JPEG, or save its main image alone")
     if compression not in _COMPRESSIONS:
         raise _refusal(f"with compression {compression}", "save it again without compression")
@@ -168,65 +174,69 @@ def _check(d: _Directory) -> None:
     if photometric not in (-1, 0, 1, 2, 3, 5, 6, 8):
         what = _PHOTOMETRICS.get(photometric, "unknown")
         raise _refusal(f"with photometric interpretation {photometric} ({what})", "convert it to PNG")
-    _check_range(d)
-    _check_samples(d, compression, photometric)
+    _check_range(directory)
+    _check_samples(directory, compression, photometric)
 
 
-def _check_range(d: _Directory) -> None:
+def _check_range(directory: _Directory) -> None:
     """Refuse samples of unknown range."""
-    bits = d.numbers(258, (1,))
+    bits = directory.numbers(_BITS, (1,))
     advice = "scale it to 0..255 and convert it to 8 bit, or pass a float array in [0, 1]"
-    if strange := [f for f in d.numbers(339, (1,)) if f != 1]:
+    if strange := [f for f in directory.numbers(_SAMPLE_FORMAT, (1,)) if f != 1]:
         what = _SAMPLES.get(strange[0], "unknown")
         raise _refusal(f"of {what} samples ({'x'.join(map(str, bits[:4]))} bit) of unknown range", advice)
     if len(set(bits)) > 1 or bits[0] not in (1, 2, 4, 8, 12, 16):
         raise _refusal(f"of {'x'.join(map(str, bits[:8]))} bit a sample, of unknown range", advice)
 
 
-def _check_samples(d: _Directory, compression: int, photometric: int) -> None:
+def _check_samples(directory: _Directory, compression: int, photometric: int) -> None:
     """Refuse numbers of samples, planes, inks and YCbCr that Pillow decodes wrong."""
-    bits = d.numbers(258, (1,))
-    samples = d.number(277, 3 if compression == 6 else 1)
-    separate = d.number(284, 1) == 2 and samples > 1
+    bits = directory.numbers(_BITS, (1,))
+    samples = directory.number(_SAMPLE_COUNT, 3 if compression == 6 else 1)
+    separate = directory.number(_PLANES, 1) == 2 and samples > 1
     if not 1 <= samples <= 6:
         raise _refusal(f"of {samples} samples a pixel", "save its colors only")
     if separate and bits[0] != 8:
         raise _refusal(f"of {bits[0]} bit with a plane for each color", "save it with interleaved colors")
-    if photometric == 5 and d.number(332, 1) != 1:
+    if photometric == 5 and directory.number(_INKS, 1) != 1:
         raise _refusal("with inks other than CMYK", "convert it to RGB")
     if photometric == 6 and compression == 1 and samples != 1:
-        subsampled = d.numbers(530, (2, 2)) != (1, 1)
-        own = d.ratios(529, _BT601) != _BT601 or d.ratios(532, _FULL) != _FULL
-        if subsampled or separate or own:
+        subsampled = directory.numbers(_YCBCR_SUBSAMPLING, (2, 2)) != (1, 1)
+        not_bt601 = (
+            directory.ratios(_YCBCR_COEFFICIENTS, _BT601) != _BT601
+            or directory.ratios(_REFERENCE_LEVELS, _FULL) != _FULL
+        )
+        if subsampled or separate or not_bt601:
             raise _refusal("of YCbCr that is subsampled, in planes or with other coefficients", "convert it to RGB")
 
 
-def _described(d: _Directory) -> str:
-    bits = "x".join(map(str, d.numbers(258, (1,))))
-    compression = _COMPRESSIONS[d.number(259, 1)]
-    extra = f", {len(d.numbers(338))} extra" if 338 in d.entries else ""
-    planes = ", in planes" if d.number(284, 1) == 2 else ""
-    photometric = _PHOTOMETRICS.get(d.number(262, 6), "unknown")
+def _described(directory: _Directory) -> str:
+    bits = "x".join(map(str, directory.numbers(_BITS, (1,))))
+    compression = _COMPRESSIONS[directory.number(_COMPRESSION, 1)]
+    extra = f", {len(directory.numbers(_EXTRA))} extra" if _EXTRA in directory.entries else ""
+    planes = ", in planes" if directory.number(_PLANES, 1) == 2 else ""
+    photometric = _PHOTOMETRICS.get(directory.number(_PHOTOMETRIC, 6), "unknown")
     return f"TIFF of {bits} bit {photometric}{extra}{planes}, compression {compression}"
 
 
-def _rewrite(d: _Directory, source: BinaryIO, size: int, out: Unpacked) -> None:
+def _rewrite(directory: _Directory, source: BinaryIO, size: int, out: Unpacked) -> None:
     """Append a directory of only the pixel tags to the bytes of the file."""
-    entries = {tag: entry for tag, entry in d.entries.items() if tag in _PIXELS}
-    bits, photometric = d.number(258, 1), d.number(262, 0)
-    if photometric in (0, 1) and bits in (12, 16) and d.number(277, 1) == 1:
+    entries = {tag: entry for tag, entry in directory.entries.items() if tag in _PIXELS}
+    bits, photometric = directory.number(_BITS, 1), directory.number(_PHOTOMETRIC, 0)
+    if photometric in (0, 1) and bits in (12, 16) and directory.number(_SAMPLE_COUNT, 1) == 1:
         out.inverted, out.deepest = photometric == 0, (1 << bits) - 1
-        entries[262] = (3, 1, struct.pack(d.order + "H", 1))
-    colors = d.numbers(320)
+        entries[_PHOTOMETRIC] = (3, 1, struct.pack(directory.order + "H", 1))
+    colors = directory.numbers(_COLOR_MAP)
     if colors and max(colors) < 256:  # some writers store 8 bits instead of 16
-        entries[320] = (3, len(colors), struct.pack(f"{d.order}{len(colors)}H", *(c * 257 for c in colors)))
+        levels = struct.pack(f"{directory.order}{len(colors)}H", *(c * 257 for c in colors))
+        entries[_COLOR_MAP] = (3, len(colors), levels)
     start = size + size % 2
     if start + sum(len(data) + 14 for _, _, data in entries.values()) >= 1 << 32:
         raise ImageReadError(f"got a TIFF of {size} bytes, expected less than 4 GiB; cut it into parts")
     kept = Ranges()
-    kept.insert((b"II" if d.order == "<" else b"MM") + struct.pack(d.order + "HI", 42, start))
+    kept.insert((b"II" if directory.order == "<" else b"MM") + struct.pack(directory.order + "HI", 42, start))
     kept.keep(8, size - 8)
-    kept.insert(b"\0" * (start - size) + _written(entries, start, d.order))
+    kept.insert(b"\0" * (start - size) + _written(entries, start, directory.order))
     out.stream = kept.open(source)
 
 
