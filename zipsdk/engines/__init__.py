@@ -1,7 +1,7 @@
 """Load the engines that evaluate the UNet.
 
 onnxruntime.py, onnx_session.py   ONNX Runtime on CPUs and GPUs; sessions that survive a fork
-sessions.py                       one batch shared among CPU threads
+sharded_session.py                one batch shared among CPU threads
 tensorrt/                         plans of TensorRT and TensorRT-RTX: build and run them
 """
 

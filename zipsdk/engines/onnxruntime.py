@@ -16,7 +16,7 @@ from zipsdk._util.cpus import usable_cpus
 from zipsdk._util.runtimes import load
 from zipsdk._util.validation import MAX_THREADS, is_int
 from zipsdk.engines.onnx_session import OnnxSession, check_graph, short
-from zipsdk.engines.sessions import ShardedSession
+from zipsdk.engines.sharded_session import ShardedSession
 from zipsdk.errors import EngineError, InputError, MissingDependencyError, ModelError, OutOfMemoryError, ZipSdkError
 from zipsdk.gpu.device import Device, open_device
 from zipsdk.models import resolve

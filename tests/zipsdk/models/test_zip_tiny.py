@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.images import natural, noise_images
 from tests.helpers.paths import ROOT
 from zipsdk import EngineError, InputError, ModelError, Purifier, load_engine
-from zipsdk.engines.sessions import split_batch
+from zipsdk.engines.sharded_session import split_batch
 from zipsdk.models import list_models, resolve
 from zipsdk.sampling.tiling import plan_tiles
 
