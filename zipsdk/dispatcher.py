@@ -30,7 +30,7 @@ class Dispatcher:
     Args:
         engine: predicts the noise.
         table: the steps.
-        guides: transforms; each image gets one of them, drawn from its noise.
+        guides: one for each choice of transforms; the noise of an image chooses among them.
         settings: of the purifier.
 
     Attributes:

@@ -214,7 +214,7 @@ class _Search:
         self._on_error(f"{e.filename}: cannot be read ({e.strerror}); check its permissions")
 
     def _inside_out(self, path: Path) -> bool:
-        """Tell whether a path is OUT or is inside OUT; links of its folders are resolved, and its own is not."""
+        """Tell whether a path is OUT or is inside OUT; links among its folders are resolved, its last part is not."""
         if path.parent not in self._in_out:
             folder = Path(os.path.realpath(path.parent))
             self._in_out[path.parent] = any(same_file(p, self._out) for p in (folder, *folder.parents))

@@ -101,7 +101,7 @@ def _reason(e: BaseException) -> str:
 
 
 def _unusable(name: str, e: Exception, fix: str) -> Check:
-    """Make the line of a package that does not import; a BrokenPackageError has its own fix."""
+    """Return the line for a package that cannot be imported; a BrokenPackageError says how to repair it."""
     if isinstance(e, BrokenPackageError):
         return Check(name, False, e.why.split("\n")[0], e.fix)
     return Check(name, False, _reason(e).removesuffix(f": {fix}"), fix)

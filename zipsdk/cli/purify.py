@@ -259,7 +259,7 @@ def _check_sheet(path: Path, out: Path, jobs: Sequence[Job], overwrite: bool) ->
         raise InputError(f"{path}: {folder} is not a writable folder; give the sheet another name")
     if path.is_dir():
         raise InputError(f"{path}: got a folder, expected a file; give the sheet another name")
-    # perhaps an image: --sheet before the inputs takes the first of them as its FILE
+    # it may be an image: --sheet in front of the inputs takes the first one as FILE
     if path.exists() and not overwrite and not is_sheet(path):
         raise InputError(
             f"{path}: got a file that is not a sheet of zipsdk; give the sheet another name, "
@@ -278,7 +278,7 @@ def _write_sheet(path: Path, purifier: Purifier, out: Path, jobs: Sequence[Job])
 
     if shown:
         make_folder(path.parent)
-        # where each image draws its own transforms, no single guide shows what they keep
+        # with several choices of transforms, the transformed image is unknown
         one = len(purifier.guides) == 1
         page = before_after(purifier.guides[0], pairs()) if one else contact_sheet(pairs(), ("before", "purified"))
         images.save(page, path)

@@ -168,7 +168,7 @@ class AblationDetector(Detector):
         median, scale = np.transpose(self.reference or DEFAULT_REFERENCE)
         necessity, sufficiency, geometry = np.split((log_odds_from(log) - median) / scale, (N_MASKABLE, 2 * N_MASKABLE))
         by_feature = np.concatenate([necessity - np.median(necessity) + sufficiency, SQRT2 * geometry])
-        # an image without a label of its own is suspicious whatever its views score
+        # NaN, which counts as suspicious, for an image without a label
         score = float(by_feature.max()) if np.isfinite(log).all() and np.ptp(log[0]) else math.nan
         return score, int(by_feature.argmax()), log
 

@@ -37,7 +37,7 @@ class DeviceLoop:
     Args:
         engine: with a `device`.
         table: `zipsdk.sampling.schedule.step_table`.
-        guides: each image uses one of them.
+        guides: one for each choice of transforms.
         clip_x0: clamp the estimate of the image at each step.
         cuda_graph: capture the loop into a CUDA graph where the engine can be captured.
 

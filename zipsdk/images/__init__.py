@@ -59,7 +59,7 @@ class BatchRestorer:
         """Convert purified images, each uint8 (H, W, 3), in the order in which they were read.
 
         Raises:
-            InputError: their number, or the size or dtype of one of them, is another than that of the loaded images.
+            InputError: another number of images, or an image of another size or dtype than the one that was read.
         """
         if len(clean) != len(self.images):
             raise InputError(f"purified images: got {len(clean)}, expected {len(self.images)}; pass one for each")

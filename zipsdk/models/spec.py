@@ -21,9 +21,9 @@ from zipsdk.models.noise_schedule import MIN_ALPHA_BAR, SCHEDULES, NoiseSchedule
 #: Format of the JSON text; other formats are refused.
 FORMAT = 3
 METADATA_KEY = "zipsdk"
-#: What the exporter writes.
+#: Precisions that the exporter writes.
 PRECISIONS = ("fp32", "fp16", "bf16")
-#: What `python -m export.quantize` makes of it: 8-bit convolutions, the rest float32.
+#: Precision of the models that `python -m export.quantize` writes: 8-bit convolutions, the rest float32.
 INT8 = "int8"
 
 #: The check of a field's value, by the type of the field. JSON has lists in place of tuples.

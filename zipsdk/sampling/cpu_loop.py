@@ -24,7 +24,7 @@ class CpuLoop:
     Args:
         engine: predicts the noise.
         table: the steps.
-        guides: transforms; each image has the index of its own.
+        guides: one for each choice of transforms.
         clip_x0: clamp the estimate of the image at each step.
 
     Attributes:

@@ -83,8 +83,8 @@ class TiledDenoiser:
     def _tiled(self, x: F32, t: int) -> F32:
         """Predict eps of images that share frames, row by row.
 
-        The last frame repeats its own images where places are left, and pixels that no tile covers mirror the tiles, so
-        that the UNet sees no foreign content. Both are dropped from the result.
+        Free places of the last frame repeat its images, and pixels that no tile covers mirror the tiles, so that the
+        UNet sees nothing but images. Both are dropped from the result.
         """
         layout = self._layout
         n, frames, per_frame = len(x), layout.frames(len(x)), layout.images_per_frame

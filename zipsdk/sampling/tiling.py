@@ -143,7 +143,7 @@ def windowed(spec: ModelSpec, side: int, height: int, width: int, divisor: int, 
         side if square else _window_side(_padded(spec, n, divisor), side, overlap, unit, spec.min_side)
         for n in (height, width)
     )
-    # the image is padded, with noise of its own, because a UNet does not know noise that is mirrored
+    # the image is padded before noise is drawn, because a UNet is not trained on mirrored noise
     h, w = max(round_up(height, divisor), frame_height), max(round_up(width, divisor), frame_width)
     if side % unit or unit > overlap:  # corners that far apart would leave gaps
         unit = 1

@@ -13,10 +13,10 @@ from zipsdk.types import U8
 
 @dataclass
 class EngineMemory:
-    """Memory of one engine, in an object of its own so that a finalizer can free it without the engine.
+    """Own the memory of one engine, separately from it, so that a finalizer can free the memory.
 
     Attributes:
-        scratch: buffers of the contexts; the last is in use, the others may be by captured graphs.
+        scratch: buffers of the contexts; contexts use the last one, captured graphs may use the others.
         size: bytes of the last one.
         shape: of x in the last call with arrays.
         arrays: device addresses of x, t and eps of that call.
