@@ -18,6 +18,7 @@ from zipsdk._util.validation import is_int
 from zipsdk.dispatcher import Dispatcher, names
 from zipsdk.engines import load_engine
 from zipsdk.errors import InputError
+from zipsdk.models.spec import ModelSpec
 from zipsdk.pending import PendingRun
 from zipsdk.presets import PresetName, preset_of
 from zipsdk.sampling.guidance import Guidance
@@ -103,12 +104,7 @@ class Purifier:
         steps = defaults.steps if steps is None else steps
         start = defaults.start_for(spec) if start is None else start
         table = step_table(spec, lam=lam, eta=eta, steps=steps, start=start)
-        if transforms is None:
-            transforms = recommended(spec)
-        elif isinstance(transforms, str):
-            transforms = parse(transforms)
-        if not isinstance(transforms, OneOf):
-            transforms = several(transforms)
+        transforms = _choose_transforms(transforms, spec)
         choices = transforms.choices if isinstance(transforms, OneOf) else (transforms,)
         guides = tuple(Guidance(choice, combine) for choice in choices)
         settings = Settings(
@@ -256,3 +252,14 @@ class Purifier:
         seed = secrets.randbits(64) if seed is None else seed
         keys = resolve_noise_keys(rgb, noise_keys, seed)
         return self._dispatcher.submit(rgb, keys, seed, restore, progress or (lambda n: None))
+
+
+def _choose_transforms(
+    given: Transform | Iterable[Transform] | OneOf | str | None, spec: ModelSpec
+) -> tuple[Transform, ...] | OneOf:
+    """Return the given transforms; the model's recommendation for None. Text is parsed."""
+    if given is None:
+        given = recommended(spec)
+    elif isinstance(given, str):
+        given = parse(given)
+    return given if isinstance(given, OneOf) else several(given)
