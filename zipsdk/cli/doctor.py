@@ -45,10 +45,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_output(json.dumps({"runs": usable, "checks": [dataclasses.asdict(c) for c in lines]}, indent=1))
     else:
+        width = max(len(c.name) for c in lines)
         for c in lines:
-            print_output(f"{'OK' if c.ok else 'MISSING':<7}  {c.name:<16}  {c.detail}")
+            print_output(f"{'OK' if c.ok else 'MISSING':<7}  {c.name:<{width}}  {c.detail}")
             if c.fix:
-                print_output(f"{'':27}-> {c.fix}")
+                print_output(f"{'':{width + 11}}-> {c.fix}")
         print_output(
             "at least one engine runs on this machine"
             if usable

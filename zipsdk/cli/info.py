@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     read = read_plan_file if path.suffix == ".plan" and path.exists() else read_onnx
     model, runs = read(path, args.device)
     hash_result = "matches its sidecar" if check_sidecar(path) else "not checked: the file has no sidecar"
-    spec = dataclasses.asdict(model)
+    spec = {"name": model.name, **dataclasses.asdict(model)}
     record = {"file": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path), "hash": hash_result}
     if args.json:
         print_output(json.dumps({**record, "spec": spec, "runs": runs}, indent=1))

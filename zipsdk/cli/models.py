@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         sides = f"{spec.image_size}x{spec.image_size}"
         if spec.flexible:
             sides += f" (takes {spec.min_side} to {spec.max_side})"
-        print_output(f"{name}  {sides}, {parameters}, {spec.license or 'license unknown'}")
+        print_output(f"{name:<{max(map(len, names))}}  {sides}, {parameters}, {spec.license or 'license unknown'}")
     if not names:
         print_output("no model comes with this build of zipsdk; pass the path of an .onnx file as --model")
     return 0

@@ -122,7 +122,11 @@ def _add_settings(g: Any) -> None:
     )
     g.add_argument("--start", type=int, metavar="T", help="start from this time step (default: from --preset)")
     g.add_argument(
-        "--eta", type=float, default=1.0, help="fresh noise at each step, 0 (none) to 1 (default: 1, as in the paper)"
+        "--eta",
+        metavar="X",
+        type=float,
+        default=1.0,
+        help="fresh noise at each step, 0 (none) to 1 (default: 1, as in the paper)",
     )
     g.add_argument(
         "--combine",
