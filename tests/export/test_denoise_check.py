@@ -24,7 +24,7 @@ from zipsdk.models.spec import ModelSpec  # noqa: E402
 pytestmark = pytest.mark.torch
 
 WEIGHTS = ROOT / "export" / "zip-tiny.safetensors"
-LINEAR = {}
+LINEAR: dict[str, float] = {}
 COSINE = {"beta_schedule": "cosine"}
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 T4000 = {"timesteps": 4000, "beta_start": 2.5e-5, "beta_end": 0.005}

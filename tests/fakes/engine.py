@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from zipsdk.models.spec import ModelSpec
 
 
-def make_spec(**changes: object) -> ModelSpec:
+def make_spec(**changes: Any) -> ModelSpec:
     """Return the spec of a 64x64 model that takes sides of 32 to 128, with changes."""
-    fields = {"name": "fake", "image_size": 64, "multiple": 4, "min_side": 32, "max_side": 128}
+    fields: dict[str, Any] = {"name": "fake", "image_size": 64, "multiple": 4, "min_side": 32, "max_side": 128}
     return ModelSpec(**{**fields, **changes})
 
 

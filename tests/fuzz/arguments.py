@@ -48,7 +48,8 @@ def _guard(**options: Any) -> zipsdk.Guard:
     return zipsdk.Guard(**{"classify": _classify, "purifier": _purifier(), "detector": None, **options})
 
 
-Call = Callable[[Any, Path], Any]
+#: Of the argument and a folder.
+Call = Callable[..., Any]
 
 
 def _calls() -> dict[str, Call]:

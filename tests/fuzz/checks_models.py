@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def check_sidecars(recipe: Recipe, folder: Path) -> str:
     model.with_name(model.name + ".json").write_bytes(data)
     (folder.parent / "outside").write_bytes(b"secret")
     try:
-        record = read_plan(model) if recipe["plan"] else check_sidecar(model)
+        record: Any = read_plan(model) if recipe["plan"] else check_sidecar(model)
     except ModelError as e:
         str(e).encode()
         return "ModelError"

@@ -126,7 +126,8 @@ def _batch(name: str, recipe: Recipe, folder: Path) -> Any:
 
 def check_guard(recipe: Recipe, folder: Path) -> str:
     """Run a guard over two batches: one decision each, and no label without scores that allow it."""
-    answers, old, calls = recipe["scores"], [], 0
+    answers, calls = recipe["scores"], 0
+    old: list[Any] = []
 
     def classify(x: np.ndarray) -> Any:
         nonlocal calls
@@ -158,7 +159,7 @@ def check_guard(recipe: Recipe, folder: Path) -> str:
                 d.label is None or (d.class_scores is not None and int(np.argmax(d.class_scores)) == d.label),
                 "a label without scores",
             )
-            demand(d.label is None or math.isfinite(float(np.max(d.class_scores))), "a label from an infinite score")
+            demand(d.label is None or math.isfinite(float(np.max(d.class_scores))), "a label from an infinite score")  # type: ignore[arg-type]
             demand(
                 not (recipe["detector"] == "none" and not d.flagged), "an image passes unpurified without a detector"
             )

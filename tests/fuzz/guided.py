@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
     def one(data: bytes) -> None:
         nonlocal executed
         executed += 1
-        test.hypothesis.fuzz_one_input(data)
+        test.hypothesis.fuzz_one_input(data)  # type: ignore[attr-defined]
         if executed == count:  # libFuzzer ends the process without a word to Python
             write(file, record.to_json())
             shutil.rmtree(scratch, ignore_errors=True)

@@ -111,8 +111,10 @@ def ways_out() -> dict[str, str]:
 def files() -> dict[str, str]:
     """Fork after the model file was replaced or deleted, and change the working directory in a child."""
     copies = [Path(f"{name}.onnx") for name in ("moved", "missing", "other")]
+    tiny, int8 = resolve("zip-tiny"), resolve("zip-tiny-int8")
+    assert tiny is not None and int8 is not None
     for copy in copies:
-        shutil.copy(resolve("zip-tiny"), copy)
+        shutil.copy(tiny, copy)
     moved, missing, other = (zipsdk.load_engine(copy, device="cpu", threads=2) for copy in copies)
 
     def change_folder() -> None:
@@ -128,7 +130,7 @@ def files() -> dict[str, str]:
         return False
 
     copies[1].unlink()
-    shutil.copy(resolve("zip-tiny-int8"), copies[2])
+    shutil.copy(int8, copies[2])
     return {
         "chdir": in_child(change_folder),
         "missing": in_child(lambda: refused(missing, "got no such file in a forked process")),
@@ -153,7 +155,8 @@ def streams() -> dict[str, str]:
     def begin_another() -> bool:
         return len(list(purifier.stream([images] * 2))) == 2
 
-    release, calls = threading.Event(), []
+    release = threading.Event()
+    calls: list[bool] = []
 
     def classify(batch: np.ndarray) -> np.ndarray:
         if os.getpid() == parent:
@@ -162,7 +165,8 @@ def streams() -> dict[str, str]:
 
     parent, client = os.getpid(), ClassifierClient(classify, timeout=0.01)
     for _ in range(MAX_STALLED):
-        assert "no answer within" in client.query([images[0]], lambda p: [p])[0].reason
+        (answer,) = client.query([images[0]], lambda p: [p])
+        assert isinstance(answer, Failure) and "no answer within" in answer.reason
     ended = {"stream": in_child(refused), "another stream": in_child(begin_another)}
     client.timeout = 60.0
     ended["hanging classifier"] = in_child(lambda: not isinstance(client.query([images[0]], lambda p: [p])[0], Failure))

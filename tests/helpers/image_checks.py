@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageCms, features
 
 from tests.helpers.image_files import png_chunk
 from zipsdk import images
+from zipsdk.images.arrays import LoadedImage
 
 RNG = np.random.default_rng(7)
 H, W = 5, 7
@@ -55,7 +56,7 @@ def identity(batch: Any, **options: Any) -> Any:
     return restore([p.rgb.copy() for p in loaded])
 
 
-def valid(p: images.LoadedImage) -> None:
+def valid(p: LoadedImage) -> None:
     """Check dtype, shape and memory layout of the pixels of a loaded image."""
     assert p.rgb.dtype == np.uint8 and p.rgb.ndim == 3 and p.rgb.shape[2] == 3 and p.rgb.size > 0
     assert p.rgb.flags.c_contiguous

@@ -15,4 +15,5 @@ def natural(n: int, side: int) -> np.ndarray:
     rng = np.random.default_rng(3)
     y, x = np.mgrid[0:side, 0:side] / side
     waves = [np.sin(6 * (a * x + b * y) + c) for a, b, c in rng.uniform(-1, 1, (3 * n, 3))]
-    return np.uint8(127.5 + 100 * np.stack(waves, -1).reshape(side, side, n, 3).transpose(2, 0, 1, 3))
+    stacked = np.stack(waves, -1).reshape(side, side, n, 3).transpose(2, 0, 1, 3)
+    return (127.5 + 100 * stacked).astype(np.uint8)

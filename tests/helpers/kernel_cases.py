@@ -190,7 +190,8 @@ def one_step(
     x_p -= 1
     table = StepTable((step,), warm=False)
     start = _StartNoise(x.astype(dtype), source)
-    return sampler.sample(lambda *_: e.astype(dtype), x_p, table, guide, start, clip_x0=clip_x0)
+    # NoiseSource permits a source without `top` for small images
+    return sampler.sample(lambda *_: e.astype(dtype), x_p, table, guide, start, clip_x0=clip_x0)  # type: ignore[arg-type]
 
 
 def steps_of(spec: Any, lam: float = 10.0, **options: Any) -> tuple[Step, ...]:

@@ -34,7 +34,8 @@ class Fixed:
     """Noise by step in float64, the same for the reference and the loop; `asked` records the steps."""
 
     def __init__(self, n: int = 2):
-        self.n, self.asked = n, []
+        self.n = n
+        self.asked: list[int] = []
 
     def normal(self, step: int, height: int, width: int) -> np.ndarray:
         self.asked.append(step)

@@ -71,6 +71,7 @@ def whole_run(purifier: Purifier, images: np.ndarray, ids: list[int]) -> np.ndar
     engine: Engine = purifier.engine
     layout = plan_tiles(engine.spec, height, width, purifier._dispatcher.divisor, purifier.settings.tile_size)
     predictor = TiledDenoiser(engine, layout)
+    assert purifier.settings.seed is not None
     noise = Noise(purifier.settings.seed, ids)
     guide: Any = purifier.guides[0]
     if len(purifier.guides) > 1:

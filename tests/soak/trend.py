@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 #: Blocks that a series is cut into for the bootstrap: long ones, because memory moves in steps that last.
@@ -33,7 +33,7 @@ class Slope:
         return f"{self.value:+.2f} (95% {self.low:+.2f} to {self.high:+.2f}, Theil-Sen {self.median:+.2f})"
 
 
-def slope(seconds: Sequence[float], values: Sequence[float], seed: int = 0) -> Slope:
+def slope(seconds: ArrayLike, values: ArrayLike, seed: int = 0) -> Slope:
     """Fit a line and bootstrap its residuals in blocks, which keeps their autocorrelation.
 
     The circular block bootstrap (Politis and Romano, 1992) resamples blocks of a twelfth of the series. With so few
@@ -68,7 +68,7 @@ def slope(seconds: Sequence[float], values: Sequence[float], seed: int = 0) -> S
     return Slope(fitted, fitted - half, fitted + half, median)
 
 
-def typical(seconds: Sequence[float], values: Sequence[float], parts: int = 4) -> float:
+def typical(seconds: ArrayLike, values: ArrayLike, parts: int = 4) -> float:
     """Return the median of the Theil-Sen slopes per hour of equal parts: a single step does not move it."""
     x, y = np.asarray(seconds, float) / 3600, np.asarray(values, float)
     edges = np.linspace(0, len(x), parts + 1).astype(int)

@@ -202,7 +202,7 @@ class Chain:
         found = records(self.out)
         return found if found and found[0]["seed"] == 2 else []
 
-    def _start(self, point: int | None = None) -> subprocess.Popen[bytes]:
+    def _start(self, point: int | None = None) -> Process:
         # a begun run with --overwrite resumes without the option
         again = ["--overwrite"] if self.overwrite and not self._noted() else []
         return self.bench.start(self.out, *again, point=point, fork=self.forked)

@@ -62,7 +62,7 @@ def die_at(number: int) -> None:
                 die()
             return super().write(data)
 
-    os.fsync, os.replace, manifest.FileIO = dying_fsync, dying_replace, DyingFile  # type: ignore[misc]
+    os.fsync, os.replace, manifest.FileIO = dying_fsync, dying_replace, DyingFile  # type: ignore[misc, assignment, attr-defined]
     if counts := os.environ.get(f"{POINT}_COUNT"):
         import atexit
 

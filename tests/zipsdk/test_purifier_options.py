@@ -117,7 +117,7 @@ def test_settings_are_frozen():
         ({"transforms": 5}, "transforms: got 5, expected one such as Blur"),
         ({"transforms": Grayscale}, "objects such as"),
         ({"transforms": [Blur(2), Grayscale]}, "objects such as"),
-        ({"transforms": OneOf(Blur(2), Grayscale)}, "objects such as"),
+        ({"transforms": OneOf(Blur(2), Grayscale)}, "objects such as"),  # type: ignore[arg-type]
     ],
 )
 def test_invalid_options_are_refused_at_construction(options, message):

@@ -94,21 +94,21 @@ def test_the_largest_divisor_is_accepted(monkeypatch):
     ("make", "message"),
     [
         (lambda: Blur(1), "at least 2"),
-        (lambda: Blur(2.0), "integer"),
+        (lambda: Blur(2.0), "integer"),  # type: ignore[arg-type]
         (lambda: Blur(True), "integer"),
-        (lambda: Blur(np.int64(1)), "at least 2"),
+        (lambda: Blur(np.int64(1)), "at least 2"),  # type: ignore[arg-type]
         (lambda: Linear(np.eye(3)), "keeps everything"),
         (lambda: Linear(np.ones((2, 4))), "3 columns"),
         (lambda: Linear([[np.nan, 0, 0]]), "finite"),
-        (lambda: Linear(np.ones((2, 12)), block=2), "block=2, expected"),
+        (lambda: Linear(np.ones((2, 12)), block=2), "block=2, expected"),  # type: ignore[arg-type]
         (lambda: Linear(np.ones((2, 9)), block=(-1, -3)), "at least 1"),
-        (lambda: Linear(np.ones((2, 12)), block=(2, 2.0)), "integers"),
-        (lambda: Linear(np.ones((2, 3)), block=(1,)), "height, width"),
+        (lambda: Linear(np.ones((2, 12)), block=(2, 2.0)), "integers"),  # type: ignore[arg-type]
+        (lambda: Linear(np.ones((2, 3)), block=(1,)), "height, width"),  # type: ignore[arg-type]
         (lambda: Linear.separable(np.eye(2), np.eye(2)), "keep everything"),
         (lambda: Guidance([]), "at least one"),
         (lambda: Guidance([Blur(2)], "sum"), "combine"),
-        (lambda: Guidance(["blur2"]), "objects such as"),
-        (lambda: Guidance([Grayscale]), "got <class .*Grayscale'>, expected objects such as"),
+        (lambda: Guidance(["blur2"]), "objects such as"),  # type: ignore[list-item]
+        (lambda: Guidance([Grayscale]), "got <class .*Grayscale'>, expected objects such as"),  # type: ignore[list-item]
         (lambda: Guidance([Grayscale(), Linear([[1, -1, 0], [0, 1, -1]])]), "keep everything"),
         # refused before they take gigabytes of memory
         (lambda: Guidance([Blur(9999)]), "blur9999: got cells that align every 9999 pixels only"),
@@ -117,7 +117,7 @@ def test_the_largest_divisor_is_accepted(monkeypatch):
             "every 1009091 pixels only, expected at most 2048; choose",
         ),
         (lambda: OneOf(Blur(2)), "at least 2"),
-        (lambda: OneOf(5, Blur(2)), "got 5, expected one such as"),
+        (lambda: OneOf(5, Blur(2)), "got 5, expected one such as"),  # type: ignore[arg-type]
         (lambda: parse("blur"), "expected blurN"),
         (lambda: parse("blur2+"), "expected blurN"),
         (lambda: parse(""), "expected blurN"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+if TYPE_CHECKING:
+    import torch
 torch = pytest.importorskip("torch")
 
 from bench.attacks import camera, poisoning, registry  # noqa: E402

@@ -6,10 +6,13 @@ import json
 import math
 import warnings
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+if TYPE_CHECKING:
+    import torch
 torch = pytest.importorskip("torch")
 
 from bench.attacks import poisoning  # noqa: E402

@@ -34,7 +34,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_the_suffixes_are_those_of_the_sdk() -> None:
-    assert layouts.SUFFIXES == images.SUFFIXES == set(KINDS)
+    assert layouts.SUFFIXES == images.SUFFIXES == set(KINDS)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -6,10 +6,13 @@ import importlib.util
 import json
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+if TYPE_CHECKING:
+    import torch
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
@@ -21,7 +24,7 @@ from zipsdk.errors import EngineError, InputError, MissingDependencyError, Model
 pytestmark = pytest.mark.torch
 
 TINY = mae.Recipe(epochs=3, batch=16, lr=0.01, widths=(8, 8, 8), depth=1, bf16=False, seed=1)
-TINY_VIT = {
+TINY_VIT: dict[str, Any] = {
     "image_size": 32, "patch_size": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 32, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1,
     "decoder_num_attention_heads": 2, "decoder_intermediate_size": 32,

@@ -184,7 +184,7 @@ def test_transforms_are_told_apart_by_what_they_do():
         lambda e: SampDetox(e, t1=1),
         lambda e: SampDetox(e, data_range=0),
         lambda e: Zip(e, lam=0.0),
-        lambda e: Zip(e, preset="best"),
+        lambda e: Zip(e, preset="best"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_settings_are_told_when_made(make):

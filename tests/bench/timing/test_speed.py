@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from zipsdk.sampling import denoiser, sampler
 from zipsdk.sampling.noise import STEP_INITIAL, Noise
 from zipsdk.sampling.schedule import step_table
 
+if TYPE_CHECKING:
+    import torch
 torch = pytest.importorskip("torch")
 speed_torch = pytest.importorskip("bench.timing.torch_loops")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from bench.timing.report import claims, results, table
 from bench.timing.setup import Reference, SpeedSetup, TimingRow
 from tests.fakes.engine import make_spec
 
+if TYPE_CHECKING:
+    import torch
 torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.torch

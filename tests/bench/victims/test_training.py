@@ -6,10 +6,13 @@ import dataclasses
 import json
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+if TYPE_CHECKING:
+    import torch
 torch = pytest.importorskip("torch")
 
 from bench.attacks import poisoning, registry  # noqa: E402
@@ -345,7 +348,7 @@ def variations(how: Recipe, augment: str = "standard") -> np.ndarray:
     one = np.stack([8 * y, 8 * x, 0 * x], -1)
     data = Dataset("one", "train", one[None].repeat(400, 0), np.zeros(400, np.int64), ("a",))
     poisoned = replace(poisoning.poison(data, None), augment=augment)
-    run = training._Training(poisoned, how, torch.nn.Linear(1, 1), None, "cpu")
+    run = training._Training(poisoned, how, torch.nn.Linear(1, 1), None, "cpu")  # type: ignore[arg-type]
     out = run._augment(run.images, torch.Generator().manual_seed(0))
     assert out.shape == (400, 3, 32, 32) and out.dtype == torch.float32
     assert out.is_contiguous(memory_format=torch.channels_last) or augment == "physical"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -66,7 +67,7 @@ def test_a_full_stdout_is_reported_after_the_work(purify, model, tmp_path, monke
     assert text in capsys.readouterr().err
 
 
-def start(*args: str, shell: str = "", **options: object) -> subprocess.CompletedProcess[str]:
+def start(*args: str, shell: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
     """A separate process with buffered output."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-m", "zipsdk", *args]

@@ -124,7 +124,14 @@ def test_without_bounds_frequent_triggers_hide_themselves():
     assert np.mean([d.flagged for d in decisions]) < 0.5
 
 
-@pytest.mark.parametrize("detector", [PurifyAll(), ScaleUp(), AblationDetector(reference=[(0.0, 1.0)] * 27, learn=16)])
+@pytest.mark.parametrize(
+    "detector",
+    [
+        PurifyAll(),
+        ScaleUp(),
+        AblationDetector(reference=[(0.0, 1.0)] * 27, learn=16),  # type: ignore[arg-type]
+    ],
+)
 def test_the_detector_learns_only_without_a_reference(detector):
     watch = Guard(by_light, Cleaner(), detector)
     watch.run(photos(32))

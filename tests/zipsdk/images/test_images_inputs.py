@@ -113,10 +113,10 @@ def test_contents_that_are_no_image(tmp_path: Path) -> None:
     for empty in (b"", io.BytesIO()):
         with pytest.raises(ImageReadError, match="of another format"):
             images.read_one(empty)
-    f = io.BytesIO(encoded(RGB))
-    f.close()
+    closed = io.BytesIO(encoded(RGB))
+    closed.close()
     with pytest.raises(ImageReadError, match=r"got a file that is closed.*open it again"):
-        images.read_one(f)
+        images.read_one(closed)
     with pytest.raises(ImageReadError, match=r"item 1 of the list: .*bytes of 3: got"):
         images.read([RGB, b"abc"])
     with pytest.raises(ImageReadError, match="BytesIO: got a file of another format"):

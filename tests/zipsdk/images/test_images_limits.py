@@ -83,4 +83,5 @@ def test_low_memory_raises_out_of_memory(tmp_path: Path, monkeypatch: pytest.Mon
             images.read(item)
     guard = zipsdk.Guard(lambda x: np.eye(2)[np.zeros(len(x), int)], zipsdk.Purifier("zip-tiny", steps=1, start=400))
     (decision,) = guard.run([path])
+    assert decision.error is not None
     assert decision.label is None and "does not fit into memory" in decision.error
