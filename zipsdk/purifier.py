@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,7 +198,7 @@ class Purifier:
         read, restore = images.read(batch, data_format=data_format)
         return self._submit([p.rgb for p in read], restore, noise_keys, seed, progress).result()
 
-    def stream(self, batches: Iterable[Any], *, data_format: str = "NHWC") -> Iterator[Any]:
+    def stream(self, batches: Iterable[Any], *, data_format: str = "NHWC") -> Generator[Any, None, None]:
         """Yield `run` of each batch, in order; a thread reads and decodes the next batch while one computes.
 
         The generator can be closed at any time and does not wait for a blocked source. Batches that were read ahead are

@@ -167,7 +167,7 @@ class Activities:
         except OURS as e:
             return f"{ends}: {type(e).__name__}"
         finally:
-            results.close()  # type: ignore[attr-defined]
+            results.close()
         return ends
 
     def guard(self) -> str:
