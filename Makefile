@@ -37,7 +37,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/codespell bench docs export kernels tests zipsdk .ci Makefile CMakeLists.txt pyproject.toml README.md
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" -n logical --dist worksteal
+	$(BIN)/python -m pytest -m "not slow" -n logical --dist worksteal --cov --durations=10
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
