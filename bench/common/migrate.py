@@ -116,7 +116,9 @@ def migrate_words(content: Any) -> Any:
 
 
 def _words(text: str) -> str:
-    text = text.replace("seconds_a_picture", "seconds_per_image")
+    for old, new in (("seconds_a_picture", "seconds_per_image"), ("measured_evaluations", "measured_steps"),
+                     ("evaluations", "total_steps")):  # fmt: skip
+        text = text.replace(old, new)
     text = re.sub("[a-z]+", lambda match: _WORDS.get(match[0], match[0]), text)
     return re.sub(r"\b([Aa]) image", r"\1n image", text)
 

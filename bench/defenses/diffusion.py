@@ -101,19 +101,19 @@ def run_loop(
     return out
 
 
-def ancestral(spec: ModelSpec, t_star: int, evaluations: int) -> StepTable:
+def ancestral(spec: ModelSpec, t_star: int, count: int) -> StepTable:
     """Make the table of unconditional ancestral sampling (DDPM): w = 0.
 
-    `evaluations` steps are spread evenly over the 0-based t* - 1, ..., 0; with t* of them there is one at each.
+    `count` steps are spread evenly over the 0-based t* - 1, ..., 0; with t* of them there is one at each.
 
     Raises:
         InputError: t* outside 2..T, or more steps than t*.
     """
     if not 2 <= t_star <= spec.timesteps:
         raise InputError(f"t*: got {t_star}, expected 2 to {spec.timesteps}; DiffPure has 100 and 150")
-    if not 1 <= evaluations <= t_star:
-        raise InputError(f"steps: got {evaluations}, expected 1 to t* = {t_star}, or None for one at each")
-    table = step_table(spec, lam=1.0, eta=1.0, steps=evaluations, start=t_star - 1)
+    if not 1 <= count <= t_star:
+        raise InputError(f"steps: got {count}, expected 1 to t* = {t_star}, or None for one at each")
+    table = step_table(spec, lam=1.0, eta=1.0, steps=count, start=t_star - 1)
     return StepTable(tuple(replace(step, w=0.0) for step in table.steps), warm=True)
 
 

@@ -110,7 +110,7 @@ def measure_loop(engine: Any, batch: int, side: int, rounds: int, peers: dict[st
     return {
         "batch": batch,
         "side": side,
-        "evaluations": steps,
+        "total_steps": steps,
         "frames": frames,
         "rounds": rounds,
         "milliseconds": {name: round(1e3 * statistics.median(values), 4) for name, values in times.items()},

@@ -79,7 +79,7 @@ def overhead(engine: Engine, pixels: U8, side: int | None, rounds: int, steps: i
         "size": list(pixels.shape[1:3]),
         "rounds": rounds,
         "frame": side or (None if engine.spec.flexible else engine.spec.image_size),
-        "evaluations": steps or 20,
+        "total_steps": steps or 20,
         "ms": {k: 1e3 * float(np.median([p[k] for p in each])) / len(pixels) for k in PARTS},
         "not_unet": shares["median"],
         "not_unet_quartiles": shares,

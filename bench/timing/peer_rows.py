@@ -29,16 +29,16 @@ def peers(setup: SpeedSetup, classify: Callable[[U8], Any]) -> Iterator[TimingRo
         return SampDetox(setup.engine, budget=steps)
 
     yield _bdmae(setup, classify)
-    for key, name, evaluations, build in (
+    for key, name, total_steps, build in (
         ("diffpure", f"DiffPure, t* {t_star}", t_star, diffpure),
         ("ddnm", "DDNM, 100 steps", 100, ddnm),
         ("sampdetox", "SampDetox, t1 20, t2 120", 140, sampdetox),
     ):
-        yield _peer(setup, key, f"{name}, 1 to a {setup.frame} frame", evaluations, build)
+        yield _peer(setup, key, f"{name}, 1 to a {setup.frame} frame", total_steps, build)
 
 
-def _peer(setup: SpeedSetup, key: str, label: str, evaluations: int, build: Callable[[int], Any]) -> TimingRow:
-    part = min(setup.args.peer_steps or evaluations, evaluations)
+def _peer(setup: SpeedSetup, key: str, label: str, total_steps: int, build: Callable[[int], Any]) -> TimingRow:
+    part = min(setup.args.peer_steps or total_steps, total_steps)
 
     def make() -> Work:
         try:
@@ -49,7 +49,7 @@ def _peer(setup: SpeedSetup, key: str, label: str, evaluations: int, build: Call
         runs = {**setup.runs(setup.runner("whole")), "loop": "host"}
         return Work(lambda: defense.run(images, SEED), runs)  # ZIP's rows have warmed up the UNet
 
-    return TimingRow(key, "f", label, 1, evaluations, make, min(3, setup.args.rounds), part, "on ZIP's UNet")
+    return TimingRow(key, "f", label, 1, total_steps, make, min(3, setup.args.rounds), part, "on ZIP's UNet")
 
 
 def _bdmae(setup: SpeedSetup, classify: Callable[[U8], Any]) -> TimingRow:

@@ -67,8 +67,8 @@ def times(axes: Axes, record: dict[str, Any]) -> None:
         axes.barh(y, ms["median"], color=COLORS[r["letter"]], height=0.74)
         if ms["high"] > ms["low"]:
             axes.plot([ms["low"], ms["high"]], [y, y], color="black", linewidth=1.2)
-        scaled = "*" if r["measured_evaluations"] < r["evaluations"] else ""
-        count = f", {r['evaluations']} steps" if r["evaluations"] else ""
+        scaled = "*" if r["measured_steps"] < r["total_steps"] else ""
+        count = f", {r['total_steps']} steps" if r["total_steps"] else ""
         axes.text(max(ms["high"], ms["median"]) * 1.12, y, f"{duration(ms['median'])}{scaled}", va="center", fontsize=8,
                   fontweight="bold")  # fmt: skip
         axes.text(-0.008, y, f"{r['label']}{count}", va="center", ha="right", fontsize=8,
@@ -80,7 +80,7 @@ def times(axes: Axes, record: dict[str, Any]) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     notes = ["* timed on a few steps and scaled up"] * any(
-        r["measured_evaluations"] < r["evaluations"] for r in rows)  # fmt: skip
+        r["measured_steps"] < r["total_steps"] for r in rows)  # fmt: skip
     notes += [f"left out: {r['label']}: {r['left_out']}" for r in missing]
     if notes:
         text = "\n".join(textwrap.shorten(n, 130, placeholder=" ...") for n in notes)
@@ -192,7 +192,7 @@ def breakdown(record: dict[str, Any]) -> Figure | None:
     for y, part in enumerate(found):
         n, side = part["images"], part["size"][0]
         where = f"on a frame of {part['frame']}" if part["frame"] else "at own size"
-        names.append(f"{n} of {side} px\n{where}\n{part['evaluations']} steps")
+        names.append(f"{n} of {side} px\n{where}\n{part['total_steps']} steps")
         stack(axes[0], y, part["ms"], PARTS)
         stack(axes[1], y, {k: v for k, v in part["ms"].items() if k != "UNet"}, PARTS)
         total = sum(part["ms"].values()) - part["ms"]["UNet"]

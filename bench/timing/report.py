@@ -101,9 +101,9 @@ def cells(line: dict[str, Any]) -> list[str]:
         return [line["letter"], line["label"], f"left out: {line['left_out']}", "", "", "", "", ""]
     ms, runs, check = line["ms"], line.get("runs", {}), line.get("check", {})
     psnr = "same" if check.get("identical") else f"{check['psnr_db']:.1f}" if "psnr_db" in check else "-"
-    count = str(line["evaluations"])
-    if line["measured_evaluations"] < line["evaluations"]:
-        count += f" ({line['measured_evaluations']} timed, scaled)"
+    count = str(line["total_steps"])
+    if line["measured_steps"] < line["total_steps"]:
+        count += f" ({line['measured_steps']} timed, scaled)"
     where = "+".join(p.replace("ExecutionProvider", "") for p in runs.get("providers", []))
     times = [f"{digits(r['median'])}x" if (r := line[k]) else "-" for k in ("over_b", "over_g")]
     spread = f"{digits(ms['median'])} [{digits(ms['low'])}, {digits(ms['high'])}]"

@@ -62,7 +62,7 @@ class TimingRow:
     key: name in the state and in the record.
     letter: group: a classifier, b ZIP whole, c ZIP tiled, d guard, e BDMAE, f other peers, g torch loops.
     images: number of images in one call, by which the time is divided.
-    evaluations: steps of the generative model for one image or for the frame that it shares.
+    total_steps: steps of the generative model for one image or for the frame that it shares.
     measured: number of steps that a call really makes; the time is scaled up to all.
     rounds: maximum number of measurements.
     note: remark for the reader.
@@ -72,7 +72,7 @@ class TimingRow:
     letter: str
     label: str
     images: int
-    evaluations: int
+    total_steps: int
     make: Callable[[], Work]
     rounds: int
     measured: int | None = None
@@ -80,7 +80,7 @@ class TimingRow:
 
     @property
     def scale(self) -> float:
-        return self.evaluations / self.measured if self.measured else 1.0
+        return self.total_steps / self.measured if self.measured else 1.0
 
     def describe(self) -> dict[str, Any]:
         """Describe the row for the record."""
@@ -89,8 +89,8 @@ class TimingRow:
             "letter": self.letter,
             "label": self.label,
             "images_a_call": self.images,
-            "evaluations": self.evaluations,
-            "measured_evaluations": self.measured or self.evaluations,
+            "total_steps": self.total_steps,
+            "measured_steps": self.measured or self.total_steps,
             "note": self.note,
         }
 

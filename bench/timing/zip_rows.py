@@ -45,25 +45,25 @@ def zip_rows(setup: SpeedSetup) -> list[TimingRow]:
 def _zip_row(
     setup: SpeedSetup, key: str, letter: str, label: str, how: str, n: int, preset: PresetName = "paper"
 ) -> TimingRow:
-    evaluations = PRESETS[preset].steps
-    part = min(setup.args.measure or evaluations, evaluations)
+    total_steps = PRESETS[preset].steps
+    part = min(setup.args.measure or total_steps, total_steps)
     images, ids = setup.some(n), np.arange(n)
 
     def make() -> Work:
         runner, first = (setup.runner(how, preset=preset, steps=k) for k in (part, 1))
 
         def check() -> dict[str, Any]:
-            steps = min(setup.args.check, evaluations)
+            steps = min(setup.args.check, total_steps)
             reference = Reference(setup.spec, setup.module, setup.where)
             got, expected = (
                 setup.runner(how, preset=preset, steps=steps, seed=SEED, engine=engine).run(images, noise_keys=ids)
                 for engine in (None, reference)
             )
-            return {**compare(got, expected), "evaluations": steps}
+            return {**compare(got, expected), "total_steps": steps}
 
         return Work(lambda: runner.run(images), setup.runs(runner), lambda: first.run(images), check)
 
-    return TimingRow(key, letter, label, n, evaluations, make, setup.args.rounds, part)
+    return TimingRow(key, letter, label, n, total_steps, make, setup.args.rounds, part)
 
 
 def _torch_row(setup: SpeedSetup, key: str, label: str, kind: str, n: int, side: int) -> TimingRow:
@@ -93,7 +93,7 @@ def _torch_row(setup: SpeedSetup, key: str, label: str, kind: str, n: int, side:
 
             steps = min(setup.args.check, PAPER_STEPS)
             reference = setup.runner("own", steps=steps, seed=SEED, engine=Reference(spec, setup.module, setup.where))
-            return {**compare(run_steps(steps, draw), reference.run(images, noise_keys=ids)), "evaluations": steps}
+            return {**compare(run_steps(steps, draw), reference.run(images, noise_keys=ids)), "total_steps": steps}
 
         runs = {
             "engine": f"torch {torch.__version__.split('+')[0]}, {'torch.compile' if kind == 'compiled' else 'eager'}",

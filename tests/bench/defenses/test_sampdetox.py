@@ -58,13 +58,13 @@ def test_levels_are_the_formula_and_highest_where_the_images_differ():
     assert (levels(x, x, 120) == 0).all()
 
 
-@pytest.mark.parametrize("evaluations", [40, 9, 1])
-def test_second_stage_is_the_paper_pixel_by_pixel(evaluations, rng):
+@pytest.mark.parametrize("count", [40, 9, 1])
+def test_second_stage_is_the_paper_pixel_by_pixel(count, rng):
     level = rng.integers(0, 41, (2, 6, 7))
     level[0, 0, :2] = 0, 40
-    table = ancestral(make_spec(), 40, evaluations)
+    table = ancestral(make_spec(), 40, count)
     visited = [step.t for step in table.steps]
-    assert len(visited) == evaluations and visited[0] == 39
+    assert len(visited) == count and visited[0] == 39
     restored, z = state(2, 6, 7), Fixed()
     first = (1 << 20) - 1
     start = restored.copy()
@@ -74,7 +74,7 @@ def test_second_stage_is_the_paper_pixel_by_pixel(evaluations, rng):
         if below:
             ab = AB[max(below)]
             start[n, :, i, j] = np.sqrt(ab) * restored[n, :, i, j] + np.sqrt(1 - ab) * drawn[n, :, i, j]
-            assert evaluations < 40 or max(below) == level[n, i, j] - 1
+            assert count < 40 or max(below) == level[n, i, j] - 1
 
     def update(t, before, after):
         x = before.copy()

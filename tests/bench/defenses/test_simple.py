@@ -77,7 +77,7 @@ def test_seed_decides_what_is_random(which):
 
 
 @each_defense()
-def test_evaluations_progress_and_facts(which):
+def test_steps_progress_and_facts(which):
     engine = FakeEngine()
     defense = all_defenses(engine)[which]
     done: list[int] = []

@@ -49,7 +49,7 @@ def test_parts_add_up_and_leave_everything_as_it_was(tmp_path):
     got = breakdown.overhead(engine, synthetic(4, 32), 64, 1, steps=2)
     assert set(got["ms"]) == set(breakdown.PARTS) and all(v > 0 for v in got["ms"].values())
     assert 0 < got["not_unet"] < 1
-    assert [shape for shape, _ in engine.calls] == [(1, 3, 64, 64)] * 3  # one to warm up, two evaluations
+    assert [shape for shape, _ in engine.calls] == [(1, 3, 64, 64)] * 3  # one to warm up, two steps
     assert before == (sampler.sample, Noise.normal, denoiser.TiledDenoiser.__call__)
 
 

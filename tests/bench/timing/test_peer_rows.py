@@ -42,15 +42,15 @@ def test_bdmae_makes_the_passes_that_its_row_says(tmp_path, monkeypatch, words, 
     row = next(r for r in peer_rows.peers(bench, lambda p: np.eye(2)[[0] * len(p)]) if r.key == "bdmae")
     work = row.make()
     work.call()
-    assert restorer.calls == row.measured == passes and row.evaluations == 50
+    assert restorer.calls == row.measured == passes and row.total_steps == 50
 
 
-def test_diffusion_peers_make_the_evaluations_that_their_rows_say(tmp_path):
+def test_diffusion_peers_make_the_steps_that_their_rows_say(tmp_path):
     engine = FakeEngine()
     args = speed.settle(speed.arguments().parse_args(["--frame", "64", "--peer-steps", "7"]))
     bench = SpeedSetup(args, tmp_path, engine)
     rows = [r for r in peer_rows.peers(bench, lambda p: p) if r.letter == "f"]
-    assert {r.key: r.evaluations for r in rows} == {"diffpure": 150, "ddnm": 100, "sampdetox": 140}
+    assert {r.key: r.total_steps for r in rows} == {"diffpure": 150, "ddnm": 100, "sampdetox": 140}
     for r in rows:
         work = r.make()
         engine.calls.clear()

@@ -30,7 +30,7 @@ def row(key, seconds, clock, log, *, letter="b", rounds=3, **settings):
         log.append(key)
         clock.now += seconds
 
-    fields = {"label": key, "images": 1, "evaluations": 20, **settings}
+    fields = {"label": key, "images": 1, "total_steps": 20, **settings}
     return TimingRow(key, letter, make=lambda: Work(call, {"engine": "none"}), rounds=rounds, **fields)
 
 
@@ -38,17 +38,17 @@ def runner(rows, path, clock, budget=1e9, fresh=False):
     return Runner(rows, State.open(path, fresh), path, budget, lambda label: None, clock)
 
 
-def test_rows_take_turns_and_times_are_of_one_image_at_all_evaluations(tmp_path):
+def test_rows_take_turns_and_times_are_of_one_image_for_all_steps(tmp_path):
     clock, log = Clock(), []
     rows = [
         row("a", 2.0, clock, log),
-        row("b", 6.0, clock, log, images=3, evaluations=20, measured=5, rounds=2),
+        row("b", 6.0, clock, log, images=3, total_steps=20, measured=5, rounds=2),
     ]
     run = runner(rows, tmp_path / "s.json", clock)
     assert run.left == 5
     run.run()
     assert log == ["a", "b", "a", "b", "a"]
-    assert run.state.samples == {"a": [2.0] * 3, "b": [8.0] * 2}  # 6 s for 3 images at a quarter of the evaluations
+    assert run.state.samples == {"a": [2.0] * 3, "b": [8.0] * 2}  # 6 s for 3 images at a quarter of the steps
     assert run.left == 0
 
 

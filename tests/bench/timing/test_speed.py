@@ -62,16 +62,16 @@ def test_the_command_leaves_a_record_figures_and_a_table(small, capsys):
         assert line["over_b"] and line["over_g"]
     for key in ("whole", "tiled", "own-1", "own-4", "eager", "authors"):
         check = lines[key]["check"]
-        assert check["evaluations"] == 2
+        assert check["total_steps"] == 2
         if key in ("eager", "authors"):  # the fake engine is no torch module, so only these have their own weights
             assert check["identical"] or check["psnr_db"] > 60
-    assert lines["whole"]["measured_evaluations"] == 2 and lines["whole"]["evaluations"] == 20
-    assert lines["whole-fast"]["evaluations"] == 4
+    assert lines["whole"]["measured_steps"] == 2 and lines["whole"]["total_steps"] == 20
+    assert lines["whole-fast"]["total_steps"] == 4
     assert set(record["gates"]) == {"guard-whole", "guard-whole-all", "guard-tiled", "guard-tiled-all"}
     assert record["gates"]["guard-whole"]["flagged_share"] == 0.05
     assert record["gates"]["guard-whole-all"]["flagged_share"] == 1
     assert record["guard"]["flags"] == "simulated: there is no data set"
-    assert record["overhead"]["evaluations"] == 20
+    assert record["overhead"]["total_steps"] == 20
     assert {"commit", "versions", "machine", "command"} <= record.keys()
     assert all(c["met"] in (True, False) for c in record["claims"])
     for name in ("tiny", "tiny-parts"):

@@ -149,7 +149,7 @@ def test_the_tables_say_yes_no_and_not_measured(monkeypatch):
         assert line in text.splitlines()
     assert "rounds: 2" in text
     left_out = {"letter": "b", "label": "x", "left_out": "why", "note": ""}
-    spread = {"letter": "b", "label": "y", "ms": quartiles([1.0]), "over_b": None, "over_g": None, "evaluations": 2,
-              "measured_evaluations": 2, "note": ""}  # fmt: skip
+    spread = {"letter": "b", "label": "y", "ms": quartiles([1.0]), "over_b": None, "over_g": None, "total_steps": 2,
+              "measured_steps": 2, "note": ""}  # fmt: skip
     lines = table({**record, "rows": [left_out, spread]}).splitlines()[-3:]
     assert [line.split(maxsplit=1)[0] for line in lines] == ["met", "NOT", "-"]
