@@ -7,16 +7,10 @@ import threading
 import numpy as np
 import pytest
 
+from tests.fakes.clock import Clock
 from tests.fakes.engine import FakeEngine
 from zipsdk import Purifier, profiling
 from zipsdk.profiling import profile, stage, total
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 def test_nothing_is_counted_twice():

@@ -66,7 +66,7 @@ def test_two_patches_are_learnt_one_at_a_time_and_sent_together():
 
 
 @pytest.mark.parametrize("name", registry.ATTACKS)
-def test_a_image_does_not_know_its_neighbors(name, images):
+def test_an_image_does_not_know_its_neighbors(name, images):
     """So that any part of a test set, in any order, is poisoned as the whole would be."""
     for attack in registry.make(name, 32, 1).tests():
         whole = attack.apply(images)

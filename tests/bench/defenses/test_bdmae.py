@@ -204,7 +204,7 @@ def test_passes_and_queries_are_counted(triggered):
     assert (last.diff(dim=0) >= 0).all() and (last[-1] > 0).all() and (last[-1] < 0.25).all()
 
 
-def test_a_image_does_not_depend_on_its_neighbors(clean, triggered):
+def test_an_image_does_not_depend_on_its_neighbors(clean, triggered):
     images = np.stack([triggered[0], clean[5], triggered[4], clean[1], triggered[2]])
     restorer = Inpaint()
     together = BDMAE(restorer).run(images, 7, classify=Patched())

@@ -90,7 +90,7 @@ def images(rng):
     return rng.integers(0, 256, (150, 8, 8, 3), np.uint8)
 
 
-def test_a_image_is_treated_once(tmp_path, images):
+def test_an_image_is_treated_once(tmp_path, images):
     defense, path = Counting(), tmp_path / "purified.sqlite"
     first = PurifiedCache(path).run(defense, images[:100], 0)
     assert (first == np.maximum(images[:100], 1) - 1).all() and defense.seen == 100
@@ -116,7 +116,7 @@ def test_images_do_not_come_class_by_class(images):
 
 
 @pytest.mark.parametrize("change", ["seed", "defense", "shape"])
-def test_what_decides_a_image_is_in_its_key(tmp_path, images, change):
+def test_what_decides_an_image_is_in_its_key(tmp_path, images, change):
     cache = PurifiedCache(tmp_path / "purified.sqlite")
     cache.run(Counting(), images, 0)
     other = Counting(2) if change == "defense" else Counting()

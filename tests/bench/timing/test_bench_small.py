@@ -17,21 +17,12 @@ from bench.common import record
 from bench.common.metrics import compare_interior
 from bench.quality import crosstalk
 from bench.timing import cpu
+from tests.fakes.clock import Clock
 from tests.fakes.engine import FakeEngine, make_spec
 from zipsdk import profiling
 from zipsdk.errors import InputError
 
 # ---- bench.timing.cpu
-
-
-class Clock:
-    """Seconds that pass only where it is said."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def perf_counter(self):
-        return self.now
 
 
 @pytest.fixture
@@ -41,7 +32,7 @@ def clock(monkeypatch):
     return made
 
 
-def test_a_batch_s_cost_is_the_median_a_image_and_what_is_not_the_unet(clock):
+def test_a_batch_s_cost_is_the_median_an_image_and_what_is_not_the_unet(clock):
     """Runs of 2 + 6, 4 + 6 and 2 + 2 seconds outside and inside of the engine, after one that is not counted."""
     outside, inside = iter([50.0, 2.0, 4.0, 2.0]), iter([25.0, 25.0, 3.0, 3.0, 3.0, 3.0, 1.0, 1.0])
 
@@ -105,7 +96,7 @@ def test_drift_by_hand():
 
 
 @pytest.mark.parametrize("leaks", [False, True])
-def test_neighbors_move_a_image_only_through_the_network(monkeypatch, tmp_path, rng, leaks):
+def test_neighbors_move_an_image_only_through_the_network(monkeypatch, tmp_path, rng, leaks):
     """Pixel by pixel nothing moves, but by another seed; with the frame's mean in it, neighbors do."""
 
     class Engine(FakeEngine):

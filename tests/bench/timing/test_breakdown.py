@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 pytest.importorskip("torch")
@@ -15,11 +13,6 @@ from tests.fakes.clock import Clock
 from tests.fakes.engine import FakeEngine
 from zipsdk.sampling import denoiser, sampler
 from zipsdk.sampling.noise import Noise
-
-if TYPE_CHECKING:
-    import torch
-torch = pytest.importorskip("torch")
-speed_torch = pytest.importorskip("bench.timing.torch_loops")
 
 pytestmark = pytest.mark.torch
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-
-import zipsdk
-from bench import speed
-from bench.common import timing
-from bench.timing import guard_rows
-from bench.timing.setup import LeftOut, SpeedSetup
-from tests.fakes.engine import FakeEngine
-
-if TYPE_CHECKING:
-    import torch
 torch = pytest.importorskip("torch")
-speed_torch = pytest.importorskip("bench.timing.torch_loops")
+
+import zipsdk  # noqa: E402
+from bench import speed  # noqa: E402
+from bench.common import timing  # noqa: E402
+from bench.timing import guard_rows  # noqa: E402
+from bench.timing.setup import LeftOut, SpeedSetup  # noqa: E402
+from tests.fakes.engine import FakeEngine  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -40,7 +34,7 @@ def test_simulated_flags_go_by_place_and_still_compute_the_score():
         detector.score(scores[:3])
 
 
-def test_gate_is_the_bound_where_the_guard_costs_nothing():
+def test_compare_with_bound_is_the_bound_where_the_guard_costs_nothing():
     """20 decisions at t_det 1 and one purification at T 30: 1 / (0.05 + 1/30) = 12."""
     samples = {"detect": [1.0], "whole-classify": [30.0], "guard-whole": [(20 + 30) / 20]}
     counts = {"guard-whole": [{"images": 20, "flagged": 1, "frames": 1, "inside": 50.0}],
@@ -54,7 +48,7 @@ def test_gate_is_the_bound_where_the_guard_costs_nothing():
     assert got["of_bound"]["median"] == pytest.approx(0.5)
 
 
-def test_gate_knows_how_full_the_frames_were():
+def test_compare_with_bound_knows_how_full_the_frames_were():
     """A frame of 4 costs 40 however full: 10 an image where the guard fills it, 40 where one is alone on it."""
     samples = {"detect": [1.0], "tiled-classify": [40.0], "guard-tiled": [1 + 40 / 8]}
     counts = {"guard-tiled": [{"images": 8, "flagged": 4, "frames": 1, "poisoned": 2, "poisoned_flagged": 2,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pytest
 
@@ -13,11 +11,6 @@ from bench import speed
 from bench.timing import peer_rows
 from bench.timing.setup import SpeedSetup
 from tests.fakes.engine import FakeEngine
-
-if TYPE_CHECKING:
-    import torch
-torch = pytest.importorskip("torch")
-speed_torch = pytest.importorskip("bench.timing.torch_loops")
 
 pytestmark = pytest.mark.torch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,11 +15,6 @@ from bench.timing.runner import Runner, State
 from bench.timing.setup import LeftOut, SpeedSetup, TimingRow, Work
 from tests.fakes.clock import Clock
 from tests.fakes.engine import FakeEngine, make_spec
-
-if TYPE_CHECKING:
-    import torch
-torch = pytest.importorskip("torch")
-speed_torch = pytest.importorskip("bench.timing.torch_loops")
 
 pytestmark = pytest.mark.torch
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,11 +19,6 @@ from bench.timing.setup import LeftOut, SpeedSetup
 from bench.victims import user
 from tests.fakes.engine import FakeEngine, make_spec
 from tests.fakes.torch_unet import Tiny
-
-if TYPE_CHECKING:
-    import torch
-torch = pytest.importorskip("torch")
-speed_torch = pytest.importorskip("bench.timing.torch_loops")
 
 pytestmark = pytest.mark.torch
 

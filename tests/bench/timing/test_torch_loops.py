@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-
-import zipsdk
-from bench.common.metrics import compare
-from bench.timing import setup
-from bench.timing.setup import synthetic
-from tests.fakes.engine import make_spec
-from tests.fakes.torch_unet import Tiny
-from zipsdk.sampling.noise import STEP_INITIAL, Noise
-from zipsdk.sampling.schedule import step_table
-
-if TYPE_CHECKING:
-    import torch
 torch = pytest.importorskip("torch")
-speed_torch = pytest.importorskip("bench.timing.torch_loops")
+
+import zipsdk  # noqa: E402
+from bench.common.metrics import compare  # noqa: E402
+from bench.timing import setup  # noqa: E402
+from bench.timing import torch_loops as speed_torch  # noqa: E402
+from bench.timing.setup import synthetic  # noqa: E402
+from tests.fakes.engine import make_spec  # noqa: E402
+from tests.fakes.torch_unet import Tiny  # noqa: E402
+from zipsdk.sampling.noise import STEP_INITIAL, Noise  # noqa: E402
+from zipsdk.sampling.schedule import step_table  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
