@@ -1,11 +1,13 @@
-"""Name the array types, and define the protocols of the objects that users pass in."""
+"""Name the types of arrays, images and options, and define the protocols of the objects that users pass in."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+import os
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 if TYPE_CHECKING:
     from zipsdk.models.spec import ModelSpec
@@ -16,6 +18,45 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+
+#: Position of the channels of arrays: last or first.
+DataFormat = Literal["NHWC", "NCHW"]
+#: Precision of a model's weights and convolutions.
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+class SupportsArray(Protocol):
+    """An object that NumPy converts, such as a NumPy array or a torch tensor."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class SupportsDLPack(Protocol):
+    """An object that shares its memory by DLPack, such as a torch tensor or a JAX array."""
+
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class BinaryFile(Protocol):
+    """An open file of bytes."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+
+#: What is returned as a PIL image: PIL images, paths, the content of image files, open files.
+ImageSource = Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile
+
+#: For overloads: an array type is returned as it came in; of `ScalarT`, arrays with another number of axes.
+ArrayT = TypeVar("ArrayT", bound=SupportsArray | SupportsDLPack)
+ScalarT = TypeVar("ScalarT", bound=np.generic)
+SourceT = TypeVar("SourceT", bound=ImageSource)
+
+
+class Classifier(Protocol):
+    """Score images. Any callable with this signature can be passed to `zipsdk.Guard`."""
+
+    def __call__(self, images: U8, /) -> Any:
+        """Return scores (N, classes) of uint8 (N, H, W, 3), as anything that `numpy.asarray` accepts."""
 
 
 @runtime_checkable
