@@ -8,7 +8,7 @@
 The command trains the poisoned classifiers or loads them from the cache, purifies clean and triggered test images with
 each defense, classifies them, and adds rows to bench/results/defense-DATASET.json. Rows in the record, purified images
 and trained classifiers are reused. Interrupted runs resume: repeat the same command. At the end it draws the tables,
-plots and a sheet of images: FOLDER/results.md, or docs/results.md without --results.
+plots and a sheet of images: FOLDER/results.md, or docs/benchmarks/DATASET.md without --results.
 """
 
 from __future__ import annotations
@@ -222,10 +222,10 @@ def main(words: list[str] | None = None) -> None:
             if a.quick and not a.attacks:
                 a.attacks = list(table.attacks[:1])
             print(summary(results, run_table(setup, results, table)))
-        images = sheet.place(a.results, a.dataset)
+        images = sheet.place(page.figures_of(a.results), a.dataset)
         if a.table == "sheet" or not images.exists():
             draw_sheet(setup, images)
-        print(*filter(None, (images, page.draw(a.results))), sep="\n")
+        print(images, *page.draw(a.results), sep="\n")
         results.finish(time.perf_counter() - started)
     except ZipSdkError as e:
         p.exit(1, f"error: {e}\n")

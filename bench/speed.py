@@ -9,8 +9,8 @@
 
 Rows take turns: every round measures each row once, so that other load on the machine affects all alike, and ratios are
 computed round by round. Before a row is timed, its output is compared with a float32 reference's from the same noise.
-Interrupted runs resume: repeat the same command. docs/speed.md describes the rows; --out is the folder of the record
-and the figures.
+Interrupted runs resume: repeat the same command. docs/benchmarks/speed.md describes the rows; --out is the folder of
+the record and the figures.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from bench.victims.networks import ARCHITECTURES
 from zipsdk.errors import ZipSdkError
 from zipsdk.types import Engine
 
-DOCS = Path(__file__).parent.parent / "docs"
+FIGURES = Path(__file__).parent.parent / "docs" / "img"
 
 
 def state_path(args: argparse.Namespace, setup: SpeedSetup) -> Path:
@@ -191,7 +191,7 @@ def arguments() -> argparse.ArgumentParser:
     g.add_argument("--mae", type=Path, metavar="FOLDER", help="ViT-MAE for BDMAE (default: random weights)")
     user.add_options(p)
     g = p.add_argument_group("output")
-    g.add_argument("--out", type=Path, help="folder of record and figures (default: bench/results and docs)")
+    g.add_argument("--out", type=Path, help="folder of record and figures (default: bench/results and docs/img)")
     g.add_argument("--name", help="name of record and figures (default: speed, and the options that are not defaults)")
     g.add_argument("--progress", action="store_true", help="show the progress bar without a terminal, too")
     return p
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None, engine: Engine | None = None) -> int
     payload = report(args, setup, state, rows, guard)
     print(table(payload))
     written = record.write(args.name, payload, args.out or record.RESULTS)
-    figures = draw(json.loads(written.read_text()), args.out or DOCS, args.name)
+    figures = draw(json.loads(written.read_text()), args.out or FIGURES, args.name)
     path.unlink(missing_ok=True)
     for file in (written, *figures):
         print(file)

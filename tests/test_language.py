@@ -27,12 +27,12 @@ ALLOWED = {
     "bench/defenses/diffusion.py": ('"canvas": spec.image_size',),
     "bench/evaluation/cache.py": ("picture BLOB", "(made_by, picture)", "SELECT picture", "AND picture IN"),
     "bench/evaluation/search.py": ('.replace("color", "colour").replace("gray", "grey")',),
-    "docs/results.md": ("`--defence`",),
+    "docs/benchmarks/index.md": ("`--defence`",),
     "pyproject.toml": (IGNORED,),
 }
 #: Names of entries of these texts.
 HASHED = ('"defence"', '"pictures"')
-#: A command on docs/results.md as it was recorded.
+#: A command on a page of docs/benchmarks/ as it was recorded.
 COMMAND = "- `python -m bench.defense "
 #: The history, recorded measurements, the migration of old records, and this file.
 SKIPPED = ("CHANGELOG.md", "bench/results/", "bench/common/migrate.py", "tests/test_language.py")

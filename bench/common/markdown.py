@@ -1,4 +1,4 @@
-"""Write Markdown: tables, templates, and the generated part of a page."""
+"""Write Markdown: tables, templates, and the generated parts of a page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ROOT / "bench" / "pages" / "templates"
-START, END = "<!-- measured -->", "<!-- /measured -->"
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Return the marks around a generated part."""
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
+
+
+START, END = marks("measured")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -20,9 +27,9 @@ def fill(template: str, **values: object) -> str:
     return (TEMPLATES / f"{template}.md").read_text().strip().format(**values)
 
 
-def replace(path: Path, text: str) -> None:
-    """Replace the generated part of a page."""
-    old = path.read_text()
-    head, rest = old.split(START, 1)
-    _, tail = rest.split(END, 1)
-    path.write_text(f"{head}{START}\n{text}\n{END}{tail}")
+def replace(path: Path, text: str, name: str = "measured") -> None:
+    """Replace a generated part of a page."""
+    start, end = marks(name)
+    head, rest = path.read_text().split(start, 1)
+    _, tail = rest.split(end, 1)
+    path.write_text(f"{head}{start}\n{text}\n{end}{tail}")

@@ -6,7 +6,7 @@
 One network with ten backdoors, each with a trigger and a target of its own, is trained on a part of the training
 images. Its predictions for the rest, with and without each trigger, are measured: for ablated images (see
 `zipsdk.detectors.ablation`), for purified ones, and behind `zipsdk.Guard`. The record is
-bench/results/search-DATASET.json; `python -m bench.pages.readme` draws the tables of docs/defaults.md from it.
+bench/results/search-DATASET.json; `python -m bench.pages.readme` draws the tables of docs/research/notebook.md from it.
 """
 
 from __future__ import annotations

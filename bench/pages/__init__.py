@@ -1,1 +1,1 @@
-"""Draw README.md and docs/ from the records. results/ draws docs/results.md."""
+"""Draw the generated parts of README.md and docs/ from the records."""

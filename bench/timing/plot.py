@@ -1,9 +1,9 @@
 """Draw a record of `bench.speed`: the paper's Figure 3 with our bars beside it, and the breakdown of the time.
 
-    python -m bench.timing.plot bench/results/speed.json -o docs
+    python -m bench.timing.plot bench/results/speed.json -o docs/img
 
-The paper prints its figure's ratios in words (section 4.4.3) but no seconds, so its bars are drawn as ratios. Each
-figure is written as PNG and SVG, with the name of the record.
+The paper prints its figure's ratios in words (section 4.4.3) but no seconds, so its bars are drawn as ratios. The
+figures are PNG files with the name of the record.
 """
 
 from __future__ import annotations
@@ -244,9 +244,8 @@ def draw(record: dict[str, Any], folder: Path, name: str = "speed") -> list[Path
     out = []
     for suffix, figure in (("", figure3(record)), ("-parts", breakdown(record))):
         if figure is not None:
-            for kind in ("png", "svg"):
-                out.append(folder / f"{name}{suffix}.{kind}")
-                figure.savefig(out[-1], dpi=110, metadata={"Date": None} if kind == "svg" else None)
+            out.append(folder / f"{name}{suffix}.png")
+            figure.savefig(out[-1], dpi=110, metadata={"Software": None})
             plt.close(figure)
     return out
 

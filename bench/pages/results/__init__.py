@@ -1,1 +1,1 @@
-"""Draw docs/results.md: page.py is the command."""
+"""Draw pages of results: page.py is the command."""

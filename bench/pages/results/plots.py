@@ -10,6 +10,9 @@ from bench.evaluation.rates import interval
 from bench.evaluation.records import Record
 from bench.pages.results.groups import SHORT, Group, groups
 
+#: Of the defenses in `SHORT`, so that color is not needed to tell them apart.
+MARKERS = "osv^DPX"
+
 
 def dots(record: Record, name: str, folder: Path) -> Path | None:
     """Plot CA, ASR and PA of Table 1 and of the guard, for each defense and trigger."""
@@ -30,7 +33,9 @@ def dots(record: Record, name: str, folder: Path) -> Path | None:
             pairs = [(g.mean(rate), interval(g.rate(rate))) for g in mine]
             # the interval is of a whole number of hits and may miss the mean over the seeds slightly
             error = [[max(0.0, v - low) for v, (low, _) in pairs], [max(0.0, high - v) for v, (_, high) in pairs]]
-            axis.errorbar(x, y, xerr=error, fmt="o", markersize=4, linewidth=1, color=f"C{i}", label=label)
+            axis.errorbar(x, y, xerr=error, fmt=MARKERS[i], markersize=4.5, linewidth=1, color=f"C{i}", label=label)
+        for row in range(0, len(triggers), 2):
+            axis.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.05, linewidth=0)
         axis.set(xlim=(-2, 102), xlabel=f"{rate.upper()}, % ({better} is better)")
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(triggers)), [trigger for _, trigger in triggers])

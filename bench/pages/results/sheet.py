@@ -18,9 +18,9 @@ U8 = npt.NDArray[np.uint8]
 COLUMNS = ("clean", "with trigger", "transformed", "purified", "(purified - clean) x 8 + 128")
 
 
-def place(results: Path, dataset: str) -> Path:
-    """Return the path of the sheet of a data set, beside its record."""
-    return results / f"defense-{dataset}-images.png"
+def place(figures: Path, dataset: str) -> Path:
+    """Return the path of the sheet of a data set in the folder of the figures."""
+    return figures / f"defense-{dataset}-images.png"
 
 
 def draw(

@@ -12,7 +12,7 @@ from bench.pages.results.groups import SHORT, groups, of_table
 
 
 def head_of(record: Record) -> list[str]:
-    """Describe the images and the classifiers of the rows, and list the commands."""
+    """Describe the images and the classifiers of the rows."""
     some = next(iter(record.rows.values()))
     data = record.data[some.data]
     present = data.get("classes_with_images", data["classes"])
@@ -25,7 +25,6 @@ def head_of(record: Record) -> list[str]:
     paragraphs = [
         f"Test images from {data['source']} at {data['side']} x {data['side']}, balanced over {classes}.{tracks} "
         f"Target class {some.target}.",
-        "<details><summary>Commands and commits</summary>\n\n" + "\n".join(commands_of(record)) + "\n\n</details>",
     ]
     if trained_here:
         paragraphs.append(trained(trained_here))

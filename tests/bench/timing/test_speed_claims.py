@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 from bench import speed
 from bench.common.metrics import compare
 from bench.common.timing import quartiles
-from bench.pages import readme
+from bench.pages import speed as page
 from bench.timing.report import claims, results, table
 from bench.timing.setup import Reference, SpeedSetup, TimingRow
 from tests.fakes.engine import make_spec
@@ -142,8 +142,8 @@ def test_the_tables_say_yes_no_and_not_measured(monkeypatch):
         "claims": said, "seconds_per_image": {"whole": [1, 2]}, "model": "m", "command": "c", "gates": {},
         "machine": {"cores": 2, "processor": "p"}, "guard": {"flags": "made up"}, "rows": [],
     }  # fmt: skip
-    monkeypatch.setattr(readme, "read", lambda name: record)
-    text = readme.speed()
+    monkeypatch.setattr(page, "read", lambda name: record)
+    text = page.goals()
     for line in ("| c0 | at least 2 | 2.5 | yes |", "| c1 | at least 2 | 1.5 | **no** |",
                  "| c2 | at least 2 | not measured | - |"):  # fmt: skip
         assert line in text.splitlines()
