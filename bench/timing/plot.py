@@ -1,4 +1,4 @@
-"""Draw a record of `bench.speed`: the paper's Figure 3 with our bars beside it, and the breakdown of the time.
+"""Draw a record of `bench.speed`: the times, the ratios of the paper's Figure 3 and ours, and a breakdown of the time.
 
     python -m bench.timing.plot bench/results/speed.json -o docs/img
 
@@ -158,25 +158,30 @@ def ratios(axes: Axes, record: dict[str, Any]) -> None:
             "bounds and guards are timed minutes apart: a bar may exceed its bound by a few percent",
         ]
     text = "\n".join(textwrap.fill(n, 100, subsequent_indent="   ") for n in notes)
-    below(axes, -0.38, text)
+    below(axes, -0.32, text)
 
 
-def figure3(record: dict[str, Any]) -> Figure:
-    """Draw times on the left, ratios on the right."""
-    height = 2.7 + 0.27 * max(8, sum("ms" in r for r in record["rows"]))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(16, height), width_ratios=(1.1, 1))
-    figure.subplots_adjust(left=0.24, right=0.985, top=1 - 0.95 / height, bottom=1.75 / height, wspace=0.42)
-    times(left, record)
-    ratios(right, record)
+def all_times(record: dict[str, Any]) -> Figure:
+    """Draw the time of each row."""
+    height = 2.2 + 0.27 * max(8, sum("ms" in r for r in record["rows"]))
+    figure, axes = plt.subplots(figsize=(9, height))
+    figure.subplots_adjust(left=0.44, right=0.98, top=1 - 1.15 / height, bottom=0.95 / height)
+    times(axes, record)
     letters = [k for k in GROUPS if any(r["letter"] == k and "ms" in r for r in record["rows"])]
     handles = [Rectangle((0, 0), 1, 1, color=COLORS[k]) for k in letters]
     figure.legend(
-        handles=handles, labels=[GROUPS[k] for k in letters], loc="upper left", ncols=len(letters), fontsize=8,
-        frameon=False, handlelength=1.2, columnspacing=1.2, bbox_to_anchor=(0.005, 1 - 0.36 / height),
+        handles=handles, labels=[GROUPS[k] for k in letters], loc="upper left", ncols=4, fontsize=8,
+        frameon=False, handlelength=1.2, columnspacing=1.2, bbox_to_anchor=(0.005, 1 - 0.33 / height),
     )  # fmt: skip
-    figure.text(
-        0.01, 1 - 0.13 / height, f"Cost of purification: {machine(record)}", fontsize=12, va="top", fontweight="bold"
-    )
+    figure.text(0.01, 1 - 0.13 / height, f"Cost: {machine(record)}", fontsize=11, va="top", fontweight="bold")
+    return figure
+
+
+def all_ratios(record: dict[str, Any]) -> Figure:
+    """Draw the paper's speed-ups and ours."""
+    figure, axes = plt.subplots(figsize=(9, 7.2))
+    figure.subplots_adjust(left=0.25, right=0.98, top=0.95, bottom=0.21)
+    ratios(axes, record)
     return figure
 
 
@@ -186,8 +191,8 @@ def breakdown(record: dict[str, Any]) -> Figure | None:
     start = record.get("startup")
     if not found and not start:
         return None
-    figure, axes = plt.subplots(1, 3, figsize=(16, 4), layout="constrained")
-    figure.suptitle(f"Breakdown of the time: {machine(record)}", fontsize=12, fontweight="bold", x=0.01, ha="left")
+    figure, axes = plt.subplots(3, 1, figsize=(9, 8.5), layout="constrained")
+    figure.suptitle(f"Breakdown: {machine(record)}", fontsize=11, fontweight="bold", x=0.01, ha="left")
     names = []
     for y, part in enumerate(found):
         n, side = part["images"], part["size"][0]
@@ -242,7 +247,7 @@ def draw(record: dict[str, Any], folder: Path, name: str = "speed") -> list[Path
     """Write the figures; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     out = []
-    for suffix, figure in (("", figure3(record)), ("-parts", breakdown(record))):
+    for suffix, figure in (("", all_times(record)), ("-ratios", all_ratios(record)), ("-parts", breakdown(record))):
         if figure is not None:
             out.append(folder / f"{name}{suffix}.png")
             figure.savefig(out[-1], dpi=110, metadata={"Software": None})

@@ -22,7 +22,7 @@ def dots(record: Record, name: str, folder: Path) -> Path | None:
     if not found:
         return None
     triggers = list(dict.fromkeys(g.trigger for g in found))
-    figure, axes = plt.subplots(1, 3, figsize=(11, 1.0 + 0.6 * len(triggers)), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(9, 1.0 + 0.55 * len(triggers)), sharey=True, layout="constrained")
     for axis, rate, better in zip(axes, ("ca", "asr", "pa"), ("higher", "lower", "higher"), strict=True):
         for i, (defense, label) in enumerate(SHORT.items()):
             mine = [g for g in found if g.first.defense == defense]
@@ -56,9 +56,11 @@ def curve(record: Record, name: str, table: str, x: str, folder: Path) -> Path |
     curves = [mine for mine in of_trigger.values() if len({_setting(record, g, x) for g in mine}) > 2]
     if not curves:
         return None
-    figure, axes = plt.subplots(1, len(curves), figsize=(3.6 * len(curves), 3.2), sharey=True, layout="constrained",
-                                squeeze=False)  # fmt: skip
-    for axis, mine in zip(axes[0], curves, strict=True):
+    columns = 2 if len(curves) == 4 else len(curves)
+    lines = -(-len(curves) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(3.6 * columns, 3.2 * lines), sharey=True,
+                                layout="constrained", squeeze=False)  # fmt: skip
+    for axis, mine in zip(axes.flat, curves, strict=True):
         mine.sort(key=lambda g: _setting(record, g, x))
         at = [_setting(record, g, x) for g in mine]
         for i, rate in enumerate(("ca", "asr", "pa")):
@@ -69,7 +71,8 @@ def curve(record: Record, name: str, table: str, x: str, folder: Path) -> Path |
         axis.set_xticks(at, [f"{v:g}" for v in at])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("%")
+    for line in axes:
+        line[0].set_ylabel("%")
     axes[0][0].legend(frameon=False)
     return _save(figure, folder / f"defense-{name}-{table}.png")
 

@@ -68,7 +68,7 @@ def test_the_command_leaves_a_record_figures_and_a_table(small, capsys):
     assert record["overhead"]["total_steps"] == 20
     assert {"commit", "versions", "machine", "command"} <= record.keys()
     assert all(c["met"] in (True, False) for c in record["claims"])
-    for name in ("tiny", "tiny-parts"):
+    for name in ("tiny", "tiny-ratios", "tiny-parts"):
         assert (small.out / f"{name}.png").stat().st_size > 10_000
     assert not list(small.states.iterdir())  # what is finished is not gone on with
     out = capsys.readouterr().out
