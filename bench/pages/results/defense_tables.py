@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from bench.common.markdown import fill, table
@@ -37,12 +38,12 @@ def rows_of(content: Record, dataset: str, name: str) -> str:
         theirs = published.figures(dataset, g.first.attack, g.first.defense)
         printed = "" if theirs is None else " / ".join("-" if v is None else f"{v:.1f}" for v in theirs)
         clean = g.clean_rate("ca")
-        lines.append([
+        lines.append([unbroken(cell) for cell in (
             g.first.trigger_name, g.first.name + _remark(content, g),
             g.cell("ca"), g.cell("asr"), g.cell("pa"), g.cell("pa_nontarget"), printed,
             "" if clean is None else f"{clean.percent:.1f}", f"{g.first.steps:g}", str(g.first.images),
             str(len(g.rows)), _flagged(g),
-        ])  # fmt: skip
+        )])  # fmt: skip
     if not lines:
         return ""
     header = ["trigger", "defense", "CA", "ASR", "PA", "PA, other classes", "the paper's CA / ASR / PA",
@@ -52,6 +53,11 @@ def rows_of(content: Record, dataset: str, name: str) -> str:
     kept = [i for i, column in enumerate(header) if f"{column}: {lines[0][i]}" not in same]
     rows = without_blanks([header[i] for i in kept], [[line[i] for i in kept] for line in lines])
     return f"All rows: {', '.join(same)}.\n\n{rows}" if same else rows
+
+
+def unbroken(cell: str) -> str:
+    """Keep brackets, "±" and "/" on one line, so that a wide table is scrolled and its columns stay readable."""
+    return re.sub(r"\([^()]*\)|\[[^\]]*\]| [±/] ", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), cell)
 
 
 def without_blanks(header: list[str], lines: list[list[str]]) -> str:
