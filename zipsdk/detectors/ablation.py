@@ -3,7 +3,7 @@
 A trigger must be inconspicuous and work on every image, so it sits in a region, in a frequency band, or in the colors.
 The attacker's label needs that feature, and the feature alone suffices for it. A warp is in none of these but in the
 exact position of pixels: its label is lost when pixels are displaced slightly and kept when the image is blurred as
-much. Content, in contrast, is spread over all features. docs/defaults.md has the measurements.
+much. Content, in contrast, is spread over all features. docs/research/notebook.md has the measurements.
 
 Masking regions follows PatchCleanser (Xiang et al., USENIX Security 2022, arXiv 2108.09135), which requires agreement;
 this detector measures how far one feature stands out, and its features are more than regions.

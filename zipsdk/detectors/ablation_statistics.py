@@ -15,7 +15,7 @@ from zipsdk.types import F64
 Reference = tuple[tuple[float, float], ...]
 
 # Default reference statistics (median, scale), one pair per score: 13 necessity scores, 13 sufficiency scores, 1
-# geometry score. Averaged over a CIFAR-10 and a GTSRB classifier (docs/defaults.md).
+# geometry score. Averaged over a CIFAR-10 and a GTSRB classifier (docs/research/notebook.md).
 _CORNER, _EDGE, _CENTER = (-2.4, 1.65), (-1.8, 1.8), (0.15, 1.75)
 _CORNER_ALONE, _EDGE_ALONE, _CENTER_ALONE = (-1.6, 1.95), (-1.35, 2.15), (0.05, 2.0)
 DEFAULT_REFERENCE: Reference = (
