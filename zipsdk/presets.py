@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from zipsdk.errors import InputError
+from zipsdk._util.validation import check_choice
 from zipsdk.models.spec import ModelSpec
 from zipsdk.sampling.schedule import PAPER_STEPS, equivalent_step
 
@@ -30,15 +30,21 @@ class Preset:
 
 
 #: The paper's 20 steps from pure noise, and 4 steps from the transformed image with noise added.
-PRESETS: dict[str, Preset] = {"paper": Preset(PAPER_STEPS, None), "fast": Preset(4, 400)}
+PRESETS: dict[PresetName, Preset] = {"paper": Preset(PAPER_STEPS, None), "fast": Preset(4, 400)}
 
 
-def preset_of(name: str) -> Preset:
-    """Return a preset by name.
+def default_preset(spec: ModelSpec) -> PresetName:
+    """Return the preset that follows from the model: "paper" for models that predict noise, that is for all today."""
+    return "paper"
+
+
+def preset_of(name: PresetName | None, spec: ModelSpec) -> Preset:
+    """Return a preset by name; None takes the model's default.
 
     Raises:
         InputError: there is no such preset.
     """
-    if not isinstance(name, str) or name not in PRESETS:
-        raise InputError(f"preset: got {name!r}, expected one of {', '.join(map(repr, PRESETS))}")
+    if name is None:
+        name = default_preset(spec)
+    check_choice("preset", name, PRESETS)
     return PRESETS[name]

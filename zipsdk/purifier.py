@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from zipsdk import images
 from zipsdk._util.prefetch import Prefetcher
@@ -18,30 +19,31 @@ from zipsdk._util.validation import is_int
 from zipsdk.dispatcher import Dispatcher, names
 from zipsdk.engines import load_engine
 from zipsdk.errors import InputError
-from zipsdk.models.spec import ModelSpec
 from zipsdk.pending import PendingRun
 from zipsdk.presets import PresetName, preset_of
 from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.noise_keys import resolve_noise_keys
 from zipsdk.sampling.schedule import StepTable, step_table
 from zipsdk.settings import Combine, Settings, checked_seed
-from zipsdk.transforms import OneOf, Transform, parse, recommended, several
-from zipsdk.types import U8, Engine
+from zipsdk.transforms import OneOf, Transform, choose_transforms
+from zipsdk.types import U8, ArrayT, DataFormat, Engine, ImageSource, ListOf, Precision, Progress, SourceT
 
 
 class Purifier:
     """Destroy a possible trigger with linear transforms and restore the image with a diffusion model.
 
-    A purifier cannot be changed: assigning an attribute raises AttributeError. It pickles where its engine does, and
-    several threads may use it.
+    A purifier cannot be changed: assigning an attribute raises AttributeError. It pickles where its engine does,
+    several threads may use it, and calling it is calling `run`.
 
     Args:
         engine: an engine of `zipsdk.load_engine`, a path to a model, a bundled model's name, or any object with
             `spec` and ``__call__(x, t) -> eps`` (see `zipsdk.types.Engine`).
         transforms: one or a list of them, `OneOf` for a random choice for each image, or text such as "blur2+gray".
-            None takes the model's recommendation.
+            "random" draws one of "blur2", "gray", "blur2+gray" and "blur4+gray" for each image. None takes the model's
+            recommendation.
         preset: default `steps` and `start`: "paper" is 20 steps from pure noise, "fast" 4 steps from t = 400 of 1000,
-            or from where another schedule has as much noise. An explicit value leaves the other default as it is.
+            or from where another schedule has as much noise. An explicit value leaves the other default as it is. None
+            follows from the model: "paper" for models that predict noise, that is for all models today.
         lam: lambda in (0, inf]. Larger values hold the result to the transformed image for longer. The paper uses 10
             for patches and 2 for blended triggers. None takes the model's recommendation.
         steps: number of denoising steps, 2 to the model's time steps (1000), or 1 with a warm start. Without `start`,
@@ -57,6 +59,7 @@ class Purifier:
             UNet each image at its own size, which is as fast as tiling and keeps images apart.
         cuda_graph: on a GPU, capture the loop into a CUDA graph if the engine allows it. The results are the same; turn
             it off for profilers that cannot see into graphs.
+        device, threads, precision: of `zipsdk.load_engine`, where `engine` is a name or a path.
 
     Attributes:
         engine: predicts the noise.
@@ -80,7 +83,7 @@ class Purifier:
         engine: Engine | str | Path,
         transforms: Transform | Iterable[Transform] | OneOf | str | None = None,
         *,
-        preset: PresetName = "paper",
+        preset: PresetName | None = None,
         lam: float | None = None,
         steps: int | None = None,
         start: int | None = None,
@@ -90,21 +93,33 @@ class Purifier:
         clip_x0: bool = False,
         tile_size: int | None = None,
         cuda_graph: bool = True,
+        device: str = "auto",
+        threads: int = 0,
+        precision: Precision | None = None,
     ):
         if isinstance(engine, str | Path):
-            engine = load_engine(engine)
+            engine = load_engine(engine, device=device, threads=threads, precision=precision)
+        elif not (
+            isinstance(device, str) and device == "auto" and is_int(threads) and not threads and precision is None
+        ):
+            raise InputError(
+                f"engine: got {type(engine).__name__} with device, threads or precision, which apply to a model's name "
+                "or path; pass them to zipsdk.load_engine"
+            )
         if not isinstance(engine, Engine) or isinstance(engine, type):  # a class has the members of its objects
             got = f"the class {engine.__name__}" if isinstance(engine, type) else type(engine).__name__
             raise InputError(f"engine: got {got}, expected a model's name or path, or an object with spec and __call__")
-        if not isinstance(clip_x0, bool | np.bool_ | int):
-            raise InputError(f"clip_x0: got {clip_x0!r}, expected True or False")
-        spec, defaults = engine.spec, preset_of(preset)
+        for name, value in (("clip_x0", clip_x0), ("cuda_graph", cuda_graph)):
+            if not isinstance(value, bool | np.bool_ | int):
+                raise InputError(f"{name}: got {value!r}, expected True or False")
+        spec = engine.spec
+        defaults = preset_of(preset, spec)
         seed = checked_seed(seed)
         lam = spec.lam if lam is None else lam
         steps = defaults.steps if steps is None else steps
         start = defaults.start_for(spec) if start is None else start
         table = step_table(spec, lam=lam, eta=eta, steps=steps, start=start)
-        transforms = _choose_transforms(transforms, spec)
+        transforms = choose_transforms(transforms, spec)
         choices = transforms.choices if isinstance(transforms, OneOf) else (transforms,)
         guides = tuple(Guidance(choice, combine) for choice in choices)
         settings = Settings(
@@ -117,7 +132,7 @@ class Purifier:
             seed=seed,
             clip_x0=bool(clip_x0),
             tile_size=int(tile_size) if is_int(tile_size) else tile_size,
-            cuda_graph=cuda_graph,
+            cuda_graph=bool(cuda_graph),
         )
         dispatcher = Dispatcher(engine, table, guides, settings)
         vars(self).update(engine=engine, settings=settings, table=table, guides=guides, _dispatcher=dispatcher)
@@ -167,21 +182,49 @@ class Purifier:
             "seed": settings.seed,
         }
 
+    # ArrayT first: NumPy arrays and tensors return as they came in
+    @overload
+    def run(
+        self, batch: ArrayT, *, data_format: DataFormat | None = ..., noise_keys: npt.ArrayLike | None = ...,
+        seed: int | None = ..., progress: Progress | None = ...,
+    ) -> ArrayT: ...  # fmt: skip
+    @overload
+    def run(
+        self, batch: ImageSource, *, data_format: DataFormat | None = ..., noise_keys: npt.ArrayLike | None = ...,
+        seed: int | None = ..., progress: Progress | None = ...,
+    ) -> Image.Image: ...  # fmt: skip
+    @overload
+    def run(
+        self, batch: ListOf[ArrayT], *, data_format: DataFormat | None = ..., noise_keys: npt.ArrayLike | None = ...,
+        seed: int | None = ..., progress: Progress | None = ...,
+    ) -> list[ArrayT]: ...  # fmt: skip
+    @overload
+    def run(
+        self, batch: ListOf[SourceT], *, data_format: DataFormat | None = ..., noise_keys: npt.ArrayLike | None = ...,
+        seed: int | None = ..., progress: Progress | None = ...,
+    ) -> list[Image.Image]: ...  # fmt: skip
+    @overload
+    def run(
+        self, batch: ListOf[Any], *, data_format: DataFormat | None = ..., noise_keys: npt.ArrayLike | None = ...,
+        seed: int | None = ..., progress: Progress | None = ...,
+    ) -> list[Any]: ...  # fmt: skip
+
     def run(
         self,
         batch: Any,
         *,
-        data_format: str = "NHWC",
+        data_format: DataFormat | None = None,
         noise_keys: npt.ArrayLike | None = None,
         seed: int | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Any:
         """Purify images.
 
         Args:
             batch: uint8 (N, H, W, 3) or (H, W, 3), float in [0, 1], a PIL image, a path, or a list of these of mixed
                 sizes; also uint16, gray and RGBA (see `zipsdk.images.read`). Images are converted to 8 bits a channel.
-            data_format: "NHWC" or "NCHW", for arrays.
+            data_format: "NHWC" or "NCHW", for arrays. None is "NCHW" for torch tensors, as in torchvision, and "NHWC"
+                for all other arrays; it is never guessed from a shape.
             noise_keys: integers in 0..2^64-1, one for each image. With the seed they decide the noise. None takes a
                 hash of each image, so that equal images get equal noise.
             seed: for this call, in place of the purifier's.
@@ -198,7 +241,28 @@ class Purifier:
         read, restore = images.read(batch, data_format=data_format)
         return self._submit([p.rgb for p in read], restore, noise_keys, seed, progress).result()
 
-    def stream(self, batches: Iterable[Any], *, data_format: str = "NHWC") -> Generator[Any, None, None]:
+    __call__ = run
+
+    @overload
+    def stream(
+        self, batches: Iterable[ArrayT], *, data_format: DataFormat | None = ...
+    ) -> Generator[ArrayT, None, None]: ...
+    @overload
+    def stream(
+        self, batches: Iterable[ImageSource], *, data_format: DataFormat | None = ...
+    ) -> Generator[Image.Image, None, None]: ...
+    @overload
+    def stream(
+        self, batches: Iterable[ListOf[ArrayT]], *, data_format: DataFormat | None = ...
+    ) -> Generator[list[ArrayT], None, None]: ...
+    @overload
+    def stream(
+        self, batches: Iterable[ListOf[SourceT]], *, data_format: DataFormat | None = ...
+    ) -> Generator[list[Image.Image], None, None]: ...
+    @overload
+    def stream(self, batches: Iterable[Any], *, data_format: DataFormat | None = ...) -> Generator[Any, None, None]: ...
+
+    def stream(self, batches: Iterable[Any], *, data_format: DataFormat | None = None) -> Generator[Any, None, None]:
         """Yield `run` of each batch, in order; a thread reads and decodes the next batch while one computes.
 
         The generator can be closed at any time and does not wait for a blocked source. Batches that were read ahead are
@@ -206,7 +270,7 @@ class Purifier:
 
         Args:
             batches: each as for `run`. An error of the source is raised after the results of the batches before it.
-            data_format: of all batches.
+            data_format: of all batches, as for `run`.
 
         Raises:
             InputError, OutOfMemoryError, EngineError: as `run`, in place of the batch.
@@ -246,20 +310,9 @@ class Purifier:
         restore: Callable[[list[U8]], Any],
         noise_keys: npt.ArrayLike | None = None,
         seed: int | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
     ) -> PendingRun:
         seed = self.settings.seed if seed is None else checked_seed(seed)
         seed = secrets.randbits(64) if seed is None else seed
         keys = resolve_noise_keys(rgb, noise_keys, seed)
         return self._dispatcher.submit(rgb, keys, seed, restore, progress or (lambda n: None))
-
-
-def _choose_transforms(
-    given: Transform | Iterable[Transform] | OneOf | str | None, spec: ModelSpec
-) -> tuple[Transform, ...] | OneOf:
-    """Return the given transforms; the model's recommendation for None. Text is parsed."""
-    if given is None:
-        given = recommended(spec)
-    elif isinstance(given, str):
-        given = parse(given)
-    return given if isinstance(given, OneOf) else several(given)

@@ -261,10 +261,14 @@ class OneOf:
         return "|".join("+".join(map(str, c)) for c in self.choices)
 
 
+#: Transforms that "random" draws from for each image: those of the paper, and gray with a coarser blur.
+USUAL = "blur2|gray|blur2+gray|blur4+gray"
+
+
 def parse(text: str) -> list[Transform] | OneOf:
     """Parse names of transforms: blurN and gray, several joined by "+", with "|" between the choices of `OneOf`.
 
-    Examples: "blur2+gray", "blur2|blur4+gray".
+    Examples: "blur2+gray", "blur2|blur4+gray". "random" is `USUAL`.
 
     Raises:
         InputError: an unknown name.
@@ -275,12 +279,30 @@ def parse(text: str) -> list[Transform] | OneOf:
             return Grayscale()
         if m := re.fullmatch(r"blur(\d{1,4})", name):
             return Blur(int(m[1]))
+        where = "" if name == text else f" in {text!r}"
         raise InputError(
-            f"transforms: got {name!r} in {text!r}, expected blurN (blur2, blur4, ...) or gray, joined by +"
+            f'transforms: got {name!r}{where}, expected blurN (blur2, ...) or gray, joined by + or |, or "random"'
         )
 
-    choices = [[one(n) for n in part.split("+")] for part in text.replace(" ", "").lower().split("|")]
+    plain = text.replace(" ", "").lower()
+    choices = [[one(n) for n in part.split("+")] for part in (USUAL if plain == "random" else plain).split("|")]
     return OneOf(*choices) if len(choices) > 1 else choices[0]
+
+
+def choose_transforms(
+    given: Transform | Iterable[Transform] | OneOf | str | None, spec: ModelSpec
+) -> tuple[Transform, ...] | OneOf:
+    """Return the given transforms; the model's recommendation for None. Text is parsed.
+
+    Raises:
+        InputError: neither transforms nor their names.
+        ModelError: the model recommends an unknown name.
+    """
+    if given is None:
+        given = recommended(spec)
+    elif isinstance(given, str):
+        given = parse(given)
+    return given if isinstance(given, OneOf) else several(given)
 
 
 def recommended(spec: ModelSpec) -> list[Transform] | OneOf:

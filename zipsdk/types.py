@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -50,6 +52,11 @@ ImageSource = Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryv
 ArrayT = TypeVar("ArrayT", bound=SupportsArray | SupportsDLPack)
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 SourceT = TypeVar("SourceT", bound=ImageSource)
+_T = TypeVar("_T")
+#: The sequences of images that are read.
+ListOf = list[_T] | tuple[_T, ...]
+#: Called with the number of images done since the last call.
+Progress = Callable[[int], None]
 
 
 class Classifier(Protocol):
@@ -73,6 +80,10 @@ class Engine(Protocol):
 
 class LoadedEngine(Engine, Protocol):
     """An engine that `zipsdk.load_engine` returns."""
+
+    @property
+    def path(self) -> Path:
+        """Return the model's file."""
 
     @property
     def info(self) -> dict[str, Any]:

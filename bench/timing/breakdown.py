@@ -55,7 +55,7 @@ def parts(engine: Engine, pixels: U8, side: int | None, steps: int | None, folde
     purifier = zipsdk.Purifier(engine, TRANSFORMS, lam=LAMBDA, tile_size=side, steps=steps, start=start)
     batch = [watch.timed("decode", images.read_one)(file).rgb for file in files]
     with profiling.profile() as events:
-        clean = watch.timed("run", purifier.run)(batch)
+        clean = watch.timed("run", lambda: purifier.run(batch))()
     for file, image in zip(files, clean, strict=True):
         watch.timed("encode", images.save)(Image.fromarray(image), file.with_stem(file.stem + "-clean"))
     stages = profiling.total(events)

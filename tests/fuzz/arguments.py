@@ -58,6 +58,7 @@ def _calls() -> dict[str, Call]:
         "run(batch)": lambda v, _: _purifier().run(v),
         "run(data_format)": lambda v, _: _purifier().run(BATCH, data_format=v),
         "run(ids)": lambda v, _: _purifier().run(BATCH, noise_keys=v),
+        "run(seed)": lambda v, _: _purifier().run(BATCH, seed=v),
         "stream(batches)": lambda v, _: list(_purifier().stream(v)),
         "stream(data_format)": lambda v, _: list(_purifier().stream([BATCH], data_format=v)),
         "images.read(max_pixels)": lambda v, _: images.read(BATCH, max_pixels=v),
@@ -72,6 +73,7 @@ def _calls() -> dict[str, Call]:
         "load_engine(model)": lambda v, _: zipsdk.load_engine(v),
         "load_engine(device)": lambda v, folder: zipsdk.load_engine(_model(folder), device=v),
         "load_engine(threads)": lambda v, folder: zipsdk.load_engine(_model(folder), threads=v),
+        "load_engine(precision)": lambda v, folder: zipsdk.load_engine(_model(folder), precision=v),
         "speedup_bound": lambda v, _: speedup_bound(v, 1, 2),
     }
     for name in (
@@ -83,6 +85,10 @@ def _calls() -> dict[str, Call]:
         "start",
         "seed",
         "clip_x0",
+        "cuda_graph",
+        "device",
+        "precision",
+        "threads",
         "tile_size",
         "transforms",
     ):

@@ -223,7 +223,7 @@ class Activities:
 
     def refused(self) -> str:
         """Ask for what is refused."""
-        bad = self.rng.choice(
+        bad: Any = self.rng.choice(
             (np.full((4, 4, 3), np.nan), np.zeros((0, 4, 3), np.uint8), object(), [1, 2], "none.png", b"x")
         )
         try:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import TypeGuard
+
+from zipsdk.errors import InputError
 
 #: Above any machine's number of cores: more is a typing error.
 MAX_THREADS = 1024
@@ -24,6 +27,17 @@ def is_real(value: object) -> TypeGuard[float]:
     except OverflowError:  # 10**400
         return False
     return True
+
+
+def check_choice(option: str, value: object, choices: Iterable[str]) -> None:
+    """Check the value of an option that is one of several strings.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    choices = list(choices)
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{option}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
 def is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:

@@ -138,7 +138,7 @@ class Run:
         progress = self._on_progress if new == len(loaded) else None
         try:
             rgb = [item.image.rgb for item in loaded]
-            clean = list(self._purifier.run(rgb, seed=self._manifest.seed, progress=progress))
+            clean: list[U8 | None] = list(self._purifier.run(rgb, seed=self._manifest.seed, progress=progress))
             if progress is None:  # some were done before and are only members of the batch
                 self._on_progress(new)
             return clean

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from zipsdk._util.validation import MAX_THREADS
+from zipsdk.types import Precision
 
 #: Options of each parser.
 FORMAT: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
@@ -38,6 +39,16 @@ def add_command(
 def add_device(parser: Any) -> None:
     """Add --device."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def add_precision(parser: Any) -> None:
+    """Add --precision."""
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        help="precision of the model; picks the variant of a bundled model, such as zip-tiny with int8 (default: the "
+        "model's)",
+    )
 
 
 def add_progress(parser: Any) -> None:

@@ -19,6 +19,7 @@ from zipsdk.cli.args import (
     EXIT_CODES,
     add_command,
     add_device,
+    add_precision,
     add_progress,
     path_text,
     png_path,
@@ -30,7 +31,6 @@ from zipsdk.cli.signals import Stopped
 from zipsdk.engines import load_engine
 from zipsdk.errors import ImageReadError, InputError
 from zipsdk.images.contact_sheet import MAX_ROWS, before_after, contact_sheet, is_sheet
-from zipsdk.models import resolve
 from zipsdk.models.sidecar import model_hashes
 from zipsdk.presets import PRESETS
 from zipsdk.purifier import Purifier
@@ -46,7 +46,8 @@ examples:
 
 settings:
   --transforms  image transforms that destroy a trigger. blurN averages blocks of N x N pixels, gray removes colors;
-                "+" joins several, and with "|" each image draws one of several at random: "blur2|blur4+gray"
+                "+" joins several, and with "|" each image draws one of several at random: "blur2|blur4+gray";
+                random draws one of "blur2|gray|blur2+gray|blur4+gray"
   --lambda      how long the restored image is held to the transformed input: 10 for patches, 2 for blended triggers
   --preset      paper: 20 steps from pure noise; fast: 4 steps from the transformed image plus noise
 
@@ -106,10 +107,9 @@ def _add_settings(g: Any) -> None:
     g.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        default="paper",
-        help="sampling preset: paper (20 steps) or fast (4 steps) (default: paper)",
+        help="sampling preset: paper (20 steps) or fast (4 steps) (default: from the model; zip-tiny: paper)",
     )
-    g.add_argument("--transforms", metavar="T", help='such as "blur2+gray" (default: from the model)')
+    g.add_argument("--transforms", metavar="T", help='such as "blur2+gray", or random (default: from the model)')
     g.add_argument(
         "--lambda", "--lam", dest="lam", type=float, metavar="X", help="lambda, above 0 (default: from the model)"
     )
@@ -156,6 +156,7 @@ def _add_machine(g: Any) -> None:
         help="a model file or the name of a bundled model (default: zip-tiny)",
     )
     add_device(g)
+    add_precision(g)
     g.add_argument(
         "--threads", type=thread_count, default=0, metavar="N", help="CPU threads; 0 for all cores (default: 0)"
     )
@@ -192,7 +193,7 @@ def run(args: argparse.Namespace) -> int:
     if skipped:  # also with --quiet, because OUT lacks these images
         print_message(describe_skipped(skipped))
 
-    engine = load_engine(args.model, device=args.device, threads=args.threads)
+    engine = load_engine(args.model, device=args.device, threads=args.threads, precision=args.precision)
     purifier = Purifier(
         engine,
         args.transforms,
@@ -205,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         tile_size=args.tile_size,
     )
-    manifest = Manifest(out, jobs, _settings(purifier, args), args.seed, args.overwrite)
+    manifest = Manifest(out, jobs, _settings(purifier, engine.path, args.format), args.seed, args.overwrite)
     batches, seconds = _run_batches(purifier, jobs, manifest, args)
     if sheet is not None:
         _write_sheet(sheet, purifier, out, jobs)
@@ -239,17 +240,17 @@ def _run_batches(
     return run, time.perf_counter() - start
 
 
-def _settings(purifier: Purifier, args: argparse.Namespace) -> dict[str, Any]:
+def _settings(purifier: Purifier, model: Path, image_format: str) -> dict[str, Any]:
     """Return what decides the result besides the seed and the images.
 
     Device and batch size are left out, so that a run may continue on another device or with less memory: both change
     results by rounding only, and the batch size decides which images share a frame.
     """
     return {
-        "model": model_hashes(resolve(args.model) or Path(args.model)),
+        "model": model_hashes(model),
         "steps": [step.t for step in purifier.table.steps],
         **{key: purifier.info[key] for key in ("start", "transforms", "combine", "lam", "eta", "tile_size")},
-        "format": args.format,
+        "format": image_format,
     }
 
 

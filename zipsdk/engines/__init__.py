@@ -8,14 +8,17 @@ tensorrt/                         plans of TensorRT and TensorRT-RTX: build and 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
-from zipsdk._util.validation import is_path
+from zipsdk._util.validation import check_choice, is_path
 from zipsdk.errors import InputError, ModelError
 from zipsdk.models import list_models, resolve
-from zipsdk.types import LoadedEngine
+from zipsdk.types import LoadedEngine, Precision
 
 
-def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) -> LoadedEngine:
+def load_engine(
+    model: str | Path, *, device: str = "auto", threads: int = 0, precision: Precision | None = None
+) -> LoadedEngine:
     """Load a model.
 
     A forked child may use the engine: on the CPU it opens the file again at the first evaluation; on a GPU it raises an
@@ -27,14 +30,16 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
         device: "auto", "cpu", or "cuda" / "cuda:N". "auto" takes the fastest that works; a named device that is not
             available is an error.
         threads: CPU threads; 0 for as many as the process's affinity and CPU quota allow.
+        precision: "fp32", "fp16", "bf16" or "int8": opens the bundled variant of a bundled model (zip-tiny and "int8":
+            zip-tiny-int8); another file must have it already. None takes the file's.
 
     Returns:
-        An engine with `spec`, ``__call__(x_t float32 (N, 3, H, W), t (N,)) -> eps`` of x_t's shape and dtype, and
-        `info` with the keys engine (runtime and version), providers and precision; threads with ONNX Runtime; batches
-        with TensorRT; device, the GPU's name, where the whole loop can run on it.
+        An engine with `spec`, ``__call__(x_t float32 (N, 3, H, W), t (N,)) -> eps`` of x_t's shape and dtype, `path`,
+        and `info` with the keys engine (runtime and version), providers and precision; threads with ONNX Runtime;
+        batches with TensorRT; device, the GPU's name, where the whole loop can run on it.
 
     Raises:
-        InputError: there is no such device, or `threads` is not an integer from 0.
+        InputError: there is no such device, `threads` is not an integer from 0, or the model has another precision.
         ModelError: there is no such model, or it is damaged.
         EngineError: it cannot run on this machine.
         MissingDependencyError: its runtime is not installed, or is broken.
@@ -43,12 +48,24 @@ def load_engine(model: str | Path, *, device: str = "auto", threads: int = 0) ->
         raise InputError(f"model: got {type(model).__name__}, expected a bundled model's name or a path")
     if not isinstance(device, str):
         raise InputError(f"device: got {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    if precision is not None:
+        check_choice("precision", precision, get_args(Precision))
     name = str(model)
-    path = resolve(name) or Path(model)
+    path = resolve(f"{name}-{precision}") or resolve(name) or Path(model)
     if not path.exists():
         raise ModelError(
             f"model: got {name!r}, which is neither a file nor one of {', '.join(list_models())}; check the path"
         )
+    engine = _open(path, device, threads)
+    if precision not in (None, engine.spec.precision):
+        raise InputError(
+            f"precision: got {precision!r} for {name}, which is {engine.spec.precision}; leave precision out, or pass "
+            "a model of that precision: zipsdk models lists the bundled ones, zipsdk export --precision makes others"
+        )
+    return engine
+
+
+def _open(path: Path, device: str, threads: int) -> LoadedEngine:
     if path.suffix == ".plan":
         from zipsdk.engines.tensorrt.engine import TensorRTEngine
 

@@ -74,7 +74,7 @@ class BatchRestorer:
 
 
 def read(
-    batch: Any, *, data_format: str = "NHWC", max_pixels: int = DEFAULT_MAX_PIXELS
+    batch: Any, *, data_format: str | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> tuple[list[LoadedImage], BatchRestorer]:
     """Read a batch of images.
 
@@ -99,6 +99,7 @@ def read(
         ImageReadError: a file or a PIL image cannot be read.
         OutOfMemoryError: an image does not fit into memory.
     """
+    data_format = "NHWC" if data_format is None else data_format
     _check_options(data_format, max_pixels)
     if isinstance(batch, (list, tuple)):
         items = [_read_item(x, data_format, max_pixels, f"item {i} of the list: ") for i, x in enumerate(batch)]
@@ -115,7 +116,7 @@ def read(
     return items, BatchRestorer(tuple(items), "single")
 
 
-def read_one(item: Any, *, data_format: str = "NHWC", max_pixels: int = DEFAULT_MAX_PIXELS) -> LoadedImage:
+def read_one(item: Any, *, data_format: str | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> LoadedImage:
     """Read one image.
 
     `restore` returns an array for an array, and for everything else a PIL image, with `info["icc_profile"]` and
@@ -149,6 +150,7 @@ def read_one(item: Any, *, data_format: str = "NHWC", max_pixels: int = DEFAULT_
         ImageReadError: a file or a PIL image cannot be read.
         OutOfMemoryError: the image does not fit into memory.
     """
+    data_format = "NHWC" if data_format is None else data_format
     _check_options(data_format, max_pixels)
     return _read_item(item, data_format, max_pixels)
 

@@ -280,3 +280,17 @@ def test_a_second_run_in_one_folder_is_refused(model, tmp_path, capsys):
             time.sleep(0.002)
         refused(capsys, main(args[3:]), 2, "another zipsdk run writes there")
         process.kill()
+
+
+def test_the_precision_of_a_bundled_model_is_part_of_the_settings(tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'zipsdk[cpu]'")
+    src, out = folder(tmp_path / "in", 1), tmp_path / "out"
+    options = [str(src), "-o", str(out), "--preset", "fast", "--device", "cpu", "--threads", "1"]
+    assert main(["purify", *options, "--precision", "int8"]) == 0
+    capsys.readouterr()
+    assert main(["purify", *options, "--model", "zip-tiny-int8"]) == 0
+    assert "0 done, 1 already done" in capsys.readouterr().out
+    assert main(["purify", *options, "--precision", "fp32"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert main(["purify", *options, "--precision", "bf16"]) == 2
+    assert "precision: got 'bf16' for zip-tiny, which is fp32; leave precision out" in capsys.readouterr().err
