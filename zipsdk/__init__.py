@@ -16,7 +16,10 @@ batch/, cli/                folders of images; the command ``zipsdk``
 The defenses that ZIP is compared with are in bench/defenses of the repository.
 """
 
+from zipsdk import images
+from zipsdk.decision import Counters, Decision
 from zipsdk.detectors.ablation import AblationDetector
+from zipsdk.detectors.base import Detector, PurifyAll
 from zipsdk.detectors.scaleup import ScaleUp
 from zipsdk.engines import load_engine
 from zipsdk.errors import (
@@ -31,13 +34,20 @@ from zipsdk.errors import (
 from zipsdk.guard import Guard
 from zipsdk.models.spec import ModelSpec
 from zipsdk.purifier import Purifier
-from zipsdk.transforms import Blur, Grayscale, Linear, OneOf
+from zipsdk.settings import Settings
+from zipsdk.transforms import Blur, Grayscale, Linear, OneOf, Transform
+from zipsdk.types import Classifier, Engine
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AblationDetector",
     "Blur",
+    "Classifier",
+    "Counters",
+    "Decision",
+    "Detector",
+    "Engine",
     "EngineError",
     "Grayscale",
     "Guard",
@@ -50,7 +60,11 @@ __all__ = [
     "OneOf",
     "OutOfMemoryError",
     "Purifier",
+    "PurifyAll",
     "ScaleUp",
+    "Settings",
+    "Transform",
     "ZipSdkError",
+    "images",
     "load_engine",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,7 +40,7 @@ class SizeGroup:
     """
 
     places: Sequence[int]
-    images: Sequence[U8]
+    images: Sequence[U8] = field(repr=False)
     layout: TileLayout
     noise_keys: U64
     guide_index: npt.NDArray[np.intp]

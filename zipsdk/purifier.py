@@ -26,7 +26,7 @@ from zipsdk.sampling.noise_keys import resolve_noise_keys
 from zipsdk.sampling.schedule import StepTable, step_table
 from zipsdk.settings import Combine, Settings, checked_seed
 from zipsdk.transforms import OneOf, Transform, choose_transforms
-from zipsdk.types import U8, ArrayT, DataFormat, Engine, ImageSource, ListOf, Precision, Progress, SourceT
+from zipsdk.types import U8, ArrayT, DataFormat, Engine, ImageSource, ItemT, ListOf, Precision, Progress, SourceT
 
 
 class Purifier:
@@ -143,6 +143,10 @@ class Purifier:
     def __reduce__(self) -> tuple[Callable[[Engine], Purifier], tuple[Engine]]:
         return partial(type(self), **vars(self.settings)), (self.engine,)
 
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{k}={getattr(self.settings, k)!r}" for k in ("lam", "steps", "start", "eta", "combine"))
+        return f"<Purifier {self.engine.spec.name}: {names(self.guides)}, {shown}>"
+
     def close(self) -> None:
         """Free the GPU memory of the loop; does nothing on a CPU. Leaving a `with` block does the same.
 
@@ -182,7 +186,7 @@ class Purifier:
             "seed": settings.seed,
         }
 
-    # ArrayT first: NumPy arrays and tensors return as they came in
+    # array types return as they came in; a list of different types is a list of objects
     @overload
     def run(
         self, batch: ArrayT, *, data_format: DataFormat | None = ..., noise_keys: npt.ArrayLike | None = ...,
@@ -195,19 +199,14 @@ class Purifier:
     ) -> Image.Image: ...  # fmt: skip
     @overload
     def run(
-        self, batch: ListOf[ArrayT], *, data_format: DataFormat | None = ..., noise_keys: npt.ArrayLike | None = ...,
-        seed: int | None = ..., progress: Progress | None = ...,
-    ) -> list[ArrayT]: ...  # fmt: skip
-    @overload
-    def run(
         self, batch: ListOf[SourceT], *, data_format: DataFormat | None = ..., noise_keys: npt.ArrayLike | None = ...,
         seed: int | None = ..., progress: Progress | None = ...,
     ) -> list[Image.Image]: ...  # fmt: skip
     @overload
     def run(
-        self, batch: ListOf[Any], *, data_format: DataFormat | None = ..., noise_keys: npt.ArrayLike | None = ...,
+        self, batch: ListOf[ItemT], *, data_format: DataFormat | None = ..., noise_keys: npt.ArrayLike | None = ...,
         seed: int | None = ..., progress: Progress | None = ...,
-    ) -> list[Any]: ...  # fmt: skip
+    ) -> list[ItemT]: ...  # fmt: skip
 
     def run(
         self,
@@ -253,14 +252,12 @@ class Purifier:
     ) -> Generator[Image.Image, None, None]: ...
     @overload
     def stream(
-        self, batches: Iterable[ListOf[ArrayT]], *, data_format: DataFormat | None = ...
-    ) -> Generator[list[ArrayT], None, None]: ...
-    @overload
-    def stream(
         self, batches: Iterable[ListOf[SourceT]], *, data_format: DataFormat | None = ...
     ) -> Generator[list[Image.Image], None, None]: ...
     @overload
-    def stream(self, batches: Iterable[Any], *, data_format: DataFormat | None = ...) -> Generator[Any, None, None]: ...
+    def stream(
+        self, batches: Iterable[ListOf[ItemT]], *, data_format: DataFormat | None = ...
+    ) -> Generator[list[ItemT], None, None]: ...
 
     def stream(self, batches: Iterable[Any], *, data_format: DataFormat | None = None) -> Generator[Any, None, None]:
         """Yield `run` of each batch, in order; a thread reads and decodes the next batch while one computes.

@@ -93,7 +93,7 @@ class Blur:
 class Grayscale:
     """Average the three channels; A^+ repeats the mean (paper, appendix C: A = [1/3, 1/3, 1/3], not Rec. 601)."""
 
-    divisor: int = 1
+    divisor: ClassVar[int] = 1
     local: ClassVar[bool] = True
 
     def forward(self, x: Array) -> Array:
@@ -185,6 +185,9 @@ class Linear:
     def __str__(self) -> str:
         return "linear{}of{}x{}".format(self._a.shape[0], *self.block)
 
+    def __repr__(self) -> str:
+        return f"Linear(<{_size(self._a)} matrix>, block={self.block})"
+
 
 class SeparableLinear:
     """Apply rows x columns^T to each block and channel; made by `Linear.separable`."""
@@ -223,6 +226,13 @@ class SeparableLinear:
     def __str__(self) -> str:
         return f"linear{self._r.shape[0]}x{self._c.shape[0]}of{self._r.shape[1]}x{self._c.shape[1]}"
 
+    def __repr__(self) -> str:
+        return f"Linear.separable(<{_size(self._r)} matrix>, <{_size(self._c)} matrix>)"
+
+
+def _size(matrix: Array) -> str:
+    return "{}x{}".format(*matrix.shape)
+
 
 def several(given: Transform | Iterable[Transform]) -> tuple[Transform, ...]:
     """Return one transform, or several that act together, as a tuple; `zipsdk.sampling.guidance` checks each.
@@ -256,6 +266,15 @@ class OneOf:
                 f"OneOf: got {len(choices)} choices, expected at least 2; pass a single transform without OneOf"
             )
         self.choices = tuple(several(c) for c in choices)
+
+    def __eq__(self, other: object) -> bool:
+        return self.choices == other.choices if isinstance(other, OneOf) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.choices)
+
+    def __repr__(self) -> str:
+        return f"OneOf({', '.join(repr(c[0] if len(c) == 1 else list(c)) for c in self.choices)})"
 
     def __str__(self) -> str:
         return "|".join("+".join(map(str, c)) for c in self.choices)

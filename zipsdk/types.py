@@ -52,9 +52,9 @@ ImageSource = Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryv
 ArrayT = TypeVar("ArrayT", bound=SupportsArray | SupportsDLPack)
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 SourceT = TypeVar("SourceT", bound=ImageSource)
-_T = TypeVar("_T")
+ItemT = TypeVar("ItemT")
 #: The sequences of images that are read.
-ListOf = list[_T] | tuple[_T, ...]
+ListOf = list[ItemT] | tuple[ItemT, ...]
 #: Called with the number of images done since the last call.
 Progress = Callable[[int], None]
 

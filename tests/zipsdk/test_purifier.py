@@ -201,3 +201,11 @@ def test_noise_keys_are_the_keyed_hash_of_bytes_and_shape():
     expected = hashlib.blake2b(image.tobytes() + b"(5, 7, 3)", digest_size=8, key=(3).to_bytes(8, "little")).digest()
     for same in (image, np.asfortranarray(image)):
         assert resolve_noise_keys([same], None, 3).tolist() == [int.from_bytes(expected)]
+
+
+def test_calling_a_purifier_is_calling_run():
+    purifier = Purifier(FakeEngine(), preset="fast", seed=1)
+    batch = noise_images(2).transpose(0, 3, 1, 2)
+    expected = purifier.run(batch, data_format="NCHW", seed=4)
+    np.testing.assert_array_equal(purifier(batch, data_format="NCHW", seed=4), expected)
+    assert purifier.run(purifier(Image.fromarray(noise_images(1)[0]))).mode == "RGB"  # as in torchvision's Compose

@@ -138,10 +138,10 @@ class Run:
         progress = self._on_progress if new == len(loaded) else None
         try:
             rgb = [item.image.rgb for item in loaded]
-            clean: list[U8 | None] = list(self._purifier.run(rgb, seed=self._manifest.seed, progress=progress))
+            clean = self._purifier.run(rgb, seed=self._manifest.seed, progress=progress)
             if progress is None:  # some were done before and are only members of the batch
                 self._on_progress(new)
-            return clean
+            return [*clean]
         except (InputError, MemoryError, OutOfMemoryError) as e:
             if len(loaded) == 1:
                 self._fail(loaded[0].job, e)

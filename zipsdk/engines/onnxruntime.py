@@ -92,6 +92,10 @@ class OnnxEngine:
         """Pickle as the file's path and the options; the receiving process opens the file."""
         return _reopen, (*self._arguments, self.spec)
 
+    def __repr__(self) -> str:
+        _, device, _ = self._arguments
+        return f"<OnnxEngine {self.spec.name}: {self.spec.precision}, {device}, threads={self.threads}>"
+
     def _cuda_options(self, ordinal: int) -> dict[str, str]:
         options = {"device_id": str(ordinal)}
         if self.device is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ class NoiseSchedule:
     beta_start: float = 1e-4
     beta_end: float = 0.02
     timesteps: int = 1000
-    betas: tuple[float, ...] = ()
+    betas: tuple[float, ...] = field(default=(), repr=False)
 
     def alphas_cumprod(self) -> npt.NDArray[np.float64]:
         """Return alpha-bar_t, the product of (1 - beta) up to t, float64 (T,).

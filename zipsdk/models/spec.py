@@ -113,6 +113,10 @@ class ModelSpec(NoiseSchedule):
         check(divided, f"sides that are multiples of {self.multiple}", sides)
         check(self.lam > 0, "lam in (0, inf]", self.lam)
 
+    def __repr__(self) -> str:
+        sides = f"{self.min_side}..{self.max_side}" if self.flexible else self.image_size
+        return f"<ModelSpec {self.name}: {self.precision}, images of {sides} pixels>"
+
     @property
     def flexible(self) -> bool:
         """Whether sizes other than `image_size` work."""

@@ -57,6 +57,9 @@ class Guidance:
         if np.abs(probe - self.joint(probe)).max() < 1e-6:
             raise InputError(f"transforms: {names} together keep everything, so a trigger passes; drop one of them")
 
+    def __repr__(self) -> str:
+        return f"Guidance({list(self.transforms)}, combine={self.combine!r})"
+
     def joint(self, x: Array) -> Array:
         """Return the joint projection of `x`: everything that at least one transform keeps."""
         if len(self.transforms) == 1:

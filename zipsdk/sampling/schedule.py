@@ -74,6 +74,9 @@ class StepTable:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def __repr__(self) -> str:
+        return f"<StepTable: {len(self)} steps from t = {self.steps[0].t}, {'warm' if self.warm else 'pure noise'}>"
+
 
 def equivalent_step(spec: ModelSpec, step: int) -> int:
     """Translate a step of Ho et al.'s schedule (linear, 1e-4 to 0.02, 1000 steps) into the model's.

@@ -86,6 +86,9 @@ class TensorRTEngine:
         """Pickle as the plan's path and the GPU's number; the receiving process opens the plan."""
         return partial(TensorRTEngine, device=f"cuda:{self.device.ordinal}"), (str(self.path.absolute()),)
 
+    def __repr__(self) -> str:
+        return f"<TensorRTEngine {self.spec.name}: {self.spec.precision}, cuda:{self.device.ordinal}>"
+
     def _check_gpu(self, plan: dict[str, Any], name: str) -> None:
         number = 10 * self.device.capability[0] + self.device.capability[1]
         gpu = f"{self.device.name} (sm{number})"

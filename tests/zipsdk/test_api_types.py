@@ -1,0 +1,79 @@
+"""Check a program of a user with strict mypy: the types that run, stream and calls return."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+api = pytest.importorskip("mypy.api", reason="mypy is not installed: pip install 'zipsdk[dev]'")
+
+PROGRAM = """\
+import io
+from pathlib import Path
+from typing import Any, Protocol
+import numpy as np
+from PIL import Image
+import zipsdk
+
+class Tensor(Protocol):
+    def __dlpack__(self, *, stream: int = -1) -> object: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+def main(floats: np.ndarray[Any, np.dtype[np.float32]], image: Image.Image, tensor: Tensor, path: Path) -> None:
+    purifier = zipsdk.Purifier("zip-tiny", preset="fast", combine="joint", transforms="random", precision="int8")
+    reveal_type(purifier.run(floats))  # float32 array
+    reveal_type(purifier(floats, data_format="NCHW"))  # float32 array
+    reveal_type(purifier.run(image, seed=1))  # Image
+    reveal_type(purifier.run(path))  # Image
+    reveal_type(purifier.run("a.png"))  # Image
+    reveal_type(purifier.run(b"..."))  # Image
+    reveal_type(purifier.run(io.BytesIO()))  # Image
+    reveal_type(purifier.run(tensor))  # Tensor
+    reveal_type(purifier.run([floats, floats]))  # list of float32 array
+    reveal_type(purifier([image, image]))  # list of Image
+    reveal_type(purifier.run((path, "a.png")))  # list of Image
+    reveal_type(purifier.run([tensor]))  # list of Tensor
+    reveal_type(purifier.run([floats, image]))  # list of object
+    reveal_type(next(purifier.stream([floats])))  # float32 array
+    reveal_type(next(purifier.stream(iter([image]))))  # Image
+    reveal_type(next(purifier.stream([[image], [image]])))  # list of Image
+    reveal_type(next(purifier.stream([(floats, floats)])))  # list of float32 array
+    reveal_type(purifier.settings.steps)  # int
+    reveal_type(zipsdk.load_engine(path).info["engine"])  # Any
+    purifier.run(5)  # error: call-overload
+    purifier.run(floats, data_format="CHW")  # error: call-overload
+    zipsdk.Purifier("zip-tiny", preset="fst")  # error: arg-type
+    zipsdk.Purifier("zip-tiny", combine="sum")  # error: arg-type
+    zipsdk.Purifier("zip-tiny", precision="half")  # error: arg-type
+"""
+NAMES = {
+    "float32 array": r"numpy\.ndarray\[.*numpy\.dtype\[numpy\.(floating\[.*_32Bit\]|float32)\]\]",
+    "Image": r"PIL\.Image\.Image", "Tensor": r"program\.Tensor", "int": r"(builtins\.)?int", "Any": "Any",
+    "object": r"(builtins\.)?object",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_program_of_a_user_passes_strict_mypy(tmp_path, monkeypatch):
+    monkeypatch.setenv("MYPYPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)  # not the settings of this repository
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    out, errors, _ = api.run(["--strict", "--no-error-summary", file.name])
+    got: dict[int, list[str]] = {}
+    for line, kind, text in re.findall(r"program\.py:(\d+): (note|error): (.*)", out):
+        if kind == "error" or "Revealed" in text:
+            got.setdefault(int(line), []).append(text)
+    expected = {i: line.partition("  # ")[2] for i, line in enumerate(PROGRAM.splitlines(), 1) if "  # " in line}
+    assert got.keys() == expected.keys(), out + errors
+    for line, name in expected.items():
+        (text,) = got[line]
+        inner = NAMES.get(name.removeprefix("list of ").removeprefix("error: "))
+        if name.startswith("error: "):
+            assert text.endswith(f"[{name.removeprefix('error: ')}]"), text
+        else:
+            pattern = rf"(builtins\.)?list\[{inner}\]" if name.startswith("list of ") else inner
+            assert re.fullmatch(rf'Revealed type is "{pattern}"', text), (PROGRAM.splitlines()[line - 1], text)
