@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable, Sequence
 from math import lcm
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from zipsdk.types import U8, U64, Engine
 
 if TYPE_CHECKING:
     from zipsdk.gpu.loop import DeviceLoop
+
+_log = logging.getLogger(__name__)
 
 
 class Dispatcher:
@@ -61,7 +63,7 @@ class Dispatcher:
 
         if guide_table(self._guides) is None:
             reason = f"no GPU kernel for {names(self._guides)}: blurs by 2, 4, 8, 16 and gray have one"
-            warnings.warn(f"{reason}; the loop runs on the host, and the UNet alone on the GPU", stacklevel=4)
+            _log.warning("%s; the loop runs on the host, and the UNet alone on the GPU", reason)
             return None, reason
         loop = DeviceLoop(engine, self._table, self._guides, clip_x0=settings.clip_x0, cuda_graph=settings.cuda_graph)
         return loop, ""

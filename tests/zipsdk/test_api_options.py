@@ -117,3 +117,10 @@ def test_a_precision_picks_a_variant_of_zip_tiny_or_equals_the_file():
     for wrong in ("half", 16, ["fp16"]):
         with pytest.raises(InputError, match=r"precision: got .* expected one of 'fp32', 'fp16', 'bf16', 'int8'"):
             opened("zip-tiny", wrong)
+
+
+def test_opening_zip_tiny_is_logged(caplog):
+    with caplog.at_level("INFO", logger="zipsdk"):
+        engine = zipsdk.load_engine("zip-tiny", device="cpu", threads=1)
+    (record,) = caplog.records
+    assert record.getMessage() == f"opened {engine.path} as {engine!r}" and record.name == "zipsdk.engines"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -138,12 +139,19 @@ def progress_bar(unit: str, forced: bool, quiet: bool) -> Iterator[ProgressBar]:
         bar.close()
 
 
+class _Notes(logging.Handler):
+    """Print log records as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_message(f"note: {record.getMessage()}")
+
+
 @contextmanager
 def warnings_as_notes() -> Iterator[None]:
-    """Print warnings as notes, also where ``-W error`` or ``PYTHONWARNINGS=error`` turns them into exceptions.
+    """Print warnings, and zipsdk's log from the level WARNING on, as notes.
 
-    An exception would end the run because of a warning about one image. Filters that hide warnings stay in
-    force, and everything is restored at the end.
+    Warnings are printed also where ``-W error`` or ``PYTHONWARNINGS=error`` turns them into exceptions: one about one
+    image would end the run. Filters that hide warnings stay in force, and everything is restored at the end.
     """
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
@@ -154,7 +162,12 @@ def warnings_as_notes() -> Iterator[None]:
         warnings.resetwarnings()
         warnings.filters[:] = kept  # type: ignore[index]  # typeshed says Sequence
         warnings.showwarning = show
-        yield
+        logger, handler = logging.getLogger("zipsdk"), _Notes(logging.WARNING)
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
 
 
 def open_standard_files() -> None:

@@ -7,6 +7,7 @@ tensorrt/                         plans of TensorRT and TensorRT-RTX: build and 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import get_args
 
@@ -14,6 +15,8 @@ from zipsdk._util.validation import check_choice, is_path
 from zipsdk.errors import InputError, ModelError
 from zipsdk.models import list_models, resolve
 from zipsdk.types import LoadedEngine, Precision
+
+_log = logging.getLogger(__name__)
 
 
 def load_engine(
@@ -62,6 +65,7 @@ def load_engine(
             f"precision: got {precision!r} for {name}, which is {engine.spec.precision}; leave precision out, or pass "
             "a model of that precision: zipsdk models lists the bundled ones, zipsdk export --precision makes others"
         )
+    _log.info("opened %s as %r", path, engine)
     return engine
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import re
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from zipsdk.types import F32
 
 #: Bindings that are kept, one for each set of addresses: about ten image sizes with 20 steps each.
 MAX_BINDINGS = 256
+_log = logging.getLogger(__name__)
 
 
 class OnnxEngine:
@@ -110,9 +111,10 @@ class OnnxEngine:
                 "its CUDA libraries are missing or too old: see zipsdk doctor, or pass device='cpu'"
             )
         if ordinal is not None and self.device is None:
-            warnings.warn(
-                f"the UNet runs on the GPU and the loop around it on the CPU, which is slower: {self.cpu_loop_reason}",
-                stacklevel=4,
+            _log.warning(
+                "%s: the UNet runs on the GPU and the loop around it on the CPU, which is slower: %s",
+                self.path,
+                self.cpu_loop_reason,
             )
 
     def _stream_lock(self) -> AbstractContextManager[Any]:
@@ -178,14 +180,14 @@ class OnnxEngine:
 
 
 def open_onnx(path: Path, *, device: str = "auto", threads: int = 0) -> OnnxEngine:
-    """Open an `OnnxEngine`; "auto" takes the GPU if ONNX Runtime can use it, else the CPU, with a warning."""
+    """Open an `OnnxEngine`; "auto" takes the GPU if ONNX Runtime can use it, else the CPU, and logs that."""
     if device == "auto":
         ort = load("onnxruntime")
         if "CUDAExecutionProvider" in ort.get_available_providers():
             try:
                 return OnnxEngine(path, device="cuda", threads=threads)
             except EngineError as e:
-                warnings.warn(f"running on the CPU, because the GPU cannot be used: {e}", stacklevel=3)
+                _log.warning("%s: running on the CPU, because the GPU cannot be used: %s", path, e)
     return OnnxEngine(path, device="cpu" if device == "auto" else device, threads=threads)
 
 

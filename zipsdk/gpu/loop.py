@@ -12,7 +12,7 @@ The graph reads the header of the batch from device memory, so one graph serves 
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -29,6 +29,8 @@ from zipsdk.sampling.guidance import Guidance
 from zipsdk.sampling.schedule import StepTable
 from zipsdk.sampling.tiling import TileLayout
 from zipsdk.types import U8, U64
+
+_log = logging.getLogger(__name__)
 
 
 class DeviceLoop:
@@ -138,7 +140,7 @@ class DeviceLoop:
         return result
 
     def halve_limit(self, layout: TileLayout, frames: int, error: OutOfMemoryError) -> None:
-        """Halve the pixels of a batch after `error` with `frames` frames, and warn the first time.
+        """Halve the pixels of a batch after `error` with `frames` frames, and log it the first time.
 
         Raises:
             OutOfMemoryError: `frames` is 1.
@@ -151,10 +153,10 @@ class DeviceLoop:
         with self.device.lock, self.device.active():
             first = self.pool.halve(layout, frames)
         if first:
-            warnings.warn(
-                f"{self.device.name}: {frames} frames do not fit into its memory; continuing with "
-                f"{frames // 2} of {layout.frame_height}x{layout.frame_width} at a time, or fewer",
-                stacklevel=2,
+            size = f"{layout.frame_height}x{layout.frame_width}"
+            _log.warning(
+                "%s: %d frames do not fit into its memory; continuing with %d of %s at a time, or fewer",
+                *(self.device.name, frames, frames // 2, size),
             )
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 
 from zipsdk.gpu import structs
 from zipsdk.gpu.buffers import BufferPool, Buffers, StepGraph, WarmUp
@@ -12,6 +12,7 @@ from zipsdk.sampling.schedule import StepTable
 
 #: Maximum of captured graphs in each `Buffers`, and of warm but uncaptured ones.
 MAX_GRAPHS = 8
+_log = logging.getLogger(__name__)
 
 
 class StepLauncher:
@@ -60,7 +61,7 @@ class StepLauncher:
                 self._enqueue(buffers, frames)
         except Exception as e:  # PyCUDA raises its own classes
             self._cuda_graph = False
-            warnings.warn(f"{device.name}: capturing the loop failed ({e}); it continues step by step", stacklevel=2)
+            _log.warning("%s: capturing the loop failed (%s); it continues step by step", device.name, e)
             return False
         entry.state, entry.graph = WarmUp.CAPTURED, graph
         graph.launch(device.compute)

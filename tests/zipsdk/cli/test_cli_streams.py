@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from tests.helpers.folders import folder, names, records, state, write_image
 from tests.helpers.paths import ROOT
 from zipsdk.cli import main
 from zipsdk.cli.console import printable
+from zipsdk.engines import load_engine
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/dev/full and file names of any bytes, as Linux has them")
 
@@ -161,6 +163,22 @@ def test_warnings_are_notes_and_never_errors(purify, tmp_path, capsys, action):
     output = capsys.readouterr().err
     assert names(tmp_path / "out") == {"cmyk.jpg", "z.png"} and "UserWarning" not in output
     assert output.count("zipsdk: note: ") == (action != "ignore") == output.count("cmyk.jpg")
+
+
+def test_the_log_is_printed_as_notes_during_a_command_only(purify, tmp_path, capsys, monkeypatch):
+    write_image(tmp_path / "in" / "a.png")
+    log = logging.getLogger("zipsdk.engines")
+    before = logging.getLogger("zipsdk").handlers[:]
+
+    def logging_engine(*args, **options):
+        log.info("opened")
+        log.warning("running on the %s", "CPU\n")
+        return load_engine(*args, **options)
+
+    monkeypatch.setattr("zipsdk.cli.purify.load_engine", logging_engine)
+    assert purify(tmp_path / "in", "-o", tmp_path / "out") == 0
+    assert capsys.readouterr().err == "zipsdk: note: running on the CPU\\n\n"
+    assert logging.getLogger("zipsdk").handlers == before
 
 
 # ---- signals
