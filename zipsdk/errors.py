@@ -37,8 +37,18 @@ class OutOfMemoryError(EngineError):
 
 
 class MissingDependencyError(ZipSdkError, ImportError):
-    """An optional package is not installed; the message has the pip command that installs it."""
+    """An optional package is not installed; the message has the pip command that installs it.
+
+    Attributes:
+        package: as pip names it.
+        extra: the extra of zipsdk that installs it.
+        why: what is missing, or "".
+    """
 
     def __init__(self, package: str, extra: str, why: str = ""):
         detail = f" ({why})" if why else ""
         super().__init__(f"{package} is not usable here{detail}: pip install 'zipsdk[{extra}]'")
+        self.package, self.extra, self.why = package, extra, why
+
+    def __reduce__(self) -> tuple[object, ...]:  # an exception would be made from its message
+        return type(self), (self.package, self.extra, self.why)

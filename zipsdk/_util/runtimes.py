@@ -74,7 +74,7 @@ class BrokenPackageError(MissingDependencyError):
         super(MissingDependencyError, self).__init__(f"{package}: {why}; {fix}")
         self.package, self.why, self.fix = package, why, fix
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return BrokenPackageError, (self.package, self.why, self.fix)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
+import pickle
 import types
 
 import numpy as np
@@ -113,6 +115,20 @@ def test_the_loop_with_a_plan_equals_the_cpu(plan, device, monkeypatch, rng, cap
     # one context for each batch size, of its profile
     profiles = [entry[1] for entry in fake.log if entry[0] == "set_optimization_profile_async"]
     assert sorted(profiles) == [0, 1, 1, 1]
+
+
+def test_an_engine_pickles_as_the_path_of_its_plan_and_its_gpu(plan, device, monkeypatch, rng):
+    engine, plain, _ = opened(plan, device, monkeypatch)
+    saved = pickle.dumps(zipsdk.Purifier(engine, preset="fast", seed=3))
+    assert len(saved) < 2000
+    x, t = rng.standard_normal((3, 3, 32, 32), np.float32), np.zeros(3, np.float32)
+    for other in (pickle.loads(saved).engine, copy.deepcopy(engine)):
+        assert (other.path, other.device.ordinal) == (engine.path, engine.device.ordinal) and other is not engine
+        np.testing.assert_array_equal(other(x, t), plain(x, t))
+    assert repr(engine) == "<TensorRTEngine zip-tiny: fp32, cuda:0>"
+    plan.unlink()
+    with pytest.raises(ModelError, match=r"tiny\.plan"):
+        pickle.loads(saved)
 
 
 def test_arrays_equal_those_of_the_cpu(plan, device, monkeypatch, rng):
