@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import Image
 
 from zipsdk import images
 from zipsdk._util.prefetch import Prefetcher
-from zipsdk._util.validation import is_int
+from zipsdk._util.validation import is_int, is_path
 from zipsdk.dispatcher import Dispatcher, names
 from zipsdk.engines import load_engine
 from zipsdk.errors import InputError
@@ -80,7 +80,7 @@ class Purifier:
 
     def __init__(
         self,
-        engine: Engine | str | Path,
+        engine: Engine | str | os.PathLike[str],
         transforms: Transform | Iterable[Transform] | OneOf | str | None = None,
         *,
         preset: PresetName | None = None,
@@ -97,7 +97,7 @@ class Purifier:
         threads: int = 0,
         precision: Precision | None = None,
     ):
-        if isinstance(engine, str | Path):
+        if is_path(engine):
             engine = load_engine(engine, device=device, threads=threads, precision=precision)
         elif not (
             isinstance(device, str) and device == "auto" and is_int(threads) and not threads and precision is None

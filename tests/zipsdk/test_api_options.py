@@ -12,6 +12,7 @@ import zipsdk
 from tests.fakes.engine import FakeEngine
 from tests.helpers.images import noise_images
 from zipsdk import Blur, InputError, Purifier
+from zipsdk.models import resolve
 from zipsdk.transforms import USUAL
 
 CHANGES = {
@@ -94,6 +95,12 @@ def test_zip_tiny_is_opened_with_the_options_of_the_purifier():
     assert (info["model"], info["precision"], info["threads"]) == ("zip-tiny-int8", "int8", 1)
     with pytest.raises(InputError, match="device: got 'gpu'"):
         Purifier("zip-tiny", device="gpu")
+
+    class OfAnotherLibrary:
+        def __fspath__(self):
+            return str(resolve("zip-tiny"))
+
+    assert Purifier(OfAnotherLibrary(), device="cpu", threads=1).info["model"] == "zip-tiny"
 
 
 def test_a_precision_picks_a_variant_of_zip_tiny_or_equals_the_file():

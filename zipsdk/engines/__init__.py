@@ -8,6 +8,7 @@ tensorrt/                         plans of TensorRT and TensorRT-RTX: build and 
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def load_engine(
-    model: str | Path, *, device: str = "auto", threads: int = 0, precision: Precision | None = None
+    model: str | os.PathLike[str], *, device: str = "auto", threads: int = 0, precision: Precision | None = None
 ) -> LoadedEngine:
     """Load a model.
 
@@ -53,7 +54,7 @@ def load_engine(
         raise InputError(f"device: got {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if precision is not None:
         check_choice("precision", precision, get_args(Precision))
-    name = str(model)
+    name = os.fspath(model)
     path = resolve(f"{name}-{precision}") or resolve(name) or Path(model)
     if not path.exists():
         raise ModelError(
