@@ -22,7 +22,7 @@ from zipsdk.detectors.classifier_client import MAX_BATCH, ClassifierClient, Fail
 from zipsdk.errors import ImageReadError, InputError, OutOfMemoryError
 from zipsdk.images import read, read_one
 from zipsdk.images.arrays import LoadedImage, check_clean
-from zipsdk.types import F64, U8
+from zipsdk.types import F64, U8, DataFormat
 
 
 def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:
@@ -147,18 +147,18 @@ class Guard:
         with self._lock:
             self._counted = replace(self._counted, **{k: getattr(self._counted, k) + n for k, n in more.items()})
 
-    def stream(self, batches: Iterable[Any], *, data_format: str = "NHWC") -> Iterator[list[Decision]]:
+    def stream(self, batches: Iterable[Any], *, data_format: DataFormat | None = None) -> Iterator[list[Decision]]:
         """Yield `run` of each batch, in order, when it is requested; arguments and errors as for `run`."""
         for batch in batches:
             yield self.run(batch, data_format=data_format)
 
-    def run(self, batch: Any, *, data_format: str = "NHWC") -> list[Decision]:
+    def run(self, batch: Any, *, data_format: DataFormat | None = None) -> list[Decision]:
         """Decide on images, in order; a single image returns a list of one decision.
 
         Args:
             batch: as for `zipsdk.Purifier.run`. A file or PIL image that cannot be read has no label and does not
                 affect the others.
-            data_format: "NHWC" or "NCHW", for arrays.
+            data_format: "NHWC" or "NCHW", for arrays; None is "NCHW" for torch tensors and "NHWC" for all others.
 
         Raises:
             InputError: an unusable array or object, before anything is classified.
@@ -183,7 +183,7 @@ class Guard:
         self._count(images=len(done), flagged=sum(d.flagged for d in done), abstained=abstained)
         return done
 
-    def _first_look(self, images: dict[int, LoadedImage]) -> tuple[Detector, dict[int, Decision | _Flagged]]:
+    def _first_look(self, images: dict[int, LoadedImage[Any]]) -> tuple[Detector, dict[int, Decision | _Flagged]]:
         """Decide on the images that the detector trusts; return the detector to use for the others, too.
 
         The detector learns before anything is decided, so that a large first batch benefits from it.
@@ -199,7 +199,7 @@ class Guard:
         return detector, {i: _judge(detector, answer) for i, answer in zip(images, answers, strict=True)}
 
     def _second_look(
-        self, detector: Detector, images: dict[int, LoadedImage], flagged: dict[int, _Flagged]
+        self, detector: Detector, images: dict[int, LoadedImage[Any]], flagged: dict[int, _Flagged]
     ) -> dict[int, Decision]:
         """Purify the flagged images, query their second-look views and decide."""
         purified = dict(zip(flagged, self._purify([images[i].rgb for i in flagged]), strict=True))
@@ -251,14 +251,14 @@ def _judge(detector: Detector, answer: F64 | Failure) -> Decision | _Flagged:
     return Decision(int(answer[0].argmax()), False, score, answer[0].copy(), f"not flagged: {reason}")
 
 
-def _read(batch: Any, data_format: str) -> list[LoadedImage | Failure]:
+def _read(batch: Any, data_format: DataFormat | None) -> list[LoadedImage[Any] | Failure]:
     """Read the images of a batch; a file or a PIL image that cannot be read is a `Failure`."""
     if not isinstance(batch, list | tuple):
         try:
             return [*read(batch, data_format=data_format)[0]]
         except (ImageReadError, OutOfMemoryError) as e:
             return [Failure(str(e))]
-    out: list[LoadedImage | Failure] = []
+    out: list[LoadedImage[Any] | Failure] = []
     for i, item in enumerate(batch):
         try:
             out.append(read_one(item, data_format=data_format))

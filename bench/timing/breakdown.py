@@ -53,7 +53,7 @@ def parts(engine: Engine, pixels: U8, side: int | None, steps: int | None, folde
         Image.fromarray(image).save(file)
     start = WARM if steps == 1 else None
     purifier = zipsdk.Purifier(engine, TRANSFORMS, lam=LAMBDA, tile_size=side, steps=steps, start=start)
-    batch = [watch.timed("decode", images.read_one)(file).rgb for file in files]
+    batch = [watch.timed("decode", lambda f: images.read_one(f).rgb)(file) for file in files]
     with profiling.profile() as events:
         clean = watch.timed("run", lambda: purifier.run(batch))()
     for file, image in zip(files, clean, strict=True):

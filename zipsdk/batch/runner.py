@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from zipsdk import images
 from zipsdk._util.atomic import make_folder
@@ -26,7 +27,7 @@ class _Loaded:
     """An image with the size and modification time of its file."""
 
     job: Job
-    image: LoadedImage
+    image: LoadedImage[Any]
     size: int
     mtime_ns: int
 

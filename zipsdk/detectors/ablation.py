@@ -36,7 +36,7 @@ from zipsdk.detectors.base import Detector
 from zipsdk.detectors.classifier_client import MAX_BATCH, query_all
 from zipsdk.errors import InputError
 from zipsdk.images import read
-from zipsdk.types import F64, U8
+from zipsdk.types import F64, U8, DataFormat
 
 #: Scale of the geometry score relative to the others: it is one standardized difference, they are sums of two.
 SQRT2 = math.sqrt(2)
@@ -173,14 +173,19 @@ class AblationDetector(Detector):
         return score, int(by_feature.argmax()), log
 
     def calibrate(
-        self, classify: Callable[[U8], Any], clean: Any, *, data_format: str = "NHWC", max_batch: int | None = MAX_BATCH
+        self,
+        classify: Callable[[U8], Any],
+        clean: Any,
+        *,
+        data_format: DataFormat | None = None,
+        max_batch: int | None = MAX_BATCH,
     ) -> AblationDetector:
         """Return a detector with the reference statistics of this classifier on clean images.
 
         Args:
             classify: as for `Guard`; gets 28 queries per image.
             clean: at least 16 images, better 100 or more, distributed like the stream. Labels are not needed.
-            data_format: "NHWC" or "NCHW", for arrays.
+            data_format: "NHWC" or "NCHW", for arrays; None is "NCHW" for torch tensors and "NHWC" for all others.
             max_batch: as for `Guard`.
 
         Raises:

@@ -15,7 +15,7 @@ from zipsdk.detectors.base import Detector
 from zipsdk.detectors.classifier_client import MAX_BATCH, query_all
 from zipsdk.errors import InputError
 from zipsdk.images import read
-from zipsdk.types import F64, U8
+from zipsdk.types import F64, U8, DataFormat
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class ScaleUp(Detector):
         labels: npt.ArrayLike | None = None,
         *,
         threshold: float | None = None,
-        data_format: str = "NHWC",
+        data_format: DataFormat | None = None,
         max_batch: int | None = MAX_BATCH,
     ) -> ScaleUp:
         """Return a detector whose scores are z-scores of SPC, (SPC - mean) / deviation, by class.
@@ -137,7 +137,7 @@ class ScaleUp(Detector):
             clean: images that are known to carry no trigger; see `zipsdk.images.read`.
             labels: their true classes, integers (N,). None uses the predicted classes.
             threshold: for z-scores; None keeps the number of this detector.
-            data_format: "NHWC" or "NCHW", for arrays.
+            data_format: "NHWC" or "NCHW", for arrays; None is "NCHW" for torch tensors and "NHWC" for all others.
             max_batch: as for `Guard`.
 
         Raises:

@@ -1,11 +1,11 @@
-"""Convert arrays to uint8 RGB and back, without reading files."""
+"""Convert NumPy arrays to uint8 RGB and back, without reading files."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -13,15 +13,19 @@ from zipsdk.errors import InputError
 from zipsdk.types import U8, Array
 
 _ARRAYS = "uint8 (0..255), uint16 (0..65535) or float16, float32, float64 (0..1)"
+#: What to do with images of more than `max_pixels`.
+LARGER = "pass zipsdk.images.read_one(image, max_pixels=...), which may be larger"
 SHAPES = {
     "NHWC": "(H, W), (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels",
     "NCHW": "(H, W), (C, H, W) or (N, C, H, W) with 1, 3 or 4 channels",
 }
 
+T_co = TypeVar("T_co", covariant=True)
+
 
 @dataclass(frozen=True, eq=False)
-class LoadedImage(ABC):
-    """One loaded image.
+class LoadedImage(ABC, Generic[T_co]):
+    """One loaded image; it pickles. `T_co` is the type that `restore` returns.
 
     Attributes:
         rgb: uint8 (H, W, 3), C-contiguous, a copy of the input's pixels.
@@ -30,7 +34,7 @@ class LoadedImage(ABC):
     rgb: U8
 
     @abstractmethod
-    def restore(self, clean: U8) -> Any:
+    def restore(self, clean: U8) -> T_co:
         """Convert a purified image, uint8 (H, W, 3), to a new, writable object of the type that was read.
 
         Raises:
@@ -39,12 +43,13 @@ class LoadedImage(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayImage(LoadedImage):
+class ArrayImage(LoadedImage[Any]):
     """An image that was read from an array.
 
     Attributes:
         dtype, ndim, channels, data_format: of the array; an array of two axes has one channel.
         alpha: a copy of the array's alpha, (H, W, 1); None without alpha.
+        convert: converts a new NumPy array to the type of the array.
     """
 
     dtype: np.dtype[Any]
@@ -52,9 +57,14 @@ class ArrayImage(LoadedImage):
     channels: int
     data_format: str
     alpha: Array | None
+    convert: Callable[[Array], Any]
 
-    def restore(self, clean: U8) -> Array:
-        """Convert a purified image to the array's dtype, shape and data format; gray is the mean of the colors."""
+    def restore(self, clean: U8) -> Any:
+        """Convert a purified image to the array's type, dtype, shape and data format; see `to_numpy`."""
+        return self.convert(self.to_numpy(clean))
+
+    def to_numpy(self, clean: U8) -> Array:
+        """Convert a purified image to NumPy, in the array's dtype, shape and data format; gray is the mean color."""
         check_clean(clean, self.rgb)
         out = from_8bit(to_gray(clean)[:, :, None] if self.channels == 1 else clean, self.dtype)
         if self.alpha is not None:
@@ -66,33 +76,43 @@ class ArrayImage(LoadedImage):
         return np.array(out, self.dtype, order="C")
 
 
-def check_array(a: Array, data_format: str, max_pixels: int) -> None:
-    """Check the dtype and shape of an array of two to four axes; `read_array` checks the values.
+def check_dtype(dtype: np.dtype[Any]) -> None:
+    """Check the dtype of an array; `read_array` checks the values.
 
     Raises:
-        InputError: the dtype or shape is not supported.
+        InputError: the dtype is not supported.
     """
-    if (a.dtype.kind, a.dtype.itemsize) not in {("u", 1), ("u", 2), ("f", 2), ("f", 4), ("f", 8)}:
-        raise InputError(f"got an array of dtype {a.dtype}, expected {_ARRAYS}; {_conversion(a.dtype)}")
+    if (dtype.kind, dtype.itemsize) not in {("u", 1), ("u", 2), ("f", 2), ("f", 4), ("f", 8)}:
+        raise InputError(f"got an array of dtype {dtype}, expected {_ARRAYS}; {_conversion(dtype)}")
+
+
+def check_shape(shape: Sequence[int], data_format: str, max_pixels: int) -> None:
+    """Check the shape of an array of two to four axes.
+
+    Raises:
+        InputError: the shape is not supported.
+    """
+    shape = tuple(shape)
+    ndim = len(shape)
     first, last = (-3, -1) if data_format == "NCHW" else (-1, -3)
-    if a.ndim not in (2, 3, 4) or (a.ndim > 2 and a.shape[first] not in (1, 3, 4)):
+    if ndim not in (2, 3, 4) or (ndim > 2 and shape[first] not in (1, 3, 4)):
         hint = "pass one image or a batch of images"
-        if a.ndim in (3, 4) and a.shape[last] in (1, 3, 4):
+        if ndim in (3, 4) and shape[last] in (1, 3, 4):
             other = "NHWC" if data_format == "NCHW" else "NCHW"
             hint = f'channels seem to be on another axis: pass data_format="{other}"'
-        elif a.ndim == 3:
-            axis = "1" if data_format == "NCHW" else "-1"
-            hint = f"for a batch of gray images add a channel axis: np.expand_dims(x, {axis})"
+        elif ndim == 3:
+            axis = "x[:, None]" if data_format == "NCHW" else "x[..., None]"
+            hint = f"for a batch of gray images add a channel axis: {axis}"
         raise InputError(
-            f'got an array of shape {a.shape}, expected {SHAPES[data_format]} (data_format="{data_format}"); {hint}'
+            f'got an array of shape {shape}, expected {SHAPES[data_format]} (data_format="{data_format}"); {hint}'
         )
-    height, width = a.shape[-2:] if a.ndim == 2 or data_format == "NCHW" else a.shape[-3:-1]
+    height, width = shape[-2:] if ndim == 2 or data_format == "NCHW" else shape[-3:-1]
     if height == 0 or width == 0:
-        raise InputError(f"got an array of shape {a.shape}, expected at least 1 x 1 pixels; leave it out")
+        raise InputError(f"got an array of shape {shape}, expected at least 1 x 1 pixels; leave it out")
     if height * width > max_pixels:
         raise InputError(
             f"got images of {width} x {height} pixels, expected at most {max_pixels} pixels; "
-            "make them smaller, or cut them into parts"
+            f"make them smaller, or cut them into parts, or {LARGER}"
         )
 
 
@@ -109,12 +129,13 @@ def _conversion(dtype: np.dtype[Any]) -> str:
     return "convert it to the dtype that has its range"
 
 
-def read_array(a: Array, data_format: str, index: tuple[int, ...] = ()) -> ArrayImage:
+def read_array(a: Array, data_format: str, convert: Callable[[Array], Any], index: tuple[int, ...] = ()) -> ArrayImage:
     """Convert a checked array of two or three axes to uint8 RGB.
 
     Args:
-        a: (H, W), (H, W, C) or (C, H, W), of a dtype and shape that `check_array` accepts.
+        a: (H, W), (H, W, C) or (C, H, W), of a dtype and shape that `check_dtype` and `check_shape` accept.
         data_format: "NHWC" or "NCHW".
+        convert: converts a restored NumPy array to the type of the array.
         index: position of the array in its batch, for messages.
 
     Raises:
@@ -127,10 +148,7 @@ def read_array(a: Array, data_format: str, index: tuple[int, ...] = ()) -> Array
             i = tuple(int(k) for k in np.unravel_index(int(np.argmin(good)), good.shape))
             hint = "correct the code that made the array: no image has this value"
             if np.isfinite(a[i]):
-                hint = (
-                    "divide by the array's range (for -1..1 pass (x + 1) / 2), or pass uint8: x.astype(np.uint8) where "
-                    "it is 0..255"
-                )
+                hint = "divide by its range (for -1..1 pass (x + 1) / 2), or convert it to uint8 where it is 0..255"
             raise InputError(
                 f"got {float(a[i])} at index {index + i} of a {a.dtype} array, expected values in [0, 1]; {hint}"
             )
@@ -145,7 +163,7 @@ def read_array(a: Array, data_format: str, index: tuple[int, ...] = ()) -> Array
     rgb = to_8bit(a[:, :, :3])
     if channels == 1:
         rgb = np.repeat(rgb, 3, axis=2)
-    return ArrayImage(rgb, dtype, ndim, channels, data_format, alpha)
+    return ArrayImage(rgb, dtype, ndim, channels, data_format, alpha, convert)
 
 
 def check_clean(clean: U8, rgb: U8) -> None:

@@ -26,7 +26,7 @@ _TURNS = {
 
 
 @dataclass(frozen=True, eq=False)
-class PilImage(LoadedImage):
+class PilImage(LoadedImage[Image.Image]):
     """An image that was read from a file or a PIL image.
 
     Attributes:

@@ -13,12 +13,14 @@ import os
 import stat
 from collections.abc import Callable
 from functools import cache
+from inspect import iscoroutine
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
 from zipsdk.errors import ImageReadError, OutOfMemoryError, ZipSdkError
+from zipsdk.images.arrays import LARGER
 from zipsdk.images.avif import unpack_avif
 from zipsdk.images.info import kept_metadata, metadata_of, samples_of
 from zipsdk.images.jpeg import unpack_jpeg
@@ -89,6 +91,9 @@ def _content(item: Any) -> BinaryIO:
         item.seek(0)
     out = io.BytesIO()
     while block := item.read(1 << 20):  # an unbuffered file may return less
+        if iscoroutine(block):
+            block.close()  # otherwise Python warns that it was never awaited
+            raise ImageReadError("got an asynchronous file, expected bytes; pass what `await file.read()` returns")
         if not isinstance(block, (bytes, bytearray, memoryview)):
             raise ImageReadError(
                 f'got a file that gives {type(block).__name__}, expected bytes; open it with mode "rb"'
@@ -108,15 +113,20 @@ def _read_error(name: str, exc: Exception, item: Any) -> ZipSdkError:
         return ImageReadError(f"{name}: {exc}")
     if isinstance(exc, MemoryError):
         return out_of_memory(name)
-    got, hint = f"{type(exc).__name__}: {exc}", "the file is damaged or incomplete: download or save it again"
+    got = f"a file that cannot be decoded ({exc or type(exc).__name__})"
+    hint = "the file is damaged or incomplete: download or save it again"
     if isinstance(exc, FileNotFoundError):
         got, hint = "no such file", "check the path"
+    elif isinstance(exc, (io.UnsupportedOperation, UnicodeDecodeError)) and hasattr(item, "read"):
+        got, hint = "a file that is not open for reading bytes", 'open it with mode "rb"'
     elif isinstance(exc, PermissionError):
         got, hint = "a file that may not be read", "check its permissions"
     elif isinstance(item, Image.Image) and getattr(item, "fp", item) is None:  # how Pillow marks a closed image
         got, hint = "an image that is closed", "open it again; load() keeps an image after its file is closed"
     elif isinstance(exc, ValueError) and "closed" in str(exc):
         got, hint = "a file that is closed", "open it again"
+    elif isinstance(exc, OSError) and exc.errno is not None:
+        got, hint = f"a file that cannot be read ({exc.strerror})", "check the path, and the disk or the connection"
     elif isinstance(exc, UnidentifiedImageError):
         got, hint = "a file of another format, or a damaged one", "convert it to PNG or JPEG"
         if isinstance(item, (bytes, bytearray, memoryview)):
@@ -145,7 +155,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageReadError(
             f"got {width} x {height} pixels, expected at most {max_pixels} pixels; "
-            "make it smaller, or cut it into parts"
+            f"make it smaller, or cut it into parts, or {LARGER}"
         )
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and width * height > 2 * most:

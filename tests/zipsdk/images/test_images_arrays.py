@@ -29,7 +29,7 @@ SHAPES = [(H, W), (H, W, 1), (H, W, 3), (H, W, 4), (2, H, W, 1), (2, H, W, 3), (
 DTYPES = ["u1", "<u2", ">u2", "<f2", "<f4", ">f4", "<f8"]
 
 
-def in_data_format(x: Any, data_format: str) -> Any:
+def in_data_format(x: Any, data_format: Any) -> Any:
     return np.moveaxis(x, -1, -3) if data_format == "NCHW" and x.ndim > 2 else x
 
 
@@ -44,7 +44,7 @@ def eight_bit_as(x: Any, dtype: Any) -> Any:
 @pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_array_round_trip_is_exact(shape: tuple[int, ...], dtype: str, data_format: str, contiguous: bool) -> None:
+def test_array_round_trip_is_exact(shape: tuple[int, ...], dtype: str, data_format: Any, contiguous: bool) -> None:
     eight = noise(*shape)
     x = in_data_format(eight_bit_as(eight, dtype), data_format)
     x = np.ascontiguousarray(x) if contiguous else np.repeat(x, 2, axis=-1)[..., ::2][::-1][::-1]
@@ -120,7 +120,7 @@ def test_loaded_images_do_not_share_memory_with_the_array() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -0.01, 1.01, 255.0])
 @pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
-def test_float_out_of_range_names_the_first_index_and_value(bad: float, data_format: str) -> None:
+def test_float_out_of_range_names_the_first_index_and_value(bad: float, data_format: Any) -> None:
     x = np.full((2, H, W, 3), 0.5, np.float32)
     x = np.ascontiguousarray(in_data_format(x, data_format))
     x[1, 2, 2, 2] = x[1, 1, 3, 1] = bad
@@ -146,9 +146,9 @@ def test_other_dtypes_are_refused_by_name(dtype: Any) -> None:
         ((2, 3, H, W), "NHWC", 'pass data_format="NCHW"'),
         ((H, W, 3), "NCHW", 'pass data_format="NHWC"'),
         ((2, H, W, 3), "NCHW", 'pass data_format="NHWC"'),
-        ((8, H, W), "NHWC", r"expand_dims\(x, -1\)"),
-        ((8, H, W), "NCHW", r"expand_dims\(x, 1\)"),
-        ((H, W, 2), "NHWC", "expand_dims"),
+        ((8, H, W), "NHWC", r"channel axis: x\[\.\.\., None\]"),
+        ((8, H, W), "NCHW", r"channel axis: x\[:, None\]"),
+        ((H, W, 2), "NHWC", "channel axis"),
         ((2, H, W, 2), "NHWC", "1, 3 or 4 channels"),
         ((), "NHWC", "one image or a batch"),
         ((W,), "NHWC", "one image or a batch"),
@@ -160,7 +160,7 @@ def test_other_dtypes_are_refused_by_name(dtype: Any) -> None:
         ((0, 0, W, 3), "NHWC", "1 x 1"),
     ],
 )
-def test_wrong_shapes_give_a_hint(shape: tuple[int, ...], data_format: str, hint: str) -> None:
+def test_wrong_shapes_give_a_hint(shape: tuple[int, ...], data_format: Any, hint: str) -> None:
     with pytest.raises(InputError, match=hint) as e:
         images.read(np.zeros(shape, np.uint8), data_format=data_format)
     assert str(shape) in str(e.value)
@@ -184,19 +184,12 @@ def test_max_pixels_counts_for_arrays() -> None:
 @pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_empty_batches_are_restored(channels: int, dtype: str, data_format: str) -> None:
+def test_empty_batches_are_restored(channels: int, dtype: str, data_format: Any) -> None:
     x = np.ascontiguousarray(in_data_format(np.empty((0, H, W, channels), dtype), data_format))
     loaded, restore = images.read(x, data_format=data_format)
     assert loaded == []
     same(restore([]), x)
     assert identity([]) == [] and identity(()) == []
-
-
-def test_torch_tensors_give_a_hint() -> None:
-    tensor = type("Tensor", (), {"__module__": "torch"})()
-    for batch in (tensor, [tensor]):
-        with pytest.raises(InputError, match=r"torch\.Tensor.*tensor\.detach\(\)\.cpu\(\)\.numpy\(\)"):
-            images.read(batch)
 
 
 @pytest.mark.parametrize("item", [None, 3, b"x.png", {}, types.SimpleNamespace(), [[1, 2]], [np.zeros((1, H, W, 3))]])
