@@ -10,12 +10,14 @@ from pathlib import Path
 
 from zipsdk import images
 from zipsdk.batch.globs import expand, split_pattern
-from zipsdk.batch.manifest import Job
+from zipsdk.batch.manifest import MANIFEST, Job
 from zipsdk.errors import InputError
 from zipsdk.images.contact_sheet import is_sheet
 
 #: Formats that are read but not written -> the format of their outputs.
 _KEPT_AS = {".gif": ".png", ".apng": ".png"}
+
+_AGAIN = "pass it as an input to purify it again"
 
 
 def find_jobs(
@@ -30,6 +32,7 @@ def find_jobs(
     """List the images of files, folders and patterns, with their outputs.
 
     Hidden files, links to folders, OUT itself and the sheet of an earlier run at the same path are left out of folders.
+    So are the output folders of other runs, unless one is an input itself: their images are purified already.
     An input that exists is taken literally, even if its name looks like a pattern; `zipsdk.batch.globs` documents what
     a pattern matches.
 
@@ -38,7 +41,7 @@ def find_jobs(
         out: the output folder OUT; it need not exist.
         output_format: "keep", or the suffix of all outputs without its dot.
         on_error: called with a message for each folder that cannot be read.
-        on_warning: called with a message for each link to a folder that is left out.
+        on_warning: called with a message for each link to a folder and each output folder that is left out.
         sheet: path of the sheet of this run.
         on_skip: called with each file in a folder or a pattern with the suffix of an image format that is not read.
 
@@ -136,11 +139,13 @@ class _Search:
     ):
         self._out, self._on_error, self._on_warning, self._on_skip = out, on_error, on_warning, on_skip
         self._skipped: list[Path] = []  # of the current input
+        self._found_outputs: list[Path] = []
         self._in_out: dict[Path, bool] = {}
+        self._is_output_folder: dict[Path, bool] = {}
 
     def sources(self, text: str) -> Iterator[tuple[Path, Path]]:
         """Yield (base folder of the output names, image) for each image of one input."""
-        self._skipped = []
+        self._skipped, self._found_outputs = [], []
         path = Path(text)
         if path.is_dir():
             if same_file(path, self._out):
@@ -158,7 +163,7 @@ class _Search:
             raise InputError(f"{text}: got '..' after a pattern, expected names only; pass the folder itself")
         around = self._inside_out(Path(os.path.realpath(base)))
         for match in expand(base, parts, self._unreadable):
-            if self._inside_out(match) and not around:
+            if (self._inside_out(match) and not around) or self._inside_output(base, match):
                 continue
             if match.is_dir():
                 for file in self._walk(match):
@@ -170,6 +175,8 @@ class _Search:
         """Describe the search for an input that gave no image."""
         if self._skipped:
             return f"{text}: got no image that zipsdk reads; {describe_skipped(self._skipped)}"
+        if self._found_outputs:
+            return f"{text}: got no image outside of {self._found_outputs[0]}, the output folder of a run; {_AGAIN}"
         expected = f"expected some of {' '.join(sorted(images.SUFFIXES))}"
         base, parts = split_pattern(Path(text))
         if os.path.lexists(text) or not parts:
@@ -198,7 +205,7 @@ class _Search:
                 self._on_warning(
                     f"{current / linked}: got a link to a folder, which is not followed; pass it as an input"
                 )
-            folders[:] = [f for f in visible if not (current / f).is_symlink()]
+            folders[:] = [f for f in visible if not (current / f).is_symlink() and not self._is_output(current / f)]
             for name in sorted(files):
                 if not name.startswith(".") and self._is_image(current / name):
                     yield current / name
@@ -209,6 +216,22 @@ class _Search:
             self._skipped.append(path)
             self._on_skip(path)
         return suffix in images.SUFFIXES
+
+    def _is_output(self, folder: Path) -> bool:
+        """Tell whether a folder is the output folder of a run; warn about each once."""
+        if folder not in self._is_output_folder:
+            self._is_output_folder[folder] = (folder / MANIFEST).is_file()
+            if self._is_output_folder[folder]:
+                self._on_warning(f"{folder}: got the output folder of an earlier run, which is left out; {_AGAIN}")
+        if self._is_output_folder[folder]:
+            self._found_outputs.append(folder)
+        return self._is_output_folder[folder]
+
+    def _inside_output(self, base: Path, path: Path) -> bool:
+        """Tell whether a path below a base folder is the output folder of a run, or is inside one below the base."""
+        inner = path.relative_to(base)
+        folders = (*inner.parents[:-1], inner) if path.is_dir() else inner.parents[:-1]  # [-1] is the base
+        return any(self._is_output(base / folder) for folder in folders)
 
     def _unreadable(self, e: OSError) -> None:
         self._on_error(f"{e.filename}: cannot be read ({e.strerror}); check its permissions")

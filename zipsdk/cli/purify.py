@@ -54,8 +54,9 @@ settings:
 inputs:
   A path that exists is taken literally, also with *, ? or [ in its name. In a pattern *, ? and [...] match within a
   name, and ** matches any number of folders. Hidden names need a pattern with the dot. Write ./-name for a name that
-  starts with -. Image formats that zipsdk does not read (.heic, .jxl and others) are skipped, and their number is
-  printed to standard error; the exit code stays 0.
+  starts with -. Output folders of earlier runs inside a folder or a pattern are left out. Image formats that zipsdk
+  does not read (.heic, .jxl and others) are skipped, and their number is printed to standard error; the exit code
+  stays 0.
 
 Interrupted runs resume: repeat the same command. Progress is kept in OUT/.zipsdk-manifest.jsonl. Modified inputs are
 processed again; two inputs with the same output are an error; unreadable images are skipped and tried again by the

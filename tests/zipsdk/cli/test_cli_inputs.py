@@ -22,6 +22,27 @@ def test_output_folder_below_the_input_is_not_an_input(purify, tmp_path):
     assert names(src / "clean") == {"000.png", "001.png"}
 
 
+def test_output_folders_of_other_runs_are_no_inputs(purify, tmp_path, capsys):
+    src = folder(tmp_path / "in", 2)
+    first = src / "a" / "clean"
+    write_image(src / "a" / "x.png")
+    assert purify(src, "-o", first) == 0
+    capsys.readouterr()
+    note = f"zipsdk: note: {first}: got the output folder of an earlier run, which is left out; pass it as an input"
+    for number, pattern in enumerate((src, src / "**" / "*.png", src / "**", src / "*", tmp_path / "i*")):
+        out = tmp_path / f"out{number}"
+        assert purify(pattern, "-o", out) == 0
+        assert {Path(name).name for name in names(out)} == {"000.png", "001.png", "x.png"} and len(names(out)) == 3
+        assert capsys.readouterr().err.count(note) == 1
+    text = f"*.png: got no image outside of {first}, the output folder of a run; pass it as an input to purify it again"
+    refused(capsys, purify(src / "a" / "*" / "*.png", "-o", tmp_path / "no", "--quiet"), 2, text)
+    # what is passed by its own name is purified again
+    for number, again in enumerate((first, first / "*.png", first / "000.png")):
+        assert purify(again, "-o", tmp_path / f"again{number}") == 0
+        assert "000.png" in names(tmp_path / f"again{number}") and capsys.readouterr().err == ""
+    assert purify(src, "-o", tmp_path / "quiet", "--quiet") == 0 and capsys.readouterr().err == ""
+
+
 def test_link_loops_and_unreadable_folders_do_not_hang(purify, tmp_path, capsys, monkeypatch):
     src = folder(tmp_path / "in", 1)
     (src / "loop").symlink_to(src)
