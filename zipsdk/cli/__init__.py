@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import zipsdk
 from zipsdk.cli import build, doctor, info, models, purify
-from zipsdk.cli.args import EXIT_CODES, FORMAT
+from zipsdk.cli.args import EXIT_CODES, FORMAT, Parser
 from zipsdk.cli.console import StdoutError, flush_streams, open_standard_files, print_message, warnings_as_notes
 from zipsdk.cli.signals import Signals, Stopped, stop_signals
 from zipsdk.errors import EngineError, ImageReadError, MissingDependencyError, ModelError, ZipSdkError
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands; ``args.run`` is the function of the chosen one."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="zipsdk",
         description="Purify images in front of a classifier that may have a backdoor.",
         epilog=_EPILOG,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
 from zipsdk._util.validation import MAX_THREADS
+from zipsdk.cli.console import StdoutError
 from zipsdk.types import Precision
 
 #: Options of each parser.
@@ -22,6 +24,20 @@ exit codes:
   129, 143  terminated by SIGHUP, SIGTERM
   141       the reader of standard output closed it
 """
+
+
+class Parser(argparse.ArgumentParser):
+    """Report help and a version that cannot be written, which argparse ignores where the stream has no buffer."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is None or file is not sys.stdout:
+            super()._print_message(message, file)
+            return
+        try:
+            file.write(message)
+            file.flush()
+        except OSError as e:
+            raise StdoutError from e
 
 
 def add_command(

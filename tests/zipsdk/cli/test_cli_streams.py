@@ -69,9 +69,11 @@ def test_a_full_stdout_is_reported_after_the_work(purify, model, tmp_path, monke
     assert text in capsys.readouterr().err
 
 
-def start(*args: str, shell: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
-    """A separate process with buffered output."""
+def start(*args: str, shell: str = "", buffered: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a separate process, with buffered output unless `buffered` is false."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    if not buffered:
+        env["PYTHONUNBUFFERED"] = "1"
     command = [sys.executable, "-m", "zipsdk", *args]
     if shell:
         command = ["sh", "-c", f'exec "$@" {shell}', "sh", *command]
@@ -95,13 +97,16 @@ def test_files_do_not_get_the_descriptors_of_closed_streams(model, tmp_path):
 
 
 @linux
-def test_help_and_version_that_cannot_be_written():
-    for option, shell, code in (("--version", ">/dev/full", 2), ("--version", "2>/dev/full >/dev/null", 0)):
-        result = start(option, shell=shell)
-        assert (result.returncode, result.stderr) == (code, "")
+@pytest.mark.parametrize("buffered", [True, False])
+def test_help_and_version_that_cannot_be_written(buffered):
+    full = "zipsdk: error: standard output: cannot be written (No space left on device); redirect it"
+    for option, shell, code, text in (("--version", ">/dev/full", 2, full), ("--help", ">/dev/full", 2, full),
+                                      ("--version", "2>/dev/full >/dev/null", 0, "")):  # fmt: skip
+        result = start(option, shell=shell, buffered=buffered)
+        assert result.returncode == code and result.stderr.startswith(text) and bool(result.stderr) == bool(text)
     read, write = os.pipe()
     os.close(read)
-    result = start("purify", "--help", stdout=write)
+    result = start("purify", "--help", stdout=write, buffered=buffered)
     os.close(write)
     assert (result.returncode, result.stderr) == (141, "")
 
