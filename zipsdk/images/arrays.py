@@ -14,7 +14,7 @@ from zipsdk.types import U8, Array
 
 _ARRAYS = "uint8 (0..255), uint16 (0..65535) or float16, float32, float64 (0..1)"
 #: What to do with images of more than `max_pixels`.
-LARGER = "pass zipsdk.images.read_one(image, max_pixels=...), which may be larger"
+LARGER = "pass zipsdk.images.read_one(image, max_pixels=...)"
 SHAPES = {
     "NHWC": "(H, W), (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels",
     "NCHW": "(H, W), (C, H, W) or (N, C, H, W) with 1, 3 or 4 channels",
@@ -110,9 +110,10 @@ def check_shape(shape: Sequence[int], data_format: str, max_pixels: int) -> None
     if height == 0 or width == 0:
         raise InputError(f"got an array of shape {shape}, expected at least 1 x 1 pixels; leave it out")
     if height * width > max_pixels:
+        larger = LARGER if ndim < 4 else "pass zipsdk.images.read(batch, max_pixels=...)[0]"
         raise InputError(
             f"got images of {width} x {height} pixels, expected at most {max_pixels} pixels; "
-            f"make them smaller, or cut them into parts, or {LARGER}"
+            f"make them smaller, or cut them into parts, or {larger}"
         )
 
 

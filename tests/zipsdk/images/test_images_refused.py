@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -24,6 +26,7 @@ from tests.helpers.image_checks import (
     same_image,
     sample,
 )
+from tests.helpers.image_files import encoded
 from zipsdk import images
 from zipsdk.errors import ImageReadError
 
@@ -120,6 +123,19 @@ def test_files_that_are_not_images(tmp_path: Path) -> None:
         for path in (tmp_path / name, str(tmp_path / name)):
             with pytest.raises(ImageReadError, match=why):
                 images.read(path)
+
+
+def test_messages_about_damaged_files_have_no_class_of_an_exception() -> None:
+    whole = encoded(np.zeros((5, 7, 3), np.uint8))
+    messages = set()
+    for at in range(8, len(whole)):
+        for data in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :]):
+            try:
+                images.read_one(data)
+            except ImageReadError as e:
+                messages.add(str(e))
+    assert len(messages) > 20 and not [m for m in messages if re.search(r"\w+Error|Exception", m)]
+    assert any("cannot be decoded (broken PNG file" in m and "damaged or incomplete" in m for m in messages)
 
 
 def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
