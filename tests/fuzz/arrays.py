@@ -60,7 +60,7 @@ def draw_arrays(draw: Draw) -> Recipe:
     """Draw the recipe of a batch: one array, or a list of some."""
     wrap = draw(st.sampled_from(("none", "none", "none", "list", "tuple")))
     count = 1 if wrap == "none" else draw(st.integers(0, 3))
-    data_format = draw(st.sampled_from(("NHWC", "NHWC", "NCHW")))
+    data_format = draw(st.sampled_from((None, "NHWC", "NCHW")))
     return {"wrap": wrap, "data_format": data_format, "arrays": [draw_array(draw) for _ in range(count)]}
 
 

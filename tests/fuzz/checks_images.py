@@ -30,7 +30,7 @@ def _leaks(caught: list[warnings.WarningMessage]) -> list[str]:
     ]
 
 
-def _valid(rgb: Any, most: int) -> None:
+def check_rgb(rgb: Any, most: int) -> None:
     demand(isinstance(rgb, np.ndarray) and rgb.dtype == np.uint8, f"rgb is {type(rgb).__name__}, expected uint8")
     demand(rgb.ndim == 3 and rgb.shape[2] == 3, f"rgb has {rgb.ndim} axes, expected (H, W, 3)")
     demand(rgb.flags.c_contiguous and 0 < rgb.shape[0] * rgb.shape[1] <= most, "rgb is empty, too large or strided")
@@ -76,7 +76,7 @@ def check_file(recipe: Recipe, folder: Path) -> str:
         except InputError as e:
             demand(way == "text", f"a file is refused by {type(e).__name__}, expected ImageReadError: {e}")
             return type(e).__name__
-        _valid(loaded.rgb, MAX_PIXELS)
+        check_rgb(loaded.rgb, MAX_PIXELS)
         demand(way not in ("broken", "text"), f"{way} is read")
         expected = _pixels(path) if way in ALIKE else pillow_pixels(path) if way == "path" else None
         if expected is not None:
@@ -114,7 +114,7 @@ def check_array(recipe: Recipe, folder: Path) -> str:
         except InputError as e:
             return type(e).__name__
         for p in loaded:
-            _valid(p.rgb, MAX_PIXELS)
+            check_rgb(p.rgb, MAX_PIXELS)
         out = restore([255 - p.rgb for p in loaded])
     got = [out] if recipe["wrap"] == "none" else list(out)
     demand(isinstance(out, list) == (recipe["wrap"] != "none"), f"got {type(out).__name__} back")
@@ -142,7 +142,7 @@ def check_pil(recipe: Recipe, folder: Path) -> str:
         except ImageReadError as e:
             result = type(e).__name__
         else:
-            _valid(loaded.rgb, MAX_PIXELS)
+            check_rgb(loaded.rgb, MAX_PIXELS)
             _written(loaded.restore(255 - loaded.rgb), 255 - loaded.rgb, folder, recipe["suffix"])
             result = "accepted"
         # the image as it is, which a caller may save, too

@@ -27,6 +27,7 @@ STEERED = (
     "ppm",
     "pil",
     "array",
+    "producer",
     "spec",
     "sidecar",
     "plan",

@@ -19,6 +19,8 @@ from tests.fuzz import (
     headers,
     options,
     planted,
+    producers,
+    tensors,
     texts,
 )
 from tests.fuzz.boxes import draw_avif, draw_webp
@@ -86,6 +88,9 @@ def _kinds() -> dict[str, Kind]:
         _file(lambda draw: headers.any_bytes(draw, names), ".png", ".jpg"), checks_images.check_file, 300
     )
     kinds["array"] = Kind(arrays.draw_arrays, checks_images.check_array, 800)
+    # the first one imports torch
+    kinds["tensor"] = Kind(tensors.draw_tensors, tensors.check_tensors, 800, seconds=60, megabytes=1024)
+    kinds["producer"] = Kind(producers.draw_producers, producers.check_producers, 800)
     kinds["pil"] = Kind(arrays.draw_pil, checks_images.check_pil, 500)
     kinds["guard"] = Kind(guards.draw_guard, guards.check_guard, 500)
     kinds["options"] = Kind(options.draw_options, options.check_options, 500)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,9 @@ _TENSORS = ["torch.uint8", "torch.uint16", "torch.float16", "torch.bfloat16", "t
 _ON_CPU = (1, 3, 11)
 _DEVICES = {2: "a CUDA device", 8: "a Metal device", 10: "a ROCm device", 14: "a oneAPI device"}
 _NUMPY_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__")
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,7 @@ def is_tensor(item: object) -> bool:
     return isinstance(tensor, type) and isinstance(item, tensor)
 
 
-def _as_numpy(convert: Callable[[Any], Array], item: Any) -> Array:
+def _as_numpy(convert: Callable[[Any], T], item: Any) -> T:
     """Apply a conversion to NumPy, which calls code of another library."""
     try:
         return convert(item)
@@ -193,9 +196,9 @@ class _FromDlpack:
 
 
 def _view_dlpack(item: Any) -> Array:
-    device = _as_numpy(lambda x: x.__dlpack_device__()[0], item)
-    if int(device) not in _ON_CPU:
-        where = _DEVICES.get(int(device), f"a device of DLPack's type {int(device)}")
+    device = _as_numpy(lambda x: int(x.__dlpack_device__()[0]), item)
+    if device not in _ON_CPU:
+        where = _DEVICES.get(device, f"a device of DLPack's type {device}")
         raise InputError(
             f"got a {type_name(item)} on {where}, expected an array on the CPU; copy it there first: x.get() of CuPy, "
             "np.asarray(x) of JAX"
