@@ -20,7 +20,7 @@ from zipsdk.detectors.ablation import AblationDetector
 from zipsdk.detectors.base import Detector, PurifyAll
 from zipsdk.detectors.classifier_client import MAX_BATCH, ClassifierClient, Failure, describe_error
 from zipsdk.errors import ImageReadError, InputError, OutOfMemoryError
-from zipsdk.images import read, read_one
+from zipsdk.images import check_batches, read, read_one
 from zipsdk.images.arrays import LoadedImage, check_clean
 from zipsdk.types import F64, U8, DataFormat
 
@@ -149,6 +149,7 @@ class Guard:
 
     def stream(self, batches: Iterable[Any], *, data_format: DataFormat | None = None) -> Iterator[list[Decision]]:
         """Yield `run` of each batch, in order, when it is requested; arguments and errors as for `run`."""
+        check_batches(batches)
         for batch in batches:
             yield self.run(batch, data_format=data_format)
 

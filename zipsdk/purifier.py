@@ -272,10 +272,7 @@ class Purifier:
         Raises:
             InputError, OutOfMemoryError, EngineError: as `run`, in place of the batch.
         """
-        if not isinstance(batches, Iterable):
-            raise InputError(
-                f"batches: got {type(batches).__name__}, expected an iterable of batches; for one batch use run"
-            )
+        images.check_batches(batches)
         on_gpu = self._dispatcher.device_loop is not None
         # on a GPU, one more batch is read ahead to upload while the last one computes
         reads = Prefetcher(map(partial(images.read, data_format=data_format), batches), 2 if on_gpu else 1)

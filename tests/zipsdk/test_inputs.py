@@ -94,6 +94,31 @@ def test_iterators_are_told_to_use_stream():
             assert [len(out) for out in stream(make(batches))] == [1, 2]
 
 
+def test_one_batch_given_to_stream_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(dark(1)[0]))
+    guard = Guard(backdoored, SimpleNamespace(run=list))
+    path = tmp_path / "a.png"
+    with path.open("rb") as file:
+        for item in (
+            str(path),
+            path,
+            path.read_bytes(),
+            bytearray(3),
+            file,
+            io.BytesIO(),
+            Image.new("L", (3, 3)),
+            {},
+            3,
+        ):
+            for stream in (purifier().stream, guard.stream):
+                with pytest.raises(
+                    InputError, match=f"got {type(item).__name__}, expected an iterable of batches; .*run"
+                ):
+                    list(stream(item))
+    for stream in (purifier().stream, guard.stream):  # images of an array, one by one
+        assert len(list(stream(dark(2)))) == 2
+
+
 def test_an_image_above_the_limit_is_purified_once_it_is_read(monkeypatch):
     monkeypatch.setitem(images.read.__kwdefaults__, "max_pixels", 99)
     monkeypatch.setitem(images.read_one.__kwdefaults__, "max_pixels", 99)

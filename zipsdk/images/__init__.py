@@ -30,12 +30,12 @@ from zipsdk.images.arrays import SHAPES, LoadedImage, read_array
 from zipsdk.images.kinds import UNREAD_SUFFIXES
 from zipsdk.images.reader import out_of_memory, read_pil
 from zipsdk.images.restorers import ArrayRestorer, BatchRestorer, ListRestorer, SingleRestorer
-from zipsdk.images.unsupported import describe_unsupported
+from zipsdk.images.unsupported import check_batches, describe_unsupported
 from zipsdk.images.writer import WRITERS, format_of, save
 from zipsdk.types import ArrayT, DataFormat, ImageSource, ListOf, ScalarT, SourceT
 
-__all__ = ["DEFAULT_MAX_PIXELS", "SUFFIXES", "UNREAD_SUFFIXES", "BatchRestorer", "Image", "LoadedImage", "format_of"]
-__all__ += ["read", "read_one", "save"]
+__all__ = ["DEFAULT_MAX_PIXELS", "SUFFIXES", "UNREAD_SUFFIXES", "BatchRestorer", "Image", "LoadedImage"]
+__all__ += ["check_batches", "format_of", "read", "read_one", "save"]
 
 ImageT = TypeVar("ImageT")
 

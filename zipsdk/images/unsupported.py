@@ -1,10 +1,12 @@
-"""Describe objects that are not read as images, and how to convert them."""
+"""Describe objects that are not read as images or as batches, and what to pass instead."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from zipsdk.errors import InputError
 from zipsdk.images.array_views import type_name
 
 
@@ -32,3 +34,16 @@ def describe_unsupported(item: Any) -> str:
         f"got a {kind}, expected an array or tensor, a PIL image, a path, the content of an image file, an open binary "
         f"file or a list of these; {hint}"
     )
+
+
+def check_batches(batches: Any) -> None:
+    """Check the argument of a `stream`.
+
+    Raises:
+        InputError: it is no iterable of batches; a path is an iterable of letters, and a file one of lines.
+    """
+    single = isinstance(batches, (str, os.PathLike, bytes, bytearray, memoryview, Mapping)) or hasattr(batches, "read")
+    if single or not isinstance(batches, Iterable):
+        raise InputError(
+            f"batches: got {type(batches).__name__}, expected an iterable of batches; for one batch use run"
+        )
