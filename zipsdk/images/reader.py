@@ -76,6 +76,8 @@ def _name(item: Any) -> str:
 
 
 def _check_regular(path: Path) -> None:
+    if "\0" in str(path):
+        raise ImageReadError("got a path with a zero byte, expected the name of a file; check where it comes from")
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise ImageReadError("got a folder, expected an image file; pass the files in it")
@@ -87,7 +89,8 @@ def _content(item: Any) -> BinaryIO:
     """Copy the bytes of an open file, from its start where it is seekable; leave it open."""
     if isinstance(item, (bytes, bytearray, memoryview)):
         return io.BytesIO(item)
-    if getattr(item, "seekable", lambda: False)():
+    # a SpooledTemporaryFile has no `seekable` before Python 3.11
+    if getattr(item, "seekable", lambda: hasattr(item, "seek"))():
         item.seek(0)
     out = io.BytesIO()
     while block := item.read(1 << 20):  # an unbuffered file may return less

@@ -118,7 +118,7 @@ def test_files_that_are_not_images(tmp_path: Path) -> None:
         (".", "folder"),
         ("text.jpg/x.png", r"cannot be read \(Not a directory\)"),
         ("n" * 300, "File name too long"),
-        ("a\0b.png", "null byte"),
+        ("a\0b.png", "a path with a zero byte"),
     ):
         for path in (tmp_path / name, str(tmp_path / name)):
             with pytest.raises(ImageReadError, match=why):
