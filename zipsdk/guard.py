@@ -20,8 +20,9 @@ from zipsdk.detectors.ablation import AblationDetector
 from zipsdk.detectors.base import Detector, PurifyAll
 from zipsdk.detectors.classifier_client import MAX_BATCH, ClassifierClient, Failure, describe_error
 from zipsdk.errors import ImageReadError, InputError, OutOfMemoryError
-from zipsdk.images import check_batches, read, read_one
+from zipsdk.images import read, read_one
 from zipsdk.images.arrays import LoadedImage, check_clean
+from zipsdk.images.unsupported import check_batches
 from zipsdk.types import F64, U8, DataFormat
 
 

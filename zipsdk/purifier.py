@@ -19,6 +19,7 @@ from zipsdk._util.validation import is_int, is_path
 from zipsdk.dispatcher import Dispatcher, names
 from zipsdk.engines import load_engine
 from zipsdk.errors import InputError
+from zipsdk.images.unsupported import check_batches
 from zipsdk.pending import PendingRun
 from zipsdk.presets import PresetName, preset_of
 from zipsdk.sampling.guidance import Guidance
@@ -199,6 +200,16 @@ class Purifier:
     ) -> Image.Image: ...  # fmt: skip
     @overload
     def run(
+        self, batch: images.LoadedImage[ItemT], *, data_format: DataFormat | None = ...,
+        noise_keys: npt.ArrayLike | None = ..., seed: int | None = ..., progress: Progress | None = ...,
+    ) -> ItemT: ...  # fmt: skip
+    @overload
+    def run(
+        self, batch: ListOf[images.LoadedImage[ItemT]], *, data_format: DataFormat | None = ...,
+        noise_keys: npt.ArrayLike | None = ..., seed: int | None = ..., progress: Progress | None = ...,
+    ) -> list[ItemT]: ...  # fmt: skip
+    @overload
+    def run(
         self, batch: ListOf[SourceT], *, data_format: DataFormat | None = ..., noise_keys: npt.ArrayLike | None = ...,
         seed: int | None = ..., progress: Progress | None = ...,
     ) -> list[Image.Image]: ...  # fmt: skip
@@ -220,8 +231,9 @@ class Purifier:
         """Purify images.
 
         Args:
-            batch: uint8 (N, H, W, 3) or (H, W, 3), float in [0, 1], a PIL image, a path, or a list of these of mixed
-                sizes; also uint16, gray and RGBA (see `zipsdk.images.read`). Images are converted to 8 bits a channel.
+            batch: an array of NumPy or torch, or a DLPack producer: uint8 (N, H, W, 3) or (H, W, 3), or float in
+                [0, 1]; a PIL image, a path, the content of an image file, or an open file; or a list of these of mixed
+                sizes. Also uint16, gray and RGBA; see `zipsdk.images.read`. Images are converted to 8 bits a channel.
             data_format: "NHWC" or "NCHW", for arrays. None is "NCHW" for torch tensors, as in torchvision, and "NHWC"
                 for all other arrays; it is never guessed from a shape.
             noise_keys: integers in 0..2^64-1, one for each image. With the seed they decide the noise. None takes a
@@ -272,7 +284,7 @@ class Purifier:
         Raises:
             InputError, OutOfMemoryError, EngineError: as `run`, in place of the batch.
         """
-        images.check_batches(batches)
+        check_batches(batches)
         on_gpu = self._dispatcher.device_loop is not None
         # on a GPU, one more batch is read ahead to upload while the last one computes
         reads = Prefetcher(map(partial(images.read, data_format=data_format), batches), 2 if on_gpu else 1)

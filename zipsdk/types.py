@@ -48,9 +48,8 @@ class BinaryFile(Protocol):
 #: What is returned as a PIL image: PIL images, paths, the content of image files, open files.
 ImageSource = Image.Image | str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile
 
-#: For overloads: an array type is returned as it came in; of `ScalarT`, arrays with another number of axes.
+#: For overloads: an array type is returned as it came in.
 ArrayT = TypeVar("ArrayT", bound=SupportsArray | SupportsDLPack)
-ScalarT = TypeVar("ScalarT", bound=np.generic)
 SourceT = TypeVar("SourceT", bound=ImageSource)
 ItemT = TypeVar("ItemT")
 #: The sequences of images that are read.

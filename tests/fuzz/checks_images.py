@@ -106,7 +106,7 @@ def check_array(recipe: Recipe, folder: Path) -> str:
     """Read and restore a batch of arrays, described as in `tests.fuzz.arrays`."""
     del folder
     items = [array_of(r) for r in recipe["arrays"]]
-    batch = items[0] if recipe["wrap"] == "none" else list(items) if recipe["wrap"] == "list" else tuple(items)
+    batch: Any = items[0] if recipe["wrap"] == "none" else list(items) if recipe["wrap"] == "list" else tuple(items)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:

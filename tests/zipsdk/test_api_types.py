@@ -37,6 +37,8 @@ def main(floats: np.ndarray[Any, np.dtype[np.float32]], image: Image.Image, tens
     reveal_type(purifier.run((path, "a.png")))  # list of Image
     reveal_type(purifier.run([tensor]))  # list of Tensor
     reveal_type(purifier.run([floats, image]))  # list of object
+    reveal_type(purifier.run(zipsdk.images.read_one(path)))  # Image
+    reveal_type(purifier.run([zipsdk.images.read_one(floats)]))  # list of float32 array
     reveal_type(next(purifier.stream([floats])))  # float32 array
     reveal_type(next(purifier.stream(iter([image]))))  # Image
     reveal_type(next(purifier.stream([[image], [image]])))  # list of Image

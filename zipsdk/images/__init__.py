@@ -21,7 +21,6 @@ import os
 import warnings
 from typing import Any, TypeVar, overload
 
-import numpy.typing as npt
 from PIL import Image
 
 from zipsdk.errors import InputError, OutOfMemoryError
@@ -30,12 +29,12 @@ from zipsdk.images.arrays import SHAPES, LoadedImage, read_array
 from zipsdk.images.kinds import UNREAD_SUFFIXES
 from zipsdk.images.reader import out_of_memory, read_pil
 from zipsdk.images.restorers import ArrayRestorer, BatchRestorer, ListRestorer, SingleRestorer
-from zipsdk.images.unsupported import check_batches, describe_unsupported
+from zipsdk.images.unsupported import describe_unsupported
 from zipsdk.images.writer import WRITERS, format_of, save
-from zipsdk.types import ArrayT, DataFormat, ImageSource, ListOf, ScalarT, SourceT
+from zipsdk.types import ArrayT, DataFormat, ImageSource, ListOf, SourceT
 
 __all__ = ["DEFAULT_MAX_PIXELS", "SUFFIXES", "UNREAD_SUFFIXES", "BatchRestorer", "Image", "LoadedImage"]
-__all__ += ["check_batches", "format_of", "read", "read_one", "save"]
+__all__ += ["format_of", "read", "read_one", "save"]
 
 ImageT = TypeVar("ImageT")
 
@@ -45,10 +44,6 @@ DEFAULT_MAX_PIXELS = 100_000_000
 SUFFIXES = frozenset([".gif", ".apng", *(s for suffixes, _, _ in WRITERS.values() for s in suffixes.split())])
 
 
-@overload
-def read(
-    batch: npt.NDArray[ScalarT], *, data_format: DataFormat | None = ..., max_pixels: int = ...
-) -> tuple[list[LoadedImage[npt.NDArray[ScalarT]]], BatchRestorer[npt.NDArray[ScalarT]]]: ...
 @overload
 def read(
     batch: ArrayT, *, data_format: DataFormat | None = ..., max_pixels: int = ...
@@ -63,16 +58,16 @@ def read(
 ) -> tuple[list[LoadedImage[ImageT]], BatchRestorer[ImageT]]: ...
 @overload
 def read(
-    batch: ListOf[ArrayT], *, data_format: DataFormat | None = ..., max_pixels: int = ...
-) -> tuple[list[LoadedImage[ArrayT]], BatchRestorer[list[ArrayT]]]: ...
+    batch: ListOf[LoadedImage[ImageT]], *, data_format: DataFormat | None = ..., max_pixels: int = ...
+) -> tuple[list[LoadedImage[ImageT]], BatchRestorer[list[ImageT]]]: ...
 @overload
 def read(
     batch: ListOf[SourceT], *, data_format: DataFormat | None = ..., max_pixels: int = ...
 ) -> tuple[list[LoadedImage[Image.Image]], BatchRestorer[list[Image.Image]]]: ...
 @overload
 def read(
-    batch: ListOf[Any], *, data_format: DataFormat | None = ..., max_pixels: int = ...
-) -> tuple[list[LoadedImage[Any]], BatchRestorer[list[Any]]]: ...
+    batch: ListOf[ImageT], *, data_format: DataFormat | None = ..., max_pixels: int = ...
+) -> tuple[list[LoadedImage[ImageT]], BatchRestorer[list[ImageT]]]: ...
 
 
 def read(
@@ -121,10 +116,6 @@ def read(
     return [image], SingleRestorer((image,))
 
 
-@overload
-def read_one(
-    item: npt.NDArray[ScalarT], *, data_format: DataFormat | None = ..., max_pixels: int = ...
-) -> LoadedImage[npt.NDArray[ScalarT]]: ...
 @overload
 def read_one(item: ArrayT, *, data_format: DataFormat | None = ..., max_pixels: int = ...) -> LoadedImage[ArrayT]: ...
 @overload

@@ -212,7 +212,13 @@ def test_restore_checks_its_argument() -> None:
 
 def test_a_mixed_list_is_restored(tmp_path: Path) -> None:
     Image.fromarray(noise(4, 6)).save(tmp_path / "a.png")
-    batch = (noise(H, W, 3), RNG.random((3, 2)), Image.fromarray(noise(9, 2, 4)), tmp_path / "a.png", noise(1, 1, 1))
+    batch: Any = (
+        noise(H, W, 3),
+        RNG.random((3, 2)),
+        Image.fromarray(noise(9, 2, 4)),
+        tmp_path / "a.png",
+        noise(1, 1, 1),
+    )
     loaded, restore = images.read(batch)
     assert [p.rgb.shape[:2] for p in loaded] == [(5, 7), (3, 2), (9, 2), (4, 6), (1, 1)]
     out = restore([p.rgb for p in loaded])

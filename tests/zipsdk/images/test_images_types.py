@@ -58,11 +58,14 @@ def test_files_and_images_have_the_type_of_a_pil_image(tmp_path: Path) -> None:
     items, restore = images.read([path, path])
     assert_type(restore, BatchRestorer[list[Image.Image]])
     assert [type(x) for x in restore([p.rgb for p in items])] == [Image.Image] * 2
-    mixed, restore_mixed = images.read([path, RGB[0]])
-    assert_type(restore_mixed, BatchRestorer[list[Any]])
+    mixed, restore_mixed = images.read([path, ONE])
+    assert_type(restore_mixed, BatchRestorer[list[object]])
     assert len(restore_mixed([p.rgb for p in mixed])) == 2
     again = assert_type(images.read_one(images.read_one(path)), LoadedImage[Image.Image])
     assert type(again.restore(again.rgb)) is Image.Image
+    loaded_again, restore_again = images.read([again, again])
+    outs = assert_type(restore_again([p.rgb for p in loaded_again]), list[Image.Image])
+    assert [type(x) for x in outs] == [Image.Image] * 2
 
 
 @pytest.mark.torch
