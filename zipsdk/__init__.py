@@ -6,6 +6,7 @@
 purifier.py, guard.py       entry points: purify every image, or the suspicious ones only
 transforms.py               the linear transforms; a new one has the members of `Transform`
 presets.py, settings.py     defaults and settings of a purifier
+decider.py, decision.py     what is behind `Guard.run`, and its results
 dispatcher.py, pending.py   what is behind `Purifier.run`: groups of one size, on the loop of the CPU or of the GPU
 sampling/                   the method: sampler.py has the loop
 images/                     files, PIL images and arrays to uint8 RGB and back; EXIF in metadata.py
@@ -19,7 +20,8 @@ The defenses that ZIP is compared with are in bench/defenses of the repository.
 from zipsdk import images
 from zipsdk.decision import Counters, Decision
 from zipsdk.detectors.ablation import AblationDetector
-from zipsdk.detectors.base import Detector, PurifyAll
+from zipsdk.detectors.base import Detector
+from zipsdk.detectors.purify_all import PurifyAll
 from zipsdk.detectors.scaleup import ScaleUp
 from zipsdk.engines import load_engine
 from zipsdk.errors import (

@@ -14,8 +14,8 @@ class Decision:
 
     Attributes:
         label: the class, the largest of `class_scores`. None: the guard abstains, and `error` says why.
-        flagged: the image was not trusted: the detector flagged it, there is no detector, or the image or the
-            classifier's answer was unusable. If False, the label is that of the image itself.
+        flagged: the image was not trusted: the detector flagged it, or the image or the classifier's answer was
+            unusable. If False, the label is that of the image itself.
         suspicion: the detector's score, or None if there is none.
         class_scores: float64 (classes,), or None without a label: the classifier's scores, or for a flagged image the
             detector's combination of several answers (`Detector.resolve`).

@@ -89,9 +89,15 @@ class Guarded:
         detector = self.detector
         if self.clean is not None and isinstance(detector, AblationDetector):
             detector = detector.calibrate(classify, self.clean, max_batch=256)
-        if isinstance(detector, AblationDetector):
-            detector = replace(detector, learn=0 if self.first is None else len(self.first))
-        guard = Guard(classify, _Purifier(purify or self.inner.run, seed), detector, max_batch=256)
+        if self.first is not None and isinstance(detector, AblationDetector):
+            detector = replace(detector, learn=len(self.first))
+        guard = Guard(
+            classify,
+            _Purifier(purify or self.inner.run, seed),
+            detector,
+            adapt=self.first is not None,
+            max_batch=256,
+        )
         if self.first is not None:
             guard.run(attacked(self.first, trigger))
         return guard

@@ -45,7 +45,7 @@ def _model(folder: Path) -> Path:
 
 
 def _guard(**options: Any) -> zipsdk.Guard:
-    return zipsdk.Guard(**{"classify": _classify, "purifier": _purifier(), "detector": None, **options})
+    return zipsdk.Guard(**{"classify": _classify, "purifier": _purifier(), "detector": zipsdk.PurifyAll(), **options})
 
 
 #: Of the argument and a folder.
@@ -93,7 +93,7 @@ def _calls() -> dict[str, Call]:
         "transforms",
     ):
         calls[f"Purifier({name})"] = lambda v, _, n=name: _purifier(**{n: v})
-    for name in ("classify", "purifier", "detector", "timeout", "max_batch"):
+    for name in ("classify", "purifier", "detector", "adapt", "timeout", "max_batch"):
         calls[f"Guard({name})"] = lambda v, _, n=name: _guard(**{n: v})
     for name in ("threshold", "certain", "reference", "learn"):
         calls[f"AblationDetector({name})"] = lambda v, _, n=name: zipsdk.AblationDetector(**{n: v})

@@ -104,10 +104,10 @@ class _BrokenDetector(zipsdk.ScaleUp):
 def _detector(recipe: Recipe) -> Any:
     name = recipe["detector"]
     if name == "part":
-        return zipsdk.AblationDetector(learn=recipe["learn"])
+        return zipsdk.AblationDetector(learn=recipe["learn"] or 200)
     if name == "scale":
         return zipsdk.ScaleUp()
-    return {"none": None, "raise": _BrokenDetector(threshold=1.0), "nan": _BrokenDetector()}[name]
+    return {"none": zipsdk.PurifyAll(), "raise": _BrokenDetector(threshold=1.0), "nan": _BrokenDetector()}[name]
 
 
 def _batch(name: str, recipe: Recipe, folder: Path) -> Any:
@@ -140,6 +140,7 @@ def check_guard(recipe: Recipe, folder: Path) -> str:
         classify,
         _Purifier(recipe["purifier"]),
         _detector(recipe),
+        adapt=recipe["learn"] > 0,
         max_batch=recipe["max_batch"],
     )
     result = "accepted"
@@ -160,9 +161,7 @@ def check_guard(recipe: Recipe, folder: Path) -> str:
                 "a label without scores",
             )
             demand(d.label is None or math.isfinite(float(np.max(d.class_scores))), "a label from an infinite score")  # type: ignore[arg-type]
-            demand(
-                not (recipe["detector"] == "none" and not d.flagged), "an image passes unpurified without a detector"
-            )
+            demand(not (recipe["detector"] == "none" and not d.flagged), "an image passes unpurified")
             demand(
                 not (d.flagged and d.label is not None and d.image is None), "a flagged image has a label unpurified"
             )

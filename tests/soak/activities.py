@@ -182,10 +182,10 @@ class Activities:
             scores = brightness(x)
             return scores * np.nan if fault == "nan" else scores[:, :1] if fault == "shape" else scores
 
-        detector = self.rng.choice((None, zipsdk.ScaleUp(), zipsdk.AblationDetector(learn=self.rng.choice((0, 16)))))
+        detector = self.rng.choice((zipsdk.PurifyAll(), zipsdk.ScaleUp(), zipsdk.AblationDetector(learn=16)))
         timeout = 0.01 if fault == "late" else None
         batch = [self._image(24), self._image(24), self._file(self.rng.random() < 0.5)]
-        guard = Guard(classify, self.purifier, detector, timeout=timeout)
+        guard = Guard(classify, self.purifier, detector, adapt=self.rng.random() < 0.5, timeout=timeout)
         decisions = [*guard.run(batch), *(d for ds in guard.stream([batch[:1]]) for d in ds)]
         assert len(decisions) == 4
         return fault

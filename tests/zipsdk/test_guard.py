@@ -13,7 +13,7 @@ import zipsdk
 from tests.fakes.engine import FakeEngine
 from tests.fakes.guard import CLASSES, SCALES, TARGET, Cleaner, Guard, Recorder, backdoored, brightness, dark, poisoned
 from tests.helpers.images import noise_images
-from zipsdk import AblationDetector, InputError, Purifier, ScaleUp, guard
+from zipsdk import AblationDetector, InputError, Purifier, PurifyAll, ScaleUp, guard
 
 
 def test_only_the_poisoned_image_is_flagged_and_purified():
@@ -50,7 +50,7 @@ def test_a_trigger_that_scaling_destroys_is_missed():
     batch[:, -2:, -2:] = 100
     (decision,) = Guard(gray_trigger, Cleaner()).run(batch)
     assert (decision.label, decision.flagged, decision.image) == (TARGET, False, None)
-    (decision,) = Guard(gray_trigger, Cleaner(), None).run(batch)
+    (decision,) = Guard(gray_trigger, Cleaner(), PurifyAll()).run(batch)
     assert decision.label != TARGET
 
 
@@ -67,7 +67,7 @@ def test_the_classifier_sees_the_image_and_its_copies():
 
 def test_without_a_detector_everything_is_purified_at_one_query_each():
     classify, purifier = Recorder(), Cleaner()
-    watch = Guard(classify, purifier, None)
+    watch = Guard(classify, purifier, PurifyAll())
     batch = dark(3)
     decisions = watch.run(batch)
     assert classify.sizes == [3] and len(purifier.batches) == 1
@@ -138,7 +138,7 @@ def test_purified_images_have_the_type_of_the_input():
 
 
 @pytest.mark.parametrize("batch", [[], (), np.empty((0, 8, 8, 3), np.uint8)])
-@pytest.mark.parametrize("detector", [ScaleUp(), None])
+@pytest.mark.parametrize("detector", [ScaleUp(), PurifyAll()])
 def test_an_empty_batch_costs_no_query(batch, detector):
     classify, purifier = Recorder(), Cleaner()
     watch = Guard(classify, purifier, detector)
@@ -201,9 +201,10 @@ def test_misuse_raises_before_anything_is_classified(batch):
         ({"classify": None}, "classify"),
         ({"classify": Purifier(FakeEngine(), "blur2"), "purifier": backdoored}, "purifier"),
         ({"purifier": Purifier}, "purifier"),
-        ({"purifier": None}, "purifier"),
+        ({"purifier": "zip-tiny"}, "purifier"),
         ({"detector": ScaleUp}, "detector"),
         ({"detector": "scale-up"}, "detector"),
+        *[({"adapt": a}, "adapt") for a in (None, 1, "yes", 0.0)],
         *[({"timeout": t}, "timeout") for t in (0, -1, math.nan, math.inf, "1", True, np.True_)],
         *[({"max_batch": n}, "max_batch") for n in (0, -1, 1.5, True, "6", np.int64(0), np.float32(6))],
     ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.fakes.guard import CLASSES, TARGET, Cleaner, Guard, Recorder, backdoored, brightness, dark, fail, poisoned
-from zipsdk import InputError, ScaleUp
+from zipsdk import InputError, PurifyAll, ScaleUp
 from zipsdk.detectors import classifier_client
 
 # ---- a classifier that fails
@@ -83,7 +83,7 @@ def test_a_failed_call_affects_its_own_images_only():
     # another size is another call
     watch = Guard(Recorder(plan=[fail]), Cleaner())
     assert [d.flagged for d in watch.run([dark(1)[0], dark(1, 9, 9)[0]])] == [True, False]
-    watch = Guard(Recorder(plan=[fail]), Cleaner(), None)
+    watch = Guard(Recorder(plan=[fail]), Cleaner(), PurifyAll())
     decisions = watch.run([dark(1)[0], dark(1, 9, 9)[0]])
     assert [d.label is None for d in decisions] == [True, False]
 
@@ -196,7 +196,7 @@ def test_a_changed_number_of_classes_is_a_failure():
     "kind", [list, lambda s: s.astype(np.float16), lambda s: s.astype(int), lambda s: s.astype(bool), lambda s: s * -1]
 )
 def test_scores_of_many_kinds(kind):
-    decisions = Guard(lambda x: kind(brightness(x)), Cleaner(), None).run(dark(2))
+    decisions = Guard(lambda x: kind(brightness(x)), Cleaner(), PurifyAll()).run(dark(2))
     clean = [Cleaner.clean(p) for p in dark(2)]
     for p, d in zip(clean, decisions, strict=True):
         expected = np.asarray(kind(brightness(p[None])), np.float64)[0]
@@ -329,20 +329,21 @@ BAD_PURIFIERS = {
 }
 
 
-@pytest.mark.parametrize("detector", [ScaleUp(), None])
+@pytest.mark.parametrize("detector", [ScaleUp(), PurifyAll()])
 @pytest.mark.parametrize("name", BAD_PURIFIERS)
 def test_without_a_purified_image_there_is_no_label(name, detector):
     classify, purifier = Recorder(), BrokenPurifier(BAD_PURIFIERS[name])
     watch = Guard(classify, purifier, detector)
     batch = np.concatenate([poisoned(dark(2)), dark(1)])
     decisions = watch.run(batch)
-    failed = decisions[:2] if detector else decisions
+    detects = isinstance(detector, ScaleUp)
+    failed = decisions[:2] if detects else decisions
     for d in failed:
         assert d.flagged and d.label is None and d.class_scores is None and d.image is None
         assert "the purifier failed: " in d.error
-    if detector:
+    if detects:
         assert decisions[2].label == brightness(batch[2:]).argmax() and decisions[2].error is None
-    assert sum(classify.sizes) == (18 if detector else 0)  # no query for an image that was not purified
+    assert sum(classify.sizes) == (18 if detects else 0)  # no query for an image that was not purified
     assert watch.counters.abstained == len(failed) and watch.counters.failures == 1 + len(failed)
 
 
@@ -365,5 +366,5 @@ def test_a_purifier_may_empty_its_input_list():
         return [Cleaner.clean(batch.pop(0)) for _ in range(len(batch))]
 
     purifier = BrokenPurifier(pop_all)
-    assert [d.error for d in Guard(backdoored, purifier, None).run(dark(3))] == [None] * 3
+    assert [d.error for d in Guard(backdoored, purifier, PurifyAll()).run(dark(3))] == [None] * 3
     assert len(purifier.batches) == 1

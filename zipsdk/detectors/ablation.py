@@ -73,7 +73,8 @@ class AblationDetector(Detector):
         certain: the same, at least `threshold`. About 2% score above 4.5.
         reference: (median, scale) of the 27 `log_odds`, in their order. None uses `DEFAULT_REFERENCE` until
             `calibrate` or `observe` has measured it.
-        learn: distinct images that `observe` measures the reference on, at least 16; 0 to keep the default.
+        learn: distinct images that `observe` measures the reference on, at least 16. Only a guard with `adapt=True`
+            calls `observe`.
 
     Raises:
         InputError: an option out of range.
@@ -96,8 +97,8 @@ class AblationDetector(Detector):
             raise InputError(f"certain: got {self.certain}, expected at least the threshold, {self.threshold}")
         if self.reference is not None:
             object.__setattr__(self, "reference", checked_reference(self.reference))
-        if not is_int(self.learn) or (self.learn != 0 and self.learn < MIN_SAMPLES):
-            raise InputError(f"learn: got {self.learn!r}, expected {MIN_SAMPLES} images or more, better 100, or 0")
+        if not is_int(self.learn) or self.learn < MIN_SAMPLES:
+            raise InputError(f"learn: got {self.learn!r}, expected {MIN_SAMPLES} images or more, better 100")
         object.__setattr__(self, "learn", int(self.learn))
 
     def views(self, rgb: U8) -> list[U8]:
@@ -178,6 +179,7 @@ class AblationDetector(Detector):
         clean: Any,
         *,
         data_format: DataFormat | None = None,
+        timeout: float | None = None,
         max_batch: int | None = MAX_BATCH,
     ) -> AblationDetector:
         """Return a detector with the reference statistics of this classifier on clean images.
@@ -186,6 +188,7 @@ class AblationDetector(Detector):
             classify: as for `Guard`; gets 28 queries per image.
             clean: at least 16 images, better 100 or more, distributed like the stream. Labels are not needed.
             data_format: "NHWC" or "NCHW", for arrays; None is "NCHW" for torch tensors and "NHWC" for all others.
+            timeout: as for `Guard`.
             max_batch: as for `Guard`.
 
         Raises:
@@ -194,12 +197,12 @@ class AblationDetector(Detector):
         rgb = [image.rgb for image in read(clean, data_format=data_format)[0]]
         if len(rgb) < MIN_SAMPLES:
             raise InputError(f"calibration images: got {len(rgb)}, expected at least {MIN_SAMPLES}, better 100 or more")
-        answers = query_all(classify, rgb, self.views, max_batch)
+        answers = query_all(classify, rgb, self.views, timeout, max_batch)
         return self.with_reference(np.stack([log_odds(answer) for answer in answers]))
 
     def observe(self, images: Sequence[U8], scores: Sequence[npt.ArrayLike]) -> AblationDetector:
         """Learn the reference from the first `learn` distinct images, if this detector has none."""
-        if self.reference is not None or not self.learn:
+        if self.reference is not None:
             return self
         odds = {_digest(i): log_odds(np.asarray(s, np.float64)) for i, s in zip(images, scores, strict=True)}
         observed = {**self._observed, **odds}

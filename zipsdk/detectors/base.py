@@ -1,14 +1,11 @@
-"""Define the detector interface, and the detector that flags every image."""
+"""Define the detector interface."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from zipsdk.types import F64, U8
@@ -50,32 +47,8 @@ class Detector(Protocol):
         """
 
     def observe(self, images: Sequence[U8], scores: Sequence[npt.ArrayLike]) -> Detector:
-        """Learn from images of the stream and the scores of their views; return the detector to use from now on."""
+        """Learn from images of the stream and the scores of their views; return the detector to use from now on.
+
+        Only a guard with `adapt=True` calls it.
+        """
         return self
-
-
-@dataclass(frozen=True)
-class PurifyAll(Detector):
-    """Flag every image and trust the purified one.
-
-    A guard does not query the classifier before purification: no answer would change the result.
-    """
-
-    def views(self, rgb: U8) -> list[U8]:
-        return [rgb]
-
-    def score(self, scores: npt.ArrayLike) -> float:
-        return math.inf
-
-    def is_suspicious(self, score: float) -> bool:
-        return True
-
-    def explain(self, scores: npt.ArrayLike, score: float) -> str:
-        return "every image is purified"
-
-    def second_look_views(self, rgb: U8) -> list[U8]:
-        return [rgb]
-
-    def resolve(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
-        class_scores: F64 = np.asarray(purified, np.float64)[0]
-        return class_scores

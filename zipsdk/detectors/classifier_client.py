@@ -37,7 +37,8 @@ class ClassifierClient:
 
     Args:
         classify, timeout, max_batch: as for `zipsdk.Guard`.
-        count: called with numbers to add, by name: `calls`, `queries`, `failures`.
+        count: called with numbers to add, by name: `calls`, `queries`.
+        failed: called for each failure with the event and the reason.
 
     Raises:
         InputError: an option out of range.
@@ -49,6 +50,7 @@ class ClassifierClient:
         timeout: float | None = None,
         max_batch: int | None = MAX_BATCH,
         count: Callable[..., None] = lambda **more: None,
+        failed: Callable[[str, str], None] = lambda event, reason: None,
     ):
         if not callable(classify):
             raise InputError(f"classify: got {classify!r}, expected a function from images to scores (N, classes)")
@@ -56,7 +58,7 @@ class ClassifierClient:
             raise InputError(f"timeout: got {timeout!r}, expected seconds above 0, or None")
         if max_batch is not None and not (is_int(max_batch) and max_batch >= 1):
             raise InputError(f"max_batch: got {max_batch!r}, expected an integer of at least 1, or None")
-        self.classify, self.count = classify, count
+        self.classify, self.count, self.failed = classify, count, failed
         self.timeout = None if timeout is None else float(timeout)
         self.max_batch = None if max_batch is None else int(max_batch)
         self._lock = threading.Lock()
@@ -100,7 +102,7 @@ class ClassifierClient:
             try:
                 made = _checked_views(views, image)
             except Exception as e:  # the image is too large, or a user's detector is faulty
-                self.count(failures=1)
+                self.failed("images without views", describe_error(e))
                 counts.append(Failure(describe_error(e)))
                 continue
             counts.append(len(made))
@@ -115,17 +117,27 @@ class ClassifierClient:
 
     def _call(self, images: Sequence[U8]) -> list[F64 | Failure]:
         """Return the scores (classes,) of each uint8 (H, W, 3), or a `Failure`, from one call of the classifier."""
+        if self.timeout is not None and self.stalled >= MAX_STALLED:
+            reason = f"{MAX_STALLED} earlier calls still run; the next call is made when one of them ends"
+            return self._failure("skipped calls of the classifier", TimeoutError(reason), images)
         try:
             batch = np.stack(images)  # inside the try: it may not fit into memory
             scores = self._scores(batch) if self.timeout is None else self._scores_in_time(batch, self.timeout)
+        except TimeoutError as e:
+            return self._failure("timed-out calls of the classifier", e, images)
         except Exception as e:
-            self.count(failures=1)
-            return [Failure(describe_error(e))] * len(images)
+            return self._failure("failed calls of the classifier", e, images)
         usable = np.isfinite(scores.max(axis=1))
-        if not usable.all():
-            self.count(failures=1)
         unusable = Failure("got scores whose maximum is not finite, expected numbers")
+        if not usable.all():
+            self.failed("answers of the classifier with unusable scores", unusable.reason)
         return [row if good else unusable for row, good in zip(scores, usable, strict=True)]
+
+    def _failure(self, event: str, e: Exception, images: Sequence[U8]) -> list[F64 | Failure]:
+        """Report a failed call and return a `Failure` for each of its images."""
+        reason = describe_error(e)
+        self.failed(event, reason)
+        return [Failure(reason)] * len(images)
 
     def _scores(self, batch: U8) -> F64:
         rows = len(batch)
@@ -139,8 +151,6 @@ class ClassifierClient:
         return got.astype(np.float64)
 
     def _scores_in_time(self, batch: U8, timeout: float) -> F64:
-        if self.stalled >= MAX_STALLED:
-            raise TimeoutError(f"{MAX_STALLED} earlier calls still run; the next call is made when one of them ends")
         future: Future[F64] = Future()
 
         def work() -> None:
@@ -159,7 +169,11 @@ class ClassifierClient:
 
 
 def query_all(
-    classify: Callable[[U8], Any], images: Sequence[U8], views: Callable[[U8], list[U8]], max_batch: int | None
+    classify: Callable[[U8], Any],
+    images: Sequence[U8],
+    views: Callable[[U8], list[U8]],
+    timeout: float | None,
+    max_batch: int | None,
 ) -> list[F64]:
     """Return the scores of the views of each calibration image, float64 (views, classes).
 
@@ -167,7 +181,7 @@ def query_all(
         InputError: the classifier failed on one of them.
     """
     answers: list[F64] = []
-    for i, answer in enumerate(ClassifierClient(classify, max_batch=max_batch).query(images, views)):
+    for i, answer in enumerate(ClassifierClient(classify, timeout, max_batch).query(images, views)):
         if isinstance(answer, Failure):
             raise InputError(
                 f"calibration image {i}: the classifier failed ({answer.reason}); "

@@ -125,6 +125,7 @@ class ScaleUp(Detector):
         *,
         threshold: float | None = None,
         data_format: DataFormat | None = None,
+        timeout: float | None = None,
         max_batch: int | None = MAX_BATCH,
     ) -> ScaleUp:
         """Return a detector whose scores are z-scores of SPC, (SPC - mean) / deviation, by class.
@@ -138,6 +139,7 @@ class ScaleUp(Detector):
             labels: their true classes, integers (N,). None uses the predicted classes.
             threshold: for z-scores; None keeps the number of this detector.
             data_format: "NHWC" or "NCHW", for arrays; None is "NCHW" for torch tensors and "NHWC" for all others.
+            timeout: as for `Guard`.
             max_batch: as for `Guard`.
 
         Raises:
@@ -145,7 +147,7 @@ class ScaleUp(Detector):
                 same SPC.
         """
         rgb = [image.rgb for image in read(clean, data_format=data_format)[0]]
-        answers = query_all(classify, rgb, self.views, max_batch)
+        answers = query_all(classify, rgb, self.views, timeout, max_batch)
         spc = np.array([self.spc(answer) for answer in answers])
         classes = np.array([answer[0].argmax() for answer in answers], np.int64)
         if labels is not None:

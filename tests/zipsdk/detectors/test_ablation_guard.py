@@ -13,9 +13,8 @@ import pytest
 
 import zipsdk
 from tests.fakes.guard import Recorder, fail
-from zipsdk import AblationDetector, InputError, guard
+from zipsdk import AblationDetector, InputError, PurifyAll, guard
 from zipsdk.detectors import ablation_statistics
-from zipsdk.detectors.base import PurifyAll
 
 TARGET = 3
 #: Content of the four classes, spread over all places, bands and colors.
@@ -136,7 +135,7 @@ def test_a_trigger_that_survives_purification_is_detected_at_the_second_look(nam
     (decision,) = zipsdk.Guard(Recorder(backdoored(name), [fail]), Restorer(), calibrated()).run(bad)
     assert (decision.label, decision.flagged, decision.suspicion) == (1, True, None)
     assert decision.class_scores[TARGET] == 0 and "the service is down" in decision.reason
-    (decision,) = zipsdk.Guard(backdoored(name), Restorer(), None).run(bad)
+    (decision,) = zipsdk.Guard(backdoored(name), Restorer(), PurifyAll()).run(bad)
     assert decision.label == TARGET
 
 
@@ -305,6 +304,7 @@ def test_an_incomplete_detector_is_refused(missing):
     half = UserDetector()
     setattr(half, missing, None)
     message = r"detector: got .*expected zipsdk\.AblationDetector\(\), zipsdk\.ScaleUp\(\), "
+    message += r"zipsdk\.PurifyAll\(\), "
     message += "an object with views, score, is_suspicious, explain, second_look_views, resolve, observe, or None$"
     for detector in (half, AblationDetector, UserDetector, "parts", object(), 14, 0):
         with pytest.raises(InputError, match=message):
@@ -313,7 +313,7 @@ def test_an_incomplete_detector_is_refused(missing):
 
 def test_the_default_detector_is_the_ablation_detector():
     assert zipsdk.Guard(backdoored(), Restorer()).detector == AblationDetector()
-    assert zipsdk.Guard(backdoored(), Restorer(), detector=None).detector == PurifyAll()
+    assert zipsdk.Guard(backdoored(), Restorer(), detector=None).detector == AblationDetector()
     assert (AblationDetector().threshold, AblationDetector().certain, AblationDetector().reference) == (3.3, 4.5, None)
 
 
@@ -334,7 +334,7 @@ def test_a_guard_that_queries_first_decides_like_one_that_purifies_all():
 
 
 def test_decisions_and_detectors_pickle():
-    (decision,) = zipsdk.Guard(backdoored(), Restorer(), None).run(toys([2]))
+    (decision,) = zipsdk.Guard(backdoored(), Restorer(), PurifyAll()).run(toys([2]))
     again = pickle.loads(pickle.dumps(decision))
     assert (again.label, again.reason) == (decision.label, decision.reason)
     np.testing.assert_array_equal(again.image, decision.image)
