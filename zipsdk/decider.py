@@ -29,9 +29,13 @@ class _Flagged:
     reason: str
     suspicion: float | None = None
     scores: F64 | None = None
+    feature: str | None = None
 
-    def abstain(self, error: str, image: Any = None) -> Decision:
-        return Decision(None, True, self.suspicion, None, self.reason, image, error)
+    def label(self, scores: F64, image: Any) -> Decision[Any]:
+        return Decision(int(scores.argmax()), True, self.suspicion, scores, self.reason, image, feature=self.feature)
+
+    def abstain(self, error: str, image: Any = None) -> Decision[Any]:
+        return Decision(None, True, self.suspicion, None, self.reason, image, error, self.feature)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +61,7 @@ class Decider:
 
     def decide(
         self, detector: Detector, images: Mapping[int, LoadedImage[Any]], answers: Mapping[int, F64 | Failure]
-    ) -> dict[int, Decision]:
+    ) -> dict[int, Decision[Any]]:
         """Decide on each image, from the answers of `first_look`."""
         decisions, flagged = {}, {}
         for i in images:
@@ -70,7 +74,7 @@ class Decider:
 
     def _second_look(
         self, detector: Detector, images: Mapping[int, LoadedImage[Any]], flagged: dict[int, _Flagged]
-    ) -> dict[int, Decision]:
+    ) -> dict[int, Decision[Any]]:
         """Purify the flagged images, query their second-look views and decide."""
         purified = dict(zip(flagged, self._purify([images[i].rgb for i in flagged]), strict=True))
         clean = {i: p for i, p in purified.items() if not isinstance(p, Failure)}
@@ -89,7 +93,7 @@ class Decider:
             # if the number of classes has changed, the scores of both looks are not comparable
             comparable = suspect.scores is not None and suspect.scores.shape[1] == answer.shape[1]
             scores = detector.resolve(suspect.scores if comparable else None, answer)
-            decisions[i] = Decision(int(scores.argmax()), True, suspect.suspicion, scores, suspect.reason, restored)
+            decisions[i] = suspect.label(scores, restored)
         return decisions
 
     def _purify(self, images: list[U8]) -> list[U8 | Failure]:
@@ -108,18 +112,21 @@ class Decider:
         return [result for image in images for result in self._purify([image])]
 
 
-def _judge(detector: Detector, answer: F64 | Failure) -> Decision | _Flagged:
+def _judge(detector: Detector, answer: F64 | Failure) -> Decision[Any] | _Flagged:
     """Decide on an image that the detector trusts, from the scores of its views."""
     if isinstance(answer, Failure):
         return _Flagged(f"the classifier failed on the image or one of its views: {answer.reason}")
     score = detector.score(answer)
     reason = detector.explain(answer, score)
+    # a user's detector need not be a subclass of Detector
+    feature = detector.feature(answer) if hasattr(detector, "feature") else None
     if detector.is_suspicious(score):
-        return _Flagged(f"flagged: {reason}", score, answer)
-    return Decision(int(answer[0].argmax()), False, score, answer[0].copy(), f"not flagged: {reason}")
+        return _Flagged(f"flagged: {reason}", score, answer, feature)
+    label = int(answer[0].argmax())
+    return Decision(label, False, score, answer[0].copy(), f"not flagged: {reason}", feature=feature)
 
 
-def unreadable(failure: Failure) -> Decision:
+def unreadable(failure: Failure) -> Decision[Any]:
     """Return the decision about an image that cannot be read."""
     return _Flagged("the image cannot be read").abstain(failure.reason)
 

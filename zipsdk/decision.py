@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from zipsdk.types import F64
 
+#: Type of the purified image.
+T_co = TypeVar("T_co", covariant=True)
 
-@dataclass(frozen=True, eq=False)
-class Decision:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Decision(Generic[T_co]):
     """The guard's decision about one image.
 
     Attributes:
@@ -22,6 +26,8 @@ class Decision:
         reason: why the image was flagged, or not.
         image: the purified image, of the type, size and dtype of the input, or None.
         error: None, or why there is no label.
+        feature: name of the image's decisive feature, the one in `reason`, or None if the detector knows none
+            (`Detector.feature`) or has no score.
     """
 
     label: int | None
@@ -29,13 +35,39 @@ class Decision:
     suspicion: float | None
     class_scores: F64 | None
     reason: str
-    image: Any | None = None
+    image: T_co | None = None
     error: str | None = None
+    feature: str | None = None
+
+    def __repr__(self) -> str:
+        suspicion = None if self.suspicion is None else f"{self.suspicion:.3g}"
+        error = "" if self.error is None else f", error={self.error!r}"
+        return (
+            f"Decision(label={self.label}, flagged={self.flagged}, suspicion={suspicion}, "
+            f"feature={self.feature!r}{error})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields but `image` as JSON values; NaN and infinite numbers become None."""
+        scores = self.class_scores
+        return {
+            "label": self.label,
+            "flagged": self.flagged,
+            "suspicion": _json_number(self.suspicion),
+            "class_scores": None if scores is None else [_json_number(score) for score in scores.tolist()],
+            "feature": self.feature,
+            "reason": self.reason,
+            "error": self.error,
+        }
+
+
+def _json_number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 @dataclass(frozen=True)
 class Counters:
-    """Totals of a guard since it was created or reset.
+    """Totals of a guard since it was created, copied or reset; `dataclasses.asdict` makes JSON values of them.
 
     Attributes:
         images, flagged, abstained: decisions, those with `flagged`, and those without a label.

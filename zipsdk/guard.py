@@ -186,13 +186,13 @@ class Guard:
     def _failed(self, event: str, reason: str) -> None:
         self._count(failures=1)
 
-    def stream(self, batches: Iterable[Any], *, data_format: DataFormat | None = None) -> Iterator[list[Decision]]:
+    def stream(self, batches: Iterable[Any], *, data_format: DataFormat | None = None) -> Iterator[list[Decision[Any]]]:
         """Yield `run` of each batch, in order, when it is requested; arguments and errors as for `run`."""
         check_batches(batches)
         for batch in batches:
             yield self.run(batch, data_format=data_format)
 
-    def run(self, batch: Any, *, data_format: DataFormat | None = None) -> list[Decision]:
+    def run(self, batch: Any, *, data_format: DataFormat | None = None) -> list[Decision[Any]]:
         """Decide on images, in order; a single image returns a list of one decision.
 
         Args:

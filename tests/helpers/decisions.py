@@ -18,4 +18,5 @@ def content(decision: Decision) -> tuple:
         decision.reason,
         None if image is None else (str(image.dtype), image.shape, image.tobytes()),
         decision.error,
+        decision.feature,
     )

@@ -120,7 +120,7 @@ class AblationDetector(Detector):
             NaN if a row has no finite maximum, or if all classes tie on the image itself.
 
         Raises:
-            InputError: another shape; `explain` and `resolve` raise it, too.
+            InputError: another shape; `explain`, `feature` and `resolve` raise it, too.
         """
         return self._assess(scores)[0]
 
@@ -136,6 +136,11 @@ class AblationDetector(Detector):
             f"most decisive feature: {FEATURES[feature]}, class {other} without it; "
             f"score {score:.3g}, threshold {self.threshold:g}"
         )
+
+    def feature(self, scores: npt.ArrayLike) -> str | None:
+        """Return the name of the decisive feature, one of `FEATURES`; None if the score is NaN."""
+        score, feature, _ = self._assess(scores)
+        return None if math.isnan(score) else FEATURES[feature]
 
     def resolve(self, scores: npt.ArrayLike | None, purified: npt.ArrayLike) -> F64:
         """Return the probabilities of a flagged image, float64 (classes,), by the rules of the class.

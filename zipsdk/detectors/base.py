@@ -33,6 +33,10 @@ class Detector(Protocol):
     def explain(self, scores: npt.ArrayLike, score: float) -> str:
         """Return the reason for the score, for `Decision.reason`."""
 
+    def feature(self, scores: npt.ArrayLike) -> str | None:
+        """Return the name of the image's decisive feature, for `Decision.feature`, or None without one."""
+        return None
+
     @abstractmethod
     def second_look_views(self, rgb: U8) -> list[U8]:
         """Return the images to query for a purified image: itself first."""
