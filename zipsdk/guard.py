@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -23,6 +24,9 @@ from zipsdk.decision import Counters, Decision
 from zipsdk.detectors.ablation import AblationDetector
 from zipsdk.detectors.base import Detector
 from zipsdk.detectors.classifier_client import MAX_BATCH, ClassifierClient, Failure
+from zipsdk.detectors.purify_all import PurifyAll
+from zipsdk.detectors.saving import SavableDetector, load_detector
+from zipsdk.detectors.scaleup import ScaleUp
 from zipsdk.errors import InputError
 from zipsdk.images.arrays import LoadedImage
 from zipsdk.images.unsupported import check_batches
@@ -51,6 +55,7 @@ def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:
 
 
 _METHODS = ("views", "score", "is_suspicious", "explain", "second_look_views", "resolve", "observe")
+_SAVABLE: tuple[type[SavableDetector], ...] = (AblationDetector, ScaleUp, PurifyAll)
 _LOGGER = logging.getLogger("zipsdk.guard")
 
 
@@ -162,6 +167,46 @@ class Guard:
             )
         guard.detector = calibrate(classify, images, data_format=data_format, timeout=timeout, max_batch=max_batch)
         return guard
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the detector, with its reference statistics, to a JSON file for `load`.
+
+        Raises:
+            InputError: the detector is a user's own and cannot be saved.
+            OSError: the file cannot be written.
+        """
+        if not isinstance(self.detector, SavableDetector):
+            raise InputError(
+                f"detector: got {type(self.detector).__name__}, expected one of zipsdk; save your own detector yourself"
+            )
+        self.detector.save(path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        classify: Callable[[U8], Any],
+        purifier: PurifierLike | None = None,
+        *,
+        adapt: bool = False,
+        timeout: float | None = None,
+        max_batch: int | None = MAX_BATCH,
+    ) -> Guard:
+        """Make a guard with the detector that `save` has written, which decides as before.
+
+        Args:
+            path: a file that `save`, or `save` of a detector, has written.
+            classify: as for `Guard`; the classifier that the reference statistics were measured with.
+            purifier: as for `Guard`.
+            adapt: as for `Guard`.
+            timeout: as for `Guard`.
+            max_batch: as for `Guard`.
+
+        Raises:
+            InputError: the file cannot be read or holds something else, or an option is out of range.
+        """
+        detector = load_detector(path, _SAVABLE)
+        return cls(classify, purifier, detector, adapt=adapt, timeout=timeout, max_batch=max_batch)
 
     def after_fork(self) -> None:
         """Replace the locks; see `zipsdk._util.forks.Forkable`."""

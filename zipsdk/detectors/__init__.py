@@ -6,5 +6,6 @@ ablation_views.py          its views: the image without a feature, or with one f
 ablation_statistics.py     its scores, and their reference statistics on clean images
 scaleup.py                 `ScaleUp`, a published detector
 purify_all.py              `PurifyAll`, which flags every image
+saving.py                  JSON files of detectors
 classifier_client.py       batches, time-outs and checks of the queries
 """

@@ -32,8 +32,8 @@ from zipsdk.detectors.ablation_statistics import (
     log_probabilities,
 )
 from zipsdk.detectors.ablation_views import FEATURES, N_MASKABLE, N_VIEWS, copies
-from zipsdk.detectors.base import Detector
 from zipsdk.detectors.classifier_client import MAX_BATCH, query_all
+from zipsdk.detectors.saving import SavableDetector
 from zipsdk.errors import InputError
 from zipsdk.images import read
 from zipsdk.types import F64, U8, DataFormat
@@ -44,7 +44,7 @@ GEOMETRY = FEATURES.index("geometry")
 
 
 @dataclass(frozen=True)
-class AblationDetector(Detector):
+class AblationDetector(SavableDetector):
     """Find the feature that decides an image's label alone, for `zipsdk.Guard`.
 
     For each of the 13 maskable `FEATURES` the classifier sees the image without it and the feature alone:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from zipsdk.detectors.base import Detector
+from zipsdk.detectors.saving import SavableDetector
 from zipsdk.types import F64, U8
 
 
 @dataclass(frozen=True)
-class PurifyAll(Detector):
+class PurifyAll(SavableDetector):
     """Flag every image and trust the purified one.
 
     A guard does not query the classifier before purification: no answer would change the result.

@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from zipsdk._util.validation import is_int, is_real
-from zipsdk.detectors.base import Detector
 from zipsdk.detectors.classifier_client import MAX_BATCH, query_all
+from zipsdk.detectors.saving import SavableDetector
 from zipsdk.errors import InputError
 from zipsdk.images import read
 from zipsdk.types import F64, U8, DataFormat
 
 
 @dataclass(frozen=True)
-class ScaleUp(Detector):
+class ScaleUp(SavableDetector):
     """Flag images whose label stays when the pixels are multiplied: scaled prediction consistency (SPC).
 
     SPC(x) is the share of the scales n with argmax f(clip(n x)) = argmax f(x), for pixels x in [0, 1] before any
