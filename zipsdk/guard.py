@@ -12,12 +12,15 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
 from zipsdk._util import forks
+from zipsdk._util.pickling import check_pickles
+from zipsdk._util.throttled_log import ThrottledLog
 from zipsdk._util.validation import is_real
 from zipsdk.decider import Decider, PurifierLike, read_batch, unreadable
 from zipsdk.decision import Counters, Decision
@@ -75,7 +78,11 @@ class Guard:
 
     A decision depends on the image alone if `classify` treats the images of a batch independently and the purifier has
     a seed, but not with `adapt=True`. Threads may call `run` at the same time if `classify` and the purifier are
-    thread-safe.
+    thread-safe. A guard pickles and copies if its three parts do; a copy counts from zero and learns on its own.
+
+    What an operator must see goes to the logger "zipsdk.guard": images without a label, calls of the classifier that
+    fail, time out or are skipped, failures of the purifier. The first of a kind is logged at once, then one line with
+    the number and the latest reason every 60 seconds at most; none has pixels.
 
     Args:
         classify: takes uint8 (N, H, W, 3), RGB, images of one size, which it may overwrite; returns scores
@@ -124,12 +131,42 @@ class Guard:
             )
         if not isinstance(adapt, bool | np.bool_):
             raise InputError(f"adapt: got {adapt!r}, expected True or False")
-        self._counted = Counters()
-        self._classifier = ClassifierClient(classify, timeout, max_batch, self._count, self._failed)
+        self._start(classify, timeout, max_batch)
         self.purifier = Purifier("zip-tiny", preset="fast") if purifier is None else purifier
         self.detector, self.adapt = detector, bool(adapt)
+        self._warned = False
+
+    def _start(self, classify: Callable[[U8], Any], timeout: float | None, max_batch: int | None) -> None:
+        """Make what a copy does not share."""
+        self._counted = Counters()
+        self._classifier = ClassifierClient(classify, timeout, max_batch, self._count, self._failed)
         self.after_fork()
         forks.track(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_counted", "_lock", "_learning", "_events")
+        classifier = self._classifier
+        state = {name: value for name, value in vars(self).items() if name not in own}
+        return {**state, "_classifier": (classifier.classify, classifier.timeout, classifier.max_batch)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start(*state["_classifier"])
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        check_pickles(classify=self._classifier.classify, purifier=self.purifier, detector=self.detector)
+        return super().__reduce_ex__(protocol)
+
+    # unlike pickle, copy takes every function
+    def __copy__(self) -> Guard:
+        copied = type(self).__new__(type(self))
+        copied.__setstate__(self.__getstate__())
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__setstate__(deepcopy(self.__getstate__(), memo))
+        return copied
 
     @classmethod
     def fit(
@@ -211,6 +248,7 @@ class Guard:
     def after_fork(self) -> None:
         """Replace the locks; see `zipsdk._util.forks.Forkable`."""
         self._lock, self._learning = threading.Lock(), threading.Lock()
+        self._events = ThrottledLog(_LOGGER)
 
     @property
     def counters(self) -> Counters:
@@ -230,6 +268,7 @@ class Guard:
 
     def _failed(self, event: str, reason: str) -> None:
         self._count(failures=1)
+        self._events.warn(event, reason)
 
     def stream(self, batches: Iterable[Any], *, data_format: DataFormat | None = None) -> Iterator[list[Decision[Any]]]:
         """Yield `run` of each batch, in order, when it is requested; arguments and errors as for `run`."""
@@ -251,6 +290,7 @@ class Guard:
         loaded = read_batch(batch, data_format)
         decisions = {i: unreadable(item) for i, item in enumerate(loaded) if isinstance(item, Failure)}
         images = {i: item for i, item in enumerate(loaded) if isinstance(item, LoadedImage)}
+        self._warn_once()
         detector, decider = self.detector, Decider(self._classifier, self.purifier, self._failed)
         answers = decider.first_look(detector, images)
         if self.adapt:
@@ -258,12 +298,30 @@ class Guard:
             detector = self._learn(images, answers)
         decisions |= decider.decide(detector, images, answers)
         done = [decisions[i] for i in range(len(loaded))]
-        abstained = sum(d.label is None for d in done)
-        self._count(images=len(done), flagged=sum(d.flagged for d in done), abstained=abstained)
+        errors = [d.error for d in done if d.error is not None]
+        self._count(images=len(done), flagged=sum(d.flagged for d in done), abstained=len(errors))
+        if errors:
+            self._events.warn("images without a label", errors[-1], len(errors))
         return done
+
+    def _warn_once(self) -> None:
+        """Tell an operator that the reference statistics are not those of this classifier."""
+        detector = self.detector
+        if self.adapt or not isinstance(detector, AblationDetector) or detector.reference is not None:
+            return
+        with self._lock:
+            warned, self._warned = self._warned, True
+        if not warned:
+            _LOGGER.warning(
+                "the reference statistics are those of other classifiers; measure your own with Guard.fit, or pass "
+                "adapt=True"
+            )
 
     def _learn(self, images: Mapping[int, LoadedImage[Any]], answers: Mapping[int, F64 | Failure]) -> Detector:
         seen = {i: scores for i, scores in answers.items() if not isinstance(scores, Failure)}
         with self._learning:
-            self.detector = self.detector.observe([images[i].rgb for i in seen], list(seen.values()))
-            return self.detector
+            before = self.detector
+            after = self.detector = before.observe([images[i].rgb for i in seen], list(seen.values()))
+        if isinstance(after, AblationDetector) and after is not before and after.reference is not None:
+            _LOGGER.info("measured the reference statistics on %d images of the stream", after.learn)
+        return after

@@ -1,0 +1,42 @@
+"""Log events that may come in millions in few lines."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+
+#: Seconds from one line about an event to the next.
+INTERVAL = 60.0
+#: Characters of a reason in a line.
+MAX_REASON = 200
+# the text of an exception may quote a whole array
+_ARRAY = re.compile(r"\[\s*[\[\d.+-].*", re.DOTALL)
+
+
+class ThrottledLog:
+    """Count events, and log each kind at once and then every `INTERVAL` seconds at most, while it happens.
+
+    Args:
+        logger: gets a warning with the event, the number since the last line about it, and the latest reason.
+    """
+
+    def __init__(self, logger: logging.Logger):
+        self._logger = logger
+        self._lock = threading.Lock()
+        #: time of the next line and number of unlogged events, by event
+        self._events: dict[str, tuple[float, int]] = {}
+
+    def warn(self, event: str, reason: str, count: int = 1) -> None:
+        """Count an event, and log it if a line is due; array values in the reason are left out."""
+        now = time.monotonic()
+        with self._lock:
+            due, unlogged = self._events.get(event, (now, 0))
+            unlogged += count
+            if now < due:
+                self._events[event] = due, unlogged
+                return
+            self._events[event] = now + INTERVAL, 0
+        shown = " ".join(_ARRAY.sub("[...]", reason).split())
+        self._logger.warning("%s: %d; latest: %s", event, unlogged, shown[:MAX_REASON])
