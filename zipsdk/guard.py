@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, SupportsIndex
@@ -34,7 +34,7 @@ from zipsdk.errors import InputError
 from zipsdk.images.arrays import LoadedImage
 from zipsdk.images.unsupported import check_batches
 from zipsdk.purifier import Purifier
-from zipsdk.types import F64, U8, DataFormat
+from zipsdk.types import F64, Classifier, DataFormat
 
 
 def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:
@@ -113,7 +113,7 @@ class Guard:
 
     def __init__(
         self,
-        classify: Callable[[U8], Any],
+        classify: Classifier,
         purifier: PurifierLike | None = None,
         detector: Detector | None = None,
         *,
@@ -136,7 +136,7 @@ class Guard:
         self.detector, self.adapt = detector, bool(adapt)
         self._warned = False
 
-    def _start(self, classify: Callable[[U8], Any], timeout: float | None, max_batch: int | None) -> None:
+    def _start(self, classify: Classifier, timeout: float | None, max_batch: int | None) -> None:
         """Make what a copy does not share."""
         self._counted = Counters()
         self._classifier = ClassifierClient(classify, timeout, max_batch, self._count, self._failed)
@@ -171,7 +171,7 @@ class Guard:
     @classmethod
     def fit(
         cls,
-        classify: Callable[[U8], Any],
+        classify: Classifier,
         images: Any,
         purifier: PurifierLike | None = None,
         detector: Detector | None = None,
@@ -222,7 +222,7 @@ class Guard:
     def load(
         cls,
         path: str | os.PathLike[str],
-        classify: Callable[[U8], Any],
+        classify: Classifier,
         purifier: PurifierLike | None = None,
         *,
         adapt: bool = False,

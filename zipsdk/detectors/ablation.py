@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,7 +36,7 @@ from zipsdk.detectors.classifier_client import MAX_BATCH, query_all
 from zipsdk.detectors.saving import SavableDetector
 from zipsdk.errors import InputError
 from zipsdk.images import read
-from zipsdk.types import F64, U8, DataFormat
+from zipsdk.types import F64, U8, Classifier, DataFormat
 
 #: Scale of the geometry score relative to the others: it is one standardized difference, they are sums of two.
 SQRT2 = math.sqrt(2)
@@ -180,7 +180,7 @@ class AblationDetector(SavableDetector):
 
     def calibrate(
         self,
-        classify: Callable[[U8], Any],
+        classify: Classifier,
         clean: Any,
         *,
         data_format: DataFormat | None = None,

@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from zipsdk._util import forks
 from zipsdk._util.validation import is_int, is_real
 from zipsdk.errors import InputError
-from zipsdk.types import F64, U8
+from zipsdk.types import F64, U8, Classifier
 
 #: Timed-out calls that may keep running. At this many the classifier is not called until one of them ends.
 MAX_STALLED = 4
@@ -46,7 +45,7 @@ class ClassifierClient:
 
     def __init__(
         self,
-        classify: Callable[[U8], Any],
+        classify: Classifier,
         timeout: float | None = None,
         max_batch: int | None = MAX_BATCH,
         count: Callable[..., None] = lambda **more: None,
@@ -169,7 +168,7 @@ class ClassifierClient:
 
 
 def query_all(
-    classify: Callable[[U8], Any],
+    classify: Classifier,
     images: Sequence[U8],
     views: Callable[[U8], list[U8]],
     timeout: float | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from zipsdk.detectors.classifier_client import MAX_BATCH, query_all
 from zipsdk.detectors.saving import SavableDetector
 from zipsdk.errors import InputError
 from zipsdk.images import read
-from zipsdk.types import F64, U8, DataFormat
+from zipsdk.types import F64, U8, Classifier, DataFormat
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class ScaleUp(SavableDetector):
 
     def calibrate(
         self,
-        classify: Callable[[U8], Any],
+        classify: Classifier,
         clean: Any,
         labels: npt.ArrayLike | None = None,
         *,
