@@ -60,6 +60,8 @@ def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:
 _METHODS = ("views", "score", "is_suspicious", "explain", "second_look_views", "resolve", "observe")
 _SAVABLE: tuple[type[SavableDetector], ...] = (AblationDetector, ScaleUp, PurifyAll)
 _LOGGER = logging.getLogger("zipsdk.guard")
+# of all guards, because a process pool unpickles one for each task
+_EVENTS = ThrottledLog(_LOGGER)
 
 
 class Guard:
@@ -74,15 +76,15 @@ class Guard:
 
     An `AblationDetector` needs reference statistics of the classifier: `fit` measures them. A guard that is made
     without `fit` uses those of two other classifiers, `zipsdk.detectors.ablation_statistics.DEFAULT_REFERENCE`, flags
-    more clean images, and logs a warning once.
+    more clean images, and logs a warning when it is made.
 
     A decision depends on the image alone if `classify` treats the images of a batch independently and the purifier has
     a seed, but not with `adapt=True`. Threads may call `run` at the same time if `classify` and the purifier are
     thread-safe. A guard pickles and copies if its three parts do; a copy counts from zero and learns on its own.
 
     What an operator must see goes to the logger "zipsdk.guard": images without a label, calls of the classifier that
-    fail, time out or are skipped, failures of the purifier. The first of a kind is logged at once, then one line with
-    the number and the latest reason every 60 seconds at most; none has pixels.
+    fail, time out or are skipped, failures of the purifier. The first of a kind in a process is logged at once, then
+    one line with the number and the latest reason every 60 seconds at most; none has pixels.
 
     Args:
         classify: takes uint8 (N, H, W, 3), RGB, images of one size, which it may overwrite; returns scores
@@ -134,7 +136,11 @@ class Guard:
         self._start(classify, timeout, max_batch)
         self.purifier = Purifier("zip-tiny", preset="fast") if purifier is None else purifier
         self.detector, self.adapt = detector, bool(adapt)
-        self._warned = False
+        if not adapt and isinstance(detector, AblationDetector) and detector.reference is None:
+            _LOGGER.warning(
+                "the reference statistics are those of other classifiers; measure your own with Guard.fit, or pass "
+                "adapt=True"
+            )
 
     def _start(self, classify: Classifier, timeout: float | None, max_batch: int | None) -> None:
         """Make what a copy does not share."""
@@ -143,8 +149,11 @@ class Guard:
         self.after_fork()
         forks.track(self)
 
+    def __repr__(self) -> str:
+        return f"<Guard {type(self.detector).__name__}, {type(self.purifier).__name__}, adapt={self.adapt}>"
+
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_counted", "_lock", "_learning", "_events")
+        own = ("_counted", "_lock", "_learning")
         classifier = self._classifier
         state = {name: value for name, value in vars(self).items() if name not in own}
         return {**state, "_classifier": (classifier.classify, classifier.timeout, classifier.max_batch)}
@@ -195,7 +204,8 @@ class Guard:
         Raises:
             InputError: unusable or too few images, a classifier that fails on one of them, or an option out of range.
         """
-        guard = cls(classify, purifier, detector, timeout=timeout, max_batch=max_batch)
+        # adapt until then, because __init__ warns if nothing will be measured
+        guard = cls(classify, purifier, detector, adapt=True, timeout=timeout, max_batch=max_batch)
         calibrate = getattr(guard.detector, "calibrate", None)
         if not callable(calibrate):
             raise InputError(
@@ -203,6 +213,7 @@ class Guard:
                 "there is nothing to fit, so call Guard(...)"
             )
         guard.detector = calibrate(classify, images, data_format=data_format, timeout=timeout, max_batch=max_batch)
+        guard.adapt = False
         return guard
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -248,7 +259,6 @@ class Guard:
     def after_fork(self) -> None:
         """Replace the locks; see `zipsdk._util.forks.Forkable`."""
         self._lock, self._learning = threading.Lock(), threading.Lock()
-        self._events = ThrottledLog(_LOGGER)
 
     @property
     def counters(self) -> Counters:
@@ -268,7 +278,7 @@ class Guard:
 
     def _failed(self, event: str, reason: str) -> None:
         self._count(failures=1)
-        self._events.warn(event, reason)
+        _EVENTS.warn(event, reason)
 
     def stream(self, batches: Iterable[Any], *, data_format: DataFormat | None = None) -> Iterator[list[Decision[Any]]]:
         """Yield `run` of each batch, in order, when it is requested; arguments and errors as for `run`."""
@@ -290,7 +300,6 @@ class Guard:
         loaded = read_batch(batch, data_format)
         decisions = {i: unreadable(item) for i, item in enumerate(loaded) if isinstance(item, Failure)}
         images = {i: item for i, item in enumerate(loaded) if isinstance(item, LoadedImage)}
-        self._warn_once()
         detector, decider = self.detector, Decider(self._classifier, self.purifier, self._failed)
         answers = decider.first_look(detector, images)
         if self.adapt:
@@ -301,21 +310,8 @@ class Guard:
         errors = [d.error for d in done if d.error is not None]
         self._count(images=len(done), flagged=sum(d.flagged for d in done), abstained=len(errors))
         if errors:
-            self._events.warn("images without a label", errors[-1], len(errors))
+            _EVENTS.warn("images without a label", errors[-1], len(errors))
         return done
-
-    def _warn_once(self) -> None:
-        """Tell an operator that the reference statistics are not those of this classifier."""
-        detector = self.detector
-        if self.adapt or not isinstance(detector, AblationDetector) or detector.reference is not None:
-            return
-        with self._lock:
-            warned, self._warned = self._warned, True
-        if not warned:
-            _LOGGER.warning(
-                "the reference statistics are those of other classifiers; measure your own with Guard.fit, or pass "
-                "adapt=True"
-            )
 
     def _learn(self, images: Mapping[int, LoadedImage[Any]], answers: Mapping[int, F64 | Failure]) -> Detector:
         seen = {i: scores for i, scores in answers.items() if not isinstance(scores, Failure)}

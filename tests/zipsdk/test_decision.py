@@ -101,3 +101,7 @@ def test_counters_are_json_values():
     values = dataclasses.asdict(watch.counters)
     assert json.loads(json.dumps(values)) == values and values["images"] == 2 and values["queries"] >= 56
     assert Counters(**values) == watch.counters
+
+
+def test_the_repr_of_a_guard_names_its_parts():
+    assert repr(Guard(backdoored, Cleaner(), zipsdk.ScaleUp())) == "<Guard ScaleUp, Cleaner, adapt=False>"

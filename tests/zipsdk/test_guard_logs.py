@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 import threading
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from tests.fakes.clock import Clock
 from tests.fakes.guard import Cleaner, Guard, Recorder, backdoored, dark, fail, poisoned
 from tests.fakes.light import by_light, photos
-from zipsdk import AblationDetector, ScaleUp
+from zipsdk import AblationDetector, ScaleUp, guard
 from zipsdk import Guard as PlainGuard
 from zipsdk._util import throttled_log
 from zipsdk.detectors import classifier_client
@@ -26,11 +27,15 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def lines(caplog):
-    """Return a function that takes the lines so far, as (level, text)."""
+def lines(caplog, monkeypatch):
+    """Return a function that takes the lines so far, as (level, text), and may forget the events."""
     caplog.set_level(logging.DEBUG, "zipsdk")
 
-    def take():
+    monkeypatch.setattr(guard, "_EVENTS", throttled_log.ThrottledLog(guard._LOGGER))
+
+    def take(start_anew=False):
+        if start_anew:
+            guard._EVENTS.after_fork()
         found = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "zipsdk.guard"]
         assert len(found) == len(caplog.records)
         caplog.clear()
@@ -53,6 +58,7 @@ def test_images_without_a_label_are_counted_in_one_line(lines, tmp_path):
         ("WARNING", "images without a label: 40; latest: the classifier failed on the purified image: "
                     "RuntimeError: the service is down"),
     ]  # fmt: skip
+    lines(start_anew=True)
     Guard(backdoored, Cleaner()).run([dark(1)[0], tmp_path / "none.png"])
     ((level, text),) = lines()
     assert level == "WARNING" and text.startswith("images without a label: 1; latest: ") and "none.png" in text
@@ -112,6 +118,7 @@ def test_unusable_scores_views_and_purifiers_are_logged(lines):
         "answers of the classifier with unusable scores: 1; latest: got scores whose maximum is not finite, "
         "expected numbers"
     ]
+    lines(start_anew=True)
     cleaner = Cleaner()
     cleaner.run = fail
     Guard(backdoored, cleaner).run(poisoned(dark(2)))
@@ -140,7 +147,7 @@ def test_pixels_are_never_logged(lines, quote):
 def test_a_reason_is_one_short_line(lines):
     for text, expected in (("a\nb\r\n  c", "a b c"), ("[Errno 111] refused", "[Errno 111] refused"), ("x" * 999, "x")):
         Guard(Recorder(plan=[lambda x, text=text: fail_with(text)]), Cleaner()).run(dark(1))
-        ((_, line),) = lines()
+        ((_, line),) = lines(start_anew=True)
         assert line.startswith(f"failed calls of the classifier: 1; latest: ValueError: {expected}")
         assert "\n" not in line and len(line) < 250
 
@@ -149,24 +156,34 @@ def fail_with(text):
     raise ValueError(text)
 
 
+def test_guards_share_the_throttle(lines, clock):
+    """A process pool makes a guard for each task."""
+    for _ in range(50):
+        pickle.loads(pickle.dumps(Guard(fail, Cleaner()))).run(dark(1))
+    assert [text.split(";")[0] for _, text in lines()] == [
+        "failed calls of the classifier: 1",
+        "images without a label: 1",
+    ]
+    clock.now = throttled_log.INTERVAL
+    Guard(fail, Cleaner()).run(dark(1))
+    assert [text.split(";")[0] for _, text in lines()] == [
+        "failed calls of the classifier: 100",
+        "images without a label: 50",
+    ]
+
+
 def test_a_guard_that_was_not_fitted_says_so_once(lines):
-    message = (
-        "WARNING",
-        "the reference statistics are those of other classifiers; measure your own with Guard.fit, or pass adapt=True",
-    )
     watch = PlainGuard(by_light, Cleaner())
+    assert lines() == [
+        (
+            "WARNING",
+            "the reference statistics are those of other classifiers; measure your own with Guard.fit, or pass "
+            "adapt=True",
+        )
+    ]
+    for again in (watch, copy.copy(watch), pickle.loads(pickle.dumps(watch))):
+        again.run(photos(1))
     assert lines() == []
-    watch.run(photos(1))
-    assert lines() == [message]
-    threads = [threading.Thread(target=watch.run, args=(photos(1),)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    copy.copy(watch).run(photos(1))
-    assert lines() == []
-    PlainGuard(by_light, Cleaner()).run(photos(1))
-    assert lines() == [message]
 
 
 def test_a_guard_that_needs_no_fit_does_not_say_so(lines):

@@ -7,6 +7,8 @@ import re
 import threading
 import time
 
+from zipsdk._util import forks
+
 #: Seconds from one line about an event to the next.
 INTERVAL = 60.0
 #: Characters of a reason in a line.
@@ -24,6 +26,11 @@ class ThrottledLog:
 
     def __init__(self, logger: logging.Logger):
         self._logger = logger
+        self.after_fork()
+        forks.track(self)
+
+    def after_fork(self) -> None:
+        """Start anew; see `zipsdk._util.forks.Forkable`."""
         self._lock = threading.Lock()
         #: time of the next line and number of unlogged events, by event
         self._events: dict[str, tuple[float, int]] = {}
