@@ -38,7 +38,8 @@ def test_an_image_that_could_not_be_checked_is_purified(name):
     classify, purifier = Recorder(plan=[BAD_ANSWERS[name]]), Cleaner()
     watch = Guard(classify, purifier)
     batch = np.concatenate([dark(2), poisoned(dark(1))])
-    with warnings.catch_warnings(action="ignore"):  # they are errors in this test suite only
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are errors in this test suite only
         decisions = watch.run(batch)
     for p, d in zip(batch, decisions, strict=True):
         assert d.flagged and d.suspicion is None and d.error is None
