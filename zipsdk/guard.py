@@ -14,9 +14,10 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
+from PIL import Image
 
 from zipsdk._util import forks
 from zipsdk._util.pickling import check_pickles
@@ -34,7 +35,7 @@ from zipsdk.errors import InputError
 from zipsdk.images.arrays import LoadedImage
 from zipsdk.images.unsupported import check_batches
 from zipsdk.purifier import Purifier
-from zipsdk.types import F64, Classifier, DataFormat
+from zipsdk.types import F64, ArrayT, Classifier, DataFormat, ImageSource, ItemT, ListOf, SourceT
 
 
 def speedup_bound(flagged: float, t_detect: float, t_purify: float) -> float:
@@ -280,11 +281,34 @@ class Guard:
         self._count(failures=1)
         _EVENTS.warn(event, reason)
 
+    @overload
+    def stream(
+        self, batches: Iterable[ArrayT], *, data_format: DataFormat | None = ...
+    ) -> Iterator[list[Decision[ArrayT]]]: ...
+    @overload
+    def stream(
+        self, batches: Iterable[ImageSource | ListOf[SourceT]], *, data_format: DataFormat | None = ...
+    ) -> Iterator[list[Decision[Image.Image]]]: ...
+    @overload
+    def stream(
+        self, batches: Iterable[ListOf[ItemT]], *, data_format: DataFormat | None = ...
+    ) -> Iterator[list[Decision[ItemT]]]: ...
+
     def stream(self, batches: Iterable[Any], *, data_format: DataFormat | None = None) -> Iterator[list[Decision[Any]]]:
         """Yield `run` of each batch, in order, when it is requested; arguments and errors as for `run`."""
         check_batches(batches)
         for batch in batches:
             yield self.run(batch, data_format=data_format)
+
+    # arrays keep their type, as in Purifier.run; those of a batch have one axis less
+    @overload
+    def run(self, batch: ArrayT, *, data_format: DataFormat | None = ...) -> list[Decision[ArrayT]]: ...
+    @overload
+    def run(
+        self, batch: ImageSource | ListOf[SourceT], *, data_format: DataFormat | None = ...
+    ) -> list[Decision[Image.Image]]: ...
+    @overload
+    def run(self, batch: ListOf[ItemT], *, data_format: DataFormat | None = ...) -> list[Decision[ItemT]]: ...
 
     def run(self, batch: Any, *, data_format: DataFormat | None = None) -> list[Decision[Any]]:
         """Decide on images, in order; a single image returns a list of one decision.

@@ -45,6 +45,25 @@ def main(floats: np.ndarray[Any, np.dtype[np.float32]], image: Image.Image, tens
     reveal_type(next(purifier.stream([(floats, floats)])))  # list of float32 array
     reveal_type(purifier.settings.steps)  # int
     reveal_type(zipsdk.load_engine(path).info["engine"])  # Any
+    guard = zipsdk.Guard.fit(lambda x: x.mean((1, 2)), [image], purifier)
+    reveal_type(guard.run(floats)[0])  # Decision of float32 array
+    reveal_type(guard.run(floats)[0].image)  # optional float32 array
+    reveal_type(guard.run(image)[0])  # Decision of Image
+    reveal_type(guard.run(path, data_format=None)[0])  # Decision of Image
+    reveal_type(guard.run(tensor)[0])  # Decision of Tensor
+    reveal_type(guard.run([floats, floats])[0])  # Decision of float32 array
+    reveal_type(guard.run((image, image))[0])  # Decision of Image
+    reveal_type(guard.run((path, "a.png"))[0])  # Decision of Image
+    reveal_type(guard.run([tensor])[0])  # Decision of Tensor
+    reveal_type(guard.run([floats, image])[0])  # Decision of object
+    reveal_type(next(guard.stream([floats]))[0])  # Decision of float32 array
+    reveal_type(next(guard.stream([[path], [path]]))[0])  # Decision of Image
+    reveal_type(next(guard.stream(iter([image])))[0])  # Decision of Image
+    reveal_type(next(guard.stream([[floats]]))[0])  # Decision of float32 array
+    reveal_type(zipsdk.ScaleUp.load(path).threshold)  # float
+    found: list[zipsdk.Decision[Any]] = guard.run([floats])
+    guard.run(5)  # error: call-overload
+    zipsdk.Guard(lambda x: x, detector=5)  # error: arg-type
     purifier.run(5)  # error: call-overload
     purifier.run(floats, data_format="CHW")  # error: call-overload
     zipsdk.Purifier("zip-tiny", preset="fst")  # error: arg-type
@@ -53,9 +72,16 @@ def main(floats: np.ndarray[Any, np.dtype[np.float32]], image: Image.Image, tens
 """
 NAMES = {
     "float32 array": r"numpy\.ndarray\[.*numpy\.dtype\[numpy\.(floating\[.*_32Bit\]|float32)\]\]",
-    "Image": r"PIL\.Image\.Image", "Tensor": r"program\.Tensor", "int": r"(builtins\.)?int", "Any": "Any",
+    "Image": r"PIL\.Image\.Image", "Tensor": r"program\.Tensor", "int": r"(builtins\.)?int",
+    "float": r"(builtins\.)?float", "Any": "Any",
     "object": r"(builtins\.)?object",
 }  # fmt: skip
+
+AROUND = {
+    "list of ": r"(?:builtins\.)?list\[{}\]",
+    "Decision of ": r"zipsdk\.decision\.Decision\[{}\]",
+    "optional ": r"(?:{} \| None|Union\[{}, None\])",
+}
 
 
 @pytest.mark.slow
@@ -73,9 +99,10 @@ def test_a_program_of_a_user_passes_strict_mypy(tmp_path, monkeypatch):
     assert got.keys() == expected.keys(), out + errors
     for line, name in expected.items():
         (text,) = got[line]
-        inner = NAMES.get(name.removeprefix("list of ").removeprefix("error: "))
         if name.startswith("error: "):
             assert text.endswith(f"[{name.removeprefix('error: ')}]"), text
-        else:
-            pattern = rf"(builtins\.)?list\[{inner}\]" if name.startswith("list of ") else inner
-            assert re.fullmatch(rf'Revealed type is "{pattern}"', text), (PROGRAM.splitlines()[line - 1], text)
+            continue
+        pattern = NAMES[re.sub("^(list of|Decision of|optional) ", "", name)]
+        for prefix, around in AROUND.items():
+            pattern = around.replace("{}", pattern) if name.startswith(prefix) else pattern
+        assert re.fullmatch(rf'Revealed type is "{pattern}"', text), (PROGRAM.splitlines()[line - 1], text)

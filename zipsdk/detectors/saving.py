@@ -16,7 +16,7 @@ from zipsdk.errors import InputError
 
 FORMAT, VERSION = "zipsdk detector", 1
 
-_D = TypeVar("_D", bound="SavableDetector")
+DetectorT = TypeVar("DetectorT", bound="SavableDetector")
 
 
 class SavableDetector(Detector):
@@ -35,7 +35,7 @@ class SavableDetector(Detector):
         write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
 
     @classmethod
-    def load(cls: type[_D], path: str | os.PathLike[str]) -> _D:
+    def load(cls: type[DetectorT], path: str | os.PathLike[str]) -> DetectorT:
         """Read a detector that `save` has written.
 
         Raises:
@@ -44,7 +44,7 @@ class SavableDetector(Detector):
         return load_detector(path, [cls])
 
 
-def load_detector(path: str | os.PathLike[str], kinds: Sequence[type[_D]]) -> _D:
+def load_detector(path: str | os.PathLike[str], kinds: Sequence[type[DetectorT]]) -> DetectorT:
     """Read a detector of one of several classes.
 
     Raises:
