@@ -56,6 +56,8 @@ def main(floats: np.ndarray[Any, np.dtype[np.float32]], image: Image.Image, tens
     reveal_type(guard.run((path, "a.png"))[0])  # Decision of Image
     reveal_type(guard.run([tensor])[0])  # Decision of Tensor
     reveal_type(guard.run([floats, image])[0])  # Decision of object
+    reveal_type(guard.run(zipsdk.images.read_one(image))[0])  # Decision of Image
+    reveal_type(guard.run([zipsdk.images.read_one(tensor)])[0])  # Decision of Tensor
     reveal_type(next(guard.stream([floats]))[0])  # Decision of float32 array
     reveal_type(next(guard.stream([[path], [path]]))[0])  # Decision of Image
     reveal_type(next(guard.stream(iter([image])))[0])  # Decision of Image
