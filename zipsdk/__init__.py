@@ -13,11 +13,12 @@ images/                     files, PIL images and arrays to uint8 RGB and back; 
 detectors/                  which images are suspicious
 engines/, models/, gpu/     the UNet: runtimes; model files; the loop on a GPU
 batch/, cli/                folders of images; the command ``zipsdk``
+testing/                    road signs, a classifier of them with a backdoor, a fake engine
 
 The defenses that ZIP is compared with are in bench/defenses of the repository.
 """
 
-from zipsdk import images
+from zipsdk import images, testing
 from zipsdk.decision import Counters, Decision
 from zipsdk.detectors.ablation import AblationDetector
 from zipsdk.detectors.base import Detector
@@ -69,4 +70,5 @@ __all__ = [
     "ZipSdkError",
     "images",
     "load_engine",
+    "testing",
 ]
