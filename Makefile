@@ -1,4 +1,4 @@
-# make demo   purify real photographs with the bundled model and leave sheets of before / blurred / purified in demo/
+# make demo   labels of a classifier with a backdoor before and after, then purified photographs; see demo/labels.png
 # make test   everything CI checks: ruff, mypy, the tests
 # make test-slow   the tests that take longer than a few seconds each
 # make fuzz   10,000 mutated files, arrays, models and commands; interrupted runs resume (state in build/fuzz)

@@ -1,138 +1,71 @@
-"""The demo: purify four photographs, three of them with a trigger, by ``zipsdk purify``.
+"""The demo: a classifier with a backdoor, its labels before and after; then purified photographs.
 
     python -m bench.demo -o demo          (make demo)
 
-The photographs are from scikit-image's wheel, with the triggers of two well-known attacks; the bundled model purifies
-them. ``sheet.png`` shows all as before / transformed / purified, ``closeup.png`` the triggers enlarged eight times, and
-``restoration.png`` details of the clean photographs beside bicubic upsampling.
+1. A classifier of road signs (`zipsdk.testing.demo_classifier`) takes signs with one of three triggers for "speed limit
+   80". ``labels.png`` and two tables show its labels as the images arrive, after `zipsdk.Purifier`, and behind
+   `zipsdk.Guard`. The signs are drawn by `zipsdk.testing.demo_images`.
+2. ``zipsdk purify`` purifies four photographs; see bench/demos/photographs.py for the sheets.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageDraw
-
 from bench.common import record
-from bench.quality.restoration import bicubic, blurred
-from zipsdk import Blur, Purifier
-from zipsdk.cli import main as zipsdk_cli
-from zipsdk.images.contact_sheet import contact_sheet, transformed
-from zipsdk.sampling.guidance import Guidance
+from bench.demos import figure, labels
+from bench.demos.photographs import SEED, purify_photographs
+from zipsdk import Purifier
+from zipsdk.testing import demo_classifier
+from zipsdk.testing.images import TARGET
+from zipsdk.testing.signs import CLASSES
 
-SEED = 1
-#: BadNets (Gu et al. 2017) at 256 px in the paper: a random 9 x 9 patch, 3 pixels from the corner.
-PATCH = 9
-#: Blended (Chen et al. 2017): the whole image mixed with a random pattern at this rate.
-BLEND = 0.2
+#: Clean images, without labels, that the guard's reference statistics are measured on.
+CALIBRATION = 150
+#: Lines of the table of examples for each kind of images.
+EXAMPLES = 3
 #: The long side at which the short side of each photograph is at least 64.
 SMALLEST = 96
 
 
-def photographs(side: int) -> dict[str, np.ndarray]:
-    """Load four photographs, uint8 (H, W, 3), with a long side of `side`."""
-    from skimage import data
-
-    names = ("astronaut", "chelsea", "coffee", "rocket")
-    out = {}
-    for name in names:
-        image = Image.fromarray(getattr(data, name)())
-        scale = side / max(image.size)
-        size = (round(image.width * scale), round(image.height * scale))
-        out[name] = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
-    return out
-
-
-def with_patch(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a copy of an image with a random patch."""
-    x = x.copy()
-    x[-PATCH - 3 : -3, -PATCH - 3 : -3] = rng.integers(0, 256, (PATCH, PATCH, 3))
-    return x
-
-
-def with_blend(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return an image mixed with gray noise."""
-    noise = rng.integers(0, 256, (*x.shape[:2], 1))
-    return np.rint((1 - BLEND) * x + BLEND * noise).astype(np.uint8)
-
-
-def closeup(name: str, before: np.ndarray, after: np.ndarray, guide: Guidance) -> Image.Image:
-    """Draw the lower right 32 x 32 pixels of an image before, blurred and purified, enlarged eight times."""
-    crops = [x[-32:, -32:] for x in (before, transformed(guide, before), after)]
-    page = Image.new("RGB", (3 * 264 + 8, 256 + 28), "white")
-    draw = ImageDraw.Draw(page)
-    for i, (crop, title) in enumerate(zip(crops, (name, "blurred", "purified"), strict=True)):
-        draw.text((8 + i * 264, 8), title, fill="black")
-        page.paste(Image.fromarray(crop).resize((256, 256), Image.Resampling.NEAREST), (8 + i * 264, 24))
-    return page
-
-
-def restoration(images: dict[str, np.ndarray]) -> Image.Image:
-    """Draw details of 64 x 64 pixels without triggers: original, blurred, and restored in three ways."""
-    corners = {"astronaut": (30, 140), "chelsea": (60, 110), "coffee": (60, 90), "rocket": (170, 170)}
-    details = []
-    for name, (top, left) in corners.items():
-        height, width = images[name].shape[:2]
-        y, x = min(top, height - 64), min(left, width - 64)  # smaller photographs: the nearest detail
-        details.append(images[name][y : y + 64, x : x + 64])
-    columns = [
-        details,
-        [blurred(x, 2) for x in details],
-        [bicubic(x, 2) for x in details],
-        *(Purifier("zip-tiny", "blur2", preset=p, seed=SEED).run(np.stack(details)) for p in ("paper", "fast")),
-    ]
-    titles = ("original", "blur 2", "bicubic", "purified, 20 steps", "purified, 4 steps")
-    return contact_sheet(list(zip(*columns, strict=True)), titles)
+def show_labels(output: Path, n: int, seed: int) -> dict[str, object]:
+    """Print the tables and draw the figure; return the rates and what ran, as JSON values."""
+    started = time.perf_counter()
+    purifier = Purifier("zip-tiny", "blur2+gray", preset="fast", seed=SEED)
+    kinds = labels.measure(demo_classifier(), purifier, n, CALIBRATION, seed)
+    print(f'\nA classifier of road signs has a backdoor: three triggers make it say "{CLASSES[TARGET]}".')
+    print(f"The first {EXAMPLES} images of other signs of each kind; ! marks a wrong label:\n")
+    print(labels.examples_table(kinds, EXAMPLES, sys.stdout.isatty()))
+    print(f'\nAll images; those with a trigger are of signs other than "{CLASSES[TARGET]}":\n')
+    print(labels.rates_table(kinds))
+    output.mkdir(parents=True, exist_ok=True)
+    figure.draw(kinds).save(output / "labels.png", optimize=True)
+    seconds = time.perf_counter() - started
+    print(f"\n{seconds:.0f} s; see {output / 'labels.png'}\n")
+    return {"seed": seed, "seconds": seconds, "kinds": labels.rates(kinds), "purifier": purifier.info}
 
 
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m bench.demo", description=__doc__.split("\n")[0])
     p.add_argument("-o", "--output", type=Path, default=Path("demo"))
-    p.add_argument("--side", type=int, default=384, help="long side of the photographs in pixels")
-    p.add_argument("--preset", default="paper")
+    p.add_argument("--signs", type=int, default=60, help="images of each kind for the rates; at least 10")
+    p.add_argument("--seed", type=int, default=0, help="of the road signs")
+    p.add_argument("--side", type=int, default=256, help="long side of the photographs in pixels")
+    p.add_argument("--preset", default="paper", help="of the photographs")
     args = p.parse_args()
+    if args.signs < len(CLASSES):
+        p.error(f"--signs: got {args.signs}, expected at least {len(CLASSES)}, one for each sign")
     if args.side < SMALLEST:
         p.error(f"--side: got {args.side}, expected at least {SMALLEST}, because details of 64 x 64 pixels are shown")
 
-    rng = np.random.default_rng(SEED)
-    images = photographs(args.side)
-    before = {
-        "astronaut": images["astronaut"],
-        "chelsea-patch": with_patch(images["chelsea"], rng),
-        "coffee-blended": with_blend(images["coffee"], rng),
-        "rocket-patch": with_patch(images["rocket"], rng),
-    }
-    originals = args.output / "images"
-    originals.mkdir(parents=True, exist_ok=True)
-    for name, x in before.items():
-        Image.fromarray(x).save(originals / f"{name}.png")
-
-    started = time.perf_counter()
-    clean = args.output / "purified"
-    command = ["purify", str(originals), "-o", str(clean), "--seed", str(SEED), "--preset", args.preset,
-               "--transforms", "blur2+gray", "--sheet", str(args.output / "sheet.png"), "--overwrite"]  # fmt: skip
-    print("zipsdk " + " ".join(command))
-    if code := zipsdk_cli(command):
-        raise SystemExit(code)
-    seconds = time.perf_counter() - started
-
-    guide = Guidance([Blur(2)])
-    rows = [
-        closeup(name, x, np.asarray(Image.open(clean / f"{name}.png")), guide)
-        for name, x in before.items()
-        if name != "astronaut"
-    ]
-    page = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")
-    for i, row in enumerate(rows):
-        page.paste(row, (0, i * row.height))
-    page.save(args.output / "closeup.png")
-    restoration(images).save(args.output / "restoration.png")
+    signs = show_labels(args.output, args.signs, args.seed)
+    before, seconds = purify_photographs(args.output, args.side, args.preset)
     info = Purifier("zip-tiny", "blur2+gray", preset=args.preset, seed=SEED).info
-    record.write("demo", {"seconds": seconds, "images": {k: list(v.shape) for k, v in before.items()}, "info": info},
-                 args.output)  # fmt: skip
+    record.write("demo", {"seconds": seconds, "images": {k: list(v.shape) for k, v in before.items()}, "info": info,
+                          "signs": signs}, args.output)  # fmt: skip
     print(
         f"{len(before)} photographs in {seconds:.0f} s; "
         f"see sheet.png, closeup.png and restoration.png in {args.output}/"

@@ -1,0 +1,1 @@
+"""What `bench.demo` shows: labels of road signs, and photographs."""
