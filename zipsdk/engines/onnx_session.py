@@ -128,9 +128,7 @@ def read_spec(session: Any, path: Path) -> ModelSpec:
     """
     metadata = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in metadata:
-        raise ModelError(
-            f"{path}: got an ONNX model without a zipsdk spec; export the checkpoint with python -m export"
-        )
+        raise ModelError(f"{path}: got an ONNX model without a zipsdk spec; export the checkpoint with zipsdk export")
     return ModelSpec.from_json(metadata[METADATA_KEY], str(path))
 
 
