@@ -6,14 +6,19 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 import zipsdk
 from tests.helpers.paths import ROOT
 
 
-def test_the_import_loads_no_heavy_package():
-    """Load no torch, runtime or driver; bench/speed.py measures the time."""
+@pytest.mark.parametrize(
+    "first", ["import zipsdk", "from zipsdk.cli import build_parser; build_parser().format_help()"]
+)
+def test_the_import_loads_no_heavy_package(first):
+    """Load no torch, runtime or driver, also for the command's help; bench/speed.py measures the time."""
     code = (
-        "import sys, zipsdk\n"
+        f"{first}\nimport sys\n"
         "heavy = 'torch onnxruntime onnx tensorrt pycuda matplotlib skimage tqdm'.split()\n"
         "print(sorted(set(heavy) & set(sys.modules)))"
     )
