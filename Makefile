@@ -4,16 +4,17 @@
 # make fuzz   10,000 mutated files, arrays, models and commands; interrupted runs resume (state in build/fuzz)
 # make soak   20 minutes of mixed and faulty work with flat memory (MINUTES=3 for less)
 # make kills  kill a run of zipsdk purify 200 times and compare every file (state in build/kills)
+# make dist   wheel and sdist in dist/, checked, installed in a fresh environment of each Python and used there
 # make lint   ruff, mypy, codespell and the direction of imports
 # make gpu-check   on a machine with a GPU: kernels, gpu tests, compute-sanitizer, benchmarks, records (QUICK=1 for less)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz soak kills lint clean gpu-check
+.PHONY: demo test test-slow fuzz soak kills dist lint clean gpu-check
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zipsdk needs Python 3.11 or later; set PYTHON=")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "zipsdk needs Python 3.10 or later; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 
 # one stamp per set of packages, remade when the project's own description of them changes
@@ -33,6 +34,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 --no-warn-return-any --no-warn-unused-ignores zipsdk export
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell bench docs export kernels tests zipsdk .ci Makefile CMakeLists.txt pyproject.toml README.md
 
@@ -50,6 +52,13 @@ soak: $(VENV)/test.stamp
 
 kills: $(VENV)/test.stamp
 	$(BIN)/python -m tests.tools.kill build/kills $(KILLS)
+
+dist: $(BIN)/python
+	$(BIN)/pip install -q --disable-pip-version-check 'build>=1.2' 'twine>=6'
+	rm -rf dist
+	$(BIN)/python -m build -o dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m tests.packaging.installs dist/*.whl
 
 # with the Python that is there, because the GPU's machine has its own torch and may reach no package index
 gpu-check:

@@ -19,16 +19,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export import diffusers_names, guided_diffusion, ho, reading
-from export.diffusers_names import DiffusersNames
-from export.flags import ARCHITECTURE, NOISE, Flags, OnProgress, ignore, refuse
-from export.guided_diffusion import head_by_head
-from export.ho import HoNames
-from export.reading import State, some
-from export.tensor_names import TensorNames
-from export.unet import ADM256, UNet, UNetConfig
 from zipsdk.errors import ModelError
 from zipsdk.models.sidecar import sha256_file
+
+from . import diffusers_names, guided_diffusion, ho, reading
+from .diffusers_names import DiffusersNames
+from .flags import ARCHITECTURE, NOISE, Flags, OnProgress, ignore, refuse
+from .guided_diffusion import head_by_head
+from .ho import HoNames
+from .reading import State, some
+from .tensor_names import TensorNames
+from .unet import ADM256, UNet, UNetConfig
 
 __all__ = ["Flags", "epsilon_only", "load", "random_adm"]
 
@@ -58,7 +59,7 @@ def load(path: str | Path, flags: Flags | None = None, on_progress: OnProgress =
             config = UNetConfig.from_dict(json.loads(metadata["config"]))
         except (ValueError, TypeError, AttributeError) as e:
             raise ModelError(
-                f"{file}: its UNetConfig cannot be read ({e}); write the file again by python -m export.train"
+                f"{file}: its UNetConfig cannot be read ({e}); write the file again by python -m {__package__}.train"
             ) from e
         model = _fill(_empty(config, file), state, file)
     elif any(k.startswith("input_blocks.") for k in state):
@@ -111,7 +112,7 @@ def _unknown(state: Mapping[str, Tensor]) -> str:
     return (
         f"got an unknown kind of checkpoint with tensors {some(state)}, expected OpenAI's guided-diffusion "
         "(input_blocks...), diffusers' UNet2DModel (conv_in...), Ho et al.'s (temb.dense...) or "
-        "ema.safetensors of python -m export.train"
+        f"ema.safetensors of python -m {__package__}.train"
     )
 
 

@@ -18,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.checkpoints import load
-from export.dead_leaves import leaves
-from export.flags import Flags
-from export.unet import UNet, UNetConfig
 from zipsdk.errors import InputError, ModelError
 from zipsdk.images.sources import decode, read_files
 from zipsdk.models.spec import ModelSpec
+
+from .checkpoints import load
+from .dead_leaves import leaves
+from .flags import Flags
+from .unet import UNet, UNetConfig
 
 Array = NDArray[np.float32]
 #: (x_t, t) -> eps, float32 (N, 3, S, S) and float32 (N,).

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-from export.flags import ARCHITECTURE, Flags, OnProgress, ignore, refuse
-from export.json_config import JsonConfig
-from export.scheduler import find_scheduler, read_scheduler, resolve
-from export.tensor_names import Block, TensorNames
-from export.unet import UNetConfig
 from zipsdk._util.validation import is_int
 from zipsdk.errors import ModelError
+
+from .flags import ARCHITECTURE, Flags, OnProgress, ignore, refuse
+from .json_config import JsonConfig
+from .scheduler import find_scheduler, read_scheduler, resolve
+from .tensor_names import Block, TensorNames
+from .unet import UNetConfig
 
 #: Keys whose other values this UNet does not compute, and the values that it does; diffusers' defaults come first.
 _FIXED: dict[str, tuple[Any, ...]] = {

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from export.flags import Flags, OnProgress
-from export.scheduler import resolve
-from export.unet import ADM256, UNetConfig
 from zipsdk.errors import ModelError
+
+from .flags import Flags, OnProgress
+from .scheduler import resolve
+from .unet import ADM256, UNetConfig
 
 #: Image size by channel_mult: guided-diffusion's own defaults, and improved-diffusion's for 32.
 _SIZES = {(1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64, (1, 2, 2, 2): 32}

@@ -14,11 +14,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from export.flags import Flags, OnProgress, refuse
-from export.scheduler import resolve
-from export.tensor_names import Block, TensorNames
-from export.unet import UNetConfig
 from zipsdk.errors import ModelError
+
+from .flags import Flags, OnProgress, refuse
+from .scheduler import resolve
+from .tensor_names import Block, TensorNames
+from .unet import UNetConfig
 
 #: Side in pixels at which published models of this kind have their attention.
 _ATTENTION_SIDE = 16

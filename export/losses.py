@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from export.unet import UNet
+from .unet import UNet
 
 #: Runs of fewer optimizer steps are not checked for convergence: their losses differ by the noise levels drawn.
 FEWEST_JUDGED = 20

@@ -12,9 +12,10 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from export.unet import UNet
 from zipsdk.errors import ModelError
 from zipsdk.models.spec import ModelSpec
+
+from .unet import UNet
 
 Array = NDArray[np.float32]
 Run = Callable[[Array, Array], Array]

@@ -44,9 +44,9 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Run the command."""
     p = argparse.ArgumentParser(
-        prog="python -m export.plot_training", description="Plot the held-out loss of a training run."
+        prog=f"python -m {__package__}.plot_training", description="Plot the held-out loss of a training run."
     )
-    p.add_argument("log", type=Path, help="log.jsonl of python -m export.train")
+    p.add_argument("log", type=Path, help="log.jsonl of the training")
     p.add_argument("-o", "--output", type=Path, required=True, help="image file to write")
     args = p.parse_args()
     draw([json.loads(line) for line in args.log.read_text().splitlines()], args.output)

@@ -37,7 +37,6 @@ from onnxruntime.quantization import (
     create_calibrator,
 )
 
-from export.to_onnx import check_temporary_folder
 from zipsdk.engines.onnxruntime import OnnxEngine
 from zipsdk.errors import InputError, ModelError, ZipSdkError
 from zipsdk.images.sources import read_sample
@@ -46,6 +45,8 @@ from zipsdk.models.spec import INT8, METADATA_KEY, ModelSpec
 from zipsdk.presets import PresetName
 from zipsdk.purifier import Purifier
 from zipsdk.types import Engine
+
+from .to_onnx import check_temporary_folder
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -114,7 +115,7 @@ def quantize(source: str | Path, target: str | Path, images: list[U8]) -> dict[s
         "quantized": len(chosen),
         "float": [node for node in convolutions if node not in chosen],
         "alone": dict(sorted(alone.items(), key=lambda item: -item[1])[:8]),
-        "parity": {"got": f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider", "wanted": source.name,
+        "parity": {"runtime": f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider", "reference": source.name,
                    "gray_levels": together, "tolerance": TOGETHER},
         "versions": {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
     }  # fmt: skip
@@ -255,9 +256,9 @@ def change(model: onnx.ModelProto, spec: ModelSpec, probes: list[State], expecte
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command, and return its exit status."""
-    p = argparse.ArgumentParser(prog="python -m export.quantize",
+    p = argparse.ArgumentParser(prog=f"python -m {__package__}.quantize",
                                 description="Quantize an exported float32 model to 8-bit convolutions.")  # fmt: skip
-    p.add_argument("model", type=Path, metavar="MODEL.onnx", help="fp32 model that python -m export wrote")
+    p.add_argument("model", type=Path, metavar="MODEL.onnx", help="fp32 model that zipsdk export wrote")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     p.add_argument("--name", help="name of the model and its file; default: the model's with -int8")
     p.add_argument("--data", nargs="+", type=Path, required=True, help="zip files or folders of training images")
@@ -269,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
         side = OnnxEngine(args.model, device="cpu").spec.image_size
         report = quantize(args.model, target, [x for d in args.data for x in read_sample(d, args.limit, side)])
     except (ZipSdkError, OSError) as e:
-        print(f"python -m export.quantize: {e}", file=sys.stderr)
+        print(f"{p.prog}: {e}", file=sys.stderr)
         return 1
     worst = max(report["parity"]["gray_levels"].values())
     print(f"{target}: {target.stat().st_size / 1e6:,.2f} MB; {report['quantized']} convolutions of 8 bits and "

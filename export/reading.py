@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from export.flags import OnProgress
-from export.json_config import read_json
 from zipsdk.errors import ModelError
+
+from .flags import OnProgress
+from .json_config import read_json
 
 State = dict[str, Tensor]
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -116,7 +117,7 @@ def _read_pt(file: Path, on_progress: OnProgress) -> State:
         got = f"a dict of {some(map(str, loaded))}" if isinstance(loaded, dict) else type(loaded).__name__
         raise ModelError(
             f"{file}: got {got}, expected a plain dict of tensors. From a training state, save the averaged weights "
-            "alone: torch.save(state['ema'], 'weights.pt'). From python -m export.train, use ema.safetensors"
+            f"alone: torch.save(state['ema'], 'weights.pt'). From python -m {__package__}.train, use ema.safetensors"
         )
     return {str(k): v.float() for k, v in loaded.items()}
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.flags import NOISE, Flags, OnProgress
-from export.json_config import JsonConfig
-from export.unet_config import PREDICTIONS
 from zipsdk._util.validation import is_int, is_real
 from zipsdk.errors import ModelError
 from zipsdk.models.noise_schedule import SCHEDULES, NoiseSchedule
+
+from .flags import NOISE, Flags, OnProgress
+from .json_config import JsonConfig
+from .unet_config import PREDICTIONS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from export.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
+from .unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,14 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from export.denoise_check import of_torch
-from export.group_norm import as_instances
-from export.parity import TOLERANCE, compare, open_onnx, probes
-from export.unet import GroupNorm, UNet
 from zipsdk.errors import InputError, ModelError
 from zipsdk.models.sidecar import sidecar_path, write_sidecar
 from zipsdk.models.spec import METADATA_KEY, PRECISIONS, ModelSpec
+
+from .denoise_check import of_torch
+from .group_norm import as_instances
+from .parity import TOLERANCE, compare, open_onnx, probes
+from .unet import GroupNorm, UNet
 
 #: Larger weights go into a file of their own: a protobuf file ends at 2 GiB, and the graph needs room as well.
 SINGLE_FILE_BYTES = 1_800_000_000
@@ -105,13 +106,13 @@ def export_onnx(
             "opset": opset,
             "parameters": sum(p.numel() for p in model.parameters()),
             "tensors": len(model.state_dict()),
-            "parity": {"got": what, "wanted": "torch float32", **parity},
+            "parity": {"runtime": what, "reference": "torch float32", **parity},
             "denoises": dict(denoises or {"skipped": "not run"}),
             "versions": {"torch": torch.__version__, "onnx": onnx.__version__, "onnx_ir": ir.__version__},
         }
         write_sidecar(file, {"export": report}, external)
         # The sidecar goes last: an older one beside the new file fails its hash check.
-        data = _data_file(path)
+        data = data_path(path)
         if not external:
             data.unlink(missing_ok=True)
         for source, target in [*((f, data) for f in external), (file, path), (sidecar_path(file), sidecar_path(path))]:
@@ -131,7 +132,8 @@ def check_temporary_folder() -> None:
         raise InputError(f"temporary files: {e.strerror or e}; set TMPDIR to a folder that can be written to") from e
 
 
-def _data_file(path: Path) -> Path:
+def data_path(path: Path) -> Path:
+    """Return the file of a model's external data, ``model.onnx.data``."""
     return path.with_name(path.name + ".data")
 
 
@@ -248,8 +250,8 @@ def _save(model: ir.Model, file: Path) -> list[Path]:
     if total <= SINGLE_FILE_BYTES:
         ir.save(model, file)
         return []
-    ir.save(model, file, external_data=_data_file(file).name)
-    return [_data_file(file)]
+    ir.save(model, file, external_data=data_path(file).name)
+    return [data_path(file)]
 
 
 def _check_graph(file: Path, norms: int, norm: str) -> None:

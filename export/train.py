@@ -7,7 +7,7 @@ A sample is as many pixels as one 32x32 image has. Interrupted runs resume from 
 ``--init export/zip-tiny.safetensors`` starts from the weights of the bundled model instead of random ones.
 
 The output folder holds ``latest.pt`` (everything needed to resume), ``ema.safetensors`` (the averaged weights, for
-``python -m export``) and ``log.jsonl`` (training loss, and held-out loss by noise level).
+``zipsdk export``) and ``log.jsonl`` (training loss, and held-out loss by noise level).
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from export import checkpoints
-from export.losses import add_noise, check_losses, loss_fn, zero_loss
-from export.training_data import TrainingImages
-from export.unet import ZIP_TINY, UNet, UNetConfig
 from zipsdk._util.atomic import write_atomically
 from zipsdk.errors import ZipSdkError
+
+from . import checkpoints
+from .losses import add_noise, check_losses, loss_fn, zero_loss
+from .training_data import TrainingImages
+from .unet import ZIP_TINY, UNet, UNetConfig
 
 #: Steps at which the held-out loss is computed: those that the 20-step loop visits.
 VISITED = list(range(0, 1000, 50))
@@ -257,7 +258,9 @@ def train(config: UNetConfig, args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    p = argparse.ArgumentParser(prog="python -m export.train", description="Train a UNet on images, as zip-tiny was.")
+    p = argparse.ArgumentParser(
+        prog=f"python -m {__package__}.train", description="Train a UNet on images, as zip-tiny was."
+    )
     p.add_argument("-o", "--output", type=Path, required=True, help="folder for checkpoints and the log")
     p.add_argument("--train", nargs="+", required=True, help="zip files or folders of images to train on")
     p.add_argument("--held-out", nargs="+", default=[], help="zip files or folders of images to validate on")

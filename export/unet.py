@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.unet_config import ADM256, ZIP_TINY, UNetConfig
+from .unet_config import ADM256, ZIP_TINY, UNetConfig
 
 __all__ = [
     "ADM256",

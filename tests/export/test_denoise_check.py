@@ -12,12 +12,12 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'zipsdk[export]'")
 
-from export import __main__ as command  # noqa: E402
-from export import checkpoints, denoise_check  # noqa: E402
+from export import checkpoints, command, denoise_check  # noqa: E402
 from export.dead_leaves import leaves  # noqa: E402
 from export.flags import Flags  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from tests.helpers.paths import ROOT  # noqa: E402
+from zipsdk.cli import main  # noqa: E402
 from zipsdk.errors import InputError, ModelError  # noqa: E402
 from zipsdk.models.spec import ModelSpec  # noqa: E402
 
@@ -154,7 +154,7 @@ def test_wrong_norm_groups_are_found(tmp_path, capsys):
     """With 4 groups instead of 8, zip-tiny still beats the linear estimate."""
     torch.save(checkpoints.load(WEIGHTS)[0].state_dict(), tmp_path / "m.pt")
     words = [str(tmp_path / "m.pt"), "-o", str(tmp_path / "out"), "--image-size", "64", "--prediction", "v"]
-    assert command.main([*words, "--norm-groups", "4"]) == 1
+    assert main(["export", *words, "--norm-groups", "4"]) == 3
     assert "times that with --norm-groups 8" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.onnx"))
 
@@ -197,13 +197,17 @@ def exported(monkeypatch, tmp_path):
 
     def export_onnx(model, spec, path, precision="fp32", **options):
         got.update(options)
-        return {"parameters": 0, "tensors": 0, "parity": {"relative_error": {"0": 0.0}, "tolerance": 1.0, "got": ""}}
+        return {
+            "parameters": 0,
+            "tensors": 0,
+            "parity": {"relative_error": {"0": 0.0}, "tolerance": 1.0, "runtime": ""},
+        }
 
     monkeypatch.setattr(command, "export_onnx", export_onnx)
 
     def run(*words):
         got.clear()
-        status = command.main([*map(str, words), "-o", str(tmp_path / "out")])
+        status = main(["export", *map(str, words), "-o", str(tmp_path / "out")])
         return status, got.get("denoises")
 
     return run
@@ -222,5 +226,5 @@ def test_the_command_exports_no_model_that_does_not_denoise(exported, tmp_path, 
 
     config = json.dumps(replace(trained.config, prediction="epsilon").to_dict())
     save_file(trained.state_dict(), tmp_path / "ema.safetensors", {"config": config})
-    assert exported(tmp_path / "ema.safetensors") == (1, None)  # the exporter was not called
+    assert exported(tmp_path / "ema.safetensors") == (3, None)  # the exporter was not called
     assert "the model does not denoise: got an error" in capsys.readouterr().err

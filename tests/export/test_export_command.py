@@ -1,7 +1,8 @@
-"""Test which arguments `python -m export` passes to the loader and the exporter."""
+"""Test which arguments `zipsdk export` passes to the loader and the exporter, and what it refuses."""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'zipsdk[export]'")
 
-from export import __main__ as command
+from export import command, to_onnx, unet_config
 from export.flags import Flags
 from export.unet import UNet, UNetConfig
+from zipsdk.cli import export as options
+from zipsdk.cli import main
 
 pytestmark = pytest.mark.torch
 
@@ -33,7 +36,7 @@ def passed(monkeypatch, tmp_path):
     def export_onnx(model, spec, path, precision="fp32", **options):
         options.pop("denoises")
         got.update(spec=spec, path=path, precision=precision, options=options)
-        parity = {"relative_error": {"0": 0.0}, "tolerance": 1.0, "got": ""}
+        parity = {"relative_error": {"0": 0.0}, "tolerance": 1.0, "runtime": ""}
         return {"parameters": 0, "tensors": 0, "parity": parity}
 
     monkeypatch.setattr(command.checkpoints, "load", load)
@@ -42,7 +45,7 @@ def passed(monkeypatch, tmp_path):
 
     def run(*words, config_=CONFIG):
         config[0] = config_
-        assert command.main([str(tmp_path / "runs" / "best.pt"), "-o", str(tmp_path / "out"), *words]) == 0
+        assert main(["export", str(tmp_path / "runs" / "best.pt"), "-o", str(tmp_path / "out"), *words]) == 0
         return got
 
     return run
@@ -106,8 +109,10 @@ def test_a_missing_temporary_folder_is_one_line(monkeypatch, tmp_path, capsys, k
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_get_default_tempdir", none)
     words = [str(tmp_path / "m.onnx"), "-o", str(tmp_path)]
-    main = {"export": command.main, "quantize": lambda w: quantize.main([*w, "--data", "x.zip"])}[kind]
-    assert main(words) == 1
+    if kind == "export":
+        assert main(["export", *words]) == 2
+    else:
+        assert quantize.main([*words, "--data", "x.zip"]) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert message.endswith("temporary directory found in ['/tmp']; set TMPDIR to a folder that can be written to\n")
@@ -128,8 +133,8 @@ def test_metadata_is_passed_on(passed):
 
 def test_an_unknown_transform_is_refused_before_the_export(passed, tmp_path, capsys):
     passed()  # patch the loader
-    assert command.main([str(tmp_path / "best.pt"), "-o", str(tmp_path), "--transforms", "blurr2"]) == 1
-    assert "got 'blurr2' in 'blurr2'" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "best.pt"), "-o", str(tmp_path), "--transforms", "blurr2"]) == 2
+    assert "transforms: got 'blurr2'" in capsys.readouterr().err
 
 
 def test_with_attention_the_image_size_is_the_only_size(passed):
@@ -158,3 +163,39 @@ def test_the_default_name(tmp_path, monkeypatch, path, folder, name):
         (here / path).touch()
     monkeypatch.chdir(here)
     assert command.default_name(Path(path)) == name == command.default_name(here / path)
+
+
+def test_an_existing_model_is_kept(passed, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    words = ["export", str(tmp_path / "runs" / "best.pt"), "-o", str(tmp_path / "out")]
+    for name in ("best.onnx", "best.onnx.data", "best.onnx.json"):
+        file = tmp_path / "out" / name
+        file.write_bytes(b"hours of work")
+        assert main(words) == 2
+        assert f"{file}: got a file that exists" in capsys.readouterr().err
+        assert passed("--name", "other")["path"].name == "other.onnx"
+        assert passed("--overwrite")["path"].name == "best.onnx"
+        file.unlink()
+
+
+@pytest.mark.parametrize("name", ["a/b", "/a", "a/", ""])
+def test_a_name_with_folders_is_refused(tmp_path, capsys, name):
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "x.pt", "-o", str(tmp_path), "--name", name])
+    assert "expected a name" in capsys.readouterr().err
+
+
+def test_the_command_offers_what_the_exporter_has():
+    assert options.NORMS == to_onnx.NORMS
+    assert options.PREDICTIONS == unet_config.PREDICTIONS
+
+
+@pytest.mark.parametrize("name", ["torch", "onnx_ir"])
+def test_a_missing_package_is_one_line(monkeypatch, capsys, name):
+    for module in [m for m in sys.modules if m.startswith("export.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)  # its import raises ModuleNotFoundError
+    assert main(["export", "x.pt", "-o", "out"]) == 3
+    message = capsys.readouterr().err
+    assert message.startswith(f"zipsdk: error: {name} is not usable here") and message.count("\n") == 1
+    assert message.endswith("pip install 'zipsdk[export]'\n")

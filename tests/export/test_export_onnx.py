@@ -14,10 +14,10 @@ onnxruntime = pytest.importorskip("onnxruntime")
 ir = pytest.importorskip("onnx_ir")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
-import export.__main__ as command  # noqa: E402
 import export.to_onnx as exporter  # noqa: E402
-from export import checkpoints  # noqa: E402
+from export import checkpoints, command  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
+from zipsdk.cli import main  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 from zipsdk.models.sidecar import check_sidecar  # noqa: E402
 from zipsdk.models.spec import ModelSpec  # noqa: E402
@@ -193,7 +193,7 @@ def test_float16_keeps_float32_parts(fixed):
 
 def test_bfloat16_records_that_the_graph_was_not_run(tmp_path):
     report = exporter.export_onnx(seeded(FIXED), FIXED_SPEC, tmp_path / "b.onnx", "bf16")
-    assert "not run" in report["parity"]["got"]
+    assert "not run" in report["parity"]["runtime"]
     assert 1e-4 < max(report["parity"]["relative_error"].values()) < 5e-2
     kinds = {i.name: i.data_type for i in onnx.load(tmp_path / "b.onnx").graph.initializer}
     assert kinds["input_blocks.0.0.weight"] == onnx.TensorProto.BFLOAT16
@@ -341,7 +341,7 @@ def test_command(tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--license", "Apache-2.0", "--training-data", "noise", "--min-side", "16", "--lam", "2"]
     options.append("--no-denoise-check")  # random weights
-    assert command.main([str(tmp_path / "ema.safetensors"), "-o", str(out), "--name", "small", *options]) == 0
+    assert main(["export", str(tmp_path / "ema.safetensors"), "-o", str(out), "--name", "small", *options]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "small: 44,211 parameters in 104 tensors; sides 16 to 512 by 2" in printed.out
@@ -358,11 +358,10 @@ def test_command(tmp_path, capsys):
 
 
 def test_command_errors(tmp_path, capsys):
-    assert command.main([str(tmp_path / "none.pt"), "-o", str(tmp_path)]) == 1
+    assert main(["export", str(tmp_path / "none.pt"), "-o", str(tmp_path)]) == 3
     assert "no such file" in capsys.readouterr().err
     for arguments in (["-o", "d"], ["x.pt", "-o", "d", "--random-adm"]):
-        with pytest.raises(SystemExit, match="2"):
-            command.main(arguments)
+        assert main(["export", *arguments]) == 2
         assert "give a CHECKPOINT" in capsys.readouterr().err
 
 
@@ -374,19 +373,19 @@ def test_invalid_plan_options_fail_before_the_export(tmp_path, monkeypatch, caps
     run = [str(tmp_path / "ema.safetensors"), "-o", str(tmp_path / "out"), "--name", "small", "--engine"]
     fake = types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(__members__={"SM86": 0}))
     monkeypatch.setattr(request, "runtime", lambda flavor: fake)
-    for found, options, text in (
-        ([], [], "zipsdk[rtx]"),
-        (["trt", "rtx"], [], "choose one"),
-        (["rtx"], ["--batch", "1,x"], "batches: got [1, 0]"),
-        (["rtx"], ["--target", "sm86,sm99"], "targets: got 'sm99'"),
+    for found, options, code, text in (
+        ([], [], 3, "zipsdk[rtx]"),
+        (["trt", "rtx"], [], 2, "choose one"),
+        (["rtx"], ["--batch", "4,1"], 2, "batches: got [4, 1]"),
+        (["rtx"], ["--target", "sm86,sm99"], 2, "targets: got 'sm99'"),
     ):
         monkeypatch.setattr(request, "installed", lambda found=found: found)
-        assert command.main([*run, *options]) == 1
+        assert main(["export", *run, *options]) == code
         assert text in capsys.readouterr().err
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "small.plan").write_bytes(b"hours of work")
-    assert command.main(run) == 1
-    assert "small.plan: exists already" in capsys.readouterr().err
+    assert main(["export", *run]) == 2
+    assert "small.plan: got a file that exists" in capsys.readouterr().err
     assert tree(tmp_path / "out") == ["small.plan"]
 
 
@@ -395,13 +394,13 @@ def test_random_weights_are_in_the_name(tmp_path, monkeypatch, capsys):
 
     def fake(model, spec, path, precision, **options):
         calls.append((model, spec, path))
-        parity = {"relative_error": {"0": 0.0}, "tolerance": 1.0, "got": ""}
+        parity = {"relative_error": {"0": 0.0}, "tolerance": 1.0, "runtime": ""}
         return {"parameters": 0, "tensors": 0, "parity": parity}
 
     monkeypatch.setattr(command, "export_onnx", fake)
     options = ["--random-adm", "--channels", "32", "-o", str(tmp_path), "--precision", "bf16"]
     for name in ([], ["--name", "adm"]):
-        assert command.main(options + name) == 0
+        assert main(["export", *options, *name]) == 0
     (model, spec, path), (_, named, _) = calls
     assert path.name == "adm256-32ch-random-weights-bf16.onnx"
     assert named.name == "adm-random-weights"

@@ -11,12 +11,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'zipsdk[export]'")
 pytest.importorskip("safetensors", reason="needs safetensors: pip install 'zipsdk[export]'")
 from export import checkpoints  # noqa: E402
-from export.__main__ import default_name, parser, spec_for  # noqa: E402
+from export.command import default_name, spec_for  # noqa: E402
 from export.flags import Flags  # noqa: E402
 from export.scheduler import NoiseProcess, read_scheduler, resolve  # noqa: E402
 from export.unet import UNet, UNetConfig  # noqa: E402
 from tests.helpers.beta_schedules import cosine, linear, oracle, scaled_linear  # noqa: E402
 from tests.helpers.diffusers import DDPM, DDPM_JSON, folder_of  # noqa: E402
+from zipsdk.cli import build_parser  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -72,7 +73,7 @@ def test_the_noise_process_of_a_pipeline_is_read(pipeline, changes, expected, fo
     assert len(lines) == 1 and lines[0].startswith(f"{folder / 'scheduler' / 'scheduler_config.json'}: ")
     assert noise["beta_schedule"] in lines[0] and f"{noise['timesteps']} steps" in lines[0]
     # the exported spec and the torch model both have the formula's alpha-bar
-    spec = spec_for(model, parser().parse_args(["x", "-o", "y"]), "n", "", "")
+    spec = spec_for(model, build_parser().parse_args(["export", "x", "-o", "y"]), "n", "", "")
     np.testing.assert_allclose(spec.alphas_cumprod(), formula(), rtol=1e-9)
     np.testing.assert_allclose(model.alphas_cumprod.numpy(), formula(), rtol=1e-6)
 

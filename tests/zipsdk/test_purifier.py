@@ -200,7 +200,7 @@ def test_noise_keys_are_the_keyed_hash_of_bytes_and_shape():
     image = noise_images(1, 5, 7)[0]
     expected = hashlib.blake2b(image.tobytes() + b"(5, 7, 3)", digest_size=8, key=(3).to_bytes(8, "little")).digest()
     for same in (image, np.asfortranarray(image)):
-        assert resolve_noise_keys([same], None, 3).tolist() == [int.from_bytes(expected)]
+        assert resolve_noise_keys([same], None, 3).tolist() == [int.from_bytes(expected, "big")]
 
 
 def test_calling_a_purifier_is_calling_run():

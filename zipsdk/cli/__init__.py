@@ -1,9 +1,9 @@
 """Implement the command ``zipsdk``: parse the arguments, run a command, turn errors into messages and exit codes.
 
-purify.py, build.py, info.py, models.py, doctor.py   one command each: `add_parser` and `run`
-args.py                                              options and types of values that commands share
-console.py                                           messages, output, progress bar, warnings
-signals.py                                           Ctrl-C, SIGTERM and SIGHUP
+purify.py, build.py, export.py, info.py, models.py, doctor.py   one command each: `add_parser` and `run`
+args.py                                                         options and types of values that commands share
+console.py                                                      messages, output, progress bar, warnings
+signals.py                                                      Ctrl-C, SIGTERM and SIGHUP
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 
 import zipsdk
-from zipsdk.cli import build, doctor, info, models, purify
+from zipsdk.cli import build, doctor, export, info, models, purify
 from zipsdk.cli.args import EXIT_CODES, FORMAT, Parser
 from zipsdk.cli.console import StdoutError, flush_streams, open_standard_files, print_message, warnings_as_notes
 from zipsdk.cli.signals import Signals, Stopped, stop_signals
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"zipsdk {zipsdk.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (purify, build, info, models, doctor):
+    for command in (purify, build, export, info, models, doctor):
         command.add_parser(commands)
     return parser
 

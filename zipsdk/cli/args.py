@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from zipsdk._util.validation import MAX_THREADS
 from zipsdk.cli.console import StdoutError
+from zipsdk.engines.tensorrt.flavor import FLAVORS
 from zipsdk.types import Precision
 
 #: Options of each parser.
@@ -64,6 +65,26 @@ def add_precision(parser: Any) -> None:
         choices=get_args(Precision),
         help="precision of the model; picks the variant of a bundled model, such as zip-tiny with int8 (default: the "
         "model's)",
+    )
+
+
+def add_plan_options(parser: Any) -> None:
+    """Add --flavor, --batch and --target of a TensorRT plan."""
+    parser.add_argument(
+        "--flavor", choices=tuple(FLAVORS), help="TensorRT (trt) or TensorRT-RTX (rtx) (default: the installed one)"
+    )
+    parser.add_argument(
+        "--batch",
+        type=positive_ints,
+        default=[1, 8, 64],
+        metavar="B,...",
+        help="the largest batch of each profile (default: 1,8,64)",
+    )
+    parser.add_argument(
+        "--target",
+        type=lambda text: text.split(","),
+        metavar="sm86,...",
+        help="GPUs to build for, TensorRT-RTX only (default: all supported ones, from sm80)",
     )
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from zipsdk.cli.args import EXIT_CODES, add_command, add_progress, path_text, positive_ints
+from zipsdk.cli.args import EXIT_CODES, add_command, add_plan_options, add_progress, path_text, positive_ints
 from zipsdk.cli.console import print_output, progress_bar
 from zipsdk.engines.tensorrt.flavor import FLAVORS
 from zipsdk.errors import InputError
@@ -38,27 +38,12 @@ def add_parser(commands: Any) -> None:
         help="an .onnx file that zipsdk exported, or the name of a bundled model",
     )
     p.add_argument("-o", "--out", required=True, type=path_text, metavar="PLAN", help="the plan to write, NAME.plan")
-    p.add_argument(
-        "--flavor", choices=tuple(FLAVORS), help="TensorRT (trt) or TensorRT-RTX (rtx) (default: the installed one)"
-    )
-    p.add_argument(
-        "--batch",
-        type=positive_ints,
-        default=[1, 8, 64],
-        metavar="B,...",
-        help="the largest batch of each profile (default: 1,8,64)",
-    )
+    add_plan_options(p)
     p.add_argument(
         "--image-size",
         type=positive_ints,
         metavar="N|MIN,OPT,MAX",
         help="sides of the images that the engine takes (default: all that the model takes)",
-    )
-    p.add_argument(
-        "--target",
-        type=lambda text: text.split(","),
-        metavar="sm86,...",
-        help="GPUs to build for, TensorRT-RTX only (default: all supported ones, from sm80)",
     )
     p.add_argument("--overwrite", action="store_true", help="overwrite PLAN")
     add_progress(p)

@@ -102,7 +102,8 @@ class OnnxSession:
                 )
         except Exception as e:  # onnxruntime's own classes derive from Exception alone
             kind = type(e).__name__
-            damaged = kind == "InvalidArgument" and "Load model" in str(e)
+            # the second: an empty file, before ONNX Runtime 1.32
+            damaged = (kind == "InvalidArgument" and "Load model" in str(e)) or "does not have a graph" in str(e)
             if damaged or kind in ("InvalidProtobuf", "NoSuchFile", "InvalidGraph"):
                 raise ModelError(f"{self.path}: not a readable ONNX model ({short(e)}); copy or export it again") from e
             raise EngineError(f"{self.path}: ONNX Runtime cannot run it on {self._device} ({short(e)})") from e
@@ -128,9 +129,7 @@ def read_spec(session: Any, path: Path) -> ModelSpec:
     """
     metadata = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in metadata:
-        raise ModelError(
-            f"{path}: got an ONNX model without a zipsdk spec; export the checkpoint with python -m export"
-        )
+        raise ModelError(f"{path}: got an ONNX model without a zipsdk spec; export the checkpoint with zipsdk export")
     return ModelSpec.from_json(metadata[METADATA_KEY], str(path))
 
 

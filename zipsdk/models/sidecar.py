@@ -24,8 +24,11 @@ FORMAT = 1
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file as 64 lower-case hex digits. Raises OSError as `open` does."""
+    digest = hashlib.sha256()
     with Path(path).open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sidecar_path(path: str | os.PathLike[str]) -> Path:

@@ -43,4 +43,4 @@ def resolve_noise_keys(images: Sequence[U8], given: npt.ArrayLike | None, seed: 
 def _hashed(image: U8, seed: int) -> int:
     hashed = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8, key=seed.to_bytes(8, "little"))
     hashed.update(str(image.shape).encode())
-    return int.from_bytes(hashed.digest())
+    return int.from_bytes(hashed.digest(), "big")

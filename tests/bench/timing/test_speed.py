@@ -19,6 +19,7 @@ from bench.timing.setup import LeftOut, SpeedSetup
 from bench.victims import user
 from tests.fakes.engine import FakeEngine, make_spec
 from tests.fakes.torch_unet import Tiny
+from zipsdk.cli import build_parser
 
 pytestmark = pytest.mark.torch
 
@@ -149,14 +150,12 @@ def test_images_may_be_given(small, tmp_path):
 
 
 def test_random_adm_is_exported_once_under_the_name_that_the_export_gives(tmp_path, capsys, monkeypatch):
-    from export.__main__ import parser
-
     seen = []
 
     def run(command, **options):
-        args = parser().parse_args(command[3:])
+        args = build_parser().parse_args(command[2:])
         seen.append(args)
-        assert args.random_adm and args.output == tmp_path and options["cwd"] == setup.ROOT
+        assert args.random_adm and args.out == tmp_path and options["cwd"] == setup.ROOT
         (tmp_path / "adm256-32ch-random-weights-bf16.onnx").touch()
         return SimpleNamespace(returncode=0)
 

@@ -13,7 +13,7 @@ import types
 import pytest
 
 from zipsdk import cli
-from zipsdk.cli import doctor
+from zipsdk.cli import doctor, main
 from zipsdk.engines.tensorrt import build, flavor, plan_file, request
 from zipsdk.errors import EngineError, InputError, MissingDependencyError, ModelError
 from zipsdk.models import resolve
@@ -42,9 +42,7 @@ def test_the_bundled_model_is_built(tiny):
 def test_a_256x256_guided_diffusion_unet_is_built(tmp_path, precision):
     """Export and build the real graph at a reduced width by one command."""
     pytest.importorskip("torch")
-    from export.__main__ import main
-
-    arguments = ["--random-adm", "--channels", "32", "-o", str(tmp_path), "--precision", precision]
+    arguments = ["export", "--random-adm", "--channels", "32", "-o", str(tmp_path), "--precision", precision]
     assert main([*arguments, "--engine", "--batch", "1,2", "--target", "sm86"]) == 0
     (path,) = tmp_path.glob("*.plan")
     record = plan_file.read_plan(path)

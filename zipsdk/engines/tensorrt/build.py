@@ -108,9 +108,7 @@ def read_spec(path: Path) -> ModelSpec:
         raise ModelError(f"{path}: not a readable ONNX model ({str(e)[:200]}); copy or export it again") from e
     metadata = {p.key: p.value for p in model.metadata_props}
     if METADATA_KEY not in metadata:
-        raise ModelError(
-            f"{path}: got an ONNX model without a zipsdk spec; export the checkpoint with python -m export"
-        )
+        raise ModelError(f"{path}: got an ONNX model without a zipsdk spec; export the checkpoint with zipsdk export")
     return ModelSpec.from_json(metadata[METADATA_KEY], str(path))
 
 
