@@ -6,12 +6,13 @@
 # make kills  kill a run of zipsdk purify 200 times and compare every file (state in build/kills)
 # make dist   wheel and sdist in dist/, checked, installed in a fresh environment of each Python and used there
 # make lint   ruff, mypy, codespell and the direction of imports
+# make docs   build the documentation into build/site without a warning; open build/site/index.html
 # make gpu-check   on a machine with a GPU: kernels, gpu tests, compute-sanitizer, benchmarks, records (QUICK=1 for less)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz soak kills dist lint clean gpu-check
+.PHONY: demo test test-slow fuzz soak kills dist docs lint clean gpu-check
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "zipsdk needs Python 3.10 or later; set PYTHON=")'
@@ -25,6 +26,10 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt 
 $(VENV)/test.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/*)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,export,bench,peers,dev]'
 	$(BIN)/python tests/fakes/cuda/install_pycuda.py
+	touch $@
+
+$(VENV)/docs.stamp: $(BIN)/python pyproject.toml
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
 demo: $(VENV)/demo.stamp
@@ -59,6 +64,10 @@ dist: $(BIN)/python
 	$(BIN)/python -m build -o dist
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python -m tests.packaging.installs dist/*.whl
+
+# the variable silences a notice about the future of MkDocs
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # with the Python that is there, because the GPU's machine has its own torch and may reach no package index
 gpu-check:
