@@ -53,7 +53,7 @@ def command(parser: argparse.ArgumentParser) -> str:
 
 
 def name(action: argparse.Action) -> str:
-    """Return the names of an argument and its value, in code style."""
+    """Return the names of an argument and its value, in code style that survives a bar in a table cell."""
     value = action.metavar or ("{" + ",".join(action.choices) + "}" if action.choices else action.dest.upper())
     if action.nargs == 0:
         value = ""
@@ -62,7 +62,7 @@ def name(action: argparse.Action) -> str:
     elif action.nargs == "+":
         value = f"{value} ..."
     names = [f"{option} {value}".strip() for option in action.option_strings] or [str(value)]
-    return ", ".join(f"`{n}`" for n in names)
+    return ", ".join(f"<code>{n.replace('|', '&#124;')}</code>" if "|" in n else f"`{n}`" for n in names)
 
 
 def meaning(action: argparse.Action) -> str:
