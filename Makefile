@@ -24,7 +24,7 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt 
 	touch $@
 
 $(VENV)/test.stamp: $(BIN)/python pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/*)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,export,bench,peers,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,export,bench,peers,dev,docs]'
 	$(BIN)/python tests/fakes/cuda/install_pycuda.py
 	touch $@
 
