@@ -60,7 +60,9 @@ class Purifier:
             UNet each image at its own size, which is as fast as tiling and keeps images apart.
         cuda_graph: on a GPU, capture the loop into a CUDA graph if the engine allows it. The results are the same; turn
             it off for profilers that cannot see into graphs.
-        device, threads, precision: of `zipsdk.load_engine`, where `engine` is a name or a path.
+        device: of `zipsdk.load_engine`, where `engine` is a name or a path.
+        threads: likewise.
+        precision: likewise.
 
     Attributes:
         engine: predicts the noise.
