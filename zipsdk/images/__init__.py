@@ -77,6 +77,7 @@ def read(
 
     Args:
         batch: one of
+
             - an array (N, H, W, C), (H, W, C) or (H, W), with C = 1 (gray), 3 (RGB) or 4 (RGBA). Its dtype gives its
               range: uint8 0..255; uint16 0..65535, converted by x / 257; float16, bfloat16, float32, float64 0..1,
               converted by x * 255. Both are rounded to 8 bit, half to even. N may be 0. An array is that of NumPy, a
