@@ -93,8 +93,11 @@ class Blur:
 class Grayscale:
     """Average the three channels; A^+ repeats the mean (paper, appendix C: A = [1/3, 1/3, 1/3], not Rec. 601)."""
 
-    divisor: ClassVar[int] = 1
     local: ClassVar[bool] = True
+
+    @property
+    def divisor(self) -> int:
+        return 1
 
     def forward(self, x: Array) -> Array:
         y = x[:, 0] + x[:, 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from zipsdk import Purifier
 from zipsdk.errors import InputError, ModelError
 from zipsdk.sampling import guidance
 from zipsdk.sampling.guidance import Guidance
-from zipsdk.transforms import Blur, Grayscale, Linear, OneOf, Transform, parse, recommended
+from zipsdk.transforms import Blur, Grayscale, Linear, OneOf, SeparableLinear, Transform, parse, recommended
 
 RNG = np.random.default_rng(5)
 TRANSFORMS = [
@@ -77,6 +79,12 @@ def test_joint_is_the_orthogonal_projection_on_both_range_spaces():
     assert round(np.trace(p)) == 12 + 16 - 4
     mean = Guidance([Blur(2), Grayscale()])
     np.testing.assert_allclose(mean(np.eye(d).reshape(d, 3, side, side)).reshape(d, d), (p1 + p2) / 2, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Blur, Grayscale, Linear, SeparableLinear])
+def test_the_divisor_is_a_property_as_in_the_protocol(kind):
+    """Pyright, unlike mypy, accepts no class variable for a property of a protocol."""
+    assert isinstance(inspect.getattr_static(kind, "divisor"), property)
 
 
 def test_guide_divisor_is_the_least_common_multiple():
