@@ -221,7 +221,7 @@ class Guard:
         """Write the detector, with its reference statistics, to a JSON file for `load`.
 
         Raises:
-            InputError: the detector is a user's own and cannot be saved.
+            InputError: the detector is a user's own and cannot be saved, or `path` is no path.
             OSError: the file cannot be written.
         """
         if not isinstance(self.detector, SavableDetector):

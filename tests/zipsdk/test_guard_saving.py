@@ -141,6 +141,7 @@ WRONG = {
     "an unknown option": (written(options={**OPTIONS, "more": 1}), "got options .*expected values for"),
     "a bad number": (written(options={**OPTIONS, "threshold": -1}), "threshold: got -1, expected a standardized"),
     "a bad reference": (written(options={**OPTIONS, "reference": [[0, 1]]}), "reference: got .*27 pairs"),
+    "a huge number": (written(options={**OPTIONS, "reference": [[10**400, 1]] * 27}), "reference: got .*27 pairs"),
     "nan": (written(options={**OPTIONS, "certain": math.nan}), "certain: got nan"),
 }
 
@@ -169,6 +170,8 @@ def test_a_missing_file_is_refused(tmp_path):
     for path in (None, 3, b"x.json"):
         with pytest.raises(InputError, match=r"path: got .*expected the path of a file"):
             AblationDetector.load(path)
+        with pytest.raises(InputError, match=r"path: got .*expected the path of a file"):
+            Guard(by_light, Cleaner(), PurifyAll()).save(path)
     AblationDetector().save(tmp_path / "ablation.json")
     with pytest.raises(InputError, match=r"got the detector 'AblationDetector', expected ScaleUp$"):
         ScaleUp.load(tmp_path / "ablation.json")

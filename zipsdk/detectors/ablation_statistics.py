@@ -104,7 +104,7 @@ def checked_reference(reference: Any) -> Reference:
     """
     try:
         pairs = tuple((float(m), float(s)) for m, s in reference)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pairs = ()
     expected = len(DEFAULT_REFERENCE)
     if len(pairs) != expected or not all(math.isfinite(m) and 0 < s < math.inf for m, s in pairs):

@@ -28,8 +28,10 @@ class SavableDetector(Detector):
         A crash leaves the old file or the new one. Images that `observe` has collected so far are not saved.
 
         Raises:
+            InputError: `path` is no path.
             OSError: the file cannot be written.
         """
+        _check_path(path)
         options = {name: getattr(self, name) for name in _options(type(self))}
         content = {"format": FORMAT, "version": VERSION, "detector": type(self).__name__, "options": options}
         write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
@@ -50,8 +52,7 @@ def load_detector(path: str | os.PathLike[str], kinds: Sequence[type[DetectorT]]
     Raises:
         InputError: the file cannot be read, or holds something else.
     """
-    if not is_path(path):
-        raise InputError(f"path: got {path!r}, expected the path of a file")
+    _check_path(path)
     saved = _read(path)
     if saved.get("version") != VERSION:
         raise InputError(
@@ -68,6 +69,11 @@ def load_detector(path: str | os.PathLike[str], kinds: Sequence[type[DetectorT]]
         return found[0](**options)
     except InputError as e:
         raise InputError(f"{path}: {e}") from e
+
+
+def _check_path(path: object) -> None:
+    if not is_path(path):
+        raise InputError(f"path: got {path!r}, expected the path of a file")
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
