@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from zipsdk.decision import Decision
 from zipsdk.detectors.base import Detector
 from zipsdk.detectors.classifier_client import ClassifierClient, Failure, describe_error
@@ -92,7 +94,8 @@ class Decider:
                 continue
             # if the number of classes has changed, the scores of both looks are not comparable
             comparable = suspect.scores is not None and suspect.scores.shape[1] == answer.shape[1]
-            scores = detector.resolve(suspect.scores if comparable else None, answer)
+            # a user's detector may return a list, or float32
+            scores = np.asarray(detector.resolve(suspect.scores if comparable else None, answer), np.float64)
             decisions[i] = suspect.label(scores, restored)
         return decisions
 

@@ -296,6 +296,17 @@ def test_the_guard_takes_a_users_detector(detector):
     assert watch.counters == guard.Counters(images=2, flagged=1, calls=2, queries=8)
 
 
+@pytest.mark.parametrize("scores", [[0.25, 0.75], np.array([0.25, 0.75], np.float32)])
+def test_scores_of_a_users_detector_become_float64(scores):
+    detector = UserDetector()
+    detector.is_suspicious = lambda score: True
+    detector.resolve = lambda first, purified: scores
+    watch = zipsdk.Guard(lambda x: x.mean(axis=(1, 2)), Restorer(), detector)
+    (decision,) = watch.run(np.zeros((1, 4, 4, 3), np.uint8))
+    assert decision.label == 1 and decision.class_scores.dtype == np.float64
+    assert decision.to_dict()["class_scores"] == [0.25, 0.75]
+
+
 METHODS = ["views", "score", "is_suspicious", "explain", "second_look_views", "resolve", "observe"]
 
 
