@@ -22,7 +22,7 @@ from PIL import Image
 from zipsdk._util import forks
 from zipsdk._util.pickling import check_pickles
 from zipsdk._util.throttled_log import ThrottledLog
-from zipsdk._util.validation import is_real
+from zipsdk._util.validation import is_real, kind_of
 from zipsdk.decider import Decider, PurifierLike, read_batch, unreadable
 from zipsdk.decision import Counters, Decision
 from zipsdk.detectors.ablation import AblationDetector
@@ -125,11 +125,11 @@ class Guard:
         max_batch: int | None = MAX_BATCH,
     ):
         if purifier is not None and (isinstance(purifier, type) or not callable(getattr(purifier, "run", None))):
-            raise InputError(f"purifier: got {purifier!r}, expected an object with run, such as zipsdk.Purifier(...)")
+            raise InputError(f"purifier: got {kind_of(purifier)}, expected an object with run, such as zipsdk.Purifier")
         detector = AblationDetector() if detector is None else detector
         if isinstance(detector, type) or not all(callable(getattr(detector, m, None)) for m in _METHODS):
             raise InputError(
-                f"detector: got {detector!r}, expected zipsdk.AblationDetector(), zipsdk.ScaleUp(), "
+                f"detector: got {kind_of(detector)}, expected zipsdk.AblationDetector(), zipsdk.ScaleUp(), "
                 f"zipsdk.PurifyAll(), an object with {', '.join(_METHODS)}, or None"
             )
         if not isinstance(adapt, bool | np.bool_):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from zipsdk import images
 from zipsdk._util.prefetch import Prefetcher
-from zipsdk._util.validation import is_int, is_path
+from zipsdk._util.validation import is_int, is_path, kind_of
 from zipsdk.dispatcher import Dispatcher, names
 from zipsdk.engines import load_engine
 from zipsdk.errors import InputError
@@ -110,8 +110,9 @@ class Purifier:
                 "or path; pass them to zipsdk.load_engine"
             )
         if not isinstance(engine, Engine) or isinstance(engine, type):  # a class has the members of its objects
-            got = f"the class {engine.__name__}" if isinstance(engine, type) else type(engine).__name__
-            raise InputError(f"engine: got {got}, expected a model's name or path, or an object with spec and __call__")
+            raise InputError(
+                f"engine: got {kind_of(engine)}, expected a model's name or path, or an object with spec and __call__"
+            )
         for name, value in (("clip_x0", clip_x0), ("cuda_graph", cuda_graph)):
             if not isinstance(value, bool | np.bool_ | int):
                 raise InputError(f"{name}: got {value!r}, expected True or False")

@@ -215,6 +215,12 @@ def test_guard_refuses_options(change, name):
         Guard(options.pop("classify"), options.pop("purifier"), **options)
 
 
+@pytest.mark.parametrize("option", ["classify", "purifier", "detector"])
+def test_a_batch_in_the_wrong_place_is_not_printed(option):
+    with pytest.raises(InputError, match=f"{option}: got ndarray, expected"):
+        Guard(**{"classify": backdoored, "purifier": Cleaner(), option: dark(2)})
+
+
 def test_options_may_be_numpy_numbers():
     classify = Recorder()
     watch = Guard(classify, Cleaner(), timeout=np.float32(60), max_batch=np.int64(4))

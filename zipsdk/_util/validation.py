@@ -40,6 +40,11 @@ def check_choice(option: str, value: object, choices: Iterable[str]) -> None:
         raise InputError(f"{option}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
+def kind_of(value: object) -> str:
+    """Return what an object is, for an error message: its type only, because its repr may be pages of pixels."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
 def is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
     """Tell whether a value is a path: str, or os.PathLike of str; bytes is not."""
     return isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str))

@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 
 from zipsdk._util import forks
-from zipsdk._util.validation import is_int, is_real
+from zipsdk._util.validation import is_int, is_real, kind_of
 from zipsdk.errors import InputError
 from zipsdk.types import F64, U8, Classifier
 
@@ -52,7 +52,7 @@ class ClassifierClient:
         failed: Callable[[str, str], None] = lambda event, reason: None,
     ):
         if not callable(classify):
-            raise InputError(f"classify: got {classify!r}, expected a function from images to scores (N, classes)")
+            raise InputError(f"classify: got {kind_of(classify)}, expected a function of images that returns scores")
         if timeout is not None and not (is_real(timeout) and 0 < timeout <= threading.TIMEOUT_MAX):
             raise InputError(f"timeout: got {timeout!r}, expected seconds above 0, or None")
         if max_batch is not None and not (is_int(max_batch) and max_batch >= 1):
