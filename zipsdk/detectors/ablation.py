@@ -130,12 +130,12 @@ class AblationDetector(SavableDetector):
 
     def explain(self, scores: npt.ArrayLike, score: float) -> str:
         """Name the decisive feature and the class that is predicted without it."""
-        _, feature, log = self._assess(scores)
+        found, feature, log = self._assess(scores)
         other = int(_without_class(log[_view_without(feature)], int(log[0].argmax())).argmax())
-        return (
-            f"most decisive feature: {FEATURES[feature]}, class {other} without it; "
-            f"score {score:.3g}, threshold {self.threshold:g}"
-        )
+        decisive = f"most decisive feature: {FEATURES[feature]}, class {other} without it"
+        if math.isnan(found):
+            decisive = "no decisive feature, because the scores have no largest class"
+        return f"{decisive}; score {score:.3g}, threshold {self.threshold:g}"
 
     def feature(self, scores: npt.ArrayLike) -> str | None:
         """Return the name of the decisive feature, one of `FEATURES`; None if the score is NaN."""
@@ -153,7 +153,7 @@ class AblationDetector(SavableDetector):
         label_after = int(log_after[0].argmax())
         first, feature, log = (0.0, 0, log_after) if scores is None else self._assess(scores)
         label = int(log[0].argmax())
-        if scores is not None and feature == GEOMETRY:
+        if scores is not None and feature == GEOMETRY and not math.isnan(first):
             combined = _without_class(log[_view_without(feature)], label)
         elif second > self.certain and not (label == label_after and first > self.certain):
             combined = _without_class(log_after[_view_without(feature_after)], label_after)

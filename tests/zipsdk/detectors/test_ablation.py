@@ -97,6 +97,13 @@ def test_a_row_of_zeros_is_neutral(row):
     assert math.isnan(detector.score(scores)) and np.isfinite(detector.resolve(scores, probabilities(1))).all()
 
 
+def test_the_purified_image_decides_where_the_image_has_no_label():
+    detector, tied, purified = AblationDetector(), np.zeros((28, 4)), np.tile([0.1, 0.1, 0.1, 0.7], (28, 1))
+    assert detector._assess(tied)[1] == 13 and detector.score(purified) < detector.threshold
+    assert detector.feature(tied) is None and detector.explain(tied, math.nan).startswith("no decisive feature")
+    assert detector.resolve(tied, purified).argmax() == 3
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("row", [0, 1, 13, 14, 26, 27])
 def test_unusable_scores_are_flagged(bad, row):
