@@ -138,7 +138,8 @@ def _view_tensor(tensor: Any) -> tuple[Array, _TensorType]:
     torch: Any = sys.modules["torch"]
 
     def view(t: Any) -> Array:
-        array: Array = (t.view(torch.int16) if t.dtype == torch.bfloat16 else t).resolve_neg().numpy()
+        t = t.resolve_neg()
+        array: Array = (t.view(torch.int16) if t.dtype == torch.bfloat16 else t).numpy()
         return array
 
     array = _as_numpy(view, tensor)

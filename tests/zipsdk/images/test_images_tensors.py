@@ -113,7 +113,7 @@ def test_other_kinds_of_tensors() -> None:
     parameter = torch.nn.Parameter(unit, requires_grad=False)
     negated = torch.complex(unit, -unit).conj().imag  # its sign is in a flag
     assert negated.is_neg()
-    for x in (inference, parameter, negated):
+    for x in (inference, parameter, negated, torch._neg_view(-unit.bfloat16())):
         out = identity(x)
         assert type(out) is torch.Tensor and torch.equal(out, x)
     # many pixels in little memory, which are refused before anything is copied
