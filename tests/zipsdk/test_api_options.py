@@ -131,3 +131,10 @@ def test_opening_zip_tiny_is_logged(caplog):
         engine = zipsdk.load_engine("zip-tiny", device="cpu", threads=1)
     (record,) = caplog.records
     assert record.getMessage() == f"opened {engine.path} as {engine!r}" and record.name == "zipsdk.engines"
+
+
+@pytest.mark.parametrize("name", ["model", "model.onnx", "model.plan"])
+def test_a_folder_is_not_a_model(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(zipsdk.ModelError, match=rf"{name}: got a folder, expected an \.onnx or \.plan file"):
+        zipsdk.load_engine(tmp_path / name)

@@ -71,6 +71,8 @@ def load_engine(
 
 
 def _open(path: Path, device: str, threads: int) -> LoadedEngine:
+    if path.is_dir():
+        raise ModelError(f"{path}: got a folder, expected an .onnx or .plan file")
     if path.suffix == ".plan":
         from zipsdk.engines.tensorrt.engine import TensorRTEngine
 
