@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from zipsdk._util.validation import kind_of
+from zipsdk.errors import InputError
 from zipsdk.models.spec import ModelSpec
 from zipsdk.types import Array
 
@@ -20,9 +22,14 @@ class FakeEngine:
 
     Attributes:
         calls: (shape of x, first time step) of each call, in order.
+
+    Raises:
+        InputError: `spec` is something else.
     """
 
     def __init__(self, spec: ModelSpec | None = None):
+        if spec is not None and not isinstance(spec, ModelSpec):
+            raise InputError(f"spec: got {kind_of(spec)}, expected a zipsdk.ModelSpec or None; pass engine.spec")
         self.spec = spec or ModelSpec(name="fake", image_size=64, multiple=4, min_side=32, max_side=128)
         self.calls: list[tuple[tuple[int, ...], float]] = []
 

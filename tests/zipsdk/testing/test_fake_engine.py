@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import pytest
 
-from zipsdk import ModelSpec, Purifier
+from zipsdk import InputError, ModelSpec, Purifier
 from zipsdk.testing import FakeEngine
 from zipsdk.types import Engine
 
@@ -32,3 +33,9 @@ def test_it_predicts_finite_noise_of_the_inputs_form(rng):
 def test_a_given_spec_is_kept():
     spec = ModelSpec(name="own", image_size=32, multiple=4, min_side=32, max_side=32)
     assert FakeEngine(spec).spec is spec
+
+
+@pytest.mark.parametrize("spec", ["zip-tiny", FakeEngine(), ModelSpec])
+def test_it_takes_specs_only(spec):
+    with pytest.raises(InputError, match=r"spec: got .*expected a zipsdk\.ModelSpec or None"):
+        FakeEngine(spec)
