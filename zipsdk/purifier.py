@@ -144,6 +144,9 @@ class Purifier:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name}: a Purifier cannot be changed; build another one, or pass seed to run")
 
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
+
     def __reduce__(self) -> tuple[Callable[[Engine], Purifier], tuple[Engine]]:
         return partial(type(self), **vars(self.settings)), (self.engine,)
 
@@ -321,6 +324,8 @@ class Purifier:
         seed: int | None = None,
         progress: Progress | None = None,
     ) -> PendingRun:
+        if progress is not None and not callable(progress):
+            raise InputError(f"progress: got {kind_of(progress)}, expected a function of a number of images, or None")
         seed = self.settings.seed if seed is None else checked_seed(seed)
         seed = secrets.randbits(64) if seed is None else seed
         keys = resolve_noise_keys(rgb, noise_keys, seed)

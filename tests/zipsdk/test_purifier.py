@@ -158,6 +158,13 @@ def test_progress_counts_every_image():
     assert sum(done) == 5
 
 
+def test_an_invalid_progress_is_refused_before_any_work():
+    engine = FakeEngine()
+    with pytest.raises(InputError, match="progress: got int, expected a function of a number of images, or None"):
+        Purifier(engine, "blur2").run(noise_images(1), progress=3)
+    assert engine.calls == []
+
+
 def test_an_invalid_image_is_refused_before_any_work():
     engine = FakeEngine()
     with pytest.raises(InputError):

@@ -87,6 +87,8 @@ def test_settings_are_frozen():
     for name in ("lam", "seed", "table", "guides", "engine", "settings", "preset"):
         with pytest.raises(AttributeError, match="cannot be changed; build another one"):
             setattr(purifier, name, 2)
+        with pytest.raises(AttributeError, match="cannot be changed; build another one"):
+            delattr(purifier, name)
     with pytest.raises(AttributeError):
         purifier.settings.lam = 2.0
 
