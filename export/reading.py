@@ -99,6 +99,10 @@ def _read_safetensors(file: Path) -> tuple[State, dict[str, str]]:
 
 def _read_pt(file: Path, on_progress: OnProgress) -> State:
     try:
+        with file.open("rb") as f:
+            # a zip archive's, or the pickle's of torch before 1.6; torch would call another file foreign objects
+            if f.read(1) not in (b"P", b"\x80"):
+                raise ModelError(f"{file}: not a torch checkpoint, or damaged; copy or download it again")
         with warnings.catch_warnings():
             # torch warns of a foreign pickle, then refuses it.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
