@@ -19,7 +19,7 @@ from zipsdk.transforms import parse
 
 from . import checkpoints, denoise_check
 from .flags import Flags, refuse
-from .to_onnx import check_temporary_folder, data_path, export_onnx
+from .to_onnx import check_options, check_temporary_folder, data_path, export_onnx
 from .unet import UNet
 
 
@@ -160,17 +160,21 @@ def run(args: argparse.Namespace) -> Path:
     started = time.monotonic()
     if args.threads:
         torch.set_num_threads(args.threads)
+    store = "fp16" if args.store_fp16 else "same"
+    # check all that can be checked before minutes of work
     check_temporary_folder()
-    if args.engine:  # check the options before minutes of work
+    check_options(args.precision, args.opset, store, args.norm)
+    if args.engine:
         BuildRequest.from_options(args.flavor, args.batch, args.target)
     name = model_name(args)
     path: Path = args.out / (f"{name}.onnx" if args.precision == "fp32" else f"{name}-{args.precision}.onnx")
     plan = path.with_suffix(".plan")
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"{args.out}: got a file, expected a folder for the model; give another one by -o")
     if not args.overwrite:
         refuse_existing(path, plan if args.engine else None)
     model, spec = load(args, name)
     loaded = time.monotonic()
-    store = "fp16" if args.store_fp16 else "same"
     report = export_onnx(model, spec, path, args.precision, opset=args.opset, store=store, norm=args.norm,
                          denoises=check_denoising(args, model, spec))  # fmt: skip
     done = time.monotonic()

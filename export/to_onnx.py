@@ -75,7 +75,7 @@ def export_onnx(
             not agree with the model. Files already at `path` are left as they were.
     """
     path = Path(path)
-    _check_options(precision, opset, store, norm)
+    check_options(precision, opset, store, norm)
     _check_spec(model, spec)
     _check_weights(model, narrow="fp16" in (precision, store))
     spec = replace(spec, precision=precision)
@@ -137,7 +137,12 @@ def data_path(path: Path) -> Path:
     return path.with_name(path.name + ".data")
 
 
-def _check_options(precision: str, opset: int, store: str, norm: str) -> None:
+def check_options(precision: str, opset: int, store: str, norm: str) -> None:
+    """Check the options of `export_onnx`.
+
+    Raises:
+        ModelError: an option is unknown, or does not fit the others.
+    """
     if precision not in PRECISIONS:
         raise ModelError(f"precision: got {precision!r}, expected one of {PRECISIONS}")
     if store not in ("same", "fp16") or (store == "fp16" and precision != "fp32"):

@@ -178,6 +178,21 @@ def test_an_existing_model_is_kept(passed, tmp_path, capsys):
         file.unlink()
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["-o", "file"], 2, "file: got a file, expected a folder for the model; give another one by -o"),
+        (["--opset", "20"], 3, "opset: got 20, expected 21 or later"),
+        (["--store-fp16", "--precision", "fp16"], 3, "store: got 'fp16' with precision 'fp16'"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_checkpoint_is_read(tmp_path, monkeypatch, capsys, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert main(["export", "none.pt", "-o", "out", *words]) == code
+    assert capsys.readouterr().err.startswith(f"zipsdk: error: {message}")
+
+
 @pytest.mark.parametrize("name", ["a/b", "/a", "a/", ""])
 def test_a_name_with_folders_is_refused(tmp_path, capsys, name):
     with pytest.raises(SystemExit, match="2"):
