@@ -60,7 +60,8 @@ class AblationDetector(SavableDetector):
     and the feature of the maximum is the decisive one. An image with a score above `threshold` is purified, and the
     purified image is scored in the same way. Rules are tried in order; the first match decides what predicts the label:
 
-    1. The decisive feature is geometry: the image without geometry, excluding its label. Purification keeps a warp.
+    1. The decisive feature is geometry (an image whose classes all tie has none): the image without geometry, excluding
+       its label. Purification keeps a warp.
     2. The purified image scores above `certain`, and either its label changed or the image did not score above
        `certain`: the purified image without its own decisive feature, excluding its label. The trigger survived
        purification or was created by it (enhanced attack).
