@@ -72,3 +72,7 @@ __all__ = [
     "load_engine",
     "testing",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

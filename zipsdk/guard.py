@@ -205,6 +205,8 @@ class Guard:
         Raises:
             InputError: unusable or too few images, a classifier that fails on one of them, or an option out of range.
         """
+        if callable(images) and not callable(classify):
+            raise InputError("classify, images: got them in reverse order, expected fit(classify, images); swap them")
         # adapt until then, because __init__ warns if nothing will be measured
         guard = cls(classify, purifier, detector, adapt=True, timeout=timeout, max_batch=max_batch)
         calibrate = getattr(guard.detector, "calibrate", None)
@@ -241,12 +243,15 @@ class Guard:
         timeout: float | None = None,
         max_batch: int | None = MAX_BATCH,
     ) -> Guard:
-        """Make a guard with the detector that `save` has written, which decides as before.
+        """Make a guard with the detector that `save` has written.
+
+        The file holds the detector and its reference statistics only. With the same classifier, the same purifier and
+        a seed the guard decides as before.
 
         Args:
             path: a file that `save`, or `save` of a detector, has written.
             classify: as for `Guard`; the classifier that the reference statistics were measured with.
-            purifier: as for `Guard`.
+            purifier: as for `Guard`; pass the one that the saved guard had.
             adapt: as for `Guard`.
             timeout: as for `Guard`.
             max_batch: as for `Guard`.

@@ -37,7 +37,7 @@ class Purifier:
     several threads may use it, and calling it is calling `run`.
 
     Args:
-        engine: an engine of `zipsdk.load_engine`, a path to a model, a bundled model's name, or any object with
+        engine: the name of a bundled model, the path of a model, an engine of `zipsdk.load_engine`, or any object with
             `spec` and ``__call__(x, t) -> eps`` (see `zipsdk.types.Engine`).
         transforms: one or a list of them, `OneOf` for a random choice for each image, or text such as "blur2+gray".
             "random" draws one of "blur2", "gray", "blur2+gray" and "blur4+gray" for each image. None takes the model's
@@ -83,7 +83,7 @@ class Purifier:
 
     def __init__(
         self,
-        engine: Engine | str | os.PathLike[str],
+        engine: Engine | str | os.PathLike[str] = "zip-tiny",
         transforms: Transform | Iterable[Transform] | OneOf | str | None = None,
         *,
         preset: PresetName | None = None,

@@ -115,7 +115,14 @@ def main(argv: list[str]) -> None:
     if not any(corpus.iterdir()):  # too few bytes make no input at all
         for i in range(BEGINNINGS):
             (corpus / f"start-{i}").write_bytes(random.Random(i).randbytes(MOST))
-    options = (f"-runs={count}", f"-max_len={MOST}", "-len_control=0", "-seed=1", "-timeout=60")
+    options = (
+        f"-runs={count}",
+        f"-max_len={MOST}",
+        "-len_control=0",
+        "-seed=1",
+        "-timeout=60",
+        f"-artifact_prefix={corpus.parent}/",
+    )
     atheris.Setup([sys.argv[0], str(corpus), *options], one)
     atheris.Fuzz()
 

@@ -26,7 +26,7 @@ def test_the_feature_is_the_one_in_the_reason():
     decisions = Guard.fit(backdoored, photos(40, 1), Cleaner()).run(x)
     assert {d.flagged for d in decisions} == {True, False}
     for d in decisions:
-        assert d.feature in FEATURES and f"most decisive feature: {d.feature}, " in d.reason
+        assert d.feature in FEATURES and f"most decisive feature: {d.feature}; " in d.reason
     assert {d.feature for d in decisions[::2]} == {"top left"}  # where the trigger is
 
 

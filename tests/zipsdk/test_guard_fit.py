@@ -76,6 +76,49 @@ def test_fit_needs_enough_images_and_scores_for_each():
     over.set()
 
 
+def test_fit_recognizes_arguments_in_reverse_order():
+    with pytest.raises(InputError, match="classify, images: got them in reverse order.*swap them"):
+        Guard.fit(photos(20), by_light, Cleaner())
+
+
+def test_fit_shortens_the_text_of_an_error_and_describes_the_input():
+    def picky(x):
+        raise TypeError(f"conv2d() got {x[0]} " + "and so on " * 50)
+
+    with pytest.raises(InputError) as e:
+        Guard.fit(picky, photos(20), Cleaner())
+    assert "conv2d() got [...]" in str(e.value) and len(str(e.value)) < 400
+    assert "classify gets uint8 NumPy arrays (N, H, W, 3)" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: np.zeros(len(x), np.int64), r"got int64 \(\d+,\), .*for labels return np.eye\(classes\)\[labels\]"),
+        (lambda x: None, "got NoneType, expected numbers"),
+        (lambda x: {"scores": 1}, "got dict, expected numbers"),
+    ],
+)
+def test_fit_names_what_the_classifier_returned(answer, message):
+    with pytest.raises(InputError, match=message):
+        Guard.fit(answer, photos(20), Cleaner())
+
+
+@pytest.mark.torch
+def test_scores_may_be_torch_tensors_with_a_gradient_or_of_bfloat16():
+    torch = pytest.importorskip("torch")
+
+    def scores(x, dtype, grad):
+        return torch.tensor(by_light(x)).to(dtype).requires_grad_(grad)
+
+    expected = Guard(by_light, Cleaner(), PurifyAll()).run(photos(5))
+    for dtype, grad in ((torch.float64, True), (torch.bfloat16, True), (torch.bfloat16, False)):
+        got = Guard(lambda x, dtype=dtype, grad=grad: scores(x, dtype, grad), Cleaner(), PurifyAll()).run(photos(5))
+        assert [d.label for d in got] == [d.label for d in expected]
+        assert all(np.allclose(a.class_scores, b.class_scores, rtol=2**-8, atol=2**-8)
+                   for a, b in zip(got, expected, strict=True))  # fmt: skip
+
+
 def test_a_guard_learns_nothing_unless_it_is_told_to():
     detector = AblationDetector(learn=16)
     guard = Guard(by_light, Cleaner(), detector)

@@ -38,3 +38,7 @@ def test_the_version_has_one_source():
     assert 'dynamic = ["version"]' in project and 'input = "zipsdk/__init__.py"' in project
     assert zipsdk.__version__ not in project
     assert f"## [{zipsdk.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_completion_offers_public_names_alone():
+    assert set(dir(zipsdk)) == {*zipsdk.__all__, "__version__"}

@@ -11,10 +11,10 @@ from zipsdk._util import forks
 
 #: Seconds from one line about an event to the next.
 INTERVAL = 60.0
-#: Characters of a reason in a line.
+#: Most characters of a reason.
 MAX_REASON = 200
-# the text of an exception may quote a whole array
-_ARRAY = re.compile(r"\[\s*[\[\d.+-].*", re.DOTALL)
+# an exception may quote a whole array; a shape has at most eight numbers
+_ARRAY = re.compile(r"\[\s*(\[|([-+.\deE]+[,\s]+){8}|[-+.\deE,\s]*\.\.\.).*", re.DOTALL)
 
 
 class ThrottledLog:
@@ -36,7 +36,7 @@ class ThrottledLog:
         self._events: dict[str, tuple[float, int]] = {}
 
     def warn(self, event: str, reason: str, count: int = 1) -> None:
-        """Count an event, and log it if a line is due; array values in the reason are left out."""
+        """Count an event, and log it if a line is due, with the shortened reason."""
         now = time.monotonic()
         with self._lock:
             due, unlogged = self._events.get(event, (now, 0))
@@ -45,5 +45,10 @@ class ThrottledLog:
                 self._events[event] = due, unlogged
                 return
             self._events[event] = now + INTERVAL, 0
-        shown = " ".join(_ARRAY.sub("[...]", reason).split())
-        self._logger.warning("%s: %d; latest: %s", event, unlogged, shown[:MAX_REASON])
+        self._logger.warning("%s: %d; latest: %s", event, unlogged, shorten(reason))
+
+
+def shorten(text: str) -> str:
+    """Return one line of `MAX_REASON` characters at most, without the values of arrays."""
+    line = " ".join(_ARRAY.sub("[...]", text).split())
+    return line if len(line) <= MAX_REASON else line[: MAX_REASON - 3] + "..."

@@ -205,7 +205,7 @@ def _kernels() -> Check:
     try:
         built = build_info()
         sass = ", ".join(f"sm{n}" for n in built["sass"])
-        detail = f"for {sass} and newer, by nvcc {built['nvcc']}"
+        detail = f"compiled for {sass} and newer, by nvcc {built['nvcc']}"
     except Exception as e:  # EngineError without kernels, any error from a damaged description
         return Check("CUDA kernels", False, _reason(e).split(";")[0], "install zipsdk with nvcc on the PATH")
     return Check("CUDA kernels", True, detail)

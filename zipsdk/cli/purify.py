@@ -26,7 +26,7 @@ from zipsdk.cli.args import (
     positive_int,
     thread_count,
 )
-from zipsdk.cli.console import print_message, print_output, progress_bar
+from zipsdk.cli.console import print_message, print_output, printable, progress_bar
 from zipsdk.cli.signals import Stopped
 from zipsdk.engines import load_engine
 from zipsdk.errors import ImageReadError, InputError
@@ -213,9 +213,16 @@ def run(args: argparse.Namespace) -> int:
         _write_sheet(sheet, purifier, out, jobs)
     failed = len(batches.failed) + len(errors)
     if not args.quiet:
-        rate = f" in {seconds:.1f} s ({batches.done / seconds:.1f} images/s)" if batches.done else ""
-        print_output(f"{batches.done} done{rate}, {len(jobs) - len(batches.todo)} already done before, {failed} failed")
+        rate = f" in {seconds:.1f} s ({_rate(batches.done, seconds)})" if batches.done else ""
+        before, folder = len(jobs) - len(batches.todo), printable(str(out))
+        print_output(f"{batches.done} done{rate}, {before} already done before, {failed} failed; results in {folder}")
+        if sheet is not None and sheet.exists():
+            print_output(f"sheet: {printable(str(sheet))}")
     return 1 if failed else 0
+
+
+def _rate(images: int, seconds: float) -> str:
+    return f"{images / seconds:.1f} images/s" if images >= seconds else f"{seconds / images:.1f} s per image"
 
 
 def _run_batches(

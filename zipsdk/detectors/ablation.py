@@ -133,7 +133,7 @@ class AblationDetector(SavableDetector):
         """Name the decisive feature and the class that is predicted without it."""
         found, feature, log = self._assess(scores)
         other = int(_without_class(log[_view_without(feature)], int(log[0].argmax())).argmax())
-        decisive = f"most decisive feature: {FEATURES[feature]}, class {other} without it"
+        decisive = f"most decisive feature: {FEATURES[feature]}; without it: class {other}"
         if math.isnan(found):
             decisive = "no decisive feature, because the scores have no largest class"
         return f"{decisive}; score {score:.3g}, threshold {self.threshold:g}"

@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 
 from zipsdk._util import forks
+from zipsdk._util.throttled_log import shorten
 from zipsdk._util.validation import is_int, is_real, kind_of
 from zipsdk.errors import InputError
 from zipsdk.types import F64, U8, Classifier
@@ -141,11 +142,14 @@ class ClassifierClient:
     def _scores(self, batch: U8) -> F64:
         rows = len(batch)
         self.count(calls=1, queries=rows)
-        got = np.asarray(self.classify(batch))
+        answer = self.classify(batch)
+        if hasattr(answer, "detach"):  # a torch tensor, perhaps with a gradient, on a GPU or of bfloat16
+            answer = answer.detach().cpu().double()
+        got = np.asarray(answer)
         if got.dtype.kind not in "fiub" or got.ndim != 2 or len(got) != rows or got.shape[1] < 2:
-            raise InputError(
-                f"scores: got {got.dtype} {got.shape}, expected numbers ({rows}, classes), at least 2 classes"
-            )
+            what = type(answer).__name__ if got.dtype.kind == "O" else f"{got.dtype} {got.shape}"
+            hint = "; for labels return np.eye(classes)[labels]" if got.shape == (rows,) and rows > 1 else ""
+            raise InputError(f"scores: got {what}, expected numbers ({rows}, classes), at least 2 classes{hint}")
         # a copy: the classifier may reuse its buffer
         return got.astype(np.float64)
 
@@ -183,16 +187,16 @@ def query_all(
     for i, answer in enumerate(ClassifierClient(classify, timeout, max_batch).query(images, views)):
         if isinstance(answer, Failure):
             raise InputError(
-                f"calibration image {i}: the classifier failed ({answer.reason}); "
-                "calibration needs scores for every image"
+                f"calibration image {i}: the classifier failed ({answer.reason}); calibration needs scores for "
+                "every image, and classify gets uint8 NumPy arrays (N, H, W, 3)"
             )
         answers.append(answer)
     return answers
 
 
 def describe_error(e: Exception) -> str:
-    """Return the type and the message of an exception."""
-    return f"{type(e).__name__}: {e}"
+    """Return the type and the message of an exception, which is shortened: it may quote pixels."""
+    return f"{type(e).__name__}: {shorten(str(e))}"
 
 
 def _checked_views(views: Callable[[U8], list[U8]], image: U8) -> list[U8]:

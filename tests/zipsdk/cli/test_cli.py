@@ -13,6 +13,7 @@ from tests.helpers.folders import contents, folder, names, refused, state, write
 from zipsdk import images
 from zipsdk.batch import discovery
 from zipsdk.cli import main
+from zipsdk.cli import purify as purify_command
 from zipsdk.errors import EngineError, ImageReadError, InputError
 
 # ---- what goes in and what comes out
@@ -36,7 +37,8 @@ def test_folders_files_and_globs_keep_their_structure(purify, tmp_path, capsys):
             assert im.mode == "RGB"
     with Image.open(out / "sub/deep/b.jpg") as im:
         assert im.size == (33, 20) and im.format == "JPEG"
-    assert "5 done" in (output := capsys.readouterr()).out and "images/s" in output.out
+    output = capsys.readouterr()
+    assert output.out.startswith("5 done in ") and output.out.endswith(f"0 failed; results in {out}\n")
     assert output.err == ""
 
 
@@ -319,3 +321,11 @@ def test_quiet_prints_nothing_and_progress_counts(purify, tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
     assert purify(src, "-o", tmp_path / "b", "--progress") == 0
     assert "2/2" in capsys.readouterr().err
+
+
+def test_slow_runs_state_seconds_for_an_image():
+    assert [purify_command._rate(*r) for r in ((20, 10.0), (10, 10.0), (4, 10.0))] == [
+        "2.0 images/s",
+        "1.0 images/s",
+        "2.5 s per image",
+    ]

@@ -145,7 +145,7 @@ def test_the_line_of_the_kernels_lists_architectures(monkeypatch, tmp_path):
     assert missing.detail.startswith("the CUDA kernels are not in this installation") and ";" not in missing.detail
     (tmp_path / "zipsdk.fatbin").write_bytes(b"x")
     (tmp_path / "_build.json").write_text(json.dumps({"nvcc": "13.0.88", "sass": [75, 86, 120], "ptx": 75}))
-    expected = "for sm75, sm86, sm120 and newer, by nvcc 13.0.88"
+    expected = "compiled for sm75, sm86, sm120 and newer, by nvcc 13.0.88"
     assert doctor._kernels() == doctor.Check("CUDA kernels", True, expected)
 
 

@@ -36,7 +36,7 @@ def test_scores_equal_the_literal_ones(classes, reference):
         label = int(p[0].argmax())
         other = int(np.where(np.arange(classes) == label, -1, p[MOVED if part == 13 else 1 + part]).argmax())
         assert why == (
-            f"most decisive feature: {NAMES[part]}, class {other} without it; score {score:.3g}, threshold 3.3"
+            f"most decisive feature: {NAMES[part]}; without it: class {other}; score {score:.3g}, threshold 3.3"
         )
         found.add(part)
     assert len(found) > 2
@@ -128,7 +128,7 @@ def test_necessity_and_sufficiency_count_for_the_same_feature():
         p[[ALONE + k for k in sufficient]] = [0.9, 0.1]
         p[[ALONE + k for k in against]] = [0.1, 0.9]
         name = NAMES[literal_look(p.tolist(), PLAIN)[1]]
-        assert f"most decisive feature: {name}, class 1 without it" in detector.explain(p, 5.0)
+        assert f"most decisive feature: {name}; without it: class 1" in detector.explain(p, 5.0)
         return detector.score(p), name
 
     everything = range(13)
@@ -159,11 +159,11 @@ def test_one_hot_scores_are_accepted():
     detector, scores, a = AblationDetector(reference=PLAIN), np.eye(3)[[2] * 28], math.log(1001)
     assert detector.score(scores) == pytest.approx(a)  # each feature is sufficient, none is necessary
     # the class without it is never the label itself
-    assert "class 0 without it; score 6.91, " in detector.explain(scores, detector.score(scores))
+    assert "; without it: class 0; score 6.91, " in detector.explain(scores, detector.score(scores))
     scores[1 + COARSE] = [0, 1, 0]
     assert detector.score(scores) == pytest.approx(3 * a)
     assert detector.explain(scores, detector.score(scores)) == (
-        "most decisive feature: coarse, class 1 without it; score 20.7, threshold 3.3"
+        "most decisive feature: coarse; without it: class 1; score 20.7, threshold 3.3"
     )
     np.testing.assert_allclose(detector.resolve(scores, scores), np.array([1, 1001, 0]) / 1002)
     np.testing.assert_allclose(

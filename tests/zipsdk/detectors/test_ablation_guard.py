@@ -119,7 +119,7 @@ def test_a_trigger_in_one_feature_is_detected_and_its_class_excluded(name, survi
         np.testing.assert_allclose(d.class_scores, classify.classify(p[None])[0])
     for d, p in zip(decisions[4:], bad if survives else clean[:3], strict=True):
         assert d.suspicion > 4.5 and d.reason.startswith(
-            f"flagged: most decisive feature: {name}, class {d.label} without it; score "
+            f"flagged: most decisive feature: {name}; without it: class {d.label}; score "
         )
         assert d.class_scores[TARGET] == 0 and d.class_scores.sum() == pytest.approx(1)
         np.testing.assert_array_equal(d.image, p)
