@@ -77,7 +77,7 @@ def test_fit_needs_enough_images_and_scores_for_each():
 
 
 def test_fit_recognizes_arguments_in_reverse_order():
-    with pytest.raises(InputError, match="classify, images: got them in reverse order.*swap them"):
+    with pytest.raises(InputError, match=r"classify, images: got them in reverse order.*swap them"):
         Guard.fit(photos(20), by_light, Cleaner())
 
 
