@@ -18,6 +18,7 @@ from PIL import Image
 from bench.defenses.ddnm import DDNM
 from bench.defenses.diffpure import DiffPure
 from bench.defenses.guarded import Guarded
+from bench.defenses.resizing import Resized
 from bench.defenses.sampdetox import SampDetox
 from bench.defenses.simple import BlurOnly, Nothing, ShrinkPad, fingerprints, noise_of
 from bench.defenses.zip import Zip
@@ -37,6 +38,8 @@ def all_defenses(engine: FakeEngine) -> list:
         Nothing(),
         ShrinkPad(),
         BlurOnly("blur2+gray"),
+        Resized(),
+        Resized(0.75),
         DiffPure(engine, 100),
         DiffPure(engine, 150, "blur4", steps=30),
         DDNM(engine, "blur2"),
@@ -73,7 +76,7 @@ def test_no_images_noise_depends_on_place_batch_or_order(which, size):
 def test_seed_decides_what_is_random(which):
     defense, batch = all_defenses(FakeEngine())[which], smooth_images(3)
     same = np.array_equal(defense.run(batch, 1), defense.run(batch, 2**64 - 1))
-    assert same == isinstance(defense, Nothing | BlurOnly)
+    assert same == isinstance(defense, Nothing | BlurOnly | Resized)
 
 
 @each_defense()
