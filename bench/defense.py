@@ -32,8 +32,10 @@ from bench.attacks.poisoning import RATE, SEED, TARGET
 from bench.common import record
 from bench.common.timing import quartiles
 from bench.data import layouts
+from bench.defenses.base import Classify
 from bench.defenses.guarded import Guarded
 from bench.defenses.registry import DefenseSpec, paper_options
+from bench.defenses.rejecting import InputDetector, Rejecting, decide_or_reject
 from bench.evaluation import tables
 from bench.evaluation.cache import PurifiedCache
 from bench.evaluation.evaluate import evaluate
@@ -80,11 +82,13 @@ def run_table(setup: EvaluationSetup, results: ResultsFile, table: tables.Table)
 
 
 def line_of(row: ResultRow) -> str:
-    """Format a row as text, with Wilson's intervals."""
+    """Format a row as text, with Wilson's intervals, and the shares of clean and triggered images rejected."""
     cells = []
     for name, rate in (("CA", row.rates.ca), ("ASR", row.rates.asr), ("PA", row.rates.pa)):
         low, high = interval(rate)
         cells.append(f"{name} {rate.percent:5.1f} [{low:.1f}, {high:.1f}]")
+    if row.rates.rejected is not None and row.rates.rejected_triggered is not None:
+        cells.append(f"rejected {row.rates.rejected.percent:.1f} / {row.rates.rejected_triggered.percent:.1f}")
     return f"{row.attack:<16} {row.trigger_name[:24]:<24} {row.name[:44]:<44} {'  '.join(cells)}"
 
 
@@ -106,7 +110,8 @@ def summary(results: ResultsFile, keys: list[str]) -> str:
 def measure_cost(setup: EvaluationSetup, results: ResultsFile, specs: Sequence[DefenseSpec], repeats: int = 5) -> None:
     """Measure milliseconds for each image, in rounds over all defenses, so that a slow minute slows all alike.
 
-    A guard, which has learned before, decides on clean images and then, timed apart, on triggered ones.
+    A guard, which has learned before, decides on clean images and then, timed apart, on triggered ones. A detector that
+    rejects was calibrated before.
     """
     step = max(1, len(setup.test) // setup.args.cost_images)  # images are ordered by class
     images = setup.test.images[::step][: setup.args.cost_images]
@@ -119,6 +124,8 @@ def measure_cost(setup: EvaluationSetup, results: ResultsFile, specs: Sequence[D
             guard = defense.guard(0, classifier)
             calls[spec, "ms"] = partial(_decide, guard, images)
             calls[spec, "ms_triggered"] = partial(_decide, guard, triggered)
+        elif isinstance(defense, Rejecting):
+            calls[spec, "ms"] = partial(_reject, defense.detector(classifier), classifier, images)
         else:
             calls[spec, "ms"] = partial(defense.run, images, classify=classifier)
     times: dict[tuple[DefenseSpec, str], list[float]] = {call: [] for call in calls}
@@ -143,6 +150,10 @@ def measure_cost(setup: EvaluationSetup, results: ResultsFile, specs: Sequence[D
 
 def _decide(guard: Guard, images: np.ndarray, seed: int) -> None:
     guard.run(images)
+
+
+def _reject(detector: InputDetector, classify: Classify, images: np.ndarray, seed: int) -> None:
+    decide_or_reject(detector, classify, images)
 
 
 def draw_sheet(setup: EvaluationSetup, path: Path) -> None:

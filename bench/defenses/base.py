@@ -1,12 +1,15 @@
 """The interface of defenses, which treat an image before it is classified: ZIP and the baselines.
 
     simple.py      no defense, ShrinkPad, the blur alone
+    resizing.py    down and back up: bicubic, or with another upsampler
+    litebd.py      Lite-BD, blind
     diffpure.py    DiffPure, with and without a transform before it
     ddnm.py        DDNM
     sampdetox.py   SampDetox; all three run on ZIP's UNet by diffusion.py
     bdmae.py       BDMAE; its masked autoencoders are in mae.py (a small one, trained here) and in vit_mae.py
     zip.py         ZIP itself: a `zipsdk.Purifier` as a defense
     guarded.py     ZIP behind `zipsdk.Guard`
+    rejecting.py   detectors that reject flagged images: SCALE-UP, and STRIP of strip.py
 
 All rivals are written from their papers' formulas, without their code.
 """

@@ -5,6 +5,11 @@ A `DefenseSpec` names a defense and its options. On the command line and as the 
     none, shrinkpad, blur, diffpure, blur+diffpure, ddnm, blur+ddnm, sampdetox, bdmae
                                       the baselines; "published" selects the published number of steps, "range255" the
                                       data range that SampDetox's released code gives its SSIM
+    bicubic, bicubic scale=0.75       resized down, by 0.5 unless given, and back up
+    lite-bd, lite-bd bands=50         Lite-BD, blind, with bicubic upsampling; 20 bands unless given
+    scaleup, strip                    detectors that reject what they flag, calibrated on clean images that no row
+                                      counts; "false_alarms=0.01" sets the share of those that is rejected, 0.05 unless
+                                      given; "scaleup published" selects the published threshold
     zip-paper                         ZIP with the paper's setting for this data set and this attack
     zip                               one setting for every attack: `zipsdk.Purifier(engine)`
     zip transforms=blur4 lam=2        options of `zipsdk.Purifier`, for either
@@ -25,6 +30,9 @@ from bench.defenses.base import U8, Defense
 from bench.defenses.ddnm import DDNM
 from bench.defenses.diffpure import DiffPure
 from bench.defenses.guarded import Guarded
+from bench.defenses.litebd import LiteBD
+from bench.defenses.rejecting import Rejecting, scale_up, strip
+from bench.defenses.resizing import Resized
 from bench.defenses.sampdetox import SampDetox
 from bench.defenses.simple import BlurOnly, Nothing, ShrinkPad
 from bench.defenses.zip import Zip
@@ -33,6 +41,8 @@ from zipsdk.errors import InputError
 from zipsdk.sampling.schedule import PAPER_STEPS
 from zipsdk.types import Engine
 
+#: Whatever `evaluate` measures.
+AnyDefense = Defense | Guarded | Rejecting
 #: Prefix of the names of attacks that know the defense.
 ENHANCED = "enhanced-"
 #: Attacks that mix the trigger with the whole image. The paper's Blended gets lambda 2, its patches 10 (appendix E.3);
@@ -40,10 +50,15 @@ ENHANCED = "enhanced-"
 LAMBDA_2 = ("blended", "blended-smooth", "sig")
 
 _ZIP = ("zip", "zip-paper")
-_BASELINES = ("none", "shrinkpad", "blur", "diffpure", "blur+diffpure", "ddnm", "blur+ddnm", "sampdetox", "bdmae")
+_BASELINES = ("none", "shrinkpad", "blur", "diffpure", "blur+diffpure", "ddnm", "blur+ddnm", "sampdetox", "bdmae",
+              "bicubic", "lite-bd", "scaleup", "strip")  # fmt: skip
 #: Types of the options of `Zip`.
 _OPTIONS: dict[str, Callable[[str], Any]] = {"transforms": str, "combine": str, "preset": str, "lam": float,
                                              "eta": float, "steps": int, "start": int}  # fmt: skip
+#: Types of the options of single baselines.
+_BASELINE_OPTIONS: dict[str, dict[str, Callable[[str], Any]]] = {
+    "bicubic": {"scale": float}, "lite-bd": {"bands": int}, "scaleup": {"false_alarms": float},
+    "strip": {"false_alarms": float}}  # fmt: skip
 #: Texts in the keys of rows: rows of before the presets "patch", "blended" and "random" were removed keep their keys.
 _KEYED_AS = {
     "zip preset=fast transforms=blur2 lam=10": "zip preset=fast setting=patch",
@@ -71,7 +86,11 @@ class DefenseSpec:
             raise InputError(f"defense: got {str(self)!r}, expected one of {', '.join(names)}")
         unknown = set(self.options) - set(self._allowed())
         if unknown and self.name in _BASELINES:
-            raise InputError(f'defense: got {str(self)!r}, expected {self.name} alone or with "published"')
+            allowed = " or ".join(f"{o}=VALUE" if o in _BASELINE_OPTIONS.get(self.name, ()) else f'"{o}"'
+                                  for o in self._allowed())  # fmt: skip
+            raise InputError(f"defense: got {str(self)!r}, expected {self.name} alone or with {allowed}")
+        if self.name == "scaleup" and len(self.options) > 1:
+            raise InputError(f'defense: got {str(self)!r}, expected one of "published" and false_alarms')
         if unknown:
             raise InputError(f"defense: got {str(self)!r}, expected NAME=VALUE with {', '.join(_OPTIONS)}")
         if self.options.get("calibrated") and self.options.get("scaleup"):
@@ -81,7 +100,9 @@ class DefenseSpec:
 
     def _allowed(self) -> tuple[str, ...]:
         if self.name in _BASELINES:
-            return ("published", "range255") if self.name == "sampdetox" else ("published",)
+            own = tuple(_BASELINE_OPTIONS.get(self.name, ()))
+            flags = {"sampdetox": ("published", "range255"), "scaleup": ("published",)}
+            return own + flags.get(self.name, () if own else ("published",))
         return (*_OPTIONS, "calibrated", "scaleup") if self.name == "guard" else tuple(_OPTIONS)
 
     @classmethod
@@ -92,14 +113,15 @@ class DefenseSpec:
             InputError: an unknown name or option, or a value of another type.
         """
         name, *words = text.split() or [""]
+        types = _BASELINE_OPTIONS.get(name, _OPTIONS)
         options: dict[str, Any] = {}
         for word in words:
             option, equals, value = word.partition("=")
             try:
-                options[option] = _OPTIONS[option](value) if equals or option in _OPTIONS else True
+                options[option] = types[option](value) if equals or option in types else True
             except (KeyError, ValueError) as e:
                 raise InputError(
-                    f"defense: got {word!r} in {text!r}, expected NAME=VALUE with {', '.join(_OPTIONS)}"
+                    f"defense: got {word!r} in {text!r}, expected NAME=VALUE with {', '.join(types)}"
                 ) from e
         return cls(name, options)
 
@@ -156,7 +178,7 @@ class DefenseFactory:
     bdmae: Callable[[], Defense]
     unseen: Callable[[], U8]
 
-    def make(self, spec: DefenseSpec, attack: str) -> Defense | Guarded:
+    def make(self, spec: DefenseSpec, attack: str) -> AnyDefense:
         """Make a defense; the attack decides the paper's setting.
 
         Raises:
@@ -182,7 +204,7 @@ class DefenseFactory:
             return Guarded(inner, ScaleUp())
         return Guarded(inner, clean=self.unseen()) if calibrated else Guarded(inner, first=self.unseen())
 
-    def _baseline(self, spec: DefenseSpec, attack: str) -> Defense:
+    def _baseline(self, spec: DefenseSpec, attack: str) -> Defense | Rejecting:
         transforms = paper_options(self.dataset, attack)["transforms"]
         blur = next(t for t in transforms.split("+") if t.startswith("blur"))
         t_star = DiffPure.published_t_star(self.side)
@@ -190,7 +212,8 @@ class DefenseFactory:
         published = spec.options.get("published", False)
         diffpure_steps, ddnm_steps, budget = (None, 100, None) if published else (PAPER_STEPS,) * 3
         data_range = 255.0 if spec.options.get("range255") else 1.0
-        makers: dict[str, Callable[[], Defense]] = {
+        options = {name: value for name, value in spec.options.items() if name != "published"}
+        makers: dict[str, Callable[[], Defense | Rejecting]] = {
             "none": Nothing,
             "shrinkpad": ShrinkPad,
             "blur": lambda: BlurOnly(blur),
@@ -200,5 +223,9 @@ class DefenseFactory:
             "blur+ddnm": lambda: DDNM(self.engine, blur, steps=ddnm_steps),
             "sampdetox": lambda: SampDetox(self.engine, budget=budget, data_range=data_range),
             "bdmae": self.bdmae,
+            "bicubic": lambda: Resized(**options),
+            "lite-bd": lambda: LiteBD(**options),
+            "scaleup": lambda: scale_up(self.unseen(), **({"false_alarms": None} if published else options)),
+            "strip": lambda: strip(self.unseen(), **options),
         }
         return makers[spec.name]()

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from bench.attacks.base import Attack
 from bench.data.datasets import Dataset
-from bench.defenses.base import Defense
 from bench.defenses.guarded import Guarded, decide
+from bench.defenses.registry import AnyDefense
+from bench.defenses.rejecting import REJECTED, Rejecting, decide_or_reject
 from bench.evaluation.cache import PurifiedCache
 from bench.evaluation.rates import Rate, Rates, rates
 from bench.victims.user import Classifier
@@ -69,7 +70,7 @@ class Scenario:
 
 def evaluate(
     scenario: Scenario,
-    defense: Defense | Guarded,
+    defense: AnyDefense,
     seed: int,
     cache: PurifiedCache,
     progress: Callable[[int], None] | None = None,
@@ -82,6 +83,10 @@ def evaluate(
         rates = _guarded_rates(scenario, scenario.classifier, defense, seed, cache, progress)
         clean = scenario.clean_model
         return rates, None if clean is None else _guarded_rates(scenario, clean, defense, seed, cache)
+    if isinstance(defense, Rejecting):
+        rates = _rejecting_rates(scenario, scenario.classifier, defense, progress)
+        clean = scenario.clean_model
+        return rates, None if clean is None else _rejecting_rates(scenario, clean, defense)
     purified = [cache.run(defense, x, seed, scenario.classifier, progress) for x in scenario.sent]
     rates = _rates(scenario, *(scenario.classifier(x).argmax(1) for x in purified))
     if (clean := scenario.clean_model) is None:
@@ -109,6 +114,18 @@ def _guarded_rates(
         counted,
         flagged=Rate(int(flagged.sum()), len(flagged)),
         flagged_triggered=Rate(int(caught.sum()), len(caught)),
+    )
+
+
+def _rejecting_rates(
+    scenario: Scenario, classifier: Classifier, defense: Rejecting, progress: Callable[[int], None] | None = None
+) -> Rates:
+    detector = defense.detector(classifier)
+    clean, triggered = (decide_or_reject(detector, classifier, x, progress) for x in scenario.sent)
+    return replace(
+        _rates(scenario, clean, triggered),
+        rejected=Rate(int((clean == REJECTED).sum()), len(clean)),
+        rejected_triggered=Rate(int((triggered == REJECTED).sum()), len(triggered)),
     )
 
 

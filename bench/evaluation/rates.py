@@ -36,12 +36,15 @@ class Rate(NamedTuple):
 class Rates:
     """Counts for a classifier.
 
+    A rejected image has no label: clean or triggered, it is neither correct nor an attack success.
+
     Args:
         ca: clean images that are classified correctly.
         asr: triggered images classified as the target, images *of* the target class left out.
         pa: triggered images that are classified correctly, of all classes as in the ZIP paper.
         pa_nontarget: the same without the target class, whose images an attack that works classifies correctly.
         flagged, flagged_triggered: clean and triggered images that a guard purifies; None without a guard.
+        rejected, rejected_triggered: clean and triggered images that a detector rejects; None without one.
     """
 
     ca: Rate
@@ -50,6 +53,8 @@ class Rates:
     pa_nontarget: Rate
     flagged: Rate | None = None
     flagged_triggered: Rate | None = None
+    rejected: Rate | None = None
+    rejected_triggered: Rate | None = None
 
     def to_json(self) -> dict[str, list[float]]:
         """Return the rates by their names in records."""
@@ -63,7 +68,8 @@ class Rates:
 
 
 _KEYS = {"ca": "CA", "asr": "ASR", "pa": "PA", "pa_nontarget": "pa_nontarget", "flagged": "flagged",
-         "flagged_triggered": "flagged_triggered"}  # fmt: skip
+         "flagged_triggered": "flagged_triggered", "rejected": "rejected",
+         "rejected_triggered": "rejected_triggered"}  # fmt: skip
 
 
 def design_effect(tracks: npt.ArrayLike | None) -> float:
@@ -89,7 +95,8 @@ def rates(
 
     Args:
         labels: true classes, (N,).
-        clean, triggered: predicted classes of the clean and of the triggered images, (N,) each.
+        clean, triggered: predicted classes of the clean and of the triggered images, (N,) each; a number that is no
+            class for rejected images.
         target: the attacker's class.
         tracks: see `Dataset.tracks`.
 

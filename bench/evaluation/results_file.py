@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import record
-from bench.defenses.base import Defense
-from bench.defenses.guarded import Guarded
-from bench.defenses.registry import DefenseSpec
+from bench.defenses.registry import AnyDefense, DefenseSpec
 from bench.evaluation.cache import hash_of
 from bench.evaluation.evaluate import Scenario
 from bench.evaluation.rates import Rates
@@ -31,7 +29,7 @@ class ResultsFile:
         self._put(runs={self.run: environment})
 
     @staticmethod
-    def key(spec: DefenseSpec, scenario: Scenario, defense: Defense | Guarded, seed: int) -> str:
+    def key(spec: DefenseSpec, scenario: Scenario, defense: AnyDefense, seed: int) -> str:
         """Return the key of a row; two specs that make the same defense have a row each."""
         return hash_of([spec.key, scenario.describe(), defense.describe(), seed])
 
@@ -48,7 +46,7 @@ class ResultsFile:
         key: str,
         spec: DefenseSpec,
         scenario: Scenario,
-        defense: Defense | Guarded,
+        defense: AnyDefense,
         seed: int,
         rates: Rates,
         clean_model: Rates | None = None,

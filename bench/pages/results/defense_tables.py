@@ -42,13 +42,13 @@ def rows_of(content: Record, dataset: str, name: str) -> str:
             g.first.trigger_name, g.first.name + _remark(content, g),
             g.cell("ca"), g.cell("asr"), g.cell("pa"), g.cell("pa_nontarget"), printed,
             "" if clean is None else f"{clean.percent:.1f}", f"{g.first.steps:g}", str(g.first.images),
-            str(len(g.rows)), _flagged(g),
+            str(len(g.rows)), _shares(g, "flagged"), _shares(g, "rejected"),
         )])  # fmt: skip
     if not lines:
         return ""
     header = ["trigger", "defense", "CA", "ASR", "PA", "PA, other classes", "the paper's CA / ASR / PA",
               "CA of a clean classifier", "steps", "images", "seeds",
-              "flagged: clean / with trigger"]  # fmt: skip
+              "flagged: clean / with trigger", "rejected: clean / with trigger"]  # fmt: skip
     same = [f"{header[i]}: {lines[0][i]}" for i in (9, 10) if len({line[i] for line in lines}) == 1]
     kept = [i for i, column in enumerate(header) if f"{column}: {lines[0][i]}" not in same]
     rows = without_blanks([header[i] for i in kept], [[line[i] for i in kept] for line in lines])
@@ -77,11 +77,11 @@ def _remark(content: Record, group: Group) -> str:
     return ""
 
 
-def _flagged(group: Group) -> str:
-    """Return the percentages of clean and of triggered images that a guard purifies, "" without a guard."""
-    if group.first.rates.flagged is None:
+def _shares(group: Group, name: str) -> str:
+    """Return the percentages of clean and of triggered images "flagged" or "rejected", "" where none can be."""
+    if getattr(group.first.rates, name) is None:
         return ""
-    return " / ".join(f"{group.mean(name):.1f}" for name in ("flagged", "flagged_triggered"))
+    return " / ".join(f"{group.mean(rate):.1f}" for rate in (name, f"{name}_triggered"))
 
 
 def overview(content: Record) -> str:

@@ -84,8 +84,28 @@ def test_a_guard_is_made_of_its_words(factory):
 
 
 @pytest.mark.parametrize(
+    ("text", "name", "queries"),
+    [("bicubic", "bicubic x0.5", 1), ("bicubic scale=0.75", "bicubic x0.75", 1),
+     ("lite-bd", "Lite-BD, blind (bicubic x0.5)", 23),
+     ("lite-bd bands=50", "Lite-BD, blind (bicubic x0.5, 50 bands)", 53),
+     ("scaleup", "SCALE-UP, rejecting (5% false alarms)", 6),
+     ("scaleup published", "SCALE-UP, rejecting (published threshold)", 6),
+     ("strip false_alarms=0.1", "STRIP, rejecting (10% false alarms)", 11)],
+)  # fmt: skip
+def test_rivals_are_made_of_their_words(factory, text, name, queries):
+    spec = DefenseSpec.parse(text)
+    made = factory.make(spec, "badnets")
+    assert (made.name, made.queries, made.total_steps) == (name, queries, 0)
+    assert str(spec) == text == spec.key and not spec.stochastic and not spec.needs_training
+
+
+@pytest.mark.parametrize(
     ("line", "said"),
-    [("zap", "expected one of zip"), ("zip lam", "'lam' in 'zip lam'"), ("zip lam=x", "lam=x"),
+    [("zap", "expected one of zip"), ("bicubic published", "expected bicubic alone or with scale=VALUE"),
+     ("bicubic scale=2", "between 0 and 1"), ("lite-bd bands", "NAME=VALUE with bands"),
+     ("scaleup published false_alarms=0.1", 'one of "published" and false_alarms'),
+     ("strip scale=0.5", "with false_alarms"),
+     ("strip published", "or with false_alarms=VALUE"), ("zip lam", "'lam' in 'zip lam'"), ("zip lam=x", "lam=x"),
      ("blur 4", '"published"'), ("zip color=1", "color=1"),
      ("guard scaleup calibrated", 'one of "scaleup" and "calibrated"')],
 )  # fmt: skip
@@ -205,6 +225,26 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
     assert "lower --images" in capsys.readouterr().err
     rows = json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()
     assert {row["CA"][1] for row in rows} == {12}
+
+
+def test_rivals_have_rows_and_costs(folder, tmp_path, capsys):
+    named = ["bicubic", "lite-bd bands=4", "strip", "scaleup false_alarms=0.2"]
+    words = [word for name in named for word in ("--defense", name)]
+    words = [*command(folder, tmp_path, "table1", "--attacks", "white", *words), "--classifier", f"{__name__}:bright"]
+    words[words.index("--images") + 1] = "12"
+    defense.main(words)
+    printed = capsys.readouterr().out
+    rows = {r["defense"]: r for r in json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()}
+    assert list(rows) == named and rows["bicubic"]["CA"] == rows["lite-bd bands=4"]["CA"] == [12, 12]
+    assert [rows[name]["queries"] for name in named] == [1, 7, 11, 6]
+    for name in named[2:]:
+        row = rows[name]
+        # no image is misclassified, so each is correct or rejected
+        assert row["CA"][0] + row["rejected"][0] == row["PA"][0] + row["rejected_triggered"][0] == 12
+    assert "rejected" not in rows["bicubic"] and printed.count("  rejected ") == 2
+    defense.main(["cost", *words[1:], "--cost-images", "4"])
+    cost = json.loads((tmp_path / "defense-two.json").read_text())["cost"]
+    assert all(cost[name]["ms"]["median"] > 0 and cost[name]["images"] == 4 for name in named)
 
 
 def test_costs_and_a_sheet(folder, tmp_path, monkeypatch):
