@@ -20,12 +20,12 @@ BLENDS = 100
 class Strip:
     """Flag images whose blends with clean images the classifier answers with low entropy.
 
-    A blend is the rounded mean of an image and a clean one. The score of an image is minus the mean entropy of the
-    class probabilities of its blends, in bits: -sum p log2 p. An image is flagged if its score is at or above
+    A blend is the sum of an image and a clean one, clipped at 255. The score of an image is minus the mean entropy of
+    the class probabilities of its blends, in bits: -sum p log2 p. An image is flagged if its score is at or above
     `threshold`. Scores that are not probabilities pass through a softmax, as for `zipsdk.AblationDetector`.
 
-    The paper draws other clean images for each input; here all inputs share them, so that the answer for an image
-    depends on no other.
+    The released code adds images in floating point, which exceeds the range that a black box takes; and it draws other
+    clean images for each input. Here all inputs share them, so that no answer depends on the order of inputs.
 
     Args:
         overlays: clean images, uint8 (N, H, W, 3), of the size of all inputs.
@@ -46,9 +46,9 @@ class Strip:
 
     def views(self, rgb: U8) -> list[U8]:
         """Return the images to query: `rgb` itself and its blends."""
-        # wider integers, so that no sum overflows; half is rounded up
-        total = self.overlays.astype(np.uint16) + rgb + 1
-        return [rgb, *(total // 2).astype(np.uint8)]
+        # wider integers, so that no sum overflows
+        total = self.overlays.astype(np.uint16) + rgb
+        return [rgb, *np.minimum(total, 255).astype(np.uint8)]
 
     def score(self, scores: npt.ArrayLike) -> float:
         """Return minus the mean entropy of the blends, in bits, from the scores of the `views`, (1 + N, classes)."""
