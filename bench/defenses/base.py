@@ -2,6 +2,7 @@
 
     simple.py      no defense, ShrinkPad, the blur alone
     resizing.py    down and back up: bicubic, or with another upsampler
+    super_resolution.py    such an upsampler: a network, trained here
     litebd.py      Lite-BD, blind
     diffpure.py    DiffPure, with and without a transform before it
     ddnm.py        DDNM

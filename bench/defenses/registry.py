@@ -6,7 +6,8 @@ A `DefenseSpec` names a defense and its options. On the command line and as the 
                                       the baselines; "published" selects the published number of steps, "range255" the
                                       data range that SampDetox's released code gives its SSIM
     bicubic, bicubic scale=0.75       resized down, by 0.5 unless given, and back up
-    lite-bd, lite-bd bands=50         Lite-BD, blind, with bicubic upsampling; 20 bands unless given
+    sr                                resized down by 0.5, and back up by a network in one pass
+    lite-bd, lite-bd bands=50         Lite-BD, blind; 20 bands unless given; "bicubic" replaces the network of sr
     scaleup, strip                    detectors that reject what they flag, calibrated on clean images that no row
                                       counts; "false_alarms=0.01" sets the share of those that is rejected, 0.05 unless
                                       given; "scaleup published" selects the published threshold
@@ -32,7 +33,7 @@ from bench.defenses.diffpure import DiffPure
 from bench.defenses.guarded import Guarded
 from bench.defenses.litebd import LiteBD
 from bench.defenses.rejecting import Rejecting, scale_up, strip
-from bench.defenses.resizing import Resized
+from bench.defenses.resizing import Bicubic, Resized, Upsampler
 from bench.defenses.sampdetox import SampDetox
 from bench.defenses.simple import BlurOnly, Nothing, ShrinkPad
 from bench.defenses.zip import Zip
@@ -51,7 +52,7 @@ LAMBDA_2 = ("blended", "blended-smooth", "sig")
 
 _ZIP = ("zip", "zip-paper")
 _BASELINES = ("none", "shrinkpad", "blur", "diffpure", "blur+diffpure", "ddnm", "blur+ddnm", "sampdetox", "bdmae",
-              "bicubic", "lite-bd", "scaleup", "strip")  # fmt: skip
+              "bicubic", "sr", "lite-bd", "scaleup", "strip")  # fmt: skip
 #: Types of the options of `Zip`.
 _OPTIONS: dict[str, Callable[[str], Any]] = {"transforms": str, "combine": str, "preset": str, "lam": float,
                                              "eta": float, "steps": int, "start": int}  # fmt: skip
@@ -88,7 +89,8 @@ class DefenseSpec:
         if unknown and self.name in _BASELINES:
             allowed = " or ".join(f"{o}=VALUE" if o in _BASELINE_OPTIONS.get(self.name, ()) else f'"{o}"'
                                   for o in self._allowed())  # fmt: skip
-            raise InputError(f"defense: got {str(self)!r}, expected {self.name} alone or with {allowed}")
+            alone = f"{self.name} alone" + (f" or with {allowed}" if allowed else "")
+            raise InputError(f"defense: got {str(self)!r}, expected {alone}")
         if self.name == "scaleup" and len(self.options) > 1:
             raise InputError(f'defense: got {str(self)!r}, expected one of "published" and false_alarms')
         if unknown:
@@ -101,7 +103,8 @@ class DefenseSpec:
     def _allowed(self) -> tuple[str, ...]:
         if self.name in _BASELINES:
             own = tuple(_BASELINE_OPTIONS.get(self.name, ()))
-            flags = {"sampdetox": ("published", "range255"), "scaleup": ("published",)}
+            flags = {"sampdetox": ("published", "range255"), "scaleup": ("published",), "sr": (),
+                     "lite-bd": ("bicubic",)}  # fmt: skip
             return own + flags.get(self.name, () if own else ("published",))
         return (*_OPTIONS, "calibrated", "scaleup") if self.name == "guard" else tuple(_OPTIONS)
 
@@ -147,7 +150,7 @@ class DefenseSpec:
     @property
     def needs_training(self) -> bool:
         """Whether the defense trains a network of its own."""
-        return self.name == "bdmae"
+        return self.name in ("bdmae", "sr") or (self.name == "lite-bd" and not self.options.get("bicubic"))
 
 
 def paper_options(dataset: str, attack: str) -> dict[str, Any]:
@@ -169,6 +172,7 @@ class DefenseFactory:
 
     Args:
         bdmae: makes BDMAE, which needs a masked autoencoder; called only for it.
+        super_resolution: makes the upsampler of sr and lite-bd, which needs training; called only for them.
         unseen: returns images that no row counts, uint8 (N, H, W, 3), for a guard to learn from; called only for that.
     """
 
@@ -176,6 +180,7 @@ class DefenseFactory:
     dataset: str
     side: int
     bdmae: Callable[[], Defense]
+    super_resolution: Callable[[], Upsampler]
     unseen: Callable[[], U8]
 
     def make(self, spec: DefenseSpec, attack: str) -> AnyDefense:
@@ -212,7 +217,7 @@ class DefenseFactory:
         published = spec.options.get("published", False)
         diffpure_steps, ddnm_steps, budget = (None, 100, None) if published else (PAPER_STEPS,) * 3
         data_range = 255.0 if spec.options.get("range255") else 1.0
-        options = {name: value for name, value in spec.options.items() if name != "published"}
+        options = {name: value for name, value in spec.options.items() if name not in ("published", "bicubic")}
         makers: dict[str, Callable[[], Defense | Rejecting]] = {
             "none": Nothing,
             "shrinkpad": ShrinkPad,
@@ -224,7 +229,8 @@ class DefenseFactory:
             "sampdetox": lambda: SampDetox(self.engine, budget=budget, data_range=data_range),
             "bdmae": self.bdmae,
             "bicubic": lambda: Resized(**options),
-            "lite-bd": lambda: LiteBD(**options),
+            "sr": lambda: Resized(0.5, self.super_resolution()),
+            "lite-bd": lambda: LiteBD(Bicubic() if spec.options.get("bicubic") else self.super_resolution(), **options),
             "scaleup": lambda: scale_up(self.unseen(), **({"false_alarms": None} if published else options)),
             "strip": lambda: strip(self.unseen(), **options),
         }

@@ -81,7 +81,7 @@ class Resized:
 
     def describe(self) -> dict[str, Any]:
         return description(
-            "Resized", version=self.VERSION, scale=self.scale, down="bicubic", **self.upsampler.describe()
+            "Resized", version=self.VERSION, scale=self.scale, down="bicubic", up=self.upsampler.describe()
         )
 
     def run(self, images: U8, seed: int, *, classify: Classify | None = None, progress: Progress = None) -> U8:

@@ -19,6 +19,7 @@ from bench.attacks.poisoning import poison
 from bench.data import datasets, layouts
 from bench.defenses.base import Defense
 from bench.defenses.registry import ENHANCED, DefenseFactory, DefenseSpec
+from bench.defenses.resizing import Upsampler
 from bench.evaluation import tables
 from bench.evaluation.cache import PurifiedCache, hash_of
 from bench.evaluation.evaluate import Scenario
@@ -55,7 +56,9 @@ class EvaluationSetup:
         if not 0 <= a.target < len(self.test.classes):
             raise InputError(f"target: got {a.target}, expected a class number from 0 to {len(self.test.classes) - 1}")
         engine = zipsdk.load_engine(a.engine)
-        self.factory = DefenseFactory(engine, a.dataset, self.test.side, self._bdmae, self._unseen)
+        self.factory = DefenseFactory(
+            engine, a.dataset, self.test.side, self._bdmae, self._super_resolution, self._unseen
+        )
         self.given = user.from_options(a)
         if self.given is not None:
             # rows of a changed classifier of the same name are not reused; the name of the entry is part of keys
@@ -145,6 +148,15 @@ class EvaluationSetup:
             restorer = mae.train(self.train.images, recipe, cache=a.cache, device=a.device,
                                  progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
         return BDMAE(restorer)
+
+    def _super_resolution(self) -> Upsampler:
+        from bench.defenses import super_resolution
+
+        a, images = self.args, self.train.images
+        recipe = super_resolution.recipe(images, mirror=a.dataset not in training.NOT_MIRRORED, device=a.device)
+        with tqdm(total=recipe.epochs, unit="epoch", desc="training super-resolution", leave=False) as bar:
+            return super_resolution.train(images, recipe, cache=a.cache, device=a.device,
+                                          progress=lambda epochs, loss: bar.update(epochs - bar.n))  # fmt: skip
 
     def _unseen(self) -> np.ndarray:
         """Return test images that no row counts, for a guard to learn from.

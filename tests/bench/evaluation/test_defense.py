@@ -17,7 +17,9 @@ pytest.importorskip("matplotlib")
 
 from bench import defense
 from bench.attacks import registry
+from bench.defenses import super_resolution
 from bench.defenses.registry import DefenseFactory, DefenseSpec, paper_options
+from bench.defenses.resizing import Bicubic
 from bench.defenses.simple import Nothing
 from bench.defenses.zip import Zip
 from bench.evaluation import published, setup, tables
@@ -33,7 +35,7 @@ def factory():
     def clean():
         return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
 
-    return DefenseFactory(FakeEngine(make_spec(image_size=32)), "cifar10", 32, Nothing, clean)
+    return DefenseFactory(FakeEngine(make_spec(image_size=32)), "cifar10", 32, Nothing, Bicubic, clean)
 
 
 def test_every_spec_of_every_table_makes_a_defense(factory):
@@ -86,8 +88,8 @@ def test_a_guard_is_made_of_its_words(factory):
 @pytest.mark.parametrize(
     ("text", "name", "queries"),
     [("bicubic", "bicubic x0.5", 1), ("bicubic scale=0.75", "bicubic x0.75", 1),
-     ("lite-bd", "Lite-BD, blind (bicubic x0.5)", 23),
-     ("lite-bd bands=50", "Lite-BD, blind (bicubic x0.5, 50 bands)", 53),
+     ("lite-bd bicubic", "Lite-BD, blind (bicubic x0.5)", 23),
+     ("lite-bd bicubic bands=50", "Lite-BD, blind (bicubic x0.5, 50 bands)", 53),
      ("scaleup", "SCALE-UP, rejecting (5% false alarms)", 6),
      ("scaleup published", "SCALE-UP, rejecting (published threshold)", 6),
      ("strip false_alarms=0.1", "STRIP, rejecting (10% false alarms)", 11)],
@@ -105,7 +107,8 @@ def test_rivals_are_made_of_their_words(factory, text, name, queries):
      ("bicubic scale=2", "between 0 and 1"), ("lite-bd bands", "NAME=VALUE with bands"),
      ("scaleup published false_alarms=0.1", 'one of "published" and false_alarms'),
      ("strip scale=0.5", "with false_alarms"),
-     ("strip published", "or with false_alarms=VALUE"), ("zip lam", "'lam' in 'zip lam'"), ("zip lam=x", "lam=x"),
+     ("strip published", "or with false_alarms=VALUE"),
+     ("sr published", "expected sr alone$"), ("zip lam", "'lam' in 'zip lam'"), ("zip lam=x", "lam=x"),
      ("blur 4", '"published"'), ("zip color=1", "color=1"),
      ("guard scaleup calibrated", 'one of "scaleup" and "calibrated"')],
 )  # fmt: skip
@@ -228,14 +231,14 @@ def test_a_guard_decides_by_itself(folder, tmp_path, capsys):
 
 
 def test_rivals_have_rows_and_costs(folder, tmp_path, capsys):
-    named = ["bicubic", "lite-bd bands=4", "strip", "scaleup false_alarms=0.2"]
+    named = ["bicubic", "lite-bd bicubic bands=4", "strip", "scaleup false_alarms=0.2"]
     words = [word for name in named for word in ("--defense", name)]
     words = [*command(folder, tmp_path, "table1", "--attacks", "white", *words), "--classifier", f"{__name__}:bright"]
     words[words.index("--images") + 1] = "12"
     defense.main(words)
     printed = capsys.readouterr().out
     rows = {r["defense"]: r for r in json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()}
-    assert list(rows) == named and rows["bicubic"]["CA"] == rows["lite-bd bands=4"]["CA"] == [12, 12]
+    assert list(rows) == named and rows["bicubic"]["CA"] == rows["lite-bd bicubic bands=4"]["CA"] == [12, 12]
     assert [rows[name]["queries"] for name in named] == [1, 7, 11, 6]
     for name in named[2:]:
         row = rows[name]
@@ -245,6 +248,25 @@ def test_rivals_have_rows_and_costs(folder, tmp_path, capsys):
     defense.main(["cost", *words[1:], "--cost-images", "4"])
     cost = json.loads((tmp_path / "defense-two.json").read_text())["cost"]
     assert all(cost[name]["ms"]["median"] > 0 and cost[name]["images"] == 4 for name in named)
+
+
+@pytest.mark.filterwarnings("ignore:super-resolution")
+def test_the_network_of_one_pass_is_trained_on_first_use(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def short(images, **options):
+        asked.append((images.shape, options))
+        return super_resolution.Recipe(epochs=1, widths=(8, 8, 8), depth=1, bf16=False)
+
+    monkeypatch.setattr(super_resolution, "recipe", short)
+    defense.main([*command(folder, tmp_path, "table1", "--attacks", "white", "--defense", "sr", "--defense", "lite-bd"),
+                  "--classifier", f"{__name__}:bright"])  # fmt: skip
+    rows = {r["defense"]: r for r in json.loads((tmp_path / "defense-two.json").read_text())["rows"].values()}
+    assert rows["sr"]["name"] == "one-pass SR x0.5" and rows["lite-bd"]["name"] == "Lite-BD, blind (one-pass SR x0.5)"
+    assert all(row["steps"] == 1 and row["CA"] == [32, 32] for row in rows.values())
+    assert {told for told, _ in asked} == {(96, 32, 32, 3)} and asked[0][1] == {"mirror": True, "device": "cpu"}
+    (path,) = (tmp_path / "cache").rglob("super-resolution/*.pt")
+    assert path.stat().st_size > 1000
 
 
 def test_costs_and_a_sheet(folder, tmp_path, monkeypatch):
