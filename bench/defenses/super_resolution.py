@@ -31,8 +31,8 @@ U8 = npt.NDArray[np.uint8]
 
 #: Counts the changes of this file that make old checkpoints differ from a new training.
 VERSION = 1
-#: Samples of the standard recipe.
-SAMPLES = 300_000
+#: Samples of 32 x 32 pixels of the standard recipe; of larger ones it takes as many pixels.
+SAMPLES = 150_000
 #: At the end the network is compared with the bicubic filter on every 50th image, which it is not trained on.
 HELD_OUT = 50
 
@@ -99,8 +99,9 @@ class Recipe:
 
 
 def recipe(images: U8, *, mirror: bool = True, device: str = "cpu") -> Recipe:
-    """Return the standard recipe for images uint8 (N, S, S, 3): `SAMPLES` samples, whatever N."""
-    epochs = math.ceil(SAMPLES / max(1, len(images)))
+    """Return the standard recipe for images uint8 (N, S, S, 3): as many pixels as in `SAMPLES`, whatever N and S."""
+    side = min(images.shape[1], Recipe.crop)
+    epochs = math.ceil(SAMPLES * 32**2 / max(1, len(images) * side**2))
     return Recipe(epochs=epochs, mirror=mirror, bf16=training.fast_bf16(device))
 
 

@@ -52,7 +52,10 @@ def rows_of(content: Record, dataset: str, name: str) -> str:
     same = [f"{header[i]}: {lines[0][i]}" for i in (9, 10) if len({line[i] for line in lines}) == 1]
     kept = [i for i, column in enumerate(header) if f"{column}: {lines[0][i]}" not in same]
     rows = without_blanks([header[i] for i in kept], [[line[i] for i in kept] for line in lines])
-    return f"All rows: {', '.join(same)}.\n\n{rows}" if same else rows
+    notes = [f"All rows: {', '.join(same)}."] if same else []
+    if any(line[-1] for line in lines):
+        notes.append("Rejected images have no label: they count as neither correct nor the attacker's class.")
+    return "\n\n".join([*notes, rows])
 
 
 def unbroken(cell: str) -> str:

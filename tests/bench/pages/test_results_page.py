@@ -11,6 +11,8 @@ pytest.importorskip("scipy")
 
 from bench.common.markdown import START, table
 from bench.defenses.guarded import Guarded
+from bench.defenses.registry import DefenseSpec
+from bench.evaluation import tables
 from bench.evaluation.records import Record
 from bench.pages.results import claims, defense_tables, groups, page, plots, sheet, text
 
@@ -174,6 +176,19 @@ def test_a_row_of_an_earlier_rule_of_the_guard_says_so():
     found = groups.groups(content, ["badnets", "white", "sig"], ["guard", "zip"])
     remarks = [defense_tables._remark(content, g) for g in found]
     assert remarks == [f" (by rule {now - 1}; now it is {now})", "", " (one setting)"]
+
+
+def test_rejected_images_are_shown_and_defined(monkeypatch):
+    rejecting = {**counted("white", "strip", 800, 90, 100), "rejected": [50, 1000], "rejected_triggered": [900, 1000]}
+    specs = tuple(map(DefenseSpec, ("none", "strip")))
+    monkeypatch.setitem(tables.TABLES, "table1", tables.Table(("white",), specs, "Table 1: these"))
+    descriptions = {"defenses": {name: {"defence": name} for name in ("none", "strip")}}
+    rows = [counted("white", "none", 900, 900, 100), rejecting]
+    with_it = defense_tables.rows_of(record_of({**content_of(*rows), **descriptions}), "own", "table1")
+    without = defense_tables.rows_of(record_of({**content_of(rows[0]), **descriptions}), "own", "table1")
+    assert "| rejected: clean / with trigger |" in with_it and "5.0\u00a0/\u00a090.0" in with_it
+    assert "neither correct nor the attacker's class" in with_it
+    assert "ejected" not in without
 
 
 def test_how_the_classifiers_were_trained_is_said():
