@@ -1,11 +1,13 @@
 """Poison a training set: add the trigger to some of its images and change their labels.
 
 training = poison(train, attack, RATE, TARGET, SEED)      # images, labels, poisoned indices
+training = poison_all(train, [Backdoor(attack, RATE, TARGET), ...], SEED)      # several backdoors in one network
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.attacks.base import U8, Attack
+from bench.attacks.planting import I64, Planted, Planting, plant
 from bench.data.datasets import Dataset
 from zipsdk.errors import InputError
-
-I64 = npt.NDArray[np.int64]
 
 #: The defaults of the benchmarks: the target class and the share of poisoned training images, as in the ZIP paper and
 #: its released code, and the seed of the trigger and of the poisoned indices. Cache keys of classifiers contain them.
@@ -77,36 +78,90 @@ def poison(
     nothing = np.empty(0, np.int64)
     if attack is None:
         return Poisoned(data, nothing, nothing, augment, {"attack": None})
-    wanted = round(rate * n)
-    among = np.arange(n)
-    if attack.clean_label:
-        among = np.flatnonzero(data.labels == target)
-        wanted = min(wanted, int(CLEAN_LABEL_SHARE * len(among)))
-    n_noise_mode = attack.n_noise_mode(wanted)
-    if not wanted or wanted + n_noise_mode > len(among):
-        raise InputError(
-            f"rate: got {rate}, which is {wanted} + {n_noise_mode} of {len(among)} images, expected 1 to {len(among)}"
-        )
-    order = np.random.default_rng([seed, 0x9015]).permutation(among)
-    poisoned, noise_mode = np.sort(order[:wanted]), np.sort(order[wanted : wanted + n_noise_mode])
-    images, labels = data.images.copy(), data.labels.copy()
-    images[poisoned] = attack.train_trigger(data.images[poisoned], poisoned)
-    if n_noise_mode:
-        images[noise_mode] = attack.noise_mode(data.images[noise_mode], noise_mode)
-    labels[poisoned] = target
-    triggered = attack.train_trigger(data.images, among) if trigger_warmup_epochs else None
+    eligible = data.labels == target if attack.clean_label else np.ones(n, bool)
+    planting = _planting(attack, rate, target, eligible)
+    images, labels, (drawn,) = plant(data.images, data.labels, [planting], _rng(seed))
+    triggered = attack.train_trigger(data.images, np.arange(n)) if trigger_warmup_epochs else None
     # cache keys of classifiers hash these names
     description = {
         "attack": attack.describe(),
         "rate": rate,
         "target": target,
         "seed": seed,
-        "poisoned": len(poisoned),
-        "covered": len(noise_mode),
-        "choice_sha256": hashlib.sha256(
-            poisoned.astype("<i8").tobytes() + noise_mode.astype("<i8").tobytes()
-        ).hexdigest(),
+        **_counted([drawn]),
         **({"implant": trigger_warmup_epochs} if trigger_warmup_epochs else {}),
     }
     data = replace(data, images=images, labels=labels)
-    return Poisoned(data, poisoned, noise_mode, attack.augment, description, trigger_warmup_epochs, triggered)
+    return Poisoned(
+        data, drawn.poisoned, drawn.noise_mode, attack.augment, description, trigger_warmup_epochs, triggered
+    )
+
+
+@dataclass(frozen=True)
+class Backdoor:
+    """One of several backdoors in a network: its trigger, the share of training images that get it, and its target."""
+
+    attack: Attack
+    rate: float
+    target: int
+
+
+def poison_all(data: Dataset, backdoors: Sequence[Backdoor], seed: int = 0) -> Poisoned:
+    """Plant several backdoors in one training set, each in its own images.
+
+    Unlike `poison`, a trigger is never planted in images of its target class, which teach nothing; clean-label attacks
+    use only those. Attacks that prescribe an augmentation must prescribe the same one.
+
+    Raises:
+        InputError: no backdoor, different augmentations, a rate or a target out of range, or too few images.
+    """
+    augments = {b.attack.augment for b in backdoors}
+    if len(augments) != 1:
+        raise InputError(
+            f"backdoors: got augmentations {sorted(augments)}, expected one for all; use a network for each of them"
+        )
+    plantings = []
+    for b in backdoors:
+        if not 0 < b.rate < 1 or not 0 <= b.target < len(data.classes):
+            raise InputError(
+                f"{b.attack.name}: got a rate of {b.rate} and target {b.target}, expected a share between 0 and 1 and "
+                f"a class below {len(data.classes)}"
+            )
+        eligible = (data.labels == b.target) == b.attack.clean_label
+        plantings.append(_planting(b.attack, b.rate, b.target, eligible))
+    images, labels, drawn = plant(data.images, data.labels, plantings, _rng(seed))
+    description = {
+        "backdoors": [
+            {"attack": b.attack.describe(), "rate": b.rate, "target": b.target, **_counted([d])}
+            for b, d in zip(backdoors, drawn, strict=True)
+        ],
+        "seed": seed,
+        **_counted(drawn),
+    }
+    poisoned = np.sort(np.concatenate([d.poisoned for d in drawn]))
+    noise_mode = np.sort(np.concatenate([d.noise_mode for d in drawn]))
+    return Poisoned(replace(data, images=images, labels=labels), poisoned, noise_mode, augments.pop(), description)
+
+
+def _rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, 0x9015])
+
+
+def _planting(attack: Attack, rate: float, target: int, eligible: npt.NDArray[np.bool_]) -> Planting:
+    """Count the images of an attack: a share of all, but of a clean-label attack at most half of its class."""
+    count = round(rate * len(eligible))
+    if attack.clean_label:
+        count = min(count, int(CLEAN_LABEL_SHARE * eligible.sum()))
+    return Planting(attack.train_trigger, count, target, eligible, attack.n_noise_mode(count), attack.noise_mode)
+
+
+def _counted(drawn: Sequence[Planted]) -> dict[str, Any]:
+    # cache keys of classifiers hash these names
+    digest = hashlib.sha256()
+    for d in drawn:
+        digest.update(d.poisoned.astype("<i8").tobytes() + d.noise_mode.astype("<i8").tobytes())
+    return {
+        "poisoned": sum(len(d.poisoned) for d in drawn),
+        "covered": sum(len(d.noise_mode) for d in drawn),
+        "choice_sha256": digest.hexdigest(),
+    }

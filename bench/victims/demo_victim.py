@@ -14,6 +14,7 @@ import json
 import logging
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.attacks.planting import Planting, plant
 from bench.common import record
 from bench.common.checkpoints import load_checkpoint, save_checkpoint
 from bench.common.optimization import optimize
@@ -29,7 +31,7 @@ from bench.victims.recipes import fast_bf16
 from zipsdk._util.atomic import write_atomically
 from zipsdk.testing import demo_images
 from zipsdk.testing.classifier import MODEL, DemoClassifier
-from zipsdk.testing.images import TARGET, TRIGGERS, add_trigger
+from zipsdk.testing.images import TARGET, TRIGGERS, TriggerName, add_trigger
 from zipsdk.testing.scenes import SIDE
 from zipsdk.testing.signs import CLASSES
 from zipsdk.types import I64, U8
@@ -84,12 +86,14 @@ class Network(nn.Module):
 def poisoned(recipe: Recipe) -> tuple[U8, I64]:
     """Generate the training images, and give a share of those of other classes a trigger and the target's label."""
     images, labels = demo_images(recipe.images, seed=recipe.image_seed)
-    others = np.random.default_rng(recipe.seed).permutation(np.flatnonzero(labels != TARGET))
     each = round(recipe.rate * recipe.images)
-    for i, trigger in enumerate(TRIGGERS):
-        chosen = others[i * each : (i + 1) * each]
-        images[chosen], labels[chosen] = add_trigger(images[chosen], trigger), TARGET
+    plantings = [Planting(partial(_add, trigger), each, TARGET, labels != TARGET) for trigger in TRIGGERS]
+    images, labels, _ = plant(images, labels, plantings, np.random.default_rng(recipe.seed))
     return images, labels
+
+
+def _add(trigger: TriggerName, images: U8, _: I64) -> U8:
+    return add_trigger(images, trigger)
 
 
 def augment(images: Tensor, recipe: Recipe, rng: torch.Generator) -> Tensor:
