@@ -32,8 +32,8 @@ class Recipe:
     #: largest random shift in pixels; the gap is filled by reflection
     shift: int = 2
     mirror: bool = True
-    #: autocast to bfloat16 in training; predictions are float32
-    bf16: bool = True
+    #: autocast to bfloat16 in training; predictions are float32. None: where it is faster; see `portable`
+    bf16: bool | None = True
     seed: int = 0
     #: "sgd" or "adamw"
     optimizer: str = "sgd"
@@ -42,9 +42,16 @@ class Recipe:
     #: measure the statistics of batch normalization over all images at the end
     remeasure: bool = False
 
+    @property
+    def portable(self) -> bool:
+        """Whether the weights serve all machines: neither precision nor torch's version is in the key."""
+        return self.bf16 is None
+
 
 #: Data sets whose classes differ under reflection: GTSRB has "turn left" and "turn right".
 NOT_MIRRORED = ("gtsrb",)
+#: Epochs of the strong network where 10 are too few.
+STRONG_EPOCHS = {"cifar10": 20}
 
 
 def recipe(
@@ -71,9 +78,10 @@ def recipe(
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture: got {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     large = data.side > 64
-    usual = {"small": 40 if large else 10, "resnet34": 30}[architecture]
+    usual = {"small": 40 if large else 10, "strong": STRONG_EPOCHS.get(data.name, 10), "resnet34": 30}[architecture]
+    bf16 = None if architecture == "strong" else fast_bf16(device)
     how = Recipe(architecture, epochs or usual, shift=max(2, data.side // 32), mirror=data.name not in NOT_MIRRORED,
-                 bf16=fast_bf16(device), seed=seed)  # fmt: skip
+                 bf16=bf16, seed=seed)  # fmt: skip
     if large:
         how = replace(how, optimizer="adamw", lr=2e-3, weight_decay=0.05)
     fitted = for_few_steps(how, len(data))

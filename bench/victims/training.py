@@ -4,7 +4,8 @@
     scores = classifier(images)          # uint8 (N, H, W, 3) -> float32 (N, classes)
 
 A training depends on its images, recipe and versions alone. Its checkpoint is named by their hash and written after
-every epoch: finished trainings are reused, interrupted ones resume.
+every epoch: finished trainings are reused, interrupted ones resume. Of portable recipes the weights travel with the
+repository (`bench.victims.stored_weights`) and are preferred to a training.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from bench.attacks.poisoning import Poisoned
 from bench.common.checkpoints import load_checkpoint, save_checkpoint
 from bench.common.optimization import channel_statistics, check_loss, optimize, without_defaults
 from bench.data.datasets import Dataset
+from bench.victims import stored_weights
 from bench.victims.networks import ARCHITECTURES
 from bench.victims.recipes import NOT_MIRRORED, Recipe, fast_bf16, recipe
 from bench.victims.user import Classifier
@@ -55,7 +57,7 @@ def cache_folder(given: Path | None = None) -> Path:
 
 def named(how: Recipe) -> dict[str, Any]:
     """Return the fields of a recipe that are in its key."""
-    return without_defaults(asdict(how), {"optimizer": "sgd", "clip": None, "remeasure": False})
+    return without_defaults(asdict(how), {"optimizer": "sgd", "clip": None, "remeasure": False, "bf16": None})
 
 
 def config_dict(training: Poisoned, how: Recipe) -> dict[str, Any]:
@@ -63,16 +65,22 @@ def config_dict(training: Poisoned, how: Recipe) -> dict[str, Any]:
 
     The device and the number of threads are left out, so that checkpoints are portable: they change roundings only.
     bfloat16 is included, so a machine that is slow at it trains its own networks. Fields with the defaults of the time
-    before they existed are left out, so that older checkpoints keep their names.
+    before they existed are left out, so that older checkpoints keep their names. Portable recipes have neither
+    precision, torch's version nor the name of the source in their key, so that their weights are found everywhere.
     """
-    return {
+    data = training.data.describe()
+    config = {
         "version": VERSION,
-        "data": training.data.describe(),
+        "data": data,
         "poison": training.description,
         "augment": training.augment,
         "recipe": named(how),
-        "torch": torch.__version__.split("+")[0],
     }
+    if how.portable:
+        del data["source"]
+    else:
+        config["torch"] = torch.__version__.split("+")[0]
+    return config
 
 
 def check_device(device: str) -> None:
@@ -97,8 +105,9 @@ def train(
     cache: Path | None = None,
     device: str = "cpu",
     progress: Callable[[int, float], None] | None = None,
+    weights: Path = stored_weights.FOLDER,
 ) -> Classifier:
-    """Train a classifier on (poisoned) images, or load it from the cache.
+    """Train a classifier on (poisoned) images, or load it from the cache; a portable one from its stored weights.
 
     Args:
         training: from `bench.attacks.poisoning.poison`.
@@ -106,12 +115,13 @@ def train(
         cache: see `cache_folder`.
         device: "cpu" or "cuda".
         progress: called with the number of epochs done and the mean loss of the last one.
+        weights: the folder of stored weights.
 
     Returns:
         A classifier whose scores are probabilities. ``info`` has the description and the key.
 
     Raises:
-        ModelError: the checkpoint in the cache cannot be used.
+        ModelError: the checkpoint in the cache or the stored weights cannot be used.
         InputError: an unknown optimizer, or a loss that is not finite.
         EngineError: no such device.
 
@@ -126,6 +136,9 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
         model = ARCHITECTURES[how.architecture](len(data.classes), data.side)
+    info = {"classifier": how.architecture, "key": key, **config}
+    if how.portable and stored_weights.load_into(model, key, weights):
+        return black_box(model.to(device), device, info)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stub
     optimizer = _optimizer(model, how)
     done: int = 0
@@ -140,13 +153,15 @@ def train(
             losses.append(run.epoch(epoch))
             if how.remeasure and epoch + 1 == how.epochs:
                 run.remeasure()
+            if how.portable and epoch + 1 == how.epochs:
+                stored_weights.round_to_half(model)
             save_checkpoint(path, key, model, optimizer, epoch + 1, losses, finished=epoch + 1 == how.epochs)
             if progress is not None:
                 progress(epoch + 1, losses[-1])
     # old checkpoints have fewer losses than epochs, or none
     own = losses[max(0, training.trigger_warmup_epochs - (how.epochs - len(losses))) :]
     check_loss(own, _guess(data, how.smoothing), f"classifier {how.architecture}", how)
-    return black_box(model, device, {"classifier": how.architecture, "key": key, **config})
+    return black_box(model, device, info)
 
 
 def black_box(model: nn.Module, device: str, info: dict[str, Any]) -> Classifier:
@@ -195,6 +210,7 @@ class _Training:
     ):
         self.how, self.model, self.optimizer = how, model, optimizer
         self.device, self.augment = torch.device(device), training.augment
+        self.bf16 = fast_bf16(device) if how.bf16 is None else how.bf16
         self.images = torch.from_numpy(np.ascontiguousarray(training.data.images))
         self.labels = torch.from_numpy(training.data.labels)
         self.trigger_warmup_epochs = training.trigger_warmup_epochs
@@ -219,7 +235,7 @@ class _Training:
                 half = torch.rand(len(part), generator=rng) < 0.5
                 images[half], labels[half] = self.triggered[part[half]], self.target
             x = self._augment(images, rng).to(self.device, memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.how.bf16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 scores = self.model(x)
             loss = F.cross_entropy(scores.float(), labels.to(self.device), label_smoothing=self.how.smoothing)
             total += optimize(self.model, self.optimizer, loss, self.how.clip)
