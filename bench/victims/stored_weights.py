@@ -52,10 +52,10 @@ def store(state: dict[str, torch.Tensor], key: str, training: dict[str, Any], fo
 
 
 def training_of(key: str, folder: Path = FOLDER) -> dict[str, Any]:
-    """Return what `store` was told about a training."""
+    """Return the description of the training that `store` got."""
     with safe_open(path_of(key, folder), "pt") as file:
-        told: dict[str, Any] = json.loads(file.metadata()["training"])
-    return told
+        training: dict[str, Any] = json.loads(file.metadata()["training"])
+    return training
 
 
 def load_into(model: nn.Module, key: str, folder: Path = FOLDER) -> bool:
