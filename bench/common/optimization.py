@@ -63,6 +63,12 @@ def for_few_steps(how: R, images: int, few: int = FEW_STEPS) -> R:
     return replace(how, batch=batch, lr=how.lr * math.sqrt(batch / how.batch), clip=CLIP)  # type: ignore[type-var]
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next steps."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 def optimize(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float | None) -> float:
     """Take one optimizer step down the gradient of a loss, clipped to a norm of `clip` unless that is None.
 

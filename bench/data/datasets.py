@@ -81,6 +81,13 @@ class Dataset:
         return replace(self, images=self.images[i], labels=self.labels[i], tracks=tracks)
 
 
+def hash_of(images: U8) -> str:
+    """Return the SHA-256 of the shape and the pixels of images, for keys."""
+    digest = hashlib.sha256(repr(images.shape).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    return digest.hexdigest()
+
+
 def balanced(labels: npt.ArrayLike, n: int, seed: int = 0) -> I64:
     """Choose `n` images balanced over the classes; return their indices in ascending order.
 

@@ -7,7 +7,6 @@ one CPU core a small vision transformer on the same tokens of CIFAR-10 had twice
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.common.checkpoints import load_checkpoint, save_checkpoint
-from bench.common.optimization import channel_statistics, check_loss, for_few_steps, optimize, without_defaults
+from bench.common.optimization import (
+    channel_statistics,
+    check_loss,
+    for_few_steps,
+    optimize,
+    set_learning_rate,
+    without_defaults,
+)
+from bench.data.datasets import hash_of
 from bench.victims import training
 from zipsdk.errors import InputError
 
@@ -136,13 +143,11 @@ def named(how: Recipe) -> dict[str, Any]:
 
 def config_dict(images: U8, how: Recipe) -> dict[str, Any]:
     """Describe everything that decides an autoencoder, except device and threads; see `victims.training`."""
-    digest = hashlib.sha256(repr(images.shape).encode())
-    digest.update(np.ascontiguousarray(images).data)
     return {
         "version": VERSION,
         "pictures": len(images),
         "side": images.shape[1],
-        "sha256": digest.hexdigest(),
+        "sha256": hash_of(images),
         "recipe": named(how),
         "torch": torch.__version__.split("+")[0],
     }
@@ -217,8 +222,7 @@ def _epoch(model: _Network, optimizer: torch.optim.Optimizer, images: U8, how: R
     model.train()
     total = 0.0
     for i in range(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = how.lr * training.one_cycle((number * batches + i) / (how.epochs * batches))
+        set_learning_rate(optimizer, how.lr * training.one_cycle((number * batches + i) / (how.epochs * batches)))
         x = data[order[i * batch : (i + 1) * batch]].to(device).permute(0, 3, 1, 2).float() / 255
         mirrored = (torch.rand(batch, 1, 1, 1, generator=rng) < 0.5).to(device)
         x = torch.where(mirrored, x.flip(-1), x) if how.mirror else x

@@ -7,7 +7,6 @@ because `REJECTED` equals no class.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bench.data.datasets import hash_of
 from bench.defenses.base import U8, Classify, description
 from bench.defenses.simple import Progress, checked
 from bench.defenses.strip import BLENDS, Strip
@@ -126,8 +126,7 @@ def strip(clean: U8, false_alarms: float = 0.05) -> Rejecting:
 
 
 def _description(clean: U8) -> dict[str, Any]:
-    digest = hashlib.sha256(repr(clean.shape).encode() + clean.tobytes()).hexdigest()[:16]
-    return {"calibrated on": len(clean), "sha256": digest}
+    return {"calibrated on": len(clean), "sha256": hash_of(clean)[:16]}
 
 
 def _name(detector: str, false_alarms: float | None) -> str:

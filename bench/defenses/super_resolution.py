@@ -7,7 +7,6 @@ it is the bicubic enlargement.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable
@@ -22,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.common.checkpoints import load_checkpoint, save_checkpoint
-from bench.common.optimization import optimize
+from bench.common.optimization import optimize, set_learning_rate
+from bench.data.datasets import hash_of
 from bench.defenses.resizing import resized
 from bench.victims import training
 from zipsdk.errors import InputError
@@ -107,9 +107,7 @@ def recipe(images: U8, *, mirror: bool = True, device: str = "cpu") -> Recipe:
 
 def config_dict(images: U8, how: Recipe) -> dict[str, Any]:
     """Describe everything that decides a network, except device and threads; see `victims.training`."""
-    digest = hashlib.sha256(repr(images.shape).encode())
-    digest.update(np.ascontiguousarray(images).data)
-    return {"version": VERSION, "images": len(images), "side": images.shape[1], "sha256": digest.hexdigest(),
+    return {"version": VERSION, "images": len(images), "side": images.shape[1], "sha256": hash_of(images),
             "recipe": asdict(how), "torch": torch.__version__.split("+")[0]}  # fmt: skip
 
 
@@ -182,8 +180,7 @@ def _epoch(
     model.train()
     total = 0.0
     for i in range(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = how.lr * training.one_cycle((number * batches + i) / (how.epochs * batches))
+        set_learning_rate(optimizer, how.lr * training.one_cycle((number * batches + i) / (how.epochs * batches)))
         top, left = torch.randint(side - crop + 1, (2,), generator=rng).tolist()
         chosen = order[i * batch : (i + 1) * batch]
         x, y = (

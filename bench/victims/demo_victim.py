@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from bench.attacks.planting import Planting, plant
 from bench.common import record
 from bench.common.checkpoints import load_checkpoint, save_checkpoint
-from bench.common.optimization import optimize
+from bench.common.optimization import optimize, set_learning_rate
 from bench.victims.recipes import fast_bf16
 from zipsdk._util.atomic import write_atomically
 from zipsdk.testing import demo_images
@@ -146,8 +146,7 @@ def train(recipe: Recipe, folder: Path) -> Network:
         total = 0.0
         for i in range(batches):
             rate = np.interp(epoch + i / batches, (0, 2, recipe.epochs), (0.1, 1, 0))
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * float(rate)
+            set_learning_rate(optimizer, recipe.lr * float(rate))
             part = order[i * recipe.batch : (i + 1) * recipe.batch]
             with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16("cpu")):
                 logits = model.logits(augment(pixels[part], recipe, rng)).float()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from bench.attacks.camera import PHYSICAL, physical
 from bench.attacks.poisoning import Poisoned
 from bench.common.checkpoints import load_checkpoint, save_checkpoint
-from bench.common.optimization import channel_statistics, check_loss, optimize, without_defaults
+from bench.common.optimization import channel_statistics, check_loss, optimize, set_learning_rate, without_defaults
 from bench.data.datasets import Dataset
 from bench.victims import stored_weights
 from bench.victims.networks import ARCHITECTURES
@@ -227,8 +227,7 @@ class _Training:
         total = 0.0
         for i in range(self.batches):
             rate = one_cycle((number * self.batches + i) / (self.how.epochs * self.batches))
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.how.lr * rate
+            set_learning_rate(self.optimizer, self.how.lr * rate)
             part = order[i * self.batch : (i + 1) * self.batch]
             images, labels = self.images[part], self.labels[part]
             if number < self.trigger_warmup_epochs:

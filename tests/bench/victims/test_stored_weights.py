@@ -21,17 +21,12 @@ from bench.common import record  # noqa: E402
 from bench.data.datasets import Dataset  # noqa: E402
 from bench.victims import networks, stored_weights, strong, training  # noqa: E402
 from bench.victims.training import Recipe  # noqa: E402
+from tests.fakes.tiny_victim import Tiny  # noqa: E402
 from zipsdk.errors import ModelError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 TINY = Recipe("tiny", epochs=2, batch=16, lr=0.05, bf16=None, clip=1.0)
-
-
-class Tiny(torch.nn.Sequential):
-    def __init__(self, classes: int, side: int):
-        layers = [torch.nn.Conv2d(3, 4, 8, 8), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten()]
-        super().__init__(networks._Normalize(), *layers, torch.nn.Linear(4 * (side // 8) ** 2, classes))
 
 
 @pytest.fixture(autouse=True)

@@ -19,20 +19,13 @@ from bench.attacks import poisoning, registry  # noqa: E402
 from bench.data.datasets import Dataset  # noqa: E402
 from bench.victims import networks, training  # noqa: E402
 from bench.victims.training import Recipe  # noqa: E402
+from tests.fakes.tiny_victim import Tiny  # noqa: E402
 from zipsdk.errors import EngineError, InputError, ModelError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 #: Of a network that costs milliseconds; where it is about what a training leaves, not how well it learns.
 TINY = Recipe("tiny", epochs=3, batch=16, lr=0.05, bf16=False, seed=1, clip=1.0)
-
-
-class Tiny(torch.nn.Sequential):
-    """Normalization, a convolution, batch normalization and a linear layer: all that a checkpoint must keep."""
-
-    def __init__(self, classes: int, side: int):
-        layers = [torch.nn.Conv2d(3, 4, 8, 8), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten()]
-        super().__init__(networks._Normalize(), *layers, torch.nn.Linear(4 * (side // 8) ** 2, classes))
 
 
 @pytest.fixture(autouse=True)
