@@ -17,8 +17,8 @@ from zipsdk import images
 from zipsdk.errors import InputError, OutOfMemoryError
 
 
-class Pixels:
-    """An array of a library that has DLPack and an array namespace."""
+class Plain:
+    """A DLPack producer without an array namespace."""
 
     def __init__(self, data: Any):
         self.data = data
@@ -28,6 +28,10 @@ class Pixels:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 1, 0
+
+
+class Pixels(Plain):
+    """An array of a library that has DLPack and an array namespace."""
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
         return sys.modules["pixels_of_a_test"]
@@ -40,19 +44,6 @@ def namespace(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module.from_dlpack = lambda x: Pixels(np.from_dlpack(x))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return module
-
-
-class Plain:
-    """A DLPack producer without an array namespace."""
-
-    def __init__(self, data: Any):
-        self.data = data
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.data.__dlpack__(**options)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 1, 0
 
 
 class Converted:
